@@ -61,6 +61,7 @@ import re
 import socket
 import ssl
 import sys
+import types
 import zlib
 from collections.abc import (AsyncIterable, AsyncIterator, Awaitable, Callable,
                              Generator, Iterable, Iterator, Mapping, Sized)
@@ -1053,8 +1054,10 @@ class Timing(NamedTuple):
 
 
 class BodySource:
-    """What a Response awaits its body from; section 8 makes it a connection."""
+    """What a Response awaits its body from; section 8 makes it a connection's."""
 
+    ready = b""    # payload that is here already
+    done = False   # whether that was the last of it
     trailers = b""
     received = 0   # body bytes on the wire so far
     done_at = 0.0  # when the last one came
@@ -1088,6 +1091,7 @@ class Response:
 
     def __init__(self, head: Head, url: URL, source: BodySource, decode: bool = True) -> None:
         self.status_code = head.status
+        self.sets_cookies = head.has(b"set-cookie")
         self.raw_head = head.raw           # as received, without folds
         self.history: list[Response] = []
         self._url = url
@@ -1197,7 +1201,8 @@ class Response:
         """Read what is left of the body into `content`; raise TooLarge beyond limit."""
         if self._content is None:
             pieces, size = [], 0
-            while piece := await self._next_piece():
+            while self._source or self._decoded:
+                piece = await self._next_piece()
                 size += len(piece)
                 if limit is not None and size > limit:
                     self.close()
@@ -1247,27 +1252,31 @@ class Response:
             self._finish(self._source)
 
     async def _next_piece(self) -> bytes:
-        while True:
-            try:
+        try:
+            while True:
                 for piece in self._decoded or ():
                     if piece:
                         return piece
-                if self._source is None:
-                    return b""
-                data = await self._source.read_piece()
-                if not data:
-                    self._finish(self._source)
+                self._decoded, source = None, self._source
+                if source is None:
                     if self._decoder:
                         self._decoder.finish()
-                elif self._coded is None and self._decoder is None:
-                    return data
+                    return b""
+                if source.done or source.ready:
+                    data, source.ready = source.ready, b""
                 else:
+                    data = await source.read_piece()
+                if data and (self._coded or self._decoder):
                     self._decoded = self._decode(data)
-            except BaseException as error:  # cancelled, too: the rest is lost
-                self.close()
-                if isinstance(error, AsyncGetError):
-                    error.url, error.response = self.url, self
-                raise
+                if source.done or not data:
+                    self._finish(source)
+                if not self._decoded and (data or not self._decoder):
+                    return data
+        except BaseException as error:  # cancelled, too: the rest is lost
+            self.close()
+            if isinstance(error, AsyncGetError):
+                error.url, error.response = self.url, self
+            raise
 
     def _decode(self, data: bytes) -> Iterator[bytes]:
         if self._coded is not None:
@@ -1394,7 +1403,7 @@ class Connection(BodySource):
         self.rest = b""               # received, not used yet
         self.reading: Any = None      # a read begun before the request was sent
         self.timeout: float | None = None
-        self.begun_at = self.sent_at = self.idle_at = 0.0
+        self.sent_at = self.idle_at = 0.0
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.phase if self.writer else "new"
@@ -1514,11 +1523,13 @@ class Connection(BodySource):
                   *proxy_fields(proxy)]
         request = b"CONNECT %b HTTP/1.1\r\n%b" % (
             target.encode("ascii"), render_fields(tuple(fields), target))
-        head = await self._talk(request, self.timeout)
+        head = await self.exchange(request, self.timeout)
         if head.status // 100 != 2:  # its body is the proxy's word, not the origin's
             body = b""
             with contextlib.suppress(ProtocolError):
-                body = (await Body(self, head).read_piece()).strip().partition(b"\n")[0]
+                source = Body(self, head)
+                body = source.ready or await source.read_piece()
+                body = body.strip().partition(b"\n")[0]
             hint = "; give user and password in the proxy's URL" if head.status == 407 else ""
             raise ProxyError(f"proxy {proxy} refused a tunnel to {target}: {head.status} "
                              f"{printable(head.reason)}{hint}; it says {shown(body)}", exit_code=56)
@@ -1608,50 +1619,34 @@ class Connection(BodySource):
 
     # ---- one exchange
 
-    async def exchange(self, request: bytes, url: URL, timeout: float | None,
-                       decode: bool) -> Response:
-        """Send a request and read the head of its response, whose body is still to be read.
+    async def exchange(self, request: bytes, timeout: float | None) -> Head:
+        """Send a head and read the head that answers it, past any interim ones.
 
-        After an error the caller closes: only a body read to its end keeps a connection.
+        Its body is Body's to read. After an error the caller closes: only a body read to
+        its end keeps a connection.
         """
-        head = await self._talk(request, timeout)
-        response = Response(head, url, Body(self, head), decode)
-        response.peer, response.request_bytes = self.peer, len(request)
-        response._marks = (self.begun_at, self.sent_at, self.loop.time(), 0.0, self.exchanges > 1)
-        return response
-
-    async def _talk(self, request: bytes, timeout: float | None) -> Head:
-        """Send a head, and read heads until the final one."""
         if self.trace:
             self.trace(">", request)
         self.exchanges += 1
         self.silent, self.timeout = True, timeout
-        self.begun_at = self.watch("response head", timeout)
-        try:
-            self.writer.write(request)
-            await self.writer.drain()
-        except OSError as error:
-            raise self.lost(error) from error
-        self.sent_at = self.loop.time()
+        self.sent_at = self.watch("response head", timeout)
+        self.writer.write(request)  # no drain: there is no more to come, and little of it
         for _ in range(MAX_INTERIM + 1):
-            head = await self._read_head()
+            data = self.rest or await self.receive()
+            end = find_head_end(data)
+            if not end:
+                data, end = await self._read_long_head(bytearray(data))
+            if end > MAX_HEAD_BYTES:
+                raise ProtocolError(f"response head: more than {MAX_HEAD_BYTES} bytes")
+            self.rest = data[end:]
+            if self.trace:
+                self.trace("<", data[:end])
+            head = parse_head(data[:end])
             if head.status >= 200:
                 return head
             if head.status == 101:
                 raise ProtocolError("101 Switching Protocols, which was not asked for")
         raise ProtocolError(f"more than {MAX_INTERIM} interim responses")
-
-    async def _read_head(self) -> Head:
-        data = self.rest or await self.receive()
-        end = find_head_end(data)
-        if not end:
-            data, end = await self._read_long_head(bytearray(data))
-        if end > MAX_HEAD_BYTES:
-            raise ProtocolError(f"response head: more than {MAX_HEAD_BYTES} bytes")
-        raw, self.rest = data[:end], data[end:]
-        if self.trace:
-            self.trace("<", raw)
-        return parse_head(raw)
 
     async def _read_long_head(self, data: bytearray) -> tuple[bytes, int]:
         """Read on to the end of a head that did not come at once."""
@@ -1669,15 +1664,22 @@ class Connection(BodySource):
             end = find_head_end(data, searched)
         return bytes(data), end or MAX_HEAD_BYTES + 1
 
-    async def receive(self) -> bytes:
+    @types.coroutine
+    def receive(self) -> Generator[Any, None, bytes]:
         """The next bytes, b"" at the end; errors are ours, and so is a clock that ran out."""
+        reading, self.reading = self.reading, None
+        if reading is None:
+            reading = self.reader.read(READ_BYTES), None
+        reading, arrival = reading
         try:
-            if self.reading is None:
-                data: bytes = await self.reader.read(READ_BYTES)
-            else:
-                data = await self._finish_read()
+            while True:  # as `await reading` would, from where begin_read left it
+                arrival = reading.send((yield arrival) if arrival else None)
+        except StopIteration as end:
+            data: bytes = end.value
         except OSError as error:
             raise self.lost(error) from error
+        finally:
+            reading.close()
         if data:
             self.silent = False
         elif self.expired:
@@ -1731,17 +1733,6 @@ class Connection(BodySource):
             return False
         return True
 
-    async def _finish_read(self) -> bytes:
-        (reading, arrival), self.reading = self.reading, None
-        try:
-            await arrival
-            reading.send(None)
-        except StopIteration as end:
-            return bytes(end.value)
-        finally:
-            reading.close()
-        raise RuntimeError("a read that went on waiting")
-
     def close(self) -> None:
         """Close at once, waiting for nobody."""
         if self.closed:
@@ -1767,47 +1758,43 @@ class Body(BodySource):
         self.until_close = framing == "close"
         self.reusable = may_reuse(head, framing)
         self.parser = body_parser(framing)
-        if framing == 0:
-            self._complete(connection, b"", connection.rest, b"")
+        if framing == 0 or connection.rest:  # all of a small body has come with its head
+            data, connection.rest = connection.rest, b""
+            self.ready = self._take(connection, data)
 
     async def read_piece(self) -> bytes:
         """The next bytes of the body as sent, b"" at its end."""
-        while (connection := self.connection) is not None:
-            data, connection.rest = connection.rest, b""
-            if not data:
-                connection.watch("more of the body", connection.timeout)
-                data = await connection.receive()
-                connection.limit = connection.deadline  # while the caller thinks
+        piece = b""
+        while not piece and (connection := self.connection) is not None:
+            connection.watch("more of the body", connection.timeout)
+            data = await connection.receive()
+            connection.limit = connection.deadline  # while the caller thinks
+            if not data and self.until_close and not connection.ended_cleanly():
+                raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
+                                     received=self.received)
             piece = self._take(connection, data)
-            if piece:
-                self.received += len(piece)
-                return piece
-        return b""
+        return piece
 
     def _take(self, connection: Connection, data: bytes) -> bytes:
-        if not data and self.until_close and not connection.ended_cleanly():
-            raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
-                                 received=self.received)
         try:
-            return self.parser.send(data)
+            piece = self.parser.send(data)
         except StopIteration as end:
-            return self._complete(connection, *end.value)
+            piece, rest, self.trailers = end.value
+            self._let_go(connection, rest)
         except IncompleteBody as error:
             error.received = self.received
             raise
+        self.received += len(piece)
+        return piece
 
-    def _complete(self, connection: Connection, piece: bytes, rest: bytes,
-                  trailers: bytes) -> bytes:
-        """The body is whole: keep the connection if all agree, and give out the last piece."""
-        self.connection = None
-        self.trailers = trailers
+    def _let_go(self, connection: Connection, rest: bytes) -> None:
+        """The body is whole: keep the connection if all agree."""
+        self.done, self.connection = True, None
         self.done_at = connection.loop.time()
-        connection.rest = b""
         if self.reusable and not rest and not connection.expired:
             connection.rest_in_pool()
         else:
             connection.close()
-        return piece
 
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
@@ -1892,6 +1879,16 @@ class Pool:
         idle = sum(map(len, self.idle.values()))
         return f"<Pool {len(self.all)} of {self.limit}, {idle} idle, {len(self.waiting)} waiting>"
 
+    def take(self, route: Route) -> Connection | None:
+        """A connection that was in use a moment ago, if there is one: no waiting at all."""
+        idle = self.idle.get(route)
+        if idle:
+            connection, _ = idle.popitem()
+            if not connection.has_rested() and connection.begin_read():
+                return connection
+            idle[connection] = None
+        return None
+
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened."""
         while True:
@@ -1918,18 +1915,16 @@ class Pool:
         """The connection for a request, or None while it has to wait."""
         idle = self.idle.get(route)
         if idle and not fresh:
-            connection, _ = idle.popitem()
-            if not idle:
-                del self.idle[route]
-            return connection
+            return idle.popitem()[0]
         if self.limit_per_host and self.per_host[route.origin] >= self.limit_per_host:
             if not idle:
                 return None
             self.evict(next(iter(idle)))
         elif len(self.all) >= self.limit:
-            if not self.idle:
+            unused = next((kept for idle in self.idle.values() for kept in idle), None)
+            if unused is None:
                 return None
-            self.evict(next(iter(next(iter(self.idle.values())))))  # unused for long
+            self.evict(unused)
         connection = self.make(route, self.keep, self.forget)
         self.all.add(connection)
         self.per_host[route.origin] += 1
@@ -1954,7 +1949,10 @@ class Pool:
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange and may serve another."""
-        self.idle.setdefault(connection.route, {})[connection] = None
+        idle = self.idle.get(connection.route)
+        if idle is None:
+            idle = self.idle[connection.route] = {}
+        idle[connection] = None
         if self.waiting:
             self.serve()
 
@@ -1978,10 +1976,9 @@ class Pool:
         if not self.per_host[route.origin]:
             del self.per_host[route.origin]
         idle = self.idle.get(route, {})
-        if connection in idle:
-            del idle[connection]
-            if not idle:
-                del self.idle[route]
+        idle.pop(connection, None)
+        if not idle:
+            self.idle.pop(route, None)
 
     def serve(self) -> None:
         """Give what is free to those who wait, the longest waiting first."""
@@ -2479,9 +2476,11 @@ class Session:
             while True:
                 response = await (self._attempt(request, call) if settings.retries else
                                   self._exchange(request, call))
-                if b"\nset-cookie:" in response.raw_head.lower() and settings.cookies is not False:
-                    self._jar = self._jar_for(settings) or cookie_jar()
-                    store_cookies(self._jar, response)
+                if response.sets_cookies and settings.cookies is not False:
+                    jar = self._jar_for(settings)
+                    if jar is None:
+                        jar = self._jar = cookie_jar()
+                    store_cookies(jar, response)
                 following = (next_request(request, response, settings.secret_headers)
                              if settings.follow_redirects and response.status_code // 100 == 3
                              else None)
@@ -2519,7 +2518,7 @@ class Session:
                 headers=options.get("headers"), auth=options.get("auth"),
                 decode=options.get("decode", True)))
         request = Request(url, fields)
-        if isinstance(settings.cookies, Mapping):
+        if settings.cookies is not True and isinstance(settings.cookies, Mapping):
             own = "cookies" in options
             self._cookie_origin = self._cookie_origin or url.origin
             if own or url.origin == self._cookie_origin:
@@ -2561,22 +2560,28 @@ class Session:
         """
         route = self._route(request.url.origin, call.settings)
         data = self._render(request, route, call.settings)
-        connection = await self._pool.acquire(route)
+        connection = self._pool.take(route) or await self._pool.acquire(route)
         while True:
             connection.deadline = call.deadline_from(connection.loop.time())
             connection.call_seconds = call.seconds
             try:
                 if connection.writer is None:
                     await connection.open(call.settings.timeout)
-                response = await connection.exchange(data, request.url, call.settings.timeout,
-                                                     call.settings.decode)
+                connected = connection.loop.time()
+                head = await connection.exchange(data, call.settings.timeout)
+                head_at = connection.loop.time()
+                response = Response(head, request.url, Body(connection, head),
+                                    call.settings.decode)
             except BaseException as error:
                 stale = connection.exchanges > 1 and connection.silent
                 connection.close()
                 if not stale or not isinstance(error, IncompleteBody):
                     raise
             else:
-                response.started = call.started
+                response.started, response.peer = call.started, connection.peer
+                response.request_bytes = len(data)
+                response._marks = (connected, connection.sent_at, head_at, 0.0,
+                                   connection.exchanges > 1)
                 return response
             connection.note("the kept connection ended unanswered: once more on a new one")
             connection = await self._pool.acquire(route, fresh=True)
