@@ -596,58 +596,33 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 # reason may be missing, a folded line is unfolded. Values are looked up in the
 # bytes when somebody asks; most fields of most heads are never asked for.
 
-_STATUS_LINE = rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?\r?\n"
-_FIELD_LINE = TOKEN.encode() + rb":[^\x00-\x08\x0a-\x1f\x7f]*\r?\n"
-_HEAD = re.compile(_STATUS_LINE + rb"(?:" + _FIELD_LINE + rb")*\r?\n")
-_FIELD_BLOCK = re.compile(rb"(?:" + _FIELD_LINE + rb")*\r?\n")
-_FIELD = re.compile(rb"(" + TOKEN.encode() + rb"):([^\r\n]*)\r?\n")
+_STATUS_LINE = re.compile(
+    rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?\r?\n")
+_FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
+    rb"^(" + TOKEN.encode() + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r?\n", re.M)
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 
 
 class Head:
-    """A response head that passed: status line taken apart, fields looked up by name."""
+    """A response head that passed. What we decide from are lower-case `fields`."""
 
-    __slots__ = ("raw", "minor", "status", "reason", "_lower")
+    __slots__ = ("raw", "minor", "status", "fields")
 
-    def __init__(self, raw: bytes, minor: int, status: int, reason: bytes) -> None:
-        self.raw = raw        # as received, unfolded, with the empty line
+    def __init__(self, raw: bytes, minor: int, status: int, fields: dict[bytes, bytes]) -> None:
+        self.raw = raw        # as received, but unfolded, with the empty line
         self.minor = minor    # HTTP/1.minor
         self.status = status  # 100 to 999
-        self.reason = reason
-        self._lower = raw.lower()
-
-    def has(self, name: bytes) -> bool:
-        """Whether there is a field of this name, given in lower case."""
-        return b"\n" + name + b":" in self._lower
-
-    def values(self, name: bytes) -> list[bytes]:
-        r"""The values of a field, whose name is given in lower case.
-
-        >>> parse_head(b"HTTP/1.1 200\r\nX: 1\r\nY: 2\r\nx:3\r\n\r\n").values(b"x")
-        [b'1', b'3']
-        """
-        needle, values = b"\n" + name + b":", []
-        at = self._lower.find(needle)
-        while at >= 0:
-            at += len(needle)
-            values.append(self.raw[at:self.raw.index(b"\n", at)].strip(b" \t\r"))
-            at = self._lower.find(needle, at)
-        return values
-
-    def tokens(self, name: bytes) -> tuple[bytes, ...]:
-        """The elements of a field that is a list, of all its lines together."""
-        values = self.values(name)
-        return parse_list(b",".join(values)) if values else ()
+        self.fields = fields  # name: value, repeats joined with commas (RFC 9110 5.3)
 
 
 @functools.lru_cache(maxsize=256)
 def parse_list(value: bytes) -> tuple[bytes, ...]:
-    """The elements of a list, in lower case, empty ones dropped (RFC 9110 5.6.1.2).
+    """The elements of a field that is a list, empty ones dropped (RFC 9110 5.6.1.2).
 
-    >>> parse_list(b",, Close ,x")
+    >>> parse_list(b",, close ,x")
     (b'close', b'x')
     """
-    elements = (element.strip(b" \t") for element in value.lower().split(b","))
+    elements = (element.strip(b" \t") for element in value.split(b","))
     return tuple(element for element in elements if element)
 
 
@@ -663,38 +638,46 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
 
 
 def parse_head(raw: bytes) -> Head:
-    r"""Check a whole head, with its empty line, and take its first line apart.
+    r"""Check a whole head, with its empty line, and take it apart.
 
-    >>> head = parse_head(b"HTTP/1.1 404 Not Found\r\nServer: x\r\n\r\n")
-    >>> head.status, head.reason, head.values(b"server")
-    (404, b'Not Found', [b'x'])
+    >>> head = parse_head(b"HTTP/1.1 404 Not Found\r\nServer: X\r\n\r\n")
+    >>> head.status, head.fields
+    (404, {b'server': b'x'})
 
     Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
     """
-    match = _HEAD.fullmatch(raw)
+    first = raw.find(b"\n") + 1
+    match = _STATUS_LINE.fullmatch(raw, 0, first)
     if match is None:
-        raw = unfold(raw)
-        match = _HEAD.fullmatch(raw)
-    if match is None:
-        raise ProtocolError(f"response head: {offence(raw)}")
-    if raw.count(b"\n") - 2 > MAX_FIELDS:
+        raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}")
+    pairs = _FIELD_LINE.findall(raw[first:].lower())
+    if len(pairs) != raw.count(b"\n") - 2:
+        raw = raw[:first] + unfold(raw[first:])
+        pairs = parse_lines(raw[first:].lower(), "response head")
+    elif len(pairs) > MAX_FIELDS:
         raise ProtocolError(f"response head: more than {MAX_FIELDS} fields")
-    return Head(raw, int(match[1]), int(match[2]), match[3] or b"")
+    fields = {name: value.strip(b" \t") for name, value in pairs}
+    if len(fields) < len(pairs):
+        fields = {name: b",".join(v.strip(b" \t") for n, v in pairs if n == name)
+                  for name in fields}
+    return Head(raw, int(match[1]), int(match[2]), fields)
 
 
-def unfold(raw: bytes) -> bytes:
-    """Join folded lines with a blank (RFC 9112 5.2); a first field cannot be folded."""
-    first, newline, rest = raw.partition(b"\n")
-    return first + newline + _FOLD.sub(b" ", rest)
+def unfold(block: bytes) -> bytes:
+    """Join folded lines with a blank (RFC 9112 5.2); the first line cannot be folded."""
+    return _FOLD.sub(b" ", block)
 
 
-def offence(raw: bytes) -> str:
-    """What is wrong with a head that did not pass: the first line that does not fit."""
-    first, *lines = raw.split(b"\n")
-    if not re.fullmatch(_STATUS_LINE, first + b"\n"):
-        return f"not an HTTP/1 status line: {shown(first)}"
-    wrong = (line for line in lines if not re.fullmatch(_FIELD_LINE + rb"|\r?\n", line + b"\n"))
-    return f"not a field line: {shown(next(wrong, b''))}"
+def parse_lines(block: bytes, what: str) -> list[tuple[bytes, bytes]]:
+    """The fields of a block that ends in an empty line; raise for the line that is none."""
+    pairs = _FIELD_LINE.findall(block)
+    lines = block.split(b"\n")[:-2]
+    if len(pairs) != len(lines):
+        wrong = (line for line in lines if not _FIELD_LINE.fullmatch(line + b"\n"))
+        raise ProtocolError(f"{what}: not a field line: {shown(next(wrong, b''))}")
+    if len(pairs) > MAX_FIELDS:
+        raise ProtocolError(f"{what}: more than {MAX_FIELDS} fields")
+    return pairs
 
 
 def parse_fields(block: bytes) -> list[tuple[str, str]]:
@@ -703,7 +686,7 @@ def parse_fields(block: bytes) -> list[tuple[str, str]]:
     >>> parse_fields(b"A: 1\r\nB:\t2 \r\n\r\n")
     [('A', '1'), ('B', '2')]
     """
-    return [(name.decode("ascii"), field_text(value)) for name, value in _FIELD.findall(block)]
+    return [(name.decode("ascii"), field_text(value)) for name, value in _FIELD_LINE.findall(block)]
 
 
 def field_text(value: bytes) -> str:
@@ -713,6 +696,11 @@ def field_text(value: bytes) -> str:
         return value.decode("utf-8")
     except UnicodeDecodeError:
         return value.decode("latin-1")
+
+
+def status_reason(raw: bytes) -> str:
+    """The reason phrase of a head: for people, and often empty (RFC 9112 section 4)."""
+    return field_text(raw.partition(b"\n")[0][13:].rstrip(b"\r"))
 
 
 class Headers(Mapping[str, str]):
@@ -779,24 +767,24 @@ def body_framing(head: Head) -> Framing:
     """
     if head.status < 200 or head.status in (204, 304):
         return 0                                         # 1: whatever the fields say
-    transfer, lengths = head.values(b"transfer-encoding"), head.values(b"content-length")
-    if transfer:
-        if lengths:                                      # 3: somebody is being fooled
+    transfer, length = head.fields.get(b"transfer-encoding"), head.fields.get(b"content-length")
+    if transfer is not None:
+        if length is not None:                           # 3: somebody is being fooled
             raise ProtocolError("both Transfer-Encoding and Content-Length")
-        if head.tokens(b"transfer-encoding") != (b"chunked",):  # 4: we asked for no other
-            raise ProtocolError(f"Transfer-Encoding is {shown(b', '.join(transfer))}, "
-                                "not just chunked")
+        if parse_list(transfer) != (b"chunked",):        # 4: we asked for no other
+            raise ProtocolError(f"Transfer-Encoding is {shown(transfer)}, not just chunked")
         return "chunked"
-    if lengths:
-        if len(set(lengths)) > 1 or not _LENGTH.fullmatch(lengths[0]):
-            raise ProtocolError(f"Content-Length is {shown(b', '.join(lengths))}")  # 5
-        return int(lengths[0])                           # 6
+    if length is not None:
+        same = set(parse_list(length))                   # 5: "5, 5" says 5
+        if len(same) != 1 or not _LENGTH.fullmatch(length := same.pop()):
+            raise ProtocolError(f"Content-Length is {shown(length)}")
+        return int(length)                               # 6
     return "close"                                       # 8: all until the server closes
 
 
 def may_reuse(head: Head, framing: Framing) -> bool:
     """Whether the connection stays open behind this response (RFC 9112 9.3)."""
-    options = head.tokens(b"connection")
+    options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
         return False
     return head.minor >= 1 or (b"keep-alive" in options and framing != "chunked")  # 6.1
@@ -902,9 +890,9 @@ def parse_chunk_size(line: bytes) -> int:
 
 def check_trailers(block: bytes) -> bytes:
     """Trailer lines obey the grammar of a head's; they are never merged into it."""
-    if not _FIELD_BLOCK.fullmatch(unfold(block)) or block.count(b"\n") > MAX_FIELDS + 1:
-        raise ProtocolError(f"not a trailer section: {shown(block)}")
-    return unfold(block)
+    block = unfold(block)
+    parse_lines(block, "trailers")
+    return block
 
 
 # ==== 6. Decoding =============================================================
@@ -1014,7 +1002,8 @@ def content_codings(head: Head) -> list[bytes]:
     standard library, and handing out the coded bytes would be a silent lie.
     """
     codings = [coding[2:] if coding == b"x-gzip" else coding
-               for coding in head.tokens(b"content-encoding") if coding != b"identity"]
+               for coding in parse_list(head.fields.get(b"content-encoding", b""))
+               if coding != b"identity"]
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
     for coding in codings:
@@ -1091,12 +1080,12 @@ class Response:
 
     def __init__(self, head: Head, url: URL, source: BodySource, decode: bool = True) -> None:
         self.status_code = head.status
-        self.sets_cookies = head.has(b"set-cookie")
+        self.sets_cookies = b"set-cookie" in head.fields
         self.raw_head = head.raw           # as received, without folds
         self.history: list[Response] = []
         self._url = url
         self._source: BodySource | None = source  # None once the body is read or given up
-        if decode and head.has(b"content-encoding"):
+        if decode and b"content-encoding" in head.fields:
             self._coded = head
 
     # ---- the head
@@ -1108,8 +1097,8 @@ class Response:
 
     @property
     def reason(self) -> str:
-        """The reason phrase: for people, and often empty (RFC 9112 section 4)."""
-        return field_text(self.raw_head.partition(b"\n")[0][13:].rstrip(b"\r"))
+        """The reason phrase."""
+        return status_reason(self.raw_head)
 
     @property
     def http_version(self) -> str:
@@ -1532,7 +1521,7 @@ class Connection(BodySource):
                 body = body.strip().partition(b"\n")[0]
             hint = "; give user and password in the proxy's URL" if head.status == 407 else ""
             raise ProxyError(f"proxy {proxy} refused a tunnel to {target}: {head.status} "
-                             f"{printable(head.reason)}{hint}; it says {shown(body)}", exit_code=56)
+                             f"{printable(status_reason(head.raw))}{hint}; it says {shown(body)}", exit_code=56)
         if self.rest:
             raise ProxyError(f"proxy {proxy} sent {shown(self.rest)} before the tunnel was in use",
                              exit_code=56)
@@ -1757,9 +1746,13 @@ class Body(BodySource):
         self.connection: Connection | None = connection
         self.until_close = framing == "close"
         self.reusable = may_reuse(head, framing)
+        data, connection.rest = connection.rest, b""
+        if isinstance(framing, int) and len(data) >= framing:  # all has come with the head
+            self.ready, self.received = data[:framing], framing
+            self._let_go(connection, data[framing:])
+            return
         self.parser = body_parser(framing)
-        if framing == 0 or connection.rest:  # all of a small body has come with its head
-            data, connection.rest = connection.rest, b""
+        if data:
             self.ready = self._take(connection, data)
 
     async def read_piece(self) -> bytes:
