@@ -520,10 +520,10 @@ def merge_fields(base: tuple[tuple[str, str], ...],
 
 
 @functools.lru_cache(maxsize=256)
-def render_fields(fields: tuple[tuple[str, str], ...], authority: str) -> bytes:
+def render_fields(fields: tuple[tuple[str, str], ...], origin: Origin) -> bytes:
     r"""The lines of a head and its end; remembered, as most requests send the same.
 
-    >>> render_fields((("Host", ""), ("Accept", "*/*")), "h:81")
+    >>> render_fields((("Host", ""), ("Accept", "*/*")), Origin("http", "h", 81))
     b'Host: h:81\r\nAccept: */*\r\n\r\n'
 
     Raises InvalidHeader; values that may be secret are not in its text.
@@ -535,7 +535,7 @@ def render_fields(fields: tuple[tuple[str, str], ...], authority: str) -> bytes:
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} is no text, or has control characters")
         if name.lower() == "host":
-            value = value or authority
+            value = value or origin.authority
             if not _HOST_VALUE.fullmatch(value):
                 raise InvalidHeader(f"not a value for Host: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
@@ -545,19 +545,19 @@ def render_fields(fields: tuple[tuple[str, str], ...], authority: str) -> bytes:
         raise InvalidHeader("a header's value is not Unicode") from None
 
 
-def render_request(target: str, fields: tuple[tuple[str, str], ...], authority: str) -> bytes:
+def render_request(target: str, fields: tuple[tuple[str, str], ...], origin: Origin) -> bytes:
     r"""The head of a GET (RFC 9112 section 3). The first line has one of three forms:
 
         GET /path?query HTTP/1.1          origin-form, to the server itself
         GET http://h/path HTTP/1.1        absolute-form, to a proxy
         CONNECT h:443 HTTP/1.1            authority-form, for a tunnel: section 8
 
-    >>> render_request("/x", (("Host", ""),), "h")
+    >>> render_request("/x", (("Host", ""),), Origin("http", "h", 80))
     b'GET /x HTTP/1.1\r\nHost: h\r\n\r\n'
     """
     if not target.isascii() or not target.isprintable() or " " in target:
         raise InvalidURL(f"not a request target: {masked(target)}")
-    return b"GET %b HTTP/1.1\r\n%b" % (target.encode("ascii"), render_fields(fields, authority))
+    return b"GET %b HTTP/1.1\r\n%b" % (target.encode("ascii"), render_fields(fields, origin))
 
 
 Auth = Union[str, "tuple[str, str]"]
@@ -642,7 +642,7 @@ def parse_head(raw: bytes) -> Head:
 
     >>> head = parse_head(b"HTTP/1.1 404 Not Found\r\nServer: X\r\n\r\n")
     >>> head.status, head.fields
-    (404, {b'server': b'x'})
+    (404, {b'server': b' x'})
 
     Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
     """
@@ -656,10 +656,9 @@ def parse_head(raw: bytes) -> Head:
         pairs = parse_lines(raw[first:].lower(), "response head")
     elif len(pairs) > MAX_FIELDS:
         raise ProtocolError(f"response head: more than {MAX_FIELDS} fields")
-    fields = {name: value.strip(b" \t") for name, value in pairs}
+    fields = dict(pairs)
     if len(fields) < len(pairs):
-        fields = {name: b",".join(v.strip(b" \t") for n, v in pairs if n == name)
-                  for name in fields}
+        fields = {name: b",".join(v for n, v in pairs if n == name) for name in fields}
     return Head(raw, int(match[1]), int(match[2]), fields)
 
 
@@ -1068,7 +1067,9 @@ class Response:
     started = 0.0                          # the loop's clock when the call began
     peer: Any = None                       # the remote address
     request_bytes = 0                      # sent for this hop
-    _marks = (0.0, 0.0, 0.0, 0.0, False)   # as Timing, on the loop's clock
+    _marks = (0.0, 0.0, 0.0)               # connected, sent, head, on the loop's clock
+    _done_at = 0.0
+    _reused = False
     _coded: Head | None = None             # until the body begins
     _decoder: Decoder | None = None
     _decoded: Iterator[bytes] | None = None
@@ -1276,7 +1277,7 @@ class Response:
     def _finish(self, source: BodySource) -> None:
         self._source = None
         self._trailers, self._received = source.trailers, source.received
-        self._marks = (*self._marks[:3], source.done_at, self._marks[4])
+        self._done_at = source.done_at
 
     @property
     def received(self) -> int:
@@ -1293,9 +1294,9 @@ class Response:
     @property
     def timing(self) -> Timing:
         """When what was done, in seconds since the call began; 0 for what is not."""
-        *marks, reused = self._marks
-        connected, sent, head, done = (max(0.0, mark - self.started) for mark in marks)
-        return Timing(connected, sent, head, done, bool(reused))
+        connected, sent, head, done = (max(0.0, mark - self.started)
+                                       for mark in (*self._marks, self._done_at))
+        return Timing(connected, sent, head, done, self._reused)
 
     @property
     def elapsed(self) -> timedelta:
@@ -1511,7 +1512,7 @@ class Connection(BodySource):
         fields = [("Host", target), ("User-Agent", f"asyncget/{__version__}"),
                   *proxy_fields(proxy)]
         request = b"CONNECT %b HTTP/1.1\r\n%b" % (
-            target.encode("ascii"), render_fields(tuple(fields), target))
+            target.encode("ascii"), render_fields(tuple(fields), origin))
         head = await self.exchange(request, self.timeout)
         if head.status // 100 != 2:  # its body is the proxy's word, not the origin's
             body = b""
@@ -2573,8 +2574,8 @@ class Session:
             else:
                 response.started, response.peer = call.started, connection.peer
                 response.request_bytes = len(data)
-                response._marks = (connected, connection.sent_at, head_at, 0.0,
-                                   connection.exchanges > 1)
+                response._marks = connected, connection.sent_at, head_at
+                response._reused = connection.exchanges > 1
                 return response
             connection.note("the kept connection ended unanswered: once more on a new one")
             connection = await self._pool.acquire(route, fresh=True)
@@ -2597,7 +2598,7 @@ class Session:
         if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(route.proxy))
-        return render_request(target, fields, origin.authority)
+        return render_request(target, fields, origin)
 
     def _jar_for(self, settings: Settings) -> CookieJar | None:
         """The jar that a request uses: the session's, one of the caller's, or none."""
