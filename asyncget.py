@@ -230,7 +230,7 @@ def printable(text: str | bytes) -> str:
 # cannot be on a request line (blanks, non-ASCII) is percent-encoded.
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-_URL = re.compile(r"([^:/?#]*)://([^/?#]*)([^#]*)(?:#(.*))?")
+_URL = re.compile(r"([^:/?#]*)://([^/?#]*)(.*)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]{0,5}))?")
 _USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%@-]*")
@@ -281,8 +281,8 @@ def masked(text: str) -> str:
     >>> masked("http://me:secret@h:x/")
     "'http://***@h:x/'"
     """
-    text = re.sub(r"^([^/?#]*//)?[^/?#]*@", r"\1***@", text[:4 * MAX_SHOWN_BYTES])
-    return shown(text.encode("utf-8", "backslashreplace"))[1:]
+    text = re.sub(r"^([a-z]+:/*)?.*@", r"\1***@", text, flags=re.I | re.S)
+    return shown(text[:MAX_SHOWN_BYTES + 1].encode("utf-8", "backslashreplace"))[1:]
 
 
 def parse_url(text: str) -> URL:
@@ -303,13 +303,14 @@ fragment='top', userinfo='me:pw')
     match = _URL.fullmatch(text)
     if match is None:
         raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path")
-    scheme, authority, target, fragment = match.groups("")
+    scheme, authority, rest = match.groups()
     userinfo, _, host_port = authority.rpartition("@")
     if userinfo and not _USERINFO.fullmatch(userinfo):
         raise InvalidURL("user and password in a URL must be percent-encoded where they hold "
                          "other than letters, digits and -._~!$&'()*+,;=")
-    if not target.isascii() or " " in target:
-        target = percent_encode(target)
+    if not rest.isascii() or " " in rest:
+        rest = percent_encode(rest)
+    target, _, fragment = rest.partition("#")
     if target[:1] != "/":
         target = "/" + target
     return URL(parse_origin(scheme, host_port), target, fragment, userinfo)
@@ -343,8 +344,9 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
         raise InvalidURL(f"unsupported scheme {printable(scheme[:20])!r}: only http and https",
                          exit_code=1)
     match = _HOST_PORT.fullmatch(host_port)
-    if match is None or int(match[2] or 0) > 65535:
-        raise InvalidURL(f"not a host and port: {masked(host_port)}")
+    if match is None or int(match[2] or 0) > 65535:  # or a password with a "/" in it
+        host = re.sub(r":[^:\]]*$", ":***", host_port)
+        raise InvalidURL(f"not a host and port (0 to 65535): {masked(host)}")
     return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
 
 
@@ -393,7 +395,8 @@ def ascii_label(label: str) -> str:
         return label.lower()
     from unicodedata import normalize
     lower = normalize("NFC", label.lower())
-    if normalize("NFKC", lower) != lower or len(label) > 63:  # full-width '．', '／', '１'
+    # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts.
+    if normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63:
         raise InvalidURL(f"not a host label: {masked(label)}")
     return "xn--" + lower.encode("punycode").decode("ascii")
 
@@ -413,11 +416,13 @@ def join_url(base: URL, reference: str) -> URL:
     if _SCHEME.match(reference):
         url = parse_url(reference)
     else:
-        relative = reference.partition("#")[0]
-        if not relative.isascii() or " " in relative:
-            relative = percent_encode(relative)
+        if not reference.isascii() or " " in reference:
+            reference = percent_encode(reference)
+        relative, _, fragment = reference.partition("#")
         target = join_target(base.target, relative) if relative else base.target
-        url = URL(base.origin, target, reference.partition("#")[2], "")
+        if len(target) > MAX_URL_CHARS:
+            raise InvalidURL(f"a redirect to {len(target)} characters: at most {MAX_URL_CHARS}")
+        url = URL(base.origin, target, fragment, "")
     if "#" not in reference:
         url = url._replace(fragment=base.fragment)  # RFC 9110 10.2.2
     return url
@@ -508,6 +513,7 @@ def merge_fields(base: tuple[tuple[str, str], ...],
     try:
         extra = list(headers.items() if isinstance(headers, Mapping) else headers)
         named = {name.lower() for name, _ in extra}
+        hash(tuple(value for _, value in extra))  # a list is no text
     except (AttributeError, TypeError, ValueError):
         raise InvalidHeader("headers must be a mapping, or pairs, of text") from None
     ours = named & _OURS
@@ -729,8 +735,8 @@ class Headers(Mapping[str, str]):
         return isinstance(name, str) and name.lower() in self._values
 
     def __iter__(self) -> Iterator[str]:
-        return iter({name.lower(): name for name, _ in reversed(self.pairs)}[key]
-                    for key in self._values)
+        first = {name.lower(): name for name, _ in reversed(self.pairs)}
+        return (first[key] for key in self._values)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -830,33 +836,29 @@ def read_chunked() -> BodyParser:
     data, at, extensions = (yield b""), 0, 0
     pieces: list[bytes] = []
     while True:
-        while (end := data.find(b"\r\n", at)) < 0:
-            if len(data) - at > MAX_CHUNK_LINE_BYTES:
-                break
+        while (end := data.find(b"\r\n", at)) < 0 and len(data) - at <= MAX_CHUNK_LINE_BYTES:
             data, at = (yield from more(pieces, data[at:])), 0
-        line = data[at:end] if end >= 0 else data[at:]
-        size, at = parse_chunk_size(line), end + 2
-        if len(line) > 16:
-            extensions += len(line)
+        size = parse_chunk_size(data[at:end] if end >= 0 else data[at:])
+        if end - at > 16:  # more than digits
+            extensions += end - at
             if extensions > MAX_EXTENSION_BYTES:
                 raise ProtocolError(f"more than {MAX_EXTENSION_BYTES} bytes of chunk extensions")
+        at = end + 2
         if size == 0:
             break
-        while len(data) - at < size:
-            pieces.append(data[at:])
-            size -= len(data) - at
-            data, at = (yield from more(pieces, b"")), 0
-        pieces.append(data[at:at + size])
-        at += size
-        while len(data) - at < 2:
-            data, at = (yield from more(pieces, data[at:])), 0
-        if data[at:at + 2] != b"\r\n":
-            raise ProtocolError(f"no CRLF behind a chunk, but {shown(data[at:at + 20])}")
-        at += 2
-    block = bytearray(data[at:])
-    while block[:2] != b"\r\n" and (end := block.find(b"\r\n\r\n")) < 0:
+        while len(data) < (stop := at + size) + 2:  # it goes on in what is still to come
+            pieces.append(data[at:stop])
+            size -= len(pieces[-1])
+            data, at = (yield from more(pieces, data[stop:])), 0
+        if data[stop:stop + 2] != b"\r\n":
+            raise ProtocolError(f"no CRLF behind a chunk, but {shown(data[stop:stop + 20])}")
+        pieces.append(data[at:stop])
+        at = stop + 2
+    block, searched = bytearray(data[at:]), 0
+    while block[:2] != b"\r\n" and (end := block.find(b"\r\n\r\n", searched)) < 0:
         if len(block) > MAX_HEAD_BYTES:
             raise ProtocolError(f"more than {MAX_HEAD_BYTES} bytes of trailers")
+        searched = max(0, len(block) - 3)
         block += yield from more(pieces, b"")
     size = 2 if block[:2] == b"\r\n" else end + 4
     return b"".join(pieces), bytes(block[size:]), check_trailers(bytes(block[:size]))
@@ -900,7 +902,7 @@ def check_trailers(block: bytes) -> bytes:
 # even where the framing was whole: the length says that the bytes are all there,
 # only the coding says that the content is.
 
-_CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([A-Za-z0-9._:+-]+)", re.I)
+_CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([A-Za-z0-9._:+-]{1,40})", re.I)
 # Text codecs alone: the rest of Python's codecs are slow on purpose-made input
 # (punycode, idna), or no charsets at all (rot13, unicode_escape, undefined).
 _TEXT_CODEC = re.compile(r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp\d+|koi8-[rtu]|big5(hkscs)?"
@@ -1078,6 +1080,7 @@ class Response:
     _encoding = ""
     _trailers = b""
     _received = 0
+    _lost = False                          # closed before the end of the body
 
     def __init__(self, head: Head, url: URL, source: BodySource, decode: bool = True) -> None:
         self.status_code = head.status
@@ -1088,6 +1091,9 @@ class Response:
         self._source: BodySource | None = source  # None once the body is read or given up
         if decode and b"content-encoding" in head.fields:
             self._coded = head
+        elif source.done:
+            self._content = source.ready
+            self._finish(source)
 
     # ---- the head
 
@@ -1149,8 +1155,8 @@ class Response:
         for url, name, quoted, token in re.findall(pattern, self.headers.get("link", "")):
             if not name:
                 link = {"url": url}
-            else:
-                link.setdefault(name.lower(), quoted or token)
+            elif link and name.lower() not in link:
+                link[name.lower()] = quoted or token
                 if name.lower() == "rel":
                     links.update((rel, link) for rel in (quoted or token).split())
         return links
@@ -1192,15 +1198,18 @@ class Response:
         if self._content is None:
             pieces, size = [], 0
             while self._source or self._decoded:
-                piece = await self._next_piece()
-                size += len(piece)
-                if limit is not None and size > limit:
-                    self.close()
-                    raise TooLarge(f"the body has more than {limit} bytes: raise max_size, or "
-                                   "stream it", limit=limit, url=self.url, response=self)
-                pieces.append(piece)
+                pieces.append(await self._next_piece())
+                size += len(pieces[-1])
+                self._check_size(size, limit)
             self._content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._check_size(len(self._content), limit)
         return self._content
+
+    def _check_size(self, size: int, limit: int | None) -> None:
+        if limit is not None and size > limit:
+            self.close()
+            raise TooLarge(f"the body has more than {limit} bytes: raise max_size, or stream it",
+                           limit=limit, url=self.url, response=self)
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """Yield the body, decoded, in pieces as they arrive."""
@@ -1238,6 +1247,7 @@ class Response:
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
         if self._source is not None:
+            self._lost = True
             self._source.abort()
             self._finish(self._source)
 
@@ -1249,6 +1259,8 @@ class Response:
                         return piece
                 self._decoded, source = None, self._source
                 if source is None:
+                    if self._lost:  # lest what was cut short look whole
+                        raise AsyncGetError("the body was given up: nothing is left to read")
                     if self._decoder:
                         self._decoder.finish()
                     return b""
@@ -1308,10 +1320,10 @@ class Response:
         return f"<Response {self.status_code} {self.url}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._source is not None or self._content is None and self._received:
+        if self._source is not None:
             raise TypeError("a Response whose body was not read cannot be pickled")
         state = {name: value for name, value in self.__dict__.items() if name not in _IN_USE}
-        return {**state, "_source": None}
+        return {**state, "_source": None, "_url": self._url._replace(userinfo="")}
 
 
 # ==== 8. Connection ===========================================================
@@ -1699,10 +1711,12 @@ class Connection(BodySource):
 
     # ---- between exchanges
 
-    def rest_in_pool(self) -> None:
+    def rest_in_pool(self, now: float) -> None:
         """Wait for the next exchange, for a while."""
-        self.deadline = _FOREVER
-        self.idle_at = self.watch("idle", IDLE_SECONDS)
+        self.phase, self.idle_at = "idle", now
+        self.deadline, self.limit = _FOREVER, now + IDLE_SECONDS
+        if self.timer is None:  # else it wakes within a timeout, and finds the new limit
+            self._set_timer()
         self.on_idle(self)
 
     def has_rested(self) -> bool:
@@ -1786,7 +1800,7 @@ class Body(BodySource):
         self.done, self.connection = True, None
         self.done_at = connection.loop.time()
         if self.reusable and not rest and not connection.expired:
-            connection.rest_in_pool()
+            connection.rest_in_pool(self.done_at)
         else:
             connection.close()
 
@@ -1939,7 +1953,7 @@ class Pool:
         if connection.writer is None or connection.closed:
             connection.close()
         else:
-            connection.rest_in_pool()
+            connection.rest_in_pool(connection.loop.time())
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange and may serve another."""
@@ -2556,12 +2570,13 @@ class Session:
         data = self._render(request, route, call.settings)
         connection = self._pool.take(route) or await self._pool.acquire(route)
         while True:
-            connection.deadline = call.deadline_from(connection.loop.time())
+            connected = connection.loop.time()
+            connection.deadline = call.deadline_from(connected)
             connection.call_seconds = call.seconds
             try:
                 if connection.writer is None:
                     await connection.open(call.settings.timeout)
-                connected = connection.loop.time()
+                    connected = connection.loop.time()
                 head = await connection.exchange(data, call.settings.timeout)
                 head_at = connection.loop.time()
                 response = Response(head, request.url, Body(connection, head),
