@@ -542,8 +542,8 @@ def render_fields(fields: tuple[tuple[str, str], ...], origin: Origin) -> bytes:
             raise InvalidHeader(f"the value of {name} is no text, or has control characters")
         if name.lower() == "host":
             value = value or origin.authority
-            if not _HOST_VALUE.fullmatch(value):
-                raise InvalidHeader(f"not a value for Host: {value!r:.100}")
+            if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: there is but one
+                raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
     try:
         return "".join([*lines, "\r\n"]).encode("utf-8")
@@ -970,8 +970,9 @@ class Inflater:
 class Decoder:
     """Undo the codings of a body, the last one applied first (RFC 9110 8.4).
 
+    >>> import gzip
     >>> decoder = Decoder([b"gzip"])
-    >>> b"".join(decoder.feed(zlib.compress(b"hello", wbits=31)))
+    >>> b"".join(decoder.feed(gzip.compress(b"hello")))
     b'hello'
     >>> decoder.finish()
     """
@@ -1197,7 +1198,7 @@ class Response:
         """Read what is left of the body into `content`; raise TooLarge beyond limit."""
         if self._content is None:
             pieces, size = [], 0
-            while self._source or self._decoded:
+            while self._source or self._decoded or self._lost:
                 pieces.append(await self._next_piece())
                 size += len(pieces[-1])
                 self._check_size(size, limit)
