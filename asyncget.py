@@ -68,7 +68,7 @@ from collections.abc import (AsyncIterable, AsyncIterator, Awaitable, Callable,
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 if TYPE_CHECKING:
-    from datetime import timedelta
+    from datetime import datetime, timedelta
     from http.cookiejar import CookieJar
 
 __version__ = "0.1.0"
@@ -258,12 +258,15 @@ class Origin(NamedTuple):
 
 
 class URL(NamedTuple):
-    """The parts of a URL; str() puts them together without the userinfo."""
+    """The parts of a URL; str() and repr() put them together without the userinfo."""
 
     origin: Origin
     target: str    # origin-form: path and query, from "/" on
     fragment: str  # stays here, is never sent
     userinfo: str  # "user:password", still percent-encoded
+
+    def __repr__(self) -> str:
+        return f"<URL {self}>"
 
     def __str__(self) -> str:
         fragment = "#" + self.fragment if self.fragment else ""
@@ -288,9 +291,8 @@ def masked(text: str) -> str:
 def parse_url(text: str) -> URL:
     """Cut an absolute http or https URL into its parts (RFC 3986, RFC 9110 4.2).
 
-    >>> parse_url("http://me:pw@H.test:81?q=a b#top")
-    URL(origin=Origin(scheme='http', host='h.test', port=81), target='/?q=a%20b', \
-fragment='top', userinfo='me:pw')
+    >>> tuple(parse_url("http://me:pw@H.test:81?q=a b#top"))
+    (Origin(scheme='http', host='h.test', port=81), '/?q=a%20b', 'top', 'me:pw')
     >>> str(parse_url("https://straße.test/%2F"))
     'https://xn--strae-oqa.test/%2F'
 
@@ -534,7 +536,7 @@ def render_fields(fields: tuple[tuple[str, str], ...], origin: Origin) -> bytes:
 
     Raises InvalidHeader; values that may be secret are not in its text.
     """
-    lines = []
+    lines: list[str] = []
     for name, value in fields:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InvalidHeader(f"not a field name: {name!r:.100}")
@@ -1335,7 +1337,7 @@ class Response:
 # finds when it wakes. wait_for, or a timer for each read, would cost a task or a
 # handle a time; that is half the price of a small GET.
 
-_STRICT_X509 = range(79, 95)  # OpenSSL's codes for what VERIFY_X509_STRICT adds
+_STRICT_X509 = range(80, 95)  # OpenSSL's codes for what VERIFY_X509_STRICT adds
 _FOREVER = float("inf")
 _SOCKS_REPLIES = {1: "general failure", 2: "not allowed by its rules", 3: "network unreachable",
                   4: "host unreachable", 5: "connection refused", 6: "expired on the way",
@@ -1357,6 +1359,9 @@ class Proxy(NamedTuple):
     def __str__(self) -> str:
         return f"{self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
 
+    def __repr__(self) -> str:
+        return f"<Proxy {self}>"
+
 
 class Route(NamedTuple):
     """All that must be equal for two requests to share a connection.
@@ -1364,7 +1369,7 @@ class Route(NamedTuple):
         asked for                          route
         http://h/                          origin
         https://h/, verify=..., cert=...   origin, the SSLContext's identity
-        either through a proxy             and the proxy, with its credentials
+        either through a proxy             and the proxy, with its credentials and SSLContext
         unix_socket=..., resolve=...       and the address
     """
 
@@ -1373,6 +1378,8 @@ class Route(NamedTuple):
     proxy: Proxy | None
     unix_socket: str | None
     address: str | None  # where to connect instead of looking the host up
+    proxy_tls: ssl.SSLContext | None = None  # the client's certificate is not in it
+    verify: Any = True   # as the caller gave it, for the error texts
 
 
 class Connection(BodySource):
@@ -1388,7 +1395,7 @@ class Connection(BodySource):
         self.loop = asyncio.get_running_loop()
         self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or doubles
         self.writer: Any = None
-        self.outer: Any = None        # a proxy's writer below a tunnel: must outlive it
+        self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
         self.peer: Any = None
         self.closed = False
         self.exchanges = 0            # requests sent so far
@@ -1452,7 +1459,7 @@ class Connection(BodySource):
         seconds, what = self.seconds, self.phase
         if self.limit >= self.deadline:
             seconds, what = self.call_seconds, f"{self.phase} (the whole call's deadline)"
-        return TimedOut(f"no {what} from {self.where()} within {seconds:g} s",
+        return TimedOut(f"no {what} within {seconds:g} s: {self.hop()}",
                         phase=self.phase, seconds=seconds)
 
     def where(self) -> str:
@@ -1463,6 +1470,11 @@ class Connection(BodySource):
             f"{bracketed(origin.host)}:{origin.port}"
             + (f" at {route.address}" if route.address else ""))
         return address + (f" through proxy {route.proxy}" if route.proxy else "")
+
+    def hop(self) -> str:
+        """The same, but the proxy alone while we are not even there."""
+        proxy = self.route.proxy
+        return f"proxy {proxy}" if proxy and self.phase == "connection" else self.where()
 
     # ---- opening
 
@@ -2075,6 +2087,9 @@ def next_request(request: Request, response: Response,
 
 # ---- retries
 
+RetryRule = Callable[[int, Union[Response, AsyncGetError]], Optional[float]]
+
+
 def retry_delay(attempt: int, outcome: Response | AsyncGetError,
                 retries: int) -> float | None:
     """Seconds to wait before trying again; None: attempt (1 is the first) was the last.
@@ -2108,12 +2123,17 @@ def retry_after(text: str) -> float | None:
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
     from datetime import datetime, timezone
+    when = parse_date(text)
+    return max(0.0, (when - datetime.now(timezone.utc)).total_seconds()) if when else None
+
+
+def parse_date(text: str) -> datetime | None:
+    """The moment that an HTTP date names, None for what is no date (RFC 9110 5.6.7)."""
+    from datetime import timezone
     from email.utils import parsedate_to_datetime
     try:
         when = parsedate_to_datetime(text)
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=timezone.utc)
-        return max(0.0, (when - datetime.now(timezone.utc)).total_seconds())
+        return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
     except (TypeError, ValueError, IndexError, OverflowError):  # differs by version
         return None
 
@@ -2300,7 +2320,7 @@ class Settings(NamedTuple):
     deadline: Any = ...                     # seconds; ...: GET_DEADLINE_SECONDS for get
     follow_redirects: bool = True
     max_redirects: int = 20
-    retries: int = 0
+    retries: Union[int, RetryRule] = 0      # further tries, or a rule as retry_delay is one
     verify: bool | str | ssl.SSLContext = True
     cert: Any = None                        # path, (cert, key) or (cert, key, password)
     proxy: Any = ...                        # a URL, None or ""; ...: from the environment
@@ -2315,6 +2335,13 @@ class Settings(NamedTuple):
     netrc: bool | str | os.PathLike[str] = False
     open_connection: Connector = asyncio.open_connection
     trace: Trace | None = None           # called with ">", "<" or "*" and what it is
+
+
+    def retry_delay(self, attempt: int, outcome: Response | AsyncGetError) -> float | None:
+        """Seconds to wait before trying again, None for no more."""
+        if callable(self.retries):
+            return self.retries(attempt, outcome)
+        return retry_delay(attempt, outcome, self.retries)
 
 
 # What is the session's alone: each would need a pool or a jar of its own.
@@ -2544,7 +2571,7 @@ class Session:
                 outcome: Response | AsyncGetError = await self._exchange(request, call)
             except AsyncGetError as error:
                 outcome = error
-            delay = retry_delay(attempt, outcome, call.settings.retries)
+            delay = call.settings.retry_delay(attempt, outcome)
             if delay is None or asyncio.get_running_loop().time() + delay > (
                     call.deadline or _FOREVER):
                 if isinstance(outcome, Response):
