@@ -101,6 +101,7 @@ MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
 GET_DEADLINE_SECONDS = 300.0     # get(), all in all; aiohttp's figure
 IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
 IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
+REFUSAL_SECONDS = 1.0            # for a proxy to say why there is no tunnel
 HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address, too
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
@@ -1339,6 +1340,8 @@ class Response:
 
 _STRICT_X509 = range(80, 95)  # OpenSSL's codes for what VERIFY_X509_STRICT adds
 _FOREVER = float("inf")
+_ADDRESS = re.compile(r"[0-9.]+|.*:.*")  # what is no name to look up
+_BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _SOCKS_REPLIES = {1: "general failure", 2: "not allowed by its rules", 3: "network unreachable",
                   4: "host unreachable", 5: "connection refused", 6: "expired on the way",
                   7: "command not supported", 8: "address type not supported"}
@@ -1413,7 +1416,7 @@ class Connection(BodySource):
         self.rest = b""               # received, not used yet
         self.reading: Any = None      # a read begun before the request was sent
         self.timeout: float | None = None
-        self.sent_at = self.idle_at = 0.0
+        self.opened_at = self.sent_at = self.idle_at = 0.0
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.phase if self.writer else "new"
@@ -1486,26 +1489,22 @@ class Connection(BodySource):
         self.timeout = timeout
         self.opener = task = asyncio.current_task()
         cancels = task.cancelling() if task and hasattr(task, "cancelling") else 0  # 3.11
-        self.watch("connection", timeout)
+        self.opened_at = self.watch("connection", timeout)
         try:
             await self._dial()
-            proxy = self.route.proxy
-            if proxy and proxy.scheme.startswith("socks"):
-                await self._socks(proxy)
-            elif proxy and self.route.origin.scheme == "https":
-                await self._connect_tunnel(proxy)
-            if proxy and self.route.origin.scheme == "https":
-                await self._start_tls()
+            if self.route.proxy:
+                await self._pass_proxy(self.route.proxy)
         except asyncio.CancelledError:
             self.close()
             if not self.expired or task is None or (
                     hasattr(task, "uncancel") and task.uncancel() > cancels):
                 raise  # somebody else's cancellation, too
             raise self.timed_out() from None
+        except AsyncGetError:
+            self.close()
+            raise
         except Exception as error:
             self.close()
-            if isinstance(error, AsyncGetError):
-                raise
             raise self.open_error(error) from error
         finally:
             self.opener = None
@@ -1515,69 +1514,108 @@ class Connection(BodySource):
     async def _dial(self) -> None:
         """Open the stream to the first hop: the origin, its stand-in, or the proxy."""
         route, proxy = self.route, self.route.proxy
-        encrypt = (proxy.scheme if proxy else route.origin.scheme) == "https"
         host, port = (proxy.host, proxy.port) if proxy else (route.origin.host, route.origin.port)
+        tls = route.proxy_tls if proxy else route.tls
+        if tls and proxy and route.tls and sys.version_info < (3, 11):
+            raise ProxyError(f"{self.hop()}: TLS inside the TLS of an https:// proxy needs "
+                             "Python 3.11; an http:// proxy tunnels https, too")
         options: dict[str, Any] = {"limit": READ_BYTES}
-        if encrypt:
-            options.update(ssl=route.tls, server_hostname=host)
+        if tls:
+            options.update(self._tls_options(host), ssl=tls)
         if route.unix_socket:
+            if not hasattr(asyncio, "open_unix_connection"):
+                raise ConnectError(f"no unix sockets on {sys.platform}: {route.unix_socket!r}")
             self.reader, self.writer = await asyncio.open_unix_connection(
                 route.unix_socket, **options)
             return
         if not proxy and route.address:
             host = route.address
-        if not re.fullmatch(r"[0-9.]+|.*:.*", host):  # a name, of perhaps many addresses
+        if not _ADDRESS.fullmatch(host):  # a name, of perhaps many addresses
             options["happy_eyeballs_delay"] = HAPPY_EYEBALLS_SECONDS
         self.reader, self.writer = await self.connector(host, port, **options)
+
+    def _tls_options(self, host: str) -> dict[str, Any]:
+        """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
+        return {"server_hostname": host.rstrip("."), "ssl_handshake_timeout": self.timeout or 3600}
+
+    async def _pass_proxy(self, proxy: Proxy) -> None:
+        """Have the proxy connect us to the origin; for http it is just asked, later on."""
+        if proxy.scheme.startswith("socks"):
+            self.watch("answer of the proxy", self.timeout)
+            await self._socks(proxy)
+        elif self.route.tls:
+            await self._connect_tunnel(proxy)
+        if self.route.tls:
+            self.watch("TLS handshake", self.timeout)
+            await self._start_tls(self.route.tls)
 
     async def _connect_tunnel(self, proxy: Proxy) -> None:
         """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); nothing of the request is told."""
         origin = self.route.origin
         target = f"{bracketed(origin.host)}:{origin.port}"
-        fields = [("Host", target), ("User-Agent", f"asyncget/{__version__}"),
-                  *proxy_fields(proxy)]
-        request = b"CONNECT %b HTTP/1.1\r\n%b" % (
-            target.encode("ascii"), render_fields(tuple(fields), origin))
-        head = await self.exchange(request, self.timeout)
-        if head.status // 100 != 2:  # its body is the proxy's word, not the origin's
-            body = b""
-            with contextlib.suppress(ProtocolError):
-                source = Body(self, head)
-                body = source.ready or await source.read_piece()
-                body = body.strip().partition(b"\n")[0]
-            hint = "; give user and password in the proxy's URL" if head.status == 407 else ""
-            raise ProxyError(f"proxy {proxy} refused a tunnel to {target}: {head.status} "
-                             f"{printable(status_reason(head.raw))}{hint}; it says {shown(body)}", exit_code=56)
-        if self.rest:
-            raise ProxyError(f"proxy {proxy} sent {shown(self.rest)} before the tunnel was in use",
-                             exit_code=56)
+        fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"),
+                  *proxy_fields(proxy))
+        request = b"CONNECT %b HTTP/1.1\r\n%b" % (target.encode("ascii"),
+                                                  render_fields(fields, target))
+        try:
+            head = await self.exchange(request, self.timeout, "answer of the proxy")
+        except ProtocolError as error:
+            raise self.proxy_error(f"did not answer CONNECT {target}: {error}") from error
+        self.exchanges = 0  # none with the origin
+        if head.status // 100 != 2:
+            hint = " (give user and password in the proxy's URL)" if head.status == 407 else ""
+            raise self.proxy_error(f"refused a tunnel to {target}: {head.status} "
+                                   f"{printable(head.reason)}{hint}{await self._refusal(head)}", 56)
+
+    async def _refusal(self, head: Head) -> str:
+        """What the proxy says about it: the first line of text in a body that may be to come.
+
+        Not by way of Body, which might keep the connection as one to the origin.
+        """
+        text = b""
+        try:
+            framing = body_framing(head)
+            if framing != 0:
+                data = self.rest or await asyncio.wait_for(self.receive(), REFUSAL_SECONDS)
+                text = body_parser(framing).send(data)
+        except StopIteration as end:
+            text = end.value[0]
+        except (AsyncGetError, asyncio.TimeoutError):
+            pass
+        lines = re.sub(rb"<[^<>]*>", b"", text).split(b"\n")
+        return next((f"; it says {shown(line.strip())}" for line in lines if line.strip()), "")
 
     async def _socks(self, proxy: Proxy) -> None:
         """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929)."""
-        origin, userinfo = self.route.origin, proxy.userinfo
-        self.writer.write(b"\x05\x02\x00\x02" if userinfo else b"\x05\x01\x00")
-        method = (await self.reader.readexactly(2))[1]
-        if method == 2 and userinfo:
-            user, password = (text.encode()[:255] for text in split_userinfo(userinfo))
-            self.writer.write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
-            if (await self.reader.readexactly(2))[1]:
-                raise ProxyError(f"proxy {proxy} refused the user and password in its URL")
+        origin, read, write = self.route.origin, self.reader.readexactly, self.writer.write
+        write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
+        version, method = start = await read(2)
+        if version != 5:
+            raise self.proxy_error(f"is no SOCKS5 proxy: its answer begins with {shown(start)}")
+        if method == 2 and proxy.userinfo:
+            user, password = (text.encode() for text in split_userinfo(proxy.userinfo))
+            write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
+            if (await read(2))[1]:
+                raise self.proxy_error("refused the user and password in its URL")
         elif method:
-            raise ProxyError(f"proxy {proxy} wants credentials: give them in its URL"
-                             if method in (2, 255) else f"proxy {proxy} is no SOCKS5 proxy")
-        self.writer.write(b"\x05\x01\x00%b%b" % (await self._socks_address(proxy),
-                                                 origin.port.to_bytes(2, "big")))
-        _, reply, _, kind, size = await self.reader.readexactly(5)
+            raise self.proxy_error("wants something else than the password in its URL"
+                                   if proxy.userinfo else "wants a user and password in its URL")
+        write(b"\x05\x01\x00%b%b" % (await self._socks_address(proxy),
+                                     origin.port.to_bytes(2, "big")))
+        version, reply, _, kind = start = await read(4)
+        if version != 5 or reply == 0 and kind not in (1, 3, 4):
+            raise self.proxy_error(f"is no SOCKS5 proxy: it answers {shown(start)}")
         if reply:
-            raise ProxyError(f"proxy {proxy} cannot connect to {origin.host}:{origin.port}: "
-                             + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
-        await self.reader.readexactly({1: 5, 3: size + 2, 4: 17}.get(kind, 0))
+            raise self.proxy_error(f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
+                                   + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
+        size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]
+        await read(size + 2)  # the address that it connects from
 
     async def _socks_address(self, proxy: Proxy) -> bytes:
         """The origin's host as SOCKS has it: an address, or a name for socks5h."""
         import ipaddress
-        host = self.route.origin.host
-        if not re.fullmatch(r"[0-9.]+|.*:.*", host):
+        host = self.route.address or self.route.origin.host
+        if not _ADDRESS.fullmatch(host):
             if proxy.scheme == "socks5h":
                 return b"\x03%c%b" % (len(host), host.encode("ascii"))
             found = await self.loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -1585,56 +1623,63 @@ class Connection(BodySource):
         address = ipaddress.ip_address(host)
         return (b"\x01" if address.version == 4 else b"\x04") + address.packed
 
-    async def _start_tls(self) -> None:
+    async def _start_tls(self, tls: ssl.SSLContext) -> None:
         """Begin TLS inside a tunnel, on a fresh reader.
 
         StreamWriter.start_tls (3.11) would keep the old reader, and hand out plain bytes
-        that a proxy slipped in as if they had come encrypted. loop.start_tls does for 3.9.
+        that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
+        loop.start_tls does for 3.9, too.
         """
-        if self.route.proxy and self.route.proxy.scheme == "https" and sys.version_info < (3, 11):
-            raise ProxyError("TLS inside an https:// proxy's TLS needs Python 3.11; "
-                             "an http:// proxy tunnels https, too")
-        if not self.begin_read():
-            raise ProxyError("the proxy sent bytes before the tunnel was in use", exit_code=56)
+        if self.rest or not self.begin_read():
+            raise self.proxy_error("ended the tunnel, or sent bytes before it was in use: "
+                                   + shown(self.rest), 56)
         self.reading[0].close()
         self.reading = None
-        self.outer = self.writer  # collected, it would close the transport below us
+        self.outer, self.writer = self.writer, None  # collected, it would close the transport
         self.reader = asyncio.StreamReader(limit=READ_BYTES, loop=self.loop)
         protocol = asyncio.StreamReaderProtocol(self.reader, loop=self.loop)
-        assert self.route.tls is not None
-        transport = await self.loop.start_tls(
-            self.outer.transport, protocol, self.route.tls,
-            server_hostname=self.route.origin.host)
-        if transport is None:  # the connection ended meanwhile
-            raise ConnectionResetError("closed during the TLS handshake")
+        transport = await self.loop.start_tls(self.outer.transport, protocol, tls,
+                                              **self._tls_options(self.route.origin.host))
+        if transport is None or transport.is_closing():  # the connection ended meanwhile
+            raise ConnectionResetError("closed during the handshake")
         protocol.connection_made(transport)
         self.writer = asyncio.StreamWriter(transport, protocol, self.reader, self.loop)
 
+    def proxy_error(self, text: str, exit_code: int = 97) -> ProxyError:
+        """The error for what a proxy said, or did not say."""
+        return ProxyError(f"proxy {self.route.proxy} {text}{self.after()}", exit_code=exit_code)
+
+    def after(self) -> str:
+        """How long opening took, for the error texts."""
+        return f" (after {self.loop.time() - self.opened_at:.2f} s)"
+
     def open_error(self, error: Exception) -> Exception:
-        """Our error for what went wrong on the way, with what to do about it."""
-        proxy, where = self.route.proxy, self.where()
+        """Our error for what went wrong on the way: at which hop, and what to do about it."""
+        route, hop = self.route, self.hop()
+        proxy = route.proxy if self.phase == "connection" else None
+        tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
         if isinstance(error, ssl.SSLCertVerificationError):
-            return TLSError(f"certificate of {where} refused: {error.verify_message}"
-                            + certificate_hint(error, self.route.tls), exit_code=60)
+            return TLSError(f"certificate of {hop} refused: {error.verify_message}{self.after()}"
+                            + certificate_hint(error, tls, route.verify), exit_code=60)
         if isinstance(error, ssl.SSLError):
-            return TLSError(f"TLS handshake with {where} failed: {error.reason or error}")
+            return TLSError(f"TLS handshake with {hop} failed: {error.reason or text}"
+                            + self.after() + handshake_hint(error.reason or ""))
         if isinstance(error, (socket.gaierror, UnicodeError)):
-            name = proxy.host if proxy and proxy.scheme != "socks5" else self.route.origin.host
             return (ProxyError if proxy else ConnectError)(
-                f"cannot resolve {name!r} on the way to {where}: {error}",
+                f"cannot resolve {(proxy or route.origin).host!r}, for {hop}: {text}{self.after()}",
                 exit_code=5 if proxy else 6)
-        if isinstance(error, EOFError):
-            return ProxyError(f"proxy closed the connection on the way to {where}")
-        encrypting = self.route.tls and (self.writer or isinstance(error, ConnectionError)
-                                         and not isinstance(error, ConnectionRefusedError))
-        if isinstance(error, OSError):
-            kind = TLSError if encrypting else ConnectError
-            return kind(f"cannot connect to {where}: {error}")
+        if self.phase == "answer of the proxy":
+            return self.proxy_error(f"closed the connection: {text}")
+        if self.phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
+            return TLSError(f"TLS handshake with {hop} failed: {text}{self.after()}")
+        if isinstance(error, (OSError, ValueError, EOFError)):
+            return ConnectError(f"cannot connect to {hop}: {text}{self.after()}")
         return error
 
     # ---- one exchange
 
-    async def exchange(self, request: bytes, timeout: float | None) -> Head:
+    async def exchange(self, request: bytes, timeout: float | None,
+                       phase: str = "response head") -> Head:
         """Send a head and read the head that answers it, past any interim ones.
 
         Its body is Body's to read. After an error the caller closes: only a body read to
@@ -1644,7 +1689,7 @@ class Connection(BodySource):
             self.trace(">", request)
         self.exchanges += 1
         self.silent, self.timeout = True, timeout
-        self.sent_at = self.watch("response head", timeout)
+        self.sent_at = self.watch(phase, timeout)
         self.writer.write(request)  # no drain: there is no more to come, and little of it
         for _ in range(MAX_INTERIM + 1):
             data = self.rest or await self.receive()
@@ -1706,7 +1751,8 @@ class Connection(BodySource):
         if self.expired:
             return self.timed_out()
         if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client this late
-            return TLSError(f"TLS with {self.where()} failed: {error.reason or error}")
+            return TLSError(f"TLS with {self.where()} failed: {error.reason or error}"
+                            + handshake_hint(error.reason or ""))
         return IncompleteBody(f"connection to {self.where()} lost: {error}", exit_code=56)
 
     def ended_cleanly(self) -> bool:
@@ -1831,13 +1877,16 @@ def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
     return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
 
 
-def tls_context(verify: bool | str | ssl.SSLContext, cert: Any = None) -> ssl.SSLContext:
+def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     """The TLS settings for `verify` and `cert`.
 
     True checks against the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a
     folder takes its place. Host matching is OpenSSL's: nobody should write that again.
     """
     if isinstance(verify, ssl.SSLContext):
+        if cert:  # loaded into yours, it would be shown to others whom you ask with it
+            raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
+                           exit_code=58)
         return verify
     try:
         if isinstance(verify, bool):
@@ -1851,28 +1900,55 @@ def tls_context(verify: bool | str | ssl.SSLContext, cert: Any = None) -> ssl.SS
             context.verify_mode = ssl.CERT_NONE
     except (OSError, ValueError, TypeError) as error:
         raise TLSError(f"cannot use verify={verify!r}: {error}", exit_code=77) from None
-    try:
-        if cert:
-            context.load_cert_chain(*([cert] if isinstance(cert, (str, os.PathLike)) else cert))
-    except (OSError, ValueError, TypeError) as error:
-        path = cert if isinstance(cert, (str, os.PathLike)) else cert[0]  # never the password
-        raise TLSError(f"cannot use the client certificate {os.fspath(path)!r}: {error}",
-                       exit_code=58) from None
+    if cert:
+        path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
+                               None, None)[:3]
+        try:  # without a password OpenSSL would ask the terminal for one
+            context.load_cert_chain(path, key, password or "")
+        except (OSError, ValueError, TypeError) as error:
+            raise TLSError(f"cannot use the client certificate {path!r}, key {key!r}: {error}; "
+                           "cert= is a path, (cert, key) or (cert, key, password)",
+                           exit_code=58) from None
     return context
 
 
-def certificate_hint(error: ssl.SSLCertVerificationError,
-                     context: ssl.SSLContext | None) -> str:
+def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContext | None,
+                     verify: Any) -> str:
     """What to do about a certificate that did not pass."""
     strict = getattr(ssl, "VERIFY_X509_STRICT", 0)
     if context and context.verify_flags & strict and error.verify_code in _STRICT_X509:
         return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
                 "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
-    if error.verify_code in (62, 64):  # host name, IP address
+    if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
         return ""
+    return f"; trusted are those in {trusted(verify)}"
+
+
+def trusted(verify: Any) -> str:
+    """Where the trusted certificates come from, for the error texts."""
+    if isinstance(verify, ssl.SSLContext):
+        return "the SSLContext that is verify="
+    if verify is not True:
+        named = ", under the names that `openssl rehash` gives" if os.path.isdir(verify) else ""
+        return f"verify={os.fspath(verify)!r}{named}"
     paths = ssl.get_default_verify_paths()
-    source = os.environ.get(paths.openssl_cafile_env) or paths.cafile or paths.openssl_cafile
-    return f"; trusted are those in verify=, else in {source} ({paths.openssl_cafile_env})"
+    found = []
+    for variable, usual in ((paths.openssl_cafile_env, paths.openssl_cafile),
+                            (paths.openssl_capath_env, paths.openssl_capath)):
+        path = os.environ.get(variable, usual)
+        missing = "" if os.path.exists(path) else ", which is not there"
+        found.append(f"{variable} ({path}{missing})")
+    return " and ".join(found) + "; a private CA's file goes into the first, or verify="
+
+
+def handshake_hint(reason: str) -> str:
+    """What to do about a handshake that failed."""
+    if reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE",
+                  "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
+        return "; no TLS is spoken there: does the URL begin with http://, not https://?"
+    if "CERTIFICATE_REQUIRED" in reason:
+        return "; a client certificate is wanted: cert="
+    return ""
 
 
 # ==== 9. Pool =================================================================
@@ -2042,6 +2118,9 @@ class Request(NamedTuple):
     url: URL
     fields: tuple[tuple[str, str], ...]
 
+    def __repr__(self) -> str:
+        return f"<Request {self.url}>"
+
     def has(self, name: str) -> bool:
         """Whether a field of this name (in lower case) is there."""
         return any(key.lower() == name for key, _ in self.fields)
@@ -2209,19 +2288,20 @@ def parse_proxy(text: str, source: str) -> Proxy:
     the proxy is there to prevent.
     """
     scheme, mark, rest = text.partition("://")
-    if not mark:
-        scheme, rest = "http", text
+    scheme, rest = (scheme.lower(), rest) if mark else ("http", text)
     ports = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
-    if scheme.lower() not in ports:
+    if scheme not in ports:
         raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
-                         f"not {printable(scheme)}://")
+                         f"not {masked(text)}")
     try:
         url = parse_url("http://" + rest)
     except InvalidURL as error:
         raise ProxyError(f"{source}: {error}") from None
-    has_port = re.search(r":[0-9]+$", rest.partition("/")[0].rpartition("@")[2])
-    return Proxy(scheme.lower(), url.origin.host,
-                 url.origin.port if has_port else ports[scheme.lower()], url.userinfo, source)
+    if max(len(part.encode()) for part in split_userinfo(url.userinfo)) > 255:
+        raise ProxyError(f"{source}: user and password have at most 255 bytes each")  # RFC 1929
+    has_port = re.search(r":[0-9]+$", re.split("[/?#]", rest)[0])
+    return Proxy(scheme, url.origin.host, url.origin.port if has_port else ports[scheme],
+                 url.userinfo, source)
 
 
 def choose_proxy(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
@@ -2263,7 +2343,7 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
     host = origin.host.rstrip(".")
     is_address = ":" in host or _NUMERIC.fullmatch(host.rpartition(".")[2]) is not None
     for entry in re.split(r"[\s,]+", no_proxy.lower()):
-        match = re.fullmatch(r"(\[[^\]]*\]|[^:]*):([0-9]+)", entry)
+        match = re.fullmatch(r"(\[[^\]]*\]|[^:]*):([0-9]{1,5})", entry)
         name, port = match.groups() if match else (entry, None)
         if port is not None and int(port) != origin.port:
             continue
@@ -2293,12 +2373,29 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str) -> Auth | None:
     import netrc
     name = os.path.expanduser("~/.netrc") if isinstance(path, bool) else os.fspath(path)
     try:
-        entry = netrc.netrc(name).hosts.get(host) if host != "default" else None
+        hosts = {key.lower(): entry for key, entry in netrc.netrc(name).hosts.items()}
     except (OSError, UnicodeError) as error:
         raise AsyncGetError(f"cannot read {name!r}: {error}", exit_code=26) from None
     except netrc.NetrcParseError as error:  # its text may quote a password
         raise AsyncGetError(f"cannot read {name!r}: line {error.lineno}", exit_code=26) from None
-    return (entry[0], entry[2] or "") if entry else None
+    entry = hosts.get(host) if host != "default" else None
+    return (entry[0], entry[2] or "") if entry and (entry[0] or entry[2]) else None
+
+
+def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
+    """The address that `resolve` has for an origin; the host "*" is any, as in curl.
+
+    >>> resolved({"*:443": "[::1]"}, Origin("https", "h.test", 443))
+    '::1'
+    """
+    for key, address in resolve.items():
+        host, _, port = key.rpartition(":")
+        if not re.fullmatch("[0-9]{1,5}", port):
+            raise InvalidURL(f"resolve: {key!r} is not host:port")
+        if int(port) == origin.port and (
+                host == "*" or parse_origin(origin.scheme, host).host == origin.host):
+            return address.strip("[]")
+    return None
 
 
 # ==== 11. Session =============================================================
@@ -2335,6 +2432,10 @@ class Settings(NamedTuple):
     netrc: bool | str | os.PathLike[str] = False
     open_connection: Connector = asyncio.open_connection
     trace: Trace | None = None           # called with ">", "<" or "*" and what it is
+
+    def __repr__(self) -> str:
+        defaults = self._field_defaults  # names alone: passwords are among the values
+        return f"<Settings {[n for n in self._fields if getattr(self, n) is not defaults[n]]}>"
 
 
     def retry_delay(self, attempt: int, outcome: Response | AsyncGetError) -> float | None:
@@ -2658,11 +2759,12 @@ class Session:
             route = self._routes.get(origin)
             if route is not None:
                 return route
-        proxy = self._proxy(origin, settings)
-        encrypts = origin.scheme == "https" or proxy is not None and proxy.scheme == "https"
-        address = (settings.resolve or {}).get(f"{bracketed(origin.host)}:{origin.port}")
-        route = Route(origin, self._context(settings) if encrypts else None, proxy,
-                      settings.unix_socket, address and address.strip("[]"))
+        proxy, verify = self._proxy(origin, settings), settings.verify
+        tls = self._context(verify, settings.cert) if origin.scheme == "https" else None
+        proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
+        here = proxy is None or proxy.scheme == "socks5"  # the others look names up themselves
+        address = resolved(settings.resolve, origin) if settings.resolve and here else None
+        route = Route(origin, tls, proxy, settings.unix_socket, address, proxy_tls, verify)
         if settings is self.settings:
             if len(self._routes) >= 1000:  # of a crawl over many hosts
                 self._routes.clear()
@@ -2676,10 +2778,10 @@ class Session:
             return parse_proxy(settings.proxy, "proxy=")
         return choose_proxy(origin, os.environ) if settings.trust_env else None
 
-    def _context(self, settings: Settings) -> ssl.SSLContext:
-        key = (settings.verify, settings.cert)
+    def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
+        key = (verify, tuple(cert) if isinstance(cert, list) else cert)
         if key not in self._contexts:
-            self._contexts[key] = tls_context(settings.verify, settings.cert)
+            self._contexts[key] = tls_context(verify, cert)
         return self._contexts[key]
 
     def _connection(self, route: Route, keep: Callable[[Connection], None],
