@@ -56,6 +56,7 @@ import codecs
 import collections
 import contextlib
 import functools
+import itertools
 import os
 import re
 import socket
@@ -1244,8 +1245,9 @@ class Response:
     async def discard(self) -> None:
         """Read a short rest, undecoded, so that the connection can be used again."""
         source, self._coded = self._source, None
-        while source and source.received <= MAX_DISCARD_BYTES and await self._next_piece():
-            pass
+        with contextlib.suppress(AsyncGetError):  # nobody wants it: a broken one does no harm
+            while source and source.received <= MAX_DISCARD_BYTES and await self._next_piece():
+                pass
         self.close()
 
     def close(self) -> None:
@@ -1385,6 +1387,52 @@ class Route(NamedTuple):
     verify: Any = True   # as the caller gave it, for the error texts
 
 
+async def open_first(host: str, port: int, **options: Any) -> tuple[
+        asyncio.StreamReader, asyncio.StreamWriter]:
+    """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305).
+
+    With happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled
+    at the wrong moment; and uvloop does not.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    first, second = ([str(address[0]) for family, _, _, _, address in found
+                      if (family == found[0][0]) == preferred] for preferred in (True, False))
+    todo = [address for pair in itertools.zip_longest(first, second) for address in pair
+            if address]  # section 4: families by turns
+    if len(todo) == 1:
+        return await asyncio.open_connection(todo[0], port, **options)
+    attempts: dict[asyncio.Future[Any], str] = {}
+    error: BaseException | None = None
+    try:
+        while todo or attempts:
+            if todo:
+                address = todo.pop(0)
+                attempts[asyncio.ensure_future(
+                    asyncio.open_connection(address, port, **options))] = address
+            done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
+                                         timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
+            for attempt in done:
+                del attempts[attempt]
+                if not (failure := attempt.exception()):
+                    opened: tuple[asyncio.StreamReader, asyncio.StreamWriter] = attempt.result()
+                    return opened
+                error = error or failure
+        raise error or OSError(f"{host} has no address")
+    finally:
+        error = None
+        await cancel(attempts)
+        for attempt in attempts:  # it won as well, or while we were cancelled
+            if not attempt.cancelled() and not attempt.exception():
+                attempt.result()[1].transport.abort()
+
+
+async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """End tasks and wait until they have cleaned up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class Connection(BodySource):
     """A connection on a route: made by the pool, opened, used, kept or closed."""
 
@@ -1411,6 +1459,7 @@ class Connection(BodySource):
         self.call_seconds = 0.0       # how long that was
         self.expired = False
         self.timer: asyncio.TimerHandle | None = None
+        self.wakes_at = _FOREVER      # when it rings
         self.opener: asyncio.Task[Any] | None = None
         # the response being read
         self.rest = b""               # received, not used yet
@@ -1435,17 +1484,18 @@ class Connection(BodySource):
         self.phase = phase
         self.seconds = _FOREVER if seconds is None else seconds
         self.limit = limit = min(now + self.seconds, self.deadline)
-        if self.timer is None or self.timer.when() > limit:
+        if limit < self.wakes_at:
             self._set_timer()
         return now
 
     def _set_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
+        self.wakes_at = self.limit
         self.timer = self.loop.call_at(self.limit, self._wake) if self.limit < _FOREVER else None
 
     def _wake(self) -> None:
-        self.timer = None
+        self.timer, self.wakes_at = None, _FOREVER
         if self.loop.time() < self.limit:
             self._set_timer()
         elif self.phase == "idle":
@@ -1530,9 +1580,9 @@ class Connection(BodySource):
             return
         if not proxy and route.address:
             host = route.address
-        if not _ADDRESS.fullmatch(host):  # a name, of perhaps many addresses
-            options["happy_eyeballs_delay"] = HAPPY_EYEBALLS_SECONDS
-        self.reader, self.writer = await self.connector(host, port, **options)
+        races = self.connector is asyncio.open_connection and not _ADDRESS.fullmatch(host)
+        self.reader, self.writer = await (open_first if races else self.connector)(
+            host, port, **options)
 
     def _tls_options(self, host: str) -> dict[str, Any]:
         """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
@@ -1565,12 +1615,13 @@ class Connection(BodySource):
         if head.status // 100 != 2:
             hint = " (give user and password in the proxy's URL)" if head.status == 407 else ""
             raise self.proxy_error(f"refused a tunnel to {target}: {head.status} "
-                                   f"{printable(head.reason)}{hint}{await self._refusal(head)}", 56)
+                                   + printable(status_reason(head.raw)) + hint
+                                   + await self._refusal(head), 56)
 
     async def _refusal(self, head: Head) -> str:
         """What the proxy says about it: the first line of text in a body that may be to come.
 
-        Not by way of Body, which might keep the connection as one to the origin.
+        Not by way of Body, which might keep the connection as if it were the origin's.
         """
         text = b""
         try:
@@ -1825,6 +1876,7 @@ class Body(BodySource):
             self.ready, self.received = data[:framing], framing
             self._let_go(connection, data[framing:])
             return
+        connection.limit = connection.deadline  # while the caller thinks
         self.parser = body_parser(framing)
         if data:
             self.ready = self._take(connection, data)
@@ -2105,6 +2157,7 @@ class Pool:
         for writer in writers:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+        await asyncio.sleep(0)  # for those that were closed just before
 
 
 # ==== 10. Policy ==============================================================
@@ -2446,7 +2499,7 @@ class Settings(NamedTuple):
 
 
 # What is the session's alone: each would need a pool or a jar of its own.
-_SESSION_ONLY = {"base_url", "limit", "limit_per_host", "open_connection"}
+_SESSION_ONLY = {"base_url", "limit", "limit_per_host", "open_connection", "trace"}
 
 
 class Call:
@@ -2478,6 +2531,8 @@ class Session:
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings_of(Settings(), settings)
+        if self.settings.limit < 1:
+            raise ValueError("limit must be at least 1: it is how many connections may be open")
         self._base: URL | None = None
         if self.settings.base_url:
             base = parse_url(self.settings.base_url)
@@ -2713,7 +2768,7 @@ class Session:
             except BaseException as error:
                 stale = connection.exchanges > 1 and connection.silent
                 connection.close()
-                if not stale or not isinstance(error, IncompleteBody):
+                if not stale or not isinstance(error, (IncompleteBody, TLSError)):
                     raise
             else:
                 response.started, response.peer = call.started, connection.peer
@@ -2838,13 +2893,6 @@ class SharedIterator:
 def worker_count(urls: object, limit: int) -> int:
     """How many workers to start: no more than there are URLs, where that is known."""
     return min(limit, len(urls)) if isinstance(urls, Sized) else limit
-
-
-async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """End tasks and wait until they have cleaned up."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def get(url: str, **settings: Any) -> Response:
