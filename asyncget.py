@@ -837,7 +837,7 @@ def read_chunked() -> BodyParser:
     >>> body_parser("chunked").send(b"5\r\nhello\r\n6\r\n wor")
     b'hello wor'
     """
-    data, at, extensions = (yield b""), 0, 0
+    data, at, extensions = b"", 0, 0
     pieces: list[bytes] = []
     while True:
         while (end := data.find(b"\r\n", at)) < 0 and len(data) - at <= MAX_CHUNK_LINE_BYTES:
@@ -1282,6 +1282,7 @@ class Response:
                     return data
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
+            self._lost = True
             if isinstance(error, AsyncGetError):
                 error.url, error.response = self.url, self
             raise
