@@ -31,9 +31,10 @@ Sections 1 to 7 are plain functions of bytes: no socket, no clock, no asyncio.
     9. Pool                    connections kept and shared
     10. Policy                 redirects, retries, cookies, proxies: pure choices
     11. Session                the loop around it all, one GET or a million
-    12. Timeline               a picture of where the time went
-    13. Demo server            the same bytes from the other side
-    14. Command line           python -m asyncget URL
+    12. Downloads              a file that is whole, or not there
+    13. Timeline               a picture of where the time went
+    14. Demo server            the same bytes from the other side
+    15. Command line           python -m asyncget URL
 
 Words, and what they look like here:
 
@@ -61,16 +62,29 @@ import os
 import re
 import socket
 import ssl
+import stat
 import sys
 import types
 import zlib
-from collections.abc import (AsyncIterable, AsyncIterator, Awaitable, Callable,
-                             Generator, Iterable, Iterator, Mapping, Sized)
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 if TYPE_CHECKING:
+    import io
     from datetime import datetime, timedelta
-    from http.cookiejar import CookieJar
+    from http.cookiejar import Cookie, CookieJar
 
 __version__ = "0.1.0"
 __all__ = [
@@ -85,7 +99,7 @@ __all__ = [
 # ever meets one of these first. Beside each stands what others chose.
 
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
-MAX_HEAD_BYTES = 131_072         # one head or trailer section; curl 300 KB, http.client 64 KB a line
+MAX_HEAD_BYTES = 131_072         # one head or trailer section; curl 300 KB, aiohttp 8 KB a line
 MAX_FIELDS = 128                 # in one head; hyper and http.client 100, aiohttp 128
 MAX_INTERIM = 10                 # 1xx responses before the real one
 MAX_CHUNK_LINE_BYTES = 4096      # size and extensions of one chunk
@@ -100,6 +114,7 @@ MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
 GET_DEADLINE_SECONDS = 300.0     # get(), all in all; aiohttp's figure
+SETTLED_SECONDS = 60.0           # unchanged for so long: then a date names one version (8.8.2.2)
 IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
 IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
 REFUSAL_SECONDS = 1.0            # for a proxy to say why there is no tunnel
@@ -643,7 +658,7 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
     (19, 0)
     """
     end = data.find(b"\n\r\n", start)
-    bare = data.find(b"\n\n", start, end if end >= 0 else len(data))
+    bare = data.find(b"\n\n", start, end + 1 if end >= 0 else len(data))
     return bare + 2 if bare >= 0 else end + 3 if end >= 0 else 0
 
 
@@ -1508,8 +1523,10 @@ class Connection(BodySource):
             else:
                 self.writer.transport.abort()  # ends every wait on this connection
 
-    def timed_out(self) -> TimedOut:
-        """The error for a clock that ran out."""
+    def ended(self) -> AsyncGetError:
+        """The error for a clock that ran out, or a session closed by someone else."""
+        if not self.expired:
+            return AsyncGetError(f"the connection to {self.where()} was closed on our side")
         seconds, what = self.seconds, self.phase
         if self.limit >= self.deadline:
             seconds, what = self.call_seconds, f"{self.phase} (the whole call's deadline)"
@@ -1537,6 +1554,8 @@ class Connection(BodySource):
 
         Raises ConnectError, TLSError, ProxyError or TimedOut; then nothing is left open.
         """
+        if self.closed:
+            raise self.ended()
         self.timeout = timeout
         self.opener = task = asyncio.current_task()
         cancels = task.cancelling() if task and hasattr(task, "cancelling") else 0  # 3.11
@@ -1546,11 +1565,12 @@ class Connection(BodySource):
             if self.route.proxy:
                 await self._pass_proxy(self.route.proxy)
         except asyncio.CancelledError:
+            ours = self.expired or self.closed
             self.close()
-            if not self.expired or task is None or (
+            if not ours or task is None or (
                     hasattr(task, "uncancel") and task.uncancel() > cancels):
                 raise  # somebody else's cancellation, too
-            raise self.timed_out() from None
+            raise self.ended() from None
         except AsyncGetError:
             self.close()
             raise
@@ -1794,14 +1814,14 @@ class Connection(BodySource):
             reading.close()
         if data:
             self.silent = False
-        elif self.expired:
-            raise self.timed_out()
+        elif self.expired or self.closed:
+            raise self.ended()
         return data
 
     def lost(self, error: OSError) -> AsyncGetError:
         """Our error for a connection that broke."""
         if self.expired:
-            return self.timed_out()
+            return self.ended()
         if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client this late
             return TLSError(f"TLS with {self.where()} failed: {error.reason or error}"
                             + handshake_hint(error.reason or ""))
@@ -2071,7 +2091,8 @@ class Pool:
                 return None
             self.evict(next(iter(idle)))
         elif len(self.all) >= self.limit:
-            unused = next((kept for idle in self.idle.values() for kept in idle), None)
+            unused = min((kept for idle in self.idle.values() for kept in idle),
+                         key=lambda kept: kept.idle_at, default=None)
             if unused is None:
                 return None
             self.evict(unused)
@@ -2086,7 +2107,7 @@ class Pool:
         try:
             return await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
+            if future.done() and not future.cancelled() and not future.exception():
                 self.give_back(future.result())
             raise
 
@@ -2155,6 +2176,8 @@ class Pool:
         writers = [connection.writer for connection in self.all if connection.writer]
         for connection in list(self.all):
             connection.close()
+            if connection.opener:
+                connection.opener.cancel()
         for writer in writers:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
@@ -2275,7 +2298,7 @@ def parse_date(text: str) -> datetime | None:
 
 def cookie_jar() -> CookieJar:
     """A jar under a strict policy: host-only unless a Domain says otherwise (RFC 6265)."""
-    from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
 
     class StrictPolicy(DefaultCookiePolicy):
         def set_ok_domain(self, cookie: Cookie, request: Any) -> bool:
@@ -2618,6 +2641,14 @@ class Session:
             await cancel(workers)
         return outcomes
 
+    async def download(self, url: str, path: FilePath | Callable[[Response], FilePath], *,
+                       progress: Progress | None = None, resume: bool = True,
+                       overwrite: bool = True, any_status: bool = False,
+                       **options: Any) -> Response:
+        """GET a URL into a file that gets its name when it is whole: see section 12."""
+        return await download_to(self, url, path, progress=progress, resume=resume,
+                                 overwrite=overwrite, any_status=any_status, **options)
+
     async def as_completed(self, urls: Iterable[str] | AsyncIterable[str], *, limit: int = 20,
                            **options: Any) -> AsyncIterator[tuple[str, Response | AsyncGetError]]:
         """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
@@ -2659,8 +2690,6 @@ class Session:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._bind(loop)
-        if self._closed:
-            raise AsyncGetError("the session is closed")
         call = Call(settings, loop.time(), seconds)
         history: list[Response] = []
         request = None
@@ -2751,6 +2780,8 @@ class Session:
         way: if not a byte came back, the request goes once more, on a new one (RFC 9112
         9.3.1), whatever `retries` says.
         """
+        if self._closed:
+            raise AsyncGetError("the session is closed")
         route = self._route(request.url.origin, call.settings)
         data = self._render(request, route, call.settings)
         connection = self._pool.take(route) or await self._pool.acquire(route)
@@ -2922,3 +2953,1460 @@ async def as_completed(urls: Iterable[str] | AsyncIterable[str], *, limit: int =
     async with Session(limit=limit, **settings) as session:
         async for item in session.as_completed(urls, limit=limit):
             yield item
+
+
+# ==== 12. Downloads ===========================================================
+# A download is three files. PATH.part collects the bytes, PATH.part.meta says of
+# which version of the file they are, and PATH is what PATH.part is renamed to when
+# it is whole. It survives a kill by the order in which they are written:
+#
+#     empty PATH.part   PATH.part.meta   the body   fsync   rename   PATH.part.meta away
+#
+# Between any two of these there is a whole PATH, or bytes and the name of their
+# version, or nothing that a later run would trust. What to trust is decided first,
+# from values alone; the disk comes after that.
+
+_STRONG_ETAG = r'"[\x21\x23-\x7e]*"'  # RFC 9110 8.8.3; a weak one begins with W/
+_DATE = r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT"
+_SIDECAR = re.compile(rf"({_STRONG_ETAG}|{_DATE})\n([0-9]{{1,18}}|\?)\n([0-9a-f]{{64}})\n")
+
+
+class Partial(NamedTuple):
+    """A PATH.part to go on from: its size, and what its sidecar says of the whole file."""
+
+    size: int             # bytes that we have
+    validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'
+    total: int | None     # bytes of the whole, where the server told
+    source: str           # of which URL: see source_of
+
+
+def strong_validator(headers: Headers) -> str | None:
+    """What names exactly these bytes, if anything does (RFC 9110 8.8, 13.1.5).
+
+    >>> strong_validator(Headers([("ETag", '"v1"'), ("Last-Modified", "...")]))
+    '"v1"'
+    >>> strong_validator(Headers([("ETag", 'W/"v1"')]))
+
+    Dates have a grain of a second, in which a file may change twice. So one counts
+    only when the file had been left alone for a while, and where there is no ETag.
+    """
+    etag, changed = headers.get("etag"), headers.get("last-modified", "")
+    if etag is not None:
+        return etag if re.fullmatch(_STRONG_ETAG, etag) else None
+    then, now = parse_date(changed), parse_date(headers.get("date", ""))
+    if then is None or now is None or not re.fullmatch(_DATE, changed):
+        return None
+    return changed if (now - then).total_seconds() >= SETTLED_SECONDS else None
+
+
+def source_of(response: Response) -> str:
+    """A digest of the URL that was asked for and of the one that answered.
+
+    Two files can have the ETag "1", so it takes both to tell a file. The second one
+    goes without its query: release servers redirect to a link signed for this request
+    alone. A digest, since a query may be a key, and the sidecar lies about on the disk.
+    """
+    import hashlib
+    asked = response.history[0].url if response.history else response.url
+    answered = response.url.partition("?")[0]
+    return hashlib.sha256(f"{asked} {answered}".encode("utf-8", "replace")).hexdigest()
+
+
+def is_coded(response: Response) -> bool:
+    """Whether the bytes on the wire are not the file's own."""
+    return response.headers.get("content-encoding", "identity").lower() != "identity"
+
+
+def body_length(response: Response) -> int | None:
+    """How long the head says that the body is, None where it does not or a coding hides it."""
+    framing = body_framing(parse_head(response.raw_head))
+    return framing if isinstance(framing, int) and not is_coded(response) else None
+
+
+def render_sidecar(response: Response) -> bytes:
+    """What to remember of a response, b"" when its middle could not be asked for."""
+    validator, total = strong_validator(response.headers), body_length(response)
+    if validator is None or response.status_code != 200 or is_coded(response):
+        return b""
+    return f"{validator}\n{'?' if total is None else total}\n{source_of(response)}\n".encode()
+
+
+def parse_sidecar(data: bytes, size: int) -> Partial | None:
+    r"""What a sidecar says, None when a byte is missing or strange.
+
+    >>> parse_sidecar(b'"v1"\n11\n' + b"5e1f" * 16 + b"\n", 5).total
+    11
+    """
+    match = _SIDECAR.fullmatch(data.decode("latin-1"))
+    if match is None:
+        return None
+    return Partial(size, match[1], None if match[2] == "?" else int(match[2]), match[3])
+
+
+def resume_request(known: Partial | None) -> dict[str, str]:
+    """The fields that ask for the rest of a file, or for all of it if it has changed.
+
+    >>> resume_request(Partial(5, '"v1"', 11, "..."))
+    {'Accept-Encoding': 'identity', 'Range': 'bytes=5-', 'If-Range': '"v1"'}
+
+    Identity, since a range would be one of the coded bytes, and those vary.
+    """
+    fields = {"Accept-Encoding": "identity"}
+    if known is not None:
+        fields.update({"Range": f"bytes={known.size}-", "If-Range": known.validator})
+    return fields
+
+
+def resume_plan(response: Response, known: Partial | None) -> str:
+    """What a response means to the bytes that we have.
+
+        append     206 with all that comes after our bytes, and nothing else
+        done       416, as nothing comes after them
+        restart    another status: its body is the file, or tells of an error
+        again      a 206 or 416 that is not exactly that: ask for all of the file
+
+    A server that is bad at ranges must not cost us the file, and one that mixes up
+    versions must not get into it. So each doubt means "again", which touches nothing on
+    the disk (RFC 9110 14.4, 15.3.7, 15.5.17). A 206 of N bytes has one right Content-Range,
+    and comparing leaves nothing to parse: no `5-4/11`, no `+5-10/11`.
+    """
+    headers, status = response.headers, response.status_code
+    if known is None or status not in (206, 416):
+        return "restart"
+    length = body_length(response) if status == 206 else None  # None: it could end anywhere
+    total = known.size + (length or 0)
+    span = f"{known.size}-{total - 1}" if length else "*"
+    field = "etag" if known.validator.startswith('"') else "last-modified"
+    fits = (headers.get("content-range", "").lower() == f"bytes {span}/{total}"
+            and known.total in (None, total)
+            and headers.get(field, known.validator) == known.validator
+            and not headers.get("content-type", "").lower().startswith("multipart/byteranges")
+            and source_of(response) == known.source)
+    if not fits or status == 206 and not length:
+        return "again"
+    return "append" if length else "done"
+
+
+def check_status(response: Response, any_status: bool, own_range: bool) -> None:
+    """Refuse a body that is not the file: an error's, a redirect's, or a piece not asked for."""
+    piece = response.status_code == 206 and not own_range
+    if piece or response.status_code >= 300 and not any_status:
+        response.raise_for_status()
+        raise StatusError(f"{response.status_code} for {response.url}: this is not the file",
+                          url=response.url, response=response)
+
+
+# ---- on the disk
+
+@contextlib.contextmanager
+def disk_errors(path: str, **facts: Any) -> Iterator[None]:
+    """Make an error of ours, with curl's code, out of what the file system says."""
+    try:
+        yield
+    except AsyncGetError:  # the network's, of which some are an OSError, too
+        raise
+    except OSError as error:
+        raise AsyncGetError(f"cannot write {printable(path)}: {error.strerror or error}",
+                            exit_code=23, **facts) from error
+
+
+def check_target(path: str, overwrite: bool) -> None:
+    """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
+    with disk_errors(path):
+        special = os.path.exists(path) and not os.path.isfile(path)
+        if special or not os.path.basename(path) or "\0" in path:
+            raise OSError("not the name of a file")
+        if not overwrite and os.path.lexists(path):
+            raise OSError("it exists")
+
+
+def read_partial(path: str) -> Partial | None:
+    """What there is of PATH to go on from; writing will tell what is wrong with it, if so."""
+    try:
+        size = os.stat(path + ".part").st_size
+        with open(path + ".part.meta", "rb") as sidecar:
+            return parse_sidecar(sidecar.read(), size) if size else None
+    except (OSError, ValueError):
+        return None
+
+
+def open_part(path: str) -> io.FileIO:
+    """Open PATH.part to append to it; nobody may read it who may not read PATH.
+
+    Unbuffered: what has arrived is the kernel's at once, and no kill takes it back.
+    """
+    mode = os.stat(path).st_mode & 0o777 | 0o200 if os.path.exists(path) else 0o666
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), mode)
+
+    return open(path + ".part", "ab", buffering=0, opener=opener)
+
+
+def claim_part(file: io.FileIO, part: str) -> None:
+    """Make sure that an open PATH.part is ours alone, from now on and before.
+
+    The lock keeps other downloads off, and dies with us. In a folder where all may
+    write, others can foretell the name, and put a link to a file of ours there, or a
+    file that remains theirs. And a second link may be PATH itself: see publish_part.
+    """
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError("another download is writing it") from None
+    except (ImportError, OSError):  # Windows, and file systems without locks
+        pass
+    found, shared = os.fstat(file.fileno()), os.stat(os.path.dirname(part) or ".")
+    theirs = shared.st_mode & stat.S_ISVTX and found.st_uid != os.geteuid()
+    if theirs or found.st_nlink != 1 or not os.path.samestat(found, os.lstat(part)):
+        raise OSError(f"{part} is a link, or somebody else's")
+
+
+def restart_part(file: io.FileIO, path: str, sidecar: bytes) -> None:
+    """Make PATH.part the beginning of another version: no name, no bytes, a new name."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path + ".part.meta")
+    file.truncate(0)
+    if sidecar:
+        with open(path + ".part.meta", "xb") as meta:  # x: follows no link that was planted
+            meta.write(sidecar)
+
+
+def publish_part(file: io.FileIO, path: str, overwrite: bool) -> None:
+    """Give PATH.part its name. A rename replaces what bears it, a link does not."""
+    if os.name == "nt":
+        file.close()  # Windows renames no open file
+    if overwrite:
+        os.replace(path + ".part", path)
+    else:
+        os.link(path + ".part", path)
+        os.unlink(path + ".part")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path + ".part.meta")
+
+
+# ---- from the wire to the disk
+
+FilePath = Union[str, "os.PathLike[str]"]
+Progress = Callable[[int, Optional[int]], object]
+
+
+async def save_body(response: Response, path: str, plan: str, known: Partial | None,
+                    overwrite: bool, progress: Progress | None) -> None:
+    """Carry out a plan, and give the file its name when it is whole."""
+    check_target(path, overwrite)
+    with disk_errors(path, url=response.url, response=response):
+        with open_part(path) as file:
+            claim_part(file, path + ".part")
+            size = known.size if known and plan != "restart" else 0
+            if plan == "restart":
+                restart_part(file, path, render_sidecar(response))
+            elif read_partial(path) != known:
+                raise OSError("another download has changed what there was")
+            if plan != "done":
+                size = await write_body(response, file, size, progress)
+            # Else a power cut could leave the name on a file whose bytes never got to
+            # the disk. In a thread, as the disk may need seconds for a GiB.
+            await asyncio.to_thread(os.fsync, file.fileno())
+            if os.fstat(file.fileno()).st_size != size:  # where there are no locks
+                raise OSError("another download has written to it")
+            publish_part(file, path, overwrite)
+
+
+async def write_body(response: Response, file: io.FileIO, start: int,
+                     progress: Progress | None) -> int:
+    """Write a body as it arrives, behind the `start` bytes there are; return how many then.
+
+    This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
+    to hand each to a thread costs more, and makes a slow disk no faster.
+    """
+    size, length = start, body_length(response)
+    expected = None if length is None else start + length
+    async for piece in response.iter_bytes():
+        size += len(piece)
+        unwritten = memoryview(piece)
+        while unwritten:  # a disk that is nearly full takes a part
+            unwritten = unwritten[file.write(unwritten):]
+        if progress:
+            progress(size, expected)
+    return size
+
+
+async def download_to(session: Session, url: str,
+                      path: FilePath | Callable[[Response], FilePath], *,
+                   progress: Progress | None = None, resume: bool = True,
+                   overwrite: bool = True, any_status: bool = False, **options: Any) -> Response:
+    """GET a URL into a file, which gets its name when it is whole, and return the response.
+
+        await session.download(url, "big.iso", progress=lambda size, total: ...)
+
+    What this call, or an earlier one, has left in big.iso.part is gone on from where the
+    server can tell that the file is still the same. Whatever ends us, kill -9 as well,
+    leaves it for the next time. The response is then a 206, or a 416 if all was there.
+
+    `path` may be a function of the response, for names that the server chooses; nothing
+    is resumed then. `overwrite=False` never replaces a file. A status that is no success
+    raises StatusError; with `any_status` its body is saved, as curl does, though not in
+    the place of a partial file. `retries` count for bodies that break off, too. What the
+    file system refuses is an AsyncGetError with exit code 23.
+    """
+    settings = settings_of(session.settings, options, _SESSION_ONLY)
+    if not callable(path):
+        check_target(os.fsdecode(path), overwrite)
+    loop = asyncio.get_running_loop()
+    end = _FOREVER if settings.deadline in (..., None) else loop.time() + settings.deadline
+    finish = functools.partial(save_body, overwrite=overwrite, progress=progress)
+    attempt = 1
+    while True:
+        options["deadline"] = end - loop.time()
+        try:
+            return await download_once(session, url, path, resume, any_status, finish, options)
+        except (IncompleteBody, TimedOut) as error:
+            # The session tries again up to the head. Behind it, what came is kept, so that
+            # the rule is asked as if nothing had come.
+            delay = settings.retry_delay(attempt, type(error)(str(error)))
+            if error.response is None or delay is None or loop.time() + delay > end:
+                raise
+        await asyncio.sleep(delay)
+        attempt += 1
+
+
+async def download_once(session: Session, url: str, path: FilePath | Callable[[Response], FilePath],
+                        resume: bool, any_status: bool, finish: Callable[..., Awaitable[None]],
+                        options: Mapping[str, Any]) -> Response:
+    """Go on from what is there, or ask for all when the answer does not fit it."""
+    headers = options.get("headers") or ()
+    fields = list(headers.items() if isinstance(headers, Mapping) else headers)
+    own_range = any(name.lower() == "range" for name, _ in fields)  # then the piece is the file
+    known = None
+    if resume and not own_range and not callable(path):
+        known = read_partial(os.fsdecode(path))
+    fields += resume_request(known).items()
+    async with session.stream(url, **{**options, "headers": fields}) as response:
+        plan = resume_plan(response, known)
+        if plan == "restart":
+            check_status(response, any_status and known is None, own_range)
+        if plan != "again":
+            chosen = path(response) if callable(path) else path
+            await finish(response, os.fsdecode(chosen), plan, known)
+            return response
+    return await download_once(session, url, path, False, any_status, finish, options)
+
+
+async def download(url: str, path: FilePath | Callable[[Response], FilePath], *,
+                   progress: Progress | None = None, resume: bool = True,
+                   overwrite: bool = True, any_status: bool = False, **settings: Any) -> Response:
+    """GET a URL into a file, with a session of its own: see Session.download."""
+    async with Session(**settings) as session:
+        return await session.download(url, path, progress=progress, resume=resume,
+                                      overwrite=overwrite, any_status=any_status)
+
+
+# ==== 13. Timeline ============================================================
+# Where the time went, drawn to scale: one row a request, all rows on one clock. Rows
+# that stand above each other were waited for together; that is the whole gain of
+# asyncio, for everybody to see. It knows numbers only. Left out: name look-up and TLS
+# as phases of their own, as one mark, "connected", ends both.
+
+class Bar(NamedTuple):
+    """One row of the drawing: moments in seconds, on a clock that all rows share."""
+
+    label: str
+    started: float
+    connected: float
+    head: float
+    done: float
+    reused: bool = False
+    size: int = 0
+
+
+def response_bars(response: Response) -> list[Bar]:
+    """The bars of a response and of the redirects that led to it, each after the other."""
+    bars: list[Bar] = []
+    for hop in (*response.history, response):
+        marks = [bars[-1].done if bars else hop.started]
+        for seconds in (hop.timing.connected, hop.timing.head, hop.timing.done):
+            marks.append(max(marks[-1], hop.started + seconds))  # 0 is for what never came
+        label = f"{hop.status_code} {hop.url.partition('://')[2]}"
+        bars.append(Bar._make((label, *marks, hop.timing.reused, hop.received)))
+    return bars
+
+
+def render_size(count: float) -> str:
+    """A number of bytes in eight columns or less.
+
+    >>> render_size(80), render_size(1536), render_size(3 * 10**9)
+    ('80 B', '1.5 kB', '3.0 GB')
+    """
+    if count < 1000:
+        return f"{count:.0f} B"
+    power = min(4, (len(f"{count:.0f}") - 1) // 3)
+    return f"{count / 1000**power:.1f} {' kMGT'[power]}B"
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut the middle out of a long text: a URL says most at its ends.
+
+    >>> shorten("example.com/a/long/way/to/page", 20)
+    'example.c...to/page'
+    """
+    half = width // 2
+    return text if len(text) <= width else text[:half - 1] + "..." + text[3 - half:]
+
+
+def draw_bar(bar: Bar, column: Callable[[float], int]) -> str:
+    """One bar as text; `column` says where a moment lies."""
+    started, connected, head, done = map(column, bar[1:5])
+    drawing = "=" * (connected - started) + "." * (head - connected) + "#" * (done - head)
+    drawing = drawing or "#"  # too short for the scale, and yet it took place
+    return " " * started + (">" + drawing[1:] if bar.reused else drawing)
+
+
+def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
+    """Draw requests over time, and say what they would have cost one after another.
+
+    >>> print(render_timeline([
+    ...     Bar("200 h/slow", 0.0, 0.1, 0.9, 1.0, size=1536),
+    ...     Bar("200 h/next", 0.2, 0.2, 0.5, 0.6, reused=True, size=80)], width=60))
+    200 h/slow |==.......................### |   1.5 kB   1.00 s
+    200 h/next |     >........##             |     80 B   0.40 s
+    = connect   . wait   # receive   > on a kept connection
+    1.00 s in all; one after another 1.40 s
+    """
+    first, last = min(bar.started for bar in bars), max(bar.done for bar in bars)
+    label_width = min(max(len(bar.label) for bar in bars), max(8, (width - 21) // 2))
+    columns = max(8, width - 21 - label_width)  # 21 for borders, size and time
+    scale = (columns - 1) / ((last - first) or 1.0)
+    rows = [f"{shorten(bar.label, label_width):{label_width}} "
+            f"|{draw_bar(bar, lambda moment: int((moment - first) * scale)):{columns}}| "
+            f"{render_size(bar.size):>8} {bar.done - bar.started:6.2f} s" for bar in bars]
+    in_a_row = sum(bar.done - bar.started for bar in bars)
+    return "\n".join([*rows, "= connect   . wait   # receive   > on a kept connection",
+                      f"{last - first:.2f} s in all; one after another {in_a_row:.2f} s"])
+
+
+# ==== 14. Demo server =========================================================
+# The same bytes, seen from the other side. A server is a loop, too: it reads a head and
+# writes one. Behind it the demo, which tells on this server, on loopback, what asyncio
+# is for. Left out: all that makes a server fit for strangers.
+
+DEMO_PAGES = {  # what goes over the wire, to the byte
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\nI end after 22 bytes.\n",
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+               b"6\r\nI end \r\n19\r\nwith a chunk of 0 bytes.\n\r\n0\r\n\r\n",
+    "close": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nI end when I hang up.\n",
+    "drip": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\ndrip drop\n",
+}
+
+
+def render_answer(body: bytes, *fields: str, status: str = "200 OK") -> bytes:
+    r"""An answer whose length is told in front: head, empty line, body.
+
+    >>> render_answer(b"hello")
+    b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
+    """
+    head = (f"HTTP/1.1 {status}", *fields, f"Content-Length: {len(body)}", "", "")
+    return "\r\n".join(head).encode() + body
+
+
+async def demo_page(name: str, argument: str) -> bytes:
+    """The whole answer to /name/argument; /delay/N thinks for N seconds first."""
+    if name == "delay":
+        await asyncio.sleep(float(argument))
+        return render_answer(f"I thought for {argument} s.\n".encode())
+    if name == "redirect" and int(argument):
+        return render_answer(b"", f"Location: /redirect/{int(argument) - 1}", status="302 Found")
+    if name == "redirect":
+        return render_answer(b"You have arrived.\n")
+    if name == "gzip":
+        import gzip
+        return render_answer(gzip.compress(b"I was squeezed.\n" * 99), "Content-Encoding: gzip")
+    return DEMO_PAGES.get(name) or render_answer(b"No such page.\n", status="404 Not Found")
+
+
+async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer one GET after another on a connection, until somebody hangs up."""
+    name = ""
+    with contextlib.suppress(OSError, EOFError, ValueError):  # ValueError: /delay/soon
+        while name != "close":
+            request = await reader.readuntil(b"\r\n\r\n")
+            name, _, argument = request.split(b" ", 2)[1].decode().strip("/").partition("/")
+            answer = await demo_page(name, argument)
+            step = 1 if name == "drip" else len(answer)
+            for start in range(0, len(answer), step):
+                writer.write(answer[start:start + step])
+                await asyncio.sleep(0.02 if name == "drip" else 0)
+    writer.close()
+
+
+def add_two_numbers(first: int, second: int) -> int:
+    """The rest of a program: it neither knows nor cares what was awaited before."""
+    return first + second
+
+
+async def count_seconds() -> None:
+    """Count aloud, once a second, until somebody cancels."""
+    second = 0
+    while True:
+        await asyncio.sleep(1)
+        second += 1
+        print(f"   {second} s ... still waiting, still counting", flush=True)
+
+
+async def demo_waiting(session: Session) -> tuple[list[Response], list[Response]]:
+    """One slow page, and a counter meanwhile; then ten of them, at once and in a row."""
+    clock = asyncio.get_running_loop().time
+    print("\n1. One slow page, and a counter that runs while we wait for it", flush=True)
+    counter = asyncio.create_task(count_seconds())
+    response = await session.get("/delay/3.2")
+    counter.cancel()
+    print(f"   {response.status_code} {response.reason}: {response.text.strip()}")
+    urls = ["/delay/0.3"] * 10
+    print("\n2. Ten pages of 0.3 s each, gathered: one wait for all of them", flush=True)
+    started = clock()
+    gathered = await asyncio.gather(*map(session.get, urls))
+    print(f"   {clock() - started:.1f} s\n\n3. The same ten in a row: ten waits", flush=True)
+    started = clock()
+    in_a_row = [await session.get(url) for url in urls]
+    print(f"   {clock() - started:.1f} s")
+    return gathered, in_a_row
+
+
+async def demo() -> None:
+    """Tell in seven seconds what asyncio is for, on a server of our own."""
+    server = await asyncio.start_server(serve_demo, "127.0.0.1", 0)
+    origin = "http://{}:{}".format(*server.sockets[0].getsockname())
+    print(f"A small server answers on {origin}; nothing leaves this machine.")
+    async with Session(base_url=origin, trust_env=False) as session:
+        gathered, in_a_row = await demo_waiting(session)
+        print("\n4. Where does a body end? The server tells, in one of three ways")
+        for url in ("/length", "/chunked", "/close"):
+            response = await session.get(url)
+            print(f"   {response.raw_head.splitlines()[1].decode():28} {response.text.strip()}")
+    server.close()
+    print("\n5. Then the next line of the program runs, an ordinary function")
+    print(f"   add_two_numbers(2, 3) = {add_two_numbers(2, 3)}")
+    for title, responses in (("gathered", gathered), ("in a row", in_a_row)):
+        bars = [response_bars(response)[0]._replace(label=f"page {number}")
+                for number, response in enumerate(responses, 1)]
+        print(f"\nThe ten {title}:\n{render_timeline(bars)}")
+
+
+# ==== 15. Command line ========================================================
+# curl's flags and exit codes, so that hands and scripts know them. First what only
+# decides (flags to settings, URL to file name, response to report), then what writes,
+# and last the run: all URLs at once, printed in the order given. Left out: what needs
+# another method than GET, curl's config files, and its globs ([1-9] and {a,b}).
+
+SPOOL_BYTES = 1_048_576  # of a body that waits for its turn on stdout; the rest goes to disk
+REDRAW_SECONDS = 0.1     # between two states of the progress line
+SILENCE_SECONDS = 30.0   # without a byte, and we give up
+SECRETS = re.compile(r"(?im)^((?:proxy-)?authorization|(?:set-)?cookie):[^\r\n]*")  # not for -v
+BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
+
+# A line is a flag's definition as well as its help. A word in capitals is its value
+# (SECONDS, NUMBER and BYTES are checked); with three dots, it may be given repeatedly.
+FLAGS = """\
+usage: asyncget [flags] URL...
+
+request
+  -A --user-agent NAME        call yourself NAME
+  -H --header LINE...         "Name: value"; "Name:" removes, "Name;" is empty; or @FILE
+  -e --referer URL            say where the link was
+  -b --cookie DATA            "a=1; b=2", or a cookie file to read
+  -c --cookie-jar FILE        write all cookies to it at the end
+  -u --user NAME:PASSWORD     log in (Basic)
+  --oauth2-bearer TOKEN       log in (Bearer)
+  -n --netrc                  log in with what ~/.netrc has for the host
+  --netrc-file FILE           the same from another file
+  -r --range RANGE            a part only: 0-499, or -500 for the last
+  --compressed                ask for compressed bodies and unpack them (on)
+  -G --get                    take data into the URL
+  -d --data TEXT...           with -G: data as it is
+  --data-urlencode TEXT...    with -G: TEXT, NAME=TEXT, @FILE or NAME@FILE, encoded
+  --url-query TEXT...         the same without -G; +TEXT is taken as it is
+  --url URL...                one more; @FILE or @- has one a line, each saved as by -O
+  -X --request METHOD         GET is the only one
+redirects
+  -L --location               follow them (on)
+  --max-redirs NUMBER         so many at most (50)
+network
+  -x --proxy URL              http://, https://, socks5:// or socks5h://
+  -U --proxy-user NAME:PASSWORD  log in at the proxy
+  --noproxy HOSTS             go straight to these: a,b.c; * is all
+  --resolve HOST:PORT:ADDRESS...  the address of a host
+  --unix-socket FILE          connect there
+  -4 --ipv4                   over IPv4 only
+  -6 --ipv6                   over IPv6 only
+TLS
+  -k --insecure               believe any server
+  --cacert FILE               believe these authorities
+  -E --cert FILE              client certificate; FILE:PASSWORD if it has one
+  --key FILE                  and its key
+time
+  -m --max-time SECONDS       for one URL, all in all
+  --connect-timeout SECONDS   to connect
+  -y --speed-time SECONDS     the longest silence (30, or -m)
+  --retry NUMBER              further tries, where they may help
+  --retry-delay SECONDS       between two tries
+  --retry-max-time SECONDS    no try begins later than that
+output
+  -o --output FILE...         one for each URL; - is stdout
+  -O --remote-name            name the file as the URL does
+  --remote-name-all           -O for each URL
+  -J --remote-header-name     with -O: as the server says; never overwrites
+  --output-dir FOLDER         for -o and -O
+  --create-dirs               make folders that are missing
+  -C --continue-at POSITION   -C - goes on where the last run stopped
+  --no-clobber                rather FILE.1 than overwrite FILE
+  -i --include                the heads, too
+  -D --dump-header FILE       the heads, there
+  --max-filesize BYTES        no more than so many (1k, 2M, 3G)
+  -f --fail                   from status 400 on: no body, exit code 22
+  --fail-with-body            the same, with the body
+talk
+  -s --silent                 no progress, no errors
+  -S --show-error             errors all the same
+  -v --verbose                the wire: > sent, < received, * notes
+  -# --progress-bar           the progress line, as ever
+  --no-progress-meter         no progress line
+  -w --write-out FORMAT       a report behind the body: %{http_code} %{time_total} %{json} ...
+  --waterfall                 draw the requests over time
+  --demo                      what asyncio is for, told in seven seconds
+  -V --version
+  -h --help
+many
+  -Z --parallel               all URLs at once (on)
+  --parallel-max NUMBER       so many at once (50)
+  --fail-early                end at the first failure
+taken, and not needed
+  -g --globoff
+  -N --no-buffer
+  -q --disable
+  --http1.1
+  --path-as-is
+"""
+NOT_HERE = """ -F --form -I --head -T --upload-file -K --config -: --next -0 --http1.0 --http2 --http3
+    --http2-prior-knowledge --data-raw --data-binary --data-ascii --json --digest --ntlm
+    --negotiate --anyauth """.split()  # curl's, but more than a GET over HTTP/1.1
+
+
+class Flag(NamedTuple):
+    """One flag: its name in the options, and what its value is, "" if it has none."""
+
+    name: str
+    value: str
+    repeats: bool
+
+
+def known_flags() -> dict[str, Flag]:
+    """Each spelling in FLAGS.
+
+    >>> known_flags()["-m"]
+    Flag(name='max_time', value='SECONDS', repeats=False)
+    """
+    flags = {}
+    pattern = r"^  (?:(-\S) )?--(\S+)(?: ([A-Z:]+)(\.\.\.)?)?(?:  .*)?$"
+    for short, name, value, dots in re.findall(pattern, FLAGS, re.M):
+        flag = Flag(re.sub("[-.]", "_", name), value, bool(dots))
+        flags[short or "--" + name] = flags["--" + name] = flag
+    return flags
+
+
+def find_flag(word: str, flags: Mapping[str, Flag]) -> tuple[Flag, bool]:
+    """The flag that a word spells, and whether it turns it on: --no-X turns X off."""
+    opposite = "--" + word[5:] if word.startswith("--no-") else "--no-" + word[2:]
+    if word in flags:
+        return flags[word], True
+    if opposite in flags and not flags[opposite].value:
+        return flags[opposite], False
+    if word in NOT_HERE:
+        raise AsyncGetError(f"curl has {word}, a client for GET over HTTP/1.1 has not")
+    from difflib import get_close_matches
+    nearest = get_close_matches(word, flags, 1, 0.5) or ["--help"]
+    raise AsyncGetError(f"there is no flag {word}; try {nearest[0]}")
+
+
+def parse_value(flag: Flag, text: str) -> str | int | float:
+    """The value of a flag as the type that FLAGS says.
+
+    >>> parse_value(Flag("max_filesize", "BYTES", False), "2k")
+    2048
+    """
+    pattern = {"SECONDS": r"[0-9]*\.?[0-9]+", "NUMBER": "-?[0-9]+", "BYTES": "[0-9]+[kKmMgG]?"}
+    if not re.fullmatch(pattern.get(flag.value, "(?s:.*)"), text):
+        raise AsyncGetError(f"--{flag.name.replace('_', '-')} needs a number, not {text!r}")
+    if flag.value == "BYTES":
+        return int(text.rstrip("kKmMgG")) << 10 * max(0, " kmg".find(text[-1].lower()))
+    return float(text) if flag.value == "SECONDS" else int(text) if flag.value in pattern else text
+
+
+def split_flag(word: str) -> tuple[str, str | None]:
+    """A flag and what is stuck to it.
+
+    >>> split_flag("--output=f"), split_flag("-of"), split_flag("-s")
+    (('--output', 'f'), ('-o', 'f'), ('-s', None))
+    """
+    if word.startswith("--"):
+        spelling, equals, value = word.partition("=")
+        return spelling, value if equals else None
+    return word[:2], word[2:] or None
+
+
+def store_flag(options: types.SimpleNamespace, flag: Flag, value: str, on: bool) -> None:
+    """Put a flag into the options, behind its earlier values or in their place."""
+    if flag.repeats:
+        getattr(options, flag.name).append(value)
+    else:
+        setattr(options, flag.name, parse_value(flag, value) if flag.value else on)
+    if flag.name == "remote_name":
+        options.output.append("")  # -o and -O are paired with the URLs in one order
+
+
+def parse_arguments(arguments: Sequence[str]) -> types.SimpleNamespace:
+    """Turn arguments into options, an attribute for each flag.
+
+    >>> options = parse_arguments(["--no-location", "-sSm5", "x.org/a", "-o", "f", "-O"])
+    >>> options.location, options.silent, options.max_time, options.url, options.output
+    (False, True, 5.0, ['x.org/a'], ['f', ''])
+
+    A value is taken as it is, even one that looks like a flag: -r -500 asks for the last
+    500 bytes. argparse, with its own opinion on that, would not take curl's command lines.
+    """
+    flags = known_flags()
+    options = types.SimpleNamespace(**{flag.name: [] if flag.repeats else None if flag.value else False
+                                 for flag in flags.values()})
+    options.location = options.compressed = True
+    words = list(reversed(arguments))
+    while words:
+        word = words.pop()
+        if word == "-" or not word.startswith("-"):
+            options.url.append(word)
+            continue
+        if word == "--":
+            options.url += reversed(words)
+            break
+        spelling, value = split_flag(word)
+        flag, on = find_flag(spelling, flags)
+        if flag.value and value is None:
+            if not words:
+                raise AsyncGetError(f"{spelling} needs a value: {flag.value}")
+            value = words.pop()
+        elif value is not None and not flag.value:
+            if spelling.startswith("--"):
+                raise AsyncGetError(f"{spelling} takes no value")
+            words.append("-" + value)  # -sSf is -s -Sf
+        store_flag(options, flag, value or "", on)
+    return options
+
+
+def check_options(options: types.SimpleNamespace) -> None:
+    """Refuse what cannot be meant; nothing has been sent yet."""
+    for wrong, reason in (
+        (options.request not in (None, "GET"), "-X: this client only GETs"),
+        ((options.data or options.data_urlencode) and not options.get,
+         "data would make it a POST; with -G it goes into the URL"),
+        (options.include and options.remote_header_name, "-i would put heads into -J's file"),
+        (options.continue_at not in (None, "-"), "-C takes - only: the file tells the position"),
+        (any(entry.count(":") < 2 for entry in options.resolve), "--resolve: HOST:PORT:ADDRESS"),
+        (not options.url, "no URL given; try --help"),
+    ):
+        if wrong:
+            raise AsyncGetError(reason)
+
+
+def read_named(name: str) -> bytes:
+    """What stands behind an "@": a file, or stdin, which is touched for nothing else."""
+    try:
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            return file.read()
+    except OSError as error:
+        raise AsyncGetError(f"cannot read {name}: {error.strerror}", exit_code=26) from error
+
+
+def read_lines(name: str) -> list[str]:
+    """The lines of such a file, without the blanks around them, and without empty ones."""
+    lines = read_named(name).decode(errors="replace").split("\n")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def parse_header(line: str) -> tuple[str, str | None]:
+    """One -H, read as curl does; None removes a header.
+
+    >>> parse_header("X: 1"), parse_header("Accept:"), parse_header("X;")
+    (('X', '1'), ('Accept', None), ('X', ''))
+    """
+    name, colon, value = line.partition(":")
+    if not colon and not line.endswith(";"):
+        raise AsyncGetError(f"-H needs a colon: {line!r}")
+    return (name, value.strip() or None) if colon else (line[:-1], "")
+
+
+def request_headers(options: types.SimpleNamespace) -> list[tuple[str, str | None]]:
+    """All headers that the flags ask for."""
+    cookie = options.cookie if options.cookie and "=" in options.cookie else None
+    headers: list[tuple[str, str | None]] = []
+    for text in options.header:
+        lines = read_lines(text[1:]) if text[:1] == "@" else [text]
+        headers += map(parse_header, lines)
+    given = {name.lower() for name, _ in headers}  # -H has the last word
+    named = (("User-Agent", options.user_agent), ("Referer", options.referer), ("Cookie", cookie),
+             ("Range", options.range and f"bytes={options.range}"))
+    return headers + [(name, value or None) for name, value in named
+                      if value is not None and name.lower() not in given]
+
+
+def encode_data(text: str) -> str:
+    """The forms of --data-urlencode, percent-encoded.
+
+    >>> encode_data("a b"), encode_data("=a&b"), encode_data("n=a=b"), encode_data("é")
+    ('a+b', 'a%26b', 'n=a%3Db', '%C3%A9')
+    """
+    from urllib.parse import quote_plus
+    name, equals, content = text.partition("=")
+    data = os.fsencode(content)
+    if not equals:
+        name, at, file = text.partition("@")
+        name, data = (name, read_named(file)) if at else ("", os.fsencode(text))
+    return (name and name + "=") + quote_plus(data)
+
+
+def complete_url(text: str, options: types.SimpleNamespace) -> str:
+    """The URL with the scheme that was left out, and the query that the flags add.
+
+    >>> complete_url("x.org/a#b", parse_arguments(["--url-query", "q=1 2"]))
+    'http://x.org/a?q=1+2#b'
+    """
+    url, hash_sign, fragment = text.partition("#")
+    queries = [*options.data, *map(encode_data, options.data_urlencode)]
+    queries += [q[1:] if q[:1] == "+" else encode_data(q) for q in options.url_query]
+    for query in queries:
+        url += ("&" if "?" in url else "?") + query
+    return ("" if re.match("[A-Za-z0-9+.-]+://", url) else "http://") + url + hash_sign + fragment
+
+
+def retry_rule(options: types.SimpleNamespace) -> int | Callable[[int, Any], float | None]:
+    """--retry as Session takes it: a number, or a function when more is asked for."""
+    tries, fixed, latest = options.retry or 0, options.retry_delay, options.retry_max_time
+    if fixed is None and latest is None:
+        return tries
+    clock = asyncio.get_running_loop().time
+    started = clock()
+
+    def rule(attempt: int, outcome: Any) -> float | None:
+        delay = retry_delay(attempt, outcome, tries)
+        delay = fixed if delay is not None and fixed else delay
+        over = delay is not None and latest and clock() + delay - started > latest
+        return None if over else delay
+
+    return rule
+
+
+def connector(options: types.SimpleNamespace) -> Connector:
+    """open_connection as -4, -6 and --connect-timeout want it."""
+    family = socket.AF_INET if options.ipv4 else socket.AF_INET6 if options.ipv6 else 0
+    limit = options.connect_timeout or None
+
+    async def connect(*address: Any, **how: Any) -> Any:
+        try:
+            opening = asyncio.open_connection(*address, family=family, **how)
+            return await asyncio.wait_for(opening, limit)
+        except asyncio.TimeoutError:
+            raise TimedOut(f"no connection to {address[0]} within {limit:g} s") from None
+
+    return connect
+
+
+def proxy_environment(options: types.SimpleNamespace) -> dict[str, str]:
+    """-x, -U and --noproxy as the variables that the library obeys: it decides for each hop."""
+    variables = {} if options.noproxy is None else {"no_proxy": options.noproxy}
+    if options.proxy is not None:
+        from urllib.parse import quote
+        scheme, mark, address = options.proxy.rpartition("://")
+        user = quote(options.proxy_user, safe=":") + "@" if options.proxy_user else ""
+        url = address and f"{scheme}{mark}{user}{address}"
+        variables.update(http_proxy=url, https_proxy=url)
+    return variables
+
+
+def session_settings(options: types.SimpleNamespace) -> dict[str, Any]:
+    """The flags as keywords of Session."""
+    certificate, _, password = (options.cert or "").partition(":")
+    redirects = 50 if options.max_redirs is None else options.max_redirs
+    return {
+        "headers": request_headers(options),
+        "auth": options.oauth2_bearer or options.user and tuple(options.user.partition(":")[::2]),
+        "netrc": options.netrc_file or options.netrc,
+        "timeout": options.speed_time or max(SILENCE_SECONDS, options.max_time or 0),
+        "deadline": options.max_time or None,
+        "retries": retry_rule(options),
+        "follow_redirects": options.location,
+        "max_redirects": redirects if redirects >= 0 else sys.maxsize,
+        "verify": not options.insecure and (options.cacert or True),
+        "cert": options.cert and (certificate, options.key, password or None),
+        "decode": options.compressed and not options.range,  # no part of a gzip unpacks
+        "unix_socket": options.unix_socket,
+        "resolve": {f"{host}:{port}": address for host, port, address in (
+            entry.lower().split(":", 2) for entry in options.resolve)},
+        "open_connection": connector(options),
+        "limit": options.parallel_max or 50,
+    }
+
+
+def parse_cookie_file(text: str) -> Iterator[Cookie]:
+    """The cookies of a Netscape file; lines that are none are skipped.
+
+    >>> [(c.domain, c.name, c.value) for c in parse_cookie_file(
+    ...     "# a comment\\n#HttpOnly_h.test\\tFALSE\\t/\\tFALSE\\t0\\tid\\t7\\n")]
+    [('h.test', 'id', '7')]
+    """
+    from http.cookiejar import Cookie
+    for line in text.splitlines():
+        fields = line.removeprefix("#HttpOnly_").split("\t")
+        if line.startswith("# ") or len(fields) != 7 or not fields[4].isdecimal():
+            continue
+        domain, below, path, secure, expires, name, value = fields
+        if "." not in domain:
+            domain += ".local"  # as http.cookiejar calls such a host
+        yield Cookie(0, name, value, None, False, domain, below == "TRUE", domain[0] == ".",
+                     path, True, secure == "TRUE", int(expires) or None, expires == "0",
+                     None, None, {"HttpOnly": ""} if line.startswith("#") else {})
+
+
+def render_cookie_file(jar: CookieJar) -> str:
+    """A jar as curl writes it, cookies without an end included."""
+    lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
+    for cookie in jar:
+        domain = "localhost" if cookie.domain == "localhost.local" else cookie.domain
+        flags = [str(flag).upper() for flag in (cookie.domain_initial_dot, cookie.secure)]
+        prefix = "#HttpOnly_" if cookie.has_nonstandard_attr("HttpOnly") else ""
+        lines.append("\t".join((prefix + domain, flags[0], cookie.path, flags[1],
+                                str(cookie.expires or 0), cookie.name, cookie.value or "")))
+    return "\n".join(lines) + "\n"
+
+
+def safe_name(name: str, hidden: bool) -> str:
+    """The name, if it is one of a file in this very folder."""
+    if (name in ("", ".", "..") or printable(name) != name or len(os.fsencode(name)) > 255
+            or name.startswith(".") and not hidden):
+        raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
+    return name
+
+
+def name_from_url(url: str) -> str:
+    """The file name for -O: the end of the URL's path, as it was typed.
+
+    >>> [name_from_url(f"http://h.test{path}") for path in ("/a/b.txt?q", "/a/", "")]
+    ['b.txt', 'a', 'curl_response']
+
+    The last two are what curl does from 8.10 on; before, it refused.
+    """
+    pieces = re.split(r"[/\\]", re.split("[?#]", url)[0].partition("://")[2])[1:]
+    return safe_name(next(filter(None, reversed(pieces)), "curl_response"), hidden=True)
+
+
+def name_from_header(disposition: str) -> str | None:
+    r"""The file name for -J: what Content-Disposition says (RFC 6266 4.3), None for nothing.
+
+    >>> name_from_header("attachment; filename=a; filename*=UTF-8''na%C3%AFve")
+    'naïve'
+    >>> name_from_header(r'attachment; filename="C:\temp\..%2Fa%20b"')
+    'a b'
+
+    It is decoded first and then cut to its last part: %2F climbs out of no folder.
+    """
+    from urllib.parse import unquote
+    pattern = r"""([\w!#$&+.^`|~*-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)"""
+    found = {name.lower(): value.strip() for name, value in re.findall(pattern, disposition)}
+    charset, _, coded = found.get("filename*", "").partition("'")
+    if charset.lower() in ("utf-8", "iso-8859-1"):
+        name = unquote(coded.partition("'")[2], charset)
+    elif "filename" in found:
+        name = re.sub(r"\\([\"\\])", r"\1", found["filename"].strip('"'))
+        with contextlib.suppress(UnicodeError):  # many send UTF-8 where Latin-1 is due
+            name = name.encode("latin-1").decode()
+        name = unquote(name)
+    else:
+        return None
+    return safe_name(re.split(r"[/\\]", name)[-1], hidden=False)
+
+
+def free_name(path: str, taken: Container[str]) -> str:
+    """The name that --no-clobber gives: path, or the first of path.1, path.2 ... not taken."""
+    for suffix in ("", *(f".{number}" for number in range(1, 100))):
+        if path + suffix not in taken and not os.path.lexists(path + suffix):
+            return path + suffix
+    raise AsyncGetError(f"{path} to {path}.99 exist already", exit_code=23)
+
+
+def write_through(stream: Any, data: bytes) -> None:
+    """Write at once: whoever reads the pipe should not wait for us."""
+    stream.write(data)
+    stream.flush()
+
+
+def write_stdout(data: bytes) -> None:
+    """Write to stdout, past Python's own layers."""
+    write_through(sys.stdout.buffer, data)
+
+
+def write_named(name: str, data: bytes, mode: str = "wb") -> None:
+    """Write to a file that a flag names, or to stdout for "-"."""
+    if name == "-":
+        write_stdout(data)
+        return
+    with disk_errors(name), open(name, mode) as file:
+        file.write(data)
+
+
+class Transfer:
+    """One URL on its way: where its body goes, and what has become of it."""
+
+    def __init__(self, number: int, url: str, output: str | None) -> None:
+        self.number = number
+        self.url = url
+        self.shown_url = printable(re.sub("(?<=://)[^/?#]*@", "", url))  # without the password
+        self.output = output  # None is stdout, "-" too, even for binary, "" is -O, else a name
+        self.to_stdout = output in (None, "-")
+        self.path = ""        # of the file
+        self.response: Response | None = None
+        self.error: AsyncGetError | None = None
+        self.started = self.ended = 0.0
+        self.received = 0
+        self.expected: int | None = None
+        self.turn = asyncio.Event()  # set when stdout is ours
+        self.spool: Any = None       # what comes before that
+
+    @property
+    def exit_code(self) -> int:
+        """curl's code for the outcome."""
+        return self.error.exit_code if self.error else 0
+
+    def bars(self) -> list[Bar]:
+        """The rows of --waterfall; without a response it was all one wait."""
+        if self.response is not None:
+            return response_bars(self.response)
+        label = f"({self.exit_code}) {self.shown_url.partition('://')[2]}"
+        return [Bar(label, self.started, self.started, self.ended, self.ended)]
+
+    def write(self, data: bytes) -> None:
+        """Write to stdout if it is our turn, else keep the data till then."""
+        if self.turn.is_set():
+            self.flush()
+            write_stdout(data)
+            return
+        if self.spool is None:
+            from tempfile import SpooledTemporaryFile
+            self.spool = SpooledTemporaryFile(SPOOL_BYTES)
+        self.spool.write(data)
+
+    def flush(self) -> None:
+        """Write what was kept; our turn has come."""
+        if self.spool is not None:
+            self.spool.seek(0)
+            while data := self.spool.read(READ_BYTES):
+                write_stdout(data)
+            self.close()
+
+    def close(self) -> None:
+        """Let go of what was kept."""
+        if self.spool is not None:
+            self.spool.close()
+            self.spool = None
+
+
+def plan_transfers(options: types.SimpleNamespace) -> list[Transfer]:
+    """The URLs, each with its -o or -O; those of a list are saved as by -O, as curl does."""
+    urls: list[tuple[str, str | None]] = []
+    for text in options.url:
+        if text.startswith("@"):
+            urls += [(line, "") for line in read_lines(text[1:]) if line[0] != "#"]
+        else:
+            urls.append((text, "" if options.remote_name_all else None))
+    if not urls:
+        raise AsyncGetError("there is no URL in the list")
+    outputs = iter(options.output)
+    return [Transfer(number, complete_url(url, options), next(outputs, output))
+            for number, (url, output) in enumerate(urls)]
+
+
+def redirect_url(response: Response) -> str | None:
+    """Where a redirect that was not followed would have led."""
+    if response.status_code // 100 == 3 and "location" in response.headers:
+        with contextlib.suppress(AsyncGetError):
+            return str(join_url(parse_url(response.url), response.headers["location"]))
+    return None
+
+
+WRITE_OUT: dict[str, Callable[[Response], Any]] = {  # curl's names; what only a response can tell
+    "content_type": lambda r: r.headers.get("content-type"),
+    "http_code": lambda r: r.status_code,
+    "http_version": lambda r: r.http_version[5:],
+    "num_connects": lambda r: sum(not hop.timing.reused for hop in (*r.history, r)),
+    "num_headers": lambda r: len(r.headers.pairs),
+    "num_redirects": lambda r: len(r.history),
+    "redirect_url": redirect_url,
+    "remote_ip": lambda r: r.peer[0] if isinstance(r.peer, tuple) else None,
+    "remote_port": lambda r: r.peer[1] if isinstance(r.peer, tuple) else 0,
+    "response_code": lambda r: r.status_code,
+    "size_download": lambda r: r.received,
+    "size_header": lambda r: sum(len(hop.raw_head) for hop in (*r.history, r)),
+    "size_request": lambda r: sum(hop.request_bytes for hop in (*r.history, r)),
+    "time_namelookup": lambda r: 0.0,  # is not measured by itself
+    "time_connect": lambda r: round(r.timing.connected, 6),
+    "time_appconnect": lambda r: round(r.timing.connected, 6) if r.url[:6] == "https:" else 0.0,
+    "time_pretransfer": lambda r: round(r.timing.connected, 6),
+    "time_redirect": lambda r: round(r.history[-1].timing.done, 6) if r.history else 0.0,
+    "time_starttransfer": lambda r: round(r.timing.head, 6),
+}
+
+
+def write_out_values(transfer: Transfer) -> dict[str, Any]:
+    """All that -w can tell: times in seconds, sizes in bytes."""
+    response, seconds = transfer.response, transfer.ended - transfer.started
+    blank = {"content_type": None, "redirect_url": None, "remote_ip": None, "http_version": "0"}
+    values: dict[str, Any] = {
+        name: read(response) if response else blank.get(name, 0.0 if "time" in name else 0)
+        for name, read in WRITE_OUT.items()}
+    url = response.url if response else transfer.shown_url
+    return {
+        **values,
+        "errormsg": str(transfer.error) if transfer.error else None,
+        "exitcode": transfer.exit_code,
+        "filename_effective": transfer.path or None,
+        "method": "GET",
+        "scheme": url.partition("://")[0],
+        "speed_download": int(values["size_download"] / seconds) if seconds else 0,
+        "time_total": round(seconds, 6),
+        "url": transfer.shown_url,
+        "url_effective": url,
+        "urlnum": transfer.number,
+    }
+
+
+def render_write_out(template: str, values: Mapping[str, Any],
+                     headers: Headers) -> list[tuple[str, str]]:
+    r"""A -w template filled in; each piece with the stream that it is for.
+
+    >>> values, headers = {"http_code": 7, "time_total": 0.5}, Headers([("X", "y")])
+    >>> render_write_out(r"%{http_code}\t%{time_total}%{stderr}%header{x} %%", values, headers)
+    [('stdout', '007\t0.500000'), ('stderr', 'y %')]
+    """
+    escapes = {r"\n": "\n", r"\r": "\r", r"\t": "\t", "%%": "%"}
+
+    def fill(match: re.Match[str]) -> str:
+        variable, header, escape = match.groups()
+        if escape or header is not None:
+            return escapes[escape] if escape else printable(headers.get(header, ""))
+        if variable in ("json", "header_json"):
+            import json
+            fields = {name.lower(): headers.get_all(name) for name in headers}
+            return json.dumps(values if variable == "json" else fields)
+        value = values.get(variable, match[0])  # one that we do not know stays visible
+        shape = ".6f" if isinstance(value, float) else "03d" if "_code" in variable else ""
+        return printable("" if value is None else format(value, shape))
+
+    pattern = r"%\{(\w+)\}|%header\{([^}]*)\}|(\\[nrt]|%%)"
+    pieces = re.split(r"%\{(stdout|stderr)\}", template)
+    return [(stream, re.sub(pattern, fill, text))
+            for stream, text in zip(("stdout", *pieces[1::2]), pieces[::2])]
+
+
+def render_progress(received: int, expected: int | None, seconds: float, done: str = "",
+                    failed: int = 0) -> str:
+    """How far the bytes are; `done` is "3/10" for many URLs.
+
+    >>> render_progress(3_000_000, 12_000_000, 2.0)
+    '3.0 MB of 12.0 MB   25%   1.5 MB/s   0:06 left'
+    >>> render_progress(3_000_000, None, 2.0, "3/10", 1)
+    '3/10 done   1 failed   3.0 MB   1.5 MB/s'
+    """
+    rate = received / (seconds or 1)
+    parts = [f"{done} done"] if done else []
+    parts += [f"{failed} failed"] if failed else []
+    parts += [render_size(received) + (f" of {render_size(expected)}" if expected else "")]
+    parts += [f"{100 * received // expected}%"] if expected else []
+    parts += [render_size(rate) + "/s"]
+    if expected and rate:
+        parts.append("{}:{:02} left".format(*divmod(int((expected - received) / rate), 60)))
+    return "   ".join(parts)
+
+
+def terminal_width() -> int:
+    """Columns of stderr; shutil would ask stdout, which may well be a file."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return 80
+
+
+def render_heads(response: Response) -> bytes:
+    """The heads of a response and its redirects: to a terminal without their controls."""
+    raw = b"".join(hop.raw_head for hop in (*response.history, response))
+    if not sys.stdout.isatty():
+        return raw
+    return "".join(printable(line) + "\n" for line in raw.splitlines()).encode()
+
+
+class Screen:
+    """stderr: messages, and below them the progress line while somebody can see it."""
+
+    def __init__(self, transfers: Sequence[Transfer], shown: bool) -> None:
+        self.transfers = transfers
+        self.shown = shown
+        self.clock = asyncio.get_running_loop().time
+        self.began = self.drawn = self.clock()
+        self.width = 0  # of what is drawn now
+
+    def redraw(self) -> None:
+        """Bring the progress line up to date, ten times a second at most."""
+        now, count = self.clock(), len(self.transfers)
+        if not self.shown or now - self.drawn < REDRAW_SECONDS:
+            return
+        self.drawn = now
+        line = render_progress(
+            sum(transfer.received for transfer in self.transfers),
+            self.transfers[0].expected if count == 1 else None, now - self.began,
+            f"{sum(transfer.ended > 0 for transfer in self.transfers)}/{count}" * (count > 1),
+            sum(transfer.error is not None for transfer in self.transfers))[:terminal_width() - 1]
+        print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
+        self.width = len(line)
+
+    def wipe(self) -> None:
+        """Take the progress line away."""
+        if self.width:
+            print("\r" + " " * self.width, end="\r", file=sys.stderr, flush=True)
+            self.width = 0
+
+    def say(self, *words: str) -> None:
+        """A line on stderr, with the controls in it made harmless."""
+        self.wipe()
+        print(*map(printable, words), file=sys.stderr, flush=True)
+
+    def show_wire(self, kind: str, data: str | bytes) -> None:
+        """What Session traces, as -v shows it: > sent, < received, * a note."""
+        text = data if isinstance(data, str) else data.decode("latin-1").removesuffix("\n")
+        for line in SECRETS.sub(r"\1: ***", text).split("\n"):
+            self.say(kind, line.removesuffix("\r"))
+
+
+class EarlyEnd(Exception):
+    """Ends all transfers for --fail-early; the one that failed has been reported."""
+
+
+class Command:
+    """One run: its transfers, the session that they share, the screen that shows them."""
+
+    def __init__(self, options: types.SimpleNamespace) -> None:
+        self.options = options
+        self.transfers = plan_transfers(options)
+        mixed = sys.stdout.isatty() and any(transfer.to_stdout for transfer in self.transfers)
+        quiet = options.silent or options.no_progress_meter
+        self.screen = Screen(self.transfers, sys.stderr.isatty() and not mixed and not quiet)
+        self.jar = self.open_jar()
+        os.environ.update(proxy_environment(options))
+        self.settings = session_settings(options)
+        self.session = Session(trace=self.screen.show_wire if options.verbose else None,
+                               cookies=False if self.jar is None else self.jar, **self.settings)
+
+    def open_jar(self) -> CookieJar | None:
+        """The cookie jar that -c and -b FILE ask for; as in curl there is none without."""
+        name = self.options.cookie
+        reads = name is not None and "=" not in name
+        if not reads and self.options.cookie_jar is None:
+            return None
+        jar = cookie_jar()
+        if reads and os.path.exists(name):  # a first run may well name a file to come
+            for cookie in parse_cookie_file(read_named(name).decode()):
+                jar.set_cookie(cookie)
+        return jar
+
+    def meet(self, transfer: Transfer, response: Response) -> None:
+        """Look at a head, before its body is read: for -D, -f and --max-filesize."""
+        transfer.response = response
+        length = response.headers.get("content-length", "")
+        plain = length.isdecimal() and "content-encoding" not in response.headers
+        transfer.expected = int(length) if plain else None
+        if self.options.dump_header == "-":
+            transfer.write(render_heads(response))
+        if self.options.fail:
+            response.raise_for_status()
+        self.advance(transfer, 0, transfer.expected)
+
+    def advance(self, transfer: Transfer, received: int, expected: int | None) -> None:
+        """Note how far a body is; raise TooLarge behind --max-filesize."""
+        transfer.received, transfer.expected = received, expected
+        self.screen.redraw()
+        limit = self.options.max_filesize
+        if limit is not None and max(received, expected or 0) > limit:
+            raise TooLarge(f"{transfer.shown_url} is larger than --max-filesize, {limit} bytes",
+                           limit=limit)
+
+    async def stream(self, transfer: Transfer, write: Callable[[bytes], object]) -> None:
+        """Hand on a body as it comes: to stdout, and with -i to a file."""
+        wary = transfer.output is None and sys.stdout.isatty()
+        async with self.session.stream(transfer.url) as response:
+            if self.options.include:
+                write(render_heads(response))
+            self.meet(transfer, response)
+            async for piece in response.iter_bytes():
+                if wary and b"\0" in piece:
+                    raise AsyncGetError(BINARY, exit_code=23)
+                wary = False  # the first piece tells, as it does for curl
+                write(piece)
+                self.advance(transfer, transfer.received + len(piece), transfer.expected)
+
+    async def save(self, transfer: Transfer) -> None:
+        """Take a body to a file, which appears under its name when it is whole.
+
+        Not so a device such as /dev/null, nor what begins with a head.
+        """
+        options = self.options
+        transfer.path = self.place(transfer.output or name_from_url(transfer.url))
+        if options.include or os.path.exists(transfer.path) and not os.path.isfile(transfer.path):
+            with disk_errors(transfer.path):
+                file = open(transfer.path, "wb")
+            with file:
+                await self.stream(transfer, functools.partial(write_through, file))
+            return
+
+        def choose(response: Response) -> str:
+            self.meet(transfer, response)
+            if options.remote_header_name and transfer.output == "":
+                name = name_from_header(response.headers.get("content-disposition", ""))
+                transfer.path = self.place(name) if name else transfer.path
+            return transfer.path
+
+        transfer.response = await self.session.download(
+            transfer.url,
+            transfer.path if options.continue_at else choose,  # what is there must be known first
+            progress=functools.partial(self.advance, transfer), resume=bool(options.continue_at),
+            overwrite=not options.remote_header_name, any_status=not options.fail,
+            retries=self.settings["retries"], headers=self.settings["headers"])
+
+    def place(self, name: str) -> str:
+        """The path for a file name, its folders made if --create-dirs says so."""
+        path = os.path.join(self.options.output_dir or "", name)
+        if self.options.create_dirs and os.path.dirname(path):
+            with disk_errors(path):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+        if self.options.no_clobber:
+            path = free_name(path, {transfer.path for transfer in self.transfers})
+        return path
+
+    async def fetch(self, transfer: Transfer) -> None:
+        """Carry out a transfer; an error becomes its outcome."""
+        transfer.started = self.screen.clock()
+        try:
+            if transfer.to_stdout:
+                await self.stream(transfer, transfer.write)
+            else:
+                await self.save(transfer)
+            if self.options.fail_with_body and transfer.response:
+                transfer.response.raise_for_status()
+        except AsyncGetError as error:
+            transfer.error = error
+            transfer.response = transfer.response or error.response
+        transfer.ended = self.screen.clock()
+        self.screen.redraw()
+
+    def report(self, transfer: Transfer) -> None:
+        """Say what has become of a transfer: all that its flags ask for behind the body."""
+        self.screen.wipe()
+        transfer.flush()
+        options, response = self.options, transfer.response
+        if transfer.error and (options.show_error or not options.silent):
+            self.screen.say(f"asyncget: ({transfer.exit_code}) {transfer.error}")
+        if response and options.dump_header not in (None, "-"):
+            write_named(options.dump_header, render_heads(response), "ab")
+        template = options.write_out or ""
+        if template.startswith("@"):
+            template = read_named(template[1:]).decode(errors="replace")
+        headers = response.headers if response else Headers()
+        for stream, text in render_write_out(template, write_out_values(transfer), headers):
+            if stream == "stdout":
+                write_stdout(text.encode(errors="surrogateescape"))
+            else:
+                print(text, end="", file=sys.stderr, flush=True)
+
+    async def work(self, queue: Iterator[Transfer]) -> None:
+        """Take one transfer after another off the queue that all workers share."""
+        for transfer in queue:
+            await self.fetch(transfer)
+            early = self.options.fail_early and transfer.error
+            if not early:
+                await transfer.turn.wait()  # holding our place, so that few bodies wait
+            self.report(transfer)
+            if early:
+                raise EarlyEnd
+            for following in self.transfers[transfer.number + 1:transfer.number + 2]:
+                following.turn.set()
+
+    async def run(self) -> int:
+        """Fetch all and report all; the exit code is that of the first failure in their order."""
+        self.transfers[0].turn.set()
+        queue = iter(self.transfers)
+        workers = [asyncio.ensure_future(self.work(queue))
+                   for _ in self.transfers[:self.options.parallel_max or 50]]
+        async with self.session:
+            try:
+                with contextlib.suppress(EarlyEnd):
+                    await asyncio.gather(*workers)
+            finally:
+                await cancel(workers)
+                self.screen.wipe()
+                for transfer in self.transfers:
+                    transfer.close()
+        if self.options.waterfall:
+            bars = [bar for transfer in self.transfers if transfer.ended for bar in transfer.bars()]
+            print(render_timeline(bars, terminal_width() - 1), file=sys.stderr)
+        if self.jar is not None and self.options.cookie_jar:
+            write_named(self.options.cookie_jar, render_cookie_file(self.jar).encode())
+        return next((t.exit_code for t in self.transfers if t.error), 0)
+
+
+async def run_command(options: types.SimpleNamespace) -> int:
+    """What the flags ask for, inside an event loop."""
+    if options.demo:
+        await demo()
+        return 0
+    check_options(options)
+    if options.dump_header not in (None, "-"):
+        write_named(options.dump_header, b"")
+    code = await Command(options).run()
+    # Name look-ups sit in threads, and nothing cancels those: -m is not to wait for one.
+    threads = asyncio.ensure_future(asyncio.get_running_loop().shutdown_default_executor())
+    ended, _ = await asyncio.wait([threads], timeout=0.2)
+    if not ended:
+        os._exit(code)
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: returns curl's exit code, leaves files and output behind."""
+    import signal
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # As if by the signal itself, and without a word: what has been received is written.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        if options.help or options.version:
+            print(FLAGS if options.help else f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
+                  f"Python {sys.version.split()[0]})")
+            code = 0
+        else:
+            code = asyncio.run(run_command(options))
+        sys.stdout.flush()
+        return code
+    except AsyncGetError as error:
+        print(f"asyncget: ({error.exit_code}) {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:  # of stdout: a pipe that is closed, a disk that is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more
+        if not isinstance(error, BrokenPipeError):
+            print(f"asyncget: (23) cannot write: {error.strerror}", file=sys.stderr)
+        return 23
+
+
+if __name__ == "__main__":
+    sys.exit(main())
