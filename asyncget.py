@@ -256,6 +256,11 @@ _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ASCII = "".join(map(chr, range(0x21, 0x7F)))
 
 
+def bracketed(host: str) -> str:
+    """A host as it stands in a URL: IPv6 in brackets (RFC 3986 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
 class Origin(NamedTuple):
     """Who is asked, and the border that no credential crosses (RFC 6454)."""
 
@@ -290,11 +295,6 @@ class URL(NamedTuple):
         return f"{self.origin.scheme}://{self.origin.authority}{self.target}{fragment}"
 
 
-def bracketed(host: str) -> str:
-    """A host as it stands in a URL: IPv6 in brackets (RFC 3986 3.2.2)."""
-    return f"[{host}]" if ":" in host else host
-
-
 def masked(text: str) -> str:
     """A URL's text, fit for an error: no userinfo, no controls, not too long.
 
@@ -303,6 +303,91 @@ def masked(text: str) -> str:
     """
     text = re.sub(r"^([a-z]+:/*)?.*@", r"\1***@", text, flags=re.I | re.S)
     return shown(text[:MAX_SHOWN_BYTES + 1].encode("utf-8", "backslashreplace"))[1:]
+
+
+def refuse_controls(text: str) -> None:
+    """Raise for control bytes: urllib.parse deletes them, and so asks for something else."""
+    control = re.search(r"[\x00-\x1f\x7f]", text)
+    if control:
+        raise InvalidURL(f"control character {control[0]!r} in URL {masked(text)}")
+
+
+def percent_encode(text: str) -> str:
+    """Encode what may not stand on a request line; what is encoded already stays."""
+    from urllib.parse import quote
+    try:
+        return quote(text, safe=_ASCII)
+    except UnicodeError:
+        raise InvalidURL(f"not Unicode: {masked(text)}") from None
+
+
+def parse_address(text: str, version: int) -> str:
+    """An IP address in its one canonical spelling; a zone (%eth0) is refused."""
+    import ipaddress
+    try:
+        if version == 4:
+            return str(ipaddress.IPv4Address(text))
+        if "%" not in text:
+            return str(ipaddress.IPv6Address(text))
+    except ValueError:
+        pass
+    raise InvalidURL(f"not an IPv{version} address: {masked(text)}")
+
+
+def ascii_label(label: str) -> str:
+    """One label of a host: lower case, and punycode where needed, as curl does.
+
+    The idna codec is not used: it turns ß into ss, which is another host.
+    """
+    if label.isascii():
+        return label.lower()
+    from unicodedata import normalize
+    lower = normalize("NFC", label.lower())
+    # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts.
+    if normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63:
+        raise InvalidURL(f"not a host label: {masked(label)}")
+    return "xn--" + lower.encode("punycode").decode("ascii")
+
+
+def parse_host(text: str) -> str:
+    """A host in the one spelling that is looked up, certified, sent and compared.
+
+    >>> parse_host("BÜCHER.example")
+    'xn--bcher-kva.example'
+
+    What getaddrinfo would take for another address is refused: 127.1, 0x7f.0.0.1.
+    """
+    if text.startswith("["):
+        return parse_address(text[1:-1], 6)
+    if not 0 < len(text) <= 255:
+        raise InvalidURL(f"no host, or one of more than 255 characters: {masked(text)}")
+    labels = [ascii_label(label) for label in text.split(".")]
+    if labels[-1] == "" and len(labels) > 1:  # the DNS root: "h.test."
+        labels.pop()
+    for label in labels:
+        if not _LABEL.fullmatch(label):
+            raise InvalidURL(f"not a host: {masked(text)}")
+    if _NUMERIC.fullmatch(labels[-1]):
+        return parse_address(text, 4)
+    return ".".join(labels) + ("." if text.endswith(".") else "")
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_origin(scheme: str, host_port: str) -> Origin:
+    """The origin of a URL; remembered, as most URLs of a program share a few.
+
+    >>> parse_origin("HTTP", "[::0:1]:080")
+    Origin(scheme='http', host='::1', port=80)
+    """
+    scheme = scheme.lower()
+    if scheme not in DEFAULT_PORTS:
+        raise InvalidURL(f"unsupported scheme {printable(scheme[:20])!r}: only http and https",
+                         exit_code=1)
+    match = _HOST_PORT.fullmatch(host_port)
+    if match is None or int(match[2] or 0) > 65535:  # or a password with a "/" in it
+        host = re.sub(r":[^:\]]*$", ":***", host_port)
+        raise InvalidURL(f"not a host and port (0 to 65535): {masked(host)}")
+    return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
 
 
 def parse_url(text: str) -> URL:
@@ -335,89 +420,23 @@ def parse_url(text: str) -> URL:
     return URL(parse_origin(scheme, host_port), target, fragment, userinfo)
 
 
-def refuse_controls(text: str) -> None:
-    """Raise for control bytes: urllib.parse deletes them, and so asks for something else."""
-    control = re.search(r"[\x00-\x1f\x7f]", text)
-    if control:
-        raise InvalidURL(f"control character {control[0]!r} in URL {masked(text)}")
-
-
-def percent_encode(text: str) -> str:
-    """Encode what may not stand on a request line; what is encoded already stays."""
-    from urllib.parse import quote
-    try:
-        return quote(text, safe=_ASCII)
-    except UnicodeError:
-        raise InvalidURL(f"not Unicode: {masked(text)}") from None
-
-
-@functools.lru_cache(maxsize=1024)
-def parse_origin(scheme: str, host_port: str) -> Origin:
-    """The origin of a URL; remembered, as most URLs of a program share a few.
-
-    >>> parse_origin("HTTP", "[::0:1]:080")
-    Origin(scheme='http', host='::1', port=80)
-    """
-    scheme = scheme.lower()
-    if scheme not in DEFAULT_PORTS:
-        raise InvalidURL(f"unsupported scheme {printable(scheme[:20])!r}: only http and https",
-                         exit_code=1)
-    match = _HOST_PORT.fullmatch(host_port)
-    if match is None or int(match[2] or 0) > 65535:  # or a password with a "/" in it
-        host = re.sub(r":[^:\]]*$", ":***", host_port)
-        raise InvalidURL(f"not a host and port (0 to 65535): {masked(host)}")
-    return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
-
-
-def parse_host(text: str) -> str:
-    """A host in the one spelling that is looked up, certified, sent and compared.
-
-    >>> parse_host("BÜCHER.example")
-    'xn--bcher-kva.example'
-
-    What getaddrinfo would take for another address is refused: 127.1, 0x7f.0.0.1.
-    """
-    if text.startswith("["):
-        return parse_address(text[1:-1], 6)
-    if not 0 < len(text) <= 255:
-        raise InvalidURL(f"no host, or one of more than 255 characters: {masked(text)}")
-    labels = [ascii_label(label) for label in text.split(".")]
-    if labels[-1] == "" and len(labels) > 1:  # the DNS root: "h.test."
-        labels.pop()
-    for label in labels:
-        if not _LABEL.fullmatch(label):
-            raise InvalidURL(f"not a host: {masked(text)}")
-    if _NUMERIC.fullmatch(labels[-1]):
-        return parse_address(text, 4)
-    return ".".join(labels) + ("." if text.endswith(".") else "")
-
-
-def parse_address(text: str, version: int) -> str:
-    """An IP address in its one canonical spelling; a zone (%eth0) is refused."""
-    import ipaddress
-    try:
-        if version == 4:
-            return str(ipaddress.IPv4Address(text))
-        if "%" not in text:
-            return str(ipaddress.IPv6Address(text))
-    except ValueError:
-        pass
-    raise InvalidURL(f"not an IPv{version} address: {masked(text)}")
-
-
-def ascii_label(label: str) -> str:
-    """One label of a host: lower case, and punycode where needed, as curl does.
-
-    The idna codec is not used: it turns ß into ss, which is another host.
-    """
-    if label.isascii():
-        return label.lower()
-    from unicodedata import normalize
-    lower = normalize("NFC", label.lower())
-    # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts.
-    if normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63:
-        raise InvalidURL(f"not a host label: {masked(label)}")
-    return "xn--" + lower.encode("punycode").decode("ascii")
+def join_target(base: str, reference: str) -> str:
+    """Resolve path and query, dot segments removed (RFC 3986 5.2.4)."""
+    path, mark, query = reference.partition("?")
+    base_path = base.partition("?")[0]
+    if not path:
+        return base_path + mark + query
+    if not path.startswith("/"):
+        path = base_path[:base_path.rindex("/") + 1] + path
+    segments: list[str] = []
+    for segment in path.split("/")[1:]:
+        if segment == "..":
+            del segments[-1:]
+        elif segment != ".":
+            segments.append(segment)
+    if path.endswith(("/.", "/..")):
+        segments.append("")
+    return "/" + "/".join(segments) + mark + query
 
 
 def join_url(base: URL, reference: str) -> URL:
@@ -447,26 +466,14 @@ def join_url(base: URL, reference: str) -> URL:
     return url
 
 
-def join_target(base: str, reference: str) -> str:
-    """Resolve path and query, dot segments removed (RFC 3986 5.2.4)."""
-    path, mark, query = reference.partition("?")
-    base_path = base.partition("?")[0]
-    if not path:
-        return base_path + mark + query
-    if not path.startswith("/"):
-        path = base_path[:base_path.rindex("/") + 1] + path
-    segments: list[str] = []
-    for segment in path.split("/")[1:]:
-        if segment == "..":
-            del segments[-1:]
-        elif segment != ".":
-            segments.append(segment)
-    if path.endswith(("/.", "/..")):
-        segments.append("")
-    return "/" + "/".join(segments) + mark + query
-
-
 Params = Union[Mapping[str, Any], Iterable["tuple[str, Any]"]]
+
+
+def _quoted(quote: Callable[[Any], str], item: object) -> str:
+    try:
+        return quote(item if isinstance(item, bytes) else str(item))
+    except UnicodeError:
+        raise InvalidURL(f"a parameter is not Unicode: {item!r:.60}") from None
 
 
 def add_params(url: URL, params: Params) -> URL:
@@ -486,13 +493,6 @@ def add_params(url: URL, params: Params) -> URL:
         return url
     glue = "?" if "?" not in url.target else "" if url.target[-1] in "?&" else "&"
     return url._replace(target=url.target + glue + "&".join(pairs))
-
-
-def _quoted(quote: Callable[[Any], str], item: object) -> str:
-    try:
-        return quote(item if isinstance(item, bytes) else str(item))
-    except UnicodeError:
-        raise InvalidURL(f"a parameter is not Unicode: {item!r:.60}") from None
 
 
 # ==== 3. Request bytes ========================================================
@@ -662,6 +662,23 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
     return bare + 2 if bare >= 0 else end + 3 if end >= 0 else 0
 
 
+def parse_lines(block: bytes, what: str) -> list[tuple[bytes, bytes]]:
+    """The fields of a block that ends in an empty line; raise for the line that is none."""
+    pairs = _FIELD_LINE.findall(block)
+    lines = block.split(b"\n")[:-2]
+    if len(pairs) != len(lines):
+        wrong = (line for line in lines if not _FIELD_LINE.fullmatch(line + b"\n"))
+        raise ProtocolError(f"{what}: not a field line: {shown(next(wrong, b''))}")
+    if len(pairs) > MAX_FIELDS:
+        raise ProtocolError(f"{what}: more than {MAX_FIELDS} fields")
+    return pairs
+
+
+def unfold(block: bytes) -> bytes:
+    """Join folded lines with a blank (RFC 9112 5.2); the first line cannot be folded."""
+    return _FOLD.sub(b" ", block)
+
+
 def parse_head(raw: bytes) -> Head:
     r"""Check a whole head, with its empty line, and take it apart.
 
@@ -687,21 +704,13 @@ def parse_head(raw: bytes) -> Head:
     return Head(raw, int(match[1]), int(match[2]), fields)
 
 
-def unfold(block: bytes) -> bytes:
-    """Join folded lines with a blank (RFC 9112 5.2); the first line cannot be folded."""
-    return _FOLD.sub(b" ", block)
-
-
-def parse_lines(block: bytes, what: str) -> list[tuple[bytes, bytes]]:
-    """The fields of a block that ends in an empty line; raise for the line that is none."""
-    pairs = _FIELD_LINE.findall(block)
-    lines = block.split(b"\n")[:-2]
-    if len(pairs) != len(lines):
-        wrong = (line for line in lines if not _FIELD_LINE.fullmatch(line + b"\n"))
-        raise ProtocolError(f"{what}: not a field line: {shown(next(wrong, b''))}")
-    if len(pairs) > MAX_FIELDS:
-        raise ProtocolError(f"{what}: more than {MAX_FIELDS} fields")
-    return pairs
+def field_text(value: bytes) -> str:
+    """A field's value as text: UTF-8 where it is that, else its bytes as latin-1."""
+    value = value.strip(b" \t")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def parse_fields(block: bytes) -> list[tuple[str, str]]:
@@ -711,15 +720,6 @@ def parse_fields(block: bytes) -> list[tuple[str, str]]:
     [('A', '1'), ('B', '2')]
     """
     return [(name.decode("ascii"), field_text(value)) for name, value in _FIELD_LINE.findall(block)]
-
-
-def field_text(value: bytes) -> str:
-    """A field's value as text: UTF-8 where it is that, else its bytes as latin-1."""
-    value = value.strip(b" \t")
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
 
 
 def status_reason(raw: bytes) -> str:
@@ -814,32 +814,36 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     return head.minor >= 1 or (b"keep-alive" in options and framing != "chunked")  # 6.1
 
 
-def body_parser(framing: Framing) -> BodyParser:
-    """The parser for a framing, started: send it what arrives."""
-    parser = (read_chunked() if framing == "chunked" else
-              read_until_close() if framing == "close" else read_sized(int(framing)))
-    next(parser)
-    return parser
+@functools.lru_cache(maxsize=256)
+def parse_chunk_size(line: bytes) -> int:
+    """The size in a chunk's first line; remembered, as chunks of a body are alike.
+
+    >>> parse_chunk_size(b"1F ;name=value")
+    31
+
+    int(line, 16) alone would take "+5", "0x5" and "0_5".
+    """
+    match = _CHUNK_SIZE.fullmatch(line)
+    if match is None or len(line) > MAX_CHUNK_LINE_BYTES:
+        raise ProtocolError(f"not a chunk size: {shown(line)}")
+    return int(match[1], 16)
 
 
-def read_sized(length: int) -> BodyParser:
-    """Take `length` bytes."""
-    data, missing = (yield b""), length
-    while len(data) < missing:
-        if not data:
-            raise IncompleteBody(f"the connection ended {missing} bytes before the end of a body "
-                                 f"of {length}", expected=length, received=length - missing)
-        missing -= len(data)
-        data = yield data
-    return data[:missing], data[missing:], b""
+def check_trailers(block: bytes) -> bytes:
+    """Trailer lines obey the grammar of a head's; they are never merged into it."""
+    block = unfold(block)
+    parse_lines(block, "trailers")
+    return block
 
 
-def read_until_close() -> BodyParser:
-    """Take all until the connection ends."""
-    data = yield b""
-    while data:
-        data = yield data
-    return b"", b"", b""
+def more(pieces: list[bytes], rest: bytes) -> Generator[bytes, bytes, bytes]:
+    """Hand out the payload so far and return what is not used yet, with what arrives."""
+    payload = b"".join(pieces)
+    pieces.clear()
+    arrived = yield payload
+    if not arrived:
+        raise IncompleteBody("the connection ended inside a chunked body")
+    return rest + arrived if rest else arrived
 
 
 def read_chunked() -> BodyParser:
@@ -883,36 +887,32 @@ def read_chunked() -> BodyParser:
     return b"".join(pieces), bytes(block[size:]), check_trailers(bytes(block[:size]))
 
 
-def more(pieces: list[bytes], rest: bytes) -> Generator[bytes, bytes, bytes]:
-    """Hand out the payload so far and return what is not used yet, with what arrives."""
-    payload = b"".join(pieces)
-    pieces.clear()
-    arrived = yield payload
-    if not arrived:
-        raise IncompleteBody("the connection ended inside a chunked body")
-    return rest + arrived if rest else arrived
+def read_until_close() -> BodyParser:
+    """Take all until the connection ends."""
+    data = yield b""
+    while data:
+        data = yield data
+    return b"", b"", b""
 
 
-@functools.lru_cache(maxsize=256)
-def parse_chunk_size(line: bytes) -> int:
-    """The size in a chunk's first line; remembered, as chunks of a body are alike.
-
-    >>> parse_chunk_size(b"1F ;name=value")
-    31
-
-    int(line, 16) alone would take "+5", "0x5" and "0_5".
-    """
-    match = _CHUNK_SIZE.fullmatch(line)
-    if match is None or len(line) > MAX_CHUNK_LINE_BYTES:
-        raise ProtocolError(f"not a chunk size: {shown(line)}")
-    return int(match[1], 16)
+def read_sized(length: int) -> BodyParser:
+    """Take `length` bytes."""
+    data, missing = (yield b""), length
+    while len(data) < missing:
+        if not data:
+            raise IncompleteBody(f"the connection ended {missing} bytes before the end of a body "
+                                 f"of {length}", expected=length, received=length - missing)
+        missing -= len(data)
+        data = yield data
+    return data[:missing], data[missing:], b""
 
 
-def check_trailers(block: bytes) -> bytes:
-    """Trailer lines obey the grammar of a head's; they are never merged into it."""
-    block = unfold(block)
-    parse_lines(block, "trailers")
-    return block
+def body_parser(framing: Framing) -> BodyParser:
+    """The parser for a framing, started: send it what arrives."""
+    parser = (read_chunked() if framing == "chunked" else
+              read_until_close() if framing == "close" else read_sized(int(framing)))
+    next(parser)
+    return parser
 
 
 # ==== 6. Decoding =============================================================
@@ -1403,6 +1403,13 @@ class Route(NamedTuple):
     verify: Any = True   # as the caller gave it, for the error texts
 
 
+async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """End tasks and wait until they have cleaned up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def open_first(host: str, port: int, **options: Any) -> tuple[
         asyncio.StreamReader, asyncio.StreamWriter]:
     """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305).
@@ -1442,11 +1449,50 @@ async def open_first(host: str, port: int, **options: Any) -> tuple[
                 attempt.result()[1].transport.abort()
 
 
-async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """End tasks and wait until they have cleaned up."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
+    """What a proxy, and nobody else, is told of its own credentials."""
+    if not proxy.userinfo:
+        return []
+    return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
+
+
+def trusted(verify: Any) -> str:
+    """Where the trusted certificates come from, for the error texts."""
+    if isinstance(verify, ssl.SSLContext):
+        return "the SSLContext that is verify="
+    if verify is not True:
+        named = ", under the names that `openssl rehash` gives" if os.path.isdir(verify) else ""
+        return f"verify={os.fspath(verify)!r}{named}"
+    paths = ssl.get_default_verify_paths()
+    found = []
+    for variable, usual in ((paths.openssl_cafile_env, paths.openssl_cafile),
+                            (paths.openssl_capath_env, paths.openssl_capath)):
+        path = os.environ.get(variable, usual)
+        missing = "" if os.path.exists(path) else ", which is not there"
+        found.append(f"{variable} ({path}{missing})")
+    return " and ".join(found) + "; a private CA's file goes into the first, or verify="
+
+
+def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContext | None,
+                     verify: Any) -> str:
+    """What to do about a certificate that did not pass."""
+    strict = getattr(ssl, "VERIFY_X509_STRICT", 0)
+    if context and context.verify_flags & strict and error.verify_code in _STRICT_X509:
+        return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
+                "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
+    if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
+        return ""
+    return f"; trusted are those in {trusted(verify)}"
+
+
+def handshake_hint(reason: str) -> str:
+    """What to do about a handshake that failed."""
+    if reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE",
+                  "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
+        return "; no TLS is spoken there: does the URL begin with http://, not https://?"
+    if "CERTIFICATE_REQUIRED" in reason:
+        return "; a client certificate is wanted: cert="
+    return ""
 
 
 class Connection(BodySource):
@@ -1943,13 +1989,6 @@ class Body(BodySource):
             self.connection = None
 
 
-def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
-    """What a proxy, and nobody else, is told of its own credentials."""
-    if not proxy.userinfo:
-        return []
-    return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
-
-
 def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     """The TLS settings for `verify` and `cert`.
 
@@ -1983,45 +2022,6 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
                            "cert= is a path, (cert, key) or (cert, key, password)",
                            exit_code=58) from None
     return context
-
-
-def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContext | None,
-                     verify: Any) -> str:
-    """What to do about a certificate that did not pass."""
-    strict = getattr(ssl, "VERIFY_X509_STRICT", 0)
-    if context and context.verify_flags & strict and error.verify_code in _STRICT_X509:
-        return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
-                "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
-    if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
-        return ""
-    return f"; trusted are those in {trusted(verify)}"
-
-
-def trusted(verify: Any) -> str:
-    """Where the trusted certificates come from, for the error texts."""
-    if isinstance(verify, ssl.SSLContext):
-        return "the SSLContext that is verify="
-    if verify is not True:
-        named = ", under the names that `openssl rehash` gives" if os.path.isdir(verify) else ""
-        return f"verify={os.fspath(verify)!r}{named}"
-    paths = ssl.get_default_verify_paths()
-    found = []
-    for variable, usual in ((paths.openssl_cafile_env, paths.openssl_cafile),
-                            (paths.openssl_capath_env, paths.openssl_capath)):
-        path = os.environ.get(variable, usual)
-        missing = "" if os.path.exists(path) else ", which is not there"
-        found.append(f"{variable} ({path}{missing})")
-    return " and ".join(found) + "; a private CA's file goes into the first, or verify="
-
-
-def handshake_hint(reason: str) -> str:
-    """What to do about a handshake that failed."""
-    if reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE",
-                  "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
-        return "; no TLS is spoken there: does the URL begin with http://, not https://?"
-    if "CERTIFICATE_REQUIRED" in reason:
-        return "; a client certificate is wanted: cert="
-    return ""
 
 
 # ==== 9. Pool =================================================================
@@ -2246,6 +2246,30 @@ def next_request(request: Request, response: Response,
 RetryRule = Callable[[int, Union[Response, AsyncGetError]], Optional[float]]
 
 
+def parse_date(text: str) -> datetime | None:
+    """The moment that an HTTP date names, None for what is no date (RFC 9110 5.6.7)."""
+    from datetime import timezone
+    from email.utils import parsedate_to_datetime
+    try:
+        when = parsedate_to_datetime(text)
+        return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+    except (TypeError, ValueError, IndexError, OverflowError):  # differs by version
+        return None
+
+
+def retry_after(text: str) -> float | None:
+    """The seconds that a Retry-After asks for, as a number or a date (RFC 9110 10.2.3).
+
+    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT"), retry_after("soon")
+    (120.0, 0.0, None)
+    """
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    from datetime import datetime, timezone
+    when = parse_date(text)
+    return max(0.0, (when - datetime.now(timezone.utc)).total_seconds()) if when else None
+
+
 def retry_delay(attempt: int, outcome: Response | AsyncGetError,
                 retries: int) -> float | None:
     """Seconds to wait before trying again; None: attempt (1 is the first) was the last.
@@ -2268,30 +2292,6 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
         return None
     import random
     return min(0.5 * 2.0 ** (attempt - 1), 30.0) * random.uniform(0.5, 1.0)  # apart from others
-
-
-def retry_after(text: str) -> float | None:
-    """The seconds that a Retry-After asks for, as a number or a date (RFC 9110 10.2.3).
-
-    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT"), retry_after("soon")
-    (120.0, 0.0, None)
-    """
-    if re.fullmatch(r"[0-9]{1,9}", text):
-        return float(text)
-    from datetime import datetime, timezone
-    when = parse_date(text)
-    return max(0.0, (when - datetime.now(timezone.utc)).total_seconds()) if when else None
-
-
-def parse_date(text: str) -> datetime | None:
-    """The moment that an HTTP date names, None for what is no date (RFC 9110 5.6.7)."""
-    from datetime import timezone
-    from email.utils import parsedate_to_datetime
-    try:
-        when = parsedate_to_datetime(text)
-        return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
-    except (TypeError, ValueError, IndexError, OverflowError):  # differs by version
-        return None
 
 
 # ---- cookies
@@ -2381,32 +2381,13 @@ def parse_proxy(text: str, source: str) -> Proxy:
                  url.userinfo, source)
 
 
-def choose_proxy(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
-    """The proxy that the environment names for an origin.
-
-        http_proxy, HTTP_PROXY     for http; upper case not under CGI, where a request's
-                                   "Proxy:" field would set it (CVE-2016-1000110)
-        https_proxy, HTTPS_PROXY   for https
-        all_proxy, ALL_PROXY       for both, where those are not set
-        no_proxy, NO_PROXY         none for these: see bypasses_proxy
-
-    Lower case wins; an empty value means none. Where nothing is set, macOS and Windows
-    are asked for the settings of the system.
-    """
-    for name in (f"{origin.scheme}_proxy", "all_proxy"):
-        if name not in environ:
-            name = name.upper()
-        if name in environ and not (name == "HTTP_PROXY" and "REQUEST_METHOD" in environ):
-            no_proxy = environ.get("no_proxy", environ.get("NO_PROXY", ""))
-            if not environ[name] or bypasses_proxy(no_proxy, origin):
-                return None
-            return parse_proxy(environ[name], name)
-    if sys.platform in ("darwin", "win32"):
-        from urllib.request import getproxies, proxy_bypass
-        found = getproxies().get(origin.scheme)
-        if found and not proxy_bypass(origin.host):
-            return parse_proxy(found, "the system's settings")
-    return None
+def in_network(address: str, network: str) -> bool:
+    """Whether an address lies in a network, or is the one named."""
+    import ipaddress
+    try:
+        return ipaddress.ip_address(address) in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
 
 
 def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
@@ -2433,13 +2414,32 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
     return False
 
 
-def in_network(address: str, network: str) -> bool:
-    """Whether an address lies in a network, or is the one named."""
-    import ipaddress
-    try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(network, strict=False)
-    except ValueError:
-        return False
+def choose_proxy(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
+    """The proxy that the environment names for an origin.
+
+        http_proxy, HTTP_PROXY     for http; upper case not under CGI, where a request's
+                                   "Proxy:" field would set it (CVE-2016-1000110)
+        https_proxy, HTTPS_PROXY   for https
+        all_proxy, ALL_PROXY       for both, where those are not set
+        no_proxy, NO_PROXY         none for these: see bypasses_proxy
+
+    Lower case wins; an empty value means none. Where nothing is set, macOS and Windows
+    are asked for the settings of the system.
+    """
+    for name in (f"{origin.scheme}_proxy", "all_proxy"):
+        if name not in environ:
+            name = name.upper()
+        if name in environ and not (name == "HTTP_PROXY" and "REQUEST_METHOD" in environ):
+            no_proxy = environ.get("no_proxy", environ.get("NO_PROXY", ""))
+            if not environ[name] or bypasses_proxy(no_proxy, origin):
+                return None
+            return parse_proxy(environ[name], name)
+    if sys.platform in ("darwin", "win32"):
+        from urllib.request import getproxies, proxy_bypass
+        found = getproxies().get(origin.scheme)
+        if found and not proxy_bypass(origin.host):
+            return parse_proxy(found, "the system's settings")
+    return None
 
 
 def netrc_auth(path: bool | str | os.PathLike[str], host: str) -> Auth | None:
@@ -2542,6 +2542,57 @@ class Call:
         if not self.deadline:
             self.deadline = now + self.seconds
         return self.deadline
+
+
+def settings_of(base: Settings, options: Mapping[str, Any],
+                forbidden: Iterable[str] = ()) -> Settings:
+    """The settings with options laid over them; allow_redirects is requests' name for one."""
+    options = {"follow_redirects" if name == "allow_redirects" else name: value
+               for name, value in options.items()}
+    wrong = [name for name in options if name not in Settings._fields or name in forbidden]
+    if wrong:
+        raise TypeError(f"unknown keyword {wrong[0]!r}; there are "
+                        + ", ".join(name for name in Settings._fields if name not in forbidden))
+    return base._replace(**options)
+
+
+def fields_of(base: tuple[tuple[str, str], ...], settings: Settings) -> tuple[
+        tuple[str, str], ...]:
+    """The fields of a request: base, then those of the headers and of the credentials."""
+    fields = base
+    if not settings.decode:
+        fields = merge_fields(fields, {"Accept-Encoding": None})
+    if settings.headers:
+        fields = merge_fields(fields, settings.headers)
+    if settings.auth:
+        fields = merge_fields(fields, {"Authorization": render_auth(settings.auth)})
+    return fields
+
+
+class SharedIterator:
+    """One iterator for many workers, over an iterable of either kind."""
+
+    def __init__(self, items: Iterable[str] | AsyncIterable[str]) -> None:
+        self.plain = None if isinstance(items, AsyncIterable) else iter(items)
+        self.other = items.__aiter__() if isinstance(items, AsyncIterable) else None
+        self.lock = asyncio.Lock()  # an async generator cannot be asked by two at once
+
+    def __aiter__(self) -> SharedIterator:
+        return self
+
+    async def __anext__(self) -> str:
+        if self.plain is not None:
+            for item in self.plain:
+                return item
+            raise StopAsyncIteration
+        assert self.other is not None
+        async with self.lock:
+            return await self.other.__anext__()
+
+
+def worker_count(urls: object, limit: int) -> int:
+    """How many workers to start: no more than there are URLs, where that is known."""
+    return min(limit, len(urls)) if isinstance(urls, Sized) else limit
 
 
 class Session:
@@ -2876,57 +2927,6 @@ class Session:
         return Connection(route, self.settings.open_connection, self.settings.trace, keep, forget)
 
 
-def settings_of(base: Settings, options: Mapping[str, Any],
-                forbidden: Iterable[str] = ()) -> Settings:
-    """The settings with options laid over them; allow_redirects is requests' name for one."""
-    options = {"follow_redirects" if name == "allow_redirects" else name: value
-               for name, value in options.items()}
-    wrong = [name for name in options if name not in Settings._fields or name in forbidden]
-    if wrong:
-        raise TypeError(f"unknown keyword {wrong[0]!r}; there are "
-                        + ", ".join(name for name in Settings._fields if name not in forbidden))
-    return base._replace(**options)
-
-
-def fields_of(base: tuple[tuple[str, str], ...], settings: Settings) -> tuple[
-        tuple[str, str], ...]:
-    """The fields of a request: base, then those of the headers and of the credentials."""
-    fields = base
-    if not settings.decode:
-        fields = merge_fields(fields, {"Accept-Encoding": None})
-    if settings.headers:
-        fields = merge_fields(fields, settings.headers)
-    if settings.auth:
-        fields = merge_fields(fields, {"Authorization": render_auth(settings.auth)})
-    return fields
-
-
-class SharedIterator:
-    """One iterator for many workers, over an iterable of either kind."""
-
-    def __init__(self, items: Iterable[str] | AsyncIterable[str]) -> None:
-        self.plain = None if isinstance(items, AsyncIterable) else iter(items)
-        self.other = items.__aiter__() if isinstance(items, AsyncIterable) else None
-        self.lock = asyncio.Lock()  # an async generator cannot be asked by two at once
-
-    def __aiter__(self) -> SharedIterator:
-        return self
-
-    async def __anext__(self) -> str:
-        if self.plain is not None:
-            for item in self.plain:
-                return item
-            raise StopAsyncIteration
-        assert self.other is not None
-        async with self.lock:
-            return await self.other.__anext__()
-
-
-def worker_count(urls: object, limit: int) -> int:
-    """How many workers to start: no more than there are URLs, where that is known."""
-    return min(limit, len(urls)) if isinstance(urls, Sized) else limit
-
-
 async def get(url: str, **settings: Any) -> Response:
     """GET a URL and read its body, with a session of its own."""
     async with Session(**settings) as session:
@@ -3192,6 +3192,25 @@ FilePath = Union[str, "os.PathLike[str]"]
 Progress = Callable[[int, Optional[int]], object]
 
 
+async def write_body(response: Response, file: io.FileIO, start: int,
+                     progress: Progress | None) -> int:
+    """Write a body as it arrives, behind the `start` bytes there are; return how many then.
+
+    This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
+    to hand each to a thread costs more, and makes a slow disk no faster.
+    """
+    size, length = start, body_length(response)
+    expected = None if length is None else start + length
+    async for piece in response.iter_bytes():
+        size += len(piece)
+        unwritten = memoryview(piece)
+        while unwritten:  # a disk that is nearly full takes a part
+            unwritten = unwritten[file.write(unwritten):]
+        if progress:
+            progress(size, expected)
+    return size
+
+
 async def save_body(response: Response, path: str, plan: str, known: Partial | None,
                     overwrite: bool, progress: Progress | None) -> None:
     """Carry out a plan, and give the file its name when it is whole."""
@@ -3214,23 +3233,26 @@ async def save_body(response: Response, path: str, plan: str, known: Partial | N
             publish_part(file, path, overwrite)
 
 
-async def write_body(response: Response, file: io.FileIO, start: int,
-                     progress: Progress | None) -> int:
-    """Write a body as it arrives, behind the `start` bytes there are; return how many then.
-
-    This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
-    to hand each to a thread costs more, and makes a slow disk no faster.
-    """
-    size, length = start, body_length(response)
-    expected = None if length is None else start + length
-    async for piece in response.iter_bytes():
-        size += len(piece)
-        unwritten = memoryview(piece)
-        while unwritten:  # a disk that is nearly full takes a part
-            unwritten = unwritten[file.write(unwritten):]
-        if progress:
-            progress(size, expected)
-    return size
+async def download_once(session: Session, url: str, path: FilePath | Callable[[Response], FilePath],
+                        resume: bool, any_status: bool, finish: Callable[..., Awaitable[None]],
+                        options: Mapping[str, Any]) -> Response:
+    """Go on from what is there, or ask for all when the answer does not fit it."""
+    headers = options.get("headers") or ()
+    fields = list(headers.items() if isinstance(headers, Mapping) else headers)
+    own_range = any(name.lower() == "range" for name, _ in fields)  # then the piece is the file
+    known = None
+    if resume and not own_range and not callable(path):
+        known = read_partial(os.fsdecode(path))
+    fields += resume_request(known).items()
+    async with session.stream(url, **{**options, "headers": fields}) as response:
+        plan = resume_plan(response, known)
+        if plan == "restart":
+            check_status(response, any_status and known is None, own_range)
+        if plan != "again":
+            chosen = path(response) if callable(path) else path
+            await finish(response, os.fsdecode(chosen), plan, known)
+            return response
+    return await download_once(session, url, path, False, any_status, finish, options)
 
 
 async def download_to(session: Session, url: str,
@@ -3270,28 +3292,6 @@ async def download_to(session: Session, url: str,
                 raise
         await asyncio.sleep(delay)
         attempt += 1
-
-
-async def download_once(session: Session, url: str, path: FilePath | Callable[[Response], FilePath],
-                        resume: bool, any_status: bool, finish: Callable[..., Awaitable[None]],
-                        options: Mapping[str, Any]) -> Response:
-    """Go on from what is there, or ask for all when the answer does not fit it."""
-    headers = options.get("headers") or ()
-    fields = list(headers.items() if isinstance(headers, Mapping) else headers)
-    own_range = any(name.lower() == "range" for name, _ in fields)  # then the piece is the file
-    known = None
-    if resume and not own_range and not callable(path):
-        known = read_partial(os.fsdecode(path))
-    fields += resume_request(known).items()
-    async with session.stream(url, **{**options, "headers": fields}) as response:
-        plan = resume_plan(response, known)
-        if plan == "restart":
-            check_status(response, any_status and known is None, own_range)
-        if plan != "again":
-            chosen = path(response) if callable(path) else path
-            await finish(response, os.fsdecode(chosen), plan, known)
-            return response
-    return await download_once(session, url, path, False, any_status, finish, options)
 
 
 async def download(url: str, path: FilePath | Callable[[Response], FilePath], *,
