@@ -301,7 +301,7 @@ def masked(text: str) -> str:
     >>> masked("http://me:secret@h:x/")
     "'http://***@h:x/'"
     """
-    text = re.sub(r"^([a-z]+:/*)?.*@", r"\1***@", text, flags=re.I | re.S)
+    text = re.sub(r"^([a-z]+:/{0,2})?.*@", r"\1***@", text, flags=re.I | re.S)
     return shown(text[:MAX_SHOWN_BYTES + 1].encode("utf-8", "backslashreplace"))[1:]
 
 
@@ -1845,13 +1845,12 @@ class Connection(BodySource):
     @types.coroutine
     def receive(self) -> Generator[Any, None, bytes]:
         """The next bytes, b"" at the end; errors are ours, and so is a clock that ran out."""
-        reading, self.reading = self.reading, None
-        if reading is None:
-            reading = self.reader.read(READ_BYTES), None
-        reading, arrival = reading
+        begun, self.reading = self.reading, None
+        reading = begun[0] if begun else self.reader.read(READ_BYTES)
         try:
+            arrival = begun[1] if begun else reading.send(None)
             while True:  # as `await reading` would, from where begin_read left it
-                arrival = reading.send((yield arrival) if arrival else None)
+                arrival = reading.send((yield arrival))
         except StopIteration as end:
             data: bytes = end.value
         except OSError as error:
