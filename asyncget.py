@@ -101,6 +101,7 @@ __all__ = [
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 MAX_HEAD_BYTES = 131_072         # one head or trailer section; curl 300 KB, aiohttp 8 KB a line
 MAX_FIELDS = 128                 # in one head; hyper and http.client 100, aiohttp 128
+MAX_LIST_BYTES = 8192            # of a field that is a list, such as Connection
 MAX_INTERIM = 10                 # 1xx responses before the real one
 MAX_CHUNK_LINE_BYTES = 4096      # size and extensions of one chunk
 MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
@@ -122,6 +123,7 @@ HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
 MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
+MAX_VAIN_BYTES = 16_777_216      # between stacked codings beyond what came out of the last
 
 
 class AsyncGetError(Exception):
@@ -362,11 +364,10 @@ def parse_host(text: str) -> str:
     if not 0 < len(text) <= 255:
         raise InvalidURL(f"no host, or one of more than 255 characters: {masked(text)}")
     labels = [ascii_label(label) for label in text.split(".")]
-    if labels[-1] == "" and len(labels) > 1:  # the DNS root: "h.test."
+    if labels[-1] == "":  # the DNS root: "h.test."
         labels.pop()
-    for label in labels:
-        if not _LABEL.fullmatch(label):
-            raise InvalidURL(f"not a host: {masked(text)}")
+    if not all(map(_LABEL.fullmatch, labels)) or sum(map(len, labels)) + len(labels) > 256:
+        raise InvalidURL(f"not a host: {masked(text)}")
     if _NUMERIC.fullmatch(labels[-1]):
         return parse_address(text, 4)
     return ".".join(labels) + ("." if text.endswith(".") else "")
@@ -647,6 +648,8 @@ def parse_list(value: bytes) -> tuple[bytes, ...]:
     >>> parse_list(b",, close ,x")
     (b'close', b'x')
     """
+    if len(value) > MAX_LIST_BYTES:  # lest 256 of them be remembered
+        raise ProtocolError(f"response head: a list of {len(value)} bytes: {shown(value)}")
     elements = (element.strip(b" \t") for element in value.split(b","))
     return tuple(element for element in elements if element)
 
@@ -691,7 +694,8 @@ def parse_head(raw: bytes) -> Head:
     first = raw.find(b"\n") + 1
     match = _STATUS_LINE.fullmatch(raw, 0, first)
     if match is None:
-        raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}")
+        raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}",
+                            exit_code=8 if raw.startswith(b"HTTP/1.") else 1)
     pairs = _FIELD_LINE.findall(raw[first:].lower())
     if len(pairs) != raw.count(b"\n") - 2:
         raw = raw[:first] + unfold(raw[first:])
@@ -859,16 +863,20 @@ def read_chunked() -> BodyParser:
     data, at, extensions = b"", 0, 0
     pieces: list[bytes] = []
     while True:
-        while (end := data.find(b"\r\n", at)) < 0 and len(data) - at <= MAX_CHUNK_LINE_BYTES:
+        while (end := data.find(b"\r\n", at)) < 0 and len(data) - at <= MAX_CHUNK_LINE_BYTES + 1:
             data, at = (yield from more(pieces, data[at:])), 0
         size = parse_chunk_size(data[at:end] if end >= 0 else data[at:])
-        if end - at > 16:  # more than digits
-            extensions += end - at
-            if extensions > MAX_EXTENSION_BYTES:
-                raise ProtocolError(f"more than {MAX_EXTENSION_BYTES} bytes of chunk extensions")
-        at = end + 2
+        line, at = b"\r\n" + data[at:end + 2], end + 2
         if size == 0:
             break
+        if len(line) > 20:  # more than digits
+            extensions += len(line)
+            if extensions > MAX_EXTENSION_BYTES:
+                raise ProtocolError(f"more than {MAX_EXTENSION_BYTES} bytes of chunk extensions")
+        else:  # chunks are mostly alike: the end of one and the size of the next, compared as one
+            while data.startswith(line, at + size):
+                pieces.append(data[at:at + size])
+                at += size + len(line)
         while len(data) < (stop := at + size) + 2:  # it goes on in what is still to come
             pieces.append(data[at:stop])
             size -= len(pieces[-1])
@@ -878,12 +886,13 @@ def read_chunked() -> BodyParser:
         pieces.append(data[at:stop])
         at = stop + 2
     block, searched = bytearray(data[at:]), 0
-    while block[:2] != b"\r\n" and (end := block.find(b"\r\n\r\n", searched)) < 0:
-        if len(block) > MAX_HEAD_BYTES:
-            raise ProtocolError(f"more than {MAX_HEAD_BYTES} bytes of trailers")
+    while block[:2] != b"\r\n" and (end := block.find(b"\r\n\r\n", searched)) < 0 and (
+            len(block) <= MAX_HEAD_BYTES):
         searched = max(0, len(block) - 3)
         block += yield from more(pieces, b"")
-    size = 2 if block[:2] == b"\r\n" else end + 4
+    size = 2 if block[:2] == b"\r\n" else end + 4 if end >= 0 else len(block)
+    if size > MAX_HEAD_BYTES:
+        raise ProtocolError(f"more than {MAX_HEAD_BYTES} bytes of trailers")
     return b"".join(pieces), bytes(block[size:]), check_trailers(bytes(block[:size]))
 
 
@@ -998,14 +1007,19 @@ class Decoder:
 
     def __init__(self, codings: list[bytes]) -> None:
         self.stages = [Inflater(coding) for coding in reversed(codings)]
+        self.vain = 0  # bytes made between the stages, less those that came of them
 
     def feed(self, data: bytes, stage: int = 0) -> Iterator[bytes]:
         """Yield what data decodes to."""
         for piece in self.stages[stage].feed(data):
             if stage + 1 == len(self.stages):
+                self.vain -= stage * len(piece)
                 yield piece
-            else:
-                yield from self.feed(piece, stage + 1)
+                continue
+            self.vain += len(piece)
+            if self.vain > MAX_VAIN_BYTES:  # 300 bytes can say "a terabyte of nothing"
+                raise DecodingError(f"{self.vain} bytes between codings, and nothing comes of them")
+            yield from self.feed(piece, stage + 1)
 
     def finish(self) -> None:
         """Raise DecodingError if any of the codings is cut short."""
@@ -1492,6 +1506,8 @@ def handshake_hint(reason: str) -> str:
         return "; no TLS is spoken there: does the URL begin with http://, not https://?"
     if "CERTIFICATE_REQUIRED" in reason:
         return "; a client certificate is wanted: cert="
+    if "HANDSHAKE_FAILURE" in reason:  # all that TLS 1.2 has for it
+        return "; perhaps a client certificate is wanted (cert=), or no cipher is shared"
     return ""
 
 
@@ -1756,8 +1772,11 @@ class Connection(BodySource):
         self.outer, self.writer = self.writer, None  # collected, it would close the transport
         self.reader = asyncio.StreamReader(limit=READ_BYTES, loop=self.loop)
         protocol = asyncio.StreamReaderProtocol(self.reader, loop=self.loop)
-        transport = await self.loop.start_tls(self.outer.transport, protocol, tls,
-                                              **self._tls_options(self.route.origin.host))
+        try:
+            transport = await self.loop.start_tls(self.outer.transport, protocol, tls,
+                                                  **self._tls_options(self.route.origin.host))
+        except TypeError as error:  # before 3.13, TLS in TLS trips over itself on every error
+            raise error.__context__ or error from None
         if transport is None or transport.is_closing():  # the connection ended meanwhile
             raise ConnectionResetError("closed during the handshake")
         protocol.connection_made(transport)
@@ -1786,13 +1805,13 @@ class Connection(BodySource):
             return (ProxyError if proxy else ConnectError)(
                 f"cannot resolve {(proxy or route.origin).host!r}, for {hop}: {text}{self.after()}",
                 exit_code=5 if proxy else 6)
+        if not isinstance(error, (OSError, ValueError, EOFError)):
+            return error  # a fault of ours, or of the caller's open_connection
         if self.phase == "answer of the proxy":
             return self.proxy_error(f"closed the connection: {text}")
         if self.phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
             return TLSError(f"TLS handshake with {hop} failed: {text}{self.after()}")
-        if isinstance(error, (OSError, ValueError, EOFError)):
-            return ConnectError(f"cannot connect to {hop}: {text}{self.after()}")
-        return error
+        return ConnectError(f"cannot connect to {hop}: {text}{self.after()}")
 
     # ---- one exchange
 
@@ -2311,6 +2330,11 @@ def cookie_jar() -> CookieJar:
         strict_domain=True, strict_ns_domain=DefaultCookiePolicy.DomainStrictNonDomain))
 
 
+# RFC 6265 5.2 says to ignore these; http.cookiejar would ignore the cookie.
+_IGNORED_ATTRIBUTES = re.compile(
+    r";\s*(?:version\s*=|port\s*=|max-age\s*=(?!\s*-?[0-9]+\s*(?:;|$)))[^;]*", re.I)
+
+
 def store_cookies(jar: CookieJar, response: Response) -> None:
     """Put what a response sets into the jar, as far as it is allowed to."""
     from email.message import Message
@@ -2319,7 +2343,7 @@ def store_cookies(jar: CookieJar, response: Response) -> None:
     message = Message()
     for line in response.headers.get_all("set-cookie")[:MAX_SET_COOKIES]:
         if len(line) <= MAX_COOKIE_BYTES:
-            message["Set-Cookie"] = line
+            message["Set-Cookie"] = _IGNORED_ATTRIBUTES.sub("", line)
     source: Any = SimpleNamespace(info=lambda: message)
     jar.extract_cookies(source, CookieRequest(response.url))
     by_domain: dict[str, list[Any]] = {}
@@ -2636,7 +2660,7 @@ class Session:
         await self._pool.close()
 
     def __repr__(self) -> str:
-        return f"<Session {'closed' if self._closed else self._pool!r}>"
+        return f"<Session {'closed' if self._closed else repr(self._pool)}>"
 
     # ---- what users call
 
@@ -2720,8 +2744,10 @@ class Session:
         async def work_all() -> None:
             try:
                 await asyncio.gather(*workers)
-            finally:
+            except Exception:  # not when cancelled: nobody takes from the queue then
                 await finished.put(None)
+                raise
+            await finished.put(None)
 
         workers = [asyncio.ensure_future(work()) for _ in range(worker_count(urls, limit))]
         end = asyncio.ensure_future(work_all())
@@ -2742,7 +2768,7 @@ class Session:
             self._bind(loop)
         call = Call(settings, loop.time(), seconds)
         history: list[Response] = []
-        request = None
+        request = response = None
         try:
             request = self._request(url, settings, options)
             while True:
@@ -2765,9 +2791,11 @@ class Session:
                     raise TooManyRedirects(f"more than {settings.max_redirects} redirects",
                                            history=history, response=response)
                 request = following
-        except AsyncGetError as error:
-            if not error.url:
-                error.url = str(request.url) if request else masked(url)[1:-1]
+        except BaseException as error:
+            if response is not None:  # whose Location, say, is no URL: nobody will read it
+                response.close()
+            if isinstance(error, AsyncGetError) and not error.url:
+                error.url = str(request.url) if request else masked(str(url))[1:-1]
             raise
 
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -2830,8 +2858,6 @@ class Session:
         way: if not a byte came back, the request goes once more, on a new one (RFC 9112
         9.3.1), whatever `retries` says.
         """
-        if self._closed:
-            raise AsyncGetError("the session is closed")
         route = self._route(request.url.origin, call.settings)
         data = self._render(request, route, call.settings)
         connection = self._pool.take(route) or await self._pool.acquire(route)
@@ -2923,6 +2949,8 @@ class Session:
 
     def _connection(self, route: Route, keep: Callable[[Connection], None],
                     forget: Callable[[Connection], None]) -> Connection:
+        if self._closed:
+            raise AsyncGetError("the session is closed")
         return Connection(route, self.settings.open_connection, self.settings.trace, keep, forget)
 
 
