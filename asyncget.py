@@ -366,7 +366,7 @@ def parse_host(text: str) -> str:
     labels = [ascii_label(label) for label in text.split(".")]
     if labels[-1] == "":  # the DNS root: "h.test."
         labels.pop()
-    if not all(map(_LABEL.fullmatch, labels)) or sum(map(len, labels)) + len(labels) > 256:
+    if not all(map(_LABEL.fullmatch, labels)) or sum(map(len, labels)) + len(labels) > 255:
         raise InvalidURL(f"not a host: {masked(text)}")
     if _NUMERIC.fullmatch(labels[-1]):
         return parse_address(text, 4)
@@ -1872,7 +1872,7 @@ class Connection(BodySource):
                 arrival = reading.send((yield arrival))
         except StopIteration as end:
             data: bytes = end.value
-        except OSError as error:
+        except (OSError, TypeError) as error:  # TypeError: see _start_tls
             raise self.lost(error) from error
         finally:
             reading.close()
@@ -1882,8 +1882,10 @@ class Connection(BodySource):
             raise self.ended()
         return data
 
-    def lost(self, error: OSError) -> AsyncGetError:
+    def lost(self, error: BaseException) -> AsyncGetError:
         """Our error for a connection that broke."""
+        if isinstance(error, TypeError):
+            error = error.__context__ or error
         if self.expired:
             return self.ended()
         if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client this late
@@ -2220,6 +2222,14 @@ class Request(NamedTuple):
         """Whether a field of this name (in lower case) is there."""
         return any(key.lower() == name for key, _ in self.fields)
 
+    def with_cookies(self, cookies: str) -> Request:
+        """The same request with these cookies behind its own (RFC 6265 5.4: in one field)."""
+        own = [value for name, value in self.fields if name.lower() == "cookie"]
+        if not cookies:
+            return self
+        field = {"Cookie": "; ".join([*own, cookies])}
+        return self._replace(fields=merge_fields(self.fields, field))
+
     def adding(self, name: str, value: str) -> Request:
         """The same request with one more field."""
         return self._replace(fields=(*self.fields, (name, value)))
@@ -2332,7 +2342,8 @@ def cookie_jar() -> CookieJar:
 
 # RFC 6265 5.2 says to ignore these; http.cookiejar would ignore the cookie.
 _IGNORED_ATTRIBUTES = re.compile(
-    r";\s*(?:version\s*=|port\s*=|max-age\s*=(?!\s*-?[0-9]+\s*(?:;|$)))[^;]*", re.I)
+    r";\s*(?:version\s*=|port\s*=|max-age(?!\s*=\s*-?[0-9]+\s*(?:;|$))|expires(?!\s*=[^;]*(?:jan|feb"
+    r"|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[ -]))[^;]*", re.I)
 
 
 def store_cookies(jar: CookieJar, response: Response) -> None:
@@ -2513,7 +2524,7 @@ class Settings(NamedTuple):
     headers: HeaderItems | None = None
     auth: Auth | None = None
     cookies: Any = True                     # True, False, a mapping or a CookieJar
-    timeout: float | None = 30.0         # seconds of silence
+    timeout: float | None = 30.0            # seconds of silence
     deadline: Any = ...                     # seconds; ...: GET_DEADLINE_SECONDS for get
     follow_redirects: bool = True
     max_redirects: int = 20
@@ -2524,19 +2535,18 @@ class Settings(NamedTuple):
     trust_env: bool = True
     limit: int = 100
     limit_per_host: int | None = None
-    max_size: int | None = 64 * 2**20    # bytes of a decoded body in memory
+    max_size: int | None = 64 * 2**20       # bytes of a decoded body in memory
     decode: bool = True
     secret_headers: Iterable[str] = ()
     unix_socket: str | None = None
     resolve: Mapping[str, str] | None = None
     netrc: bool | str | os.PathLike[str] = False
     open_connection: Connector = asyncio.open_connection
-    trace: Trace | None = None           # called with ">", "<" or "*" and what it is
+    trace: Trace | None = None              # called with ">", "<" or "*" and what it is
 
     def __repr__(self) -> str:
         defaults = self._field_defaults  # names alone: passwords are among the values
         return f"<Settings {[n for n in self._fields if getattr(self, n) is not defaults[n]]}>"
-
 
     def retry_delay(self, attempt: int, outcome: Response | AsyncGetError) -> float | None:
         """Seconds to wait before trying again, None for no more."""
@@ -2822,7 +2832,7 @@ class Session:
             own = "cookies" in options
             self._cookie_origin = self._cookie_origin or url.origin
             if own or url.origin == self._cookie_origin:
-                request = request.adding("Cookie", render_cookies(settings.cookies))
+                request = request.with_cookies(render_cookies(settings.cookies))
         if url.userinfo and not request.has("authorization"):
             request = request.adding("Authorization", render_auth(split_userinfo(url.userinfo)))
         return request
@@ -2892,11 +2902,7 @@ class Session:
         origin, target = request.url.origin, request.url.target
         jar = self._jar if settings.cookies is True else self._jar_for(settings)
         if jar is not None:
-            field = cookie_field(jar, request.url)
-            if field:
-                own = [value for name, value in request.fields if name.lower() == "cookie"]
-                request = Request(request.url, merge_fields(
-                    request.fields, {"Cookie": "; ".join([*own, field])}))
+            request = request.with_cookies(cookie_field(jar, request.url))
         if settings.netrc and not request.has("authorization"):
             auth = netrc_auth(settings.netrc, origin.host)
             if auth:
@@ -2911,7 +2917,7 @@ class Session:
         """The jar that a request uses: the session's, one of the caller's, or none."""
         if settings.cookies is False:
             return None
-        own: CookieJar | None = getattr(settings.cookies, "jar", settings.cookies)
+        own: CookieJar | None = settings.cookies
         return own if hasattr(own, "extract_cookies") else self._jar
 
     # ---- routes
