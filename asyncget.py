@@ -123,7 +123,7 @@ HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
 MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
-MAX_VAIN_BYTES = 16_777_216      # between stacked codings beyond what came out of the last
+MAX_VAIN_BYTES = 4_194_304       # between stacked codings beyond what came out of the last
 
 
 class AsyncGetError(Exception):
@@ -485,6 +485,8 @@ def add_params(url: URL, params: Params) -> URL:
     """
     from urllib.parse import quote_plus
     pairs = []
+    if isinstance(params, str):
+        raise InvalidURL("params are a mapping, or pairs; a query that is ready goes into the URL")
     for name, value in params.items() if isinstance(params, Mapping) else params:
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if item is not None:
@@ -501,7 +503,6 @@ def add_params(url: URL, params: Params) -> URL:
 # is made. Text that a caller or a redirect supplied could smuggle in a line of its
 # own, so the grammar is checked here, on the finished text, and nothing is mended.
 
-Fields = "tuple[tuple[str, str], ...]"  # a head's (name, value) pairs, in order
 HeaderItems = Union[Mapping[str, Optional[str]], Iterable["tuple[str, str | None]"]]
 
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
@@ -557,7 +558,7 @@ def render_fields(fields: tuple[tuple[str, str], ...], origin: Origin) -> bytes:
     lines: list[str] = []
     for name, value in fields:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InvalidHeader(f"not a field name: {name!r:.100}")
+            raise InvalidHeader(f"not a field name: {str(name).partition(':')[0]!r:.100}")
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} is no text, or has control characters")
         if name.lower() == "host":
@@ -641,7 +642,7 @@ class Head:
         self.fields = fields  # name: value, repeats joined with commas (RFC 9110 5.3)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def parse_list(value: bytes) -> tuple[bytes, ...]:
     """The elements of a field that is a list, empty ones dropped (RFC 9110 5.6.1.2).
 
