@@ -107,6 +107,7 @@ MAX_CHUNK_LINE_BYTES = 4096      # size and extensions of one chunk
 MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
 MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
+MAX_DISCARD_SECONDS = 1.0        # that this may take
 MAX_LINE_CHARS = 16_777_216      # one line of iter_lines
 MAX_SET_COOKIES = 50             # of one response; curl's figure, as the next two
 MAX_COOKIE_BYTES = 4096          # one Set-Cookie field
@@ -1091,6 +1092,9 @@ class BodySource:
         """The next bytes of the body as sent, b"" at its end."""
         raise NotImplementedError
 
+    def hurry(self, seconds: float) -> None:
+        """Allow the rest of the body so many seconds at most."""
+
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
 
@@ -1275,6 +1279,8 @@ class Response:
     async def discard(self) -> None:
         """Read a short rest, undecoded, so that the connection can be used again."""
         source, self._coded = self._source, None
+        if source:
+            source.hurry(MAX_DISCARD_SECONDS)
         with contextlib.suppress(AsyncGetError):  # nobody wants it: a broken one does no harm
             while source and source.received <= MAX_DISCARD_BYTES and await self._next_piece():
                 pass
@@ -1776,7 +1782,7 @@ class Connection(BodySource):
         try:
             transport = await self.loop.start_tls(self.outer.transport, protocol, tls,
                                                   **self._tls_options(self.route.origin.host))
-        except TypeError as error:  # before 3.13, TLS in TLS trips over itself on every error
+        except TypeError as error:  # before 3.11.8 and 3.12.2 TLS in TLS stumbles on errors
             raise error.__context__ or error from None
         if transport is None or transport.is_closing():  # the connection ended meanwhile
             raise ConnectionResetError("closed during the handshake")
@@ -1940,6 +1946,8 @@ class Connection(BodySource):
         if self.closed:
             return
         self.closed = True
+        if self.loop.is_closed():
+            return  # all that was open went with it
         if self.timer is not None:
             self.timer.cancel()
         if self.reading is not None:
@@ -2002,6 +2010,12 @@ class Body(BodySource):
             connection.rest_in_pool(self.done_at)
         else:
             connection.close()
+
+    def hurry(self, seconds: float) -> None:
+        """Allow the rest of the body so many seconds at most."""
+        if self.connection is not None:
+            self.connection.deadline = min(self.connection.deadline,
+                                           self.connection.loop.time() + seconds)
 
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
@@ -2668,7 +2682,8 @@ class Session:
     async def close(self) -> None:
         """Close all connections, those in use as well."""
         self._closed = True
-        await self._pool.close()
+        if self._loop is not None and not self._loop.is_closed():
+            await self._pool.close()
 
     def __repr__(self) -> str:
         return f"<Session {'closed' if self._closed else repr(self._pool)}>"
@@ -3194,7 +3209,7 @@ def claim_part(file: io.FileIO, part: str) -> None:
     found, shared = os.fstat(file.fileno()), os.stat(os.path.dirname(part) or ".")
     theirs = shared.st_mode & stat.S_ISVTX and found.st_uid != os.geteuid()
     if theirs or found.st_nlink != 1 or not os.path.samestat(found, os.lstat(part)):
-        raise OSError(f"{part} is a link, or somebody else's")
+        raise OSError("its .part is a link, or somebody else's")
 
 
 def restart_part(file: io.FileIO, path: str, sidecar: bytes) -> None:
@@ -3324,8 +3339,10 @@ async def download_to(session: Session, url: str,
             delay = settings.retry_delay(attempt, type(error)(str(error)))
             if error.response is None or delay is None or loop.time() + delay > end:
                 raise
+            if settings.trace:
+                settings.trace("*", f"going on in {delay:.1f} s: {error}")
         await asyncio.sleep(delay)
-        attempt += 1
+        attempt, resume = attempt + 1, True  # what is there now, this call has put there
 
 
 async def download(url: str, path: FilePath | Callable[[Response], FilePath], *,
