@@ -107,7 +107,6 @@ MAX_CHUNK_LINE_BYTES = 4096      # size and extensions of one chunk
 MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
 MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
-MAX_DISCARD_SECONDS = 1.0        # that this may take
 MAX_LINE_CHARS = 16_777_216      # one line of iter_lines
 MAX_SET_COOKIES = 50             # of one response; curl's figure, as the next two
 MAX_COOKIE_BYTES = 4096          # one Set-Cookie field
@@ -124,7 +123,7 @@ HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
 MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
-MAX_VAIN_BYTES = 4_194_304       # between stacked codings beyond what came out of the last
+MAX_VAIN_BYTES = 16_777_216      # between stacked codings beyond what came out of the last
 
 
 class AsyncGetError(Exception):
@@ -486,8 +485,6 @@ def add_params(url: URL, params: Params) -> URL:
     """
     from urllib.parse import quote_plus
     pairs = []
-    if isinstance(params, str):
-        raise InvalidURL("params are a mapping, or pairs; a query that is ready goes into the URL")
     for name, value in params.items() if isinstance(params, Mapping) else params:
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if item is not None:
@@ -504,6 +501,7 @@ def add_params(url: URL, params: Params) -> URL:
 # is made. Text that a caller or a redirect supplied could smuggle in a line of its
 # own, so the grammar is checked here, on the finished text, and nothing is mended.
 
+Fields = "tuple[tuple[str, str], ...]"  # a head's (name, value) pairs, in order
 HeaderItems = Union[Mapping[str, Optional[str]], Iterable["tuple[str, str | None]"]]
 
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
@@ -559,7 +557,7 @@ def render_fields(fields: tuple[tuple[str, str], ...], origin: Origin) -> bytes:
     lines: list[str] = []
     for name, value in fields:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InvalidHeader(f"not a field name: {str(name).partition(':')[0]!r:.100}")
+            raise InvalidHeader(f"not a field name: {name!r:.100}")
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} is no text, or has control characters")
         if name.lower() == "host":
@@ -643,7 +641,7 @@ class Head:
         self.fields = fields  # name: value, repeats joined with commas (RFC 9110 5.3)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def parse_list(value: bytes) -> tuple[bytes, ...]:
     """The elements of a field that is a list, empty ones dropped (RFC 9110 5.6.1.2).
 
@@ -1092,9 +1090,6 @@ class BodySource:
         """The next bytes of the body as sent, b"" at its end."""
         raise NotImplementedError
 
-    def hurry(self, seconds: float) -> None:
-        """Allow the rest of the body so many seconds at most."""
-
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
 
@@ -1279,8 +1274,6 @@ class Response:
     async def discard(self) -> None:
         """Read a short rest, undecoded, so that the connection can be used again."""
         source, self._coded = self._source, None
-        if source:
-            source.hurry(MAX_DISCARD_SECONDS)
         with contextlib.suppress(AsyncGetError):  # nobody wants it: a broken one does no harm
             while source and source.received <= MAX_DISCARD_BYTES and await self._next_piece():
                 pass
@@ -1946,8 +1939,6 @@ class Connection(BodySource):
         if self.closed:
             return
         self.closed = True
-        if self.loop.is_closed():
-            return  # all that was open went with it
         if self.timer is not None:
             self.timer.cancel()
         if self.reading is not None:
@@ -2010,12 +2001,6 @@ class Body(BodySource):
             connection.rest_in_pool(self.done_at)
         else:
             connection.close()
-
-    def hurry(self, seconds: float) -> None:
-        """Allow the rest of the body so many seconds at most."""
-        if self.connection is not None:
-            self.connection.deadline = min(self.connection.deadline,
-                                           self.connection.loop.time() + seconds)
 
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
@@ -2682,8 +2667,7 @@ class Session:
     async def close(self) -> None:
         """Close all connections, those in use as well."""
         self._closed = True
-        if self._loop is not None and not self._loop.is_closed():
-            await self._pool.close()
+        await self._pool.close()
 
     def __repr__(self) -> str:
         return f"<Session {'closed' if self._closed else repr(self._pool)}>"
@@ -3556,8 +3540,8 @@ SILENCE_SECONDS = 30.0   # without a byte, and we give up
 SECRETS = re.compile(r"(?im)^((?:proxy-)?authorization|(?:set-)?cookie):[^\r\n]*")  # not for -v
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
 
-# A line is a flag's definition as well as its help. A word in capitals is its value
-# (SECONDS, NUMBER and BYTES are checked); with three dots, it may be given repeatedly.
+# A line is a flag's definition as well as its help. A word in capitals is its value, and
+# those in NUMBERS are checked; with three dots, it may be given repeatedly.
 FLAGS = """\
 usage: asyncget [flags] URL...
 
@@ -3567,7 +3551,7 @@ request
   -e --referer URL            say where the link was
   -b --cookie DATA            "a=1; b=2", or a cookie file to read
   -c --cookie-jar FILE        write all cookies to it at the end
-  -u --user NAME:PASSWORD     log in (Basic)
+  -u --user NAME:PASSWORD     log in (Basic); without the password, it is asked for
   --oauth2-bearer TOKEN       log in (Bearer)
   -n --netrc                  log in with what ~/.netrc has for the host
   --netrc-file FILE           the same from another file
@@ -3581,7 +3565,7 @@ request
   -X --request METHOD         GET is the only one
 redirects
   -L --location               follow them (on)
-  --max-redirs NUMBER         so many at most (50)
+  --max-redirs LIMIT          so many at most (50); -1 for any number
 network
   -x --proxy URL              http://, https://, socks5:// or socks5h://
   -U --proxy-user NAME:PASSWORD  log in at the proxy
@@ -3622,7 +3606,7 @@ talk
   -v --verbose                the wire: > sent, < received, * notes
   -# --progress-bar           the progress line, as ever
   --no-progress-meter         no progress line
-  -w --write-out FORMAT       a report behind the body: %{http_code} %{time_total} %{json} ...
+  -w --write-out FORMAT       a report behind the body: %{http_code} %{time_total} %{json}
   --waterfall                 draw the requests over time
   --demo                      what asyncio is for, told in seven seconds
   -V --version
@@ -3638,9 +3622,13 @@ taken, and not needed
   --http1.1
   --path-as-is
 """
-NOT_HERE = """ -F --form -I --head -T --upload-file -K --config -: --next -0 --http1.0 --http2 --http3
-    --http2-prior-knowledge --data-raw --data-binary --data-ascii --json --digest --ntlm
-    --negotiate --anyauth """.split()  # curl's, but more than a GET over HTTP/1.1
+NOT_HERE = """-F --form -I --head -T --upload-file -K --config -: --next -0 --http1.0 --http2
+    --http2-prior-knowledge --http3 --data-raw --data-binary --data-ascii --json --digest
+    --ntlm --negotiate --anyauth""".split()  # curl's, but more than a GET over HTTP/1.1
+
+NUMBERS = {"SECONDS": r"[0-9]*\.?[0-9]+", "NUMBER": "[0-9]+", "LIMIT": "-1|[0-9]+",
+           "BYTES": "[0-9]+[kKmMgG]?"}
+Options = types.SimpleNamespace  # an attribute for each flag
 
 
 class Flag(NamedTuple):
@@ -3685,12 +3673,13 @@ def parse_value(flag: Flag, text: str) -> str | int | float:
     >>> parse_value(Flag("max_filesize", "BYTES", False), "2k")
     2048
     """
-    pattern = {"SECONDS": r"[0-9]*\.?[0-9]+", "NUMBER": "-?[0-9]+", "BYTES": "[0-9]+[kKmMgG]?"}
-    if not re.fullmatch(pattern.get(flag.value, "(?s:.*)"), text):
+    if flag.value not in NUMBERS:
+        return text
+    if not re.fullmatch(NUMBERS[flag.value], text):
         raise AsyncGetError(f"--{flag.name.replace('_', '-')} needs a number, not {text!r}")
     if flag.value == "BYTES":
         return int(text.rstrip("kKmMgG")) << 10 * max(0, " kmg".find(text[-1].lower()))
-    return float(text) if flag.value == "SECONDS" else int(text) if flag.value in pattern else text
+    return float(text) if flag.value == "SECONDS" else int(text)
 
 
 def split_flag(word: str) -> tuple[str, str | None]:
@@ -3705,7 +3694,7 @@ def split_flag(word: str) -> tuple[str, str | None]:
     return word[:2], word[2:] or None
 
 
-def store_flag(options: types.SimpleNamespace, flag: Flag, value: str, on: bool) -> None:
+def store_flag(options: Options, flag: Flag, value: str, on: bool) -> None:
     """Put a flag into the options, behind its earlier values or in their place."""
     if flag.repeats:
         getattr(options, flag.name).append(value)
@@ -3715,7 +3704,7 @@ def store_flag(options: types.SimpleNamespace, flag: Flag, value: str, on: bool)
         options.output.append("")  # -o and -O are paired with the URLs in one order
 
 
-def parse_arguments(arguments: Sequence[str]) -> types.SimpleNamespace:
+def parse_arguments(arguments: Sequence[str]) -> Options:
     """Turn arguments into options, an attribute for each flag.
 
     >>> options = parse_arguments(["--no-location", "-sSm5", "x.org/a", "-o", "f", "-O"])
@@ -3726,8 +3715,8 @@ def parse_arguments(arguments: Sequence[str]) -> types.SimpleNamespace:
     500 bytes. argparse, with its own opinion on that, would not take curl's command lines.
     """
     flags = known_flags()
-    options = types.SimpleNamespace(**{flag.name: [] if flag.repeats else None if flag.value else False
-                                 for flag in flags.values()})
+    options = Options(**{flag.name: [] if flag.repeats else None if flag.value else False
+                         for flag in flags.values()})
     options.location = options.compressed = True
     words = list(reversed(arguments))
     while words:
@@ -3752,7 +3741,7 @@ def parse_arguments(arguments: Sequence[str]) -> types.SimpleNamespace:
     return options
 
 
-def check_options(options: types.SimpleNamespace) -> None:
+def check_options(options: Options) -> None:
     """Refuse what cannot be meant; nothing has been sent yet."""
     for wrong, reason in (
         (options.request not in (None, "GET"), "-X: this client only GETs"),
@@ -3794,7 +3783,7 @@ def parse_header(line: str) -> tuple[str, str | None]:
     return (name, value.strip() or None) if colon else (line[:-1], "")
 
 
-def request_headers(options: types.SimpleNamespace) -> list[tuple[str, str | None]]:
+def request_headers(options: Options) -> list[tuple[str, str | None]]:
     """All headers that the flags ask for."""
     cookie = options.cookie if options.cookie and "=" in options.cookie else None
     headers: list[tuple[str, str | None]] = []
@@ -3823,7 +3812,7 @@ def encode_data(text: str) -> str:
     return (name and name + "=") + quote_plus(data)
 
 
-def complete_url(text: str, options: types.SimpleNamespace) -> str:
+def complete_url(text: str, options: Options) -> str:
     """The URL with the scheme that was left out, and the query that the flags add.
 
     >>> complete_url("x.org/a#b", parse_arguments(["--url-query", "q=1 2"]))
@@ -3837,7 +3826,7 @@ def complete_url(text: str, options: types.SimpleNamespace) -> str:
     return ("" if re.match("[A-Za-z0-9+.-]+://", url) else "http://") + url + hash_sign + fragment
 
 
-def retry_rule(options: types.SimpleNamespace) -> int | Callable[[int, Any], float | None]:
+def retry_rule(options: Options) -> int | Callable[[int, Any], float | None]:
     """--retry as Session takes it: a number, or a function when more is asked for."""
     tries, fixed, latest = options.retry or 0, options.retry_delay, options.retry_max_time
     if fixed is None and latest is None:
@@ -3854,7 +3843,7 @@ def retry_rule(options: types.SimpleNamespace) -> int | Callable[[int, Any], flo
     return rule
 
 
-def connector(options: types.SimpleNamespace) -> Connector:
+def connector(options: Options) -> Connector:
     """open_connection as -4, -6 and --connect-timeout want it."""
     family = socket.AF_INET if options.ipv4 else socket.AF_INET6 if options.ipv6 else 0
     limit = options.connect_timeout or None
@@ -3869,7 +3858,7 @@ def connector(options: types.SimpleNamespace) -> Connector:
     return connect
 
 
-def proxy_environment(options: types.SimpleNamespace) -> dict[str, str]:
+def proxy_environment(options: Options) -> dict[str, str]:
     """-x, -U and --noproxy as the variables that the library obeys: it decides for each hop."""
     variables = {} if options.noproxy is None else {"no_proxy": options.noproxy}
     if options.proxy is not None:
@@ -3881,14 +3870,24 @@ def proxy_environment(options: types.SimpleNamespace) -> dict[str, str]:
     return variables
 
 
-def session_settings(options: types.SimpleNamespace) -> dict[str, Any]:
+def credentials(text: str) -> tuple[str, str]:
+    """-u as a pair; a password left out is asked for, where somebody can answer."""
+    user, colon, password = text.partition(":")
+    if not colon and sys.stdin.isatty():
+        from getpass import getpass
+        password = getpass(f"Password of {printable(user)}: ", sys.stderr)
+    return user, password
+
+
+def session_settings(options: Options) -> dict[str, Any]:
     """The flags as keywords of Session."""
     certificate, _, password = (options.cert or "").partition(":")
     redirects = 50 if options.max_redirs is None else options.max_redirs
     return {
         "headers": request_headers(options),
-        "auth": options.oauth2_bearer or options.user and tuple(options.user.partition(":")[::2]),
-        "netrc": options.netrc_file or options.netrc,
+        "auth": options.oauth2_bearer or options.user and credentials(options.user),
+        "netrc": options.netrc_file or options.netrc and os.path.exists(
+            os.path.expanduser("~/.netrc")),
         "timeout": options.speed_time or max(SILENCE_SECONDS, options.max_time or 0),
         "deadline": options.max_time or None,
         "retries": retry_rule(options),
@@ -4067,7 +4066,7 @@ class Transfer:
             self.spool = None
 
 
-def plan_transfers(options: types.SimpleNamespace) -> list[Transfer]:
+def plan_transfers(options: Options) -> list[Transfer]:
     """The URLs, each with its -o or -O; those of a list are saved as by -O, as curl does."""
     urls: list[tuple[str, str | None]] = []
     for text in options.url:
@@ -4248,7 +4247,7 @@ class EarlyEnd(Exception):
 class Command:
     """One run: its transfers, the session that they share, the screen that shows them."""
 
-    def __init__(self, options: types.SimpleNamespace) -> None:
+    def __init__(self, options: Options) -> None:
         self.options = options
         self.transfers = plan_transfers(options)
         mixed = sys.stdout.isatty() and any(transfer.to_stdout for transfer in self.transfers)
@@ -4416,7 +4415,7 @@ class Command:
         return next((t.exit_code for t in self.transfers if t.error), 0)
 
 
-async def run_command(options: types.SimpleNamespace) -> int:
+async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
         await demo()
