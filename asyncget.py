@@ -2528,7 +2528,7 @@ class Settings(NamedTuple):
     deadline: Any = ...                     # seconds; ...: GET_DEADLINE_SECONDS for get
     follow_redirects: bool = True
     max_redirects: int = 20
-    retries: Union[int, RetryRule] = 0      # further tries, or a rule as retry_delay is one
+    retries: int | RetryRule = 0            # further tries, or a rule as retry_delay is one
     verify: bool | str | ssl.SSLContext = True
     cert: Any = None                        # path, (cert, key) or (cert, key, password)
     proxy: Any = ...                        # a URL, None or ""; ...: from the environment
@@ -2725,7 +2725,7 @@ class Session:
             await cancel(workers)
         return outcomes
 
-    async def download(self, url: str, path: FilePath | Callable[[Response], FilePath], *,
+    async def download(self, url: str, path: FilePath | PathRule, *,
                        progress: Progress | None = None, resume: bool = True,
                        overwrite: bool = True, any_status: bool = False,
                        **options: Any) -> Response:
@@ -3222,6 +3222,7 @@ def publish_part(file: io.FileIO, path: str, overwrite: bool) -> None:
 # ---- from the wire to the disk
 
 FilePath = Union[str, "os.PathLike[str]"]
+PathRule = Callable[[Response], FilePath]
 Progress = Callable[[int, Optional[int]], object]
 
 
@@ -3266,14 +3267,14 @@ async def save_body(response: Response, path: str, plan: str, known: Partial | N
             publish_part(file, path, overwrite)
 
 
-async def download_once(session: Session, url: str, path: FilePath | Callable[[Response], FilePath],
+async def download_once(session: Session, url: str, places: list[FilePath | PathRule],
                         resume: bool, any_status: bool, finish: Callable[..., Awaitable[None]],
                         options: Mapping[str, Any]) -> Response:
     """Go on from what is there, or ask for all when the answer does not fit it."""
     headers = options.get("headers") or ()
     fields = list(headers.items() if isinstance(headers, Mapping) else headers)
     own_range = any(name.lower() == "range" for name, _ in fields)  # then the piece is the file
-    known = None
+    path, known = places[-1], None
     if resume and not own_range and not callable(path):
         known = read_partial(os.fsdecode(path))
     fields += resume_request(known).items()
@@ -3283,15 +3284,16 @@ async def download_once(session: Session, url: str, path: FilePath | Callable[[R
             check_status(response, any_status and known is None, own_range)
         if plan != "again":
             chosen = path(response) if callable(path) else path
+            places.append(chosen)  # where a later try finds what this one leaves
             await finish(response, os.fsdecode(chosen), plan, known)
             return response
-    return await download_once(session, url, path, False, any_status, finish, options)
+    return await download_once(session, url, places, False, any_status, finish, options)
 
 
-async def download_to(session: Session, url: str,
-                      path: FilePath | Callable[[Response], FilePath], *,
-                   progress: Progress | None = None, resume: bool = True,
-                   overwrite: bool = True, any_status: bool = False, **options: Any) -> Response:
+async def download_to(session: Session, url: str, path: FilePath | PathRule, *,
+                      progress: Progress | None = None, resume: bool = True,
+                      overwrite: bool = True, any_status: bool = False,
+                      **options: Any) -> Response:
     """GET a URL into a file, which gets its name when it is whole, and return the response.
 
         await session.download(url, "big.iso", progress=lambda size, total: ...)
@@ -3300,8 +3302,8 @@ async def download_to(session: Session, url: str,
     server can tell that the file is still the same. Whatever ends us, kill -9 as well,
     leaves it for the next time. The response is then a 206, or a 416 if all was there.
 
-    `path` may be a function of the response, for names that the server chooses; nothing
-    is resumed then. `overwrite=False` never replaces a file. A status that is no success
+    `path` may be a function of the response, for names that the server chooses; what an
+    earlier call has left is not resumed then. `overwrite=False` never replaces a file. A status that is no success
     raises StatusError; with `any_status` its body is saved, as curl does, though not in
     the place of a partial file. `retries` count for bodies that break off, too. What the
     file system refuses is an AsyncGetError with exit code 23.
@@ -3312,11 +3314,12 @@ async def download_to(session: Session, url: str,
     loop = asyncio.get_running_loop()
     end = _FOREVER if settings.deadline in (..., None) else loop.time() + settings.deadline
     finish = functools.partial(save_body, overwrite=overwrite, progress=progress)
+    places: list[FilePath | PathRule] = [path]
     attempt = 1
     while True:
         options["deadline"] = end - loop.time()
         try:
-            return await download_once(session, url, path, resume, any_status, finish, options)
+            return await download_once(session, url, places, resume, any_status, finish, options)
         except (IncompleteBody, TimedOut) as error:
             # The session tries again up to the head. Behind it, what came is kept, so that
             # the rule is asked as if nothing had come.
@@ -3329,7 +3332,7 @@ async def download_to(session: Session, url: str,
         attempt, resume = attempt + 1, True  # what is there now, this call has put there
 
 
-async def download(url: str, path: FilePath | Callable[[Response], FilePath], *,
+async def download(url: str, path: FilePath | PathRule, *,
                    progress: Progress | None = None, resume: bool = True,
                    overwrite: bool = True, any_status: bool = False, **settings: Any) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
