@@ -107,6 +107,7 @@ MAX_CHUNK_LINE_BYTES = 4096      # size and extensions of one chunk
 MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
 MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
+MAX_DISCARD_SECONDS = 1.0        # that this may take
 MAX_LINE_CHARS = 16_777_216      # one line of iter_lines
 MAX_SET_COOKIES = 50             # of one response; curl's figure, as the next two
 MAX_COOKIE_BYTES = 4096          # one Set-Cookie field
@@ -123,7 +124,7 @@ HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
 MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
-MAX_VAIN_BYTES = 16_777_216      # between stacked codings beyond what came out of the last
+MAX_VAIN_BYTES = 4_194_304       # between stacked codings beyond what came out of the last
 
 
 class AsyncGetError(Exception):
@@ -1090,6 +1091,9 @@ class BodySource:
         """The next bytes of the body as sent, b"" at its end."""
         raise NotImplementedError
 
+    def hurry(self, seconds: float) -> None:
+        """Allow the rest of the body so many seconds at most."""
+
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
 
@@ -1274,6 +1278,8 @@ class Response:
     async def discard(self) -> None:
         """Read a short rest, undecoded, so that the connection can be used again."""
         source, self._coded = self._source, None
+        if source:
+            source.hurry(MAX_DISCARD_SECONDS)
         with contextlib.suppress(AsyncGetError):  # nobody wants it: a broken one does no harm
             while source and source.received <= MAX_DISCARD_BYTES and await self._next_piece():
                 pass
@@ -1696,7 +1702,8 @@ class Connection(BodySource):
             raise self.proxy_error(f"did not answer CONNECT {target}: {error}") from error
         self.exchanges = 0  # none with the origin
         if head.status // 100 != 2:
-            hint = " (give user and password in the proxy's URL)" if head.status == 407 else ""
+            wanted = head.status in (401, 407)  # 401 is tinyproxy's word for it
+            hint = " (give user and password in the proxy's URL)" if wanted else ""
             raise self.proxy_error(f"refused a tunnel to {target}: {head.status} "
                                    + printable(status_reason(head.raw)) + hint
                                    + await self._refusal(head), 56)
@@ -1939,6 +1946,8 @@ class Connection(BodySource):
         if self.closed:
             return
         self.closed = True
+        if self.loop.is_closed():
+            return  # all that was open went with it
         if self.timer is not None:
             self.timer.cancel()
         if self.reading is not None:
@@ -2001,6 +2010,12 @@ class Body(BodySource):
             connection.rest_in_pool(self.done_at)
         else:
             connection.close()
+
+    def hurry(self, seconds: float) -> None:
+        """Allow the rest of the body so many seconds at most."""
+        if self.connection is not None:
+            self.connection.deadline = min(self.connection.deadline,
+                                           self.connection.loop.time() + seconds)
 
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
@@ -2342,8 +2357,8 @@ def cookie_jar() -> CookieJar:
 
 # RFC 6265 5.2 says to ignore these; http.cookiejar would ignore the cookie.
 _IGNORED_ATTRIBUTES = re.compile(
-    r";\s*(?:version\s*=|port\s*=|max-age(?!\s*=\s*-?[0-9]+\s*(?:;|$))|expires(?!\s*=[^;]*(?:jan|feb"
-    r"|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[ -]))[^;]*", re.I)
+    r";\s*(?:version\s*=|port\s*=|path(?!\s*=\s*/)|max-age(?!\s*=\s*-?[0-9]{1,18}\s*(?:;|$))"
+    r"|expires(?!\s*=[^;]*(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[ -]))[^;]*", re.I)
 
 
 def store_cookies(jar: CookieJar, response: Response) -> None:
@@ -2667,7 +2682,8 @@ class Session:
     async def close(self) -> None:
         """Close all connections, those in use as well."""
         self._closed = True
-        await self._pool.close()
+        if self._loop is not None and not self._loop.is_closed():
+            await self._pool.close()
 
     def __repr__(self) -> str:
         return f"<Session {'closed' if self._closed else repr(self._pool)}>"
