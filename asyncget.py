@@ -486,6 +486,8 @@ def add_params(url: URL, params: Params) -> URL:
     """
     from urllib.parse import quote_plus
     pairs = []
+    if isinstance(params, str):
+        raise InvalidURL("params are a mapping, or pairs; a query that is ready goes into the URL")
     for name, value in params.items() if isinstance(params, Mapping) else params:
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if item is not None:
@@ -502,7 +504,7 @@ def add_params(url: URL, params: Params) -> URL:
 # is made. Text that a caller or a redirect supplied could smuggle in a line of its
 # own, so the grammar is checked here, on the finished text, and nothing is mended.
 
-Fields = "tuple[tuple[str, str], ...]"  # a head's (name, value) pairs, in order
+Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 HeaderItems = Union[Mapping[str, Optional[str]], Iterable["tuple[str, str | None]"]]
 
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
@@ -524,8 +526,7 @@ DEFAULT_FIELDS = (
 )
 
 
-def merge_fields(base: tuple[tuple[str, str], ...],
-                 headers: HeaderItems) -> tuple[tuple[str, str], ...]:
+def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
     """Lay the caller's headers over others; a value of None removes (RFC 9110 5.1).
 
     >>> merge_fields((("Accept", "*/*"), ("X", "1")), {"accept": "text/html", "x": None})
@@ -547,7 +548,7 @@ def merge_fields(base: tuple[tuple[str, str], ...],
 
 
 @functools.lru_cache(maxsize=256)
-def render_fields(fields: tuple[tuple[str, str], ...], origin: Origin) -> bytes:
+def render_fields(fields: Fields, origin: Origin) -> bytes:
     r"""The lines of a head and its end; remembered, as most requests send the same.
 
     >>> render_fields((("Host", ""), ("Accept", "*/*")), Origin("http", "h", 81))
@@ -558,7 +559,7 @@ def render_fields(fields: tuple[tuple[str, str], ...], origin: Origin) -> bytes:
     lines: list[str] = []
     for name, value in fields:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InvalidHeader(f"not a field name: {name!r:.100}")
+            raise InvalidHeader(f"not a field name: {str(name).partition(':')[0]!r:.100}")
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} is no text, or has control characters")
         if name.lower() == "host":
@@ -572,7 +573,7 @@ def render_fields(fields: tuple[tuple[str, str], ...], origin: Origin) -> bytes:
         raise InvalidHeader("a header's value is not Unicode") from None
 
 
-def render_request(target: str, fields: tuple[tuple[str, str], ...], origin: Origin) -> bytes:
+def render_request(target: str, fields: Fields, origin: Origin) -> bytes:
     r"""The head of a GET (RFC 9112 section 3). The first line has one of three forms:
 
         GET /path?query HTTP/1.1          origin-form, to the server itself
@@ -617,11 +618,11 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 
 
 # ==== 4. Response head ========================================================
-# One expression says what a head may look like, and it is asked once, about the
-# whole head. It is strict where laxity has been exploited (NUL, bare CR, a blank
-# before the colon) and lenient where servers need it: a bare LF ends a line, the
-# reason may be missing, a folded line is unfolded. Values are looked up in the
-# bytes when somebody asks; most fields of most heads are never asked for.
+# Two expressions say what a head may look like: its first line, and a field. They are
+# strict where laxity has been exploited (NUL, bare CR, a blank before the colon) and
+# lenient where servers need it: a bare LF ends a line, the reason may be missing, a
+# folded line is unfolded. The fields are found all at once, and counted: as many as
+# there are lines, or the head is refused. What users read is made when they ask for it.
 
 _STATUS_LINE = re.compile(
     rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?\r?\n")
@@ -2228,7 +2229,7 @@ class Request(NamedTuple):
     """One hop of a call: whom to ask for what, and with which fields."""
 
     url: URL
-    fields: tuple[tuple[str, str], ...]
+    fields: Fields
 
     def __repr__(self) -> str:
         return f"<Request {self.url}>"
@@ -2604,8 +2605,7 @@ def settings_of(base: Settings, options: Mapping[str, Any],
     return base._replace(**options)
 
 
-def fields_of(base: tuple[tuple[str, str], ...], settings: Settings) -> tuple[
-        tuple[str, str], ...]:
+def fields_of(base: Fields, settings: Settings) -> Fields:
     """The fields of a request: base, then those of the headers and of the credentials."""
     fields = base
     if not settings.decode:
@@ -2640,6 +2640,8 @@ class SharedIterator:
 
 def worker_count(urls: object, limit: int) -> int:
     """How many workers to start: no more than there are URLs, where that is known."""
+    if limit < 1:
+        raise ValueError("limit must be at least 1: it is how many are fetched at once")
     return min(limit, len(urls)) if isinstance(urls, Sized) else limit
 
 
