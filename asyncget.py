@@ -1381,6 +1381,7 @@ _STRICT_X509 = range(80, 95)  # OpenSSL's codes for what VERIFY_X509_STRICT adds
 _FOREVER = float("inf")
 _ADDRESS = re.compile(r"[0-9.]+|.*:.*")  # what is no name to look up
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
+_STUMBLES = (TypeError, AttributeError)  # asyncio's, over an error in TLS in TLS, until 3.12.2
 _SOCKS_REPLIES = {1: "general failure", 2: "not allowed by its rules", 3: "network unreachable",
                   4: "host unreachable", 5: "connection refused", 6: "expired on the way",
                   7: "command not supported", 8: "address type not supported"}
@@ -1783,8 +1784,8 @@ class Connection(BodySource):
         try:
             transport = await self.loop.start_tls(self.outer.transport, protocol, tls,
                                                   **self._tls_options(self.route.origin.host))
-        except TypeError as error:  # before 3.11.8 and 3.12.2 TLS in TLS stumbles on errors
-            raise error.__context__ or error from None
+        except _STUMBLES as error:
+            raise error.__context__ or ConnectionResetError("closed in the handshake") from None
         if transport is None or transport.is_closing():  # the connection ended meanwhile
             raise ConnectionResetError("closed during the handshake")
         protocol.connection_made(transport)
@@ -1880,7 +1881,7 @@ class Connection(BodySource):
                 arrival = reading.send((yield arrival))
         except StopIteration as end:
             data: bytes = end.value
-        except (OSError, TypeError) as error:  # TypeError: see _start_tls
+        except (OSError, *_STUMBLES) as error:
             raise self.lost(error) from error
         finally:
             reading.close()
@@ -1892,7 +1893,7 @@ class Connection(BodySource):
 
     def lost(self, error: BaseException) -> AsyncGetError:
         """Our error for a connection that broke."""
-        if isinstance(error, TypeError):
+        if isinstance(error, _STUMBLES):
             error = error.__context__ or error
         if self.expired:
             return self.ended()
