@@ -111,7 +111,8 @@ MAX_DISCARD_SECONDS = 1.0        # that this may take
 MAX_LINE_CHARS = 16_777_216      # one line of iter_lines
 MAX_SET_COOKIES = 50             # of one response; curl's figure, as the next two
 MAX_COOKIE_BYTES = 4096          # one Set-Cookie field
-MAX_HOST_COOKIES = 180           # kept for one domain; RFC 6265 6.1 asks for 50
+MAX_SITE_COOKIES = 180           # kept of one site; RFC 6265 6.1 asks for 50 of a domain
+MAX_COOKIE_SITES = 3000          # of which a session keeps cookies; 6.1 asks for 3,000 cookies
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
@@ -328,10 +329,8 @@ def parse_address(text: str, version: int) -> str:
     """An IP address in its one canonical spelling; a zone (%eth0) is refused."""
     import ipaddress
     try:
-        if version == 4:
-            return str(ipaddress.IPv4Address(text))
         if "%" not in text:
-            return str(ipaddress.IPv6Address(text))
+            return str((ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address)(text))
     except ValueError:
         pass
     raise InvalidURL(f"not an IPv{version} address: {masked(text)}")
@@ -427,7 +426,7 @@ def join_target(base: str, reference: str) -> str:
     path, mark, query = reference.partition("?")
     base_path = base.partition("?")[0]
     if not path:
-        return base_path + mark + query
+        return base_path + mark + query if mark else base
     if not path.startswith("/"):
         path = base_path[:base_path.rindex("/") + 1] + path
     segments: list[str] = []
@@ -456,26 +455,16 @@ def join_url(base: URL, reference: str) -> URL:
     if _SCHEME.match(reference):
         url = parse_url(reference)
     else:
-        if not reference.isascii() or " " in reference:
-            reference = percent_encode(reference)
-        relative, _, fragment = reference.partition("#")
-        target = join_target(base.target, relative) if relative else base.target
+        relative, _, fragment = percent_encode(reference).partition("#")
+        target = join_target(base.target, relative)
         if len(target) > MAX_URL_CHARS:
-            raise InvalidURL(f"a redirect to {len(target)} characters: at most {MAX_URL_CHARS}")
+            raise InvalidURL(f"a target of {len(target)} characters: at most {MAX_URL_CHARS} "
+                             "are sent")
         url = URL(base.origin, target, fragment, "")
-    if "#" not in reference:
-        url = url._replace(fragment=base.fragment)  # RFC 9110 10.2.2
-    return url
+    return url if "#" in reference else url._replace(fragment=base.fragment)  # RFC 9110 10.2.2
 
 
 Params = Union[Mapping[str, Any], Iterable["tuple[str, Any]"]]
-
-
-def _quoted(quote: Callable[[Any], str], item: object) -> str:
-    try:
-        return quote(item if isinstance(item, bytes) else str(item))
-    except UnicodeError:
-        raise InvalidURL(f"a parameter is not Unicode: {item!r:.60}") from None
 
 
 def add_params(url: URL, params: Params) -> URL:
@@ -484,19 +473,19 @@ def add_params(url: URL, params: Params) -> URL:
     >>> add_params(parse_url("http://h/?a=1"), {"b": [2, 3], "c": None, "d": True}).target
     '/?a=1&b=2&b=3&d=true'
     """
-    from urllib.parse import quote_plus
-    pairs = []
+    from urllib.parse import urlencode
     if isinstance(params, str):
         raise InvalidURL("params are a mapping, or pairs; a query that is ready goes into the URL")
-    for name, value in params.items() if isinstance(params, Mapping) else params:
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            if item is not None:
-                text = str(item).lower() if isinstance(item, bool) else item
-                pairs.append(f"{_quoted(quote_plus, name)}={_quoted(quote_plus, text)}")
-    if not pairs:
-        return url
-    glue = "?" if "?" not in url.target else "" if url.target[-1] in "?&" else "&"
-    return url._replace(target=url.target + glue + "&".join(pairs))
+    pairs = [(name, str(item).lower() if isinstance(item, bool) else item)
+             for name, value in (params.items() if isinstance(params, Mapping) else params)
+             for item in (value if isinstance(value, (list, tuple)) else [value])
+             if item is not None]
+    try:
+        query = urlencode(pairs)
+    except UnicodeError:
+        raise InvalidURL(f"a parameter is not Unicode: {pairs!r:.60}") from None
+    glue = "" if not query or url.target[-1] in "?&" else "&" if "?" in url.target else "?"
+    return url._replace(target=url.target + glue + query)
 
 
 # ==== 3. Request bytes ========================================================
@@ -601,13 +590,13 @@ def render_auth(auth: Auth) -> str:
         return f"Bearer {auth}"
     try:
         user, password = auth
-        if ":" in user or not _VALUE.fullmatch(user + password):
-            raise InvalidHeader("a user name has no ':', and neither it nor a password controls")
-        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InvalidHeader):
-            raise
+        pair = ":".join([user, password])
+        token = base64.b64encode(pair.encode()).decode("ascii")
+    except (TypeError, ValueError):
         raise InvalidHeader("auth is (user, password), or a bearer token as text") from None
+    if ":" in user or not _VALUE.fullmatch(pair):
+        raise InvalidHeader("a user name has no ':', and neither it nor a password controls")
+    return f"Basic {token}"
 
 
 def split_userinfo(userinfo: str) -> tuple[str, str]:
@@ -667,16 +656,14 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
     return bare + 2 if bare >= 0 else end + 3 if end >= 0 else 0
 
 
-def parse_lines(block: bytes, what: str) -> list[tuple[bytes, bytes]]:
-    """The fields of a block that ends in an empty line; raise for the line that is none."""
-    pairs = _FIELD_LINE.findall(block)
+def check_fields(block: bytes, what: str) -> None:
+    """Raise for the line that is no field, in a block that ends in an empty line."""
     lines = block.split(b"\n")[:-2]
-    if len(pairs) != len(lines):
-        wrong = (line for line in lines if not _FIELD_LINE.fullmatch(line + b"\n"))
-        raise ProtocolError(f"{what}: not a field line: {shown(next(wrong, b''))}")
-    if len(pairs) > MAX_FIELDS:
+    if len(lines) > MAX_FIELDS:
         raise ProtocolError(f"{what}: more than {MAX_FIELDS} fields")
-    return pairs
+    for line in lines:
+        if not _FIELD_LINE.fullmatch(line + b"\n"):
+            raise ProtocolError(f"{what}: not a field line: {shown(line)}")
 
 
 def unfold(block: bytes) -> bytes:
@@ -699,11 +686,10 @@ def parse_head(raw: bytes) -> Head:
         raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}",
                             exit_code=8 if raw.startswith(b"HTTP/1.") else 1)
     pairs = _FIELD_LINE.findall(raw[first:].lower())
-    if len(pairs) != raw.count(b"\n") - 2:
+    if len(pairs) != raw.count(b"\n") - 2 or len(pairs) > MAX_FIELDS:
         raw = raw[:first] + unfold(raw[first:])
-        pairs = parse_lines(raw[first:].lower(), "response head")
-    elif len(pairs) > MAX_FIELDS:
-        raise ProtocolError(f"response head: more than {MAX_FIELDS} fields")
+        check_fields(raw[first:].lower(), "response head")
+        pairs = _FIELD_LINE.findall(raw[first:].lower())
     fields = dict(pairs)
     if len(fields) < len(pairs):
         fields = {name: b",".join(v for n, v in pairs if n == name) for name in fields}
@@ -835,13 +821,6 @@ def parse_chunk_size(line: bytes) -> int:
     return int(match[1], 16)
 
 
-def check_trailers(block: bytes) -> bytes:
-    """Trailer lines obey the grammar of a head's; they are never merged into it."""
-    block = unfold(block)
-    parse_lines(block, "trailers")
-    return block
-
-
 def more(pieces: list[bytes], rest: bytes) -> Generator[bytes, bytes, bytes]:
     """Hand out the payload so far and return what is not used yet, with what arrives."""
     payload = b"".join(pieces)
@@ -887,15 +866,16 @@ def read_chunked() -> BodyParser:
             raise ProtocolError(f"no CRLF behind a chunk, but {shown(data[stop:stop + 20])}")
         pieces.append(data[at:stop])
         at = stop + 2
-    block, searched = bytearray(data[at:]), 0
-    while block[:2] != b"\r\n" and (end := block.find(b"\r\n\r\n", searched)) < 0 and (
-            len(block) <= MAX_HEAD_BYTES):
+    # With the CRLF behind the 0 the trailer section ends in two, even if there are no trailers.
+    block, searched = bytearray(data[at - 2:]), 0
+    while (end := block.find(b"\r\n\r\n", searched)) < 0 and len(block) - 2 <= MAX_HEAD_BYTES:
         searched = max(0, len(block) - 3)
         block += yield from more(pieces, b"")
-    size = 2 if block[:2] == b"\r\n" else end + 4 if end >= 0 else len(block)
-    if size > MAX_HEAD_BYTES:
+    if not 0 <= end <= MAX_HEAD_BYTES - 2:
         raise ProtocolError(f"more than {MAX_HEAD_BYTES} bytes of trailers")
-    return b"".join(pieces), bytes(block[size:]), check_trailers(bytes(block[:size]))
+    trailers = unfold(bytes(block[2:end + 4]))  # they never join the head's fields
+    check_fields(trailers, "trailers")
+    return b"".join(pieces), bytes(block[end + 4:]), trailers
 
 
 def read_until_close() -> BodyParser:
@@ -966,7 +946,7 @@ class Inflater:
                 data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
                 if not data:
                     return
-                if self.coding != b"gzip" and self.coding != b"zstd":
+                if self.coding == b"deflate":  # the others may have members
                     raise DecodingError(f"{shown(data)} behind the end of a deflate stream")
                 self.stream = self.open(data)
             try:
@@ -1009,15 +989,15 @@ class Decoder:
 
     def __init__(self, codings: list[bytes]) -> None:
         self.stages = [Inflater(coding) for coding in reversed(codings)]
-        self.vain = 0  # bytes made between the stages, less those that came of them
+        self.vain = 0  # bytes made by the stages, less what came out, which each had to make
 
     def feed(self, data: bytes, stage: int = 0) -> Iterator[bytes]:
         """Yield what data decodes to."""
+        if stage == len(self.stages):
+            self.vain -= stage * len(data)
+            yield data
+            return
         for piece in self.stages[stage].feed(data):
-            if stage + 1 == len(self.stages):
-                self.vain -= stage * len(piece)
-                yield piece
-                continue
             self.vain += len(piece)
             if self.vain > MAX_VAIN_BYTES:  # 300 bytes can say "a terabyte of nothing"
                 raise DecodingError(f"{self.vain} bytes between codings, and nothing comes of them")
@@ -1089,7 +1069,7 @@ class BodySource:
     done_at = 0.0  # when the last one came
 
     async def read_piece(self) -> bytes:
-        """The next bytes of the body as sent, b"" at its end."""
+        """The next bytes of the body as sent; with the last of them `done` is set."""
         raise NotImplementedError
 
     def hurry(self, seconds: float) -> None:
@@ -1099,7 +1079,7 @@ class BodySource:
         """Give up the rest of the body, and the connection with it."""
 
 
-_IN_USE = ("_coded", "_decoder", "_decoded", "_source")  # only while the body is read
+_IN_USE = ("_source", "_coded", "_decoder", "_decoded")  # only while the body is read
 
 
 class Response:
@@ -1109,17 +1089,16 @@ class Response:
     peer: Any = None                       # the remote address
     request_bytes = 0                      # sent for this hop
     _marks = (0.0, 0.0, 0.0)               # connected, sent, head, on the loop's clock
-    _done_at = 0.0
     _reused = False
-    _coded: Head | None = None             # until the body begins
-    _decoder: Decoder | None = None
-    _decoded: Iterator[bytes] | None = None
-    _content: bytes | None = None
     _headers: Headers | None = None
     _encoding = ""
-    _trailers = b""
-    _received = 0
-    _lost = False                          # closed before the end of the body
+    _source: BodySource | None = None      # until the body is there, or given up
+    _coded: Head | None = None             # until the first bytes of a coded body
+    _decoder: Decoder | None = None
+    _decoded: Iterator[bytes] = iter(())   # what has come and was not asked for yet
+    _content: bytes | None = None
+    _lost = False                          # given up before the end of the body
+    _end = (b"", 0, 0.0)                   # the source's trailers, received and done_at
 
     def __init__(self, head: Head, url: URL, source: BodySource, decode: bool = True) -> None:
         self.status_code = head.status
@@ -1127,7 +1106,7 @@ class Response:
         self.raw_head = head.raw           # as received, without folds
         self.history: list[Response] = []
         self._url = url
-        self._source: BodySource | None = source  # None once the body is read or given up
+        self._source = source
         if decode and b"content-encoding" in head.fields:
             self._coded = head
         elif source.done:
@@ -1236,19 +1215,19 @@ class Response:
         """Read what is left of the body into `content`; raise TooLarge beyond limit."""
         if self._content is None:
             pieces, size = [], 0
-            while self._source or self._decoded or self._lost:
-                pieces.append(await self._next_piece())
-                size += len(pieces[-1])
-                self._check_size(size, limit)
-            self._content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._check_size(len(self._content), limit)
+            while piece := await self._next_piece():
+                pieces.append(piece)
+                size += len(piece)
+                self._check_size(size, limit, "bytes of body: raise max_size, or stream it")
+            self._content = b"".join(pieces)
+        self._check_size(len(self._content), limit, "bytes of body: raise max_size, or stream it")
         return self._content
 
-    def _check_size(self, size: int, limit: int | None) -> None:
+    def _check_size(self, size: int, limit: int | None, what: str) -> None:
         if limit is not None and size > limit:
             self.close()
-            raise TooLarge(f"the body has more than {limit} bytes: raise max_size, or stream it",
-                           limit=limit, url=self.url, response=self)
+            self._lost = self._content is None  # what was taken out already is in nobody's hands
+            raise TooLarge(f"more than {limit} {what}", limit=limit, url=self.url, response=self)
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """Yield the body, decoded, in pieces as they arrive."""
@@ -1260,18 +1239,16 @@ class Response:
     async def iter_lines(self) -> AsyncIterator[str]:
         r"""Yield the body's lines as text, without their \n or \r\n."""
         decoder = codecs.getincrementaldecoder(self.encoding)("replace")
-        parts, size = [""], 0
+        parts: list[str] = []  # of a line that has not ended yet
+        size = 0
         async for piece in self.iter_bytes():
             *lines, rest = decoder.decode(piece).split("\n")
             for line in lines:
                 yield "".join([*parts, line]).removesuffix("\r")
-                parts, size = [""], 0
+                parts, size = [], 0
             parts.append(rest)
             size += len(rest)
-            if size > MAX_LINE_CHARS:
-                self.close()
-                raise TooLarge(f"a line of more than {MAX_LINE_CHARS} characters",
-                               limit=MAX_LINE_CHARS, url=self.url, response=self)
+            self._check_size(size, MAX_LINE_CHARS, "characters in a line")
         last = "".join([*parts, decoder.decode(b"", True)])
         if last:
             yield last.removesuffix("\r")
@@ -1294,28 +1271,18 @@ class Response:
             self._finish(self._source)
 
     async def _next_piece(self) -> bytes:
+        """The next bytes of the body, decoded; b"" at its end."""
         try:
-            while True:
-                for piece in self._decoded or ():
-                    if piece:
-                        return piece
-                self._decoded, source = None, self._source
-                if source is None:
-                    if self._lost:  # lest what was cut short look whole
-                        raise AsyncGetError("the body was given up: nothing is left to read")
-                    if self._decoder:
-                        self._decoder.finish()
-                    return b""
-                if source.done or source.ready:
-                    data, source.ready = source.ready, b""
-                else:
+            if self._lost:  # lest what was cut short look whole
+                raise AsyncGetError("the body was given up: nothing is left to read")
+            while not (piece := next(self._decoded, b"")) and (source := self._source):
+                data, source.ready = source.ready, b""
+                if not data and not source.done:
                     data = await source.read_piece()
-                if data and (self._coded or self._decoder):
-                    self._decoded = self._decode(data)
-                if source.done or not data:
+                self._decoded = self._decode(data, source.done)
+                if source.done:
                     self._finish(source)
-                if not self._decoded and (data or not self._decoder):
-                    return data
+            return piece
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
             self._lost = True
@@ -1323,26 +1290,29 @@ class Response:
                 error.url, error.response = self.url, self
             raise
 
-    def _decode(self, data: bytes) -> Iterator[bytes]:
-        if self._coded is not None:
-            codings, self._coded = content_codings(self._coded), None
-            self._decoder = Decoder(codings) if codings else None
-        return self._decoder.feed(data) if self._decoder else iter((data,))
+    def _decode(self, data: bytes, last: bool) -> Iterator[bytes]:
+        """Yield what data decodes to; with the last of it the coding must end, too."""
+        if self._coded and data:  # an empty body is whole, even in a coding that we do not know
+            self._decoder, self._coded = Decoder(content_codings(self._coded)), None
+        if self._decoder is None:
+            yield data
+        else:
+            yield from filter(None, self._decoder.feed(data))
+            if last:
+                self._decoder.finish()
 
     def _finish(self, source: BodySource) -> None:
-        self._source = None
-        self._trailers, self._received = source.trailers, source.received
-        self._done_at = source.done_at
+        self._source, self._end = None, (source.trailers, source.received, source.done_at)
 
     @property
     def received(self) -> int:
         """Bytes of the body on the wire so far."""
-        return self._received if self._source is None else self._source.received
+        return self._source.received if self._source else self._end[1]
 
     @property
     def trailers(self) -> Headers:
         """The fields behind a chunked body, once it is read."""
-        return Headers(parse_fields(self._trailers))
+        return Headers(parse_fields(self._end[0]))
 
     # ---- the clock
 
@@ -1350,7 +1320,7 @@ class Response:
     def timing(self) -> Timing:
         """When what was done, in seconds since the call began; 0 for what is not."""
         connected, sent, head, done = (max(0.0, mark - self.started)
-                                       for mark in (*self._marks, self._done_at))
+                                       for mark in (*self._marks, self._end[2]))
         return Timing(connected, sent, head, done, self._reused)
 
     @property
@@ -1366,7 +1336,7 @@ class Response:
         if self._source is not None:
             raise TypeError("a Response whose body was not read cannot be pickled")
         state = {name: value for name, value in self.__dict__.items() if name not in _IN_USE}
-        return {**state, "_source": None, "_url": self._url._replace(userinfo="")}
+        return {**state, "_url": self._url._replace(userinfo="")}
 
 
 # ==== 8. Connection ===========================================================
@@ -2070,12 +2040,13 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
 class Pool:
     """The connections of one session, open ones counted from before they are opened."""
 
-    def __init__(self, limit: int, limit_per_host: int | None,
-                 make: Callable[[Route, Callable[[Connection], None],
-                                 Callable[[Connection], None]], Connection]) -> None:
+    def __init__(self, limit: int, limit_per_host: int | None, connector: Connector,
+                 trace: Trace | None) -> None:
         self.limit = limit
         self.limit_per_host = limit_per_host
-        self.make = make
+        self.connector = connector
+        self.trace = trace
+        self.closed = False
         self.all: set[Connection] = set()
         self.idle: dict[Route, dict[Connection, None]] = {}  # the latest used last
         self.per_host: collections.Counter[Origin] = collections.Counter()
@@ -2091,9 +2062,12 @@ class Pool:
         idle = self.idle.get(route)
         if idle:
             connection, _ = idle.popitem()
-            if not connection.has_rested() and connection.begin_read():
+            if connection.has_rested():
+                idle[connection] = None  # acquire looks into the kernel first
+            elif connection.begin_read():
                 return connection
-            idle[connection] = None
+            else:  # its bytes are taken out by now: nobody would notice them a second time
+                connection.close()
         return None
 
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
@@ -2103,37 +2077,34 @@ class Pool:
             if connection.writer is None:
                 return connection
             if connection.has_rested():
-                await self._look(connection)
+                try:  # two turns of the loop bring in what the kernel has received
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+                except BaseException:  # cancelled
+                    connection.close()
+                    raise
             if not connection.closed and connection.begin_read():
                 return connection
             connection.note("the kept connection was closed meanwhile")
             connection.close()
-
-    async def _look(self, connection: Connection) -> None:
-        """Give the loop two turns, to bring in what the kernel has received."""
-        try:
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        except BaseException:  # cancelled
-            connection.close()
-            raise
 
     def decide(self, route: Route, fresh: bool) -> Connection | None:
         """The connection for a request, or None while it has to wait."""
         idle = self.idle.get(route)
         if idle and not fresh:
             return idle.popitem()[0]
-        if self.limit_per_host and self.per_host[route.origin] >= self.limit_per_host:
-            if not idle:
-                return None
-            self.evict(next(iter(idle)))
-        elif len(self.all) >= self.limit:
-            unused = min((kept for idle in self.idle.values() for kept in idle),
+        host_full = self.limit_per_host and self.per_host[route.origin] >= self.limit_per_host
+        if host_full or len(self.all) >= self.limit:  # another must go: the longest idle one
+            unused = min((kept for idle in self.idle.values() for kept in idle
+                          if not host_full or kept.route.origin == route.origin),
                          key=lambda kept: kept.idle_at, default=None)
             if unused is None:
                 return None
-            self.evict(unused)
-        connection = self.make(route, self.keep, self.forget)
+            self.strike(unused)  # first: its place is taken already
+            unused.close()
+        if self.closed:
+            raise AsyncGetError("the session is closed")
+        connection = Connection(route, self.connector, self.trace, self.keep, self.forget)
         self.all.add(connection)
         self.per_host[route.origin] += 1
         return connection
@@ -2144,23 +2115,17 @@ class Pool:
         try:
             return await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and not future.exception():
-                self.give_back(future.result())
+            if not future.cancelled() and not future.exception():  # given one a moment ago
+                connection = future.result()
+                if connection.writer is None:
+                    connection.close()
+                elif not connection.closed:
+                    connection.rest_in_pool(connection.loop.time())
             raise
-
-    def give_back(self, connection: Connection) -> None:
-        """Take back a connection that was handed out and not used."""
-        if connection.writer is None or connection.closed:
-            connection.close()
-        else:
-            connection.rest_in_pool(connection.loop.time())
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange and may serve another."""
-        idle = self.idle.get(connection.route)
-        if idle is None:
-            idle = self.idle[connection.route] = {}
-        idle[connection] = None
+        self.idle.setdefault(connection.route, {})[connection] = None
         if self.waiting:
             self.serve()
 
@@ -2170,11 +2135,6 @@ class Pool:
             self.strike(connection)
             if self.waiting:
                 self.serve()
-
-    def evict(self, connection: Connection) -> None:
-        """Close an idle connection, whose place is taken already."""
-        self.strike(connection)
-        connection.close()
 
     def strike(self, connection: Connection) -> None:
         """Take a connection off the books."""
@@ -2195,13 +2155,12 @@ class Pool:
             future, route, fresh = self.waiting.popleft()
             if future.done():  # cancelled
                 continue
-            connection = self.decide(route, fresh)
-            if connection is not None:
+            if connection := self.decide(route, fresh):
                 future.set_result(connection)
-                continue
-            passed.append((future, route, fresh))
-            if not self.limit_per_host:
-                break  # who comes behind would fare no better
+            else:
+                passed.append((future, route, fresh))
+                if not self.limit_per_host:
+                    break  # who comes behind would fare no better
         self.waiting.extendleft(reversed(passed))
 
     async def close(self) -> None:
@@ -2374,12 +2333,21 @@ def store_cookies(jar: CookieJar, response: Response) -> None:
             message["Set-Cookie"] = _IGNORED_ATTRIBUTES.sub("", line)
     source: Any = SimpleNamespace(info=lambda: message)
     jar.extract_cookies(source, CookieRequest(response.url))
-    by_domain: dict[str, list[Any]] = {}
+    by_site: dict[str, list[Any]] = {}
     for cookie in jar:
-        by_domain.setdefault(cookie.domain, []).append(cookie)
-    for cookies in by_domain.values():
-        for cookie in cookies[:-MAX_HOST_COOKIES]:
+        by_site.setdefault(site_of(cookie.domain), []).append(cookie)
+    for cookies in by_site.values():
+        for cookie in cookies[:-MAX_SITE_COOKIES]:
             jar.clear(cookie.domain, cookie.path, cookie.name)
+
+
+def site_of(host: str) -> str:
+    """The last two labels of a host: what no cookie crosses, as a Domain has two at least.
+
+    >>> site_of("www.h.test")
+    'h.test'
+    """
+    return ".".join(host.strip(".").split(".")[-2:])
 
 
 def cookie_field(jar: CookieJar, url: URL) -> str:
@@ -2456,11 +2424,8 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
         name, port = match.groups() if match else (entry, None)
         if port is not None and int(port) != origin.port:
             continue
-        if name == "*" or (is_address and in_network(host, name.strip("[]"))):
-            return True
-        name = name[1:] if name.startswith("*.") else name
-        name = name.strip(".")
-        if name and not is_address and (host == name or host.endswith("." + name)):
+        below = f".{host}".endswith("." + name.removeprefix("*.").strip("."))
+        if name == "*" or (in_network(host, name.strip("[]")) if is_address else below):
             return True
     return False
 
@@ -2502,10 +2467,10 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str) -> Auth | None:
     name = os.path.expanduser("~/.netrc") if isinstance(path, bool) else os.fspath(path)
     try:
         hosts = {key.lower(): entry for key, entry in netrc.netrc(name).hosts.items()}
-    except (OSError, UnicodeError) as error:
-        raise AsyncGetError(f"cannot read {name!r}: {error}", exit_code=26) from None
-    except netrc.NetrcParseError as error:  # its text may quote a password
-        raise AsyncGetError(f"cannot read {name!r}: line {error.lineno}", exit_code=26) from None
+    except (OSError, UnicodeError, netrc.NetrcParseError) as error:
+        why = f"line {error.lineno}" if isinstance(error, netrc.NetrcParseError) else error
+        raise AsyncGetError(f"cannot read {name!r}: {why}",  # the text may quote a password
+                            exit_code=26) from None
     entry = hosts.get(host) if host != "default" else None
     return (entry[0], entry[2] or "") if entry and (entry[0] or entry[2]) else None
 
@@ -2581,17 +2546,12 @@ class Call:
 
     __slots__ = ("settings", "started", "seconds", "deadline")
 
-    def __init__(self, settings: Settings, started: float, seconds: float | None) -> None:
+    def __init__(self, settings: Settings, started: float, usual: float | None) -> None:
         self.settings = settings
         self.started = started
+        seconds = usual if settings.deadline is ... else settings.deadline
         self.seconds = _FOREVER if seconds is None else seconds
-        self.deadline = 0.0  # set with the first connection: queueing is not counted
-
-    def deadline_from(self, now: float) -> float:
-        """The moment when the call's time is over, which starts to run at the first asking."""
-        if not self.deadline:
-            self.deadline = now + self.seconds
-        return self.deadline
+        self.deadline = _FOREVER  # until there is a connection: queueing is not counted
 
 
 def settings_of(base: Settings, options: Mapping[str, Any],
@@ -2606,37 +2566,35 @@ def settings_of(base: Settings, options: Mapping[str, Any],
     return base._replace(**options)
 
 
-def fields_of(base: Fields, settings: Settings) -> Fields:
-    """The fields of a request: base, then those of the headers and of the credentials."""
-    fields = base
-    if not settings.decode:
-        fields = merge_fields(fields, {"Accept-Encoding": None})
-    if settings.headers:
-        fields = merge_fields(fields, settings.headers)
-    if settings.auth:
-        fields = merge_fields(fields, {"Authorization": render_auth(settings.auth)})
-    return fields
+def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
+    """The fields of a request: base, and over it what these keywords say of decode, headers, auth.
+    """
+    if not options.get("decode", True):
+        base = merge_fields(base, {"Accept-Encoding": None})
+    if options.get("headers"):
+        base = merge_fields(base, options["headers"])
+    if options.get("auth"):
+        base = merge_fields(base, {"Authorization": render_auth(options["auth"])})
+    return base
 
 
 class SharedIterator:
     """One iterator for many workers, over an iterable of either kind."""
 
     def __init__(self, items: Iterable[str] | AsyncIterable[str]) -> None:
-        self.plain = None if isinstance(items, AsyncIterable) else iter(items)
-        self.other = items.__aiter__() if isinstance(items, AsyncIterable) else None
+        self.items = items.__aiter__() if isinstance(items, AsyncIterable) else iter(items)
         self.lock = asyncio.Lock()  # an async generator cannot be asked by two at once
 
     def __aiter__(self) -> SharedIterator:
         return self
 
     async def __anext__(self) -> str:
-        if self.plain is not None:
-            for item in self.plain:
-                return item
-            raise StopAsyncIteration
-        assert self.other is not None
-        async with self.lock:
-            return await self.other.__anext__()
+        if isinstance(self.items, AsyncIterator):
+            async with self.lock:
+                return await self.items.__anext__()
+        for item in self.items:
+            return item
+        raise StopAsyncIteration
 
 
 def worker_count(urls: object, limit: int) -> int:
@@ -2664,14 +2622,14 @@ class Session:
             base = parse_url(self.settings.base_url)
             path = base.target.partition("?")[0]
             self._base = base._replace(target=path if path.endswith("/") else path + "/")
-        self._fields = fields_of(DEFAULT_FIELDS, self.settings)
-        self._jar: CookieJar | None = None
+        self._fields = fields_of(DEFAULT_FIELDS, settings)
+        self._jars: dict[str, CookieJar] = {}  # by site: in a large jar every look takes long
         self._cookie_origin = self._base.origin if self._base else None
         self._routes: dict[Origin, Route] = {}
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
-        self._pool = Pool(self.settings.limit, self.settings.limit_per_host, self._connection)
+        self._pool = Pool(self.settings.limit, self.settings.limit_per_host,
+                          self.settings.open_connection, self.settings.trace)
         # asyncio receives into a fresh 256 KiB each time, which a young process of glibc
         # maps and unmaps. One larger block, freed, ends that: half the time of a small GET.
         bytes(4 * READ_BYTES)
@@ -2684,20 +2642,19 @@ class Session:
 
     async def close(self) -> None:
         """Close all connections, those in use as well."""
-        self._closed = True
+        self._pool.closed = True
         if self._loop is not None and not self._loop.is_closed():
             await self._pool.close()
 
     def __repr__(self) -> str:
-        return f"<Session {'closed' if self._closed else repr(self._pool)}>"
+        return f"<Session {'closed' if self._pool.closed else repr(self._pool)}>"
 
     # ---- what users call
 
     async def get(self, url: str, **options: Any) -> Response:
         """GET a URL and read its body. Raises AsyncGetError, and nothing else."""
         settings = settings_of(self.settings, options, _SESSION_ONLY) if options else self.settings
-        deadline = GET_DEADLINE_SECONDS if settings.deadline is ... else settings.deadline
-        response = await self._send(url, settings, deadline, options)
+        response = await self._send(url, settings, GET_DEADLINE_SECONDS, options)
         await response.read(settings.max_size)
         return response
 
@@ -2709,8 +2666,7 @@ class Session:
                 async for piece in response.iter_bytes(): ...
         """
         settings = settings_of(self.settings, options, _SESSION_ONLY)
-        deadline = None if settings.deadline is ... else settings.deadline
-        response = await self._send(url, settings, deadline, options)
+        response = await self._send(url, settings, None, options)
         try:
             yield response
         finally:
@@ -2789,13 +2745,15 @@ class Session:
 
     # ---- one call
 
-    async def _send(self, url: str, settings: Settings, seconds: float | None,
+    async def _send(self, url: str, settings: Settings, usual_deadline: float | None,
                     options: Mapping[str, Any]) -> Response:
         """Follow a call to its last response, whose body is unread."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._bind(loop)
-        call = Call(settings, loop.time(), seconds)
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise AsyncGetError("this Session belongs to another event loop: make one in each")
+        call = Call(settings, loop.time(), usual_deadline)
         history: list[Response] = []
         request = response = None
         try:
@@ -2804,9 +2762,9 @@ class Session:
                 response = await (self._attempt(request, call) if settings.retries else
                                   self._exchange(request, call))
                 if response.sets_cookies and settings.cookies is not False:
-                    jar = self._jar_for(settings)
+                    jar = self._jar_for(settings, request.url.origin)
                     if jar is None:
-                        jar = self._jar = cookie_jar()
+                        jar = self._new_jar(request.url.origin)
                     store_cookies(jar, response)
                 following = (next_request(request, response, settings.secret_headers)
                              if settings.follow_redirects and response.status_code // 100 == 3
@@ -2827,11 +2785,6 @@ class Session:
                 error.url = str(request.url) if request else masked(str(url))[1:-1]
             raise
 
-    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is not None:
-            raise AsyncGetError("this Session belongs to another event loop: make one in each")
-        self._loop = loop
-
     def _request(self, text: str, settings: Settings, options: Mapping[str, Any]) -> Request:
         """The first request of a call, with all that the caller wants in it."""
         if not isinstance(text, str):
@@ -2841,16 +2794,10 @@ class Session:
             url = url._replace(userinfo=self._base.userinfo)
         if settings.params:
             url = add_params(url, settings.params)
-        fields = self._fields
-        if options:
-            fields = fields_of(fields, settings._replace(
-                headers=options.get("headers"), auth=options.get("auth"),
-                decode=options.get("decode", True)))
-        request = Request(url, fields)
+        request = Request(url, fields_of(self._fields, options) if options else self._fields)
         if settings.cookies is not True and isinstance(settings.cookies, Mapping):
-            own = "cookies" in options
             self._cookie_origin = self._cookie_origin or url.origin
-            if own or url.origin == self._cookie_origin:
+            if "cookies" in options or url.origin == self._cookie_origin:
                 request = request.with_cookies(render_cookies(settings.cookies))
         if url.userinfo and not request.has("authorization"):
             request = request.adding("Authorization", render_auth(split_userinfo(url.userinfo)))
@@ -2865,8 +2812,7 @@ class Session:
             except AsyncGetError as error:
                 outcome = error
             delay = call.settings.retry_delay(attempt, outcome)
-            if delay is None or asyncio.get_running_loop().time() + delay > (
-                    call.deadline or _FOREVER):
+            if delay is None or asyncio.get_running_loop().time() + delay > call.deadline:
                 if isinstance(outcome, Response):
                     return outcome
                 try:
@@ -2892,7 +2838,8 @@ class Session:
         connection = self._pool.take(route) or await self._pool.acquire(route)
         while True:
             connected = connection.loop.time()
-            connection.deadline = call.deadline_from(connected)
+            # The first connection's is the earliest: from then on the call's time runs.
+            call.deadline = connection.deadline = min(call.deadline, connected + call.seconds)
             connection.call_seconds = call.seconds
             try:
                 if connection.writer is None:
@@ -2902,24 +2849,24 @@ class Session:
                 head_at = connection.loop.time()
                 response = Response(head, request.url, Body(connection, head),
                                     call.settings.decode)
-            except BaseException as error:
-                stale = connection.exchanges > 1 and connection.silent
-                connection.close()
-                if not stale or not isinstance(error, (IncompleteBody, TLSError)):
-                    raise
-            else:
                 response.started, response.peer = call.started, connection.peer
                 response.request_bytes = len(data)
                 response._marks = connected, connection.sent_at, head_at
                 response._reused = connection.exchanges > 1
                 return response
+            except BaseException as error:
+                stale = connection.exchanges > 1 and connection.silent
+                connection.close()
+                if not stale or not isinstance(error, (IncompleteBody, TLSError)):
+                    raise
             connection.note("the kept connection ended unanswered: once more on a new one")
             connection = await self._pool.acquire(route, fresh=True)
 
     def _render(self, request: Request, route: Route, settings: Settings) -> bytes:
         """The bytes of a request as they go over a route."""
         origin, target = request.url.origin, request.url.target
-        jar = self._jar if settings.cookies is True else self._jar_for(settings)
+        jar = (self._jar_for(settings, origin) if self._jars or settings.cookies is not True
+               else None)
         if jar is not None:
             request = request.with_cookies(cookie_field(jar, request.url))
         if settings.netrc and not request.has("authorization"):
@@ -2932,12 +2879,18 @@ class Session:
             fields = (*fields, *proxy_fields(route.proxy))
         return render_request(target, fields, origin)
 
-    def _jar_for(self, settings: Settings) -> CookieJar | None:
+    def _jar_for(self, settings: Settings, origin: Origin) -> CookieJar | None:
         """The jar that a request uses: the session's, one of the caller's, or none."""
         if settings.cookies is False:
             return None
         own: CookieJar | None = settings.cookies
-        return own if hasattr(own, "extract_cookies") else self._jar
+        return own if hasattr(own, "extract_cookies") else self._jars.get(site_of(origin.host))
+
+    def _new_jar(self, origin: Origin) -> CookieJar:
+        if len(self._jars) >= MAX_COOKIE_SITES:
+            del self._jars[next(iter(self._jars))]  # the oldest
+        jar = self._jars[site_of(origin.host)] = cookie_jar()
+        return jar
 
     # ---- routes
 
@@ -2971,12 +2924,6 @@ class Session:
         if key not in self._contexts:
             self._contexts[key] = tls_context(verify, cert)
         return self._contexts[key]
-
-    def _connection(self, route: Route, keep: Callable[[Connection], None],
-                    forget: Callable[[Connection], None]) -> Connection:
-        if self._closed:
-            raise AsyncGetError("the session is closed")
-        return Connection(route, self.settings.open_connection, self.settings.trace, keep, forget)
 
 
 async def get(url: str, **settings: Any) -> Response:
