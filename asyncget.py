@@ -117,7 +117,7 @@ MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
 GET_DEADLINE_SECONDS = 300.0     # get(), all in all; aiohttp's figure
-SETTLED_SECONDS = 60.0           # unchanged for so long: then a date names one version (8.8.2.2)
+SETTLED_SECONDS = 60.0           # unchanged for so long: a date tells versions apart (9110 8.8.2.2)
 IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
 IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
 REFUSAL_SECONDS = 1.0            # for a proxy to say why there is no tunnel
@@ -607,21 +607,24 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 
 
 # ==== 4. Response head ========================================================
-# Two expressions say what a head may look like: its first line, and a field. They are
-# strict where laxity has been exploited (NUL, bare CR, a blank before the colon) and
-# lenient where servers need it: a bare LF ends a line, the reason may be missing, a
-# folded line is unfolded. The fields are found all at once, and counted: as many as
-# there are lines, or the head is refused. What users read is made when they ask for it.
+# One expression says what a head may look like, and it is asked once, about the whole
+# head. It is strict where laxity has been exploited (NUL, bare CR, a blank before the
+# colon) and lenient where servers need it: a bare LF ends a line, the reason may be
+# missing, a folded line is unfolded. Of the fields only the few that decide what we do
+# next are looked up at once; what users read is made when they ask for it.
 
-_STATUS_LINE = re.compile(
-    rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?\r?\n")
+_TEXT = rb"[^\x00-\x08\x0a-\x1f\x7f]*"
+_STATUS_LINE = rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: " + _TEXT + rb")?\r?\n"
 _FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
-    rb"^(" + TOKEN.encode() + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r?\n", re.M)
+    rb"^(" + TOKEN.encode() + rb"):(" + _TEXT + rb")\r?\n", re.M)
+_HEAD = re.compile(_STATUS_LINE + rb"(?:" + TOKEN.encode() + rb":" + _TEXT + rb"\r?\n)*\r?\n")
+_DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
+                       rb"|transfer-encoding):([^\r\n]*)")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 
 
 class Head:
-    """A response head that passed. What we decide from are lower-case `fields`."""
+    """A response head that passed. `fields` are those that we decide from, in lower case."""
 
     __slots__ = ("raw", "minor", "status", "fields")
 
@@ -674,22 +677,23 @@ def unfold(block: bytes) -> bytes:
 def parse_head(raw: bytes) -> Head:
     r"""Check a whole head, with its empty line, and take it apart.
 
-    >>> head = parse_head(b"HTTP/1.1 404 Not Found\r\nServer: X\r\n\r\n")
+    >>> head = parse_head(b"HTTP/1.1 404 Not Found\r\nServer: X\r\nConnection: Close\r\n\r\n")
     >>> head.status, head.fields
-    (404, {b'server': b' x'})
+    (404, {b'connection': b' close'})
 
     Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
     """
-    first = raw.find(b"\n") + 1
-    match = _STATUS_LINE.fullmatch(raw, 0, first)
-    if match is None:
-        raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}",
-                            exit_code=8 if raw.startswith(b"HTTP/1.") else 1)
-    pairs = _FIELD_LINE.findall(raw[first:].lower())
-    if len(pairs) != raw.count(b"\n") - 2 or len(pairs) > MAX_FIELDS:
+    match = _HEAD.fullmatch(raw)
+    if match is None or raw.count(b"\n") - 2 > MAX_FIELDS:
+        first = raw.find(b"\n") + 1
+        if not re.fullmatch(_STATUS_LINE, raw[:first]):
+            raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}",
+                                exit_code=8 if raw.startswith(b"HTTP/1.") else 1)
         raw = raw[:first] + unfold(raw[first:])
-        check_fields(raw[first:].lower(), "response head")
-        pairs = _FIELD_LINE.findall(raw[first:].lower())
+        check_fields(raw[first:], "response head")
+        match = _HEAD.fullmatch(raw)
+        assert match is not None  # as both of its parts have passed
+    pairs = _DECISIVE.findall(raw.lower())
     fields = dict(pairs)
     if len(fields) < len(pairs):
         fields = {name: b",".join(v for n, v in pairs if n == name) for name in fields}
@@ -1024,7 +1028,7 @@ def content_codings(head: Head) -> list[bytes]:
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
     for coding in codings:
-        if coding not in (b"gzip", b"deflate") and not (coding == b"zstd" and HAS_ZSTD):
+        if coding not in parse_list(ACCEPT_ENCODING.encode()):  # we asked for no other
             raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
                                 "decode=False gives the bytes as sent")
     return codings
@@ -1226,7 +1230,7 @@ class Response:
     def _check_size(self, size: int, limit: int | None, what: str) -> None:
         if limit is not None and size > limit:
             self.close()
-            self._lost = self._content is None  # what was taken out already is in nobody's hands
+            self._lost = self._content is None  # the pieces before are gone
             raise TooLarge(f"more than {limit} {what}", limit=limit, url=self.url, response=self)
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
@@ -2038,7 +2042,7 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
 # connection handed out is not open yet when it is new: opening is the caller's.
 
 class Pool:
-    """The connections of one session, open ones counted from before they are opened."""
+    """The connections of one session; a new one counts from before it is opened."""
 
     def __init__(self, limit: int, limit_per_host: int | None, connector: Connector,
                  trace: Trace | None) -> None:
@@ -2567,8 +2571,7 @@ def settings_of(base: Settings, options: Mapping[str, Any],
 
 
 def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
-    """The fields of a request: base, and over it what these keywords say of decode, headers, auth.
-    """
+    """The fields of a request: over base what `decode`, `headers` and `auth` ask for."""
     if not options.get("decode", True):
         base = merge_fields(base, {"Accept-Encoding": None})
     if options.get("headers"):
@@ -2621,7 +2624,7 @@ class Session:
         if self.settings.base_url:
             base = parse_url(self.settings.base_url)
             path = base.target.partition("?")[0]
-            self._base = base._replace(target=path if path.endswith("/") else path + "/")
+            self._base = base._replace(target=path.removesuffix("/") + "/")
         self._fields = fields_of(DEFAULT_FIELDS, settings)
         self._jars: dict[str, CookieJar] = {}  # by site: in a large jar every look takes long
         self._cookie_origin = self._base.origin if self._base else None
