@@ -1154,7 +1154,7 @@ class Response:
     def raise_for_status(self) -> Response:
         """Return self, or raise StatusError for a status of 400 and above."""
         if not self.ok:
-            raise StatusError(f"{self.status_code} {printable(self.reason)}".rstrip()
+            raise StatusError(f"{self.status_code} {printable(self.reason[:MAX_SHOWN_BYTES])}".rstrip()
                               + f" for {self.url}", url=self.url, response=self)
         return self
 
@@ -1406,14 +1406,15 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def open_first(host: str, port: int, **options: Any) -> tuple[
+async def open_first(host: str, port: int, family: int = 0, **options: Any) -> tuple[
         asyncio.StreamReader, asyncio.StreamWriter]:
     """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305).
 
     With happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled
     at the wrong moment; and uvloop does not.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
+                                                         type=socket.SOCK_STREAM)
     first, second = ([str(address[0]) for family, _, _, _, address in found
                       if (family == found[0][0]) == preferred] for preferred in (True, False))
     todo = [address for pair in itertools.zip_longest(first, second) for address in pair
@@ -1681,7 +1682,7 @@ class Connection(BodySource):
             wanted = head.status in (401, 407)  # 401 is tinyproxy's word for it
             hint = " (give user and password in the proxy's URL)" if wanted else ""
             raise self.proxy_error(f"refused a tunnel to {target}: {head.status} "
-                                   + printable(status_reason(head.raw)) + hint
+                                   + printable(status_reason(head.raw)[:MAX_SHOWN_BYTES]) + hint
                                    + await self._refusal(head), 56)
 
     async def _refusal(self, head: Head) -> str:
@@ -1895,7 +1896,7 @@ class Connection(BodySource):
         """Wait for the next exchange, for a while."""
         self.phase, self.idle_at = "idle", now
         self.deadline, self.limit = _FOREVER, now + IDLE_SECONDS
-        if self.timer is None:  # else it wakes within a timeout, and finds the new limit
+        if self.limit < self.wakes_at:  # else it wakes before, and finds the new limit
             self._set_timer()
         self.on_idle(self)
 
@@ -2074,10 +2075,10 @@ class Pool:
                 connection.close()
         return None
 
-    async def acquire(self, route: Route, fresh: bool = False) -> Connection:
+    async def acquire(self, route: Route, deadline: float, fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened."""
         while True:
-            connection = self.decide(route, fresh) or await self._queue(route, fresh)
+            connection = self.decide(route, fresh) or await self._queue(route, deadline, fresh)
             if connection.writer is None:
                 return connection
             if connection.has_rested():
@@ -2113,9 +2114,11 @@ class Pool:
         self.per_host[route.origin] += 1
         return connection
 
-    async def _queue(self, route: Route, fresh: bool) -> Connection:
-        future: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+    async def _queue(self, route: Route, deadline: float, fresh: bool) -> Connection:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Connection] = loop.create_future()
         self.waiting.append((future, route, fresh))
+        timer = loop.call_at(deadline, self._too_late, future) if deadline < _FOREVER else None
         try:
             return await future
         except asyncio.CancelledError:
@@ -2126,6 +2129,15 @@ class Pool:
                 elif not connection.closed:
                     connection.rest_in_pool(connection.loop.time())
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    @staticmethod
+    def _too_late(future: asyncio.Future[Connection]) -> None:
+        if not future.done():  # serve passes by it then
+            future.set_exception(TimedOut("no free connection for the next hop within the whole "
+                                          "call's deadline", phase="free connection"))
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange and may serve another."""
@@ -2299,7 +2311,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
           or not isinstance(outcome, (ConnectError, TimedOut, IncompleteBody))):
         return None
     import random
-    return min(0.5 * 2.0 ** (attempt - 1), 30.0) * random.uniform(0.5, 1.0)  # apart from others
+    return min(0.5 * 2.0 ** min(attempt - 1, 6), 30.0) * random.uniform(0.5, 1.0)  # apart from others
 
 
 # ---- cookies
@@ -2339,7 +2351,7 @@ def store_cookies(jar: CookieJar, response: Response) -> None:
     jar.extract_cookies(source, CookieRequest(response.url))
     by_site: dict[str, list[Any]] = {}
     for cookie in jar:
-        by_site.setdefault(site_of(cookie.domain), []).append(cookie)
+        by_site.setdefault(cookie.domain, []).append(cookie)  # a site may be all of co.uk
     for cookies in by_site.values():
         for cookie in cookies[:-MAX_SITE_COOKIES]:
             jar.clear(cookie.domain, cookie.path, cookie.name)
@@ -2371,6 +2383,8 @@ def render_cookies(cookies: Mapping[str, str]) -> str:
     'a=1; b=2'
     """
     for name, value in cookies.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise InvalidHeader(f"a cookie's name and value are text, unlike those of {name!r:.99}")
         if not _NAME.fullmatch(name) or ";" in value:
             raise InvalidHeader(f"not a cookie's name, or a value with a ';': {name!r:.100}")
     return "; ".join(f"{name}={value}" for name, value in cookies.items())
@@ -2567,6 +2581,9 @@ def settings_of(base: Settings, options: Mapping[str, Any],
     if wrong:
         raise TypeError(f"unknown keyword {wrong[0]!r}; there are "
                         + ", ".join(name for name in Settings._fields if name not in forbidden))
+    if "secret_headers" in options:  # asked at each redirect; and a name is not its letters
+        names = options["secret_headers"]
+        options["secret_headers"] = (names,) if isinstance(names, str) else tuple(names)
     return base._replace(**options)
 
 
@@ -2732,11 +2749,13 @@ class Session:
         async def work_all() -> None:
             try:
                 await asyncio.gather(*workers)
-            except Exception:  # not when cancelled: nobody takes from the queue then
-                await finished.put(None)
+            except BaseException:
+                if not leaving:  # else nobody takes from the queue
+                    await finished.put(None)
                 raise
             await finished.put(None)
 
+        leaving = False
         workers = [asyncio.ensure_future(work()) for _ in range(worker_count(urls, limit))]
         end = asyncio.ensure_future(work_all())
         try:
@@ -2744,6 +2763,7 @@ class Session:
                 yield item
             await end
         finally:
+            leaving = True
             await cancel([end, *workers])
 
     # ---- one call
@@ -2798,7 +2818,8 @@ class Session:
         if settings.params:
             url = add_params(url, settings.params)
         request = Request(url, fields_of(self._fields, options) if options else self._fields)
-        if settings.cookies is not True and isinstance(settings.cookies, Mapping):
+        if isinstance(settings.cookies, Mapping) and not hasattr(
+                settings.cookies, "extract_cookies"):  # requests' jar is a mapping, too
             self._cookie_origin = self._cookie_origin or url.origin
             if "cookies" in options or url.origin == self._cookie_origin:
                 request = request.with_cookies(render_cookies(settings.cookies))
@@ -2838,7 +2859,8 @@ class Session:
         """
         route = self._route(request.url.origin, call.settings)
         data = self._render(request, route, call.settings)
-        connection = self._pool.take(route) or await self._pool.acquire(route)
+        connection = self._pool.take(route) or await self._pool.acquire(
+            route, call.deadline or _FOREVER)  # none while the first hop queues
         while True:
             connected = connection.loop.time()
             # The first connection's is the earliest: from then on the call's time runs.
@@ -2863,7 +2885,7 @@ class Session:
                 if not stale or not isinstance(error, (IncompleteBody, TLSError)):
                     raise
             connection.note("the kept connection ended unanswered: once more on a new one")
-            connection = await self._pool.acquire(route, fresh=True)
+            connection = await self._pool.acquire(route, call.deadline, fresh=True)
 
     def _render(self, request: Request, route: Route, settings: Settings) -> bytes:
         """The bytes of a request as they go over a route."""
@@ -3278,6 +3300,10 @@ async def download_to(session: Session, url: str, path: FilePath | PathRule, *,
     file system refuses is an AsyncGetError with exit code 23.
     """
     settings = settings_of(session.settings, options, _SESSION_ONLY)
+    headers = options.get("headers") or ()  # read once: there may be several tries
+    pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
+    merge_fields((), pairs)  # says what is wrong with them
+    options["headers"] = [pair for pair in pairs if pair[0].lower() != "accept-encoding"]
     if not callable(path):
         check_target(os.fsdecode(path), overwrite)
     loop = asyncio.get_running_loop()
@@ -3509,7 +3535,8 @@ async def demo() -> None:
 SPOOL_BYTES = 1_048_576  # of a body that waits for its turn on stdout; the rest goes to disk
 REDRAW_SECONDS = 0.1     # between two states of the progress line
 SILENCE_SECONDS = 30.0   # without a byte, and we give up
-SECRETS = re.compile(r"(?im)^((?:proxy-)?authorization|(?:set-)?cookie):[^\r\n]*")  # not for -v
+SECRETS = re.compile(r"(?im)^((?:proxy-)?authorization|(?:set-)?cookie):[^\r\n]*"
+                     r"(?:\r?\n[ \t][^\r\n]*)*")  # not for -v
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
 
 # A line is a flag's definition as well as its help. A word in capitals is its value, and
@@ -3822,7 +3849,7 @@ def connector(options: Options) -> Connector:
 
     async def connect(*address: Any, **how: Any) -> Any:
         try:
-            opening = asyncio.open_connection(*address, family=family, **how)
+            opening = open_first(*address, family=family, **how)
             return await asyncio.wait_for(opening, limit)
         except asyncio.TimeoutError:
             raise TimedOut(f"no connection to {address[0]} within {limit:g} s") from None
@@ -3836,7 +3863,7 @@ def proxy_environment(options: Options) -> dict[str, str]:
     if options.proxy is not None:
         from urllib.parse import quote
         scheme, mark, address = options.proxy.rpartition("://")
-        user = quote(options.proxy_user, safe=":") + "@" if options.proxy_user else ""
+        user = quote(os.fsencode(options.proxy_user), safe=":") + "@" if options.proxy_user else ""
         url = address and f"{scheme}{mark}{user}{address}"
         variables.update(http_proxy=url, https_proxy=url)
     return variables
@@ -3884,9 +3911,10 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
     [('h.test', 'id', '7')]
     """
     from http.cookiejar import Cookie
-    for line in text.splitlines():
-        fields = line.removeprefix("#HttpOnly_").split("\t")
-        if line.startswith("# ") or len(fields) != 7 or not fields[4].isdecimal():
+    for line in text.split("\n"):  # splitlines would part a value at U+2028, too
+        fields = line.rstrip("\r").removeprefix("#HttpOnly_").split("\t")
+        if (line.startswith("# ") or len(fields) != 7
+                or not re.fullmatch("[0-9]{1,18}", fields[4])):
             continue
         domain, below, path, secure, expires, name, value = fields
         if "." not in domain:
@@ -3903,15 +3931,24 @@ def render_cookie_file(jar: CookieJar) -> str:
         domain = "localhost" if cookie.domain == "localhost.local" else cookie.domain
         flags = [str(flag).upper() for flag in (cookie.domain_initial_dot, cookie.secure)]
         prefix = "#HttpOnly_" if cookie.has_nonstandard_attr("HttpOnly") else ""
-        lines.append("\t".join((prefix + domain, flags[0], cookie.path, flags[1],
-                                str(cookie.expires or 0), cookie.name, cookie.value or "")))
+        fields = (prefix + domain, flags[0], cookie.path, flags[1],
+                  str(cookie.expires or 0), cookie.name, cookie.value or "")
+        if all(map(str.isprintable, fields)):  # a tab or line end would make a cookie of its own
+            lines.append("\t".join(fields))
     return "\n".join(lines) + "\n"
 
 
 def safe_name(name: str, hidden: bool) -> str:
     """The name, if it is one of a file in this very folder."""
-    if (name in ("", ".", "..") or printable(name) != name or len(os.fsencode(name)) > 255
-            or name.startswith(".") and not hidden):
+    encoded = b""
+    with contextlib.suppress(UnicodeError):  # of a locale without it
+        encoded = os.fsencode(name)
+    theirs = not hidden and (  # a server's: nor what we ourselves read later, as ours
+        name.startswith(".") or name.lower().endswith((".part", ".part.meta")))
+    windows = os.name == "nt" and re.search(  # a drive, a stream, a device, or an end it drops
+        r'[:*?"<>|]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d) *(\.|$)', name, re.I)
+    if (name in ("", ".", "..") or printable(name) != name or theirs or windows
+            or not encoded or len(encoded) > 255):
         raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
     return name
 
@@ -4126,7 +4163,8 @@ def render_write_out(template: str, values: Mapping[str, Any],
             fields = {name.lower(): headers.get_all(name) for name in headers}
             return json.dumps(values if variable == "json" else fields)
         value = values.get(variable, match[0])  # one that we do not know stays visible
-        shape = ".6f" if isinstance(value, float) else "03d" if "_code" in variable else ""
+        shape = ".6f" if isinstance(value, float) else "03d" if isinstance(
+            value, int) and "_code" in variable else ""
         return printable("" if value is None else format(value, shape))
 
     pattern = r"%\{(\w+)\}|%header\{([^}]*)\}|(\\[nrt]|%%)"
@@ -4239,16 +4277,14 @@ class Command:
             return None
         jar = cookie_jar()
         if reads and os.path.exists(name):  # a first run may well name a file to come
-            for cookie in parse_cookie_file(read_named(name).decode()):
+            for cookie in parse_cookie_file(read_named(name).decode(errors="replace")):
                 jar.set_cookie(cookie)
         return jar
 
     def meet(self, transfer: Transfer, response: Response) -> None:
         """Look at a head, before its body is read: for -D, -f and --max-filesize."""
         transfer.response = response
-        length = response.headers.get("content-length", "")
-        plain = length.isdecimal() and "content-encoding" not in response.headers
-        transfer.expected = int(length) if plain else None
+        transfer.expected = body_length(response)
         if self.options.dump_header == "-":
             transfer.write(render_heads(response))
         if self.options.fail:
@@ -4284,7 +4320,7 @@ class Command:
         Not so a device such as /dev/null, nor what begins with a head.
         """
         options = self.options
-        transfer.path = self.place(transfer.output or name_from_url(transfer.url))
+        transfer.path = self.place(transfer.output or name_from_url(transfer.url), transfer)
         if options.include or os.path.exists(transfer.path) and not os.path.isfile(transfer.path):
             with disk_errors(transfer.path):
                 file = open(transfer.path, "wb")
@@ -4296,7 +4332,7 @@ class Command:
             self.meet(transfer, response)
             if options.remote_header_name and transfer.output == "":
                 name = name_from_header(response.headers.get("content-disposition", ""))
-                transfer.path = self.place(name) if name else transfer.path
+                transfer.path = self.place(name, transfer) if name else transfer.path
             return transfer.path
 
         transfer.response = await self.session.download(
@@ -4306,14 +4342,14 @@ class Command:
             overwrite=not options.remote_header_name, any_status=not options.fail,
             retries=self.settings["retries"], headers=self.settings["headers"])
 
-    def place(self, name: str) -> str:
+    def place(self, name: str, transfer: Transfer) -> str:
         """The path for a file name, its folders made if --create-dirs says so."""
         path = os.path.join(self.options.output_dir or "", name)
         if self.options.create_dirs and os.path.dirname(path):
             with disk_errors(path):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
         if self.options.no_clobber:
-            path = free_name(path, {transfer.path for transfer in self.transfers})
+            path = free_name(path, {other.path for other in self.transfers if other is not transfer})
         return path
 
     async def fetch(self, transfer: Transfer) -> None:
