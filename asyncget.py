@@ -109,11 +109,11 @@ MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 all
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
 MAX_DISCARD_SECONDS = 1.0        # that this may take
 MAX_LINE_CHARS = 16_777_216      # one line of iter_lines
-MAX_SET_COOKIES = 50             # of one response; curl's figure, as the next two
-MAX_COOKIE_BYTES = 4096          # one Set-Cookie field
+MAX_SET_COOKIES = 50             # of one response; curl's figure
+MAX_COOKIE_BYTES = 4096          # one Set-Cookie field; RFC 6265 6.1 asks for as much
 MAX_SITE_COOKIES = 180           # kept of one site; RFC 6265 6.1 asks for 50 of a domain
 MAX_COOKIE_SITES = 3000          # of which a session keeps cookies; 6.1 asks for 3,000 cookies
-MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send
+MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
 GET_DEADLINE_SECONDS = 300.0     # get(), all in all; aiohttp's figure
@@ -2090,8 +2090,8 @@ class Pool:
                     raise
             if not connection.closed and connection.begin_read():
                 return connection
-            connection.note("the kept connection was closed meanwhile")
             connection.close()
+            connection.note("the kept connection was closed meanwhile")
 
     def decide(self, route: Route, fresh: bool) -> Connection | None:
         """The connection for a request, or None while it has to wait."""
@@ -2216,9 +2216,9 @@ class Request(NamedTuple):
 
     def with_cookies(self, cookies: str) -> Request:
         """The same request with these cookies behind its own (RFC 6265 5.4: in one field)."""
-        own = [value for name, value in self.fields if name.lower() == "cookie"]
         if not cookies:
             return self
+        own = [value for name, value in self.fields if name.lower() == "cookie"]
         field = {"Cookie": "; ".join([*own, cookies])}
         return self._replace(fields=merge_fields(self.fields, field))
 
@@ -2230,6 +2230,13 @@ class Request(NamedTuple):
 # ---- redirects
 
 _CREDENTIALS = {"authorization", "cookie", "proxy-authorization"}
+
+
+def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
+    """The fields that another origin may see: no credentials, and not the caller's Host."""
+    secret = _CREDENTIALS.union(name.lower() for name in secret_headers)
+    return tuple(("Host", "") if name.lower() == "host" else (name, value)
+                 for name, value in fields if name.lower() not in secret)
 
 
 def next_request(request: Request, response: Response,
@@ -2255,10 +2262,7 @@ def next_request(request: Request, response: Response,
     url = join_url(request.url, locations.pop())._replace(userinfo="")
     if url.origin == request.url.origin:
         return Request(url, request.fields)
-    secret = _CREDENTIALS.union(name.lower() for name in secret_headers)
-    kept = (pair for pair in request.fields if pair[0].lower() not in secret)
-    return Request(url, tuple(("Host", "") if name.lower() == "host" else (name, value)
-                              for name, value in kept))
+    return Request(url, without_secrets(request.fields, secret_headers))
 
 
 # ---- retries
@@ -2572,6 +2576,11 @@ class Call:
         self.deadline = _FOREVER  # until there is a connection: queueing is not counted
 
 
+# What the numbers must be at least. A timeout of 0 means "none" to some, "at once" to others.
+_LEAST = {"timeout": 1e-6, "deadline": 1e-6, "max_redirects": 0, "max_size": 0, "limit": 1,
+          "limit_per_host": 1}
+
+
 def settings_of(base: Settings, options: Mapping[str, Any],
                 forbidden: Iterable[str] = ()) -> Settings:
     """The settings with options laid over them; allow_redirects is requests' name for one."""
@@ -2584,6 +2593,11 @@ def settings_of(base: Settings, options: Mapping[str, Any],
     if "secret_headers" in options:  # asked at each redirect; and a name is not its letters
         names = options["secret_headers"]
         options["secret_headers"] = (names,) if isinstance(names, str) else tuple(names)
+    for name, least in _LEAST.items():
+        number = options.get(name)
+        if number not in (None, ...) and not (isinstance(number, (int, float))
+                                              and number >= least):  # as nan is not
+            raise ValueError(f"{name} is a number, {least} at least, or None: not {number!r}")
     return base._replace(**options)
 
 
@@ -2593,6 +2607,9 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
         base = merge_fields(base, {"Accept-Encoding": None})
     if options.get("headers"):
         base = merge_fields(base, options["headers"])
+        if ("Accept-Encoding", ACCEPT_ENCODING) in base and any(
+                name.lower() == "range" for name, _ in base):  # no part of a gzip unpacks
+            base = merge_fields(base, {"Accept-Encoding": "identity"})
     if options.get("auth"):
         base = merge_fields(base, {"Authorization": render_auth(options["auth"])})
     return base
@@ -2635,8 +2652,6 @@ class Session:
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings_of(Settings(), settings)
-        if self.settings.limit < 1:
-            raise ValueError("limit must be at least 1: it is how many connections may be open")
         self._base: URL | None = None
         if self.settings.base_url:
             base = parse_url(self.settings.base_url)
@@ -2817,7 +2832,10 @@ class Session:
             url = url._replace(userinfo=self._base.userinfo)
         if settings.params:
             url = add_params(url, settings.params)
-        request = Request(url, fields_of(self._fields, options) if options else self._fields)
+        fields = self._fields
+        if self._base and url.origin != self._base.origin:  # the session's secrets are the base's
+            fields = without_secrets(fields, settings.secret_headers)
+        request = Request(url, fields_of(fields, options) if options else fields)
         if isinstance(settings.cookies, Mapping) and not hasattr(
                 settings.cookies, "extract_cookies"):  # requests' jar is a mapping, too
             self._cookie_origin = self._cookie_origin or url.origin
@@ -2835,7 +2853,12 @@ class Session:
                 outcome: Response | AsyncGetError = await self._exchange(request, call)
             except AsyncGetError as error:
                 outcome = error
-            delay = call.settings.retry_delay(attempt, outcome)
+            try:
+                delay = call.settings.retry_delay(attempt, outcome)
+            except BaseException:  # the rule is the caller's
+                if isinstance(outcome, Response):
+                    outcome.close()
+                raise
             if delay is None or asyncio.get_running_loop().time() + delay > call.deadline:
                 if isinstance(outcome, Response):
                     return outcome
@@ -2859,8 +2882,7 @@ class Session:
         """
         route = self._route(request.url.origin, call.settings)
         data = self._render(request, route, call.settings)
-        connection = self._pool.take(route) or await self._pool.acquire(
-            route, call.deadline or _FOREVER)  # none while the first hop queues
+        connection = self._pool.take(route) or await self._pool.acquire(route, call.deadline)
         while True:
             connected = connection.loop.time()
             # The first connection's is the earliest: from then on the call's time runs.
@@ -3312,7 +3334,7 @@ async def download_to(session: Session, url: str, path: FilePath | PathRule, *,
     places: list[FilePath | PathRule] = [path]
     attempt = 1
     while True:
-        options["deadline"] = end - loop.time()
+        options["deadline"] = max(end - loop.time(), 0.001)
         try:
             return await download_once(session, url, places, resume, any_status, finish, options)
         except (IncompleteBody, TimedOut) as error:
@@ -3847,12 +3869,11 @@ def connector(options: Options) -> Connector:
     family = socket.AF_INET if options.ipv4 else socket.AF_INET6 if options.ipv6 else 0
     limit = options.connect_timeout or None
 
-    async def connect(*address: Any, **how: Any) -> Any:
+    async def connect(host: str, port: int, **how: Any) -> Any:
         try:
-            opening = open_first(*address, family=family, **how)
-            return await asyncio.wait_for(opening, limit)
+            return await asyncio.wait_for(open_first(host, port, family, **how), limit)
         except asyncio.TimeoutError:
-            raise TimedOut(f"no connection to {address[0]} within {limit:g} s") from None
+            raise TimedOut(f"no connection to {host} within {limit:g} s") from None
 
     return connect
 
