@@ -2597,7 +2597,9 @@ def settings_of(base: Settings, options: Mapping[str, Any],
         number = options.get(name)
         if number not in (None, ...) and not (isinstance(number, (int, float))
                                               and number >= least):  # as nan is not
-            raise ValueError(f"{name} is a number, {least} at least, or None: not {number!r}")
+            raise ValueError(f"{name} must be a number, at least {least}, or None: not {number!r}")
+        if number is None and name in options and name in ("limit", "max_redirects"):
+            options[name] = sys.maxsize  # they are compared
     return base._replace(**options)
 
 
@@ -3742,11 +3744,13 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     words = list(reversed(arguments))
     while words:
         word = words.pop()
+        if word.startswith("@"):  # a URL may come from anywhere: it must not read a file
+            raise AsyncGetError(f"a list of URLs goes behind --url: {word}")
         if word == "-" or not word.startswith("-"):
             options.url.append(word)
             continue
         if word == "--":
-            options.url += reversed(words)
+            options.url += [f"./{url}" if url[:1] == "@" else url for url in reversed(words)]
             break
         spelling, value = split_flag(word)
         flag, on = find_flag(spelling, flags)
@@ -3969,7 +3973,7 @@ def safe_name(name: str, hidden: bool) -> str:
     windows = os.name == "nt" and re.search(  # a drive, a stream, a device, or an end it drops
         r'[:*?"<>|]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d) *(\.|$)', name, re.I)
     if (name in ("", ".", "..") or printable(name) != name or theirs or windows
-            or not encoded or len(encoded) > 255):
+            or not encoded or len(encoded) > 245):  # of 255, less .part.meta
         raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
     return name
 
