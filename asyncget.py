@@ -111,7 +111,7 @@ MAX_DISCARD_SECONDS = 1.0        # that this may take
 MAX_LINE_CHARS = 16_777_216      # one line of iter_lines
 MAX_SET_COOKIES = 50             # of one response; curl's figure
 MAX_COOKIE_BYTES = 4096          # one Set-Cookie field; RFC 6265 6.1 asks for as much
-MAX_SITE_COOKIES = 180           # kept of one site; RFC 6265 6.1 asks for 50 of a domain
+MAX_DOMAIN_COOKIES = 180           # kept of one site; RFC 6265 6.1 asks for 50 of a domain
 MAX_COOKIE_SITES = 3000          # of which a session keeps cookies; 6.1 asks for 3,000 cookies
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
@@ -1154,8 +1154,8 @@ class Response:
     def raise_for_status(self) -> Response:
         """Return self, or raise StatusError for a status of 400 and above."""
         if not self.ok:
-            raise StatusError(f"{self.status_code} {printable(self.reason[:MAX_SHOWN_BYTES])}".rstrip()
-                              + f" for {self.url}", url=self.url, response=self)
+            status = f"{self.status_code} {printable(self.reason[:MAX_SHOWN_BYTES])}".rstrip()
+            raise StatusError(f"{status} for {self.url}", url=self.url, response=self)
         return self
 
     @property
@@ -2315,7 +2315,8 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
           or not isinstance(outcome, (ConnectError, TimedOut, IncompleteBody))):
         return None
     import random
-    return min(0.5 * 2.0 ** min(attempt - 1, 6), 30.0) * random.uniform(0.5, 1.0)  # apart from others
+    delay = min(0.5 * 2.0 ** min(attempt - 1, 6), 30.0)
+    return delay * random.uniform(0.5, 1.0)  # apart from others
 
 
 # ---- cookies
@@ -2353,11 +2354,11 @@ def store_cookies(jar: CookieJar, response: Response) -> None:
             message["Set-Cookie"] = _IGNORED_ATTRIBUTES.sub("", line)
     source: Any = SimpleNamespace(info=lambda: message)
     jar.extract_cookies(source, CookieRequest(response.url))
-    by_site: dict[str, list[Any]] = {}
+    by_domain: dict[str, list[Any]] = {}
     for cookie in jar:
-        by_site.setdefault(cookie.domain, []).append(cookie)  # a site may be all of co.uk
-    for cookies in by_site.values():
-        for cookie in cookies[:-MAX_SITE_COOKIES]:
+        by_domain.setdefault(cookie.domain, []).append(cookie)  # a site may be all of co.uk
+    for cookies in by_domain.values():
+        for cookie in cookies[:-MAX_DOMAIN_COOKIES]:
             jar.clear(cookie.domain, cookie.path, cookie.name)
 
 
@@ -2490,9 +2491,9 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str) -> Auth | None:
     try:
         hosts = {key.lower(): entry for key, entry in netrc.netrc(name).hosts.items()}
     except (OSError, UnicodeError, netrc.NetrcParseError) as error:
+        # A parser's text may quote a password: of its error only the line is told.
         why = f"line {error.lineno}" if isinstance(error, netrc.NetrcParseError) else error
-        raise AsyncGetError(f"cannot read {name!r}: {why}",  # the text may quote a password
-                            exit_code=26) from None
+        raise AsyncGetError(f"cannot read {name!r}: {why}", exit_code=26) from None
     entry = hosts.get(host) if host != "default" else None
     return (entry[0], entry[2] or "") if entry and (entry[0] or entry[2]) else None
 
