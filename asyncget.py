@@ -111,7 +111,7 @@ MAX_DISCARD_SECONDS = 1.0        # that this may take
 MAX_LINE_CHARS = 16_777_216      # one line of iter_lines
 MAX_SET_COOKIES = 50             # of one response; curl's figure
 MAX_COOKIE_BYTES = 4096          # one Set-Cookie field; RFC 6265 6.1 asks for as much
-MAX_DOMAIN_COOKIES = 180           # kept of one site; RFC 6265 6.1 asks for 50 of a domain
+MAX_DOMAIN_COOKIES = 180         # kept; RFC 6265 6.1 asks for 50 of a domain
 MAX_COOKIE_SITES = 3000          # of which a session keeps cookies; 6.1 asks for 3,000 cookies
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
@@ -3319,10 +3319,10 @@ async def download_to(session: Session, url: str, path: FilePath | PathRule, *,
     leaves it for the next time. The response is then a 206, or a 416 if all was there.
 
     `path` may be a function of the response, for names that the server chooses; what an
-    earlier call has left is not resumed then. `overwrite=False` never replaces a file. A status that is no success
-    raises StatusError; with `any_status` its body is saved, as curl does, though not in
-    the place of a partial file. `retries` count for bodies that break off, too. What the
-    file system refuses is an AsyncGetError with exit code 23.
+    earlier call has left is not resumed then. `overwrite=False` never replaces a file. A
+    status that is no success raises StatusError; with `any_status` its body is saved, as
+    curl does, though not in the place of a partial file. `retries` count for bodies that
+    break off, too. What the file system refuses is an AsyncGetError with exit code 23.
     """
     settings = settings_of(session.settings, options, _SESSION_ONLY)
     headers = options.get("headers") or ()  # read once: there may be several tries
@@ -4375,7 +4375,8 @@ class Command:
             with disk_errors(path):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
         if self.options.no_clobber:
-            path = free_name(path, {other.path for other in self.transfers if other is not transfer})
+            others = {other.path for other in self.transfers if other is not transfer}
+            path = free_name(path, others)
         return path
 
     async def fetch(self, transfer: Transfer) -> None:
