@@ -2839,8 +2839,10 @@ class Session:
         if self._base and url.origin != self._base.origin:  # the session's secrets are the base's
             fields = without_secrets(fields, settings.secret_headers)
         request = Request(url, fields_of(fields, options) if options else fields)
-        if isinstance(settings.cookies, Mapping) and not hasattr(
+        if settings.cookies not in (True, False, None) and not hasattr(
                 settings.cookies, "extract_cookies"):  # requests' jar is a mapping, too
+            if not isinstance(settings.cookies, Mapping):
+                raise InvalidHeader("cookies are a mapping, a CookieJar, True or False")
             self._cookie_origin = self._cookie_origin or url.origin
             if "cookies" in options or url.origin == self._cookie_origin:
                 request = request.with_cookies(render_cookies(settings.cookies))
