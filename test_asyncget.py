@@ -3251,7 +3251,7 @@ def started(command: list[str], port: int, folder: Path) -> Iterator[str]:
         process.wait()
 
 
-class RealServers(AsyncCase):
+class ComparedBodies(AsyncCase):
     """Empty, of one byte, at each buffer's limit and around it, and of 100 MiB."""
 
     folder: Path
