@@ -4469,12 +4469,18 @@ async def run_command(options: Options) -> int:
     return code
 
 
+def interrupted(*_: object) -> None:
+    """End as if by the signal itself, without a word: what has been received is written."""
+    if sys.stderr.isatty():
+        os.write(2, b"\n")  # the prompt belongs on a line of its own
+    os._exit(130)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: returns curl's exit code, leaves files and output behind."""
     import signal
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # As if by the signal itself, and without a word: what has been received is written.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        signal.signal(signal.SIGINT, interrupted)
     try:
         options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         if options.help or options.version:
