@@ -49,6 +49,8 @@ Words, and what they look like here:
 Users need `get`, `get_all`, `as_completed`, `stream`, `download` and `Session`.
 """
 
+# SPDX-License-Identifier: MIT
+
 from __future__ import annotations
 
 import asyncio
@@ -505,7 +507,11 @@ _HOST_VALUE = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-
 _OURS = {"connection", "content-length", "expect", "keep-alive", "proxy-authorization",
          "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 
-HAS_ZSTD = sys.version_info >= (3, 14)  # compression.zstd
+HAS_ZSTD = False
+if sys.version_info >= (3, 14):  # compression.zstd, which not every build has
+    from importlib.util import find_spec
+    HAS_ZSTD = find_spec("_zstd") is not None
+
 ACCEPT_ENCODING = "gzip, deflate, zstd" if HAS_ZSTD else "gzip, deflate"
 DEFAULT_FIELDS = (
     ("Host", ""),  # empty: filled in with the authority of each URL
