@@ -4983,17 +4983,17 @@ class SomebodyElsesNetworkNginx(RealServers):
 #     credentials                      Section10Policy.test_where_redirects_lead_and_with_what,
 #                                      Section11Session.test_nothing_secret_crosses_an_origin,
 #                                      SomebodyElsesNetworkCredentials.test_every_redirect
-#     pool, 9112 9.2, 9.5, 9110 9.2.2   Section9Pool.test_what_comes_to_an_idle_connection,
+#     pool, 9112 9.2, 9.5, 9110 9.2.2  Section9Pool.test_what_comes_to_an_idle_connection,
 #                                      test_a_kept_connection_that_dies_unanswered, test_model,
 #                                      SomebodyElsesNetworkPoolKeys
-#     CVE-2021-22947, cancelling        SomebodyElsesNetworkSocks.test_bytes_before_the_handshake,
+#     CVE-2021-22947, cancelling       SomebodyElsesNetworkSocks.test_bytes_before_the_handshake,
 #                                      Section11Session.test_cancelled_at_every_await
-#     TLS, 9110 4.3.4                    Section8Connection.test_certificates,
+#     TLS, 9110 4.3.4                  Section8Connection.test_certificates,
 #                                      SomebodyElsesNetworkCertificates
 #     proxies                          SomebodyElsesNetworkChoices, SomebodyElsesNetworkProxies
 #     cookies                          Section10Policy.test_cookies, test_many_cookies
 #     files, 9110 14 and 15.5.17, 6266  the tests of downloads and of the command line
-#     URLs, 3986   3.2.2               Section2URLs.test_bad_urls
+#     URLs, 3986 3.2.2                 Section2URLs.test_bad_urls
 
 
 CI = os.environ.get("CI") == "true"
@@ -9337,6 +9337,64 @@ class FoundByReviewCommand(Folder):
             result = self.get("-U", os.fsdecode(b"\xff:x"), "-x", proxy.address, "http://h.test/")
         self.assertEqual((result.returncode, result.stderr), (0, b""))
         self.assertIn("Proxy-Authorization: Basic ", proxy.requests[0])
+
+
+# ==== What is rare ============================================================
+# Lines that nothing else comes by.
+
+
+class Leftovers(AsyncCase):
+    """What is rare, and must be right all the same."""
+
+    async def test_cookies_that_are_none(self) -> None:
+        async with Session() as session:
+            for cookies in ("a=b", [("a", "b")], 5, b"a=b", 1.5):
+                with self.subTest(cookies), self.assertRaisesRegex(InvalidHeader, "mapping"):
+                    await session.get("http://127.0.0.1/", cookies=cookies)
+
+    async def test_download_with_a_session_of_its_own(self) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+        async with scripted([READ, head, LOOP], again=True) as server:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "file")
+                response = await asyncget.download(server.url + "/file", path)
+                self.assertEqual((path.read_bytes(), response.status_code), (b"hello", 200))
+
+    async def test_a_rule_that_raises_after_an_error(self) -> None:
+        def rule(attempt: int, outcome: object) -> float | None:
+            raise LookupError(type(outcome).__name__)
+
+        async with Session(retries=rule) as session:
+            with self.assertRaisesRegex(LookupError, "ConnectError"):
+                await session.get("http://127.0.0.1:1/")
+
+    async def test_the_second_address_answers_after_the_first_has_failed(self) -> None:
+        tried: list[str] = []
+
+        async def connect(host: str, port: int, **options: Any) -> Any:
+            tried.append(host)
+            await asyncio.sleep(0.05 if host == "127.0.0.7" else 0.1)
+            if host == "127.0.0.7":
+                raise ConnectionRefusedError("not here")
+            return "reader", mock.Mock()
+
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 80))
+                 for host in ("127.0.0.7", "127.0.0.8")]
+        loop = asyncio.get_running_loop()
+        with mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(return_value=found)), \
+                mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.01), \
+                mock.patch.object(asyncio, "open_connection", connect):
+            self.assertEqual((await asyncget.open_first("h.test", 80))[0], "reader")
+        self.assertEqual(tried, ["127.0.0.7", "127.0.0.8"])
+
+    def test_hints(self) -> None:
+        self.assertIn("client certificate", asyncget.handshake_hint("TLSV1_ALERT_HANDSHAKE_FAILURE"))
+        self.assertEqual(asyncget.handshake_hint("BAD_DECRYPT"), "")
+
+    def test_errors_keep_what_they_know(self) -> None:
+        error = ConnectError("no way", url="http://h/", exit_code=6)
+        self.assertEqual((str(error), error.url, error.exit_code, error.response),
+                         ("no way", "http://h/", 6, None))
 
 
 # ==== The text itself =========================================================
