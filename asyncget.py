@@ -4409,7 +4409,8 @@ class Command:
         transfer.flush()
         options, response = self.options, transfer.response
         if transfer.error and (options.show_error or not options.silent):
-            self.screen.say(f"asyncget: ({transfer.exit_code}) {transfer.error}")
+            which = f" [{transfer.shown_url}]" if len(self.transfers) > 1 else ""
+            self.screen.say(f"asyncget: ({transfer.exit_code}) {transfer.error}{which}")
         if response and options.dump_header not in (None, "-"):
             write_named(options.dump_header, render_heads(response), "ab")
         template = options.write_out or ""

@@ -8574,6 +8574,22 @@ class Section15CommandLine(Folder):
         self.assertEqual(result.stdout, b"".join(b"%d\n" % n for n in range(10)))
         self.assertLess(time.monotonic() - started, 10)  # in a row: 11 and more
 
+    def test_500_urls_of_which_three_fail(self) -> None:
+        pages: dict[str, Any] = {f"/{n}": ok(b"%d\n" % n) for n in range(500)}
+        pages["/123"] = ok(b"gone\n", status="404 Not Found")
+        pages["/321"] = ok(b"321\n")[:-1]  # one byte short
+        with Scripted(pages) as server:
+            urls = [f"http://{server.address}/{n}" for n in range(500)]
+            urls[222] = "http://127.0.0.1:1/222"
+            result = self.get("-f", *urls)
+        whole = b"".join(b"%d\n" % n for n in range(500) if n not in (123, 222, 321))
+        self.assertEqual(result.stdout.replace(b"320\n321322\n", b"320\n322\n"), whole)
+        self.assertEqual(result.returncode, 22)  # the first one's in the order given
+        lines = result.stderr.decode().splitlines()
+        self.assertEqual(len(lines), 3, lines)
+        for line, code, url in zip(lines, (22, 7, 18), (urls[123], urls[222], urls[321])):
+            self.assertRegex(line, rf"^asyncget: \({code}\) .* \[{re.escape(url)}\]$")
+
     def test_whose_turn_it_is_writes_at_once(self) -> None:
         pages = {"/a": [b"HTTP/1.1 200 OK\r\n\r\nfirst", SILENT], "/b": ok(b"second")}
         with Scripted(pages) as server:
