@@ -327,6 +327,9 @@ def guarded(test: Callable[..., Any]) -> Callable[..., Any]:
     """A test under a time limit, then a look at what it left: tasks, sockets, complaints."""
     @functools.wraps(test)
     async def run(self: AsyncCase) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()  # what the threads of other tests have left is not this one's
         loop = asyncio.get_running_loop()
         loop.set_debug(False)  # a stack per callback: half of all the time
         tasks, files, complaints = asyncio.all_tasks(), open_files(), []
@@ -7957,6 +7960,8 @@ class Scripted:
             while True:
                 connection, _ = self.listener.accept()
                 self.sockets.append(connection)
+                if self.closing.is_set():  # it came in the moment before
+                    connection.close()
                 threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
 
     def serve(self, connection: socket.socket) -> None:
