@@ -3295,8 +3295,7 @@ async def download_once(session: Session, url: str, places: list[FilePath | Path
                         resume: bool, any_status: bool, finish: Callable[..., Awaitable[None]],
                         options: Mapping[str, Any]) -> Response:
     """Go on from what is there, or ask for all when the answer does not fit it."""
-    headers = options.get("headers") or ()
-    fields = list(headers.items() if isinstance(headers, Mapping) else headers)
+    fields = list(options["headers"])  # pairs: download_to has made them so
     own_range = any(name.lower() == "range" for name, _ in fields)  # then the piece is the file
     path, known = places[-1], None
     if resume and not own_range and not callable(path):
