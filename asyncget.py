@@ -59,6 +59,8 @@ import codecs
 import collections
 import contextlib
 import functools
+import heapq
+import inspect
 import itertools
 import os
 import re
@@ -66,14 +68,17 @@ import socket
 import ssl
 import stat
 import sys
+import time
 import types
 import zlib
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Awaitable,
     Callable,
     Container,
+    Coroutine,
     Generator,
     Iterable,
     Iterator,
@@ -81,12 +86,23 @@ from collections.abc import (
     Sequence,
     Sized,
 )
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    Optional,
+    TypedDict,
+    TypeVar,
+    Union,
+    overload,
+)
 
 if TYPE_CHECKING:
     import io
-    from datetime import datetime, timedelta
-    from http.cookiejar import Cookie, CookieJar
+    from datetime import timedelta
+
+    from typing_extensions import Unpack  # known to each type checker, and never imported
 
 __version__ = "0.1.0"
 __all__ = [
@@ -102,19 +118,19 @@ __all__ = [
 
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 MAX_HEAD_BYTES = 131_072         # one head or trailer section; curl 300 KB, aiohttp 8 KB a line
-MAX_FIELDS = 128                 # in one head; hyper and http.client 100, aiohttp 128
-MAX_LIST_BYTES = 8192            # of a field that is a list, such as Connection
 MAX_INTERIM = 10                 # 1xx responses before the real one
 MAX_CHUNK_LINE_BYTES = 4096      # size and extensions of one chunk
 MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
 MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
 MAX_DISCARD_SECONDS = 1.0        # that this may take
-MAX_LINE_CHARS = 16_777_216      # one line of iter_lines
+MAX_LINE_BYTES = 16_777_216      # one line of iter_lines
 MAX_SET_COOKIES = 50             # of one response; curl's figure
-MAX_COOKIE_BYTES = 4096          # one Set-Cookie field; RFC 6265 6.1 asks for as much
-MAX_DOMAIN_COOKIES = 180         # kept; RFC 6265 6.1 asks for 50 of a domain
-MAX_COOKIE_SITES = 3000          # of which a session keeps cookies; 6.1 asks for 3,000 cookies
+MAX_COOKIE_BYTES = 4096          # name and value of one; RFC 6265bis 5.6
+MAX_ATTRIBUTE_BYTES = 1024       # value of one attribute; 6265bis 5.6
+MAX_DOMAIN_COOKIES = 180         # kept of one site; Chrome's figure, 6265bis 6.1 asks for 50
+MAX_COOKIES = 3000               # kept in sum; 6265bis 6.1 asks for as many
+MAX_COOKIE_SECONDS = 34_560_000  # that one is kept at most: 400 days; 6265bis 5.5
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
@@ -122,6 +138,7 @@ GET_DEADLINE_SECONDS = 300.0     # get(), all in all; aiohttp's figure
 SETTLED_SECONDS = 60.0           # unchanged for so long: a date tells versions apart (9110 8.8.2.2)
 IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
 IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
+LAST_TURNS = 12                  # of the loop, before a clock is believed; connecting takes most
 REFUSAL_SECONDS = 1.0            # for a proxy to say why there is no tunnel
 HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address, too
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
@@ -143,7 +160,8 @@ class AsyncGetError(Exception):
 
     def __init__(self, message: str = "", **facts: Any) -> None:
         super().__init__(message)
-        self.__dict__.update(facts)
+        for name, value in facts.items():
+            setattr(self, name, value)
 
 
 class InvalidURL(AsyncGetError, ValueError):
@@ -188,6 +206,7 @@ class ProtocolError(AsyncGetError):
     """The server's bytes are not a response; they stand in the text."""
 
     exit_code = 8
+    payload: bytes = b""  # of the body, from just before the fault
 
 
 class IncompleteBody(ProtocolError):
@@ -255,34 +274,44 @@ def printable(text: str | bytes) -> str:
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL = re.compile(r"([^:/?#]*)://([^/?#]*)(.*)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]{0,5}))?")
+_HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::0*([0-9]{0,5}))?")
 _USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%@-]*")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
-_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
+_ZONE = re.compile(r"[A-Za-z0-9._~-]{1,63}")
 _ASCII = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands in a URL: IPv6 in brackets (RFC 3986 3.2.2)."""
-    return f"[{host}]" if ":" in host else host
+    """A host as it stands in a URL: IPv6 in brackets, its zone behind %25 (RFC 6874)."""
+    return "[" + host.replace("%", "%25") + "]" if ":" in host else host
+
+
+def without_zone(host: str) -> str:
+    """A host as others know it: fe80::1%eth0 is a name for it on this machine alone."""
+    return host.partition("%")[0]
 
 
 class Origin(NamedTuple):
     """Who is asked, and the border that no credential crosses (RFC 6454)."""
 
     scheme: str  # "http" or "https"
-    host: str    # as on the wire: lower case, punycode, IPv6 without brackets
+    host: str    # as it is looked up: lower case, punycode, IPv6 without brackets
     port: int
 
     @property
     def authority(self) -> str:
-        """The Host field: the port only where it is not the scheme's own.
+        """The Host field: the port only where it is not the scheme's own, and no zone.
 
-        >>> Origin("https", "::1", 8443).authority
-        '[::1]:8443'
+        >>> Origin("https", "fe80::1%eth0", 8443).authority
+        '[fe80::1]:8443'
         """
-        port = "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
-        return bracketed(self.host) + port
+        return bracketed(without_zone(self.host)) + self.port_suffix
+
+    @property
+    def port_suffix(self) -> str:
+        """":8443", or nothing where the scheme says it."""
+        return "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
 
 
 class URL(NamedTuple):
@@ -297,8 +326,9 @@ class URL(NamedTuple):
         return f"<URL {self}>"
 
     def __str__(self) -> str:
+        scheme, host, _ = self.origin
         fragment = "#" + self.fragment if self.fragment else ""
-        return f"{self.origin.scheme}://{self.origin.authority}{self.target}{fragment}"
+        return f"{scheme}://{bracketed(host)}{self.origin.port_suffix}{self.target}{fragment}"
 
 
 def masked(text: str) -> str:
@@ -319,20 +349,33 @@ def refuse_controls(text: str) -> None:
 
 
 def percent_encode(text: str) -> str:
-    """Encode what may not stand on a request line; what is encoded already stays."""
+    r"""Encode what may not stand on a request line; what is encoded already stays.
+
+    >>> percent_encode(b"/caf\xe9 \xc3\xa9".decode("utf-8", "surrogateescape"))
+    '/caf%E9%20%C3%A9'
+
+    Octets that were no UTF-8 go out as they came (RFC 9110 5.5): see octets_text.
+    """
     from urllib.parse import quote
     try:
-        return quote(text, safe=_ASCII)
+        return quote(text, safe=_ASCII, errors="surrogateescape")
     except UnicodeError:
         raise InvalidURL(f"not Unicode: {masked(text)}") from None
 
 
 def parse_address(text: str, version: int) -> str:
-    """An IP address in its one canonical spelling; a zone (%eth0) is refused."""
+    """An IP address in its one canonical spelling.
+
+    >>> parse_address("FE80:0::1%25eth0", 6)
+    'fe80::1%eth0'
+    """
     import ipaddress
+    address, percent, zone = text.partition("%25")  # RFC 6874
     try:
-        if "%" not in text:
-            return str((ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address)(text))
+        if not percent or version == 6 and _ZONE.fullmatch(zone):
+            kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+            if "%" not in address:
+                return str(kind(address)) + ("%" + zone if zone else "")
     except ValueError:
         pass
     raise InvalidURL(f"not an IPv{version} address: {masked(text)}")
@@ -359,7 +402,8 @@ def parse_host(text: str) -> str:
     >>> parse_host("BÜCHER.example")
     'xn--bcher-kva.example'
 
-    What getaddrinfo would take for another address is refused: 127.1, 0x7f.0.0.1.
+    What getaddrinfo would take for another address is refused: 127.1, 0x7f.0.0.1. A name
+    may end in a number all the same: web.1 is how Docker Swarm calls a task.
     """
     if text.startswith("["):
         return parse_address(text[1:-1], 6)
@@ -370,9 +414,8 @@ def parse_host(text: str) -> str:
         labels.pop()
     if not all(map(_LABEL.fullmatch, labels)) or sum(map(len, labels)) + len(labels) > 255:
         raise InvalidURL(f"not a host: {masked(text)}")
-    if _NUMERIC.fullmatch(labels[-1]):
-        return parse_address(text, 4)
-    return ".".join(labels) + ("." if text.endswith(".") else "")
+    host = ".".join(labels) + ("." if text.endswith(".") else "")
+    return parse_address(text, 4) if _NUMBERS.fullmatch(host) else host
 
 
 @functools.lru_cache(maxsize=1024)
@@ -398,11 +441,13 @@ def parse_url(text: str) -> URL:
 
     >>> tuple(parse_url("http://me:pw@H.test:81?q=a b#top"))
     (Origin(scheme='http', host='h.test', port=81), '/?q=a%20b', 'top', 'me:pw')
-    >>> str(parse_url("https://straße.test/%2F"))
+    >>> str(parse_url("https://straße.test/a/../%2F"))
     'https://xn--strae-oqa.test/%2F'
 
-    Raises InvalidURL, with exit code 1 for a scheme that is not ours.
+    Blanks around it are passed over, as browsers do. Raises InvalidURL, with exit code 1
+    for a scheme that is not ours.
     """
+    text = text.strip(" \t\r\n\f")
     if len(text) > MAX_URL_CHARS:
         raise InvalidURL(f"a URL of {len(text)} characters: at most {MAX_URL_CHARS} are sent")
     if not text.isprintable():
@@ -420,17 +465,18 @@ def parse_url(text: str) -> URL:
     target, _, fragment = rest.partition("#")
     if target[:1] != "/":
         target = "/" + target
+    if "/." in target:
+        path, mark, query = target.partition("?")
+        target = remove_dots(path) + mark + query
     return URL(parse_origin(scheme, host_port), target, fragment, userinfo)
 
 
-def join_target(base: str, reference: str) -> str:
-    """Resolve path and query, dot segments removed (RFC 3986 5.2.4)."""
-    path, mark, query = reference.partition("?")
-    base_path = base.partition("?")[0]
-    if not path:
-        return base_path + mark + query if mark else base
-    if not path.startswith("/"):
-        path = base_path[:base_path.rindex("/") + 1] + path
+def remove_dots(path: str) -> str:
+    """Take the segments "." and ".." out of a path (RFC 3986 5.2.4, 6.2.2.3).
+
+    >>> remove_dots("/a/./b/../../c"), remove_dots("/../a/.."), remove_dots("/a//...")
+    ('/c', '/', '/a//...')
+    """
     segments: list[str] = []
     for segment in path.split("/")[1:]:
         if segment == "..":
@@ -439,7 +485,18 @@ def join_target(base: str, reference: str) -> str:
             segments.append(segment)
     if path.endswith(("/.", "/..")):
         segments.append("")
-    return "/" + "/".join(segments) + mark + query
+    return "/" + "/".join(segments)
+
+
+def join_target(base: str, reference: str) -> str:
+    """Resolve path and query (RFC 3986 5.2.2)."""
+    path, mark, query = reference.partition("?")
+    base_path = base.partition("?")[0]
+    if not path:
+        return base_path + mark + query if mark else base
+    if not path.startswith("/"):
+        path = base_path[:base_path.rindex("/") + 1] + path
+    return remove_dots(path) + mark + query
 
 
 def join_url(base: URL, reference: str) -> URL:
@@ -469,6 +526,17 @@ def join_url(base: URL, reference: str) -> URL:
 Params = Union[Mapping[str, Any], Iterable["tuple[str, Any]"]]
 
 
+def merge_params(base: Iterable[tuple[Any, Any]], params: Params) -> tuple[tuple[Any, Any], ...]:
+    """Lay a call's parameters over the session's, name by name; a value of None removes.
+
+    >>> merge_params([("key", "k"), ("page", 1)], {"page": None, "q": [1, 2]})
+    (('key', 'k'), ('page', None), ('q', [1, 2]))
+    """
+    extra = list(params.items() if isinstance(params, Mapping) else params)
+    named = {name for name, _ in extra}
+    return (*(pair for pair in base if pair[0] not in named), *extra)
+
+
 def add_params(url: URL, params: Params) -> URL:
     """Append parameters to the query that is there.
 
@@ -476,16 +544,14 @@ def add_params(url: URL, params: Params) -> URL:
     '/?a=1&b=2&b=3&d=true'
     """
     from urllib.parse import urlencode
-    if isinstance(params, str):
-        raise InvalidURL("params are a mapping, or pairs; a query that is ready goes into the URL")
     pairs = [(name, str(item).lower() if isinstance(item, bool) else item)
-             for name, value in (params.items() if isinstance(params, Mapping) else params)
+             for name, value in merge_params((), params)
              for item in (value if isinstance(value, (list, tuple)) else [value])
              if item is not None]
     try:
         query = urlencode(pairs)
     except UnicodeError:
-        raise InvalidURL(f"a parameter is not Unicode: {pairs!r:.60}") from None
+        raise InvalidURL("the name or the value of a parameter is not Unicode") from None
     glue = "" if not query or url.target[-1] in "?&" else "&" if "?" in url.target else "?"
     return url._replace(target=url.target + glue + query)
 
@@ -502,10 +568,15 @@ TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 _NAME = re.compile(TOKEN)
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _HOST_VALUE = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
-# These frame messages or belong to one connection; a GET that carries them opens
-# a second reading of the same bytes for whoever stands between (RFC 9110 7.6.1).
-_OURS = {"connection", "content-length", "expect", "keep-alive", "proxy-authorization",
-         "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+# These frame messages or belong to one connection (RFC 9110 7.6.1). With the values that
+# browsers and other clients send they say nothing new, and are dropped; with any other, a
+# GET could be read in a second way by whoever stands between. Only "close" goes out.
+_HOP_FIELDS = {
+    "connection": r"(close|keep-alive|te|[, ])*", "content-length": "0", "expect": "",
+    "keep-alive": ".*", "proxy-authorization": "", "proxy-connection": ".*",
+    "te": "trailers", "trailer": "", "transfer-encoding": "", "upgrade": "",
+}
+CLOSE_FIELD = ("Connection", "close")  # our end, too, closes behind the response (RFC 9112 9.6)
 
 HAS_ZSTD = False
 if sys.version_info >= (3, 14):  # compression.zstd, which not every build has
@@ -526,20 +597,45 @@ def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
 
     >>> merge_fields((("Accept", "*/*"), ("X", "1")), {"accept": "text/html", "x": None})
     (('accept', 'text/html'),)
+    >>> merge_fields((), {"Connection": "keep-alive", "TE": "trailers"})
+    ()
     """
-    try:
-        extra = list(headers.items() if isinstance(headers, Mapping) else headers)
-        named = {name.lower() for name, _ in extra}
-        hash(tuple(value for _, value in extra))  # a list is no text
-    except (AttributeError, TypeError, ValueError):
-        raise InvalidHeader("headers must be a mapping, or pairs, of text") from None
-    ours = named & _OURS
-    if ours:
-        raise InvalidHeader(f"{ours.pop()} is not a caller's to set: it is between us and the next "
-                            "hop (a proxy's credentials go into the proxy's URL)")
-    kept = [pair for pair in base if pair[0].lower() not in named]
-    kept += [(name, value) for name, value in extra if value is not None]
-    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: Host first
+    extra: list[tuple[str, str]] = []
+    named: set[str] = set()
+    for name, value in headers.items() if isinstance(headers, Mapping) else headers:
+        if not isinstance(name, str) or not isinstance(value, (str, type(None))):
+            raise InvalidHeader("headers must be a mapping, or pairs, of text: not the value of "
+                                f"{name!r:.100}")
+        named.add(name.lower())
+        if value is not None and name.lower() in _HOP_FIELDS:
+            if is_close(name.lower(), value):
+                extra.append(CLOSE_FIELD)
+        elif value is not None:
+            extra.append((name, value))
+    kept = [pair for pair in base if pair[0].lower() not in named] + extra
+    host = [pair for pair in kept if pair[0].lower() == "host"]  # 7.2: it stands first
+    return (*host, *(pair for pair in kept if pair[0].lower() != "host"))
+
+
+def is_close(name: str, value: str) -> bool:
+    """Whether a field between us and the next hop asks to close; raise if it means more."""
+    value = value.strip().lower()
+    if not value or not re.fullmatch(_HOP_FIELDS[name], value):
+        raise InvalidHeader(f"{name} with this value is not a caller's to set: it is between us "
+                            "and the next hop (a proxy's credentials go into the proxy's URL)")
+    return name == "connection" and "close" in value
+
+
+def acceptable(accept_encoding: str) -> str:
+    """Of an Accept-Encoding, what can be undone here.
+
+    >>> acceptable("gzip, deflate;q=0.5, br, *"), acceptable("br")
+    ('gzip, deflate;q=0.5', 'identity')
+    """
+    ours = {"identity", "x-gzip", *ACCEPT_ENCODING.split(", ")}
+    kept = [item.strip() for item in accept_encoding.split(",")
+            if item.partition(";")[0].strip().lower() in ours]
+    return ", ".join(kept) or "identity"
 
 
 @functools.lru_cache(maxsize=256)
@@ -563,7 +659,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
     try:
-        return "".join([*lines, "\r\n"]).encode("utf-8")
+        return "".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
     except UnicodeError:
         raise InvalidHeader("a header's value is not Unicode") from None
 
@@ -597,7 +693,7 @@ def render_auth(auth: Auth) -> str:
     try:
         user, password = auth
         pair = ":".join([user, password])
-        token = base64.b64encode(pair.encode()).decode("ascii")
+        token = base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode("ascii")
     except (TypeError, ValueError):
         raise InvalidHeader("auth is (user, password), or a bearer token as text") from None
     if ":" in user or not _VALUE.fullmatch(pair):
@@ -616,16 +712,19 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 # One expression says what a head may look like, and it is asked once, about the whole
 # head. It is strict where laxity has been exploited (NUL, bare CR, a blank before the
 # colon) and lenient where servers need it: a bare LF ends a line, the reason may be
-# missing, a folded line is unfolded. Of the fields only the few that decide what we do
-# next are looked up at once; what users read is made when they ask for it.
+# missing, a folded line is unfolded, a value may hold control bytes, as long as nothing is
+# decided from it. Of the fields only the few that decide what we do next are looked up at
+# once; what users read is made when they ask for it.
 
-_TEXT = rb"[^\x00-\x08\x0a-\x1f\x7f]*"
+_TEXT = rb"[^\x00\r\n]*"
+_CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _STATUS_LINE = rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: " + _TEXT + rb")?\r?\n"
 _FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
     rb"^(" + TOKEN.encode() + rb"):(" + _TEXT + rb")\r?\n", re.M)
 _HEAD = re.compile(_STATUS_LINE + rb"(?:" + TOKEN.encode() + rb":" + _TEXT + rb"\r?\n)*\r?\n")
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
                        rb"|transfer-encoding):([^\r\n]*)")
+_FRAMING = (b"connection", b"content-length", b"transfer-encoding")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 
 
@@ -641,17 +740,14 @@ class Head:
         self.fields = fields  # name: value, repeats joined with commas (RFC 9110 5.3)
 
 
-@functools.lru_cache(maxsize=256)
-def parse_list(value: bytes) -> tuple[bytes, ...]:
+def parse_list(value: bytes) -> list[bytes]:
     """The elements of a field that is a list, empty ones dropped (RFC 9110 5.6.1.2).
 
     >>> parse_list(b",, close ,x")
-    (b'close', b'x')
+    [b'close', b'x']
     """
-    if len(value) > MAX_LIST_BYTES:  # lest 256 of them be remembered
-        raise ProtocolError(f"response head: a list of {len(value)} bytes: {shown(value)}")
     elements = (element.strip(b" \t") for element in value.split(b","))
-    return tuple(element for element in elements if element)
+    return [element for element in elements if element]
 
 
 def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
@@ -667,10 +763,7 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
 
 def check_fields(block: bytes, what: str) -> None:
     """Raise for the line that is no field, in a block that ends in an empty line."""
-    lines = block.split(b"\n")[:-2]
-    if len(lines) > MAX_FIELDS:
-        raise ProtocolError(f"{what}: more than {MAX_FIELDS} fields")
-    for line in lines:
+    for line in block.split(b"\n")[:-2]:
         if not _FIELD_LINE.fullmatch(line + b"\n"):
             raise ProtocolError(f"{what}: not a field line: {shown(line)}")
 
@@ -690,7 +783,7 @@ def parse_head(raw: bytes) -> Head:
     Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
     """
     match = _HEAD.fullmatch(raw)
-    if match is None or raw.count(b"\n") - 2 > MAX_FIELDS:
+    if match is None:
         first = raw.find(b"\n") + 1
         if not re.fullmatch(_STATUS_LINE, raw[:first]):
             raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}",
@@ -703,7 +796,23 @@ def parse_head(raw: bytes) -> Head:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         fields = {name: b",".join(v for n, v in pairs if n == name) for name in fields}
+    for name in _FRAMING:
+        if name in fields and _CONTROLS.search(fields[name]):
+            raise ProtocolError(f"response head: control bytes in {name.decode()}: "
+                                + shown(fields[name]))
     return Head(raw, int(match[1]), int(match[2]), fields)
+
+
+def octets_text(raw: bytes, name: str) -> list[str]:
+    r"""The values of a field as text from which its octets can be had back.
+
+    >>> octets_text(b"HTTP/1.1 302 Found\r\nLocation: /caf\xe9\r\n\r\n", "location")
+    ['/caf\udce9']
+
+    What came in Latin-1 or GBK is to be sent back, in a target or a cookie, as it came.
+    """
+    return [value.strip(b" \t").decode("utf-8", "surrogateescape")
+            for key, value in _FIELD_LINE.findall(raw) if key.decode("ascii").lower() == name]
 
 
 def field_text(value: bytes) -> str:
@@ -771,10 +880,10 @@ class Headers(Mapping[str, str]):
 # starts. The head does, in one of three ways. Read it wrong by a byte, and the
 # next answer on this connection goes to the wrong question.
 #
-# A parser here is a generator: it is sent what arrived (b"" when the connection
-# ended) and yields the payload in it; when the body is whole it returns the last
-# payload, what lies behind the body, and the trailer lines. Its place in the code
-# is its state, and it can be left and taken up again at any byte.
+# A parser here is a generator: it is sent what arrived and yields the payload in
+# it; when the body is whole it returns the last payload, what lies behind the body,
+# and the trailer lines. Its place in the code is its state, and it can be left and
+# taken up again at any byte. That the connection has ended is seen by who reads it.
 
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
@@ -797,20 +906,20 @@ def body_framing(head: Head) -> Framing:
     if transfer is not None:
         if length is not None:                           # 3: somebody is being fooled
             raise ProtocolError("both Transfer-Encoding and Content-Length")
-        if parse_list(transfer) != (b"chunked",):        # 4: we asked for no other
+        if parse_list(transfer) != [b"chunked"]:         # 4: we asked for no other
             raise ProtocolError(f"Transfer-Encoding is {shown(transfer)}, not just chunked")
         return "chunked"
     if length is not None:
-        same = set(parse_list(length))                   # 5: "5, 5" says 5
-        if len(same) != 1 or not _LENGTH.fullmatch(length := same.pop()):
+        first, *others = (value.strip(b" \t") for value in length.split(b","))
+        if not _LENGTH.fullmatch(first) or any(other != first for other in others):
             raise ProtocolError(f"Content-Length is {shown(length)}")
-        return int(length)                               # 6
+        return int(first)                                # 5: "5, 5" says 5, and "5," nothing
     return "close"                                       # 8: all until the server closes
 
 
 def may_reuse(head: Head, framing: Framing) -> bool:
     """Whether the connection stays open behind this response (RFC 9112 9.3)."""
-    options = parse_list(head.fields.get(b"connection", b""))
+    options = parse_list(head.fields[b"connection"]) if b"connection" in head.fields else []
     if framing == "close" or b"close" in options:
         return False
     return head.minor >= 1 or (b"keep-alive" in options and framing != "chunked")  # 6.1
@@ -831,16 +940,6 @@ def parse_chunk_size(line: bytes) -> int:
     return int(match[1], 16)
 
 
-def more(pieces: list[bytes], rest: bytes) -> Generator[bytes, bytes, bytes]:
-    """Hand out the payload so far and return what is not used yet, with what arrives."""
-    payload = b"".join(pieces)
-    pieces.clear()
-    arrived = yield payload
-    if not arrived:
-        raise IncompleteBody("the connection ended inside a chunked body")
-    return rest + arrived if rest else arrived
-
-
 def read_chunked() -> BodyParser:
     r"""Take chunks until the empty one, then the trailer section (RFC 9112 7.1).
 
@@ -851,58 +950,58 @@ def read_chunked() -> BodyParser:
     >>> body_parser("chunked").send(b"5\r\nhello\r\n6\r\n wor")
     b'hello wor'
     """
-    data, at, extensions = b"", 0, 0
-    pieces: list[bytes] = []
-    while True:
-        while (end := data.find(b"\r\n", at)) < 0 and len(data) - at <= MAX_CHUNK_LINE_BYTES + 1:
-            data, at = (yield from more(pieces, data[at:])), 0
-        size = parse_chunk_size(data[at:end] if end >= 0 else data[at:])
-        line, at = b"\r\n" + data[at:end + 2], end + 2
-        if size == 0:
-            break
-        if len(line) > 20:  # more than digits
-            extensions += len(line)
-            if extensions > MAX_EXTENSION_BYTES:
-                raise ProtocolError(f"more than {MAX_EXTENSION_BYTES} bytes of chunk extensions")
-        else:  # chunks are mostly alike: the end of one and the size of the next, compared as one
-            while data.startswith(line, at + size):
-                pieces.append(data[at:at + size])
-                at += size + len(line)
-        while len(data) < (stop := at + size) + 2:  # it goes on in what is still to come
-            pieces.append(data[at:stop])
-            size -= len(pieces[-1])
-            data, at = (yield from more(pieces, data[stop:])), 0
-        if data[stop:stop + 2] != b"\r\n":
-            raise ProtocolError(f"no CRLF behind a chunk, but {shown(data[stop:stop + 20])}")
-        pieces.append(data[at:stop])
-        at = stop + 2
-    # With the CRLF behind the 0 the trailer section ends in two, even if there are no trailers.
-    block, searched = bytearray(data[at - 2:]), 0
-    while (end := block.find(b"\r\n\r\n", searched)) < 0 and len(block) - 2 <= MAX_HEAD_BYTES:
-        searched = max(0, len(block) - 3)
-        block += yield from more(pieces, b"")
-    if not 0 <= end <= MAX_HEAD_BYTES - 2:
-        raise ProtocolError(f"more than {MAX_HEAD_BYTES} bytes of trailers")
-    trailers = unfold(bytes(block[2:end + 4]))  # they never join the head's fields
-    check_fields(trailers, "trailers")
+    data, at, extensions = b"", 0, 0  # what came, how far it is used
+    pieces: list[bytes] = []          # payload that was not yielded yet
+    try:
+        while True:
+            while (end := data.find(b"\r\n", at)) < 0 and len(data) - at <= MAX_CHUNK_LINE_BYTES:
+                arrived = yield b"".join(pieces)
+                data, at, pieces = data[at:] + arrived, 0, []
+            line = data[at:end] if end >= 0 else data[at:]
+            size, at = parse_chunk_size(line), end + 2
+            if len(line) > 16:  # more than digits
+                extensions += len(line)
+                if extensions > MAX_EXTENSION_BYTES:
+                    raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
+            if size == 0:
+                break
+            while len(data) - at < size + 2:  # it goes on in what is still to come
+                piece = data[at:at + size]
+                arrived = yield b"".join([*pieces, piece])
+                size -= len(piece)
+                data, at, pieces = data[at + len(piece):] + arrived, 0, []
+            pieces.append(data[at:at + size])
+            at += size + 2
+            if data[at - 2:at] != b"\r\n":
+                raise ProtocolError("no CRLF behind a chunk, but "
+                                    + shown(data[at - 2:at + 18]))
+        # With the CRLF behind the 0 the trailer section ends in two, even if there are none.
+        block, searched = bytearray(data[at - 2:]), 0
+        while (end := block.find(b"\r\n\r\n", searched)) < 0 and len(block) - 2 <= MAX_HEAD_BYTES:
+            searched = max(0, len(block) - 3)
+            block += yield b"".join(pieces)
+            pieces = []
+        if not 0 <= end <= MAX_HEAD_BYTES - 2:
+            raise ProtocolError(f"more than {MAX_HEAD_BYTES} bytes of trailers")
+        trailers = unfold(bytes(block[2:end + 4]))  # they never join the head's fields
+        check_fields(trailers, "trailers")
+    except ProtocolError as error:
+        error.payload = b"".join(pieces)  # what was right so far is handed out first
+        raise
     return b"".join(pieces), bytes(block[end + 4:]), trailers
 
 
 def read_until_close() -> BodyParser:
     """Take all until the connection ends."""
-    data = yield b""
-    while data:
+    data = b""
+    while True:
         data = yield data
-    return b"", b"", b""
 
 
 def read_sized(length: int) -> BodyParser:
     """Take `length` bytes."""
     data, missing = (yield b""), length
     while len(data) < missing:
-        if not data:
-            raise IncompleteBody(f"the connection ended {missing} bytes before the end of a body "
-                                 f"of {length}", expected=length, received=length - missing)
         missing -= len(data)
         data = yield data
     return data[:missing], data[missing:], b""
@@ -923,28 +1022,45 @@ def body_parser(framing: Framing) -> BodyParser:
 # only the coding says that the content is.
 
 _CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([A-Za-z0-9._:+-]{1,40})", re.I)
-# Text codecs alone: the rest of Python's codecs are slow on purpose-made input
-# (punycode, idna), or no charsets at all (rot13, unicode_escape, undefined).
-_TEXT_CODEC = re.compile(r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp\d+|koi8-[rtu]|big5(hkscs)?"
-                         r"|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+|tis-620"
-                         r"|kz1048|ptcp154|johab|hz")
+# Text codecs alone: the rest of Python's codecs are slow on purpose-made input (punycode, idna),
+# or no charsets at all (rot13, unicode_escape, undefined). No EBCDIC either (cp037, cp500 and
+# such): lines are cut at the byte 0x0A, which there is no line end.
+_TEXT_CODEC = re.compile(
+    r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
+    r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
+    r"|tis-620|kz1048|ptcp154|johab")
+# The web's names that Python has not: by rule where there is one. Then what is to be decoded as
+# more than it says, since browsers do so and servers count on it: under the names of the Chinese,
+# Japanese and Korean standards go texts with the characters that Windows added to these.
+_WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|dos)-(?=\d+$)", "cp"),
+              (r"^iso8859(?=\d)", "iso8859-"))
+_WEB_CODECS = {
+    "mac": "mac-roman", "mac-ukrainian": "mac-cyrillic", "koi8": "koi8-r", "koi8-ru": "koi8-u",
+    "windows-31j": "cp932", "gb_2312-80": "gb18030", "ks_c_5601-1989": "cp949",
+    "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949"}
+
+
+# How a further member begins, which goes on where one has ended (RFC 1952 2.2, RFC 8878 3.1).
+_MEMBER = {b"gzip": re.compile(rb"\x1f\x8b"), b"deflate": re.compile(rb"(?!)"),
+           b"zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", re.S)}
 
 
 class Inflater:
-    """Undo one coding: gzip of any number of members, deflate in both dialects, zstd."""
+    """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
+
+    What lies behind a whole stream and is no further member (a line end, a comment, as
+    servers' templates leave it) is passed over: the stream's own check says that the content
+    is whole.
+    """
 
     def __init__(self, coding: bytes) -> None:
         self.coding = coding
-        self.start = b""          # of a deflate stream, until its dialect is known
+        self.start = b""          # of a stream or member, until one can tell what it is
         self.stream: Any = None   # a decompressor: .decompress, .eof, .unused_data
+        self.over = False         # what is still to come is no member
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what data decodes to, in pieces of at most MAX_DECODED_STEP_BYTES."""
-        if self.stream is None:
-            data = self.start = self.start + data
-            if len(data) < 2:
-                return
-            self.stream = self.open(data)
         for at in range(0, len(data), INFLATE_BYTES):
             yield from self.inflate(data[at:at + INFLATE_BYTES])
 
@@ -952,13 +1068,10 @@ class Inflater:
         """Decode a slice so small that copying what is unused of it costs nothing."""
         full = False  # whether the last step stopped for want of room
         while data or full:
-            if self.stream.eof:
-                data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
+            if self.stream is None or self.stream.eof:
+                data = self.begin(data)
                 if not data:
                     return
-                if self.coding == b"deflate":  # the others may have members
-                    raise DecodingError(f"{shown(data)} behind the end of a deflate stream")
-                self.stream = self.open(data)
             try:
                 piece = self.stream.decompress(data, MAX_DECODED_STEP_BYTES)
             except Exception as error:  # zlib.error or ZstdError: no common base
@@ -967,6 +1080,22 @@ class Inflater:
                     getattr(self.stream, "unconsumed_tail", b""))  # zstd keeps it itself
             full = len(piece) == MAX_DECODED_STEP_BYTES and not self.stream.eof
             yield piece
+
+    def begin(self, data: bytes) -> bytes:
+        """Begin a stream or a member when enough of it has come; return its bytes, if so."""
+        if self.stream and not self.start:
+            data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
+        data, self.start = self.start + data, b""
+        if self.over:
+            return b""
+        if len(data) < (4 if self.coding == b"zstd" else 2):
+            self.start = data
+            return b""
+        self.over = self.stream is not None and not _MEMBER[self.coding].match(data)
+        if self.over:
+            return b""
+        self.stream = self.open(data)
+        return data
 
     def open(self, start: bytes) -> Any:
         """A decompressor for what begins with start (two bytes or more)."""
@@ -982,7 +1111,7 @@ class Inflater:
 
     def finish(self) -> None:
         """Raise if the stream is cut short; an empty body is whole in any coding."""
-        if self.start and not (self.stream and self.stream.eof):
+        if not self.stream.eof if self.stream else self.start:
             raise DecodingError(f"the {self.coding.decode()} stream ends too early: "
                                 "the content is cut short")
 
@@ -1019,18 +1148,18 @@ class Decoder:
             stage.finish()
 
 
-def content_codings(head: Head) -> list[bytes]:
-    r"""The codings to undo, in the order in which they were applied.
+def content_codings(value: bytes) -> list[bytes]:
+    r"""The codings to undo, in the order in which they were applied; value is in lower case.
 
-    >>> content_codings(parse_head(b"HTTP/1.1 200\r\nContent-Encoding: deflate, X-GZIP\r\n\r\n"))
+    >>> content_codings(b" deflate, x-gzip, none")
     [b'deflate', b'gzip']
 
     Raises DecodingError for what we cannot undo: br, for one, is not in the
     standard library, and handing out the coded bytes would be a silent lie.
     """
     codings = [coding[2:] if coding == b"x-gzip" else coding
-               for coding in parse_list(head.fields.get(b"content-encoding", b""))
-               if coding != b"identity"]
+               for coding in parse_list(value)
+               if coding not in (b"identity", b"none")]
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
     for coding in codings:
@@ -1045,19 +1174,26 @@ def charset_of(content_type: str) -> str:
 
     >>> charset_of("text/html; charset=ISO-8859-1"), charset_of("text/html; charset=rot13")
     ('iso8859-1', 'utf-8')
+    >>> charset_of("text/html; charset=x-sjis"), charset_of("text/html; charset=windows-874")
+    ('cp932', 'cp874')
     """
     match = _CHARSET.search(content_type)
+    name = match[1].lower() if match else "utf-8"
+    for pattern, python in _WEB_NAMES:
+        name = re.sub(pattern, python, name)
     try:
-        codec = codecs.lookup(match[1]).name if match else "utf-8"
+        codec = codecs.lookup(_WEB_CODECS.get(name, name)).name
     except LookupError:
         return "utf-8"
+    codec = _WEB_CODECS.get(codec, codec)
     return codec if _TEXT_CODEC.fullmatch(codec) else "utf-8"
 
 
 # ==== 7. Response =============================================================
 # What the caller holds. It keeps the head as bytes and takes out of it what is
-# asked for: a hundred thousand responses kept are then mostly their bodies. Where
-# the body comes from it does not know; it was handed a source to await.
+# asked for: a hundred thousand responses kept are then mostly their bodies. The
+# body comes off a connection, which is handed in: it is asked for what arrives,
+# and told when the body is over.
 
 class Timing(NamedTuple):
     """Seconds since the start of the call; `reused`: on a kept connection."""
@@ -1069,31 +1205,114 @@ class Timing(NamedTuple):
     reused: bool
 
 
-class BodySource:
-    """What a Response awaits its body from; section 8 makes it a connection's."""
+class Body:
+    """The body of one response on a connection, which it lets go of at its end."""
 
-    ready = b""    # payload that is here already
-    done = False   # whether that was the last of it
-    trailers = b""
-    received = 0   # body bytes on the wire so far
-    done_at = 0.0  # when the last one came
+    __slots__ = ("connection", "framing", "reusable", "parser", "ready", "fault", "done",
+                 "received", "done_at", "trailers")
+
+    def __init__(self, connection: Connection, head: Head, keep: bool = True) -> None:
+        self.connection: Connection | None = connection
+        self.framing = body_framing(head)
+        self.reusable = keep and may_reuse(head, self.framing)
+        self.parser: BodyParser | None = None
+        self.ready = b""     # payload that is here already
+        self.fault: ProtocolError | None = None  # what comes behind that
+        self.done = False    # whether `ready` is the last of it
+        self.received = 0    # bytes of payload so far
+        self.done_at = 0.0   # on the loop's clock
+        self.trailers = b""
+        data, connection.rest = connection.rest, b""
+        if isinstance(self.framing, int) and len(data) >= self.framing:  # it came with the head
+            self.ready, self.received = data[:self.framing], self.framing
+            self._let_go(connection, data[self.framing:])
+            return
+        connection.limit = connection.deadline  # while the caller thinks
+        self.parser = body_parser(self.framing)
+        if data:
+            self.ready = self._take(connection, self.parser, data)
+
+    def __getstate__(self) -> Any:
+        if self.connection is not None:
+            raise TypeError("a Response whose body was not read cannot be pickled")
+        return None, {name: getattr(self, name) for name in self.__slots__}
 
     async def read_piece(self) -> bytes:
-        """The next bytes of the body as sent; with the last of them `done` is set."""
-        raise NotImplementedError
+        """The next bytes of the body as sent, b"" at its end; with the last, `done` is set."""
+        piece, self.ready = self.ready, b""
+        while not piece and (connection := self.connection) is not None and self.parser:
+            if self.fault:
+                raise self.fault
+            connection.watch("more of the body", connection.timeout)
+            data = await connection.receive()
+            connection.limit = connection.deadline  # while the caller thinks
+            if data:
+                piece = self._take(connection, self.parser, data)
+            else:
+                self._ended(connection)
+        return piece
+
+    def _take(self, connection: Connection, parser: BodyParser, data: bytes) -> bytes:
+        try:
+            piece = parser.send(data)
+        except StopIteration as end:
+            piece, rest, self.trailers = end.value
+            self._let_go(connection, rest)
+        except ProtocolError as error:  # handed out is first what was right
+            piece, self.fault = error.payload, error
+        self.received += len(piece)
+        return piece
+
+    def _ended(self, connection: Connection) -> None:
+        """The connection has ended: that is an end of the body, too, or it is an error."""
+        if self.framing != "close":
+            length = self.framing if isinstance(self.framing, int) else None
+            raise IncompleteBody(
+                f"the connection ended behind {self.received} bytes of the body"
+                + ("" if length is None else f", which has {length}"),
+                expected=length, received=self.received)
+        if not connection.ended_cleanly():
+            raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
+                                 received=self.received)
+        self._let_go(connection, b"")
+
+    def _let_go(self, connection: Connection, rest: bytes) -> None:
+        """The body is whole: keep the connection if all agree."""
+        self.done, self.connection, self.parser = True, None, None
+        self.done_at = connection.loop.time()
+        if self.reusable and not rest and not connection.expired:
+            connection.rest_in_pool(self.done_at)
+        else:
+            connection.close()
 
     def hurry(self, seconds: float) -> None:
         """Allow the rest of the body so many seconds at most."""
+        if self.connection is not None:
+            self.connection.deadline = min(self.connection.deadline,
+                                           self.connection.loop.time() + seconds)
 
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = self.parser = None
+        self.ready = b""
 
 
-_IN_USE = ("_source", "_coded", "_decoder", "_decoded")  # only while the body is read
+# Why there is no `content`, whatever the timing was.
+_UNREAD = "the body was not read: await response.read()"
+_IN_PIECES = "the body was handed out in pieces, and is not kept: read() it instead"
+_GIVEN_UP = "the body was given up: nothing is left to read"
 
 
 class Response:
-    """A response. After `get` its body is in `content`; in `stream` it is read as asked."""
+    """A response. After `get` its body is in `content`; in `stream` it is read as asked.
+
+        before it was read          content, text and json() raise, and say what to await
+        iter_bytes(), iter_lines()  may be left, and go on later where they stopped
+        once a piece was handed out content and read() raise: the whole is not kept
+        after get() or read()       all of them work as often as one likes
+    """
 
     started = 0.0                          # the loop's clock when the call began
     peer: Any = None                       # the remote address
@@ -1102,26 +1321,22 @@ class Response:
     _reused = False
     _headers: Headers | None = None
     _encoding = ""
-    _source: BodySource | None = None      # until the body is there, or given up
-    _coded: Head | None = None             # until the first bytes of a coded body
+    _content: bytes | None = None          # the whole body, once it was read
+    _missing = _UNREAD                     # why it is not there
+    _ended = False                         # the last of the body is in _decoded
     _decoder: Decoder | None = None
-    _decoded: Iterator[bytes] = iter(())   # what has come and was not asked for yet
-    _content: bytes | None = None
-    _lost = False                          # given up before the end of the body
-    _end = (b"", 0, 0.0)                   # the source's trailers, received and done_at
+    _decoded: Iterator[bytes] = iter(())   # what has come and was not handed out yet
+    _pending: bytearray | None = None      # the same, of a line that is not whole
+    _text_decoder: codecs.IncrementalDecoder | None = None
 
-    def __init__(self, head: Head, url: URL, source: BodySource, decode: bool = True) -> None:
+    def __init__(self, head: Head, url: URL, body: Body, decode: bool = True) -> None:
         self.status_code = head.status
-        self.sets_cookies = b"set-cookie" in head.fields
         self.raw_head = head.raw           # as received, without folds
         self.history: list[Response] = []
-        self._url = url
-        self._source = source
-        if decode and b"content-encoding" in head.fields:
-            self._coded = head
-        elif source.done:
-            self._content = source.ready
-            self._finish(source)
+        self._url = url._replace(userinfo="") if url.userinfo else url
+        self._body = body
+        # What is to be undone; a download clears it for codings that are the file's own.
+        self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
 
     # ---- the head
 
@@ -1195,7 +1410,7 @@ class Response:
     def content(self) -> bytes:
         """The body, decoded."""
         if self._content is None:
-            raise AsyncGetError("the body was not read: await response.read()", url=self.url)
+            raise AsyncGetError(self._missing, url=self.url, response=self)
         return self._content
 
     @property
@@ -1213,116 +1428,156 @@ class Response:
         return self.content.decode(self.encoding, "replace")
 
     def json(self) -> Any:
-        """The body as JSON. Raises DecodingError where it is none."""
+        """The body as JSON: in UTF-8, -16 or -32, or in the charset that was set as `encoding`.
+
+        Raises DecodingError where it is none.
+        """
         import json
         try:
-            return json.loads(self.content)
+            return json.loads(self.text.removeprefix("\ufeff") if self._encoding else self.content)
         except (ValueError, RecursionError) as error:
             raise DecodingError(f"not JSON ({error}): {shown(self.content)}",
                                 url=self.url, response=self) from None
 
     async def read(self, limit: int | None = None) -> bytes:
-        """Read what is left of the body into `content`; raise TooLarge beyond limit."""
+        """Read the body into `content`; raise TooLarge beyond limit."""
         if self._content is None:
-            pieces, size = [], 0
+            if self._missing is not _UNREAD:
+                raise AsyncGetError(self._missing, url=self.url, response=self)
+            content: bytes | bytearray = b""
             while piece := await self._next_piece():
-                pieces.append(piece)
-                size += len(piece)
-                self._check_size(size, limit, "bytes of body: raise max_size, or stream it")
-            self._content = b"".join(pieces)
-        self._check_size(len(self._content), limit, "bytes of body: raise max_size, or stream it")
+                if not content:
+                    content = piece  # mostly it is all there is
+                else:
+                    content = bytearray(content) if isinstance(content, bytes) else content
+                    content += piece
+                self._check_size(len(content), limit,
+                                 "bytes of body: raise max_size, or stream it")
+            self._content = bytes(content)
         return self._content
 
     def _check_size(self, size: int, limit: int | None, what: str) -> None:
         if limit is not None and size > limit:
-            self.close()
-            self._lost = self._content is None  # the pieces before are gone
+            self.close()  # the pieces before are gone
             raise TooLarge(f"more than {limit} {what}", limit=limit, url=self.url, response=self)
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """Yield the body, decoded, in pieces as they arrive."""
         if self._content is not None:
             yield self._content
-        while piece := await self._next_piece():
+            return
+        while piece := self._take_pending() or await self._next_piece():
+            self._missing = _IN_PIECES
             yield piece
 
+    def _take_pending(self) -> bytes:
+        """What iter_lines has left of a piece."""
+        pending, self._pending = self._pending, None
+        return bytes(pending or b"")
+
     async def iter_lines(self) -> AsyncIterator[str]:
-        r"""Yield the body's lines as text, without their \n or \r\n."""
-        decoder = codecs.getincrementaldecoder(self.encoding)("replace")
-        parts: list[str] = []  # of a line that has not ended yet
-        size = 0
-        async for piece in self.iter_bytes():
-            *lines, rest = decoder.decode(piece).split("\n")
-            for line in lines:
-                yield "".join([*parts, line]).removesuffix("\r")
-                parts, size = [], 0
-            parts.append(rest)
-            size += len(rest)
-            self._check_size(size, MAX_LINE_CHARS, "characters in a line")
-        last = "".join([*parts, decoder.decode(b"", True)])
-        if last:
-            yield last.removesuffix("\r")
+        r"""Yield the body's lines as text, without their \n or \r\n.
+
+        A line ends at the byte 0x0A. Where it is part of wider characters (UTF-16, UTF-32),
+        the body is read as a whole first.
+        """
+        encoding = self.encoding
+        if self._content is None and encoding.startswith(("utf-16", "utf-32")):
+            await self.read(MAX_LINE_BYTES)
+        if self._content is not None:
+            *lines, rest = self.text.split("\n")
+            for line in lines + [rest] * bool(rest):
+                yield line.removesuffix("\r")
+            return
+        decoder = self._text_decoder or codecs.getincrementaldecoder(encoding)("replace")
+        self._text_decoder = decoder
+        searched, last = 0, False
+        while not last:
+            if self._pending is None:
+                self._pending = bytearray()
+            end = self._pending.find(b"\n", searched) + 1
+            if not end:
+                searched = len(self._pending)
+                self._check_size(searched, MAX_LINE_BYTES, "bytes in a line")
+                piece = await self._next_piece()
+                self._pending += piece
+                if piece:
+                    continue
+                last, end = True, searched
+            line = decoder.decode(bytes(self._pending[:end]), last)
+            del self._pending[:end]
+            searched = 0
+            if last:
+                self._text_decoder = None
+            if line:
+                self._missing = _IN_PIECES
+                yield line.removesuffix("\n").removesuffix("\r")
 
     async def discard(self) -> None:
         """Read a short rest, undecoded, so that the connection can be used again."""
-        source, self._coded = self._source, None
-        if source:
-            source.hurry(MAX_DISCARD_SECONDS)
-        with contextlib.suppress(AsyncGetError):  # nobody wants it: a broken one does no harm
-            while source and source.received <= MAX_DISCARD_BYTES and await self._next_piece():
-                pass
+        body = self._body
+        if body.reusable:
+            body.hurry(MAX_DISCARD_SECONDS)
+            with contextlib.suppress(AsyncGetError):  # nobody wants it: a broken one does no harm
+                while not body.done and body.received <= MAX_DISCARD_BYTES:
+                    await body.read_piece()
         self.close()
+
+    async def keep_short(self) -> None:
+        """Read a body that is short, and comes at once, for the error that will hold it."""
+        if self._content is None and self._missing is _UNREAD:
+            self._body.hurry(MAX_DISCARD_SECONDS)
+            with contextlib.suppress(AsyncGetError):
+                await self.read(MAX_DISCARD_BYTES)
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
-        if self._source is not None:
-            self._lost = True
-            self._source.abort()
-            self._finish(self._source)
+        whole = self._ended and self._decoder is None and not self._pending
+        if self._content is None and not (whole and self._missing is _IN_PIECES):
+            self._missing = _GIVEN_UP
+        self._decoder, self._decoded = None, iter(())
+        self._pending = self._text_decoder = None
+        self._body.abort()
 
     async def _next_piece(self) -> bytes:
         """The next bytes of the body, decoded; b"" at its end."""
         try:
-            if self._lost:  # lest what was cut short look whole
-                raise AsyncGetError("the body was given up: nothing is left to read")
-            while not (piece := next(self._decoded, b"")) and (source := self._source):
-                data, source.ready = source.ready, b""
-                if not data and not source.done:
-                    data = await source.read_piece()
-                self._decoded = self._decode(data, source.done)
-                if source.done:
-                    self._finish(source)
+            if self._missing is _GIVEN_UP:  # lest what was cut short look whole
+                raise AsyncGetError(_GIVEN_UP)
+            while not (piece := next(self._decoded, b"")) and not self._ended:
+                piece = await self._body.read_piece()
+                self._ended = self._body.done
+                if not self.coding:
+                    return piece
+                self._decoded = self._decode(piece, self._ended)
+            if not piece:
+                self._decoded = iter(())  # for pickle, which takes no generator
             return piece
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
-            self._lost = True
             if isinstance(error, AsyncGetError):
                 error.url, error.response = self.url, self
             raise
 
     def _decode(self, data: bytes, last: bool) -> Iterator[bytes]:
         """Yield what data decodes to; with the last of it the coding must end, too."""
-        if self._coded and data:  # an empty body is whole, even in a coding that we do not know
-            self._decoder, self._coded = Decoder(content_codings(self._coded)), None
-        if self._decoder is None:
-            yield data
-        else:
+        if self._decoder is None and data:  # an empty body is whole, even in a coding unknown
+            self._decoder = Decoder(content_codings(self.coding))
+        if self._decoder is not None:
             yield from filter(None, self._decoder.feed(data))
             if last:
                 self._decoder.finish()
-
-    def _finish(self, source: BodySource) -> None:
-        self._source, self._end = None, (source.trailers, source.received, source.done_at)
+                self._decoder = None
 
     @property
     def received(self) -> int:
         """Bytes of the body on the wire so far."""
-        return self._source.received if self._source else self._end[1]
+        return self._body.received
 
     @property
     def trailers(self) -> Headers:
         """The fields behind a chunked body, once it is read."""
-        return Headers(parse_fields(self._end[0]))
+        return Headers(parse_fields(self._body.trailers))
 
     # ---- the clock
 
@@ -1330,7 +1585,7 @@ class Response:
     def timing(self) -> Timing:
         """When what was done, in seconds since the call began; 0 for what is not."""
         connected, sent, head, done = (max(0.0, mark - self.started)
-                                       for mark in (*self._marks, self._end[2]))
+                                       for mark in (*self._marks, self._body.done_at))
         return Timing(connected, sent, head, done, self._reused)
 
     @property
@@ -1341,12 +1596,6 @@ class Response:
 
     def __repr__(self) -> str:
         return f"<Response {self.status_code} {self.url}>"
-
-    def __getstate__(self) -> dict[str, Any]:
-        if self._source is not None:
-            raise TypeError("a Response whose body was not read cannot be pickled")
-        state = {name: value for name, value in self.__dict__.items() if name not in _IN_USE}
-        return {**state, "_url": self._url._replace(userinfo="")}
 
 
 # ==== 8. Connection ===========================================================
@@ -1412,6 +1661,16 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def error_of_all(errors: Sequence[BaseException]) -> BaseException:
+    """The error when no address of a name would do: TLS's word, else what each one said."""
+    for error in errors:
+        if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
+            return error
+    told = OSError("; ".join(dict.fromkeys(map(str, errors))) or "the name has no address")
+    told.errno = errors[0].errno if errors and isinstance(errors[0], OSError) else None
+    return told
+
+
 async def open_first(host: str, port: int, family: int = 0, **options: Any) -> tuple[
         asyncio.StreamReader, asyncio.StreamWriter]:
     """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305).
@@ -1421,31 +1680,32 @@ async def open_first(host: str, port: int, family: int = 0, **options: Any) -> t
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
                                                          type=socket.SOCK_STREAM)
-    first, second = ([str(address[0]) for family, _, _, _, address in found
-                      if (family == found[0][0]) == preferred] for preferred in (True, False))
-    todo = [address for pair in itertools.zip_longest(first, second) for address in pair
-            if address]  # section 4: families by turns
+    by_family: dict[int, list[str]] = {}
+    for kind, _, _, _, address in found:
+        zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of fe80::1%eth0
+        by_family.setdefault(kind, []).append(without_zone(str(address[0])) + zone)
+    todo = [name for names in itertools.zip_longest(*by_family.values()) for name in names
+            if name]  # section 4: families by turns
     if len(todo) == 1:
         return await asyncio.open_connection(todo[0], port, **options)
-    attempts: dict[asyncio.Future[Any], str] = {}
-    error: BaseException | None = None
+    attempts: set[asyncio.Future[Any]] = set()
+    errors: list[BaseException] = []
     try:
         while todo or attempts:
             if todo:
-                address = todo.pop(0)
-                attempts[asyncio.ensure_future(
-                    asyncio.open_connection(address, port, **options))] = address
+                attempts.add(asyncio.ensure_future(
+                    asyncio.open_connection(todo.pop(0), port, **options)))
             done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
                                          timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
             for attempt in done:
-                del attempts[attempt]
-                if not (failure := attempt.exception()):
+                attempts.remove(attempt)
+                if not attempt.exception():
                     opened: tuple[asyncio.StreamReader, asyncio.StreamWriter] = attempt.result()
                     return opened
-                error = error or failure
-        raise error or OSError(f"{host} has no address")
+                errors.append(attempt.exception() or OSError())
+        raise error_of_all(errors)
     finally:
-        error = None
+        errors.clear()  # else their tracebacks would hold us, and we them
         await cancel(attempts)
         for attempt in attempts:  # it won as well, or while we were cancelled
             if not attempt.cancelled() and not attempt.exception():
@@ -1500,7 +1760,7 @@ def handshake_hint(reason: str) -> str:
     return ""
 
 
-class Connection(BodySource):
+class Connection:
     """A connection on a route: made by the pool, opened, used, kept or closed."""
 
     def __init__(self, route: Route, connector: Connector, trace: Trace | None,
@@ -1525,11 +1785,12 @@ class Connection(BodySource):
         self.deadline = _FOREVER      # the moment when the whole call is
         self.call_seconds = 0.0       # how long that was
         self.expired = False
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.Handle | None = None
         self.wakes_at = _FOREVER      # when it rings
         self.opener: asyncio.Task[Any] | None = None
         # the response being read
         self.rest = b""               # received, not used yet
+        self.broken: Exception | None = None  # told by the socket behind the last byte
         self.reading: Any = None      # a read begun before the request was sent
         self.timeout: float | None = None
         self.opened_at = self.sent_at = self.idle_at = 0.0
@@ -1561,12 +1822,21 @@ class Connection(BodySource):
         self.wakes_at = self.limit
         self.timer = self.loop.call_at(self.limit, self._wake) if self.limit < _FOREVER else None
 
-    def _wake(self) -> None:
+    def _wake(self, turns: int = LAST_TURNS) -> None:
+        """The clock rings. It may have been moved on; if not, whatever waits is ended.
+
+        But not at once: while the program was busy elsewhere the answer may have come, and
+        lie in the kernel. So the loop has its turns to bring it in, before the clock is
+        believed.
+        """
         self.timer, self.wakes_at = None, _FOREVER
         if self.loop.time() < self.limit:
             self._set_timer()
         elif self.phase == "idle":
             self.close()
+        elif turns:
+            self.wakes_at = -_FOREVER  # this look is all that is due: no timer beside it
+            self.timer = self.loop.call_soon(self._wake, turns - 1)
         else:
             self.expired = True
             if self.opener is not None:
@@ -1658,13 +1928,15 @@ class Connection(BodySource):
 
     def _tls_options(self, host: str) -> dict[str, Any]:
         """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
-        return {"server_hostname": host.rstrip("."), "ssl_handshake_timeout": self.timeout or 3600}
+        return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
 
     async def _pass_proxy(self, proxy: Proxy) -> None:
         """Have the proxy connect us to the origin; for http it is just asked, later on."""
         if proxy.scheme.startswith("socks"):
             self.watch("answer of the proxy", self.timeout)
             await self._socks(proxy)
+            if self.rest:
+                raise self.proxy_error(f"sent bytes before it was asked: {shown(self.rest)}", 56)
         elif self.route.tls:
             await self._connect_tunnel(proxy)
         if self.route.tls:
@@ -1674,7 +1946,7 @@ class Connection(BodySource):
     async def _connect_tunnel(self, proxy: Proxy) -> None:
         """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); nothing of the request is told."""
         origin = self.route.origin
-        target = f"{bracketed(origin.host)}:{origin.port}"
+        target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
         fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"),
                   *proxy_fields(proxy))
         request = b"CONNECT %b HTTP/1.1\r\n%b" % (target.encode("ascii"),
@@ -1685,8 +1957,14 @@ class Connection(BodySource):
             raise self.proxy_error(f"did not answer CONNECT {target}: {error}") from error
         self.exchanges = 0  # none with the origin
         if head.status // 100 != 2:
-            wanted = head.status in (401, 407)  # 401 is tinyproxy's word for it
-            hint = " (give user and password in the proxy's URL)" if wanted else ""
+            hint = ""
+            if head.status in (401, 407):  # 401 is tinyproxy's word for it
+                hint = " (give user and password in the proxy's URL)"
+            if hint and proxy.userinfo:
+                asked = [value.split(" ")[0] for value in
+                         octets_text(head.raw, "proxy-authenticate")]
+                hint = (" (the user and password in its URL were refused; it asks for "
+                        f"{printable(', '.join(asked))[:MAX_SHOWN_BYTES] or 'nothing else'})")
             raise self.proxy_error(f"refused a tunnel to {target}: {head.status} "
                                    + printable(status_reason(head.raw)[:MAX_SHOWN_BYTES]) + hint
                                    + await self._refusal(head), 56)
@@ -1711,7 +1989,7 @@ class Connection(BodySource):
 
     async def _socks(self, proxy: Proxy) -> None:
         """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929)."""
-        origin, read, write = self.route.origin, self.reader.readexactly, self.writer.write
+        origin, read, write = self.route.origin, self._read_exactly, self.writer.write
         write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
         version, method = start = await read(2)
         if version != 5:
@@ -1734,6 +2012,19 @@ class Connection(BodySource):
                                    + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
         size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]
         await read(size + 2)  # the address that it connects from
+
+    async def _read_exactly(self, count: int) -> bytes:
+        """So many of the proxy's next bytes."""
+        while len(self.rest) < count:
+            try:
+                data = await self.receive()
+            except IncompleteBody as error:
+                raise self.proxy_error(f"closed the connection: {error}") from error
+            if not data:
+                raise self.proxy_error(f"closed the connection behind {shown(self.rest)}")
+            self.rest += data
+        data, self.rest = self.rest[:count], self.rest[count:]
+        return data
 
     async def _socks_address(self, proxy: Proxy) -> bytes:
         """The origin's host as SOCKS has it: an address, or a name for socks5h."""
@@ -1794,14 +2085,15 @@ class Connection(BodySource):
         if isinstance(error, (socket.gaierror, UnicodeError)):
             return (ProxyError if proxy else ConnectError)(
                 f"cannot resolve {(proxy or route.origin).host!r}, for {hop}: {text}{self.after()}",
-                exit_code=5 if proxy else 6)
+                exit_code=5 if proxy else 6, errno=getattr(error, "errno", None))
         if not isinstance(error, (OSError, ValueError, EOFError)):
             return error  # a fault of ours, or of the caller's open_connection
         if self.phase == "answer of the proxy":
             return self.proxy_error(f"closed the connection: {text}")
         if self.phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
             return TLSError(f"TLS handshake with {hop} failed: {text}{self.after()}")
-        return ConnectError(f"cannot connect to {hop}: {text}{self.after()}")
+        return ConnectError(f"cannot connect to {hop}: {text}{self.after()}",
+                            errno=getattr(error, "errno", None))
 
     # ---- one exchange
 
@@ -1863,11 +2155,20 @@ class Connection(BodySource):
         except StopIteration as end:
             data: bytes = end.value
         except (OSError, *_STUMBLES) as error:
-            raise self.lost(error) from error
+            if self.broken or not isinstance(self.reader, asyncio.StreamReader):
+                raise self.lost(error) from error
+            # The reader tells of an error before it hands out what came ahead of it: a whole
+            # response, say, behind which the server reset the connection.
+            self.broken = error
+            self.reader.set_exception(None)  # type: ignore[arg-type]
+            self.reader.feed_eof()
+            data = yield from self.reader.read(READ_BYTES)
         finally:
             reading.close()
         if data:
             self.silent = False
+        elif self.broken:
+            raise self.lost(self.broken) from self.broken
         elif self.expired or self.closed:
             raise self.ended()
         return data
@@ -1942,71 +2243,6 @@ class Connection(BodySource):
         self.on_close(self)
 
 
-class Body(BodySource):
-    """The body of one response on a connection, which it lets go of at its end."""
-
-    def __init__(self, connection: Connection, head: Head) -> None:
-        framing = body_framing(head)
-        self.connection: Connection | None = connection
-        self.until_close = framing == "close"
-        self.reusable = may_reuse(head, framing)
-        data, connection.rest = connection.rest, b""
-        if isinstance(framing, int) and len(data) >= framing:  # all has come with the head
-            self.ready, self.received = data[:framing], framing
-            self._let_go(connection, data[framing:])
-            return
-        connection.limit = connection.deadline  # while the caller thinks
-        self.parser = body_parser(framing)
-        if data:
-            self.ready = self._take(connection, data)
-
-    async def read_piece(self) -> bytes:
-        """The next bytes of the body as sent, b"" at its end."""
-        piece = b""
-        while not piece and (connection := self.connection) is not None:
-            connection.watch("more of the body", connection.timeout)
-            data = await connection.receive()
-            connection.limit = connection.deadline  # while the caller thinks
-            if not data and self.until_close and not connection.ended_cleanly():
-                raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
-                                     received=self.received)
-            piece = self._take(connection, data)
-        return piece
-
-    def _take(self, connection: Connection, data: bytes) -> bytes:
-        try:
-            piece = self.parser.send(data)
-        except StopIteration as end:
-            piece, rest, self.trailers = end.value
-            self._let_go(connection, rest)
-        except IncompleteBody as error:
-            error.received = self.received
-            raise
-        self.received += len(piece)
-        return piece
-
-    def _let_go(self, connection: Connection, rest: bytes) -> None:
-        """The body is whole: keep the connection if all agree."""
-        self.done, self.connection = True, None
-        self.done_at = connection.loop.time()
-        if self.reusable and not rest and not connection.expired:
-            connection.rest_in_pool(self.done_at)
-        else:
-            connection.close()
-
-    def hurry(self, seconds: float) -> None:
-        """Allow the rest of the body so many seconds at most."""
-        if self.connection is not None:
-            self.connection.deadline = min(self.connection.deadline,
-                                           self.connection.loop.time() + seconds)
-
-    def abort(self) -> None:
-        """Give up the rest of the body, and the connection with it."""
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = None
-
-
 def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     """The TLS settings for `verify` and `cert`.
 
@@ -2045,28 +2281,69 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
 # ==== 9. Pool =================================================================
 # Which connection a request gets is decided without waiting: one kept on its route,
 # or a new one if the limits allow, or none yet. Only in the last case is there a
-# queue, and whatever comes free is handed to whoever has stood there longest. A
-# connection handed out is not open yet when it is new: opening is the caller's.
+# queue, one for each origin; whatever comes free is given to whoever has waited longest
+# among those whom it can serve. A connection handed out is not open yet when it is new:
+# opening is the caller's.
+
+class Waiter:
+    """A call that waits for a connection, and how long it may stand still."""
+
+    __slots__ = ("number", "route", "fresh", "future", "timeout", "deadline", "joined", "timer")
+
+    def __init__(self, number: int, route: Route, fresh: bool, timeout: float | None,
+                 deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.number = number      # of its arrival
+        self.route = route
+        self.fresh = fresh        # a kept connection will not do
+        self.future: asyncio.Future[Connection] = loop.create_future()
+        self.timeout = _FOREVER if timeout is None else timeout
+        self.deadline = deadline  # of the whole call, which runs if this is not its first hop
+        self.joined = loop.time()
+        self.timer: asyncio.Handle | None = None
+
+
+class Host:
+    """What the pool knows of one origin."""
+
+    __slots__ = ("open", "waiting", "in_turn", "moved_at")
+
+    def __init__(self) -> None:
+        self.open = 0            # connections
+        self.waiting: collections.OrderedDict[Waiter, None] = collections.OrderedDict()
+        self.in_turn = False     # whether it is in Pool.turns
+        self.moved_at = 0.0      # when one of its connections came free
+
+    def first(self) -> Waiter | None:
+        """Who has waited longest, of those who have not left."""
+        for waiter in list(itertools.takewhile(lambda one: one.future.done(), self.waiting)):
+            del self.waiting[waiter]
+        return next(iter(self.waiting), None)
+
 
 class Pool:
     """The connections of one session; a new one counts from before it is opened."""
 
     def __init__(self, limit: int, limit_per_host: int | None, connector: Connector,
-                 trace: Trace | None) -> None:
+                 trace: Trace | None, rate: float | None = None) -> None:
         self.limit = limit
-        self.limit_per_host = limit_per_host
+        self.rate = rate
+        self.paces: dict[str, Any] = {}  # by host: who comes next, and not before when
+        self.limit_per_host = sys.maxsize if limit_per_host is None else limit_per_host
         self.connector = connector
         self.trace = trace
         self.closed = False
         self.all: set[Connection] = set()
         self.idle: dict[Route, dict[Connection, None]] = {}  # the latest used last
-        self.per_host: collections.Counter[Origin] = collections.Counter()
-        self.waiting: collections.deque[
-            tuple[asyncio.Future[Connection], Route, bool]] = collections.deque()
+        self.hosts: dict[Origin, Host] = {}       # with connections, or with who waits for one
+        self.turns: list[tuple[int, Origin]] = []  # a heap: the first to wait at each, by arrival
+        self.arrivals = 0
+        self.moved_at = 0.0                        # when any connection came free
 
     def __repr__(self) -> str:
         idle = sum(map(len, self.idle.values()))
-        return f"<Pool {len(self.all)} of {self.limit}, {idle} idle, {len(self.waiting)} waiting>"
+        waiting = sum(len(host.waiting) for host in self.hosts.values())
+        return f"<Pool {len(self.all)} of {self.limit}, {idle} idle, {waiting} waiting>"
 
     def take(self, route: Route) -> Connection | None:
         """A connection that was in use a moment ago, if there is one: no waiting at all."""
@@ -2081,10 +2358,16 @@ class Pool:
                 connection.close()
         return None
 
-    async def acquire(self, route: Route, deadline: float, fresh: bool = False) -> Connection:
-        """A connection on the route: a kept one that is alive, or one still to be opened."""
+    async def acquire(self, route: Route, timeout: float | None, deadline: float,
+                      fresh: bool = False) -> Connection:
+        """A connection on the route: a kept one that is alive, or one still to be opened.
+
+        Raises TimedOut when none that could serve came free for `timeout` seconds; while
+        others are served, one may wait as long as it takes.
+        """
         while True:
-            connection = self.decide(route, fresh) or await self._queue(route, deadline, fresh)
+            connection = self.decide(route, fresh) or await self._queue(
+                route, timeout, deadline, fresh)
             if connection.writer is None:
                 return connection
             if connection.has_rested():
@@ -2099,12 +2382,29 @@ class Pool:
             connection.close()
             connection.note("the kept connection was closed meanwhile")
 
+    async def pace(self, host: str) -> float:
+        """Wait for the next moment when `rate` allows a request to a host; how long it was."""
+        loop = asyncio.get_running_loop()
+        came = loop.time()
+        if len(self.paces) >= 1000:
+            self.paces = {name: pace for name, pace in self.paces.items() if pace.next > came}
+        pace = self.paces.setdefault(host, types.SimpleNamespace(lock=asyncio.Lock(), next=0.0))
+        async with pace.lock:  # first come, first served; who is cancelled costs nobody a turn
+            await asyncio.sleep(max(0.0, pace.next - loop.time()))
+            pace.next = loop.time() + 1 / (self.rate or _FOREVER)
+        return loop.time() - came
+
+    def is_full(self, origin: Origin) -> bool:
+        """Whether one origin has all the connections that it may have."""
+        host = self.hosts.get(origin)
+        return host is not None and host.open >= self.limit_per_host
+
     def decide(self, route: Route, fresh: bool) -> Connection | None:
         """The connection for a request, or None while it has to wait."""
         idle = self.idle.get(route)
         if idle and not fresh:
             return idle.popitem()[0]
-        host_full = self.limit_per_host and self.per_host[route.origin] >= self.limit_per_host
+        host_full = self.is_full(route.origin)
         if host_full or len(self.all) >= self.limit:  # another must go: the longest idle one
             unused = min((kept for idle in self.idle.values() for kept in idle
                           if not host_full or kept.route.origin == route.origin),
@@ -2117,80 +2417,119 @@ class Pool:
             raise AsyncGetError("the session is closed")
         connection = Connection(route, self.connector, self.trace, self.keep, self.forget)
         self.all.add(connection)
-        self.per_host[route.origin] += 1
+        self.hosts.setdefault(route.origin, Host()).open += 1
         return connection
 
-    async def _queue(self, route: Route, deadline: float, fresh: bool) -> Connection:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Connection] = loop.create_future()
-        self.waiting.append((future, route, fresh))
-        timer = loop.call_at(deadline, self._too_late, future) if deadline < _FOREVER else None
+    async def _queue(self, route: Route, timeout: float | None, deadline: float,
+                     fresh: bool) -> Connection:
+        self.arrivals += 1
+        waiter = Waiter(self.arrivals, route, fresh, timeout, deadline)
+        host = self.hosts.setdefault(route.origin, Host())
+        host.waiting[waiter] = None
+        self._enter(route.origin, host)
+        self._look(waiter)
         try:
-            return await future
+            return await waiter.future
         except asyncio.CancelledError:
-            if not future.cancelled() and not future.exception():  # given one a moment ago
-                connection = future.result()
+            if not waiter.future.cancelled() and not waiter.future.exception():
+                connection = waiter.future.result()  # given one a moment ago
                 if connection.writer is None:
                     connection.close()
                 elif not connection.closed:
                     connection.rest_in_pool(connection.loop.time())
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            if waiter.timer is not None:
+                waiter.timer.cancel()
+            host.waiting.pop(waiter, None)
+            self._tidy(route.origin)
 
-    @staticmethod
-    def _too_late(future: asyncio.Future[Connection]) -> None:
-        if not future.done():  # serve passes by it then
-            future.set_exception(TimedOut("no free connection for the next hop within the whole "
-                                          "call's deadline", phase="free connection"))
+    def _look(self, waiter: Waiter, turns: int = LAST_TURNS) -> None:
+        """End the waiting of who stands still; look again later while it may yet move."""
+        if waiter.future.done():
+            return
+        loop, origin = waiter.future.get_loop(), waiter.route.origin
+        moved_at = self.hosts[origin].moved_at if self.is_full(origin) else self.moved_at
+        standing = max(waiter.joined, moved_at) + waiter.timeout
+        end = min(standing, waiter.deadline)
+        if loop.time() < end:
+            waiter.timer = loop.call_at(end, self._look, waiter) if end < _FOREVER else None
+        elif turns:  # a connection may come free in what lies in the kernel
+            waiter.timer = loop.call_soon(self._look, waiter, turns - 1)
+        else:
+            how = (f"within {waiter.timeout:g} s" if standing <= waiter.deadline else
+                   "for the next hop within the whole call's deadline")
+            waiter.future.set_exception(TimedOut(
+                f"no free connection {how}: all are in use, {len(self.all)} of limit="
+                f"{self.limit}", phase="free connection", seconds=waiter.timeout))
+
+    def _enter(self, origin: Origin, host: Host) -> None:
+        """Let the first who waits at an origin take part in what comes free."""
+        if host.waiting and not host.in_turn:
+            heapq.heappush(self.turns, (next(iter(host.waiting)).number, origin))
+            host.in_turn = True
+
+    def _tidy(self, origin: Origin) -> None:
+        host = self.hosts.get(origin)
+        if host and not host.open and not host.waiting and not host.in_turn:
+            del self.hosts[origin]
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange and may serve another."""
         self.idle.setdefault(connection.route, {})[connection] = None
-        if self.waiting:
-            self.serve()
+        self.serve(connection.route.origin)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed: its place is free."""
         if connection in self.all:
             self.strike(connection)
-            if self.waiting:
-                self.serve()
+            self.serve(connection.route.origin)
 
     def strike(self, connection: Connection) -> None:
         """Take a connection off the books."""
         route = connection.route
         self.all.discard(connection)
-        self.per_host[route.origin] -= 1
-        if not self.per_host[route.origin]:
-            del self.per_host[route.origin]
         idle = self.idle.get(route, {})
         idle.pop(connection, None)
         if not idle:
             self.idle.pop(route, None)
+        host = self.hosts[route.origin]
+        host.open -= 1
+        self._tidy(route.origin)
 
-    def serve(self) -> None:
-        """Give what is free to those who wait, the longest waiting first."""
-        passed = []
-        while self.waiting:
-            future, route, fresh = self.waiting.popleft()
-            if future.done():  # cancelled
-                continue
-            if connection := self.decide(route, fresh):
-                future.set_result(connection)
-            else:
-                passed.append((future, route, fresh))
-                if not self.limit_per_host:
-                    break  # who comes behind would fare no better
-        self.waiting.extendleft(reversed(passed))
+    def serve(self, origin: Origin) -> None:
+        """A connection of an origin came free, or its place: give it to who has waited longest.
+
+        Only those are looked at who could gain by it. An origin that has all the
+        connections it may have is left out until one of them comes free.
+        """
+        self.moved_at = asyncio.get_running_loop().time()
+        if host := self.hosts.get(origin):
+            host.moved_at = self.moved_at
+            self._enter(origin, host)
+        while self.turns:
+            number, origin = self.turns[0]
+            host = self.hosts[origin]
+            waiter, connection = host.first(), None
+            if waiter and waiter.number == number:  # else who stood here has left
+                connection = self.decide(waiter.route, waiter.fresh)
+                if connection is None and not self.is_full(origin):
+                    return  # all are in use, and nobody can gain
+            heapq.heappop(self.turns)
+            host.in_turn = False
+            if waiter and connection:
+                del host.waiting[waiter]
+                waiter.future.set_result(connection)
+            if connection or not self.is_full(origin):
+                self._enter(origin, host)
+            self._tidy(origin)
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and see their sockets closed."""
-        while self.waiting:
-            future = self.waiting.popleft()[0]
-            if not future.done():
-                future.set_exception(AsyncGetError("the session was closed"))
+        for host in self.hosts.values():
+            for waiter in host.waiting:
+                if not waiter.future.done():
+                    waiter.future.set_exception(AsyncGetError("the session was closed"))
         writers = [connection.writer for connection in self.all if connection.writer]
         for connection in list(self.all):
             connection.close()
@@ -2220,13 +2559,20 @@ class Request(NamedTuple):
         """Whether a field of this name (in lower case) is there."""
         return any(key.lower() == name for key, _ in self.fields)
 
-    def with_cookies(self, cookies: str) -> Request:
-        """The same request with these cookies behind its own (RFC 6265 5.4: in one field)."""
-        if not cookies:
+    def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
+        """The same request with cookies behind its own, in one field (RFC 6265 5.4).
+
+        >>> Request(parse_url("http://h"), (("Cookie", "a=1"),)).with_cookies(
+        ...     [("a", "old"), ("b", "2")]).fields
+        (('Cookie', 'a=1; b=2'),)
+        """
+        own = "; ".join(value for name, value in self.fields if name.lower() == "cookie")
+        named = {pair.partition("=")[0].strip() for pair in own.split(";")}
+        text = render_cookies(pair for pair in cookies if pair[0] not in named)
+        if not text:
             return self
-        own = [value for name, value in self.fields if name.lower() == "cookie"]
-        field = {"Cookie": "; ".join([*own, cookies])}
-        return self._replace(fields=merge_fields(self.fields, field))
+        return self._replace(fields=merge_fields(
+            self.fields, {"Cookie": f"{own}; {text}" if own else text}))
 
     def adding(self, name: str, value: str) -> Request:
         """The same request with one more field."""
@@ -2249,8 +2595,9 @@ def next_request(request: Request, response: Response,
                  secret_headers: Iterable[str] = ()) -> Request | None:
     """The request that a redirect asks for, None where the response is none (RFC 9110 15.4).
 
-        301 302 303 307 308 with Location   followed: a GET stays a GET
-        300 304 305 306, or no Location     the caller's
+        301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
+                                            are no UTF-8 are asked for as they came
+        300 304 305 306, or no Location     the caller's, as with an empty one
         to another origin                   without Authorization, Cookie, Proxy-Authorization,
                                             the caller's Host and secret_headers: another
                                             scheme or port is another origin, and what was
@@ -2259,13 +2606,15 @@ def next_request(request: Request, response: Response,
     """
     if response.status_code not in (301, 302, 303, 307, 308):
         return None
-    locations = set(response.headers.get_all("location"))
+    locations = set(octets_text(response.raw_head, "location"))
     if len(locations) > 1:
-        raise ProtocolError("a redirect to several places: "
-                            + shown(", ".join(sorted(locations)).encode()))
-    if not locations:
+        raise ProtocolError("a redirect to several places: " + printable(
+            ", ".join(map(masked, sorted(locations)))))
+    if not any(locations):
         return None
     url = join_url(request.url, locations.pop())._replace(userinfo="")
+    if "%" in url.origin.host and url.origin != request.url.origin:
+        raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
     if url.origin == request.url.origin:
         return Request(url, request.fields)
     return Request(url, without_secrets(request.fields, secret_headers))
@@ -2276,28 +2625,20 @@ def next_request(request: Request, response: Response,
 RetryRule = Callable[[int, Union[Response, AsyncGetError]], Optional[float]]
 
 
-def parse_date(text: str) -> datetime | None:
-    """The moment that an HTTP date names, None for what is no date (RFC 9110 5.6.7)."""
-    from datetime import timezone
-    from email.utils import parsedate_to_datetime
-    try:
-        when = parsedate_to_datetime(text)
-        return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
-    except (TypeError, ValueError, IndexError, OverflowError):  # differs by version
-        return None
-
-
 def retry_after(text: str) -> float | None:
-    """The seconds that a Retry-After asks for, as a number or a date (RFC 9110 10.2.3).
+    """The seconds that a Retry-After asks for (RFC 9110 10.2.3), None where there is none.
 
-    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT"), retry_after("soon")
+    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT"), retry_after("")
     (120.0, 0.0, None)
+    >>> retry_after("soon")  # not understood is not "at once"
+    inf
     """
-    if re.fullmatch(r"[0-9]{1,9}", text):
+    if not text:
+        return None
+    if re.fullmatch("[0-9]+", text):
         return float(text)
-    from datetime import datetime, timezone
     when = parse_date(text)
-    return max(0.0, (when - datetime.now(timezone.utc)).total_seconds()) if when else None
+    return _FOREVER if when is None else max(0.0, when - time.time())
 
 
 def retry_delay(attempt: int, outcome: Response | AsyncGetError,
@@ -2306,8 +2647,9 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 
         408 429 500 502 503 504             again, when Retry-After says if that is soon
         no connection, or none to be had    again
-        silence or the end before a head    again: GET is idempotent (RFC 9110 9.2.2)
-        TLS refused, a body cut short, ...  not again: it would only repeat
+        silence, or the end, before a head  again: GET is idempotent (RFC 9110 9.2.2)
+        the same amid the body              again, for get and download
+        TLS refused, malformed bytes, ...   not again: it would only repeat
     """
     if attempt > retries:
         return None
@@ -2317,7 +2659,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
         asked = retry_after(outcome.headers.get("retry-after", ""))
         if asked is not None:
             return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
-    elif (outcome.response is not None or isinstance(outcome, (TLSError, ProxyError))
+    elif (isinstance(outcome, (TLSError, ProxyError))
           or not isinstance(outcome, (ConnectError, TimedOut, IncompleteBody))):
         return None
     import random
@@ -2327,79 +2669,455 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 
 # ---- cookies
 
-def cookie_jar() -> CookieJar:
-    """A jar under a strict policy: host-only unless a Domain says otherwise (RFC 6265)."""
-    from http.cookiejar import CookieJar, DefaultCookiePolicy
-
-    class StrictPolicy(DefaultCookiePolicy):
-        def set_ok_domain(self, cookie: Cookie, request: Any) -> bool:
-            domain = cookie.domain.lstrip(".")
-            if cookie.domain_specified and (domain.endswith(".") or _NUMERIC.fullmatch(
-                    domain.rpartition(".")[2]) or ":" in domain):
-                return domain == parse_url(request.full_url).origin.host  # 5.1.3: addresses
-            return bool(super().set_ok_domain(cookie, request))
-
-    return CookieJar(StrictPolicy(
-        strict_domain=True, strict_ns_domain=DefaultCookiePolicy.DomainStrictNonDomain))
+# RFC 6265bis section 5, "6265bis" from here on. Text of a server's was decoded as UTF-8 with
+# surrogateescape, so that a cookie's bytes go back as they came: nothing in it is decoded,
+# unquoted or mended, and lengths count in octets.
 
 
-# RFC 6265 5.2 says to ignore these; http.cookiejar would ignore the cookie.
-_IGNORED_ATTRIBUTES = re.compile(
-    r";\s*(?:version\s*=|port\s*=|path(?!\s*=\s*/)|max-age(?!\s*=\s*-?[0-9]{1,18}\s*(?:;|$))"
-    r"|expires(?!\s*=[^;]*(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[ -]))[^;]*", re.I)
+def octets(text: str) -> int:
+    """The length of a server's text as it was on the wire."""
+    return len(text.encode("utf-8", "surrogateescape"))
 
 
-def store_cookies(jar: CookieJar, response: Response) -> None:
-    """Put what a response sets into the jar, as far as it is allowed to."""
+# A token is what stands between delimiters (6265bis 5.1.1). Each part of a date is the first
+# token that looks like it and was no part before; re.A: else "ſep" would be September.
+_DATE_TOKEN = re.compile(r"[^\t -/;-@\[-`{-~]+")
+_DATE_PARTS = tuple(re.compile(pattern, re.I | re.A) for pattern in (
+    r"([0-9]{1,2}):([0-9]{1,2}):([0-9]{1,2})(?![0-9])",        # time
+    r"([0-9]{1,2})(?![0-9])",                                  # day of the month
+    r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)",
+    r"([0-9]{2,4})(?![0-9])"))                                 # year
+_MONTHS = "janfebmaraprmayjunjulaugsepoctnovdec"
+
+
+def parse_date(text: str) -> float | None:
+    """The seconds since 1970 of a date in about any spelling, None for none (6265bis 5.1.1).
+
+    >>> parse_date("Sunday, 06-Nov-94 08:49:37 GMT"), parse_date("6 November 1994")
+    (784111777.0, None)
+
+    HTTP's own three formats (RFC 9110 5.6.7) are among them; a zone is not looked at.
+    """
+    from datetime import datetime, timezone
+    found: dict[int, re.Match[str]] = {}
+    for token in _DATE_TOKEN.findall(text):
+        for part, pattern in enumerate(_DATE_PARTS):
+            match = None if part in found else pattern.match(token)
+            if match:
+                found[part] = match
+                break
+    if len(found) < 4:
+        return None
+    year = int(found[3][1])
+    year += 1900 if 70 <= year <= 99 else 2000 if year <= 69 else 0
+    month = _MONTHS.index(found[2][1].lower()) // 3 + 1
+    hour, minute, second = map(int, found[0].groups())
+    try:
+        when = datetime(year, month, int(found[1][1]), hour, minute, second, tzinfo=timezone.utc)
+    except ValueError:  # 30 February, 24:00:00
+        return None
+    return when.timestamp() if year >= 1601 else None
+
+
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}  # on no wire: as curl and browsers have it
+
+# Under these everyone has a domain, and so no cookie is for all of them. The list of all
+# public suffixes is long and changes by the week; http.cookiejar has the same few.
+_SUFFIX = re.compile(r"[^.]*|(?:ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}")
+
+
+def is_address(host: str) -> bool:
+    """Whether a host, as parse_host gives it, is an IP address."""
+    return ":" in host or not host.strip("0123456789.")
+
+
+def is_suffix(domain: str) -> bool:
+    """Whether a domain is no single owner's: "com", "com.", "co.uk"."""
+    return bool(_SUFFIX.fullmatch(domain.rstrip(".")))
+
+
+@functools.lru_cache(maxsize=1024)
+def site_of(host: str) -> str:
+    """What no cookie crosses: a host's last labels, one more than those of its suffix.
+
+    >>> site_of("www.h.test"), site_of("a.b.co.uk"), site_of("10.0.0.1")
+    ('h.test', 'b.co.uk', '10.0.0.1')
+    """
+    labels = host.rstrip(".").split(".")
+    return host if is_address(host) else ".".join(
+        labels[-3 if is_suffix(".".join(labels[-2:])) else -2:])
+
+
+def domain_match(host: str, domain: str) -> bool:
+    """Whether a host is a domain or below it (6265bis 5.1.3).
+
+    >>> [domain_match(h, "h.test") for h in ("h.test", "www.h.test", "noth.test")]
+    [True, True, False]
+    """
+    return host == domain or (host.endswith("." + domain) and not is_address(host))
+
+
+def parse_domain(text: str) -> str:
+    """A Domain as the host that it is compared to (6265bis 5.6.3); IPv6 without brackets, too.
+
+    >>> parse_domain(".BÜCHER.example"), parse_domain("0::1")
+    ('xn--bcher-kva.example', '::1')
+    """
+    return parse_host(f"[{text.strip('[]')}]" if ":" in text else text.removeprefix("."))
+
+
+def default_path(target: str) -> str:
+    """The folder that a target lies in (6265bis 5.1.4).
+
+    >>> default_path("/a/b?c=/d"), default_path("/a")
+    ('/a', '/')
+    """
+    path = target.partition("?")[0]
+    return path[:path.rindex("/")] or "/"
+
+
+def path_match(path: str, folder: str) -> bool:
+    """Whether a path is a cookie's path or below it (6265bis 5.1.4).
+
+    >>> [path_match(p, "/any") for p in ("/any", "/any/x", "/anybad")]
+    [True, True, False]
+    """
+    return path == folder or path.startswith(folder if folder[-1:] == "/" else folder + "/")
+
+
+class Cookie(NamedTuple):
+    """A cookie as it is kept (6265bis 5.7)."""
+
+    name: str               # "" for one that is but a value
+    value: str
+    domain: str             # as a host, without a dot before it; "": of an origin yet unknown
+    path: str = "/"
+    host_only: bool = True  # else for all hosts below the domain, too
+    secure: bool = False
+    http_only: bool = False
+    expires: float | None = None  # seconds since 1970; None: with the session
+    port: int | None = None       # the only one that it goes to; servers' cookies have none
+    created: int = 0              # the jar's running number
+
+    @property
+    def key(self) -> tuple[str, str, str, bool]:
+        """What no two cookies of a jar have in common (6265bis 5.7)."""
+        return self.name, self.domain, self.path, self.host_only
+
+    def lives(self, now: float) -> bool:
+        """Whether it has not expired."""
+        return self.expires is None or self.expires > now
+
+    def belongs(self, url: URL) -> bool:
+        """Whether it goes out with a request (6265bis 5.8.3), its time apart."""
+        scheme, host, port = url.origin
+        return ((host == self.domain if self.host_only else domain_match(host, self.domain))
+                and path_match(url.target.partition("?")[0], self.path)
+                and (not self.secure or scheme == "https" or host in _LOOPBACK)
+                and self.port in (None, port))
+
+
+def parse_attributes(parts: Iterable[str]) -> dict[str, str]:
+    """What follows a cookie's value; the last of a name counts (6265bis 5.6).
+
+    >>> parse_attributes([" Path=/a", "MAX-AGE = 9", "max-age=soon", "Secure"])
+    {'path': '/a', 'max-age': '9', 'secure': ''}
+
+    One that makes no sense is as if it were not there, and so leaves an earlier one in force.
+    """
+    found: dict[str, str] = {}
+    for part in parts:
+        name, _, value = part.partition("=")
+        name, value = name.strip(" \t").lower(), value.strip(" \t")
+        if not (octets(value) > MAX_ATTRIBUTE_BYTES
+                or (name == "domain" and value in ("", "."))
+                or (name == "expires" and parse_date(value) is None)
+                or (name == "max-age" and not re.fullmatch(r"-?[0-9]+", value))):
+            found[name] = value
+    return found
+
+
+def keeps_prefix(cookie: Cookie, has_path: bool = True) -> bool:
+    """Whether a cookie is what the prefix of its name promises (6265bis 4.1.3, 5.7).
+
+    A nameless "__Host-a=1" would look to the server like a cookie of that name.
+    """
+    start = (cookie.name or cookie.value).lower()
+    if not start.startswith(("__secure-", "__host-")):
+        return True
+    return cookie.name != "" and cookie.secure and (
+        start.startswith("__secure-") or (cookie.host_only and cookie.path == "/" and has_path))
+
+
+def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
+    """The cookie that a response to a URL sets, None for what may not be (6265bis 5.6, 5.7).
+
+    >>> parse_set_cookie("a=1; Domain=h.test; Max-Age=9", parse_url("http://www.h.test/x/y"), 50.0)
+    ... # doctest: +NORMALIZE_WHITESPACE
+    Cookie(name='a', value='1', domain='h.test', path='/x', host_only=False, secure=False,
+           http_only=False, expires=59.0, port=None, created=0)
+    """
+    pair, *parts = line.split(";")
+    name, value = (text.strip(" \t") for text in
+                   (pair.split("=", 1) if "=" in pair else ("", pair)))
+    if (not _VALUE.fullmatch(line) or not (name or value)
+            or octets(name) + octets(value) > MAX_COOKIE_BYTES):
+        return None
+    found = parse_attributes(parts)
+    expires = parse_date(found.get("expires", ""))
+    if "max-age" in found:
+        expires = now + max(0, min(int(found["max-age"]), MAX_COOKIE_SECONDS))
+    if expires is not None:
+        expires = min(expires, now + MAX_COOKIE_SECONDS)
+    domain = host = url.origin.host
+    if "domain" in found:
+        try:
+            domain = parse_domain(found["domain"])
+        except InvalidURL:
+            return None
+    alone = is_suffix(domain) or is_address(domain)
+    if domain != host and (alone or not domain_match(host, domain)):
+        return None
+    path = found.get("path", "")
+    cookie = Cookie(name, value, domain, path if path[:1] == "/" else default_path(url.target),
+                    alone or "domain" not in found, "secure" in found, "httponly" in found, expires)
+    refused = cookie.secure and url.origin.scheme != "https"
+    return None if refused or not keeps_prefix(cookie, "path" in found) else cookie
+
+
+def overlays(new: Cookie, old: Cookie) -> bool:
+    """Whether a cookie that came by http would hide a Secure one (6265bis 5.7).
+
+    If it might, then anyone on the way could put a session of their own in place of yours.
+    """
+    return (old.secure and old.name == new.name and path_match(new.path, old.path)
+            and (domain_match(old.domain, new.domain) or domain_match(new.domain, old.domain)))
+
+
+def check_cookie(name: str, value: str) -> None:
+    """Raise InvalidHeader for a caller's cookie that would not arrive as it is (RFC 6265 4.2.1)."""
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise InvalidHeader(f"a cookie's name and value are text, unlike those of {name!r:.99}")
+    if not _NAME.fullmatch(name) or ";" in value or not _VALUE.fullmatch(value):
+        raise InvalidHeader("not a cookie's name, or a value with a ';' or control characters: "
+                            f"{name!r:.100}")
+    try:
+        fits = octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES
+    except UnicodeError:
+        fits = False
+    if not fits:
+        raise InvalidHeader(f"the cookie {name:.100} is not Unicode, or more than "
+                            f"{MAX_COOKIE_FIELD_BYTES} bytes")
+
+
+def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
+    """The Cookie field (6265bis 5.8.3): as many cookies, from the first on, as one may hold.
+
+    >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
+    'a=1; nameless; b='
+    """
+    sent, room = [], MAX_COOKIE_FIELD_BYTES + len("; ")
+    for name, value in pairs:
+        text = f"{name}={value}" if name else value
+        room -= octets(text) + len("; ")
+        if room < 0:
+            break
+        sent.append(text)
+    return "; ".join(sent)
+
+
+_Kept = dict[tuple[str, str, str, bool], Cookie]  # by Cookie.key
+
+
+class Cookies:
+    """The cookies of a session: what servers set, and what you do.
+
+    >>> cookies = Cookies({"sid": "7"})
+    >>> cookies["lang"] = "de"
+    >>> cookies.set("a", "1", domain="h.test")
+    >>> cookies["sid"], "b" in cookies, [cookie.domain for cookie in cookies]
+    ('7', False, ['', '', 'h.test'])
+    >>> cookies
+    <Cookies sid (first origin), lang (first origin), a (h.test)>
+
+    A cookie that you set without a domain goes to one origin, scheme and port included: the
+    session's base_url, or else the first that it asks. It is a guess at what that server would
+    set: of your cookie and the server's of one name on that host, whatever their paths, the
+    later takes the other's place. Iterating gives Cookie tuples, the oldest first.
+    """
+
+    def __init__(self, cookies: Mapping[str, str | None] | None = None) -> None:
+        self._home: Origin | None = None
+        self._created = 0
+        # All that a host may be told is in its site's dict; no other is looked at. Both levels
+        # are in the order in which they were last set, so the first to go stand first.
+        self._sites: dict[str, _Kept] = {}
+        self.update(cookies or {})
+
+    # ---- what servers set and are told
+
+    def store(self, url: URL, lines: Iterable[str], now: float | None = None) -> list[str]:
+        """Put in what a response's Set-Cookie fields set; the names of those that it may.
+
+        Past MAX_DOMAIN_COOKIES of a site, its cookie that was set longest ago makes room; past
+        MAX_COOKIES in sum, one of the site that has set none for longest: endless subdomains
+        of one site push out nobody else's.
+        """
+        now = time.time() if now is None else now
+        site, names = site_of(url.origin.host), []
+        kept = {cookie.key: cookie for cookie in self._sites.pop(site, {}).values()
+                if cookie.lives(now)}
+        for line in itertools.islice(lines, MAX_SET_COOKIES):
+            cookie = parse_set_cookie(line, url, now)
+            if cookie is None or (url.origin.scheme != "https"
+                                  and any(overlays(cookie, old) for old in kept.values())):
+                continue
+            self._put(cookie, url.origin.host, kept)
+            names.append(cookie.name)
+            if not cookie.lives(now):  # this is how a server deletes
+                del kept[cookie.key]
+        for key in list(kept)[:-MAX_DOMAIN_COOKIES]:
+            del kept[key]
+        if kept:
+            self._sites[site] = kept
+        for _ in range(sum(map(len, self._sites.values())) - MAX_COOKIES):
+            self._remove(next(iter(next(iter(self._sites.values())).values())))
+        return names
+
+    def _put(self, cookie: Cookie, host: str, kept: _Kept) -> None:
+        """Put a cookie that a host set, or the caller for it, last of those of its site."""
+        old = kept.pop(cookie.key, None)
+        self._created += 1
+        for other in list(kept.values()):  # else: "sid=old; sid=new"
+            if (other.name == cookie.name and other.domain == host
+                    and (other.port is None) != (cookie.port is None)):
+                del kept[other.key]
+        # Set again it keeps its number, for the order in which they are sent.
+        kept[cookie.key] = cookie._replace(created=old.created if old else self._created)
+
+    def _remove(self, cookie: Cookie) -> None:
+        site = site_of(cookie.domain)
+        del self._sites[site][cookie.key]
+        if not self._sites[site]:
+            del self._sites[site]
+
+    def pairs_for(self, url: URL) -> list[tuple[str, str]]:
+        """The names and values that a request is sent with, in their order (6265bis 5.8.3)."""
+        kept = self._sites.get(site_of(url.origin.host)) if self._sites else None
+        if not kept:
+            return []
+        now = time.time()
+        found = [cookie for cookie in kept.values() if cookie.lives(now) and cookie.belongs(url)]
+        found.sort(key=lambda cookie: (-len(cookie.path), cookie.created))
+        return [(cookie.name, cookie.value) for cookie in found]
+
+    # ---- what the caller sets and reads
+
+    def home(self, origin: Origin) -> None:
+        """Say whose the cookies without a domain are; only the first call counts."""
+        if self._home is None:
+            self._home = origin
+            for cookie in self._sites.pop("", {}).values():
+                self.add(cookie)
+
+    def add(self, cookie: Cookie) -> None:
+        """Put a cookie in as it is; one without a domain is the home origin's."""
+        if self._home and not cookie.domain:
+            scheme, host, port = self._home
+            cookie = cookie._replace(domain=host, host_only=True, port=port,
+                                     secure=cookie.secure or scheme == "https")
+        site = site_of(cookie.domain)
+        kept = self._sites.pop(site, {})
+        self._put(cookie, cookie.domain, kept)
+        self._sites[site] = kept
+
+    def set(self, name: str, value: str, *, domain: str = "", path: str = "/",
+            secure: bool = False, expires: float | None = None) -> None:
+        """Set a cookie: for a domain and all below it, or without one for the home origin.
+
+        `expires` is in seconds since 1970. Raises InvalidHeader, or InvalidURL for the domain.
+        """
+        check_cookie(name, value)
+        if path[:1] != "/":
+            raise InvalidHeader(f"a cookie's path begins with '/', unlike {path!r:.100}")
+        self.add(Cookie(name, value, domain and parse_domain(domain), path,
+                        not domain, secure, False, expires))
+
+    def update(self, cookies: Mapping[str, str | None]) -> None:
+        """Set several for the home origin; a value of None deletes."""
+        for name, value in cookies.items():
+            if value is None:
+                self.delete(name)
+            else:
+                self.set(name, value)
+
+    def delete(self, name: str, domain: str | None = None, path: str | None = None) -> int:
+        """Delete all of a name, or those of one domain or path; how many there were."""
+        gone = [cookie for cookie in self if cookie.name == name
+                and domain in (None, cookie.domain, "." + cookie.domain)
+                and path in (None, cookie.path)]
+        for cookie in gone:
+            self._remove(cookie)
+        return len(gone)
+
+    def clear(self) -> None:
+        """Delete all."""
+        self._sites.clear()
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """The value of a cookie; of several the home origin's, and of those the youngest."""
+        home = self._home.host if self._home else ""
+        found = [cookie for cookie in self if cookie.name == name]
+        found.sort(key=lambda cookie: cookie.domain == home)
+        return found[-1].value if found else default
+
+    def __getitem__(self, name: str) -> str:
+        value = self.get(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self.set(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        if not self.delete(name):
+            raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return any(cookie.name == name for cookie in self)
+
+    def __iter__(self) -> Iterator[Cookie]:
+        now = time.time()
+        return iter(sorted((cookie for kept in self._sites.values() for cookie in kept.values()
+                            if cookie.lives(now)), key=lambda cookie: cookie.created))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:  # no values: they are secrets
+        return printable("<Cookies " + ", ".join(
+            f"{cookie.name} ({cookie.domain or 'first origin'})" for cookie in self) + ">")
+
+
+def ask_jar(jar: Any, url: URL) -> list[tuple[str, str]]:
+    """What a jar of the caller's has for a URL: http.cookiejar's, requests', or a like one."""
+    from urllib.request import Request as CookieRequest
+    request = CookieRequest(str(url))
+    jar.add_cookie_header(request)
+    pairs = (pair.partition("=") for pair in request.get_header("Cookie", "").split("; ") if pair)
+    return [(name, value) for name, _, value in pairs]
+
+
+def fill_jar(jar: Any, response: Response) -> None:
+    """Put what a response sets into such a jar."""
     from email.message import Message
-    from types import SimpleNamespace
     from urllib.request import Request as CookieRequest
     message = Message()
     for line in response.headers.get_all("set-cookie")[:MAX_SET_COOKIES]:
         if len(line) <= MAX_COOKIE_BYTES:
-            message["Set-Cookie"] = _IGNORED_ATTRIBUTES.sub("", line)
-    source: Any = SimpleNamespace(info=lambda: message)
-    jar.extract_cookies(source, CookieRequest(response.url))
-    by_domain: dict[str, list[Any]] = {}
-    for cookie in jar:
-        by_domain.setdefault(cookie.domain, []).append(cookie)  # a site may be all of co.uk
-    for cookies in by_domain.values():
-        for cookie in cookies[:-MAX_DOMAIN_COOKIES]:
-            jar.clear(cookie.domain, cookie.path, cookie.name)
-
-
-def site_of(host: str) -> str:
-    """The last two labels of a host: what no cookie crosses, as a Domain has two at least.
-
-    >>> site_of("www.h.test")
-    'h.test'
-    """
-    return ".".join(host.strip(".").split(".")[-2:])
-
-
-def cookie_field(jar: CookieJar, url: URL) -> str:
-    """The Cookie field for a URL, "" for none; cut between cookies where too long."""
-    from urllib.request import Request as CookieRequest
-    request = CookieRequest(str(url))
-    jar.add_cookie_header(request)
-    field = request.get_header("Cookie", "") or ""
-    return field if len(field) <= MAX_COOKIE_FIELD_BYTES else (
-        field[:MAX_COOKIE_FIELD_BYTES].rpartition("; ")[0])
-
-
-def render_cookies(cookies: Mapping[str, str]) -> str:
-    """A Cookie field of the caller's (RFC 6265 4.2.1).
-
-    >>> render_cookies({"a": "1", "b": "2"})
-    'a=1; b=2'
-    """
-    for name, value in cookies.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise InvalidHeader(f"a cookie's name and value are text, unlike those of {name!r:.99}")
-        if not _NAME.fullmatch(name) or ";" in value:
-            raise InvalidHeader(f"not a cookie's name, or a value with a ';': {name!r:.100}")
-    return "; ".join(f"{name}={value}" for name, value in cookies.items())
-
+            message["Set-Cookie"] = line
+    jar.extract_cookies(types.SimpleNamespace(info=lambda: message), CookieRequest(response.url))
 
 # ---- proxies and passwords
 
@@ -2447,7 +3165,7 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
         corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
     """
     host = origin.host.rstrip(".")
-    is_address = ":" in host or _NUMERIC.fullmatch(host.rpartition(".")[2]) is not None
+    is_address = ":" in host or _NUMBERS.fullmatch(host) is not None
     for entry in re.split(r"[\s,]+", no_proxy.lower()):
         match = re.fullmatch(r"(\[[^\]]*\]|[^:]*):([0-9]{1,5})", entry)
         name, port = match.groups() if match else (entry, None)
@@ -2487,21 +3205,73 @@ def choose_proxy(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
     return None
 
 
-def netrc_auth(path: bool | str | os.PathLike[str], host: str) -> Auth | None:
-    """The user and password that a netrc file has for exactly this host.
+_NETRC_WORD = re.compile(r'"((?:[^"\\\n]|\\.)*)"|([^" \t\n][^ \t\n]*)|"')
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def netrc_entries(lines: Iterable[str]) -> Iterator[dict[str, str]]:
+    r"""What stands between one `machine` and the next, as curl reads it.
+
+    >>> list(netrc_entries(['machine h login me password "a \\"b"  # mine\n']))[1]
+    {'machine': 'h', 'login': 'me', 'password': 'a "b'}
+
+    An entry of `default` has no machine, so that it fits nobody. Words unknown here are passed
+    over: one of them, written for another program, must not make every use of the file fail.
+    """
+    entry: dict[str, str] = {}
+    wanted, since, in_macro = "", 0, False
+    for number, line in enumerate(lines, 1):
+        if in_macro:  # its lines are commands for ftp, up to an empty one
+            in_macro = bool(line.strip())
+            continue
+        for match in _NETRC_WORD.finditer(line):
+            quoted, plain = match.groups()
+            if quoted is None and plain is None:
+                raise ValueError(f"line {number}: a quote is not closed")
+            keyword = (plain or "").lower()  # in quotes it would be no keyword
+            if keyword.startswith("#") and not (wanted and since == number):
+                break  # a comment; but behind `password`, on its line, it is the password
+            if wanted:
+                entry[wanted] = plain or re.sub(
+                    r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), quoted)
+                wanted = ""
+                continue
+            if keyword in ("machine", "default", "macdef"):
+                yield entry
+                entry = {}
+            if keyword == "macdef":
+                in_macro = True
+                break
+            if keyword in ("machine", "login", "password", "account"):
+                wanted, since = keyword, number
+    if wanted:
+        raise ValueError(f"line {since}: nothing follows {wanted!r}")
+    yield entry
+
+
+def netrc_auth(path: bool | str | os.PathLike[str], host: str,
+               user: str = "") -> tuple[str, str] | None:
+    """The user and password of a netrc file's first entry for exactly this host, and this user.
 
     Its `default` entry is not used: it would give a password to everybody who asks.
+    Not the standard library's reader: that one fails over a word it does not know, and what it
+    makes of backslashes, comments and a host's second entry is not what curl makes of them.
     """
-    import netrc
     name = os.path.expanduser("~/.netrc") if isinstance(path, bool) else os.fspath(path)
     try:
-        hosts = {key.lower(): entry for key, entry in netrc.netrc(name).hosts.items()}
-    except (OSError, UnicodeError, netrc.NetrcParseError) as error:
-        # A parser's text may quote a password: of its error only the line is told.
-        why = f"line {error.lineno}" if isinstance(error, netrc.NetrcParseError) else error
+        # Bytes that are no UTF-8 stay what they are; a byte order mark would hide `machine`.
+        with open(name, encoding="utf-8-sig", errors="surrogateescape") as file:
+            for entry in netrc_entries(file):
+                login, password = entry.get("login"), entry.get("password")
+                # With a user asked for, an entry without a password has nothing to say.
+                if host.lower() == entry.get("machine", "").lower() != "" and (
+                        password is not None and login in (user, None) if user else
+                        login or password):
+                    return login or user, password or ""
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error  # never the file's own text
         raise AsyncGetError(f"cannot read {name!r}: {why}", exit_code=26) from None
-    entry = hosts.get(host) if host != "default" else None
-    return (entry[0], entry[2] or "") if entry and (entry[0] or entry[2]) else None
+    return None
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -2521,113 +3291,216 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 
 
 # ==== 11. Session =============================================================
-# The loop around it all. `_exchange` gets one response for one request, `_attempt`
-# tries that again where it may help, `_send` goes on where a redirect leads. A
-# request that has nothing of its own to say takes the session's rendered fields and
-# its route for the origin from a dictionary: most of the price of a small GET is
-# what one does not do here.
+# The loop around it all. `_run` is one call: a request is begun and followed to its last
+# response, what the caller wants of that is done, and if need be all of it again.
+# `_exchange` gets one response for one request. A request that has nothing of its own to
+# say takes the session's rendered fields and its route for the origin from a dictionary:
+# most of the price of a small GET is what one does not do here.
 
-class Settings(NamedTuple):
-    """The keywords of Session and, as far as they fit one request, of each call."""
+class RequestSettings(TypedDict, total=False):
+    """The keywords of every call; given to a Session, they hold for all of its calls."""
 
-    base_url: str = ""
-    params: Params | None = None
-    headers: HeaderItems | None = None
-    auth: Auth | None = None
-    cookies: Any = True                     # True, False, a mapping or a CookieJar
-    timeout: float | None = 30.0            # seconds of silence
-    deadline: Any = ...                     # seconds; ...: GET_DEADLINE_SECONDS for get
-    follow_redirects: bool = True
-    max_redirects: int = 20
-    retries: int | RetryRule = 0            # further tries, or a rule as retry_delay is one
-    verify: bool | str | ssl.SSLContext = True
-    cert: Any = None                        # path, (cert, key) or (cert, key, password)
-    proxy: Any = ...                        # a URL, None or ""; ...: from the environment
-    trust_env: bool = True
-    limit: int = 100
-    limit_per_host: int | None = None
-    max_size: int | None = 64 * 2**20       # bytes of a decoded body in memory
-    decode: bool = True
-    secret_headers: Iterable[str] = ()
-    unix_socket: str | None = None
-    resolve: Mapping[str, str] | None = None
-    netrc: bool | str | os.PathLike[str] = False
-    open_connection: Connector = asyncio.open_connection
-    trace: Trace | None = None              # called with ">", "<" or "*" and what it is
-
-    def __repr__(self) -> str:
-        defaults = self._field_defaults  # names alone: passwords are among the values
-        return f"<Settings {[n for n in self._fields if getattr(self, n) is not defaults[n]]}>"
-
-    def retry_delay(self, attempt: int, outcome: Response | AsyncGetError) -> float | None:
-        """Seconds to wait before trying again, None for no more."""
-        if callable(self.retries):
-            return self.retries(attempt, outcome)
-        return retry_delay(attempt, outcome, self.retries)
+    params: Params | None                   # laid over the session's; None removes
+    headers: HeaderItems | None             # likewise
+    auth: Auth | None                       # (user, password), or a bearer token
+    cookies: Any                            # True, False, a mapping, Cookies or a CookieJar
+    timeout: float | None                   # seconds of silence
+    deadline: float | None                  # seconds for the whole call
+    follow_redirects: bool
+    max_redirects: int | None
+    retries: int | RetryRule                # further tries, or a rule as retry_delay is one
+    verify: bool | str | os.PathLike[str] | ssl.SSLContext
+    cert: str | os.PathLike[str] | Sequence[Any] | None  # path, (cert, key), (cert, key, password)
+    proxy: str | None                       # a URL; None or "" for none
+    trust_env: bool
+    max_size: int | None                    # bytes of a decoded body in memory
+    decode: bool
+    secret_headers: str | Iterable[str]
+    unix_socket: str | os.PathLike[str] | None
+    resolve: Mapping[str, str] | None       # {"host:port": "address"}
+    netrc: bool | str | os.PathLike[str]
 
 
-# What is the session's alone: each would need a pool or a jar of its own.
-_SESSION_ONLY = {"base_url", "limit", "limit_per_host", "open_connection", "trace"}
+class ClientSettings(RequestSettings, total=False):
+    """What is the session's alone, since each would need a pool of its own; limit apart."""
+
+    base_url: str
+    limit_per_host: int | None
+    rate: float | None                      # requests a second to one host
+    open_connection: Connector
+    trace: Trace | None                     # called with ">", "<" or "*" and what it is
 
 
-class Call:
-    """One call of the caller's: its clock, over all redirects and retries."""
+class SessionSettings(ClientSettings, total=False):
+    """The keywords of a Session."""
 
-    __slots__ = ("settings", "started", "seconds", "deadline")
-
-    def __init__(self, settings: Settings, started: float, usual: float | None) -> None:
-        self.settings = settings
-        self.started = started
-        seconds = usual if settings.deadline is ... else settings.deadline
-        self.seconds = _FOREVER if seconds is None else seconds
-        self.deadline = _FOREVER  # until there is a connection: queueing is not counted
+    limit: int | None                       # connections open at once
 
 
-# What the numbers must be at least. A timeout of 0 means "none" to some, "at once" to others.
-_LEAST = {"timeout": 1e-6, "deadline": 1e-6, "max_redirects": 0, "max_size": 0, "limit": 1,
-          "limit_per_host": 1}
+_NONE = type(None)
+_PATH = (str, os.PathLike)
+_PAIRS = (Mapping, Iterable)
+# What a keyword is by default, of what types it may be, and how that is said. Of `proxy` and
+# `deadline` there is no default: not given, the environment and the kind of call decide.
+SETTINGS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
+    "params": ((), (*_PAIRS, _NONE), "a mapping, or pairs; a finished query goes into the URL"),
+    "headers": (None, (*_PAIRS, _NONE), "a mapping, or pairs, of text"),
+    "auth": (None, (str, tuple, list, _NONE), "(user, password), or a bearer token as text"),
+    "cookies": (True, (bool, Mapping, Cookies, _NONE), "a mapping, a jar, True or False"),
+    "timeout": (30.0, (int, float, _NONE), "a number of seconds, or None"),
+    "deadline": (..., (int, float, _NONE), "a number of seconds, or None"),
+    "follow_redirects": (True, (bool,), "True or False"),
+    "max_redirects": (20, (int, _NONE), "a number, or None"),
+    "retries": (0, (int, Callable), "a number, or a rule (attempt, outcome) -> seconds or None"),
+    "verify": (True, (bool, *_PATH, ssl.SSLContext),
+               "True, False, a CA file or folder, or an ssl.SSLContext"),
+    "cert": (None, (*_PATH, tuple, list, _NONE), "a path, (cert, key) or (cert, key, password)"),
+    "proxy": (..., (str, _NONE), "one URL, or None for none; for several kinds, leave it to the "
+              "environment's http_proxy, https_proxy and no_proxy"),
+    "trust_env": (True, (bool,), "True or False"),
+    "max_size": (64 * 2**20, (int, _NONE), "a number of bytes, or None"),
+    "decode": (True, (bool,), "True or False"),
+    "secret_headers": ((), (str, Iterable), "names of headers"),
+    "unix_socket": (None, (*_PATH, _NONE), "a path"),
+    "resolve": (None, (Mapping, _NONE), 'a mapping {"host:port": "address"}'),
+    "netrc": (False, (bool, *_PATH), "True, False, or a path"),
+    "base_url": ("", (str,), "a URL"),
+    "limit_per_host": (None, (int, _NONE), "a number, or None"),
+    "rate": (None, (int, float, _NONE), "requests a second, or None"),
+    "open_connection": (asyncio.open_connection, (Callable,), "what asyncio.open_connection is"),
+    "trace": (None, (Callable, _NONE), "a function of a kind and a text"),
+    "limit": (100, (int, _NONE), "a number, or None"),
+}
+# What a number must be at least. A timeout of 0 means "none" to some, "at once" to others.
+_LEAST = {"timeout": 1e-6, "deadline": 1e-6, "max_redirects": 0, "max_size": 0, "retries": 0,
+          "limit": 1, "limit_per_host": 1, "rate": 1e-6}
 
 
-def settings_of(base: Settings, options: Mapping[str, Any],
-                forbidden: Iterable[str] = ()) -> Settings:
-    """The settings with options laid over them; allow_redirects is requests' name for one."""
-    options = {"follow_redirects" if name == "allow_redirects" else name: value
-               for name, value in options.items()}
-    wrong = [name for name in options if name not in Settings._fields or name in forbidden]
-    if wrong:
-        raise TypeError(f"unknown keyword {wrong[0]!r}; there are "
-                        + ", ".join(name for name in Settings._fields if name not in forbidden))
-    if "secret_headers" in options:  # asked at each redirect; and a name is not its letters
-        names = options["secret_headers"]
-        options["secret_headers"] = (names,) if isinstance(names, str) else tuple(names)
-    for name, least in _LEAST.items():
-        number = options.get(name)
-        if number not in (None, ...) and not (isinstance(number, (int, float))
-                                              and number >= least):  # as nan is not
-            raise ValueError(f"{name} must be a number, at least {least}, or None: not {number!r}")
-        if number is None and name in options and name in ("limit", "max_redirects"):
-            options[name] = sys.maxsize  # they are compared
-    return base._replace(**options)
+def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> dict[str, Any]:
+    """Settings as they are carried, or an error that says what was expected.
+
+    >>> checked({"allow_redirects": False, "headers": {"a": "b"}})
+    {'follow_redirects': False, 'headers': (('a', 'b'),)}
+
+    What can be read but once is read here. allow_redirects is requests' name for one of them.
+    """
+    settings: dict[str, Any] = {}
+    for name, value in options.items():
+        name = "follow_redirects" if name == "allow_redirects" else name
+        if name not in allowed.__annotations__:
+            raise TypeError(f"unknown keyword {name!r}; there are "
+                            + ", ".join(allowed.__annotations__))
+        _, types_, expected = SETTINGS[name]
+        fits = isinstance(value, types_) and (bool in types_ or not isinstance(value, bool))
+        if name == "cookies":  # a jar is known by the two calls that all such jars have
+            fits = fits or hasattr(value, "extract_cookies")
+        elif name in ("params", "headers"):
+            fits = fits and not isinstance(value, (str, bytes))
+        if not fits:
+            raise TypeError(f"{name} must be {expected}: not {type(value).__name__}")
+        if isinstance(value, (int, float)) and name in _LEAST and not value >= _LEAST[name]:
+            raise ValueError(f"{name} must be at least {_LEAST[name]}: not {value!r}")  # nor nan
+        settings[name] = value
+    for name in settings.keys() & {"params", "headers"}:
+        value = settings[name] or ()
+        pairs = value.items() if isinstance(value, Mapping) else value
+        try:
+            settings[name] = tuple((key, item) for key, item in pairs)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be {SETTINGS[name][2]}") from None
+    if "secret_headers" in settings:
+        names = settings["secret_headers"]
+        settings["secret_headers"] = (names,) if isinstance(names, str) else tuple(names)
+    for name in settings.keys() & {"limit", "max_redirects"}:
+        settings[name] = sys.maxsize if settings[name] is None else settings[name]
+    return settings
 
 
-def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
+def fields_of(base: Fields, options: Mapping[str, Any], decode: bool) -> Fields:
     """The fields of a request: over base what `decode`, `headers` and `auth` ask for."""
-    if not options.get("decode", True):
+    if not decode:
         base = merge_fields(base, {"Accept-Encoding": None})
     if options.get("headers"):
         base = merge_fields(base, options["headers"])
-        if ("Accept-Encoding", ACCEPT_ENCODING) in base and any(
-                name.lower() == "range" for name, _ in base):  # no part of a gzip unpacks
-            base = merge_fields(base, {"Accept-Encoding": "identity"})
-    if options.get("auth"):
-        base = merge_fields(base, {"Authorization": render_auth(options["auth"])})
+        named = {name.lower() for name, _ in options["headers"]}
+        if decode and "accept-encoding" in named:  # what we cannot undo is not asked for
+            base = tuple((name, acceptable(value) if name.lower() == "accept-encoding" else value)
+                         for name, value in base)
+        elif "range" in named:  # no part of a gzip unpacks
+            base = merge_fields(base, {"Accept-Encoding": "identity" if decode else None})
+    if "auth" in options:  # None takes the session's away
+        auth = options["auth"]
+        base = merge_fields(base, {"Authorization": render_auth(auth) if auth else None})
     return base
+
+
+def is_jar(cookies: object) -> bool:
+    """Whether `cookies` is a jar of any kind, not a mapping (though requests' is that, too)."""
+    return isinstance(cookies, Cookies) or hasattr(cookies, "extract_cookies")
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def spelled_out(settings: type) -> Callable[[Function], Function]:
+    """Show the keywords behind a function's ** to help() and to editors.
+
+    Type checkers know them from the TypedDict; so they are written down only there.
+    """
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        shown = [parameter for parameter in signature.parameters.values()
+                 if parameter.kind is not parameter.VAR_KEYWORD]
+        for name, kind in settings.__annotations__.items():
+            shown.append(inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=SETTINGS[name][0],
+                annotation=getattr(kind, "__forward_arg__", kind)))
+        function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+# What the server, or the way to it, did; a rule for retries is asked about nothing else.
+_MAY_PASS = (ConnectError, TimedOut, ProtocolError, DecodingError)
+# What a call may say about the way; without any of these it goes by the session's routes.
+_ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
+
+
+class Call:
+    """One call of the caller's: its settings, and its clock over all redirects and retries."""
+
+    __slots__ = ("url", "settings", "options", "cookies", "started", "seconds", "deadline")
+
+    def __init__(self, url: str, settings: Mapping[str, Any], options: Mapping[str, Any],
+                 usual: float | None) -> None:
+        self.url = url            # as the caller gave it
+        self.settings = settings  # the session's and the call's
+        self.options = options    # the call's own
+        self.cookies: dict[str, str | None] = {}  # the call's own, while it is at its first origin
+        self.started = asyncio.get_running_loop().time()
+        seconds = settings.get("deadline", usual)
+        self.seconds = _FOREVER if seconds is None else seconds
+        self.deadline = _FOREVER  # until there is a connection: queueing is not counted
+
+    def retry_delay(self, attempt: int, outcome: Response | AsyncGetError) -> float | None:
+        """Seconds to wait before trying again, None for no more."""
+        if isinstance(outcome, AsyncGetError) and not isinstance(outcome, _MAY_PASS):
+            return None
+        rule = self.settings["retries"]
+        delay = (rule(attempt, outcome) if callable(rule) else
+                 retry_delay(attempt, outcome, rule))
+        late = delay is not None and asyncio.get_running_loop().time() + delay > self.deadline
+        return None if late else delay
+
+
+Urls = Union[Iterable[str], AsyncIterable[str]]
 
 
 class SharedIterator:
     """One iterator for many workers, over an iterable of either kind."""
 
-    def __init__(self, items: Iterable[str] | AsyncIterable[str]) -> None:
+    def __init__(self, items: Urls) -> None:
         self.items = items.__aiter__() if isinstance(items, AsyncIterable) else iter(items)
         self.lock = asyncio.Lock()  # an async generator cannot be asked by two at once
 
@@ -2645,9 +3518,30 @@ class SharedIterator:
 
 def worker_count(urls: object, limit: int) -> int:
     """How many workers to start: no more than there are URLs, where that is known."""
-    if limit < 1:
+    if not isinstance(limit, int) or limit < 1:
         raise ValueError("limit must be at least 1: it is how many are fetched at once")
     return min(limit, len(urls)) if isinstance(urls, Sized) else limit
+
+
+async def work_together(work: Callable[[SharedIterator], Coroutine[Any, Any, None]],
+                        urls: Urls, limit: int) -> None:
+    """Let `limit` workers take URLs from one iterator; the first failure ends them all."""
+    shared = SharedIterator(urls)
+    workers = [asyncio.ensure_future(work(shared)) for _ in range(worker_count(urls, limit))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        await cancel(workers)
+
+
+async def read_whole(response: Response, call: Call) -> Response:
+    """How `get` finishes a response."""
+    await response.read(call.settings["max_size"])
+    return response
+
+
+Finish = Callable[[Response, Call], Awaitable[Response]]
+Outcome = Union[Response, AsyncGetError]
 
 
 class Session:
@@ -2656,24 +3550,33 @@ class Session:
         async with Session(base_url="https://api.test/v1/", auth="token") as session:
             response = await session.get("users/7", params={"full": True})
 
-    The keywords are those of Settings. Belongs to the event loop that it is first used in.
+    The keywords are those of SessionSettings. `cookies` is the jar: read, set, delete,
+    iterate. Belongs to the event loop that it is first used in.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings_of(Settings(), settings)
+    @spelled_out(SessionSettings)
+    def __init__(self, **settings: Unpack[SessionSettings]) -> None:
+        own = checked(settings, SessionSettings)
+        self.settings: dict[str, Any] = {
+            name: default for name, (default, *_) in SETTINGS.items() if default is not ...}
+        self.settings.update(own)
         self._base: URL | None = None
-        if self.settings.base_url:
-            base = parse_url(self.settings.base_url)
+        if self.settings["base_url"]:
+            base = parse_url(self.settings["base_url"])
             path = base.target.partition("?")[0]
             self._base = base._replace(target=path.removesuffix("/") + "/")
-        self._fields = fields_of(DEFAULT_FIELDS, settings)
-        self._jars: dict[str, CookieJar] = {}  # by site: in a large jar every look takes long
-        self._cookie_origin = self._base.origin if self._base else None
+        self._fields = fields_of(DEFAULT_FIELDS, own, self.settings["decode"])
+        given = self.settings["cookies"]
+        self.cookies: Any = given if is_jar(given) else Cookies(
+            given if isinstance(given, Mapping) else None)
+        if self._base and isinstance(self.cookies, Cookies):
+            self.cookies.home(self._base.origin)
         self._routes: dict[Origin, Route] = {}
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pool = Pool(self.settings.limit, self.settings.limit_per_host,
-                          self.settings.open_connection, self.settings.trace)
+        self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
+                          self.settings["open_connection"], self.settings["trace"],
+                          self.settings["rate"])
         # asyncio receives into a fresh 256 KiB each time, which a young process of glibc
         # maps and unmaps. One larger block, freed, ends that: half the time of a small GET.
         bytes(4 * READ_BYTES)
@@ -2695,39 +3598,50 @@ class Session:
 
     # ---- what users call
 
-    async def get(self, url: str, **options: Any) -> Response:
-        """GET a URL and read its body. Raises AsyncGetError, and nothing else."""
-        settings = settings_of(self.settings, options, _SESSION_ONLY) if options else self.settings
-        response = await self._send(url, settings, GET_DEADLINE_SECONDS, options)
-        await response.read(settings.max_size)
-        return response
+    @spelled_out(RequestSettings)
+    async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
+        """GET a URL and read its body. What the server does can raise AsyncGetError alone."""
+        return await self._run(self._call(url, options, GET_DEADLINE_SECONDS), read_whole)
 
+    @spelled_out(RequestSettings)
     @contextlib.asynccontextmanager
-    async def stream(self, url: str, **options: Any) -> AsyncIterator[Response]:
+    async def stream(self, url: str, **options: Unpack[RequestSettings]) -> AsyncIterator[Response]:
         """GET a URL and hand out the response with its body unread.
 
             async with session.stream(url) as response:
                 async for piece in response.iter_bytes(): ...
         """
-        settings = settings_of(self.settings, options, _SESSION_ONLY)
-        response = await self._send(url, settings, None, options)
+        response = await self._run(self._call(url, options, None))
         try:
             yield response
+        except StatusError as error:
+            if error.response is response:  # an error's body says why, and is mostly short
+                await response.keep_short()
+            raise
         finally:
             response.close()
 
-    async def get_all(self, urls: Iterable[str] | AsyncIterable[str], *, limit: int = 20,
-                      return_exceptions: bool = False, **options: Any) -> list[Any]:
+    @overload
+    async def get_all(self, urls: Urls, *, limit: int = ...,
+                      return_exceptions: Literal[False] = ...,
+                      **options: Unpack[RequestSettings]) -> list[Response]: ...
+
+    @overload
+    async def get_all(self, urls: Urls, *, limit: int = ..., return_exceptions: bool,
+                      **options: Unpack[RequestSettings]) -> list[Outcome]: ...
+
+    @spelled_out(RequestSettings)
+    async def get_all(self, urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
+                      **options: Unpack[RequestSettings]) -> Any:
         """GET many URLs, `limit` at once; return the responses in the order of the URLs.
 
         The first failure cancels the rest and is raised; with return_exceptions each
         AsyncGetError stands in the list in its place instead.
         """
         outcomes: list[Any] = []
-        pull = SharedIterator(urls)
 
-        async def work() -> None:
-            async for url in pull:
+        async def work(urls: SharedIterator) -> None:
+            async for url in urls:
                 index = len(outcomes)
                 outcomes.append(None)
                 try:
@@ -2737,163 +3651,168 @@ class Session:
                         raise
                     outcomes[index] = error
 
-        workers = [asyncio.ensure_future(work()) for _ in range(worker_count(urls, limit))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            await cancel(workers)
+        await work_together(work, urls, limit)
         return outcomes
 
+    @spelled_out(RequestSettings)
+    async def as_completed(self, urls: Urls, *, limit: int = 20,
+                           **options: Unpack[RequestSettings]
+                           ) -> AsyncGenerator[tuple[str, Outcome], None]:
+        """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
+
+        URLs are taken as places come free, and a place comes free when an outcome is taken:
+        a million URLs from a generator take no more memory than a hundred. The loop may be
+        left at any time: what is under way is cancelled, and waits for nobody.
+        """
+        finished: asyncio.Queue[Any] = asyncio.Queue()
+        taken = asyncio.Semaphore(0)
+
+        async def work(urls: SharedIterator) -> None:
+            async for url in urls:
+                try:
+                    outcome: Outcome = await self.get(url, **options)
+                except AsyncGetError as error:
+                    outcome = error
+                finished.put_nowait((url, outcome))
+                await taken.acquire()
+
+        workers = asyncio.ensure_future(work_together(work, urls, limit))
+        workers.add_done_callback(lambda _: finished.put_nowait(None))
+        try:
+            while (item := await finished.get()) is not None:
+                taken.release()
+                yield item
+            await workers
+        finally:
+            await cancel([workers])
+
+    @spelled_out(RequestSettings)
     async def download(self, url: str, path: FilePath | PathRule, *,
                        progress: Progress | None = None, resume: bool = True,
                        overwrite: bool = True, any_status: bool = False,
-                       **options: Any) -> Response:
+                       **options: Unpack[RequestSettings]) -> Response:
         """GET a URL into a file that gets its name when it is whole: see section 12."""
-        return await download_to(self, url, path, progress=progress, resume=resume,
-                                 overwrite=overwrite, any_status=any_status, **options)
-
-    async def as_completed(self, urls: Iterable[str] | AsyncIterable[str], *, limit: int = 20,
-                           **options: Any) -> AsyncIterator[tuple[str, Response | AsyncGetError]]:
-        """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
-
-        URLs are taken as places come free, and no more outcomes are held than `limit`: a
-        million URLs from a generator take no more memory than a hundred.
-        """
-        finished: asyncio.Queue[Any] = asyncio.Queue(limit)
-        pull = SharedIterator(urls)
-
-        async def work() -> None:
-            async for url in pull:
-                try:
-                    outcome: Any = await self.get(url, **options)
-                except AsyncGetError as error:
-                    outcome = error
-                await finished.put((url, outcome))
-
-        async def work_all() -> None:
-            try:
-                await asyncio.gather(*workers)
-            except BaseException:
-                if not leaving:  # else nobody takes from the queue
-                    await finished.put(None)
-                raise
-            await finished.put(None)
-
-        leaving = False
-        workers = [asyncio.ensure_future(work()) for _ in range(worker_count(urls, limit))]
-        end = asyncio.ensure_future(work_all())
-        try:
-            while (item := await finished.get()) is not None:
-                yield item
-            await end
-        finally:
-            leaving = True
-            await cancel([end, *workers])
+        call = self._call(url, options, None)
+        return await download_to(self, call, path, progress=progress, resume=resume,
+                                 overwrite=overwrite, any_status=any_status)
 
     # ---- one call
 
-    async def _send(self, url: str, settings: Settings, usual_deadline: float | None,
-                    options: Mapping[str, Any]) -> Response:
-        """Follow a call to its last response, whose body is unread."""
+    def _call(self, url: str, options: Mapping[str, object], usual: float | None) -> Call:
+        """The call, under the session's settings and its own."""
         loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-        elif self._loop is not loop:
+        self._loop = self._loop or loop
+        if self._loop is not loop:
             raise AsyncGetError("this Session belongs to another event loop: make one in each")
-        call = Call(settings, loop.time(), usual_deadline)
+        if not isinstance(url, str):
+            raise InvalidURL(f"a URL is text, not {type(url).__name__}")
+        if not options:
+            return Call(url, self.settings, options, usual)
+        own = checked(options)
+        settings = {**self.settings, **own}
+        settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
+        if not is_jar(own.get("cookies")) and isinstance(own.get("cookies"), Mapping):
+            settings["cookies"] = self.settings["cookies"]  # the call's own go beside its jar's
+        return Call(url, settings, own, usual)
+
+    async def _run(self, call: Call, finish: Finish | None = None,
+                   begin: Callable[[Call], Request] | None = None) -> Response:
+        """Begin a request, follow it, finish its response; all of it again as the rule says."""
+        begin, retries = begin or self._request, call.settings["retries"]
+        for attempt in itertools.count(1):
+            response, outcome = None, ""
+            try:
+                response = await self._follow(begin(call), call)
+                delay = call.retry_delay(attempt, response) if retries and not response.ok else None
+                if delay is None:
+                    return await finish(response, call) if finish else response
+                await response.discard()
+                outcome = repr(response)
+            except BaseException as error:
+                if response is not None:
+                    response.close()
+                if not isinstance(error, AsyncGetError):
+                    raise
+                error.url = error.url or masked(call.url)[1:-1]
+                delay = call.retry_delay(attempt, error) if retries else None
+                if delay is None:
+                    raise
+                outcome = str(error)
+            if call.settings["trace"]:
+                call.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
+            await asyncio.sleep(delay)
+        raise AssertionError("the loop ends by itself alone")
+
+    async def _follow(self, request: Request, call: Call) -> Response:
+        """The response that a request leads to, over all redirects; its body is unread."""
+        settings, response = call.settings, None
         history: list[Response] = []
-        request = response = None
         try:
-            request = self._request(url, settings, options)
             while True:
-                response = await (self._attempt(request, call) if settings.retries else
-                                  self._exchange(request, call))
-                if response.sets_cookies and settings.cookies is not False:
-                    jar = self._jar_for(settings, request.url.origin)
-                    if jar is None:
-                        jar = self._new_jar(request.url.origin)
-                    store_cookies(jar, response)
-                following = (next_request(request, response, settings.secret_headers)
-                             if settings.follow_redirects and response.status_code // 100 == 3
+                response = await self._exchange(request, call)
+                following = (next_request(request, response, settings["secret_headers"])
+                             if settings["follow_redirects"] and response.status_code // 100 == 3
                              else None)
                 if following is None:
                     response.history = history
                     return response
                 await response.discard()
                 history.append(response)
-                if len(history) > settings.max_redirects:
-                    raise TooManyRedirects(f"more than {settings.max_redirects} redirects",
+                if len(history) > settings["max_redirects"]:
+                    raise TooManyRedirects(f"more than {settings['max_redirects']} redirects",
                                            history=history, response=response)
+                if following.url.origin != request.url.origin:
+                    call.cookies = {}
                 request = following
         except BaseException as error:
             if response is not None:  # whose Location, say, is no URL: nobody will read it
                 response.close()
             if isinstance(error, AsyncGetError) and not error.url:
-                error.url = str(request.url) if request else masked(str(url))[1:-1]
+                error.url = str(request.url)
             raise
 
-    def _request(self, text: str, settings: Settings, options: Mapping[str, Any]) -> Request:
+    def _request(self, call: Call, extra: HeaderItems = ()) -> Request:
         """The first request of a call, with all that the caller wants in it."""
-        if not isinstance(text, str):
-            raise InvalidURL(f"a URL is text, not {type(text).__name__}")
-        url = join_url(self._base, text) if self._base else parse_url(text)
-        if self._base and not url.userinfo and url.origin == self._base.origin:
-            url = url._replace(userinfo=self._base.userinfo)
-        if settings.params:
-            url = add_params(url, settings.params)
+        settings, options, base = call.settings, call.options, self._base
+        url = join_url(base, call.url.strip()) if base else parse_url(call.url)
         fields = self._fields
-        if self._base and url.origin != self._base.origin:  # the session's secrets are the base's
-            fields = without_secrets(fields, settings.secret_headers)
-        request = Request(url, fields_of(fields, options) if options else fields)
-        if settings.cookies not in (True, False, None) and not hasattr(
-                settings.cookies, "extract_cookies"):  # requests' jar is a mapping, too
-            if not isinstance(settings.cookies, Mapping):
-                raise InvalidHeader("cookies are a mapping, a CookieJar, True or False")
-            self._cookie_origin = self._cookie_origin or url.origin
-            if "cookies" in options or url.origin == self._cookie_origin:
-                request = request.with_cookies(render_cookies(settings.cookies))
+        if base and url.origin != base.origin:  # the session's secrets are the base's
+            fields = without_secrets(fields, settings["secret_headers"])
+        elif base and not url.userinfo and "auth" not in options:
+            url = url._replace(userinfo=base.userinfo)
+        if settings["params"]:
+            url = add_params(url, settings["params"])
+        if options:
+            fields = fields_of(fields, options, settings["decode"])
+        request = Request(url, merge_fields(fields, extra) if extra else fields)
+        if self._base is None and isinstance(self.cookies, Cookies):
+            self.cookies.home(url.origin)
+        cookies = options.get("cookies")
+        if isinstance(cookies, Mapping) and not is_jar(cookies):
+            call.cookies = dict(cookies)
+            for name, value in call.cookies.items():
+                check_cookie(name, "" if value is None else value)
         if url.userinfo and not request.has("authorization"):
-            request = request.adding("Authorization", render_auth(split_userinfo(url.userinfo)))
+            user, password = split_userinfo(url.userinfo)
+            known = (netrc_auth(settings["netrc"], url.origin.host, user)
+                     if settings["netrc"] and ":" not in url.userinfo else None)
+            request = request.adding("Authorization", render_auth(known or (user, password)))
         return request
-
-    async def _attempt(self, request: Request, call: Call) -> Response:
-        """A response for one request, tried again as the settings say."""
-        attempt = 1
-        while True:
-            try:
-                outcome: Response | AsyncGetError = await self._exchange(request, call)
-            except AsyncGetError as error:
-                outcome = error
-            try:
-                delay = call.settings.retry_delay(attempt, outcome)
-            except BaseException:  # the rule is the caller's
-                if isinstance(outcome, Response):
-                    outcome.close()
-                raise
-            if delay is None or asyncio.get_running_loop().time() + delay > call.deadline:
-                if isinstance(outcome, Response):
-                    return outcome
-                try:
-                    raise outcome
-                finally:
-                    del outcome  # else its traceback would hold itself
-            if isinstance(outcome, Response):
-                await outcome.discard()
-            if call.settings.trace:
-                call.settings.trace("*", f"trying again in {delay:.1f} s: {outcome}")
-            await asyncio.sleep(delay)
-            attempt += 1
 
     async def _exchange(self, request: Request, call: Call) -> Response:
         """A response for one request over one connection.
 
         A kept connection may have been closed by the server while our request was on its
-        way: if not a byte came back, the request goes once more, on a new one (RFC 9112
-        9.3.1), whatever `retries` says.
+        way: if not a byte came back, or no more than 408 and goodbye, the request goes once
+        more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
-        route = self._route(request.url.origin, call.settings)
-        data = self._render(request, route, call.settings)
-        connection = self._pool.take(route) or await self._pool.acquire(route, call.deadline)
+        settings = call.settings
+        route = self._route(request.url.origin, call)
+        data = self._render(request, route, call)
+        if self._pool.rate:
+            call.deadline += await self._pool.pace(request.url.origin.host)
+        connection = self._pool.take(route) or await self._pool.acquire(
+            route, settings["timeout"], call.deadline)
         while True:
             connected = connection.loop.time()
             # The first connection's is the earliest: from then on the call's time runs.
@@ -2901,34 +3820,45 @@ class Session:
             connection.call_seconds = call.seconds
             try:
                 if connection.writer is None:
-                    await connection.open(call.settings.timeout)
+                    await connection.open(settings["timeout"])
                     connected = connection.loop.time()
-                head = await connection.exchange(data, call.settings.timeout)
-                head_at = connection.loop.time()
-                response = Response(head, request.url, Body(connection, head),
-                                    call.settings.decode)
-                response.started, response.peer = call.started, connection.peer
-                response.request_bytes = len(data)
-                response._marks = connected, connection.sent_at, head_at
-                response._reused = connection.exchanges > 1
-                return response
+                head = await connection.exchange(data, settings["timeout"])
+                stale = (head.status == 408 and connection.exchanges > 1
+                         and not may_reuse(head, 0))
+                if not stale:
+                    head_at = connection.loop.time()
+                    body = Body(connection, head, CLOSE_FIELD not in request.fields)
+                    response = Response(head, request.url, body, settings["decode"])
+                    response.started, response.peer = call.started, connection.peer
+                    response.request_bytes = len(data)
+                    response._marks = connected, connection.sent_at, head_at
+                    response._reused = connection.exchanges > 1
+                    if b"set-cookie" in head.fields:
+                        self._keep_cookies(response, call)
+                    return response
             except BaseException as error:
-                stale = connection.exchanges > 1 and connection.silent
-                connection.close()
-                if not stale or not isinstance(error, (IncompleteBody, TLSError)):
+                stale = (connection.exchanges > 1 and connection.silent
+                         and isinstance(error, (IncompleteBody, TLSError)))
+                if not stale:
+                    connection.close()
                     raise
+            connection.close()
             connection.note("the kept connection ended unanswered: once more on a new one")
-            connection = await self._pool.acquire(route, call.deadline, fresh=True)
+            connection = await self._pool.acquire(
+                route, settings["timeout"], call.deadline, fresh=True)
 
-    def _render(self, request: Request, route: Route, settings: Settings) -> bytes:
+    def _render(self, request: Request, route: Route, call: Call) -> bytes:
         """The bytes of a request as they go over a route."""
         origin, target = request.url.origin, request.url.target
-        jar = (self._jar_for(settings, origin) if self._jars or settings.cookies is not True
-               else None)
-        if jar is not None:
-            request = request.with_cookies(cookie_field(jar, request.url))
-        if settings.netrc and not request.has("authorization"):
-            auth = netrc_auth(settings.netrc, origin.host)
+        jar = self._jar(call.settings)
+        cookies = [] if jar is None else (jar.pairs_for(request.url) if isinstance(jar, Cookies)
+                                          else ask_jar(jar, request.url))
+        if cookies or call.cookies:
+            cookies = [pair for pair in cookies if pair[0] not in call.cookies]
+            cookies += [(name, value) for name, value in call.cookies.items() if value is not None]
+            request = request.with_cookies(cookies)
+        if call.settings["netrc"] and not request.has("authorization"):
+            auth = netrc_auth(call.settings["netrc"], origin.host)
             if auth:
                 request = request.adding("Authorization", render_auth(auth))
         fields = request.fields
@@ -2937,79 +3867,105 @@ class Session:
             fields = (*fields, *proxy_fields(route.proxy))
         return render_request(target, fields, origin)
 
-    def _jar_for(self, settings: Settings, origin: Origin) -> CookieJar | None:
-        """The jar that a request uses: the session's, one of the caller's, or none."""
-        if settings.cookies is False:
-            return None
-        own: CookieJar | None = settings.cookies
-        return own if hasattr(own, "extract_cookies") else self._jars.get(site_of(origin.host))
+    def _jar(self, settings: Mapping[str, Any]) -> Any:
+        """The jar of a call: the session's, one of the caller's, or None."""
+        given = settings["cookies"]
+        return given if is_jar(given) else None if given is False else self.cookies
 
-    def _new_jar(self, origin: Origin) -> CookieJar:
-        if len(self._jars) >= MAX_COOKIE_SITES:
-            del self._jars[next(iter(self._jars))]  # the oldest
-        jar = self._jars[site_of(origin.host)] = cookie_jar()
-        return jar
+    def _keep_cookies(self, response: Response, call: Call) -> None:
+        """Put what a response sets into the jar; it replaces what the call brought along."""
+        jar = self._jar(call.settings)
+        if isinstance(jar, Cookies):
+            for name in jar.store(response._url, octets_text(response.raw_head, "set-cookie")):
+                call.cookies.pop(name, None)
+        elif jar is not None:
+            fill_jar(jar, response)
 
     # ---- routes
 
-    def _route(self, origin: Origin, settings: Settings) -> Route:
+    def _route(self, origin: Origin, call: Call) -> Route:
         """The route to an origin; remembered for the session's own settings."""
-        if settings is self.settings:
+        shared = call.options.keys().isdisjoint(_ROUTING)
+        if shared:
             route = self._routes.get(origin)
             if route is not None:
                 return route
-        proxy, verify = self._proxy(origin, settings), settings.verify
-        tls = self._context(verify, settings.cert) if origin.scheme == "https" else None
+        settings = call.settings
+        proxy, verify = self._proxy(origin, settings), settings["verify"]
+        tls = self._context(verify, settings["cert"]) if origin.scheme == "https" else None
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # the others look names up themselves
-        address = resolved(settings.resolve, origin) if settings.resolve and here else None
-        route = Route(origin, tls, proxy, settings.unix_socket, address, proxy_tls, verify)
-        if settings is self.settings:
+        address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
+        path = settings["unix_socket"]
+        route = Route(origin, tls, proxy, path and os.fspath(path), address, proxy_tls, verify)
+        if shared:
             if len(self._routes) >= 1000:  # of a crawl over many hosts
                 self._routes.clear()
             self._routes[origin] = route
         return route
 
-    def _proxy(self, origin: Origin, settings: Settings) -> Proxy | None:
-        if settings.unix_socket or not settings.proxy:
+    def _proxy(self, origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
+        if settings["unix_socket"] or "proxy" in settings and not settings["proxy"]:
             return None
-        if settings.proxy is not ...:
-            return parse_proxy(settings.proxy, "proxy=")
-        return choose_proxy(origin, os.environ) if settings.trust_env else None
+        if "proxy" in settings:
+            return parse_proxy(settings["proxy"], "proxy=")
+        return choose_proxy(origin, os.environ) if settings["trust_env"] else None
 
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
+        if isinstance(verify, ssl.SSLContext):  # made anew for each call, they would pile up
+            return tls_context(verify, cert)
         key = (verify, tuple(cert) if isinstance(cert, list) else cert)
         if key not in self._contexts:
+            if len(self._contexts) >= 100:
+                self._contexts.clear()
             self._contexts[key] = tls_context(verify, cert)
         return self._contexts[key]
 
 
-async def get(url: str, **settings: Any) -> Response:
+@spelled_out(SessionSettings)
+async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
     """GET a URL and read its body, with a session of its own."""
     async with Session(**settings) as session:
         return await session.get(url)
 
 
+@spelled_out(SessionSettings)
 @contextlib.asynccontextmanager
-async def stream(url: str, **settings: Any) -> AsyncIterator[Response]:
+async def stream(url: str, **settings: Unpack[SessionSettings]) -> AsyncIterator[Response]:
     """GET a URL and hand out the response unread: see Session.stream."""
     async with Session(**settings) as session, session.stream(url) as response:
         yield response
 
 
-async def get_all(urls: Iterable[str] | AsyncIterable[str], *, limit: int = 20,
-                  return_exceptions: bool = False, **settings: Any) -> list[Any]:
+@overload
+async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: Literal[False] = ...,
+                  **settings: Unpack[ClientSettings]) -> list[Response]: ...
+
+
+@overload
+async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: bool,
+                  **settings: Unpack[ClientSettings]) -> list[Outcome]: ...
+
+
+@spelled_out(ClientSettings)
+async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
+                  **settings: Unpack[ClientSettings]) -> Any:
     """GET many URLs, `limit` at once, in their order: see Session.get_all."""
     async with Session(limit=limit, **settings) as session:
         return await session.get_all(urls, limit=limit, return_exceptions=return_exceptions)
 
 
-async def as_completed(urls: Iterable[str] | AsyncIterable[str], *, limit: int = 20,
-                       **settings: Any) -> AsyncIterator[tuple[str, Response | AsyncGetError]]:
+@spelled_out(ClientSettings)
+async def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
+                       ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
     async with Session(limit=limit, **settings) as session:
-        async for item in session.as_completed(urls, limit=limit):
-            yield item
+        outcomes = session.as_completed(urls, limit=limit)
+        try:
+            async for item in outcomes:
+                yield item
+        finally:
+            await outcomes.aclose()  # before the session, whose connections it uses
 
 
 # ==== 12. Downloads ===========================================================
@@ -3053,7 +4009,7 @@ def strong_validator(headers: Headers) -> str | None:
     then, now = parse_date(changed), parse_date(headers.get("date", ""))
     if then is None or now is None or not re.fullmatch(_DATE, changed):
         return None
-    return changed if (now - then).total_seconds() >= SETTLED_SECONDS else None
+    return changed if now - then >= SETTLED_SECONDS else None
 
 
 def source_of(response: Response) -> str:
@@ -3069,9 +4025,27 @@ def source_of(response: Response) -> str:
     return hashlib.sha256(f"{asked} {answered}".encode("utf-8", "replace")).hexdigest()
 
 
+_OWN_CODINGS = {  # names and types of files that are themselves so coded
+    b"gzip": r"\S+(\.gz|\.tgz|\.svgz)|application/(x-)?(gzip|tar|tgz)",
+    b"zstd": r"\S+(\.zst|\.tzst)|application/(x-)?zstd",
+}
+
+
+def is_own_coding(response: Response, path: str) -> bool:
+    """Whether a coding belongs to the file: a.tar.gz that is said to be a tar, coded in gzip.
+
+    So Apache's usual settings have it; undone, it would leave a tar under that name.
+    """
+    codings = [coding.removeprefix(b"x-") for coding in parse_list(response.coding)]
+    pattern = _OWN_CODINGS.get(codings[0], "(?!)") if len(codings) == 1 else "(?!)"
+    about = (path, re.split("[?#]", response.url)[0],
+             response.headers.get("content-type", "").partition(";")[0].strip())
+    return any(re.fullmatch(pattern, text, re.I | re.S) for text in about)
+
+
 def is_coded(response: Response) -> bool:
     """Whether the bytes on the wire are not the file's own."""
-    return response.headers.get("content-encoding", "identity").lower() != "identity"
+    return any(coding not in (b"identity", b"none") for coding in parse_list(response.coding))
 
 
 def body_length(response: Response) -> int | None:
@@ -3291,32 +4265,9 @@ async def save_body(response: Response, path: str, plan: str, known: Partial | N
             publish_part(file, path, overwrite)
 
 
-async def download_once(session: Session, url: str, places: list[FilePath | PathRule],
-                        resume: bool, any_status: bool, finish: Callable[..., Awaitable[None]],
-                        options: Mapping[str, Any]) -> Response:
-    """Go on from what is there, or ask for all when the answer does not fit it."""
-    fields = list(options["headers"])  # pairs: download_to has made them so
-    own_range = any(name.lower() == "range" for name, _ in fields)  # then the piece is the file
-    path, known = places[-1], None
-    if resume and not own_range and not callable(path):
-        known = read_partial(os.fsdecode(path))
-    fields += resume_request(known).items()
-    async with session.stream(url, **{**options, "headers": fields}) as response:
-        plan = resume_plan(response, known)
-        if plan == "restart":
-            check_status(response, any_status and known is None, own_range)
-        if plan != "again":
-            chosen = path(response) if callable(path) else path
-            places.append(chosen)  # where a later try finds what this one leaves
-            await finish(response, os.fsdecode(chosen), plan, known)
-            return response
-    return await download_once(session, url, places, False, any_status, finish, options)
-
-
-async def download_to(session: Session, url: str, path: FilePath | PathRule, *,
-                      progress: Progress | None = None, resume: bool = True,
-                      overwrite: bool = True, any_status: bool = False,
-                      **options: Any) -> Response:
+async def download_to(session: Session, call: Call, path: FilePath | PathRule, *,
+                      progress: Progress | None, resume: bool, overwrite: bool,
+                      any_status: bool) -> Response:
     """GET a URL into a file, which gets its name when it is whole, and return the response.
 
         await session.download(url, "big.iso", progress=lambda size, total: ...)
@@ -3328,40 +4279,46 @@ async def download_to(session: Session, url: str, path: FilePath | PathRule, *,
     `path` may be a function of the response, for names that the server chooses; what an
     earlier call has left is not resumed then. `overwrite=False` never replaces a file. A
     status that is no success raises StatusError; with `any_status` its body is saved, as
-    curl does, though not in the place of a partial file. `retries` count for bodies that
-    break off, too. What the file system refuses is an AsyncGetError with exit code 23.
+    curl does, though not in the place of a partial file. A coding that the file's name or
+    type announces (a.tar.gz) stays as it is. What the file system refuses is an
+    AsyncGetError with exit code 23.
     """
-    settings = settings_of(session.settings, options, _SESSION_ONLY)
-    headers = options.get("headers") or ()  # read once: there may be several tries
-    pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
-    merge_fields((), pairs)  # says what is wrong with them
-    options["headers"] = [pair for pair in pairs if pair[0].lower() != "accept-encoding"]
-    if not callable(path):
-        check_target(os.fsdecode(path), overwrite)
-    loop = asyncio.get_running_loop()
-    end = _FOREVER if settings.deadline in (..., None) else loop.time() + settings.deadline
-    finish = functools.partial(save_body, overwrite=overwrite, progress=progress)
-    places: list[FilePath | PathRule] = [path]
-    attempt = 1
-    while True:
-        options["deadline"] = max(end - loop.time(), 0.001)
-        try:
-            return await download_once(session, url, places, resume, any_status, finish, options)
-        except (IncompleteBody, TimedOut) as error:
-            # The session tries again up to the head. Behind it, what came is kept, so that
-            # the rule is asked as if nothing had come.
-            delay = settings.retry_delay(attempt, type(error)(str(error)))
-            if error.response is None or delay is None or loop.time() + delay > end:
-                raise
-            if settings.trace:
-                settings.trace("*", f"going on in {delay:.1f} s: {error}")
-        await asyncio.sleep(delay)
-        attempt, resume = attempt + 1, True  # what is there now, this call has put there
+    place = None if callable(path) else os.fsdecode(path)
+    if place is not None:
+        check_target(place, overwrite)
+    known, own_range = None, False
+
+    def begin(call: Call) -> Request:
+        nonlocal known, own_range
+        request = session._request(call)
+        own_range = request.has("range")  # then the piece is the file
+        known = read_partial(place) if resume and place is not None and not own_range else None
+        return request._replace(fields=merge_fields(request.fields, resume_request(known)))
+
+    async def finish(response: Response, call: Call) -> Response:
+        nonlocal place, resume
+        where = os.fsdecode(path(response) if callable(path) else path)
+        if is_own_coding(response, where):
+            response.coding = b""
+        plan = resume_plan(response, known)
+        if plan == "again":
+            response.close()
+            resume = False
+            return await session._run(call, finish, begin)
+        if plan == "restart":
+            check_status(response, any_status and known is None, own_range)
+        place, resume = where, True  # what is there from now on, this call has put there
+        await save_body(response, where, plan, known, overwrite, progress)
+        return response
+
+    return await session._run(call, finish, begin)
 
 
+@spelled_out(SessionSettings)
 async def download(url: str, path: FilePath | PathRule, *,
                    progress: Progress | None = None, resume: bool = True,
-                   overwrite: bool = True, any_status: bool = False, **settings: Any) -> Response:
+                   overwrite: bool = True, any_status: bool = False,
+                   **settings: Unpack[SessionSettings]) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
     async with Session(**settings) as session:
         return await session.download(url, path, progress=progress, resume=resume,
@@ -3936,37 +4893,39 @@ def session_settings(options: Options) -> dict[str, Any]:
     }
 
 
-def parse_cookie_file(text: str) -> Iterator[Cookie]:
-    """The cookies of a Netscape file; lines that are none are skipped.
+def parse_cookie_file(text: str, now: float) -> Iterator[Cookie]:
+    r"""The live cookies of a Netscape file, as curl reads it; lines that are none are skipped.
 
-    >>> [(c.domain, c.name, c.value) for c in parse_cookie_file(
-    ...     "# a comment\\n#HttpOnly_h.test\\tFALSE\\t/\\tFALSE\\t0\\tid\\t7\\n")]
-    [('h.test', 'id', '7')]
+    >>> list(parse_cookie_file("# a comment\n#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7\n", 0.0))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
+            http_only=True, expires=None, port=None, created=0)]
     """
-    from http.cookiejar import Cookie
     for line in text.split("\n"):  # splitlines would part a value at U+2028, too
-        fields = line.rstrip("\r").removeprefix("#HttpOnly_").split("\t")
-        if (line.startswith("# ") or len(fields) != 7
-                or not re.fullmatch("[0-9]{1,18}", fields[4])):
+        line = line.removesuffix("\r")
+        fields = line.removeprefix("#HttpOnly_").split("\t")
+        if (not 6 <= len(fields) <= 7 or fields[0][:1] == "#" or not _VALUE.fullmatch(line)
+                or not re.fullmatch(r"[0-9]{0,18}(\.[0-9]{0,18})?", fields[4])):
             continue
-        domain, below, path, secure, expires, name, value = fields
-        if "." not in domain:
-            domain += ".local"  # as http.cookiejar calls such a host
-        yield Cookie(0, name, value, None, False, domain, below == "TRUE", domain[0] == ".",
-                     path, True, secure == "TRUE", int(expires) or None, expires == "0",
-                     None, None, {"HttpOnly": ""} if line.startswith("#") else {})
+        domain, below, path, secure, expires, name, value = (fields + [""])[:7]
+        cookie = Cookie(name, value, domain.removeprefix(".").lower(),
+                        path if path[:1] == "/" else "/", below.upper() != "TRUE",
+                        secure.upper() == "TRUE", line[:1] == "#",
+                        float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
+        if cookie.domain and (name or value) and cookie.lives(now) and keeps_prefix(cookie):
+            yield cookie
 
 
-def render_cookie_file(jar: CookieJar) -> str:
-    """A jar as curl writes it, cookies without an end included."""
+def render_cookie_file(cookies: Iterable[Cookie]) -> str:
+    """Cookies as curl writes them, those without an end included, the caller's guesses not."""
     lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
-    for cookie in jar:
-        domain = "localhost" if cookie.domain == "localhost.local" else cookie.domain
-        flags = [str(flag).upper() for flag in (cookie.domain_initial_dot, cookie.secure)]
-        prefix = "#HttpOnly_" if cookie.has_nonstandard_attr("HttpOnly") else ""
-        fields = (prefix + domain, flags[0], cookie.path, flags[1],
-                  str(cookie.expires or 0), cookie.name, cookie.value or "")
-        if all(map(str.isprintable, fields)):  # a tab or line end would make a cookie of its own
+    for cookie in cookies:
+        fields = ("#HttpOnly_" * cookie.http_only + "." * (not cookie.host_only) + cookie.domain,
+                  str(not cookie.host_only).upper(), cookie.path, str(cookie.secure).upper(),
+                  str(int(cookie.expires or 0)), cookie.name, cookie.value)
+        # A tab or line end would make a cookie of its own; a port has no column.
+        if cookie.domain and cookie.port is None and not re.search(r"[\x00-\x1f\x7f]",
+                                                                   "".join(fields)):
             lines.append("\t".join(fields))
     return "\n".join(lines) + "\n"
 
@@ -4302,16 +5261,17 @@ class Command:
         self.session = Session(trace=self.screen.show_wire if options.verbose else None,
                                cookies=False if self.jar is None else self.jar, **self.settings)
 
-    def open_jar(self) -> CookieJar | None:
+    def open_jar(self) -> Cookies | None:
         """The cookie jar that -c and -b FILE ask for; as in curl there is none without."""
         name = self.options.cookie
         reads = name is not None and "=" not in name
         if not reads and self.options.cookie_jar is None:
             return None
-        jar = cookie_jar()
+        jar = Cookies()
         if reads and os.path.exists(name):  # a first run may well name a file to come
-            for cookie in parse_cookie_file(read_named(name).decode(errors="replace")):
-                jar.set_cookie(cookie)
+            text = read_named(name).decode("utf-8", "surrogateescape")
+            for cookie in parse_cookie_file(text, time.time()):
+                jar.add(cookie)
         return jar
 
     def meet(self, transfer: Transfer, response: Response) -> None:
@@ -4454,7 +5414,8 @@ class Command:
             bars = [bar for transfer in self.transfers if transfer.ended for bar in transfer.bars()]
             print(render_timeline(bars, terminal_width() - 1), file=sys.stderr)
         if self.jar is not None and self.options.cookie_jar:
-            write_named(self.options.cookie_jar, render_cookie_file(self.jar).encode())
+            write_named(self.options.cookie_jar,
+                        render_cookie_file(self.jar).encode("utf-8", "surrogateescape"))
         return next((t.exit_code for t in self.transfers if t.error), 0)
 
 
