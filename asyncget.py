@@ -3119,6 +3119,7 @@ def fill_jar(jar: Any, response: Response) -> None:
             message["Set-Cookie"] = line
     jar.extract_cookies(types.SimpleNamespace(info=lambda: message), CookieRequest(response.url))
 
+
 # ---- proxies and passwords
 
 def parse_proxy(text: str, source: str) -> Proxy:

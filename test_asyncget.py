@@ -82,7 +82,6 @@ from asyncget import (
     AsyncGetError,
     Bar,
     Body,
-    BodySource,
     ConnectError,
     Connection,
     Decoder,
@@ -112,8 +111,6 @@ from asyncget import (
     charset_of,
     choose_proxy,
     content_codings,
-    cookie_field,
-    cookie_jar,
     field_text,
     find_head_end,
     join_target,
@@ -150,7 +147,6 @@ from asyncget import (
     shown,
     split_userinfo,
     status_reason,
-    store_cookies,
     tls_context,
     trusted,
 )
@@ -1566,26 +1562,31 @@ class Section6Decoding(Section):
                                       str)
 
 
-class Source(BodySource):
-    """A body that plays pieces; it never waits. An exception among them is raised."""
+class Source:
+    """What a Body asks of a connection, on pieces that never wait. An exception is raised."""
 
-    def __init__(self, *pieces: bytes | Exception, trailers: bytes = b"",
-                 done: bool = False) -> None:
-        self.pieces, self.behind, self.aborted = iter(pieces), trailers, 0
-        if done:  # all came with the head
-            self.ready, self.done, self.trailers = b"".join(pieces), True, trailers  # type: ignore[arg-type]
-            self.received = len(self.ready)
+    def __init__(self, *pieces: bytes | BaseException, rest: bytes = b"", clean: bool = True) -> None:
+        self.pieces, self.rest, self.clean = iter(pieces), rest, clean
+        self.aborted = self.kept = 0
+        self.timeout, self.limit, self.deadline, self.expired = None, 0.0, 0.0, False
+        self.loop = types.SimpleNamespace(time=lambda: 9.0)
 
-    async def read_piece(self) -> bytes:
+    async def receive(self) -> bytes:
         piece = next(self.pieces, b"")
-        if isinstance(piece, Exception):
+        if isinstance(piece, BaseException):
             raise piece
-        self.received += len(piece)
-        if not piece:
-            self.done, self.trailers, self.done_at = True, self.behind, 9.0
         return piece
 
-    def abort(self) -> None:
+    def watch(self, phase: str, seconds: float | None) -> float:
+        return 9.0
+
+    def ended_cleanly(self) -> bool:
+        return self.clean
+
+    def rest_in_pool(self, now: float) -> None:
+        self.kept += 1
+
+    def close(self) -> None:
         self.aborted += 1
 
 
@@ -1599,11 +1600,21 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def response(*pieces: bytes | Exception, fields: Iterable[bytes] = (), url: str = "http://h/",
-             status: bytes = b"HTTP/1.1 200 OK", read: bool = False, **options: Any) -> Response:
-    """A Response on a source that plays pieces."""
-    decoded = options.pop("decode", True)
-    answer = Response(head(*fields, status=status), parse_url(url), Source(*pieces, **options),
-                      decoded)
+             status: bytes = b"HTTP/1.1 200 OK", read: bool = False, decode: bool = True,
+             done: bool = False, trailers: bytes = b"", source: Source | None = None) -> Response:
+    """A Response on a connection that plays pieces; `done`: all came with the head."""
+    fields = list(fields)
+    if trailers:
+        fields += [b"Transfer-Encoding: chunked"]
+        pieces = (*(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces  # type: ignore[arg-type]
+                    ), b"0\r\n" + trailers)
+    if done:
+        whole = b"".join(pieces)  # type: ignore[arg-type]
+        source = source or Source(rest=whole)
+        fields += [] if trailers else [b"Content-Length: %d" % len(whole)]
+    source = source or Source(*pieces)
+    top = head(*fields, status=status)
+    answer = Response(top, parse_url(url), Body(source, top), decode)  # type: ignore[arg-type]
     if read:
         run(answer.read())
     return answer
