@@ -53,17 +53,32 @@ Users need `get`, `get_all`, `as_completed`, `stream`, `download` and `Session`.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    # As a program it imports nothing from the folder that it is run in, nor from the one it
+    # lies in: a server may have named its file json.py, and it was saved there.
+    import sys
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        del sys.path[0]
+        import os
+        try:
+            sys.path[:] = [path for path in sys.path if os.path.abspath(path) != os.getcwd()]
+        except OSError:  # it was deleted, so nothing is there
+            pass
+
 import asyncio
 import base64
 import codecs
 import collections
 import contextlib
+import contextvars
+import errno
 import functools
 import heapq
 import inspect
 import itertools
 import os
 import re
+import select
 import socket
 import ssl
 import stat
@@ -787,7 +802,7 @@ def parse_head(raw: bytes) -> Head:
         first = raw.find(b"\n") + 1
         if not re.fullmatch(_STATUS_LINE, raw[:first]):
             raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}",
-                                exit_code=8 if raw.startswith(b"HTTP/1.") else 1)
+                                exit_code=1)
         raw = raw[:first] + unfold(raw[first:])
         check_fields(raw[first:], "response head")
         match = _HEAD.fullmatch(raw)
@@ -987,6 +1002,7 @@ def read_chunked() -> BodyParser:
         check_fields(trailers, "trailers")
     except ProtocolError as error:
         error.payload = b"".join(pieces)  # what was right so far is handed out first
+        error.exit_code = 56              # as curl has it for chunks
         raise
     return b"".join(pieces), bytes(block[end + 4:]), trailers
 
@@ -1316,6 +1332,8 @@ class Response:
 
     started = 0.0                          # the loop's clock when the call began
     peer: Any = None                       # the remote address
+    local: Any = None                      # ours
+    proxied = False                        # by way of a proxy
     request_bytes = 0                      # sent for this hop
     _marks = (0.0, 0.0, 0.0)               # connected, sent, head, on the loop's clock
     _reused = False
@@ -1530,6 +1548,19 @@ class Response:
             with contextlib.suppress(AsyncGetError):
                 await self.read(MAX_DISCARD_BYTES)
 
+    async def stand_by(self, something: Awaitable[object]) -> None:
+        """Await what the server has no part in: meanwhile the call's clock stands still."""
+        connection = self._body.connection
+        if connection is None:
+            await something
+            return
+        left = connection.deadline - connection.loop.time()
+        connection.deadline = connection.limit = _FOREVER
+        try:
+            await something
+        finally:
+            connection.deadline = connection.limit = connection.loop.time() + left
+
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
         whole = self._ended and self._decoder is None and not self._pending
@@ -1673,19 +1704,29 @@ def error_of_all(errors: Sequence[BaseException]) -> BaseException:
 
 async def open_first(host: str, port: int, family: int = 0, **options: Any) -> tuple[
         asyncio.StreamReader, asyncio.StreamWriter]:
-    """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305).
+    """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305)."""
+    return await open_any(await look_up(host, port, family), port, **options)
 
-    With happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled
-    at the wrong moment; and uvloop does not.
-    """
+
+async def look_up(host: str, port: int, family: int = 0) -> list[str]:
+    """The addresses of a name, families by turns (RFC 8305 section 4)."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
                                                          type=socket.SOCK_STREAM)
     by_family: dict[int, list[str]] = {}
     for kind, _, _, _, address in found:
         zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of fe80::1%eth0
         by_family.setdefault(kind, []).append(without_zone(str(address[0])) + zone)
-    todo = [name for names in itertools.zip_longest(*by_family.values()) for name in names
-            if name]  # section 4: families by turns
+    return [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
+
+
+async def open_any(addresses: Iterable[str], port: int, **options: Any) -> tuple[
+        asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to that address which answers first; each has a start on the next one.
+
+    With happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled
+    at the wrong moment; and uvloop does not.
+    """
+    todo = list(addresses)
     if len(todo) == 1:
         return await asyncio.open_connection(todo[0], port, **options)
     attempts: set[asyncio.Future[Any]] = set()
@@ -1763,18 +1804,19 @@ def handshake_hint(reason: str) -> str:
 class Connection:
     """A connection on a route: made by the pool, opened, used, kept or closed."""
 
-    def __init__(self, route: Route, connector: Connector, trace: Trace | None,
+    def __init__(self, route: Route, connector: Connector,
                  on_idle: Callable[[Connection], None],
                  on_close: Callable[[Connection], None]) -> None:
         self.route = route
         self.connector = connector
-        self.trace = trace
+        self.trace: Trace | None = None  # of the call that uses it
         self.on_idle, self.on_close = on_idle, on_close
         self.loop = asyncio.get_running_loop()
         self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or doubles
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
         self.peer: Any = None
+        self.local: Any = None
         self.closed = False
         self.exchanges = 0            # requests sent so far
         self.silent = True            # no byte of the current response has come
@@ -1901,6 +1943,7 @@ class Connection:
         finally:
             self.opener = None
         self.peer = self.writer.get_extra_info("peername")
+        self.local = self.writer.get_extra_info("sockname")
         self.note(f"connected to {self.where()}")
 
     async def _dial(self) -> None:
@@ -1921,6 +1964,9 @@ class Connection:
                 route.unix_socket, **options)
             return
         if not proxy and route.address:
+            if "," in route.address and self.connector is asyncio.open_connection:
+                self.reader, self.writer = await open_any(route.address.split(","), port, **options)
+                return
             host = route.address
         races = self.connector is asyncio.open_connection and not _ADDRESS.fullmatch(host)
         self.reader, self.writer = await (open_first if races else self.connector)(
@@ -2116,7 +2162,8 @@ class Connection:
             if not end:
                 data, end = await self._read_long_head(bytearray(data))
             if end > MAX_HEAD_BYTES:
-                raise ProtocolError(f"response head: more than {MAX_HEAD_BYTES} bytes")
+                raise ProtocolError(f"response head: more than {MAX_HEAD_BYTES} bytes",
+                                    exit_code=56)
             self.rest = data[end:]
             if self.trace:
                 self.trace("<", data[:end])
@@ -2325,13 +2372,12 @@ class Pool:
     """The connections of one session; a new one counts from before it is opened."""
 
     def __init__(self, limit: int, limit_per_host: int | None, connector: Connector,
-                 trace: Trace | None, rate: float | None = None) -> None:
+                 rate: float | None = None) -> None:
         self.limit = limit
         self.rate = rate
         self.paces: dict[str, Any] = {}  # by host: who comes next, and not before when
         self.limit_per_host = sys.maxsize if limit_per_host is None else limit_per_host
         self.connector = connector
-        self.trace = trace
         self.closed = False
         self.all: set[Connection] = set()
         self.idle: dict[Route, dict[Connection, None]] = {}  # the latest used last
@@ -2380,7 +2426,6 @@ class Pool:
             if not connection.closed and connection.begin_read():
                 return connection
             connection.close()
-            connection.note("the kept connection was closed meanwhile")
 
     async def pace(self, host: str) -> float:
         """Wait for the next moment when `rate` allows a request to a host; how long it was."""
@@ -2415,7 +2460,7 @@ class Pool:
             unused.close()
         if self.closed:
             raise AsyncGetError("the session is closed")
-        connection = Connection(route, self.connector, self.trace, self.keep, self.forget)
+        connection = Connection(route, self.connector, self.keep, self.forget)
         self.all.add(connection)
         self.hosts.setdefault(route.origin, Host()).open += 1
         return connection
@@ -2592,7 +2637,7 @@ def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
 
 
 def next_request(request: Request, response: Response,
-                 secret_headers: Iterable[str] = ()) -> Request | None:
+                 secret_headers: Iterable[str] = (), trusted: bool = False) -> Request | None:
     """The request that a redirect asks for, None where the response is none (RFC 9110 15.4).
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
@@ -2617,6 +2662,8 @@ def next_request(request: Request, response: Response,
         raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
     if url.origin == request.url.origin:
         return Request(url, request.fields)
+    if trusted:  # the caller says that all of them are one
+        return Request(url, merge_fields(request.fields, {"Host": ""}))
     return Request(url, without_secrets(request.fields, secret_headers))
 
 
@@ -3136,11 +3183,11 @@ def parse_proxy(text: str, source: str) -> Proxy:
     ports = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
     if scheme not in ports:
         raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
-                         f"not {masked(text)}")
+                         f"not {masked(text)}", exit_code=7)
     try:
         url = parse_url("http://" + rest)
     except InvalidURL as error:
-        raise ProxyError(f"{source}: {error}") from None
+        raise ProxyError(f"{source}: {error}", exit_code=5) from None
     if max(len(part.encode()) for part in split_userinfo(url.userinfo)) > 255:
         raise ProxyError(f"{source}: user and password have at most 255 bytes each")  # RFC 1929
     has_port = re.search(r":[0-9]+$", re.split("[/?#]", rest)[0])
@@ -3276,7 +3323,9 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
-    """The address that `resolve` has for an origin; the host "*" is any, as in curl.
+    """The address that `resolve` has for an origin, or several, parted by commas.
+
+    The host "*" is any, as in curl.
 
     >>> resolved({"*:443": "[::1]"}, Origin("https", "h.test", 443))
     '::1'
@@ -3287,7 +3336,7 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
             raise InvalidURL(f"resolve: {key!r} is not host:port")
         if int(port) == origin.port and (
                 host == "*" or parse_origin(origin.scheme, host).host == origin.host):
-            return address.strip("[]")
+            return re.sub(r"[][\s]", "", address)
     return None
 
 
@@ -3320,6 +3369,9 @@ class RequestSettings(TypedDict, total=False):
     unix_socket: str | os.PathLike[str] | None
     resolve: Mapping[str, str] | None       # {"host:port": "address"}
     netrc: bool | str | os.PathLike[str]
+    redirect_schemes: Iterable[str]         # that a redirect may lead to
+    trust_redirects: bool                   # with the credentials for the first origin
+    trace: Trace | None                     # called with ">", "<" or "*" and what it is
 
 
 class ClientSettings(RequestSettings, total=False):
@@ -3329,7 +3381,6 @@ class ClientSettings(RequestSettings, total=False):
     limit_per_host: int | None
     rate: float | None                      # requests a second to one host
     open_connection: Connector
-    trace: Trace | None                     # called with ">", "<" or "*" and what it is
 
 
 class SessionSettings(ClientSettings, total=False):
@@ -3365,11 +3416,13 @@ SETTINGS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "unix_socket": (None, (*_PATH, _NONE), "a path"),
     "resolve": (None, (Mapping, _NONE), 'a mapping {"host:port": "address"}'),
     "netrc": (False, (bool, *_PATH), "True, False, or a path"),
+    "redirect_schemes": (("http", "https"), (Iterable,), "some of http and https"),
+    "trust_redirects": (False, (bool,), "True or False"),
+    "trace": (None, (Callable, _NONE), "a function of a kind and a text"),
     "base_url": ("", (str,), "a URL"),
     "limit_per_host": (None, (int, _NONE), "a number, or None"),
     "rate": (None, (int, float, _NONE), "requests a second, or None"),
     "open_connection": (asyncio.open_connection, (Callable,), "what asyncio.open_connection is"),
-    "trace": (None, (Callable, _NONE), "a function of a kind and a text"),
     "limit": (100, (int, _NONE), "a number, or None"),
 }
 # What a number must be at least. A timeout of 0 means "none" to some, "at once" to others.
@@ -3576,8 +3629,7 @@ class Session:
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
-                          self.settings["open_connection"], self.settings["trace"],
-                          self.settings["rate"])
+                          self.settings["open_connection"], self.settings["rate"])
         # asyncio receives into a fresh 256 KiB each time, which a young process of glibc
         # maps and unmaps. One larger block, freed, ends that: half the time of a small GET.
         bytes(4 * READ_BYTES)
@@ -3751,18 +3803,22 @@ class Session:
         try:
             while True:
                 response = await self._exchange(request, call)
-                following = (next_request(request, response, settings["secret_headers"])
+                following = (next_request(request, response, settings["secret_headers"],
+                                          settings["trust_redirects"])
                              if settings["follow_redirects"] and response.status_code // 100 == 3
                              else None)
                 if following is None:
                     response.history = history
                     return response
+                if following.url.origin.scheme not in settings["redirect_schemes"]:
+                    raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
+                                     "redirect_schemes", exit_code=1)
                 await response.discard()
                 history.append(response)
                 if len(history) > settings["max_redirects"]:
                     raise TooManyRedirects(f"more than {settings['max_redirects']} redirects",
                                            history=history, response=response)
-                if following.url.origin != request.url.origin:
+                if following.url.origin != request.url.origin and not settings["trust_redirects"]:
                     call.cookies = {}
                 request = following
         except BaseException as error:
@@ -3818,7 +3874,7 @@ class Session:
             connected = connection.loop.time()
             # The first connection's is the earliest: from then on the call's time runs.
             call.deadline = connection.deadline = min(call.deadline, connected + call.seconds)
-            connection.call_seconds = call.seconds
+            connection.call_seconds, connection.trace = call.seconds, settings["trace"]
             try:
                 if connection.writer is None:
                     await connection.open(settings["timeout"])
@@ -3830,7 +3886,8 @@ class Session:
                     head_at = connection.loop.time()
                     body = Body(connection, head, CLOSE_FIELD not in request.fields)
                     response = Response(head, request.url, body, settings["decode"])
-                    response.started, response.peer = call.started, connection.peer
+                    response.started, response.proxied = call.started, bool(route.proxy)
+                    response.peer, response.local = connection.peer, connection.local
                     response.request_bytes = len(data)
                     response._marks = connected, connection.sent_at, head_at
                     response._reused = connection.exchanges > 1
@@ -3977,19 +4034,21 @@ async def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[Client
 #     empty PATH.part   PATH.part.meta   the body   fsync   rename   PATH.part.meta away
 #
 # Between any two of these there is a whole PATH, or bytes and the name of their
-# version, or nothing that a later run would trust. What to trust is decided first,
+# version, or nothing that a later run would trust. A PATH.part that has bytes but no
+# such sidecar is not of our making, and is left alone. What to trust is decided first,
 # from values alone; the disk comes after that.
 
 _STRONG_ETAG = r'"[\x21\x23-\x7e]*"'  # RFC 9110 8.8.3; a weak one begins with W/
 _DATE = r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT"
-_SIDECAR = re.compile(rf"({_STRONG_ETAG}|{_DATE})\n([0-9]{{1,18}}|\?)\n([0-9a-f]{{64}})\n")
+_SIDECAR = re.compile(rf"({_STRONG_ETAG}|{_DATE}|\?)\n([0-9]{{1,18}}|\?)\n([0-9a-f]{{64}})\n")
+SIDECAR_BYTES = 1024  # at most; a longer ETag is not noted
 
 
 class Partial(NamedTuple):
     """A PATH.part to go on from: its size, and what its sidecar says of the whole file."""
 
     size: int             # bytes that we have
-    validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'
+    validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '?': cannot be resumed
     total: int | None     # bytes of the whole, where the server told
     source: str           # of which URL: see source_of
 
@@ -4006,7 +4065,7 @@ def strong_validator(headers: Headers) -> str | None:
     """
     etag, changed = headers.get("etag"), headers.get("last-modified", "")
     if etag is not None:
-        return etag if re.fullmatch(_STRONG_ETAG, etag) else None
+        return etag if re.fullmatch(_STRONG_ETAG, etag) and len(etag) < 512 else None
     then, now = parse_date(changed), parse_date(headers.get("date", ""))
     if then is None or now is None or not re.fullmatch(_DATE, changed):
         return None
@@ -4056,11 +4115,12 @@ def body_length(response: Response) -> int | None:
 
 
 def render_sidecar(response: Response) -> bytes:
-    """What to remember of a response, b"" when its middle could not be asked for."""
+    """What to remember of a response; "?" for a validator whose middle cannot be asked for."""
     validator, total = strong_validator(response.headers), body_length(response)
-    if validator is None or response.status_code != 200 or is_coded(response):
-        return b""
-    return f"{validator}\n{'?' if total is None else total}\n{source_of(response)}\n".encode()
+    if response.status_code != 200 or is_coded(response):
+        validator = None
+    length = "?" if total is None else total
+    return f"{validator or '?'}\n{length}\n{source_of(response)}\n".encode()
 
 
 def parse_sidecar(data: bytes, size: int) -> Partial | None:
@@ -4142,6 +4202,28 @@ def disk_errors(path: str, **facts: Any) -> Iterator[None]:
                             exit_code=23, **facts) from error
 
 
+def write_all(stream: Any, data: bytes) -> None:
+    """Write all of data, and at once: whoever reads a pipe should not wait for us.
+
+    A raw file may take a part of it, a pipe that does not block may take nothing yet.
+    """
+    unwritten = memoryview(data)
+    while unwritten:
+        try:
+            count = stream.write(unwritten)
+        except BlockingIOError as error:
+            count = error.characters_written
+        if not count:
+            select.select([], [stream], [])
+        unwritten = unwritten[count or 0:]
+    while True:
+        try:
+            stream.flush()
+            return
+        except BlockingIOError:
+            select.select([], [stream], [])
+
+
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
     with disk_errors(path):
@@ -4152,77 +4234,128 @@ def check_target(path: str, overwrite: bool) -> None:
             raise OSError("it exists")
 
 
-def read_partial(path: str) -> Partial | None:
-    """What there is of PATH to go on from; writing will tell what is wrong with it, if so."""
+def part_of(path: str) -> str:
+    """PATH.part; shortened where no name is so long, or its sidecar's would be."""
+    folder, name = os.path.split(os.fsencode(path))
+    if len(name) > 245:  # of 255, less .part.meta
+        import hashlib
+        name = name[:180] + b"." + hashlib.sha256(name).hexdigest().encode()
+    return os.fsdecode(os.path.join(folder, name + b".part"))
+
+
+def open_ours(name: str, flags: int) -> int:
+    """Open a plain file of our own, and of one name, or make one; OSError for any other.
+
+    Where others may write, too, they can foretell the name, and put there a link to a file
+    of ours, a file that remains theirs, or a pipe that would hold us for ever.
+    """
+    flags |= (getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+              | getattr(os, "O_BINARY", 0))
+    if flags & os.O_CREAT:
+        with contextlib.suppress(FileExistsError):
+            return os.open(name, flags | os.O_EXCL, 0o666)
+    number = os.open(name, flags)
+    found = os.fstat(number)
+    theirs = hasattr(os, "geteuid") and found.st_uid != os.geteuid()
+    if theirs or found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
+        os.close(number)
+        raise OSError(f"{os.path.basename(name)} is a link, no plain file, or somebody else's")
+    return number
+
+
+def read_sidecar(part: str) -> Partial | None:
+    """What there is of a file; None where it is not ours to go on from."""
     try:
-        size = os.stat(path + ".part").st_size
-        with open(path + ".part.meta", "rb") as sidecar:
-            return parse_sidecar(sidecar.read(), size) if size else None
+        size = os.lstat(part).st_size
+        number = open_ours(part + ".meta", os.O_RDONLY)
+        try:
+            return parse_sidecar(os.read(number, SIDECAR_BYTES + 1), size)
+        finally:
+            os.close(number)
     except (OSError, ValueError):
         return None
 
 
-def open_part(path: str) -> io.FileIO:
-    """Open PATH.part to append to it; nobody may read it who may not read PATH.
+def read_partial(path: str) -> Partial | None:
+    """What there is of PATH to go on from; writing will tell what is wrong with it, if so."""
+    known = read_sidecar(part_of(path))
+    return known if known and known.size and known.validator != "?" else None
 
-    Unbuffered: what has arrived is the kernel's at once, and no kill takes it back.
+
+def open_part(part: str) -> io.FileIO:
+    """Open a .part to append to it, ours alone from now on and before.
+
+    Unbuffered: what has arrived is the kernel's at once, and no kill takes it back. The
+    lock keeps other downloads off, and dies with us.
     """
-    mode = os.stat(path).st_mode & 0o777 | 0o200 if os.path.exists(path) else 0o666
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), mode)
-
-    return open(path + ".part", "ab", buffering=0, opener=opener)
-
-
-def claim_part(file: io.FileIO, part: str) -> None:
-    """Make sure that an open PATH.part is ours alone, from now on and before.
-
-    The lock keeps other downloads off, and dies with us. In a folder where all may
-    write, others can foretell the name, and put a link to a file of ours there, or a
-    file that remains theirs. And a second link may be PATH itself: see publish_part.
-    """
+    file = open(part, "ab", buffering=0, opener=open_ours)
     try:
-        import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OSError("another download is writing it") from None
-    except (ImportError, OSError):  # Windows, and file systems without locks
-        pass
-    found, shared = os.fstat(file.fileno()), os.stat(os.path.dirname(part) or ".")
-    theirs = shared.st_mode & stat.S_ISVTX and found.st_uid != os.geteuid()
-    if theirs or found.st_nlink != 1 or not os.path.samestat(found, os.lstat(part)):
-        raise OSError("its .part is a link, or somebody else's")
+        with contextlib.suppress(ImportError):  # Windows
+            import fcntl
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError("another download is writing it") from None
+            except OSError:  # a file system without locks
+                pass
+        if os.fstat(file.fileno()).st_size and read_sidecar(part) is None:
+            raise OSError(f"{os.path.basename(part)} is not of our making: move it away, or "
+                          "choose another name")
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
-def restart_part(file: io.FileIO, path: str, sidecar: bytes) -> None:
-    """Make PATH.part the beginning of another version: no name, no bytes, a new name."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path + ".part.meta")
+def restart_part(file: io.FileIO, part: str, sidecar: bytes) -> None:
+    """Make a .part the beginning of another version: no bytes, a new sidecar."""
     file.truncate(0)
-    if sidecar:
-        with open(path + ".part.meta", "xb") as meta:  # x: follows no link that was planted
-            meta.write(sidecar)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(part + ".meta")
+    with open(part + ".meta", "xb") as meta:  # x: follows no link that was planted
+        meta.write(sidecar)
 
 
-def publish_part(file: io.FileIO, path: str, overwrite: bool) -> None:
-    """Give PATH.part its name. A rename replaces what bears it, a link does not."""
+def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
+    """Give a .part its name, if that is the file which we wrote, whole and alone.
+
+    A rename replaces what bears the name, a link does not.
+    """
+    part, found = part_of(path), os.fstat(file.fileno())
+    if (not os.path.samestat(found, os.lstat(part)) or found.st_nlink > 1
+            or found.st_size != size):
+        raise OSError("its .part was changed by somebody else meanwhile")
+    if overwrite and os.path.exists(path):
+        os.chmod(part, stat.S_IMODE(os.stat(path).st_mode))
     if os.name == "nt":
         file.close()  # Windows renames no open file
-    if overwrite:
-        os.replace(path + ".part", path)
-    else:
-        os.link(path + ".part", path)
-        os.unlink(path + ".part")
+    try:
+        if overwrite:
+            os.replace(part, path)
+        else:
+            os.link(part, path)
+            os.unlink(part)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if overwrite and error.errno != errno.EBUSY:
+            raise
+        if overwrite:  # a mount of one file, as containers have them: nothing can take its place
+            import shutil
+            shutil.copyfile(part, path)
+            os.unlink(part)
+        else:  # a file system without links: take the name, then fill it
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.replace(part, path)
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path + ".part.meta")
+        os.unlink(part + ".meta")
 
 
 # ---- from the wire to the disk
 
 FilePath = Union[str, "os.PathLike[str]"]
-PathRule = Callable[[Response], FilePath]
-Progress = Callable[[int, Optional[int]], object]
+PathRule = Callable[[Response], Union[FilePath, Awaitable[FilePath]]]
+Progress = Callable[[int, Optional[int]], object]  # awaited, if it gives something to await
 
 
 async def write_body(response: Response, file: io.FileIO, start: int,
@@ -4236,11 +4369,11 @@ async def write_body(response: Response, file: io.FileIO, start: int,
     expected = None if length is None else start + length
     async for piece in response.iter_bytes():
         size += len(piece)
-        unwritten = memoryview(piece)
-        while unwritten:  # a disk that is nearly full takes a part
-            unwritten = unwritten[file.write(unwritten):]
+        write_all(file, piece)
         if progress:
-            progress(size, expected)
+            step = progress(size, expected)
+            if isinstance(step, Awaitable):
+                await step
     return size
 
 
@@ -4248,12 +4381,12 @@ async def save_body(response: Response, path: str, plan: str, known: Partial | N
                     overwrite: bool, progress: Progress | None) -> None:
     """Carry out a plan, and give the file its name when it is whole."""
     check_target(path, overwrite)
+    part = part_of(path)
     with disk_errors(path, url=response.url, response=response):
-        with open_part(path) as file:
-            claim_part(file, path + ".part")
+        with open_part(part) as file:
             size = known.size if known and plan != "restart" else 0
             if plan == "restart":
-                restart_part(file, path, render_sidecar(response))
+                restart_part(file, part, render_sidecar(response))
             elif read_partial(path) != known:
                 raise OSError("another download has changed what there was")
             if plan != "done":
@@ -4261,9 +4394,7 @@ async def save_body(response: Response, path: str, plan: str, known: Partial | N
             # Else a power cut could leave the name on a file whose bytes never got to
             # the disk. In a thread, as the disk may need seconds for a GiB.
             await asyncio.to_thread(os.fsync, file.fileno())
-            if os.fstat(file.fileno()).st_size != size:  # where there are no locks
-                raise OSError("another download has written to it")
-            publish_part(file, path, overwrite)
+            publish_part(file, path, size, overwrite)
 
 
 async def download_to(session: Session, call: Call, path: FilePath | PathRule, *,
@@ -4277,8 +4408,8 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
     server can tell that the file is still the same. Whatever ends us, kill -9 as well,
     leaves it for the next time. The response is then a 206, or a 416 if all was there.
 
-    `path` may be a function of the response, for names that the server chooses; what an
-    earlier call has left is not resumed then. `overwrite=False` never replaces a file. A
+    `path` may be a function of the response, async or not, for names that the server chooses;
+    what an earlier call has left is not resumed then. `overwrite=False` never replaces a file. A
     status that is no success raises StatusError; with `any_status` its body is saved, as
     curl does, though not in the place of a partial file. A coding that the file's name or
     type announces (a.tar.gz) stays as it is. What the file system refuses is an
@@ -4298,7 +4429,8 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
 
     async def finish(response: Response, call: Call) -> Response:
         nonlocal place, resume
-        where = os.fsdecode(path(response) if callable(path) else path)
+        chosen = path(response) if callable(path) else path
+        where = os.fsdecode(await chosen if isinstance(chosen, Awaitable) else chosen)
         if is_own_coding(response, where):
             response.coding = b""
         plan = resume_plan(response, known)
@@ -4520,11 +4652,12 @@ async def demo() -> None:
 # curl's flags and exit codes, so that hands and scripts know them. First what only
 # decides (flags to settings, URL to file name, response to report), then what writes,
 # and last the run: all URLs at once, printed in the order given. Left out: what needs
-# another method than GET, curl's config files, and its globs ([1-9] and {a,b}).
+# another method than GET, and curl's config files.
 
-SPOOL_BYTES = 1_048_576  # of a body that waits for its turn on stdout; the rest goes to disk
+HELD_BYTES = 1_048_576   # of a body that waits for its turn on stdout; then the server waits, too
 REDRAW_SECONDS = 0.1     # between two states of the progress line
 SILENCE_SECONDS = 30.0   # without a byte, and we give up
+MAX_GLOB = 100_000       # URLs that one argument may stand for
 SECRETS = re.compile(r"(?im)^((?:proxy-)?authorization|(?:set-)?cookie):[^\r\n]*"
                      r"(?:\r?\n[ \t][^\r\n]*)*")  # not for -v
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
@@ -4532,89 +4665,125 @@ BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it
 # A line is a flag's definition as well as its help. A word in capitals is its value, and
 # those in NUMBERS are checked; with three dots, it may be given repeatedly.
 FLAGS = """\
-usage: asyncget [flags] URL...
+usage: asyncget [flags] URL...      (--help all: the other flags)
 
-request
   -A --user-agent NAME        call yourself NAME
   -H --header LINE...         "Name: value"; "Name:" removes, "Name;" is empty; or @FILE
-  -e --referer URL            say where the link was
-  -b --cookie DATA            "a=1; b=2", or a cookie file to read
+  -b --cookie DATA...         "a=1; b=2", or a cookie file to read
   -c --cookie-jar FILE        write all cookies to it at the end
   -u --user NAME:PASSWORD     log in (Basic); without the password, it is asked for
   --oauth2-bearer TOKEN       log in (Bearer)
   -n --netrc                  log in with what ~/.netrc has for the host
-  --netrc-file FILE           the same from another file
   -r --range RANGE            a part only: 0-499, or -500 for the last
+  -L --location               follow redirects (on; --no-location: not)
   --compressed                ask for compressed bodies and unpack them (on)
-  -G --get                    take data into the URL
-  -d --data TEXT...           with -G: data as it is
-  --data-urlencode TEXT...    with -G: TEXT, NAME=TEXT, @FILE or NAME@FILE, encoded
-  --url-query TEXT...         the same without -G; +TEXT is taken as it is
-  --url URL...                one more; @FILE or @- has one a line, each saved as by -O
-  -X --request METHOD         GET is the only one
-redirects
-  -L --location               follow them (on)
-  --max-redirs LIMIT          so many at most (50); -1 for any number
-network
   -x --proxy URL              http://, https://, socks5:// or socks5h://
-  -U --proxy-user NAME:PASSWORD  log in at the proxy
   --noproxy HOSTS             go straight to these: a,b.c; * is all
-  --resolve HOST:PORT:ADDRESS...  the address of a host
-  --unix-socket FILE          connect there
-  -4 --ipv4                   over IPv4 only
-  -6 --ipv6                   over IPv6 only
-TLS
   -k --insecure               believe any server
   --cacert FILE               believe these authorities
   -E --cert FILE              client certificate; FILE:PASSWORD if it has one
   --key FILE                  and its key
-time
-  -m --max-time SECONDS       for one URL, all in all
+  -m --max-time SECONDS       for one try, all in all
   --connect-timeout SECONDS   to connect
-  -y --speed-time SECONDS     the longest silence (30, or -m)
   --retry NUMBER              further tries, where they may help
-  --retry-delay SECONDS       between two tries
-  --retry-max-time SECONDS    no try begins later than that
-output
-  -o --output FILE...         one for each URL; - is stdout
+  -o --output FILE...         one for each URL; - is stdout; #1 is what {a,b} or [1-9] gave
   -O --remote-name            name the file as the URL does
-  --remote-name-all           -O for each URL
   -J --remote-header-name     with -O: as the server says; never overwrites
   --output-dir FOLDER         for -o and -O
   --create-dirs               make folders that are missing
   -C --continue-at POSITION   -C - goes on where the last run stopped
-  --no-clobber                rather FILE.1 than overwrite FILE
   -i --include                the heads, too
+  -I --head                   the heads alone: hang up behind them
   -D --dump-header FILE       the heads, there
-  --max-filesize BYTES        no more than so many (1k, 2M, 3G)
   -f --fail                   from status 400 on: no body, exit code 22
-  --fail-with-body            the same, with the body
-talk
   -s --silent                 no progress, no errors
   -S --show-error             errors all the same
   -v --verbose                the wire: > sent, < received, * notes
-  -# --progress-bar           the progress line, as ever
-  --no-progress-meter         no progress line
   -w --write-out FORMAT       a report behind the body: %{http_code} %{time_total} %{json}
+  --url URL...                one more; @FILE or @- has one a line, each saved as by -O
   --waterfall                 draw the requests over time
   --demo                      what asyncio is for, told in seven seconds
   -V --version
   -h --help
+"""
+MORE_FLAGS = """\
+request
+  -e --referer URL            say where the link was
+  --netrc-file FILE           as --netrc, from another file
+  --netrc-optional            as --netrc
+  -G --get                    take data into the URL
+  -d --data TEXT...           with -G: data as it is, or @FILE
+  --data-ascii TEXT...        the same
+  --data-binary TEXT...       the same, with its line ends
+  --data-raw TEXT...          the same, and @ is just a letter
+  --data-urlencode TEXT...    with -G: TEXT, NAME=TEXT, @FILE or NAME@FILE, encoded
+  --url-query TEXT...         the same without -G; +TEXT is taken as it is
+  -X --request METHOD         GET is the only one
+  -z --time-cond TIME         only if it is younger than a date or a file; -TIME: older
+  --etag-save FILE            note the ETag there
+  --etag-compare FILE         only if the ETag is another than the one there
+  -g --globoff                {a,b} and [1-9] are just letters
+redirects
+  --max-redirs LIMIT          so many at most (50); -1 for any number
+  --location-trusted          with the password to any host they lead to
+  --proto LIST                schemes that may be used: =https
+  --proto-redir LIST          the same for redirects
+network
+  -U --proxy-user NAME:PASSWORD  log in at the proxy
+  --socks5 HOST               a SOCKS5 proxy
+  --socks5-hostname HOST      the same; it resolves names, too
+  --resolve HOST:PORT:ADDRESS...  the address of a host, or several
+  --connect-to HOST1:PORT1:HOST2:PORT2...  where to connect instead
+  --unix-socket FILE          connect there
+  -4 --ipv4                   over IPv4 only
+  -6 --ipv6                   over IPv6 only
+TLS
+  --capath FOLDER             believe the authorities in it
+  --tlsv1.2                   version 1.2 at least
+  --tlsv1.3                   version 1.3 at least
+time
+  -y --speed-time SECONDS     the longest silence (30, or -m); 0 is no limit
+  -Y --speed-limit BYTES      so many a second at least, over that time
+  --limit-rate BYTES          so many a second at most
+  --rate RATE                 so many requests to one host: 10/s, 30/m
+  --retry-delay SECONDS       between two tries
+  --retry-max-time SECONDS    no try begins later than that
+  --retry-all-errors          whatever the error
+  --retry-connrefused         (on)
+output
+  --remote-name-all           -O for each URL
+  --out-null                  throw away what has no -o
+  --no-clobber                rather FILE.1 than overwrite FILE
+  -R --remote-time            give the file the server's date
+  --max-filesize BYTES        no more than so many (1k, 2M, 3G)
+  --fail-with-body            as -f, with the body
+  -# --progress-bar           the progress line, as ever
+  --no-progress-meter         no progress line
 many
   -Z --parallel               all URLs at once (on)
   --parallel-max NUMBER       so many at once (50)
   --fail-early                end at the first failure
 taken, and not needed
-  -g --globoff
   -N --no-buffer
   -q --disable
   --http1.1
+  --http2
+  --basic
+  --keepalive
+  --tcp-nodelay
+  --parallel-immediate
+  --remove-on-error
   --path-as-is
 """
-NOT_HERE = """-F --form -I --head -T --upload-file -K --config -: --next -0 --http1.0 --http2
-    --http2-prior-knowledge --http3 --data-raw --data-binary --data-ascii --json --digest
-    --ntlm --negotiate --anyauth""".split()  # curl's, but more than a GET over HTTP/1.1
-
+NOT_HERE = {  # curl's, and what to do instead
+    "-K --config": "write the flags on the command line",
+    "--interface": "the system's routes decide",
+    "--stderr": "the shell does it: 2>FILE",
+    "--trace --trace-ascii": "-v shows the wire",
+    "--ciphers --tls13-ciphers": "OpenSSL's settings decide",
+    "-F --form -T --upload-file --json -: --next -0 --http1.0 --http2-prior-knowledge --http3 "
+    "--digest --ntlm --negotiate --anyauth": "this is a client for GET over HTTP/1.1",
+}
 NUMBERS = {"SECONDS": r"[0-9]*\.?[0-9]+", "NUMBER": "[0-9]+", "LIMIT": "-1|[0-9]+",
            "BYTES": "[0-9]+[kKmMgG]?"}
 Options = types.SimpleNamespace  # an attribute for each flag
@@ -4635,8 +4804,8 @@ def known_flags() -> dict[str, Flag]:
     Flag(name='max_time', value='SECONDS', repeats=False)
     """
     flags = {}
-    pattern = r"^  (?:(-\S) )?--(\S+)(?: ([A-Z:]+)(\.\.\.)?)?(?:  .*)?$"
-    for short, name, value, dots in re.findall(pattern, FLAGS, re.M):
+    pattern = r"^  (?:(-\S) )?--(\S+)(?: ([A-Z0-9:]+)(\.\.\.)?)?(?:  .*)?$"
+    for short, name, value, dots in re.findall(pattern, FLAGS + MORE_FLAGS, re.M):
         flag = Flag(re.sub("[-.]", "_", name), value, bool(dots))
         flags[short or "--" + name] = flags["--" + name] = flag
     return flags
@@ -4649,10 +4818,11 @@ def find_flag(word: str, flags: Mapping[str, Flag]) -> tuple[Flag, bool]:
         return flags[word], True
     if opposite in flags and not flags[opposite].value:
         return flags[opposite], False
-    if word in NOT_HERE:
-        raise AsyncGetError(f"curl has {word}, a client for GET over HTTP/1.1 has not")
+    for spellings, instead in NOT_HERE.items():
+        if word in spellings.split():
+            raise AsyncGetError(f"{word} of curl's is not here: {instead}")
     from difflib import get_close_matches
-    nearest = get_close_matches(word, flags, 1, 0.5) or ["--help"]
+    nearest = get_close_matches(word, flags, 1, 0.8) or ["--help all"]
     raise AsyncGetError(f"there is no flag {word}; try {nearest[0]}")
 
 
@@ -4667,7 +4837,8 @@ def parse_value(flag: Flag, text: str) -> str | int | float:
     if not re.fullmatch(NUMBERS[flag.value], text):
         raise AsyncGetError(f"--{flag.name.replace('_', '-')} needs a number, not {text!r}")
     if flag.value == "BYTES":
-        return int(text.rstrip("kKmMgG")) << 10 * max(0, " kmg".find(text[-1].lower()))
+        unit = {"k": 2**10, "m": 2**20, "g": 2**30}.get(text[-1].lower(), 1)
+        return int(text.rstrip("kKmMgG")) * unit
     return float(text) if flag.value == "SECONDS" else int(text)
 
 
@@ -4689,8 +4860,10 @@ def store_flag(options: Options, flag: Flag, value: str, on: bool) -> None:
         getattr(options, flag.name).append(value)
     else:
         setattr(options, flag.name, parse_value(flag, value) if flag.value else on)
+    if flag.name == "output" and not value:
+        raise AsyncGetError("-o needs the name of a file")
     if flag.name == "remote_name":
-        options.output.append("")  # -o and -O are paired with the URLs in one order
+        options.output.append(None)  # -o and -O are paired with the URLs in one order
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -4698,7 +4871,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 
     >>> options = parse_arguments(["--no-location", "-sSm5", "x.org/a", "-o", "f", "-O"])
     >>> options.location, options.silent, options.max_time, options.url, options.output
-    (False, True, 5.0, ['x.org/a'], ['f', ''])
+    (False, True, 5.0, ['x.org/a'], ['f', None])
 
     A value is taken as it is, even one that looks like a flag: -r -500 asks for the last
     500 bytes. argparse, with its own opinion on that, would not take curl's command lines.
@@ -4734,13 +4907,16 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 
 def check_options(options: Options) -> None:
     """Refuse what cannot be meant; nothing has been sent yet."""
+    data = options.data + options.data_ascii + options.data_binary + options.data_raw
     for wrong, reason in (
         (options.request not in (None, "GET"), "-X: this client only GETs"),
-        ((options.data or options.data_urlencode) and not options.get,
+        ((data or options.data_urlencode) and not options.get,
          "data would make it a POST; with -G it goes into the URL"),
         (options.include and options.remote_header_name, "-i would put heads into -J's file"),
-        (options.continue_at not in (None, "-"), "-C takes - only: the file tells the position"),
-        (any(entry.count(":") < 2 for entry in options.resolve), "--resolve: HOST:PORT:ADDRESS"),
+        (not re.fullmatch("-|[0-9]+", options.continue_at or "-"), "-C takes - or a number"),
+        (options.continue_at and options.remote_header_name,
+         "-C has to know the name of the file, which with -J only the server knows"),
+        (options.continue_at and options.range, "-C and -r both ask for a range"),
         (not options.url, "no URL given; try --help"),
     ):
         if wrong:
@@ -4753,37 +4929,61 @@ def read_named(name: str) -> bytes:
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
             return file.read()
     except OSError as error:
-        raise AsyncGetError(f"cannot read {name}: {error.strerror}", exit_code=26) from error
+        raise AsyncGetError(f"cannot read {printable(name)}: {error.strerror}",
+                            exit_code=26) from error
+
+
+def read_text(name: str) -> str:
+    """The same as text; bytes that are no UTF-8 go out as they came."""
+    return read_named(name).removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
 def read_lines(name: str) -> list[str]:
-    """The lines of such a file, without the blanks around them, and without empty ones."""
-    lines = read_named(name).decode(errors="replace").split("\n")
-    return [line.strip() for line in lines if line.strip()]
+    """Its lines, without the blanks around them, and without empty ones."""
+    return [line.strip() for line in read_text(name).split("\n") if line.strip()]
 
 
-def parse_header(line: str) -> tuple[str, str | None]:
+def parse_header(line: str) -> list[tuple[str, str | None]]:
     """One -H, read as curl does; None removes a header.
 
-    >>> parse_header("X: 1"), parse_header("Accept:"), parse_header("X;")
-    (('X', '1'), ('Accept', None), ('X', ''))
+    >>> parse_header("X: 1"), parse_header("Accept:"), parse_header("X;"), parse_header("X; y")
+    ([('X', '1')], [('Accept', None)], [('X', '')], [])
     """
     name, colon, value = line.partition(":")
-    if not colon and not line.endswith(";"):
-        raise AsyncGetError(f"-H needs a colon: {line!r}")
-    return (name, value.strip() or None) if colon else (line[:-1], "")
+    if colon:
+        return [(name, value.strip() or None)]
+    if line and ";" not in line:
+        raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
+    return [(line[:-1], "")] if line.endswith(";") else []
+
+
+def condition(text: str) -> tuple[str, str]:
+    """The header for -z: a date, or a file whose date is meant; "-" before it turns it about."""
+    from email.utils import formatdate
+    name = "If-Unmodified-Since" if text.startswith("-") else "If-Modified-Since"
+    text = text.removeprefix("-")
+    when = os.stat(text).st_mtime if os.path.exists(text) else parse_date(text)
+    if when is None:
+        raise AsyncGetError(f"-z needs a date or a file, not {text!r:.100}")
+    return name, formatdate(when, usegmt=True)
 
 
 def request_headers(options: Options) -> list[tuple[str, str | None]]:
     """All headers that the flags ask for."""
-    cookie = options.cookie if options.cookie and "=" in options.cookie else None
     headers: list[tuple[str, str | None]] = []
     for text in options.header:
-        lines = read_lines(text[1:]) if text[:1] == "@" else [text]
-        headers += map(parse_header, lines)
+        for line in read_lines(text[1:]) if text[:1] == "@" else [text]:
+            headers += parse_header(line)
     given = {name.lower() for name, _ in headers}  # -H has the last word
-    named = (("User-Agent", options.user_agent), ("Referer", options.referer), ("Cookie", cookie),
-             ("Range", options.range and f"bytes={options.range}"))
+    cookies = "; ".join(text for text in options.cookie if "=" in text)
+    wanted = options.range and re.sub("^[0-9]+$", r"\g<0>-", options.range)  # -r 5 is 5-
+    named: list[tuple[str, str | None]] = [
+        ("User-Agent", options.user_agent), ("Referer", options.referer),
+        ("Cookie", cookies or None), ("Range", wanted and f"bytes={wanted}")]
+    if options.etag_compare and os.path.exists(options.etag_compare):
+        named.append(("If-None-Match", read_text(options.etag_compare).strip() or '""'))
+    if options.time_cond:
+        named.append(condition(options.time_cond))
     return headers + [(name, value or None) for name, value in named
                       if value is not None and name.lower() not in given]
 
@@ -4803,123 +5003,255 @@ def encode_data(text: str) -> str:
     return (name and name + "=") + quote_plus(data)
 
 
-def complete_url(text: str, options: Options) -> str:
-    """The URL with the scheme that was left out, and the query that the flags add.
+def queries(options: Options) -> list[str]:
+    """What the flags add to each URL's query."""
+    found: list[str] = list(options.data_raw)
+    for text in options.data + options.data_ascii:
+        found.append(re.sub("[\r\n]", "", read_text(text[1:])) if text[:1] == "@" else text)
+    found += [read_text(text[1:]) if text[:1] == "@" else text for text in options.data_binary]
+    found += map(encode_data, options.data_urlencode)
+    return found + [q[1:] if q[:1] == "+" else encode_data(q) for q in options.url_query]
 
-    >>> complete_url("x.org/a#b", parse_arguments(["--url-query", "q=1 2"]))
+
+def complete_url(text: str, added: Iterable[str] = ()) -> str:
+    """The URL with the scheme that was left out, and what is added to its query.
+
+    >>> complete_url("x.org/a#b", ["q=1+2"])
     'http://x.org/a?q=1+2#b'
     """
     url, hash_sign, fragment = text.partition("#")
-    queries = [*options.data, *map(encode_data, options.data_urlencode)]
-    queries += [q[1:] if q[:1] == "+" else encode_data(q) for q in options.url_query]
-    for query in queries:
+    for query in added:
         url += ("&" if "?" in url else "?") + query
     return ("" if re.match("[A-Za-z0-9+.-]+://", url) else "http://") + url + hash_sign + fragment
 
 
-def retry_rule(options: Options) -> int | Callable[[int, Any], float | None]:
-    """--retry as Session takes it: a number, or a function when more is asked for."""
-    tries, fixed, latest = options.retry or 0, options.retry_delay, options.retry_max_time
-    if fixed is None and latest is None:
-        return tries
-    clock = asyncio.get_running_loop().time
-    started = clock()
+_GLOB = re.compile(r"\{([^{}]*)\}|\[(?:([0-9]+)-([0-9]+)|([A-Za-z])-([A-Za-z]))(?::([0-9]+))?\]")
 
-    def rule(attempt: int, outcome: Any) -> float | None:
-        delay = retry_delay(attempt, outcome, tries)
-        delay = fixed if delay is not None and fixed else delay
-        over = delay is not None and latest and clock() + delay - started > latest
-        return None if over else delay
 
-    return rule
+def expand_glob(text: str) -> list[tuple[str, list[str]]]:
+    """The URLs that one with {a,b} or [1-9] stands for, each with what was put in.
+
+    >>> expand_glob("h/{a,b}[08-10:2]")
+    [('h/a08', ['a', '08']), ('h/a10', ['a', '10']), ('h/b08', ['b', '08']), ('h/b10', ['b', '10'])]
+    """
+    choices: list[Sequence[str]] = []
+    for listed, first, last, start, end, step in _GLOB.findall(text):
+        each = range(int(first or ord(start or "a")), int(last or ord(end or "a")) + 1,
+                     int(step or 1) or 1)
+        if not 0 < len(each) <= MAX_GLOB:
+            raise AsyncGetError(f"a range of none, or of too many URLs: {text!r:.100}; -g takes "
+                                "it as it is", exit_code=3)
+        choices.append([chr(n) for n in each] if start else
+                       [f"{n:0{len(first)}}" for n in each] if first else listed.split(","))
+    if functools.reduce(lambda product, found: product * len(found), choices, 1) > MAX_GLOB:
+        raise AsyncGetError(f"more than {MAX_GLOB} URLs: {text!r:.100}", exit_code=3)
+    fixed = _GLOB.split(text)[::7]
+    return [("".join(itertools.chain(*itertools.zip_longest(fixed, found, fillvalue=""))),
+             list(found)) for found in itertools.product(*choices)]
+
+
+def schemes(text: str | None, base: Iterable[str] = ("http", "https")) -> list[str]:
+    """What --proto leaves of the schemes: "=https" that alone, "-http" without, "+http" with.
+
+    >>> schemes("=https"), schemes("-all,https"), schemes(None)
+    (['https'], ['https'], ['http', 'https'])
+    """
+    found = set(base)
+    for entry in (text or "").lower().split(","):
+        sign, name = (entry[0], entry[1:]) if entry[:1] in ("=", "-", "+") else ("+", entry)
+        named = {"http", "https"} & ({"http", "https"} if name == "all" else {name})
+        found = named if sign == "=" else found - named if sign == "-" else found | named
+    return sorted(found)
+
+
+def parse_resolve(entries: Iterable[str]) -> dict[str, str]:
+    """--resolve as Session takes it.
+
+    >>> parse_resolve(["+H:80:1.2.3.4,[::1]", "h:81:::1", "-h:81"])
+    {'h:80': '1.2.3.4,[::1]'}
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        match = re.fullmatch(r"([-+]?)(\[[^]]*\]|[^:]+):([0-9]{1,5})(?::(.+))?", entry.lower())
+        if match is None or not match[4] and match[1] != "-":
+            raise AsyncGetError(f"--resolve is HOST:PORT:ADDRESS, not {entry!r:.100}", exit_code=49)
+        if match[1] == "-":
+            found.pop(f"{match[2]}:{match[3]}", None)
+        else:
+            found[f"{match[2]}:{match[3]}"] = match[4]
+    return found
+
+
+def parse_rate(text: str | None) -> float | None:
+    """--rate as requests a second; without a unit, curl means an hour.
+
+    >>> parse_rate("30/m"), parse_rate("7200")
+    (0.5, 2.0)
+    """
+    match = re.fullmatch("([0-9]+)(?:/([0-9]*)([smhd]))?", text or "1")
+    if match is None or not int(match[1]):
+        raise AsyncGetError(f"--rate is a number and a unit, 10/s or 30/m, not {text!r:.50}")
+    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[3] or "h"] * int(match[2] or 1)
+    return int(match[1]) / seconds if text else None
+
+
+TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
 def connector(options: Options) -> Connector:
-    """open_connection as -4, -6 and --connect-timeout want it."""
+    """open_connection as -4, -6, --connect-to and --connect-timeout want it."""
     family = socket.AF_INET if options.ipv4 else socket.AF_INET6 if options.ipv6 else 0
     limit = options.connect_timeout or None
+    elsewhere = {}
+    for entry in options.connect_to:
+        match = re.fullmatch(r"(\[[^]]*\]|[^:]*):([0-9]*):(\[[^]]*\]|[^:]*):([0-9]*)", entry)
+        if match is None:
+            raise AsyncGetError(f"--connect-to is HOST1:PORT1:HOST2:PORT2, not {entry!r:.100}",
+                                exit_code=49)
+        elsewhere[match[1].strip("[]").lower(), match[2]] = match[3].strip("[]"), match[4]
 
     async def connect(host: str, port: int, **how: Any) -> Any:
+        for name, number in itertools.product((host, ""), (str(port), "")):
+            if (name, number) in elsewhere:
+                new = elsewhere[name, number]
+                host, port = new[0] or host, int(new[1] or port)
+                break
+        began = asyncio.get_running_loop().time()
+        addresses = host.split(",") if "," in host else await look_up(host, port, family)
+        TRANSFER.get().looked_up = asyncio.get_running_loop().time() - began
+        return await open_any(addresses, port, **how)
+
+    async def connect_in_time(host: str, port: int, **how: Any) -> Any:
+        opening = asyncio.ensure_future(connect(host, port, **how))
         try:
-            return await asyncio.wait_for(open_first(host, port, family, **how), limit)
-        except asyncio.TimeoutError:
-            raise TimedOut(f"no connection to {host} within {limit:g} s") from None
+            await asyncio.wait([opening], timeout=limit)
+            for _ in range(LAST_TURNS):  # as with every clock: see Connection
+                await asyncio.sleep(0)
+            if not opening.done():
+                raise TimedOut(f"no connection to {host} within {limit:g} s", phase="connection",
+                               seconds=limit)
+            return await opening
+        finally:
+            await cancel([opening])
 
-    return connect
+    return connect_in_time if limit else connect
 
 
-def proxy_environment(options: Options) -> dict[str, str]:
+def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
     """-x, -U and --noproxy as the variables that the library obeys: it decides for each hop."""
-    variables = {} if options.noproxy is None else {"no_proxy": options.noproxy}
-    if options.proxy is not None:
-        from urllib.parse import quote
-        scheme, mark, address = options.proxy.rpartition("://")
-        user = quote(os.fsencode(options.proxy_user), safe=":") + "@" if options.proxy_user else ""
-        url = address and f"{scheme}{mark}{user}{address}"
-        variables.update(http_proxy=url, https_proxy=url)
-    return variables
+    from urllib.parse import quote
+    found = {} if options.noproxy is None else {"no_proxy": options.noproxy}
+    url = options.proxy
+    for kind, address in (("socks5", options.socks5), ("socks5h", options.socks5_hostname)):
+        url = f"{kind}://{address}" if address else url
+    names = {name: environ.get(name, environ.get(name.upper(), ""))
+             for name in ("http_proxy", "https_proxy", "all_proxy")} if url is None else {
+                 "http_proxy": url, "https_proxy": url}
+    user = options.proxy_user and quote(os.fsencode(options.proxy_user), safe=":") + "@"
+    for name, text in names.items():
+        scheme, mark, address = text.rpartition("://")
+        if text and user:
+            found[name] = f"{scheme}{mark}{user}{address.rpartition('@')[2]}"
+        elif url is not None:
+            found[name] = text
+    return found
 
 
 def credentials(text: str) -> tuple[str, str]:
     """-u as a pair; a password left out is asked for, where somebody can answer."""
     user, colon, password = text.partition(":")
-    if not colon and sys.stdin.isatty():
+    if not colon:
+        if not sys.stdin.isatty():
+            raise AsyncGetError("-u has no password, and nobody is there to ask; write NAME:")
+        import signal
         from getpass import getpass
-        password = getpass(f"Password of {printable(user)}: ", sys.stderr)
+        with_interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:  # Ctrl-C has to turn the terminal's echo on again
+            password = getpass(f"Password of {printable(user)}: ", sys.stderr)
+        finally:
+            signal.signal(signal.SIGINT, with_interrupts)
     return user, password
+
+
+def tls_settings(options: Options) -> dict[str, Any]:
+    """What the flags say about TLS, as `verify` and `cert`."""
+    certificate, _, password = (options.cert or "").partition(":")
+    cert = (certificate, options.key, password or None) if options.cert else None
+    verify = not options.insecure and (options.cacert or options.capath or True)
+    if not options.tlsv1_3 and not options.tlsv1_2:
+        return {"verify": verify, "cert": cert}
+    context = tls_context(verify, cert)
+    context.minimum_version = (ssl.TLSVersion.TLSv1_3 if options.tlsv1_3 else
+                               ssl.TLSVersion.TLSv1_2)
+    return {"verify": context}
 
 
 def session_settings(options: Options) -> dict[str, Any]:
     """The flags as keywords of Session."""
-    certificate, _, password = (options.cert or "").partition(":")
     redirects = 50 if options.max_redirs is None else options.max_redirs
+    silence = options.speed_time
+    if silence is None:
+        silence = max(SILENCE_SECONDS, options.max_time or 0)
+    asked = options.netrc or options.netrc_optional
     return {
         "headers": request_headers(options),
-        "auth": options.oauth2_bearer or options.user and credentials(options.user),
-        "netrc": options.netrc_file or options.netrc and os.path.exists(
-            os.path.expanduser("~/.netrc")),
-        "timeout": options.speed_time or max(SILENCE_SECONDS, options.max_time or 0),
+        "auth": options.oauth2_bearer or (credentials(options.user) if options.user else None),
+        "netrc": options.netrc_file or asked and os.path.exists(os.path.expanduser("~/.netrc")),
+        "timeout": silence or None,
         "deadline": options.max_time or None,
-        "retries": retry_rule(options),
         "follow_redirects": options.location,
-        "max_redirects": redirects if redirects >= 0 else sys.maxsize,
-        "verify": not options.insecure and (options.cacert or True),
-        "cert": options.cert and (certificate, options.key, password or None),
+        "max_redirects": redirects if redirects >= 0 else None,
+        "redirect_schemes": schemes(options.proto_redir, schemes(options.proto)),
+        "trust_redirects": options.location_trusted,
+        **tls_settings(options),
         "decode": options.compressed and not options.range,  # no part of a gzip unpacks
         "unix_socket": options.unix_socket,
-        "resolve": {f"{host}:{port}": address for host, port, address in (
-            entry.lower().split(":", 2) for entry in options.resolve)},
+        "resolve": parse_resolve(options.resolve),
         "open_connection": connector(options),
+        "rate": parse_rate(options.rate),
         "limit": options.parallel_max or 50,
     }
 
 
-def parse_cookie_file(text: str, now: float) -> Iterator[Cookie]:
-    r"""The live cookies of a Netscape file, as curl reads it; lines that are none are skipped.
+COOKIE_FILE_HEAD = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html"]
 
-    >>> list(parse_cookie_file("# a comment\n#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7\n", 0.0))
+
+def parse_cookie_line(line: str) -> Cookie | None:
+    r"""The cookie in a line of a Netscape file, as curl reads it; None where there is none.
+
+    >>> parse_cookie_line("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7")
     ... # doctest: +NORMALIZE_WHITESPACE
-    [Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
-            http_only=True, expires=None, port=None, created=0)]
+    Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
+           http_only=True, expires=None, port=None, created=0)
     """
+    line = line.removesuffix("\r")
+    fields = line.removeprefix("#HttpOnly_").split("\t")
+    if (not 6 <= len(fields) <= 7 or fields[0][:1] == "#" or not _VALUE.fullmatch(line)
+            or not re.fullmatch(r"[0-9]{0,18}(\.[0-9]{0,18})?", fields[4])):
+        return None
+    domain, below, path, secure, expires, name, value = (fields + [""])[:7]
+    cookie = Cookie(name, value, domain.removeprefix(".").lower(),
+                    path if path[:1] == "/" else "/", below.upper() != "TRUE",
+                    secure.upper() == "TRUE", line[:1] == "#",
+                    float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
+    return cookie if cookie.domain and (name or value) and keeps_prefix(cookie) else None
+
+
+def parse_cookie_file(text: str) -> tuple[list[Cookie], list[str]]:
+    """The cookies of such a file, and the lines that are neither these nor what we write."""
+    cookies, unknown = [], []
     for line in text.split("\n"):  # splitlines would part a value at U+2028, too
-        line = line.removesuffix("\r")
-        fields = line.removeprefix("#HttpOnly_").split("\t")
-        if (not 6 <= len(fields) <= 7 or fields[0][:1] == "#" or not _VALUE.fullmatch(line)
-                or not re.fullmatch(r"[0-9]{0,18}(\.[0-9]{0,18})?", fields[4])):
-            continue
-        domain, below, path, secure, expires, name, value = (fields + [""])[:7]
-        cookie = Cookie(name, value, domain.removeprefix(".").lower(),
-                        path if path[:1] == "/" else "/", below.upper() != "TRUE",
-                        secure.upper() == "TRUE", line[:1] == "#",
-                        float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
-        if cookie.domain and (name or value) and cookie.lives(now) and keeps_prefix(cookie):
-            yield cookie
+        cookie = parse_cookie_line(line)
+        if cookie:
+            cookies.append(cookie)
+        elif line.strip() and line.strip() not in COOKIE_FILE_HEAD:
+            unknown.append(line)
+    return cookies, unknown
 
 
-def render_cookie_file(cookies: Iterable[Cookie]) -> str:
+def render_cookie_file(cookies: Iterable[Cookie], unknown: Iterable[str] = ()) -> str:
     """Cookies as curl writes them, those without an end included, the caller's guesses not."""
-    lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
+    lines = [*COOKIE_FILE_HEAD, "", *unknown]
     for cookie in cookies:
         fields = ("#HttpOnly_" * cookie.http_only + "." * (not cookie.host_only) + cookie.domain,
                   str(not cookie.host_only).upper(), cookie.path, str(cookie.secure).upper(),
@@ -4941,7 +5273,7 @@ def safe_name(name: str, hidden: bool) -> str:
     windows = os.name == "nt" and re.search(  # a drive, a stream, a device, or an end it drops
         r'[:*?"<>|]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d) *(\.|$)', name, re.I)
     if (name in ("", ".", "..") or printable(name) != name or theirs or windows
-            or not encoded or len(encoded) > 245):  # of 255, less .part.meta
+            or not encoded or len(encoded) > 255):
         raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
     return name
 
@@ -4992,15 +5324,20 @@ def free_name(path: str, taken: Container[str]) -> str:
     raise AsyncGetError(f"{path} to {path}.99 exist already", exit_code=23)
 
 
-def write_through(stream: Any, data: bytes) -> None:
-    """Write at once: whoever reads the pipe should not wait for us."""
-    stream.write(data)
-    stream.flush()
+def is_direct(path: str) -> bool:
+    """Whether a name of -o's can only be written to as it is: a device, a pipe, a descriptor,
+    or a file in a folder where no other can be made.
+    """
+    real = os.path.realpath(path)
+    if real.startswith(("/dev/", "/proc/")) or path.startswith(("/dev/fd/", "/proc/")):
+        return True
+    return os.path.exists(real) and (
+        not os.path.isfile(real) or not os.access(os.path.dirname(real), os.W_OK))
 
 
 def write_stdout(data: bytes) -> None:
-    """Write to stdout, past Python's own layers."""
-    write_through(sys.stdout.buffer, data)
+    """Write to stdout, past Python's text layer."""
+    write_all(sys.stdout.buffer, data)
 
 
 def write_named(name: str, data: bytes, mode: str = "wb") -> None:
@@ -5009,26 +5346,50 @@ def write_named(name: str, data: bytes, mode: str = "wb") -> None:
         write_stdout(data)
         return
     with disk_errors(name), open(name, mode) as file:
-        file.write(data)
+        write_all(file, data)
+
+
+def write_secret(name: str, data: bytes) -> None:
+    """Write a file that nobody else is to read; what was there stays until all is written."""
+    if name == "-" or is_direct(name):
+        write_named(name, data)
+        return
+    with disk_errors(name):
+        path = os.path.realpath(name)
+        from tempfile import mkstemp
+        number, temporary = mkstemp(prefix=".asyncget-", dir=os.path.dirname(path))
+        try:
+            with open(number, "wb") as file:  # mkstemp's files are their owner's alone
+                write_all(file, data)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
 
 
 class Transfer:
     """One URL on its way: where its body goes, and what has become of it."""
 
-    def __init__(self, number: int, url: str, output: str | None) -> None:
+    def __init__(self, number: int, url: str, output: str | None = None,
+                 saved: bool = False) -> None:
         self.number = number
         self.url = url
         self.shown_url = printable(re.sub("(?<=://)[^/?#]*@", "", url))  # without the password
-        self.output = output  # None is stdout, "-" too, even for binary, "" is -O, else a name
-        self.to_stdout = output in (None, "-")
+        self.output = output  # what -o said, if anything
+        self.to_stdout = not saved
         self.path = ""        # of the file
         self.response: Response | None = None
         self.error: AsyncGetError | None = None
-        self.started = self.ended = 0.0
+        self.started = self.ended = self.looked_up = 0.0
+        self.tries = 0
         self.received = 0
         self.expected: int | None = None
+        self.window = 0.0, 0         # for --speed-limit: since when, from how many bytes on
         self.turn = asyncio.Event()  # set when stdout is ours
-        self.spool: Any = None       # what comes before that
+        self.held: list[bytes] = []  # what came before that
+        self.held_bytes = 0
+        self.wrote = False           # bytes of this URL are out, and cannot be taken back
+        self.file: Any = None        # where heads and body go, if not to stdout
 
     @property
     def exit_code(self) -> int:
@@ -5043,127 +5404,185 @@ class Transfer:
         return [Bar(label, self.started, self.started, self.ended, self.ended)]
 
     def write(self, data: bytes) -> None:
-        """Write to stdout if it is our turn, else keep the data till then."""
-        if self.turn.is_set():
+        """Write to the file, or to stdout if it is our turn; else keep the data till then."""
+        if self.file is not None:
+            with disk_errors(self.path):
+                write_all(self.file, data)
+        elif self.turn.is_set():
             self.flush()
             write_stdout(data)
+        else:
+            self.held.append(data)
+            self.held_bytes += len(data)
             return
-        if self.spool is None:
-            from tempfile import SpooledTemporaryFile
-            self.spool = SpooledTemporaryFile(SPOOL_BYTES)
-        self.spool.write(data)
+        self.wrote = True
 
     def flush(self) -> None:
         """Write what was kept; our turn has come."""
-        if self.spool is not None:
-            self.spool.seek(0)
-            while data := self.spool.read(READ_BYTES):
-                write_stdout(data)
-            self.close()
-
-    def close(self) -> None:
-        """Let go of what was kept."""
-        if self.spool is not None:
-            self.spool.close()
-            self.spool = None
+        held, self.held, self.held_bytes = self.held, [], 0
+        for data in held:
+            write_stdout(data)
 
 
 def plan_transfers(options: Options) -> list[Transfer]:
     """The URLs, each with its -o or -O; those of a list are saved as by -O, as curl does."""
-    urls: list[tuple[str, str | None]] = []
+    transfers: list[Transfer] = []
+    outputs, added = iter(options.output), queries(options)
     for text in options.url:
-        if text.startswith("@"):
-            urls += [(line, "") for line in read_lines(text[1:]) if line[0] != "#"]
-        else:
-            urls.append((text, "" if options.remote_name_all else None))
-    if not urls:
+        listed = text.startswith("@")
+        found: list[tuple[str, list[str]]] = (
+            [(line, []) for line in read_lines(text[1:]) if line[0] != "#"] if listed else
+            [(text, [])] if options.globoff else expand_glob(text))
+        output: str | None = ""
+        for number, (url, put_in) in enumerate(found):
+            if listed or number == 0:
+                output = next(outputs, "")  # "" is none, None is -O
+            name = output or ""
+            for index, value in enumerate(put_in, 1):
+                name = re.sub(f"#{index}(?![0-9])", value.replace("\\", r"\\"), name)
+            if output == "" and options.out_null:
+                name = os.devnull
+            saved = output is None or not name and (listed or options.remote_name_all)
+            transfers.append(Transfer(len(transfers), complete_url(url, added), name or None,
+                                      saved or name not in ("", "-")))
+    if not transfers:
         raise AsyncGetError("there is no URL in the list")
-    outputs = iter(options.output)
-    return [Transfer(number, complete_url(url, options), next(outputs, output))
-            for number, (url, output) in enumerate(urls)]
+    return transfers
 
 
 def redirect_url(response: Response) -> str | None:
     """Where a redirect that was not followed would have led."""
-    if response.status_code // 100 == 3 and "location" in response.headers:
-        with contextlib.suppress(AsyncGetError):
-            return str(join_url(parse_url(response.url), response.headers["location"]))
-    return None
+    location = response.headers.get("location")
+    if response.status_code // 100 != 3 or not location:
+        return None
+    try:
+        return str(join_url(parse_url(response.url), location))
+    except AsyncGetError:  # not one of ours
+        return location
 
 
-WRITE_OUT: dict[str, Callable[[Response], Any]] = {  # curl's names; what only a response can tell
-    "content_type": lambda r: r.headers.get("content-type"),
-    "http_code": lambda r: r.status_code,
-    "http_version": lambda r: r.http_version[5:],
-    "num_connects": lambda r: sum(not hop.timing.reused for hop in (*r.history, r)),
-    "num_headers": lambda r: len(r.headers.pairs),
-    "num_redirects": lambda r: len(r.history),
-    "redirect_url": redirect_url,
-    "remote_ip": lambda r: r.peer[0] if isinstance(r.peer, tuple) else None,
-    "remote_port": lambda r: r.peer[1] if isinstance(r.peer, tuple) else 0,
-    "response_code": lambda r: r.status_code,
-    "size_download": lambda r: r.received,
-    "size_header": lambda r: sum(len(hop.raw_head) for hop in (*r.history, r)),
-    "size_request": lambda r: sum(hop.request_bytes for hop in (*r.history, r)),
-    "time_namelookup": lambda r: 0.0,  # is not measured by itself
-    "time_connect": lambda r: round(r.timing.connected, 6),
-    "time_appconnect": lambda r: round(r.timing.connected, 6) if r.url[:6] == "https:" else 0.0,
-    "time_pretransfer": lambda r: round(r.timing.connected, 6),
-    "time_redirect": lambda r: round(r.history[-1].timing.done, 6) if r.history else 0.0,
-    "time_starttransfer": lambda r: round(r.timing.head, 6),
-}
+def url_parts(url: str, prefix: str) -> dict[str, Any]:
+    """A URL's parts as -w names them; the password is not among them."""
+    from urllib.parse import urlsplit
+    parts = urlsplit(url)
+    return {f"{prefix}.{name}": value for name, value in (
+        ("scheme", parts.scheme), ("host", parts.netloc.rpartition("@")[2].partition(":")[0]),
+        ("port", url.partition("://")[2] and re.search(r":([0-9]+)$", parts.netloc) and
+         parts.netloc.rpartition(":")[2] or str(DEFAULT_PORTS.get(parts.scheme, ""))),
+        ("path", parts.path or "/"), ("query", parts.query), ("fragment", parts.fragment))}
 
 
-def write_out_values(transfer: Transfer) -> dict[str, Any]:
+def response_values(response: Response) -> dict[str, Any]:
+    """What only a response can tell, under curl's names."""
+    hops = (*response.history, response)
+    (peer, peer_port), (local, local_port) = (
+        (address[0], address[1]) if isinstance(address, tuple) else (None, 0)
+        for address in (response.peer, response.local))
+    timing = response.timing
+    return {
+        "content_type": response.headers.get("content-type"),
+        "http_code": response.status_code,
+        "http_version": response.http_version[5:],
+        "local_ip": local,
+        "local_port": local_port,
+        "num_connects": sum(not hop.timing.reused for hop in hops),
+        "num_headers": len(response.headers.pairs),
+        "num_redirects": len(response.history),
+        "proxy_used": int(response.proxied),
+        "redirect_url": redirect_url(response),
+        "remote_ip": peer,
+        "remote_port": peer_port,
+        "response_code": response.status_code,
+        "size_download": response.received,
+        "size_header": sum(len(hop.raw_head) for hop in hops),
+        "size_request": sum(hop.request_bytes for hop in hops),
+        "time_appconnect": timing.connected if response.url[:6] == "https:" else 0.0,
+        "time_connect": timing.connected,
+        "time_pretransfer": timing.connected,
+        "time_redirect": response.history[-1].timing.done if response.history else 0.0,
+        "time_starttransfer": timing.head,
+        "url_effective": response.url,
+    }
+
+
+NO_RESPONSE = {  # the same, where there was none
+    "content_type": None, "http_code": 0, "http_version": "0", "local_ip": None, "local_port": 0,
+    "num_connects": 0, "num_headers": 0, "num_redirects": 0, "proxy_used": 0, "redirect_url": None,
+    "remote_ip": None, "remote_port": 0, "response_code": 0, "size_download": 0, "size_header": 0,
+    "size_request": 0, "time_appconnect": 0.0, "time_connect": 0.0, "time_pretransfer": 0.0,
+    "time_redirect": 0.0, "time_starttransfer": 0.0}
+
+
+def write_out_values(transfer: Transfer, began: float, referer: str | None) -> dict[str, Any]:
     """All that -w can tell: times in seconds, sizes in bytes."""
     response, seconds = transfer.response, transfer.ended - transfer.started
-    blank = {"content_type": None, "redirect_url": None, "remote_ip": None, "http_version": "0"}
-    values: dict[str, Any] = {
-        name: read(response) if response else blank.get(name, 0.0 if "time" in name else 0)
-        for name, read in WRITE_OUT.items()}
-    url = response.url if response else transfer.shown_url
+    values = {"url_effective": transfer.shown_url,
+              **(response_values(response) if response else NO_RESPONSE)}
+    cause = getattr(transfer.error, "__cause__", None)
     return {
-        **values,
+        **{name: round(value, 6) if isinstance(value, float) else value
+           for name, value in values.items()},
         "errormsg": str(transfer.error) if transfer.error else None,
         "exitcode": transfer.exit_code,
         "filename_effective": transfer.path or None,
         "method": "GET",
-        "scheme": url.partition("://")[0],
+        "num_retries": transfer.tries - 1,
+        "referer": referer,
+        "scheme": values["url_effective"].partition("://")[0],
+        "size_delivered": transfer.received,
+        "size_upload": 0,
         "speed_download": int(values["size_download"] / seconds) if seconds else 0,
+        "speed_upload": 0,
+        "ssl_verify_result": getattr(cause, "verify_code", 0),
+        "time_namelookup": round(transfer.looked_up, 6),
+        "time_queue": round(max(0.0, transfer.started - began), 6),
         "time_total": round(seconds, 6),
+        "tls_earlydata": 0,
         "url": transfer.shown_url,
-        "url_effective": url,
         "urlnum": transfer.number,
+        **url_parts(transfer.shown_url, "url"),
+        **url_parts(values["url_effective"], "urle"),
     }
 
 
 def render_write_out(template: str, values: Mapping[str, Any],
                      headers: Headers) -> list[tuple[str, str]]:
-    r"""A -w template filled in; each piece with the stream that it is for.
+    r"""A -w template filled in; each piece with where it goes: "stdout", "stderr" or a file.
 
-    >>> values, headers = {"http_code": 7, "time_total": 0.5}, Headers([("X", "y")])
-    >>> render_write_out(r"%{http_code}\t%{time_total}%{stderr}%header{x} %%", values, headers)
-    [('stdout', '007\t0.500000'), ('stderr', 'y %')]
+    >>> values = {"http_code": 7, "time_total": 0.5, "exitcode": 0}
+    >>> render_write_out(r"%{http_code}\t%{time_total}%{stderr}%header{x}%%%output{f}.%{onerror}!",
+    ...                  values, Headers([("X", "y")]))
+    [('stdout', '007\t0.500000'), ('stderr', 'y%'), ('f', '.')]
     """
     escapes = {r"\n": "\n", r"\r": "\r", r"\t": "\t", "%%": "%"}
+    pieces = [["stdout", ""]]
+    for match in re.finditer(r"%\{([\w.]+)\}|%(header|output)\{([^}]*)\}|(\\[nrt]|%%)|.[^%\\]*",
+                             template, re.S):
+        variable, kind, name, escape = match.groups()
+        if variable in ("stdout", "stderr") or kind == "output":
+            pieces.append([variable or name, ""])
+        elif variable == "onerror":
+            if not values["exitcode"]:
+                break
+        else:
+            pieces[-1][1] += (escapes[escape] if escape else
+                              printable(headers.get(name, "")) if kind else
+                              write_out_value(variable, values, headers, match[0]) if variable
+                              else match[0])
+    return [(where, text) for where, text in pieces if text]
 
-    def fill(match: re.Match[str]) -> str:
-        variable, header, escape = match.groups()
-        if escape or header is not None:
-            return escapes[escape] if escape else printable(headers.get(header, ""))
-        if variable in ("json", "header_json"):
-            import json
-            fields = {name.lower(): headers.get_all(name) for name in headers}
-            return json.dumps(values if variable == "json" else fields)
-        value = values.get(variable, match[0])  # one that we do not know stays visible
-        shape = ".6f" if isinstance(value, float) else "03d" if isinstance(
-            value, int) and "_code" in variable else ""
-        return printable("" if value is None else format(value, shape))
 
-    pattern = r"%\{(\w+)\}|%header\{([^}]*)\}|(\\[nrt]|%%)"
-    pieces = re.split(r"%\{(stdout|stderr)\}", template)
-    return [(stream, re.sub(pattern, fill, text))
-            for stream, text in zip(("stdout", *pieces[1::2]), pieces[::2])]
+def write_out_value(name: str, values: Mapping[str, Any], headers: Headers, as_is: str) -> str:
+    """One variable of -w as text; one that we do not know stays visible."""
+    if name in ("json", "header_json"):
+        import json
+        fields = {field.lower(): headers.get_all(field) for field in headers}
+        return json.dumps({**values, "curl_version": f"asyncget {__version__}"}
+                          if name == "json" else fields)
+    value = values.get(name, as_is)
+    shape = ".6f" if isinstance(value, float) else "03d" if isinstance(
+        value, int) and "_code" in name else ""
+    return printable("" if value is None else format(value, shape))
 
 
 def render_progress(received: int, expected: int | None, seconds: float, done: str = "",
@@ -5193,12 +5612,9 @@ def terminal_width() -> int:
     return 80
 
 
-def render_heads(response: Response) -> bytes:
-    """The heads of a response and its redirects: to a terminal without their controls."""
-    raw = b"".join(hop.raw_head for hop in (*response.history, response))
-    if not sys.stdout.isatty():
-        return raw
-    return "".join(printable(line) + "\n" for line in raw.splitlines()).encode()
+def for_terminal(data: bytes) -> bytes:
+    """A head as a terminal may show it: without its controls."""
+    return "".join(printable(line) + "\n" for line in data.splitlines()).encode()
 
 
 class Screen:
@@ -5211,36 +5627,48 @@ class Screen:
         self.began = self.drawn = self.clock()
         self.width = 0  # of what is drawn now
 
+    def tell(self, text: str) -> None:
+        """Write to stderr; trouble there must not end a download."""
+        try:
+            print(text, end="", file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            sys.stderr = open(os.devnull, "w")  # Python would stumble over the old one at the end
+
     def redraw(self) -> None:
         """Bring the progress line up to date, ten times a second at most."""
         now, count = self.clock(), len(self.transfers)
         if not self.shown or now - self.drawn < REDRAW_SECONDS:
             return
         self.drawn = now
+        ended = sum(transfer.ended > 0 for transfer in self.transfers)
         line = render_progress(
             sum(transfer.received for transfer in self.transfers),
             self.transfers[0].expected if count == 1 else None, now - self.began,
-            f"{sum(transfer.ended > 0 for transfer in self.transfers)}/{count}" * (count > 1),
+            f"{ended}/{count}" if count > 1 else "",
             sum(transfer.error is not None for transfer in self.transfers))[:terminal_width() - 1]
-        print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
+        self.tell("\r" + line.ljust(self.width))
         self.width = len(line)
 
     def wipe(self) -> None:
         """Take the progress line away."""
         if self.width:
-            print("\r" + " " * self.width, end="\r", file=sys.stderr, flush=True)
+            self.tell("\r" + " " * self.width + "\r")
             self.width = 0
 
     def say(self, *words: str) -> None:
         """A line on stderr, with the controls in it made harmless."""
         self.wipe()
-        print(*map(printable, words), file=sys.stderr, flush=True)
+        self.tell(" ".join(map(printable, words)) + "\n")
 
     def show_wire(self, kind: str, data: str | bytes) -> None:
-        """What Session traces, as -v shows it: > sent, < received, * a note."""
-        text = data if isinstance(data, str) else data.decode("latin-1").removesuffix("\n")
-        for line in SECRETS.sub(r"\1: ***", text).split("\n"):
+        """What a call traces, as -v shows it: > sent, < received, * a note."""
+        text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
+        for line in SECRETS.sub(r"\1: ***", text.removesuffix("\n")).split("\n"):
             self.say(kind, line.removesuffix("\r"))
+
+
+class TryAgain(Exception):
+    """Ends a try whose answer --retry does not take; after so many seconds comes the next."""
 
 
 class EarlyEnd(Exception):
@@ -5256,112 +5684,252 @@ class Command:
         mixed = sys.stdout.isatty() and any(transfer.to_stdout for transfer in self.transfers)
         quiet = options.silent or options.no_progress_meter
         self.screen = Screen(self.transfers, sys.stderr.isatty() and not mixed and not quiet)
+        self.claimed: dict[str, int] = {}  # each name that is written to, and by which URL
+        self.unknown_lines: list[str] = []  # of the cookie file
         self.jar = self.open_jar()
-        os.environ.update(proxy_environment(options))
+        os.environ.update(proxy_environment(options, os.environ))
         self.settings = session_settings(options)
-        self.session = Session(trace=self.screen.show_wire if options.verbose else None,
-                               cookies=False if self.jar is None else self.jar, **self.settings)
+        self.session = Session(cookies=False if self.jar is None else self.jar, **self.settings)
+        allowed = schemes(options.proto)
+        for transfer in self.transfers:
+            try:
+                scheme = transfer.url.partition("://")[0].lower()
+                if scheme in DEFAULT_PORTS and scheme not in allowed:
+                    raise AsyncGetError(f"--proto does not allow {scheme}", exit_code=1)
+                if not transfer.to_stdout:
+                    transfer.path = self.place(transfer.output or name_from_url(transfer.url),
+                                               transfer)
+            except AsyncGetError as error:
+                if error.exit_code == 2:  # it cannot be meant
+                    raise
+                transfer.error = error
 
     def open_jar(self) -> Cookies | None:
         """The cookie jar that -c and -b FILE ask for; as in curl there is none without."""
-        name = self.options.cookie
-        reads = name is not None and "=" not in name
-        if not reads and self.options.cookie_jar is None:
+        names = [name for name in self.options.cookie if "=" not in name]
+        if not names and self.options.cookie_jar is None:
             return None
-        jar = Cookies()
-        if reads and os.path.exists(name):  # a first run may well name a file to come
-            text = read_named(name).decode("utf-8", "surrogateescape")
-            for cookie in parse_cookie_file(text, time.time()):
-                jar.add(cookie)
+        jar, own = Cookies(), self.options.cookie_jar
+        for name in names:
+            if name == "-" or os.path.exists(name):  # a first run may well name a file to come
+                for cookie in parse_cookie_file(read_text(name))[0]:
+                    jar.add(cookie)
+        if own and own != "-" and os.path.isfile(own):
+            self.unknown_lines = parse_cookie_file(read_text(own))[1]
         return jar
 
-    def meet(self, transfer: Transfer, response: Response) -> None:
-        """Look at a head, before its body is read: for -D, -f and --max-filesize."""
-        transfer.response = response
-        transfer.expected = body_length(response)
-        if self.options.dump_header == "-":
-            transfer.write(render_heads(response))
-        if self.options.fail:
-            response.raise_for_status()
-        self.advance(transfer, 0, transfer.expected)
+    def place(self, name: str, transfer: Transfer) -> str:
+        """The path for a file name, which no other URL of this run may have."""
+        path = os.path.join(self.options.output_dir or "", name)
+        if transfer.output and is_direct(path):
+            return path
+        if transfer.output and os.path.islink(path):
+            path = os.path.realpath(path)  # who named it means what it leads to
+        if self.options.no_clobber:
+            path = free_name(path, self.claimed)
+        part = part_of(path)
+        for taken in (path, part, part + ".meta"):
+            if self.claimed.setdefault(os.path.abspath(taken), transfer.number) != transfer.number:
+                raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
+        return path
 
-    def advance(self, transfer: Transfer, received: int, expected: int | None) -> None:
-        """Note how far a body is; raise TooLarge behind --max-filesize."""
+    # ---- one URL
+
+    def trace(self, transfer: Transfer, kind: str, data: str | bytes) -> None:
+        """What a call tells: for -v, and each head as it comes for -i, -I and -D."""
+        options = self.options
+        if options.verbose:
+            self.screen.show_wire(kind, data)
+        if kind == "<" and isinstance(data, bytes):
+            shown = for_terminal(data) if sys.stdout.isatty() else data
+            if options.include or options.head:
+                transfer.write(shown if transfer.file is None else data)
+            if options.dump_header == "-":
+                transfer.write(shown if transfer.file is None else data)
+            elif options.dump_header:
+                write_named(options.dump_header, data, "ab")
+
+    async def meet(self, transfer: Transfer, response: Response) -> None:
+        """Look at a head, before its body is read."""
+        options, transfer.response = self.options, response
+        transfer.expected = body_length(response)
+        delay = self.retry_in(transfer, response)
+        if delay is not None:
+            await response.discard()
+            raise TryAgain(delay)
+        if options.fail:
+            response.raise_for_status()
+        if options.etag_save and response.status_code == 200:
+            write_named(options.etag_save, response.headers.get("etag", "").encode() + b"\n")
+        transfer.window = self.screen.clock(), 0
+        await self.advance(transfer, 0, transfer.expected)
+
+    async def advance(self, transfer: Transfer, received: int, expected: int | None) -> None:
+        """Note how far a body is; hold it up, or give it up, as the flags say."""
+        options, now = self.options, self.screen.clock()
         transfer.received, transfer.expected = received, expected
         self.screen.redraw()
-        limit = self.options.max_filesize
-        if limit is not None and max(received, expected or 0) > limit:
-            raise TooLarge(f"{transfer.shown_url} is larger than --max-filesize, {limit} bytes",
-                           limit=limit)
+        if options.max_filesize and max(received, expected or 0) > options.max_filesize:
+            raise TooLarge(f"{transfer.shown_url} is larger than --max-filesize, "
+                           f"{options.max_filesize} bytes", limit=options.max_filesize)
+        since, before = transfer.window
+        span = options.speed_time or SILENCE_SECONDS
+        if options.speed_limit and now - since >= span:
+            if received - before < options.speed_limit * span:
+                raise TimedOut(f"slower than --speed-limit, {options.speed_limit} bytes a second, "
+                               f"for {span:g} s", phase="more of the body", seconds=span)
+            transfer.window = now, received
+        if options.limit_rate and transfer.response:
+            begun = transfer.started + transfer.response.timing.head
+            await asyncio.sleep(max(0.0, begun + received / options.limit_rate - now))
 
-    async def stream(self, transfer: Transfer, write: Callable[[bytes], object]) -> None:
-        """Hand on a body as it comes: to stdout, and with -i to a file."""
-        wary = transfer.output is None and sys.stdout.isatty()
-        async with self.session.stream(transfer.url) as response:
-            if self.options.include:
-                write(render_heads(response))
-            self.meet(transfer, response)
+    def call_settings(self, transfer: Transfer, *headers: tuple[str, str]) -> dict[str, Any]:
+        """What a call of this URL's has of its own."""
+        return {"trace": functools.partial(self.trace, transfer),
+                "headers": [*self.settings["headers"], *headers]}
+
+    async def stream(self, transfer: Transfer) -> None:
+        """Hand on a body as it comes: to stdout, and what no .part can stand for."""
+        wary = transfer.output is None and transfer.file is None and sys.stdout.isatty()
+        offset = self.options.continue_at if self.options.continue_at != "-" else None
+        ranged = [("Range", f"bytes={offset}-"), ("Accept-Encoding", "identity")] if offset else []
+        async with self.session.stream(
+                transfer.url, **self.call_settings(transfer, *ranged)) as response:
+            await self.meet(transfer, response)
+            if offset and not self.continues(response, int(offset)):
+                return
+            if is_own_coding(response, transfer.path):
+                response.coding = b""
+            if self.options.head:
+                return
             async for piece in response.iter_bytes():
                 if wary and b"\0" in piece:
                     raise AsyncGetError(BINARY, exit_code=23)
                 wary = False  # the first piece tells, as it does for curl
-                write(piece)
-                self.advance(transfer, transfer.received + len(piece), transfer.expected)
+                transfer.write(piece)
+                await self.advance(transfer, transfer.received + len(piece), transfer.expected)
+                if transfer.held_bytes > HELD_BYTES:
+                    await response.stand_by(transfer.turn.wait())
+
+    def continues(self, response: Response, offset: int) -> bool:
+        """Whether a response goes on behind `offset`; False where nothing is to come."""
+        told = response.headers.get("content-range", "").lower()
+        if response.status_code == 416 and told == f"bytes */{offset}":
+            return False
+        if response.status_code != 206 or not told.startswith(f"bytes {offset}-"):
+            response.raise_for_status()
+            raise AsyncGetError("the server does not go on in the middle: -C is not for it",
+                                exit_code=33)
+        return True
+
+    async def append(self, transfer: Transfer) -> bool:
+        """-C on a file that bears its final name: go on in it, as curl does.
+
+        False where it has to begin anew: if the file is known to have changed meanwhile.
+        """
+        given = self.options.continue_at != "-"
+        size = os.path.getsize(transfer.path) if os.path.exists(transfer.path) else 0
+        offset = int(self.options.continue_at) if given else size
+        fields = ("Range", f"bytes={offset}-"), ("Accept-Encoding", "identity")
+        async with self.session.stream(
+                transfer.url, **self.call_settings(transfer, *fields)) as response:
+            await self.meet(transfer, response)
+            changed = parse_date(response.headers.get("last-modified", ""))
+            try:
+                if not self.continues(response, offset):
+                    return True
+            except StatusError:
+                raise
+            except AsyncGetError:
+                if given:
+                    raise
+                return False
+            if not given and changed is not None and changed > os.path.getmtime(transfer.path):
+                return False
+            with disk_errors(transfer.path), open(transfer.path, "ab", buffering=0) as file:
+                await write_body(response, file, 0, functools.partial(self.advance, transfer))
+        return True
 
     async def save(self, transfer: Transfer) -> None:
         """Take a body to a file, which appears under its name when it is whole.
 
         Not so a device such as /dev/null, nor what begins with a head.
         """
-        options = self.options
-        transfer.path = self.place(transfer.output or name_from_url(transfer.url), transfer)
-        if options.include or os.path.exists(transfer.path) and not os.path.isfile(transfer.path):
-            with disk_errors(transfer.path):
-                file = open(transfer.path, "wb")
-            with file:
-                await self.stream(transfer, functools.partial(write_through, file))
+        options, path = self.options, transfer.path
+        if options.create_dirs and os.path.dirname(path):
+            with disk_errors(path):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+        if options.include or options.head or transfer.output and is_direct(path):
+            with disk_errors(path):
+                transfer.file = open(path, "wb")
+            with transfer.file:
+                await self.stream(transfer)
             return
+        named = os.path.isfile(path) and not read_partial(path)
+        if (options.continue_at and transfer.tries == 1 and (named or options.continue_at != "-")
+                and await self.append(transfer)):
+            return
+        resume = options.continue_at == "-" and not os.path.isfile(path) or transfer.tries > 1
 
-        def choose(response: Response) -> str:
-            self.meet(transfer, response)
-            if options.remote_header_name and transfer.output == "":
-                name = name_from_header(response.headers.get("content-disposition", ""))
-                transfer.path = self.place(name, transfer) if name else transfer.path
+        async def choose(response: Response) -> str:
+            await self.meet(transfer, response)
+            name = name_from_header(response.headers.get("content-disposition", ""))
+            if options.remote_header_name and transfer.output is None and name:
+                transfer.path = self.place(name, transfer)
             return transfer.path
 
         transfer.response = await self.session.download(
-            transfer.url,
-            transfer.path if options.continue_at else choose,  # what is there must be known first
-            progress=functools.partial(self.advance, transfer), resume=bool(options.continue_at),
+            transfer.url, path if resume else choose,  # what is there must be known first
+            progress=functools.partial(self.advance, transfer), resume=resume,
             overwrite=not options.remote_header_name, any_status=not options.fail,
-            retries=self.settings["retries"], headers=self.settings["headers"])
+            **self.call_settings(transfer))
+        changed = parse_date(transfer.response.headers.get("last-modified", ""))
+        if options.remote_time and changed is not None:
+            with disk_errors(transfer.path):
+                os.utime(transfer.path, (changed, changed))
 
-    def place(self, name: str, transfer: Transfer) -> str:
-        """The path for a file name, its folders made if --create-dirs says so."""
-        path = os.path.join(self.options.output_dir or "", name)
-        if self.options.create_dirs and os.path.dirname(path):
-            with disk_errors(path):
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-        if self.options.no_clobber:
-            others = {other.path for other in self.transfers if other is not transfer}
-            path = free_name(path, others)
-        return path
+    def retry_in(self, transfer: Transfer, outcome: Outcome) -> float | None:
+        """Seconds until the next try of a URL, None for none: what the --retry flags say."""
+        options = self.options
+        if transfer.tries > (options.retry or 0) or transfer.wrote:
+            return None
+        delay = retry_delay(transfer.tries, outcome, options.retry)
+        failed = isinstance(outcome, AsyncGetError) or options.fail and not outcome.ok
+        if delay is None and options.retry_all_errors and failed:
+            delay = retry_delay(transfer.tries, ConnectError(), options.retry)
+        if delay is None:
+            return None
+        delay = options.retry_delay or delay
+        late = self.screen.clock() + delay - transfer.started
+        return None if options.retry_max_time and late > options.retry_max_time else delay
 
     async def fetch(self, transfer: Transfer) -> None:
-        """Carry out a transfer; an error becomes its outcome."""
+        """Carry out a transfer, by as many tries as it takes; an error becomes its outcome."""
+        TRANSFER.set(transfer)
         transfer.started = self.screen.clock()
-        try:
-            if transfer.to_stdout:
-                await self.stream(transfer, transfer.write)
-            else:
-                await self.save(transfer)
-            if self.options.fail_with_body and transfer.response:
-                transfer.response.raise_for_status()
-        except AsyncGetError as error:
-            transfer.error = error
-            transfer.response = transfer.response or error.response
+        delay: float | None = 0.0 if transfer.error is None else None
+        while delay is not None:
+            await asyncio.sleep(delay)
+            delay, transfer.error = None, None
+            transfer.tries += 1
+            try:
+                await (self.stream(transfer) if transfer.to_stdout else self.save(transfer))
+                if self.options.fail_with_body and transfer.response:
+                    transfer.response.raise_for_status()
+            except TryAgain as again:
+                delay = again.args[0]
+            except AsyncGetError as error:
+                transfer.error = error
+                transfer.response = error.response or transfer.response
+                status = isinstance(error, StatusError) and error.response
+                delay = self.retry_in(transfer, status or error)
+            if delay is not None and self.options.verbose:
+                why = transfer.error or transfer.response
+                self.screen.say("*", f"trying again in {delay:.1f} s: {why}")
         transfer.ended = self.screen.clock()
         self.screen.redraw()
+
+    # ---- all of them
 
     def report(self, transfer: Transfer) -> None:
         """Say what has become of a transfer: all that its flags ask for behind the body."""
@@ -5370,18 +5938,21 @@ class Command:
         options, response = self.options, transfer.response
         if transfer.error and (options.show_error or not options.silent):
             which = f" [{transfer.shown_url}]" if len(self.transfers) > 1 else ""
-            self.screen.say(f"asyncget: ({transfer.exit_code}) {transfer.error}{which}")
-        if response and options.dump_header not in (None, "-"):
-            write_named(options.dump_header, render_heads(response), "ab")
+            self.screen.say(f"asyncget: ({transfer.exit_code}) "
+                            f"{in_flags(str(transfer.error))}{which}")
         template = options.write_out or ""
         if template.startswith("@"):
-            template = read_named(template[1:]).decode(errors="replace")
+            template = re.sub("[\r\n]", "", read_text(template[1:]))
+        values = write_out_values(transfer, self.screen.began, options.referer)
         headers = response.headers if response else Headers()
-        for stream, text in render_write_out(template, write_out_values(transfer), headers):
-            if stream == "stdout":
-                write_stdout(text.encode(errors="surrogateescape"))
+        for where, text in render_write_out(template, values, headers):
+            data = text.encode("utf-8", "surrogateescape")
+            if where == "stderr":
+                self.screen.tell(text)
+            elif where == "stdout":
+                write_stdout(data)
             else:
-                print(text, end="", file=sys.stderr, flush=True)
+                write_named(where.removeprefix(">>"), data, "ab" if where[:2] == ">>" else "wb")
 
     async def work(self, queue: Iterator[Transfer]) -> None:
         """Take one transfer after another off the queue that all workers share."""
@@ -5393,8 +5964,8 @@ class Command:
             self.report(transfer)
             if early:
                 raise EarlyEnd
-            for following in self.transfers[transfer.number + 1:transfer.number + 2]:
-                following.turn.set()
+            if transfer.number + 1 < len(self.transfers):
+                self.transfers[transfer.number + 1].turn.set()
 
     async def run(self) -> int:
         """Fetch all and report all; the exit code is that of the first failure in their order."""
@@ -5409,15 +5980,28 @@ class Command:
             finally:
                 await cancel(workers)
                 self.screen.wipe()
-                for transfer in self.transfers:
-                    transfer.close()
         if self.options.waterfall:
             bars = [bar for transfer in self.transfers if transfer.ended for bar in transfer.bars()]
-            print(render_timeline(bars, terminal_width() - 1), file=sys.stderr)
+            self.screen.tell(render_timeline(bars, terminal_width() - 1) + "\n")
         if self.jar is not None and self.options.cookie_jar:
-            write_named(self.options.cookie_jar,
-                        render_cookie_file(self.jar).encode("utf-8", "surrogateescape"))
+            text = render_cookie_file(self.jar, self.unknown_lines)
+            write_secret(self.options.cookie_jar, text.encode("utf-8", "surrogateescape"))
         return next((t.exit_code for t in self.transfers if t.error), 0)
+
+
+def in_flags(text: str) -> str:
+    """The library's advice, in the words of the command line.
+
+    >>> in_flags("a private CA's file goes into the first, or verify=")
+    "a private CA's file goes into the first, or --cacert (-k believes any server)"
+    """
+    for keyword, flag in (
+            ("pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT",
+             "use Python's own API, or -k, which believes any server"),
+            (", or verify=", ", or --cacert (-k believes any server)"), ("verify=", "--cacert "),
+            ("wanted: cert=", "wanted: -E"), ("(cert=)", "(-E)")):
+        text = text.replace(keyword, flag)
+    return text
 
 
 async def run_command(options: Options) -> int:
@@ -5426,9 +6010,10 @@ async def run_command(options: Options) -> int:
         await demo()
         return 0
     check_options(options)
+    command = Command(options)
     if options.dump_header not in (None, "-"):
         write_named(options.dump_header, b"")
-    code = await Command(options).run()
+    code = await command.run()
     # Name look-ups sit in threads, and nothing cancels those: -m is not to wait for one.
     threads = asyncio.ensure_future(asyncio.get_running_loop().shutdown_default_executor())
     ended, _ = await asyncio.wait([threads], timeout=0.2)
@@ -5438,36 +6023,65 @@ async def run_command(options: Options) -> int:
 
 
 def interrupted(*_: object) -> None:
-    """End as if by the signal itself, without a word: what has been received is written."""
+    """Die by the signal, so that a shell's loop ends, too: what has come is written already."""
+    import signal
     if sys.stderr.isatty():
-        os.write(2, b"\n")  # the prompt belongs on a line of its own
-    os._exit(130)
+        os.write(2, b"\r\x1b[K")  # the prompt belongs on a line of its own
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(130)  # the first process of a container: it outlives the signal
+
+
+def fill_descriptors() -> None:
+    """Put something in the place of closed standard streams.
+
+    Else the next file or socket becomes stdout, and what is meant for one goes to the other.
+    Writing to such a stdout fails, as it should.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)  # the lowest one free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: returns curl's exit code, leaves files and output behind."""
+    """The command line: returns curl's exit code, leaves files and output behind.
+
+    Without arguments it is the program itself, and ends it.
+    """
     import signal
+    if arguments is None:
+        fill_descriptors()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted)
     try:
         options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         if options.help or options.version:
-            print(FLAGS if options.help else f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
-                  f"Python {sys.version.split()[0]})")
+            version = (f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
+                       f"Python {sys.version.split()[0]})")
+            print(version if options.version else
+                  FLAGS + MORE_FLAGS if "all" in options.url else FLAGS, flush=True)
             code = 0
         else:
             code = asyncio.run(run_command(options))
         sys.stdout.flush()
-        return code
+    except KeyboardInterrupt:  # while the password was asked for
+        interrupted()
     except AsyncGetError as error:
         print(f"asyncget: ({error.exit_code}) {printable(str(error))}", file=sys.stderr)
-        return error.exit_code
+        code = error.exit_code
     except OSError as error:  # of stdout: a pipe that is closed, a disk that is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more
         if not isinstance(error, BrokenPipeError):
             print(f"asyncget: (23) cannot write: {error.strerror}", file=sys.stderr)
-        return 23
+        code = 23
+    if arguments is None:
+        sys.exit(code)
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
