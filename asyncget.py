@@ -274,7 +274,7 @@ def printable(text: str | bytes) -> str:
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL = re.compile(r"([^:/?#]*)://([^/?#]*)(.*)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::0*([0-9]{0,5}))?")
+_HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::0*?([0-9]{0,5}))?")
 _USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%@-]*")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
@@ -391,7 +391,8 @@ def ascii_label(label: str) -> str:
     from unicodedata import normalize
     lower = normalize("NFC", label.lower())
     # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts.
-    if normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63:
+    if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
+            or re.search("[\ud800-\udfff]", label)):  # octets that are no UTF-8
         raise InvalidURL(f"not a host label: {masked(label)}")
     return "xn--" + lower.encode("punycode").decode("ascii")
 
@@ -620,7 +621,7 @@ def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
 def is_close(name: str, value: str) -> bool:
     """Whether a field between us and the next hop asks to close; raise if it means more."""
     value = value.strip().lower()
-    if not value or not re.fullmatch(_HOP_FIELDS[name], value):
+    if value and not re.fullmatch(_HOP_FIELDS[name], value):
         raise InvalidHeader(f"{name} with this value is not a caller's to set: it is between us "
                             "and the next hop (a proxy's credentials go into the proxy's URL)")
     return name == "connection" and "close" in value
@@ -704,8 +705,9 @@ def render_auth(auth: Auth) -> str:
 def split_userinfo(userinfo: str) -> tuple[str, str]:
     """User and password of a URL, percent-decoded, which nothing else ever is."""
     from urllib.parse import unquote
-    user, _, password = userinfo.partition(":")
-    return unquote(user), unquote(password)
+    user, _, password = (unquote(part, errors="surrogateescape")
+                         for part in userinfo.partition(":"))
+    return user, password
 
 
 # ==== 4. Response head ========================================================
@@ -954,7 +956,7 @@ def read_chunked() -> BodyParser:
     pieces: list[bytes] = []          # payload that was not yielded yet
     try:
         while True:
-            while (end := data.find(b"\r\n", at)) < 0 and len(data) - at <= MAX_CHUNK_LINE_BYTES:
+            while (end := data.find(b"\r\n", at)) < 0 and len(data) - at <= MAX_CHUNK_LINE_BYTES + 1:
                 arrived = yield b"".join(pieces)
                 data, at, pieces = data[at:] + arrived, 0, []
             line = data[at:end] if end >= 0 else data[at:]
@@ -1233,7 +1235,7 @@ class Body:
             self.ready = self._take(connection, self.parser, data)
 
     def __getstate__(self) -> Any:
-        if self.connection is not None:
+        if self.connection is not None or self.ready:
             raise TypeError("a Response whose body was not read cannot be pickled")
         return None, {name: getattr(self, name) for name in self.__slots__}
 
@@ -1299,7 +1301,7 @@ class Body:
         self.ready = b""
 
 
-# Why there is no `content`, whatever the timing was.
+# Why there is no `content`, whatever the timing was (== compares them: pickling makes others).
 _UNREAD = "the body was not read: await response.read()"
 _IN_PIECES = "the body was handed out in pieces, and is not kept: read() it instead"
 _GIVEN_UP = "the body was given up: nothing is left to read"
@@ -1434,7 +1436,8 @@ class Response:
         """
         import json
         try:
-            return json.loads(self.text.removeprefix("\ufeff") if self._encoding else self.content)
+            return json.loads(self.content.decode(self._encoding).removeprefix("\ufeff")
+                              if self._encoding else self.content)
         except (ValueError, RecursionError) as error:
             raise DecodingError(f"not JSON ({error}): {shown(self.content)}",
                                 url=self.url, response=self) from None
@@ -1442,7 +1445,7 @@ class Response:
     async def read(self, limit: int | None = None) -> bytes:
         """Read the body into `content`; raise TooLarge beyond limit."""
         if self._content is None:
-            if self._missing is not _UNREAD:
+            if self._missing != _UNREAD:
                 raise AsyncGetError(self._missing, url=self.url, response=self)
             content: bytes | bytearray = b""
             while piece := await self._next_piece():
@@ -1464,7 +1467,8 @@ class Response:
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """Yield the body, decoded, in pieces as they arrive."""
         if self._content is not None:
-            yield self._content
+            if self._content:
+                yield self._content
             return
         while piece := self._take_pending() or await self._next_piece():
             self._missing = _IN_PIECES
@@ -1478,37 +1482,33 @@ class Response:
     async def iter_lines(self) -> AsyncIterator[str]:
         r"""Yield the body's lines as text, without their \n or \r\n.
 
-        A line ends at the byte 0x0A. Where it is part of wider characters (UTF-16, UTF-32),
-        the body is read as a whole first.
+        A line ends at the byte 0x0A. Wider characters (UTF-16, UTF-32) are made UTF-8 first.
         """
         encoding = self.encoding
-        if self._content is None and encoding.startswith(("utf-16", "utf-32")):
-            await self.read(MAX_LINE_BYTES)
         if self._content is not None:
             *lines, rest = self.text.split("\n")
             for line in lines + [rest] * bool(rest):
                 yield line.removesuffix("\r")
             return
+        wide = encoding.startswith(("utf-16", "utf-32"))
         decoder = self._text_decoder or codecs.getincrementaldecoder(encoding)("replace")
         self._text_decoder = decoder
-        searched, last = 0, False
-        while not last:
-            if self._pending is None:
-                self._pending = bytearray()
-            end = self._pending.find(b"\n", searched) + 1
+        searched, more = 0, True
+        while more:
+            pending = self._pending = self._pending or bytearray()
+            end = pending.find(b"\n", searched) + 1
+            self._check_size(end - 1 if end else len(pending), MAX_LINE_BYTES, "bytes in a line")
             if not end:
-                searched = len(self._pending)
-                self._check_size(searched, MAX_LINE_BYTES, "bytes in a line")
+                searched = len(pending)
                 piece = await self._next_piece()
-                self._pending += piece
-                if piece:
+                more = bool(piece)
+                pending += decoder.decode(piece, not more).encode() if wide else piece
+                if more:
                     continue
-                last, end = True, searched
-            line = decoder.decode(bytes(self._pending[:end]), last)
-            del self._pending[:end]
+                end, self._text_decoder = len(pending), None
+            line = pending[:end].decode() if wide else decoder.decode(bytes(pending[:end]), not more)
+            del pending[:end]
             searched = 0
-            if last:
-                self._text_decoder = None
             if line:
                 self._missing = _IN_PIECES
                 yield line.removesuffix("\n").removesuffix("\r")
@@ -1525,7 +1525,7 @@ class Response:
 
     async def keep_short(self) -> None:
         """Read a body that is short, and comes at once, for the error that will hold it."""
-        if self._content is None and self._missing is _UNREAD:
+        if self._content is None and self._missing == _UNREAD:
             self._body.hurry(MAX_DISCARD_SECONDS)
             with contextlib.suppress(AsyncGetError):
                 await self.read(MAX_DISCARD_BYTES)
@@ -1533,7 +1533,7 @@ class Response:
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
         whole = self._ended and self._decoder is None and not self._pending
-        if self._content is None and not (whole and self._missing is _IN_PIECES):
+        if self._content is None and not (whole and self._missing == _IN_PIECES):
             self._missing = _GIVEN_UP
         self._decoder, self._decoded = None, iter(())
         self._pending = self._text_decoder = None
@@ -1542,7 +1542,7 @@ class Response:
     async def _next_piece(self) -> bytes:
         """The next bytes of the body, decoded; b"" at its end."""
         try:
-            if self._missing is _GIVEN_UP:  # lest what was cut short look whole
+            if self._missing == _GIVEN_UP:  # lest what was cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
             while not (piece := next(self._decoded, b"")) and not self._ended:
                 piece = await self._body.read_piece()
@@ -1995,7 +1995,8 @@ class Connection:
         if version != 5:
             raise self.proxy_error(f"is no SOCKS5 proxy: its answer begins with {shown(start)}")
         if method == 2 and proxy.userinfo:
-            user, password = (text.encode() for text in split_userinfo(proxy.userinfo))
+            user, password = (text.encode("utf-8", "surrogateescape")
+                              for text in split_userinfo(proxy.userinfo))
             write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
             if (await read(2))[1]:
                 raise self.proxy_error("refused the user and password in its URL")
@@ -3141,7 +3142,7 @@ def parse_proxy(text: str, source: str) -> Proxy:
         url = parse_url("http://" + rest)
     except InvalidURL as error:
         raise ProxyError(f"{source}: {error}") from None
-    if max(len(part.encode()) for part in split_userinfo(url.userinfo)) > 255:
+    if max(map(octets, split_userinfo(url.userinfo))) > 255:
         raise ProxyError(f"{source}: user and password have at most 255 bytes each")  # RFC 1929
     has_port = re.search(r":[0-9]+$", re.split("[/?#]", rest)[0])
     return Proxy(scheme, url.origin.host, url.origin.port if has_port else ports[scheme],
