@@ -956,7 +956,8 @@ def read_chunked() -> BodyParser:
     pieces: list[bytes] = []          # payload that was not yielded yet
     try:
         while True:
-            while (end := data.find(b"\r\n", at)) < 0 and len(data) - at <= MAX_CHUNK_LINE_BYTES + 1:
+            while ((end := data.find(b"\r\n", at)) < 0
+                    and len(data) - at <= MAX_CHUNK_LINE_BYTES + 1):  # its CR may be there
                 arrived = yield b"".join(pieces)
                 data, at, pieces = data[at:] + arrived, 0, []
             line = data[at:end] if end >= 0 else data[at:]
@@ -1506,7 +1507,8 @@ class Response:
                 if more:
                     continue
                 end, self._text_decoder = len(pending), None
-            line = pending[:end].decode() if wide else decoder.decode(bytes(pending[:end]), not more)
+            line = (pending[:end].decode() if wide else
+                    decoder.decode(bytes(pending[:end]), not more))
             del pending[:end]
             searched = 0
             if line:
