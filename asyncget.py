@@ -153,6 +153,7 @@ GET_DEADLINE_SECONDS = 300.0     # get(), all in all; aiohttp's figure
 SETTLED_SECONDS = 60.0           # unchanged for so long: a date tells versions apart (9110 8.8.2.2)
 IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
 IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
+LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
 LAST_TURNS = 12                  # of the loop, before a clock is believed; connecting takes most
 REFUSAL_SECONDS = 1.0            # for a proxy to say why there is no tunnel
 HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address, too
@@ -289,7 +290,7 @@ def printable(text: str | bytes) -> str:
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL = re.compile(r"([^:/?#]*)://([^/?#]*)(.*)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::0*([0-9]{0,5}))?")
+_HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%@-]*")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
@@ -406,7 +407,8 @@ def ascii_label(label: str) -> str:
     from unicodedata import normalize
     lower = normalize("NFC", label.lower())
     # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts.
-    if normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63:
+    if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
+            or re.search("[\ud800-\udfff]", label)):  # octets that are no UTF-8
         raise InvalidURL(f"not a host label: {masked(label)}")
     return "xn--" + lower.encode("punycode").decode("ascii")
 
@@ -635,7 +637,7 @@ def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
 def is_close(name: str, value: str) -> bool:
     """Whether a field between us and the next hop asks to close; raise if it means more."""
     value = value.strip().lower()
-    if not value or not re.fullmatch(_HOP_FIELDS[name], value):
+    if value and not re.fullmatch(_HOP_FIELDS[name], value):
         raise InvalidHeader(f"{name} with this value is not a caller's to set: it is between us "
                             "and the next hop (a proxy's credentials go into the proxy's URL)")
     return name == "connection" and "close" in value
@@ -719,8 +721,9 @@ def render_auth(auth: Auth) -> str:
 def split_userinfo(userinfo: str) -> tuple[str, str]:
     """User and password of a URL, percent-decoded, which nothing else ever is."""
     from urllib.parse import unquote
-    user, _, password = userinfo.partition(":")
-    return unquote(user), unquote(password)
+    user, _, password = (unquote(part, errors="surrogateescape")
+                         for part in userinfo.partition(":"))
+    return user, password
 
 
 # ==== 4. Response head ========================================================
@@ -969,7 +972,8 @@ def read_chunked() -> BodyParser:
     pieces: list[bytes] = []          # payload that was not yielded yet
     try:
         while True:
-            while (end := data.find(b"\r\n", at)) < 0 and len(data) - at <= MAX_CHUNK_LINE_BYTES:
+            while ((end := data.find(b"\r\n", at)) < 0
+                    and len(data) - at <= MAX_CHUNK_LINE_BYTES + 1):  # its CR may be there
                 arrived = yield b"".join(pieces)
                 data, at, pieces = data[at:] + arrived, 0, []
             line = data[at:end] if end >= 0 else data[at:]
@@ -1249,7 +1253,7 @@ class Body:
             self.ready = self._take(connection, self.parser, data)
 
     def __getstate__(self) -> Any:
-        if self.connection is not None:
+        if self.connection is not None or self.ready:
             raise TypeError("a Response whose body was not read cannot be pickled")
         return None, {name: getattr(self, name) for name in self.__slots__}
 
@@ -1315,7 +1319,7 @@ class Body:
         self.ready = b""
 
 
-# Why there is no `content`, whatever the timing was.
+# Why there is no `content`, whatever the timing was (== compares them: pickling makes others).
 _UNREAD = "the body was not read: await response.read()"
 _IN_PIECES = "the body was handed out in pieces, and is not kept: read() it instead"
 _GIVEN_UP = "the body was given up: nothing is left to read"
@@ -1353,7 +1357,7 @@ class Response:
         self.history: list[Response] = []
         self._url = url._replace(userinfo="") if url.userinfo else url
         self._body = body
-        # What is to be undone; a download clears it for codings that are the file's own.
+        # What is to be undone; for one that is the file's own a download makes it "identity".
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
 
     # ---- the head
@@ -1401,7 +1405,7 @@ class Response:
     def cookies(self) -> dict[str, str]:
         """The cookies that this response set, by name."""
         pairs = (line.partition(";")[0].partition("=") for line in
-                 self.headers.get_all("set-cookie"))
+                 self.headers.get_all("set-cookie") if _VALUE.fullmatch(line))
         return {name.strip(): value.strip() for name, equals, value in pairs if equals}
 
     @property
@@ -1452,7 +1456,8 @@ class Response:
         """
         import json
         try:
-            return json.loads(self.text.removeprefix("\ufeff") if self._encoding else self.content)
+            return json.loads(self.content.decode(self._encoding).removeprefix("\ufeff")
+                              if self._encoding else self.content)
         except (ValueError, RecursionError) as error:
             raise DecodingError(f"not JSON ({error}): {shown(self.content)}",
                                 url=self.url, response=self) from None
@@ -1460,7 +1465,7 @@ class Response:
     async def read(self, limit: int | None = None) -> bytes:
         """Read the body into `content`; raise TooLarge beyond limit."""
         if self._content is None:
-            if self._missing is not _UNREAD:
+            if self._missing != _UNREAD:
                 raise AsyncGetError(self._missing, url=self.url, response=self)
             content: bytes | bytearray = b""
             while piece := await self._next_piece():
@@ -1482,7 +1487,8 @@ class Response:
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """Yield the body, decoded, in pieces as they arrive."""
         if self._content is not None:
-            yield self._content
+            if self._content:
+                yield self._content
             return
         while piece := self._take_pending() or await self._next_piece():
             self._missing = _IN_PIECES
@@ -1496,37 +1502,34 @@ class Response:
     async def iter_lines(self) -> AsyncIterator[str]:
         r"""Yield the body's lines as text, without their \n or \r\n.
 
-        A line ends at the byte 0x0A. Where it is part of wider characters (UTF-16, UTF-32),
-        the body is read as a whole first.
+        A line ends at the byte 0x0A. Wider characters (UTF-16, UTF-32) are made UTF-8 first.
         """
         encoding = self.encoding
-        if self._content is None and encoding.startswith(("utf-16", "utf-32")):
-            await self.read(MAX_LINE_BYTES)
         if self._content is not None:
             *lines, rest = self.text.split("\n")
             for line in lines + [rest] * bool(rest):
                 yield line.removesuffix("\r")
             return
+        wide = encoding.startswith(("utf-16", "utf-32"))
         decoder = self._text_decoder or codecs.getincrementaldecoder(encoding)("replace")
         self._text_decoder = decoder
-        searched, last = 0, False
-        while not last:
-            if self._pending is None:
-                self._pending = bytearray()
-            end = self._pending.find(b"\n", searched) + 1
+        searched, more = 0, True
+        while more:
+            pending = self._pending = self._pending or bytearray()
+            end = pending.find(b"\n", searched) + 1
+            self._check_size(end - 1 if end else len(pending), MAX_LINE_BYTES, "bytes in a line")
             if not end:
-                searched = len(self._pending)
-                self._check_size(searched, MAX_LINE_BYTES, "bytes in a line")
+                searched = len(pending)
                 piece = await self._next_piece()
-                self._pending += piece
-                if piece:
+                more = bool(piece)
+                pending += decoder.decode(piece, not more).encode() if wide else piece
+                if more:
                     continue
-                last, end = True, searched
-            line = decoder.decode(bytes(self._pending[:end]), last)
-            del self._pending[:end]
+                end, self._text_decoder = len(pending), None
+            line = (pending[:end].decode() if wide else
+                    decoder.decode(bytes(pending[:end]), not more))
+            del pending[:end]
             searched = 0
-            if last:
-                self._text_decoder = None
             if line:
                 self._missing = _IN_PIECES
                 yield line.removesuffix("\n").removesuffix("\r")
@@ -1543,7 +1546,7 @@ class Response:
 
     async def keep_short(self) -> None:
         """Read a body that is short, and comes at once, for the error that will hold it."""
-        if self._content is None and self._missing is _UNREAD:
+        if self._content is None and self._missing == _UNREAD:
             self._body.hurry(MAX_DISCARD_SECONDS)
             with contextlib.suppress(AsyncGetError):
                 await self.read(MAX_DISCARD_BYTES)
@@ -1564,7 +1567,7 @@ class Response:
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
         whole = self._ended and self._decoder is None and not self._pending
-        if self._content is None and not (whole and self._missing is _IN_PIECES):
+        if self._content is None and not (whole and self._missing == _IN_PIECES):
             self._missing = _GIVEN_UP
         self._decoder, self._decoded = None, iter(())
         self._pending = self._text_decoder = None
@@ -1573,7 +1576,7 @@ class Response:
     async def _next_piece(self) -> bytes:
         """The next bytes of the body, decoded; b"" at its end."""
         try:
-            if self._missing is _GIVEN_UP:  # lest what was cut short look whole
+            if self._missing == _GIVEN_UP:  # lest what was cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
             while not (piece := next(self._decoded, b"")) and not self._ended:
                 piece = await self._body.read_piece()
@@ -1747,10 +1750,15 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> tuple
         raise error_of_all(errors)
     finally:
         errors.clear()  # else their tracebacks would hold us, and we them
+        for attempt in attempts:
+            attempt.add_done_callback(drop_opened)  # it won as well, or while we were cancelled
         await cancel(attempts)
-        for attempt in attempts:  # it won as well, or while we were cancelled
-            if not attempt.cancelled() and not attempt.exception():
-                attempt.result()[1].transport.abort()
+
+
+def drop_opened(attempt: asyncio.Future[Any]) -> None:
+    """Close a connection that nobody waits for any more."""
+    if not attempt.cancelled() and not attempt.exception():
+        attempt.result()[1].transport.abort()
 
 
 def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
@@ -1820,6 +1828,7 @@ class Connection:
         self.closed = False
         self.exchanges = 0            # requests sent so far
         self.silent = True            # no byte of the current response has come
+        self.interim = 0              # 1xx responses ahead of it
         # the clock
         self.phase = "connect"        # what is waited for
         self.seconds = _FOREVER       # how long that may take
@@ -1829,6 +1838,7 @@ class Connection:
         self.expired = False
         self.timer: asyncio.Handle | None = None
         self.wakes_at = _FOREVER      # when it rings
+        self.excused = 0.0            # a limit that was moved, as the loop had stood still
         self.opener: asyncio.Task[Any] | None = None
         # the response being read
         self.rest = b""               # received, not used yet
@@ -1869,13 +1879,19 @@ class Connection:
 
         But not at once: while the program was busy elsewhere the answer may have come, and
         lie in the kernel. So the loop has its turns to bring it in, before the clock is
-        believed.
+        believed. If it rings late, we were away for so long and could not take our part in a
+        handshake: that time, once, is given back, within the deadline.
         """
         self.timer, self.wakes_at = None, _FOREVER
-        if self.loop.time() < self.limit:
+        late = self.loop.time() - self.limit
+        if late < 0:
             self._set_timer()
         elif self.phase == "idle":
             self.close()
+        elif late > LATE_SECONDS and self.limit < self.deadline and self.limit != self.excused:
+            self.excused = self.limit = min(self.loop.time() + min(late, self.seconds),
+                                            self.deadline)
+            self._set_timer()
         elif turns:
             self.wakes_at = -_FOREVER  # this look is all that is due: no timer beside it
             self.timer = self.loop.call_soon(self._wake, turns - 1)
@@ -2009,8 +2025,9 @@ class Connection:
             if hint and proxy.userinfo:
                 asked = [value.split(" ")[0] for value in
                          octets_text(head.raw, "proxy-authenticate")]
-                hint = (" (the user and password in its URL were refused; it asks for "
-                        f"{printable(', '.join(asked))[:MAX_SHOWN_BYTES] or 'nothing else'})")
+                wants = printable(", ".join(asked))[:MAX_SHOWN_BYTES]
+                hint = (" (the user and password in its URL were refused"
+                        + (f"; it asks for {wants})" if wants else ")"))
             raise self.proxy_error(f"refused a tunnel to {target}: {head.status} "
                                    + printable(status_reason(head.raw)[:MAX_SHOWN_BYTES]) + hint
                                    + await self._refusal(head), 56)
@@ -2041,7 +2058,8 @@ class Connection:
         if version != 5:
             raise self.proxy_error(f"is no SOCKS5 proxy: its answer begins with {shown(start)}")
         if method == 2 and proxy.userinfo:
-            user, password = (text.encode() for text in split_userinfo(proxy.userinfo))
+            user, password = (text.encode("utf-8", "surrogateescape")
+                              for text in split_userinfo(proxy.userinfo))
             write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
             if (await read(2))[1]:
                 raise self.proxy_error("refused the user and password in its URL")
@@ -2156,7 +2174,7 @@ class Connection:
         self.silent, self.timeout = True, timeout
         self.sent_at = self.watch(phase, timeout)
         self.writer.write(request)  # no drain: there is no more to come, and little of it
-        for _ in range(MAX_INTERIM + 1):
+        for self.interim in range(MAX_INTERIM + 1):
             data = self.rest or await self.receive()
             end = find_head_end(data)
             if not end:
@@ -2335,17 +2353,15 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
 class Waiter:
     """A call that waits for a connection, and how long it may stand still."""
 
-    __slots__ = ("number", "route", "fresh", "future", "timeout", "deadline", "joined", "timer")
+    __slots__ = ("number", "route", "fresh", "future", "patience", "joined", "timer")
 
-    def __init__(self, number: int, route: Route, fresh: bool, timeout: float | None,
-                 deadline: float) -> None:
+    def __init__(self, number: int, route: Route, fresh: bool, patience: float) -> None:
         loop = asyncio.get_running_loop()
         self.number = number      # of its arrival
         self.route = route
         self.fresh = fresh        # a kept connection will not do
         self.future: asyncio.Future[Connection] = loop.create_future()
-        self.timeout = _FOREVER if timeout is None else timeout
-        self.deadline = deadline  # of the whole call, which runs if this is not its first hop
+        self.patience = patience  # seconds
         self.joined = loop.time()
         self.timer: asyncio.Handle | None = None
 
@@ -2353,13 +2369,14 @@ class Waiter:
 class Host:
     """What the pool knows of one origin."""
 
-    __slots__ = ("open", "waiting", "in_turn", "moved_at")
+    __slots__ = ("open", "waiting", "in_turn", "moved_at", "next_at")
 
     def __init__(self) -> None:
         self.open = 0            # connections
         self.waiting: collections.OrderedDict[Waiter, None] = collections.OrderedDict()
         self.in_turn = False     # whether it is in Pool.turns
         self.moved_at = 0.0      # when one of its connections came free
+        self.next_at = 0.0       # when `rate` allows the next request; 0: now
 
     def first(self) -> Waiter | None:
         """Who has waited longest, of those who have not left."""
@@ -2374,8 +2391,7 @@ class Pool:
     def __init__(self, limit: int, limit_per_host: int | None, connector: Connector,
                  rate: float | None = None) -> None:
         self.limit = limit
-        self.rate = rate
-        self.paces: dict[str, Any] = {}  # by host: who comes next, and not before when
+        self.interval = 1 / rate if rate else 0.0  # seconds between two requests to one host
         self.limit_per_host = sys.maxsize if limit_per_host is None else limit_per_host
         self.connector = connector
         self.closed = False
@@ -2394,7 +2410,7 @@ class Pool:
     def take(self, route: Route) -> Connection | None:
         """A connection that was in use a moment ago, if there is one: no waiting at all."""
         idle = self.idle.get(route)
-        if idle:
+        if idle and not self.interval:
             connection, _ = idle.popitem()
             if connection.has_rested():
                 idle[connection] = None  # acquire looks into the kernel first
@@ -2404,16 +2420,18 @@ class Pool:
                 connection.close()
         return None
 
-    async def acquire(self, route: Route, timeout: float | None, deadline: float,
-                      fresh: bool = False) -> Connection:
+    async def acquire(self, route: Route, patience: float, fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
-        Raises TimedOut when none that could serve came free for `timeout` seconds; while
+        Raises TimedOut when none that could serve came free for `patience` seconds; while
         others are served, one may wait as long as it takes.
         """
+        number = 0
         while True:
-            connection = self.decide(route, fresh) or await self._queue(
-                route, timeout, deadline, fresh)
+            connection = self.decide(route, fresh)
+            if connection is None:
+                number = number or self.arrivals + 1
+                connection = await self._queue(route, patience, fresh, number)
             if connection.writer is None:
                 return connection
             if connection.has_rested():
@@ -2423,41 +2441,15 @@ class Pool:
                 except BaseException:  # cancelled
                     connection.close()
                     raise
-            if not connection.closed and connection.begin_read():
-                return connection
-            connection.close()
+            if not connection.closed:
+                if connection.begin_read():
+                    return connection
+                self.strike(connection)  # the server has hung up: the place stays ours
+                connection.close()
+                return self.add(route)
 
-    async def pace(self, host: str) -> float:
-        """Wait for the next moment when `rate` allows a request to a host; how long it was."""
-        loop = asyncio.get_running_loop()
-        came = loop.time()
-        if len(self.paces) >= 1000:
-            self.paces = {name: pace for name, pace in self.paces.items() if pace.next > came}
-        pace = self.paces.setdefault(host, types.SimpleNamespace(lock=asyncio.Lock(), next=0.0))
-        async with pace.lock:  # first come, first served; who is cancelled costs nobody a turn
-            await asyncio.sleep(max(0.0, pace.next - loop.time()))
-            pace.next = loop.time() + 1 / (self.rate or _FOREVER)
-        return loop.time() - came
-
-    def is_full(self, origin: Origin) -> bool:
-        """Whether one origin has all the connections that it may have."""
-        host = self.hosts.get(origin)
-        return host is not None and host.open >= self.limit_per_host
-
-    def decide(self, route: Route, fresh: bool) -> Connection | None:
-        """The connection for a request, or None while it has to wait."""
-        idle = self.idle.get(route)
-        if idle and not fresh:
-            return idle.popitem()[0]
-        host_full = self.is_full(route.origin)
-        if host_full or len(self.all) >= self.limit:  # another must go: the longest idle one
-            unused = min((kept for idle in self.idle.values() for kept in idle
-                          if not host_full or kept.route.origin == route.origin),
-                         key=lambda kept: kept.idle_at, default=None)
-            if unused is None:
-                return None
-            self.strike(unused)  # first: its place is taken already
-            unused.close()
+    def add(self, route: Route) -> Connection:
+        """A new connection on the books; to open it is for who gets it."""
         if self.closed:
             raise AsyncGetError("the session is closed")
         connection = Connection(route, self.connector, self.keep, self.forget)
@@ -2465,12 +2457,48 @@ class Pool:
         self.hosts.setdefault(route.origin, Host()).open += 1
         return connection
 
-    async def _queue(self, route: Route, timeout: float | None, deadline: float,
-                     fresh: bool) -> Connection:
-        self.arrivals += 1
-        waiter = Waiter(self.arrivals, route, fresh, timeout, deadline)
+    def decide(self, route: Route, fresh: bool) -> Connection | None:
+        """The connection for a request, or None while it has to wait."""
+        host, idle = self.hosts.get(route.origin), self.idle.get(route)
+        if host and host.next_at:  # `rate` says: not yet
+            return None
+        if idle and not fresh:
+            connection = idle.popitem()[0]
+        else:
+            host_full = host is not None and host.open >= self.limit_per_host
+            if host_full or len(self.all) >= self.limit:  # another must go: the longest idle one
+                unused = min((kept for idle in self.idle.values() for kept in idle
+                              if not host_full or kept.route.origin == route.origin),
+                             key=lambda kept: kept.idle_at, default=None)
+                if unused is None:
+                    return None
+                self.strike(unused)  # first: its place is taken already
+                unused.close()
+            connection = self.add(route)
+        if self.interval:
+            next_at = connection.loop.time() + self.interval
+            self.hosts[route.origin].next_at = next_at
+            connection.loop.call_at(next_at, self._resume, route.origin)
+        return connection
+
+    def _resume(self, origin: Origin) -> None:
+        if host := self.hosts.get(origin):
+            host.next_at = 0.0
+            self.serve(origin)
+            self._tidy(origin)
+
+    def is_held(self, origin: Origin) -> bool:
+        """Whether an origin has all that it may have: connections, or requests by `rate`."""
+        host = self.hosts.get(origin)
+        return host is not None and (host.open >= self.limit_per_host or host.next_at > 0)
+
+    async def _queue(self, route: Route, patience: float, fresh: bool, number: int) -> Connection:
         host = self.hosts.setdefault(route.origin, Host())
+        waiter = Waiter(number, route, fresh, patience)
         host.waiting[waiter] = None
+        if number <= self.arrivals:  # it waits again, for what it was given was no good
+            host.waiting.move_to_end(waiter, last=False)
+        self.arrivals = max(number, self.arrivals)
         self._enter(route.origin, host)
         self._look(waiter)
         try:
@@ -2493,20 +2521,18 @@ class Pool:
         """End the waiting of who stands still; look again later while it may yet move."""
         if waiter.future.done():
             return
-        loop, origin = waiter.future.get_loop(), waiter.route.origin
-        moved_at = self.hosts[origin].moved_at if self.is_full(origin) else self.moved_at
-        standing = max(waiter.joined, moved_at) + waiter.timeout
-        end = min(standing, waiter.deadline)
+        loop, host = waiter.future.get_loop(), self.hosts[waiter.route.origin]
+        moved_at = host.moved_at if self.is_held(waiter.route.origin) else self.moved_at
+        end = max(waiter.joined, moved_at, host.next_at) + waiter.patience
         if loop.time() < end:
             waiter.timer = loop.call_at(end, self._look, waiter) if end < _FOREVER else None
         elif turns:  # a connection may come free in what lies in the kernel
             waiter.timer = loop.call_soon(self._look, waiter, turns - 1)
         else:
-            how = (f"within {waiter.timeout:g} s" if standing <= waiter.deadline else
-                   "for the next hop within the whole call's deadline")
             waiter.future.set_exception(TimedOut(
-                f"no free connection {how}: all are in use, {len(self.all)} of limit="
-                f"{self.limit}", phase="free connection", seconds=waiter.timeout))
+                f"no free connection within {waiter.patience:g} s: {host.open} to this host and "
+                f"{len(self.all)} in all are in use", phase="free connection",
+                seconds=waiter.patience))
 
     def _enter(self, origin: Origin, host: Host) -> None:
         """Let the first who waits at an origin take part in what comes free."""
@@ -2516,18 +2542,20 @@ class Pool:
 
     def _tidy(self, origin: Origin) -> None:
         host = self.hosts.get(origin)
-        if host and not host.open and not host.waiting and not host.in_turn:
+        if host and not (host.open or host.waiting or host.in_turn or host.next_at):
             del self.hosts[origin]
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange and may serve another."""
         self.idle.setdefault(connection.route, {})[connection] = None
+        self.moved_at = connection.loop.time()
         self.serve(connection.route.origin)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed: its place is free."""
         if connection in self.all:
             self.strike(connection)
+            self.moved_at = connection.loop.time()
             self.serve(connection.route.origin)
 
     def strike(self, connection: Connection) -> None:
@@ -2545,29 +2573,39 @@ class Pool:
     def serve(self, origin: Origin) -> None:
         """A connection of an origin came free, or its place: give it to who has waited longest.
 
-        Only those are looked at who could gain by it. An origin that has all the
-        connections it may have is left out until one of them comes free.
+        Only those are looked at who could gain by it: of each origin the first, and none of
+        an origin that has all that it may have. A kept connection is first offered to its own
+        origin, unless somebody else has come more than `limit` places earlier: to close one
+        and to open another for each who waits would cost more than their turns are worth.
         """
-        self.moved_at = asyncio.get_running_loop().time()
         if host := self.hosts.get(origin):
             host.moved_at = self.moved_at
             self._enter(origin, host)
+            waiter = host.first()
+            if (waiter and waiter.route in self.idle
+                    and waiter.number < self.turns[0][0] + self.limit):
+                self._give(waiter, host)
         while self.turns:
             number, origin = self.turns[0]
             host = self.hosts[origin]
-            waiter, connection = host.first(), None
-            if waiter and waiter.number == number:  # else who stood here has left
-                connection = self.decide(waiter.route, waiter.fresh)
-                if connection is None and not self.is_full(origin):
-                    return  # all are in use, and nobody can gain
+            waiter = host.first()
+            given = (waiter is not None and waiter.number == number  # else who stood here has left
+                     and self._give(waiter, host))
+            if waiter and waiter.number == number and not given and not self.is_held(origin):
+                return  # all are in use, and nobody can gain
             heapq.heappop(self.turns)
             host.in_turn = False
-            if waiter and connection:
-                del host.waiting[waiter]
-                waiter.future.set_result(connection)
-            if connection or not self.is_full(origin):
+            if not self.is_held(origin):
                 self._enter(origin, host)
             self._tidy(origin)
+
+    def _give(self, waiter: Waiter, host: Host) -> bool:
+        connection = self.decide(waiter.route, waiter.fresh)
+        if connection is None:
+            return False
+        del host.waiting[waiter]
+        waiter.future.set_result(connection)
+        return True
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and see their sockets closed."""
@@ -3023,8 +3061,9 @@ class Cookies:
             names.append(cookie.name)
             if not cookie.lives(now):  # this is how a server deletes
                 del kept[cookie.key]
-        for key in list(kept)[:-MAX_DOMAIN_COOKIES]:
-            del kept[key]
+        # Those that http has set go first: it must not push out what only https may set.
+        for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
+            del kept[cookie.key]
         if kept:
             self._sites[site] = kept
         for _ in range(sum(map(len, self._sites.values())) - MAX_COOKIES):
@@ -3085,8 +3124,10 @@ class Cookies:
         `expires` is in seconds since 1970. Raises InvalidHeader, or InvalidURL for the domain.
         """
         check_cookie(name, value)
-        if path[:1] != "/":
+        if not isinstance(path, str) or path[:1] != "/" or not _VALUE.fullmatch(path):
             raise InvalidHeader(f"a cookie's path begins with '/', unlike {path!r:.100}")
+        if not isinstance(expires, (int, float, type(None))) or not isinstance(domain, str):
+            raise TypeError("a cookie's domain is text, and it expires at a number of seconds")
         self.add(Cookie(name, value, domain and parse_domain(domain), path,
                         not domain, secure, False, expires))
 
@@ -3152,19 +3193,19 @@ def ask_jar(jar: Any, url: URL) -> list[tuple[str, str]]:
     from urllib.request import Request as CookieRequest
     request = CookieRequest(str(url))
     jar.add_cookie_header(request)
-    pairs = (pair.partition("=") for pair in request.get_header("Cookie", "").split("; ") if pair)
+    pairs = (pair.partition("=") for pair in request.get_header("Cookie", "").split("; ")
+             if pair and _VALUE.fullmatch(pair))
     return [(name, value) for name, _, value in pairs]
 
 
 def fill_jar(jar: Any, response: Response) -> None:
     """Put what a response sets into such a jar."""
-    from email.message import Message
     from urllib.request import Request as CookieRequest
-    message = Message()
-    for line in response.headers.get_all("set-cookie")[:MAX_SET_COOKIES]:
-        if len(line) <= MAX_COOKIE_BYTES:
-            message["Set-Cookie"] = line
-    jar.extract_cookies(types.SimpleNamespace(info=lambda: message), CookieRequest(response.url))
+    lines = [line for line in octets_text(response.raw_head, "set-cookie")[:MAX_SET_COOKIES]
+             if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
+    headers = types.SimpleNamespace(
+        get_all=lambda name, default: lines if name.lower() == "set-cookie" else default)
+    jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), CookieRequest(response.url))
 
 
 # ---- proxies and passwords
@@ -3188,7 +3229,7 @@ def parse_proxy(text: str, source: str) -> Proxy:
         url = parse_url("http://" + rest)
     except InvalidURL as error:
         raise ProxyError(f"{source}: {error}", exit_code=5) from None
-    if max(len(part.encode()) for part in split_userinfo(url.userinfo)) > 255:
+    if max(map(octets, split_userinfo(url.userinfo))) > 255:
         raise ProxyError(f"{source}: user and password have at most 255 bytes each")  # RFC 1929
     has_port = re.search(r":[0-9]+$", re.split("[/?#]", rest)[0])
     return Proxy(scheme, url.origin.host, url.origin.port if has_port else ports[scheme],
@@ -3465,6 +3506,13 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
     if "secret_headers" in settings:
         names = settings["secret_headers"]
         settings["secret_headers"] = (names,) if isinstance(names, str) else tuple(names)
+    resolve, cert = settings.get("resolve") or {}, settings.get("cert") or ()
+    for name, parts, kinds in (
+            ("secret_headers", settings.get("secret_headers", ()), (str,)),
+            ("resolve", [*resolve, *resolve.values()], (str,)),
+            ("cert", cert if isinstance(cert, (tuple, list)) else (), (*_PATH, bytes, _NONE))):
+        if not all(isinstance(part, kinds) for part in parts):
+            raise TypeError(f"{name} must be {SETTINGS[name][2]}")
     for name in settings.keys() & {"limit", "max_redirects"}:
         settings[name] = sys.maxsize if settings[name] is None else settings[name]
     return settings
@@ -3524,7 +3572,8 @@ _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
 class Call:
     """One call of the caller's: its settings, and its clock over all redirects and retries."""
 
-    __slots__ = ("url", "settings", "options", "cookies", "started", "seconds", "deadline")
+    __slots__ = ("url", "settings", "options", "cookies", "replaced", "started", "seconds",
+                 "deadline")
 
     def __init__(self, url: str, settings: Mapping[str, Any], options: Mapping[str, Any],
                  usual: float | None) -> None:
@@ -3532,6 +3581,7 @@ class Call:
         self.settings = settings  # the session's and the call's
         self.options = options    # the call's own
         self.cookies: dict[str, str | None] = {}  # the call's own, while it is at its first origin
+        self.replaced: set[str] = set()  # names of those that the server has set anew
         self.started = asyncio.get_running_loop().time()
         seconds = settings.get("deadline", usual)
         self.seconds = _FOREVER if seconds is None else seconds
@@ -3594,7 +3644,7 @@ async def read_whole(response: Response, call: Call) -> Response:
     return response
 
 
-Finish = Callable[[Response, Call], Awaitable[Response]]
+Finish = Callable[[Response, Call], Awaitable[Optional[Response]]]
 Outcome = Union[Response, AsyncGetError]
 
 
@@ -3708,14 +3758,21 @@ class Session:
         return outcomes
 
     @spelled_out(RequestSettings)
-    async def as_completed(self, urls: Urls, *, limit: int = 20,
-                           **options: Unpack[RequestSettings]
-                           ) -> AsyncGenerator[tuple[str, Outcome], None]:
+    def as_completed(self, urls: Urls, *, limit: int = 20, **options: Unpack[RequestSettings]
+                     ) -> AsyncGenerator[tuple[str, Outcome], None]:
         """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
 
         URLs are taken as places come free, and a place comes free when an outcome is taken:
         a million URLs from a generator take no more memory than a hundred. The loop may be
         left at any time: what is under way is cancelled, and waits for nobody.
+        """
+        return self._outcomes(urls, limit, options)
+
+    async def _outcomes(self, urls: Urls, limit: int, options: RequestSettings,
+                        close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
+        """What as_completed gives; with `close` its end is the session's.
+
+        Not one generator around another: asyncio would close both at once, which fails.
         """
         finished: asyncio.Queue[Any] = asyncio.Queue()
         taken = asyncio.Semaphore(0)
@@ -3738,6 +3795,8 @@ class Session:
             await workers
         finally:
             await cancel([workers])
+            if close:
+                await self.close()
 
     @spelled_out(RequestSettings)
     async def download(self, url: str, path: FilePath | PathRule, *,
@@ -3771,14 +3830,17 @@ class Session:
     async def _run(self, call: Call, finish: Finish | None = None,
                    begin: Callable[[Call], Request] | None = None) -> Response:
         """Begin a request, follow it, finish its response; all of it again as the rule says."""
-        begin, retries = begin or self._request, call.settings["retries"]
-        for attempt in itertools.count(1):
+        begin, retries, attempt = begin or self._request, call.settings["retries"], 1
+        while True:
             response, outcome = None, ""
             try:
                 response = await self._follow(begin(call), call)
                 delay = call.retry_delay(attempt, response) if retries and not response.ok else None
                 if delay is None:
-                    return await finish(response, call) if finish else response
+                    finished = await finish(response, call) if finish else response
+                    if finished is None:  # it was not what begin had asked for: ask anew
+                        continue
+                    return finished
                 await response.discard()
                 outcome = repr(response)
             except BaseException as error:
@@ -3794,7 +3856,7 @@ class Session:
             if call.settings["trace"]:
                 call.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
             await asyncio.sleep(delay)
-        raise AssertionError("the loop ends by itself alone")
+            attempt += 1
 
     async def _follow(self, request: Request, call: Call) -> Response:
         """The response that a request leads to, over all redirects; its body is unread."""
@@ -3846,9 +3908,10 @@ class Session:
             self.cookies.home(url.origin)
         cookies = options.get("cookies")
         if isinstance(cookies, Mapping) and not is_jar(cookies):
-            call.cookies = dict(cookies)
-            for name, value in call.cookies.items():
+            for name, value in cookies.items():
                 check_cookie(name, "" if value is None else value)
+            call.cookies = {name: value for name, value in cookies.items()
+                            if name not in call.replaced}
         if url.userinfo and not request.has("authorization"):
             user, password = split_userinfo(url.userinfo)
             known = (netrc_auth(settings["netrc"], url.origin.host, user)
@@ -3866,10 +3929,7 @@ class Session:
         settings = call.settings
         route = self._route(request.url.origin, call)
         data = self._render(request, route, call)
-        if self._pool.rate:
-            call.deadline += await self._pool.pace(request.url.origin.host)
-        connection = self._pool.take(route) or await self._pool.acquire(
-            route, settings["timeout"], call.deadline)
+        connection = self._pool.take(route) or await self._acquire(route, call)
         while True:
             connected = connection.loop.time()
             # The first connection's is the earliest: from then on the call's time runs.
@@ -3881,7 +3941,7 @@ class Session:
                     connected = connection.loop.time()
                 head = await connection.exchange(data, settings["timeout"])
                 stale = (head.status == 408 and connection.exchanges > 1
-                         and not may_reuse(head, 0))
+                         and not connection.interim and not may_reuse(head, 0))
                 if not stale:
                     head_at = connection.loop.time()
                     body = Body(connection, head, CLOSE_FIELD not in request.fields)
@@ -3902,8 +3962,22 @@ class Session:
                     raise
             connection.close()
             connection.note("the kept connection ended unanswered: once more on a new one")
-            connection = await self._pool.acquire(
-                route, settings["timeout"], call.deadline, fresh=True)
+            connection = await self._acquire(route, call, fresh=True)
+
+    async def _acquire(self, route: Route, call: Call, fresh: bool = False) -> Connection:
+        """A connection; what one waits for it is not the call's time, as long as others move."""
+        loop, timeout = asyncio.get_running_loop(), call.settings["timeout"]
+        came = loop.time()
+        left, patience = call.deadline - came, _FOREVER if timeout is None else timeout
+        try:
+            connection = await self._pool.acquire(route, min(left, patience), fresh)
+        except TimedOut as error:
+            if left > patience:
+                raise
+            raise TimedOut(f"{error} (what the whole call's deadline left)", phase=error.phase,
+                           seconds=call.seconds) from None
+        call.deadline += loop.time() - came
+        return connection
 
     def _render(self, request: Request, route: Route, call: Call) -> bytes:
         """The bytes of a request as they go over a route."""
@@ -3912,9 +3986,9 @@ class Session:
         cookies = [] if jar is None else (jar.pairs_for(request.url) if isinstance(jar, Cookies)
                                           else ask_jar(jar, request.url))
         if cookies or call.cookies:
-            cookies = [pair for pair in cookies if pair[0] not in call.cookies]
-            cookies += [(name, value) for name, value in call.cookies.items() if value is not None]
-            request = request.with_cookies(cookies)
+            own = [(name, value) for name, value in call.cookies.items() if value is not None]
+            others = [pair for pair in cookies if pair[0] not in call.cookies]
+            request = request.with_cookies([*own, *others])  # cut, if at all, at the end
         if call.settings["netrc"] and not request.has("authorization"):
             auth = netrc_auth(call.settings["netrc"], origin.host)
             if auth:
@@ -3934,7 +4008,9 @@ class Session:
         """Put what a response sets into the jar; it replaces what the call brought along."""
         jar = self._jar(call.settings)
         if isinstance(jar, Cookies):
-            for name in jar.store(response._url, octets_text(response.raw_head, "set-cookie")):
+            names = jar.store(response._url, octets_text(response.raw_head, "set-cookie"))
+            call.replaced.update(names)
+            for name in names:
                 call.cookies.pop(name, None)
         elif jar is not None:
             fill_jar(jar, response)
@@ -4014,16 +4090,10 @@ async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = Fals
 
 
 @spelled_out(ClientSettings)
-async def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
-                       ) -> AsyncGenerator[tuple[str, Outcome], None]:
+def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
+                 ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
-    async with Session(limit=limit, **settings) as session:
-        outcomes = session.as_completed(urls, limit=limit)
-        try:
-            async for item in outcomes:
-                yield item
-        finally:
-            await outcomes.aclose()  # before the session, whose connections it uses
+    return Session(limit=limit, **settings)._outcomes(urls, limit, {}, close=True)
 
 
 # ==== 12. Downloads ===========================================================
@@ -4085,9 +4155,9 @@ def source_of(response: Response) -> str:
     return hashlib.sha256(f"{asked} {answered}".encode("utf-8", "replace")).hexdigest()
 
 
-_OWN_CODINGS = {  # names and types of files that are themselves so coded
-    b"gzip": r"\S+(\.gz|\.tgz|\.svgz)|application/(x-)?(gzip|tar|tgz)",
-    b"zstd": r"\S+(\.zst|\.tzst)|application/(x-)?zstd",
+_OWN_CODINGS: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] = {  # ends of names, and types
+    b"gzip": ((".gz", ".tgz", ".svgz"), ("gzip", "tar", "tgz", "tar-gz", "gtar", "compressed-tar")),
+    b"zstd": ((".zst", ".tzst"), ("zstd",)),
 }
 
 
@@ -4096,16 +4166,21 @@ def is_own_coding(response: Response, path: str) -> bool:
 
     So Apache's usual settings have it; undone, it would leave a tar under that name.
     """
-    codings = [coding.removeprefix(b"x-") for coding in parse_list(response.coding)]
-    pattern = _OWN_CODINGS.get(codings[0], "(?!)") if len(codings) == 1 else "(?!)"
-    about = (path, re.split("[?#]", response.url)[0],
-             response.headers.get("content-type", "").partition(";")[0].strip())
-    return any(re.fullmatch(pattern, text, re.I | re.S) for text in about)
+    codings = [coding.removeprefix(b"x-") for coding in parse_list(response.coding)
+               if coding not in (b"identity", b"none")]
+    known = len(codings) == 1 and response.status_code < 300
+    ends, types_ = _OWN_CODINGS.get(codings[0], ((), ())) if known else ((), ())
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    url = re.split("[?#]", response.url)[0]
+    return (path.lower().endswith(ends) or url.lower().endswith(ends)
+            or kind.removeprefix("application/").removeprefix("x-") in types_)
 
 
 def is_coded(response: Response) -> bool:
     """Whether the bytes on the wire are not the file's own."""
-    return any(coding not in (b"identity", b"none") for coding in parse_list(response.coding))
+    coding = response.headers.get("content-encoding", "").lower().encode("utf-8")
+    return response.coding != b"identity" and any(
+        element not in (b"identity", b"none") for element in parse_list(coding))
 
 
 def body_length(response: Response) -> int | None:
@@ -4418,7 +4493,7 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
     place = None if callable(path) else os.fsdecode(path)
     if place is not None:
         check_target(place, overwrite)
-    known, own_range = None, False
+    known, own_range, wrote = None, False, False
 
     def begin(call: Call) -> Request:
         nonlocal known, own_range
@@ -4427,21 +4502,23 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
         known = read_partial(place) if resume and place is not None and not own_range else None
         return request._replace(fields=merge_fields(request.fields, resume_request(known)))
 
-    async def finish(response: Response, call: Call) -> Response:
-        nonlocal place, resume
-        chosen = path(response) if callable(path) else path
-        where = os.fsdecode(await chosen if isinstance(chosen, Awaitable) else chosen)
-        if is_own_coding(response, where):
-            response.coding = b""
+    async def finish(response: Response, call: Call) -> Response | None:
+        nonlocal place, resume, wrote
+        if not wrote:
+            chosen = path(response) if callable(path) else path
+            place = os.fsdecode(await chosen if isinstance(chosen, Awaitable) else chosen)
+        assert place is not None
+        if is_own_coding(response, place):
+            response.coding = b"identity"
         plan = resume_plan(response, known)
         if plan == "again":
             response.close()
             resume = False
-            return await session._run(call, finish, begin)
+            return None
         if plan == "restart":
             check_status(response, any_status and known is None, own_range)
-        place, resume = where, True  # what is there from now on, this call has put there
-        await save_body(response, where, plan, known, overwrite, progress)
+        resume = wrote = True  # what is there from now on, this call has put there
+        await save_body(response, place, plan, known, overwrite, progress)
         return response
 
     return await session._run(call, finish, begin)
@@ -5799,7 +5876,7 @@ class Command:
             if offset and not self.continues(response, int(offset)):
                 return
             if is_own_coding(response, transfer.path):
-                response.coding = b""
+                response.coding = b"identity"
             if self.options.head:
                 return
             async for piece in response.iter_bytes():

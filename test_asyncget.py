@@ -34,7 +34,6 @@ import ipaddress
 import itertools
 import json
 import logging
-import math
 import os
 import pickle
 import random
@@ -57,6 +56,7 @@ import tracemalloc
 import types
 import unittest
 import warnings
+import weakref
 import zipapp
 import zlib
 from collections import Counter
@@ -126,7 +126,6 @@ from asyncget import (
     parse_cookie_file,
     parse_head,
     parse_host,
-    parse_list,
     parse_proxy,
     parse_sidecar,
     parse_url,
@@ -454,15 +453,22 @@ def cuts(wire: bytes) -> Iterator[list[bytes]]:
 
 
 def take(framing: Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes, bytes]:
-    """What a body parser makes of pieces: payload, what is left over, trailers."""
-    parser, payload, rest = body_parser(framing), b"", iter([*pieces, b""])
-    for piece in rest:
-        try:
-            payload += parser.send(piece)
-        except StopIteration as end:
-            last, behind, trailers = end.value
-            return payload + last, behind + b"".join(rest), trailers
-    raise AssertionError("it asks for more after the end")
+    """What a body parser makes of pieces: payload, what is left over, trailers.
+
+    Of a ProtocolError the payload is all that came before; EOFError has it where more must come.
+    """
+    parser, rest = body_parser(framing), iter(pieces)
+    payload: list[bytes] = []
+    try:
+        for piece in rest:
+            payload.append(parser.send(piece))
+    except StopIteration as end:
+        last, behind, trailers = end.value
+        return b"".join(payload) + last, behind + b"".join(rest), trailers
+    except ProtocolError as error:
+        error.payload = b"".join(payload) + error.payload
+        raise
+    raise EOFError(b"".join(payload))
 
 
 def head(*fields: bytes, status: bytes = b"HTTP/1.1 200 OK") -> asyncget.Head:
@@ -603,14 +609,21 @@ class Section2URLs(Section):
                 ("http://A/@B/", "http://a:80", "/@B/", "", ""),
                 ("http://A:@B/", "http://b:80", "/", "", "A:"),                     # CVE-2024-47081
                 ("http://h//B/x", "http://h:80", "//B/x", "", ""),                  # CVE-2022-35949
-                ("http://h/../a/./b", "http://h:80", "/../a/./b", "", ""),          # as given
+                ("http://h/../a/./b", "http://h:80", "/a/b", "", ""),               # 3986 6.2.2.3
+                ("http://h/a/..", "http://h:80", "/", "", ""),
+                ("http://h/a/.?/../#/./", "http://h:80", "/a/?/../", "/./", ""),
+                ("http://h/a/%2e%2E/.b/c../...", "http://h:80", "/a/%2e%2E/.b/c../...", "", ""),
+                ("http://h//..//a/./", "http://h:80", "//a/", "", ""),
+                (" \t\r\nhttp://h/x\f\n", "http://h:80", "/x", "", ""),              # as browsers
+                ("http://h/\udce9\udc85 é", "http://h:80", "/%E9%85%20%C3%A9", "", ""),  # octets
                 ("http://h/%2F%0d%0a%zz", "http://h:80", "/%2F%0d%0a%zz", "", ""),  # CVE-2012-0036
                 ("http://h/a b?c d#e f", "http://h:80", "/a%20b?c%20d", "e%20f", ""),
                 ("http://h/é?ü=\u2028", "http://h:80", "/%C3%A9?%C3%BC=%E2%80%A8", "", ""),
                 ("http://h/#\u202e\x9b", "http://h:80", "/", "%E2%80%AE%C2%9B", ""),
                 ("http://h/\\x\"<>`{|}^'", "http://h:80", "/\\x\"<>`{|}^'", "", ""),
                 ("http://h:/", "http://h:80", "/", "", ""),
-                ("http://h:080/", "http://h:80", "/", "", ""),
+                ("http://h:080/", "http://h:80", "/", "", ""), ("http://h:00000008080/", "http://h:8080", "/", "", ""),
+                ("https://h:0/", "https://h:0", "/", "", ""), ("https://h:000/", "https://h:0", "/", "", ""),
                 ("http://h:65535", "http://h:65535", "/", "", ""),
                 ("https://[::1]:8443/", "https://::1:8443", "/", "", ""),
                 ("http://[::FFFF:1.2.3.4]", "http://::ffff:1.2.3.4:80", "/", "", "")]:
@@ -626,8 +639,10 @@ class Section2URLs(Section):
         for text, host in [
                 ("h", "h"), ("H.TEST", "h.test"), ("h.test.", "h.test."), ("a_b-c", "a_b-c"),
                 ("127.0.0.1", "127.0.0.1"), ("1.example", "1.example"),
+                ("web.1", "web.1"), ("1.web.2.", "1.web.2."), ("0x7f.a.0x1", "0x7f.a.0x1"),
                 ("1.2.3.4.com", "1.2.3.4.com"),
                 ("[::]", "::"), ("[0:0:0:0:0:0:0:1]", "::1"), ("[FE80::1]", "fe80::1"),
+                ("[FE80:0::1%25Eth0.1-a_~]", "fe80::1%Eth0.1-a_~"),  # 6874
                 ("straße.test", "xn--strae-oqa.test"),           # CVE-2016-8625: not strasse
                 ("BÜCHER.example", "xn--bcher-kva.example"),
                 ("bu\u0308cher.example", "xn--bcher-kva.example"),  # NFC
@@ -636,15 +651,17 @@ class Section2URLs(Section):
                 ("XN--WGV71A.test", "xn--wgv71a.test"), ("a" * 63 + ".test", "a" * 63 + ".test")]:
             with self.subTest(text):
                 self.assertEqual(parse_host(text), host)
-                self.assertEqual(parse_host(f"[{host}]" if ":" in host else host), host)
+                self.assertEqual(parse_host(asyncget.bracketed(host)), host)
 
     def test_authority(self) -> None:
         for origin, authority in [
                 (("http", "h", 80), "h"), (("http", "h", 443), "h:443"), (("https", "h", 443), "h"),
                 (("https", "h", 80), "h:80"), (("http", "::1", 80), "[::1]"),
-                (("http", "::1", 81), "[::1]:81")]:
+                (("http", "::1", 81), "[::1]:81"),
+                (("http", "fe80::1%eth0", 80), "[fe80::1]")]:  # 9110 7.2
             with self.subTest(origin):
                 self.assertEqual(Origin(*origin).authority, authority)
+        self.assertEqual(str(parse_url("http://[FE80::1%25eth0]:81/")), "http://[fe80::1%25eth0]:81/")
 
     BAD = [
         ("no scheme", "h/x", "not an absolute URL"), ("empty", "", "not an absolute URL"),
@@ -652,14 +669,15 @@ class Section2URLs(Section):
         ("9110 4.2.1", "http:///x", "no host"), ("9110 4.2.1", "http://:80/", "no host"),
         ("9110 4.2.1", "http://u@/", "no host"), ("9110 4.2.1", "http://?q", "no host"),
         ("CVE-2019-9740", "http://h/x HTTP/1.1\r\nY: 2", r"'\r'"),
-        ("CVE-2019-9947", "http://h/?q=\n", r"'\n'"),
+        ("CVE-2019-9947", "http://h/?q=\n#", r"'\n'"),
         ("CVE-2019-11236", "http://h/x\r\n\r\nGET /evil", r"'\r'"),
         ("CVE-2019-18348", "http://h\r\nY: 2/", r"'\r'"),
         ("CVE-2017-6508", "http://h%0d%0aY/", "not a host"),
         ("CVE-2022-0391", "ht\ntp://h", r"'\n'"), ("CVE-2022-0391", "http://h/a\tb", r"'\t'"),
-        ("CVE-2023-24329", "\x01file://h", r"'\x01'"), ("CVE-2023-24329", " http://h", "scheme"),
+        ("CVE-2023-24329", "\x01file://h", r"'\x01'"), ("CVE-2023-24329", " file://h", "scheme"),
+        ("blanks", "\x0bhttp://h", r"'\x0b'"), ("blanks", "\xa0http://h", "scheme"),
         ("NUL", "http://h\0/", r"'\x00'"), ("DEL", "http://h/\x7f", r"'\x7f'"),
-        ("in the fragment", "http://h/#\n", r"'\n'"), ("in the userinfo", "http://u\n@h/", r"'\n'"),
+        ("in the fragment", "http://h/#\nx", r"'\n'"), ("in the userinfo", "http://u\n@h/", r"'\n'"),
         ("CVE-2011-1521", "file:///etc/passwd", "'file'"),
         ("CVE-2019-9948", "local_file://h/x", "'local_file'"),
         ("CVE-2009-0037", "scp://h/x", "'scp'"), ("scheme", "httpſ://h", "unsupported scheme"),
@@ -676,9 +694,12 @@ class Section2URLs(Section):
         ("CVE-2026-25679", "http://h:80x/", "not a host"), ("port", "http://h:+80/", "not a host"),
         ("port", "http://h:-1/", "not a host"), ("port", "http://h:8_0/", "not a host"),
         ("port", "http://h:٨٠/", "not a host"), ("port", "http://h:65536/", "0 to 65535"),
-        ("port", "http://h:000080/", "not a host"), ("port", "http://h:1:2/", "not a host"),
-        ("CVE-2025-22870", "http://[::1%25.corp.test]/", "not an IPv6 address"),
-        ("zone", "http://[fe80::1%eth0]/", "not an IPv6 address"),
+        ("port", "http://h:0x50/", "not a host"), ("port", "http://h:1:2/", "not a host"),
+        ("port", "http://h:0065536/", "0 to 65535"), ("port", "http://h:100000/", "not a host"),
+        *[("zone", f"http://[{text}]/", "not an IPv6 address") for text in [
+            "fe80::1%eth0", "fe80::1%25", "fe80::1%25a%25b", "fe80::1%25a%0d",
+            "fe80::1%25" + "z" * 64, "1.2.3.4%25eth0", "%25eth0"]],
+        ("zone", "http://fe80::1%25eth0/", "not a host"),
         ("CVE-2022-33124", "http://[::1/", "not a host"), ("brackets", "http://[]/", "not an IPv6"),
         ("CVE-2022-27780", "http://A%2f@B/%", None),
         ("CVE-2022-27780", "http://A%2f/", "not a host"),
@@ -688,7 +709,7 @@ class Section2URLs(Section):
         ("same", "http://127.1/", "not an IPv4"),
         ("aiohttp #12827", "http://0x7f.1/", "not an IPv4"), ("same", "http://0x7F000001/", "IPv4"),
         ("octal", "http://0177.0.0.1/", "not an IPv4"), ("same", "http://1.2.3.08/", "not an IPv4"),
-        ("range", "http://256.1.1.1/", "not an IPv4"), ("dot", "http://1.2.3.4./", "not an IPv4"),
+        ("0x", "http://1.0x/", "not an IPv4"), ("range", "http://256.1.1.1/", "not an IPv4"), ("dot", "http://1.2.3.4./", "not an IPv4"),
         ("CVE-2022-42916", "http://127．0．0．1/", "not a host label"),
         ("CVE-2022-43551", "http://127｡0｡0｡1/", "not a host label"),
         ("full-width", "http://１２７.0.0.1/", "not a host label"),
@@ -700,7 +721,7 @@ class Section2URLs(Section):
         ("host", f"http://{'a.' * 128}/", "255"), ("labels", "http://a..b/", "not a host"),
         ("labels", "http://.a/", "not a host"), ("labels", "http://./", "not a host"),
         ("blank", "http://a b/", "not a host"), ("hosts", "http://a,b/", "not a host"),
-        ("surrogate", "http://h/\ud800", "not Unicode"),
+        ("surrogate", "http://h/\ud800", "not Unicode"), ("octets", "http://h\udce9/", "not a host"),
         ("too long", "http://h/" + "a" * 65528, "65536"),
     ]
 
@@ -730,7 +751,7 @@ class Section2URLs(Section):
                      f"http://me:{SECRET}@a b/", f"http://me:{SECRET} @h/", f"//me:{SECRET}@h/",
                      f"me:{SECRET}@h", f"http://me:{SECRET}/x@h/", f"http://{SECRET}\n@h/",
                      f"http://me:{SECRET}\\@h/", f"ftp://me:{SECRET}@h/", f"http://me:{SECRET}?@h/",
-                     f"http://{'x' * 500}:{SECRET}@h/\n",
+                     f"http://{'x' * 500}:{SECRET}@h/\n#",
                      f"http://u:{'x' * 90}{SECRET}{'x' * 500}@\n",
                      f"http://me:{SECRET}#@h/", f"http://me:{SECRET}@h/\ud800", f"é:{SECRET}@h"]:
             with self.subTest(text[:40]):
@@ -782,7 +803,9 @@ class Section2URLs(Section):
                 ("%2e%2e/g", "/b/c/%2e%2e/g"),
                 ("/%2F", "/%2F"), ("é b", "/b/c/%C3%A9%20b"), ("x:y/z?:", None),
                 ("./x:y", "/b/c/x:y"),
-                ("/x:y", "/x:y"), ("?x:y", "/b/c/d;p?x:y"), ("\\\\evil/x", "/b/c/\\\\evil/x")]:
+                ("/x:y", "/x:y"), ("?x:y", "/b/c/d;p?x:y"), ("\\\\evil/x", "/b/c/\\\\evil/x"),
+                ("/caf\udce9", "/caf%E9"), ("\udc85?\udcff#\udce9", "/b/c/%85?%FF#%E9"),
+                ("http://a/x/../g", "/g"), ("//a/./\udce9", "/%E9")]:
             with self.subTest(reference):
                 if target is None:
                     self.refused(InvalidURL, "not an absolute URL", join_url, base, reference)
@@ -803,6 +826,18 @@ class Section2URLs(Section):
                 else:
                     url = join_url(base, reference)
                     self.assertEqual((str(url), url.userinfo), (text, userinfo))
+
+    def test_merged_params(self) -> None:
+        base = (("key", "k"), ("page", 1), ("page", 2))
+        cases: list[tuple[Any, str]] = [
+                ((), "key=k&page=1&page=2"), ({"q": 1}, "key=k&page=1&page=2&q=1"),
+                ({"page": 3}, "key=k&page=3"), ({"key": None}, "page=1&page=2"),
+                ([("q", 1), ("q", None), ("q", 2), ("key", "l")], "page=1&page=2&q=1&q=2&key=l"),
+                (iter([("page", [])]), "key=k"), ({"Key": 1}, "key=k&page=1&page=2&Key=1")]
+        for params, query in cases:
+            with self.subTest(query):
+                merged = asyncget.merge_params(base, params)
+                self.assertEqual(add_params(parse_url("http://h"), merged).target, "/?" + query)
 
     def test_params(self) -> None:
         cases: list[tuple[str, Any, str]] = [
@@ -882,10 +917,28 @@ class Section3RequestBytes(Section):
                 ({"host": None}, base[1:]), ([("x", "2"), ("X", "3")], (*base[:2], ("x", "2"),
                 ("X", "3"))),
                 ([["Y", ""]], (*base, ("Y", ""))), ({"X": None, "x": "4"}, (*base[:2], ("x", "4"))),
-                ([("Y", "1"), ("Host", "b")], (("Host", "b"), *base[1:], ("Y", "1")))]
+                ([("Y", "1"), ("Host", "b")], (("Host", "b"), *base[1:], ("Y", "1"))),
+                # what other clients send, and what is said about our end of the connection
+                *[({name: value}, base) for name, value in [
+                    ("Connection", "keep-alive"), ("connection", "Keep-Alive, TE"),
+                    ("Keep-Alive", "timeout=5"), ("TE", "Trailers"),
+                    ("Proxy-Connection", "Keep-Alive"), ("CONTENT-LENGTH", "0")]],
+                *[({"connection": value}, (*base, asyncget.CLOSE_FIELD))
+                  for value in ("close", " Close", "TE, close", "close, keep-alive")]]
         for headers, merged in cases:
             with self.subTest(headers):
                 self.assertEqual(merge_fields(base, headers), merged)
+        for value, left in [("keep-alive", base), (None, base), ("close", (*base, asyncget.CLOSE_FIELD))]:
+            self.assertEqual(merge_fields((*base, asyncget.CLOSE_FIELD), {"connection": value}), left)
+
+    def test_acceptable(self) -> None:
+        for asked, left in [
+                ("gzip, deflate", "gzip, deflate"), ("GZip;q=0.5 ,x-gzip, br", "GZip;q=0.5, x-gzip"),
+                ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip;q=0.8"), ("identity;q=1, br", "identity;q=1"),
+                ("br", "identity"), ("*", "identity"), ("", "identity"), (",,", "identity"),
+                ("gzipp, xgzip, gzip2", "identity")]:
+            with self.subTest(asked):
+                self.assertEqual(asyncget.acceptable(asked), left)
 
     BAD: list[tuple[str, object, str]] = [
         ("CVE-2016-5699", {"X": f"{SECRET}\r\nY: 2"}, "value of X"),
@@ -896,19 +949,22 @@ class Section3RequestBytes(Section):
         ("same", {"X:": ""}, "not a field name"),
         ("9110 5.1", {"": "1"}, "not a field name"), ("same", {"X ": "1"}, "not a field name"),
         ("9110 5.1", {" X": "1"}, "not a field name"), ("same", {"é": "1"}, "not a field name"),
-        ("9110 5.1", {"X(": "1"}, "not a field name"), ("bytes", {b"X": "1"}, "not a field name"),
-        ("no text", {"X": b"1"}, "value of X"), ("no text", {"X": 1}, "value of X"),
+        ("9110 5.1", {"X(": "1"}, "not a field name"), ("bytes", {b"X": "1"}, "headers must be"),
+        ("no text", {"X": SECRET.encode()}, "not the value of 'X'"), ("no text", {"X": 1}, "headers must be"),
         ("no text", {"X": ["1"]}, "headers must be"), ("no text", {1: "1"}, "headers must be"),
-        ("no pairs", ["X: 1"], "headers must be"), ("no pairs", [("X",)], "headers must be"),
-        ("no pairs", 5, "headers must be"), ("surrogate", {"X": "\ud800"}, "not Unicode"),
+        ("surrogate", {"X": "\ud800"}, "not Unicode"),
         ("CVE-2023-29406", {"Host": "a\r\nX: 1"}, "value of Host"),
         ("same", {"Host": "a b"}, "Host"),
         ("CVE-2026-1527", {"host": "a/b"}, "Host"), ("same", {"Host": "u@h"}, "Host"),
         ("CVE-2023-29406", {"Host": "a:b"}, "Host"), ("same", {"Host": "é"}, "Host"),
         ("9112 3.2", [("Host", "a"), ("host", "b")], "second"),
-        *[("RUSTSEC-2020-0008", {name: "x"}, name.lower()) for name in [
-            "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Authorization",
-            "proxy-connection", "TE", "Trailer", "Transfer-Encoding", "UPGRADE"]]]
+        *[("RUSTSEC-2020-0008", {name: value}, name.lower()) for name, value in [
+            ("Connection", SECRET), ("connection", "upgrade"), ("Connection", "close, x"),
+            ("Connection", "keep-alive\r\nX: 1"), ("Content-Length", "5"),
+            ("Content-Length", "0, 0"), ("Expect", "100-continue"),
+            ("Keep-Alive", "a\nb"), ("Proxy-Authorization", SECRET), ("proxy-connection", "a\nb"),
+            ("TE", "gzip"), ("TE", "trailers, gzip"), ("Trailer", "x"),
+            ("Transfer-Encoding", "chunked"), ("UPGRADE", "h2c")]]]
 
     def test_bad_headers(self) -> None:
         def sent(headers: Any) -> bytes:
@@ -922,6 +978,7 @@ class Section3RequestBytes(Section):
         for name, value, line in [
                 ("X", "", b"X: "), ("X", "a\tb  c", b"X: a\tb  c"),
                 ("X", "é\x85\u2028", b"X: \xc3\xa9\xc2\x85\xe2\x80\xa8"),
+                ("Cookie", "a=\udce9\udc85é", b"Cookie: a=\xe9\x85\xc3\xa9"),  # octets as they came
                 ("!#$%&'*+-.^_`|~9z", "1", b"!#$%&'*+-.^_`|~9z: 1"), ("Host", "", b"Host: h"),
                 ("HOST", "a.test:81", b"HOST: a.test:81"), ("Host", "[::1]:1", b"Host: [::1]:1")]:
             with self.subTest(value):
@@ -1007,6 +1064,11 @@ class Section4ResponseHead(Section):
                  {b"x": b"1,3", b"y": b"2"}),
                 ("lower case", b"HTTP/1.1 200\r\nCONNECTION: Close\r\n\r\n", 200, "",
                  {b"connection": b"close"}),
+                ("controls", b"HTTP/1.1 200 O\x1bK\r\nX: a\x01\x0b\x0c\x7fb\x1b\r\n\r\n", 200, "O\x1bK",
+                 {b"x": b"a\x01\x0b\x0c\x7fb\x1b"}),
+                ("in a cookie", b"HTTP/1.1 200\nSet-Cookie: u=a\x01b\n\n", 200, "", {b"set-cookie": b"u=a\x01b"}),
+                ("in a fold", b"HTTP/1.1 200\r\nX: 1\r\n \x01\r\n 2\r\n\r\n", 200, "",
+                 {b"x": b"1 \x01 2"}),
                 ("token", b"HTTP/1.1 200\r\n!#$%&'*+-.^_`|~9: 1\r\n\r\n", 200, "",
                  {b"!#$%&'*+-.^_`|~9": b"1"})]:
             with self.subTest(why, wire=wire):
@@ -1046,12 +1108,16 @@ class Section4ResponseHead(Section):
                 ("same", b"HTTP/1.1\t200 OK\r\n\r\n", "status line"),
                 ("same", b"HTTP/1.1 200OK\r\n\r\n", "200OK"),
                 ("stray", b"\r\n\r\n", "status line"), ("stray", b"<html>\n\n", "<html>"),
-                ("stray", b"\n\n", "status"), ("control", b"HTTP/1.1 200 O\x1bK\r\n\r\n", r"\x1b"),
-                ("same", b"HTTP/1.1 200 O\rK\r\n\r\n", r"O\rK"),
+                ("stray", b"\n\n", "status"), ("CR", b"HTTP/1.1 200 O\rK\r\n\r\n", r"O\rK"),
                 ("NUL", b"HTTP/1.1 200 O\0K\r\n\r\n", r"\x00"),
                 ("folded", line + b" X: 1\r\n\r\n", "' x: 1"),
                 ("CVE-2026-34520", line + b"X: a\0b\r\n\r\n", r"\x00"),
-                ("same", line + b"X: a\x1b\r\n\r\n", r"\x1b"),
+                *[("they frame", line + b"%b: %b\r\n\r\n" % (name, value), "control bytes in " + name.decode().lower())
+                  for name in (b"Content-Length", b"TRANSFER-ENCODING", b"connection")
+                  for value in (b"5\x01", b"\x0c5", b"chunked\x7f", b"close\x1b")],
+                ("in the second", line + b"Content-Length: 5\r\ncontent-length: 5\x0b\r\n\r\n", "content-length"),
+                ("in a fold", line + b"Connection: x\r\n \x1b\r\n\r\n", "connection"),
+                ("in a name", line + b"X\x01: 1\r\n\r\n", r"\x01"), ("same", line + b"\x7fX: 1\r\n\r\n", r"\x7f"),
                 ("CVE-2023-30589", line + b"X: \rTransfer-Encoding: chunked\r\n\r\n",
                  r"\rtransfer"),
                 ("9112 2.2", line + b"X: a\rContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
@@ -1066,24 +1132,34 @@ class Section4ResponseHead(Section):
                 ("CR CR LF", line + b"X: 1\r\r\n\r\n", r"\r\r"),
                 ("the second", line + b"A: 1\r\nB\r\n\r\n", "'b"),
                 ("CVE-2022-32213", line + b"X: 1\r\n\rY: 2\r\n\r\n", r"'\ry"),
-                ("TAB", line + b"\tX: 1\r\n\r\n", r"\t"),
-                ("CVE-2023-38039", line + b"X: y\r\n" * 129 + b"\r\n", "128 fields"),
-                ("with folds", line + b"X: y\r\n z\r\n" * 129 + b"\r\n", "128 fields")]:
+                ("TAB", line + b"\tX: 1\r\n\r\n", r"\t")]:
             with self.subTest(why, wire=wire[:60]):
                 self.refused(ProtocolError, said, parse_head, wire)
                 if not wire.startswith((b"\r", b"\n")):
                     self.assertEqual(find_head_end(wire + b"x"), len(wire))
 
-    def test_128_fields_are_read(self) -> None:
-        parsed = head(*[b"X%d: y" % at for at in range(128)])
-        self.assertEqual(len(asyncget.parse_fields(parsed.raw)), 128)
+    def test_octets(self) -> None:  # 9110 5.5, 6265 5.4
+        for name, value, texts, target in [
+                ("location", b"/caf\xe9", ["/caf\udce9"], "/caf%E9"),
+                ("LOCATION", b"\t/\xd6\xd0\xce\xc4 \x83\x65 ", ["/\udcd6\udcd0\udcce\udcc4 \udc83e"], "/%D6%D0%CE%C4%20%83e"),
+                ("Location", "/é日".encode(), ["/é日"], "/%C3%A9%E6%97%A5"),
+                ("Location", b"", [""], "/a"), ("location", b"x\r\n \xe9", ["x \udce9"], "/x%20%E9")]:
+            with self.subTest(value):
+                raw = head(b"X-Location: no", name.encode() + b": " + value).raw
+                found = asyncget.octets_text(raw, "location")
+                self.assertEqual(found, texts)
+                self.assertEqual(join_url(parse_url("http://h/a"), found[0]).target, target)
+        twice = head(b"Set-Cookie: a=\xff", b"X: 1", b"set-cookie:b=2").raw
+        self.assertEqual([text.encode("utf-8", "surrogateescape")
+                          for text in asyncget.octets_text(twice, "set-cookie")], [b"a=\xff", b"b=2"])
+        self.assertEqual(asyncget.octets_text(twice, "cookie"), [])
 
     def test_whatever_is_accepted_a_second_grammar_accepts(self) -> None:
         def strict(wire: bytes) -> bool:
             first, *lines = re.sub(rb"(?<=[^\r\n])\r?\n[ \t]+", b" ",
                                    wire.split(b"\n", 1)[1]).split(b"\n")[:-2]
             return bool(first is not None and all(
-                re.fullmatch(rb"[!#-'*+.^-z|~0-9A-Z-]+:[\t -~\x80-\xff]*\r?", x)
+                re.fullmatch(rb"[!#-'*+.^-z|~0-9A-Z-]+:[^\0\r\n]*\r?", x)
                 for x in [first, *lines]))
 
         chance = random.Random(4)
@@ -1108,6 +1184,7 @@ class Section4ResponseHead(Section):
             accepted += 1
             self.assertTrue(parsed.raw.count(b"\n") == 2 or strict(bytes(wire[:end])), bytes(wire))
             self.assertRegex(bytes(wire[:end]), rb"\AHTTP/1\.[0-9] [1-9][0-9][0-9][ \r\n]")
+            self.assertNotRegex(parsed.fields.get(b"content-length", b""), rb"[^\t -~\x80-\xff]")
             listed = Headers(asyncget.parse_fields(parsed.raw))
             decisive = {"connection", "content-encoding", "content-length", "set-cookie",
                         "transfer-encoding"}
@@ -1116,7 +1193,8 @@ class Section4ResponseHead(Section):
         self.assertGreater(accepted, 2000)
 
     def test_hostile_shapes_take_no_time(self) -> None:  # CVE-2021-31525, CVE-2025-61724
-        for body in (b"a:\r\n" * 32_000, b"a" * 131_000, b"a:" + b" " * 131_000,
+        for body in (b"a:\r\n" * 32_000, b"Content-Length: 5\r\n" * 6800,
+                     b"Connection: \x01\r\n" * 8000, b"a" * 131_000, b"a:" + b" " * 131_000,
                      b"X: y\r\n z\r\n" * 13_000,
                      b"\r" * 131_000, b"a:\r\n" * 32_000 + b"\0", b" \r\n" * 40_000,
                      b"x: 1\r\n" + b"\r\n \t" * 30_000):
@@ -1126,6 +1204,9 @@ class Section4ResponseHead(Section):
                 except ProtocolError:
                     pass
         self.quick(parse_head, b"HTTP/1.1 200 " + b" " * 131_000 + b"\r\n\r\n")
+        many = self.quick(head, *[b"X%d: y" % at for at in range(10_000)])  # CVE-2023-38039: of bytes
+        self.assertEqual(len(self.quick(asyncget.parse_fields, many.raw)), 10_000)
+        self.assertEqual(len(self.quick(asyncget.octets_text, many.raw, "x9999")), 1)
 
     def test_text_of_a_value(self) -> None:
         for value, text in [(b" a\t", "a"), (b"caf\xc3\xa9", "café"), (b"caf\xe9", "café"),
@@ -1218,7 +1299,11 @@ class Section5BodyFraming(Section):
                 ("9110 8.6", [b"Content-Length: " + b"9" * 5000], "999"),
                 ("2^64+5", [b"Content-Length: 18446744073709551621"], "184"),
                 ("fraction", [b"Content-Length: 5.0"], "5.0"),
-                ("exponent", [b"Content-Length: 5e3"], "5e3")]:
+                ("exponent", [b"Content-Length: 5e3"], "5e3"),
+                *[("9110 8.6: empty", [b"Content-Length: " + value], "Content-Length is")
+                  for value in (b"30,", b",30", b"30,,30", b",", b"30, ,30", b"30,\t")],
+                ("same", [b"Content-Length: 30", b"Content-Length:"], "30,'"),
+                ("zeros", [b"Content-Length: 5, 05"], "5, 05")]:
             with self.subTest(why, fields=fields[:2]):
                 self.refused(ProtocolError, said, lambda h: body_framing(h), head(*fields))
 
@@ -1243,20 +1328,21 @@ class Section5BodyFraming(Section):
     def test_sized(self) -> None:
         for length in (0, 1, 5):
             wire = b"hello"[:length]
-            for extra in (b"", b"HTTP/1.1 200 OK\r\n\r\n"):  # 9112 6.3: not another response
+            for extra in (b"", b"HTTP/1.1 200 OK\r\n\r\n")[not length:]:  # 9112 6.3: not another response
                 for pieces in cuts(wire + extra):
                     payload, rest, trailers = take(length, pieces)
                     self.assertEqual((payload, rest, trailers), (wire, extra, b""))
-        for cut in range(5):  # 9112 8
+        for cut in range(5):
             for pieces in cuts(b"hello"[:cut]):
-                error = self.refused(IncompleteBody, f"{5 - cut} bytes before", take, 5,
-                                     filter(None, pieces))
-                self.assertEqual(vars(error), {"expected": 5, "received": cut})
+                with self.assertRaises(EOFError) as caught:
+                    take(5, filter(None, pieces))
+                self.assertEqual(caught.exception.args, (b"hello"[:cut],))
 
     def test_until_close(self) -> None:
         for pieces in cuts(b"hello\r\n0\r\n\r\n"):
-            self.assertEqual(take("close", pieces), (b"hello\r\n0\r\n\r\n", b"", b""))
-        self.assertEqual(take("close", []), (b"", b"", b""))
+            with self.assertRaises(EOFError) as caught:
+                take("close", pieces)
+            self.assertEqual(caught.exception.args, (b"hello\r\n0\r\n\r\n",))
 
     CHUNKED = [
         ("empty", b"0\r\n\r\n", b"", b"\r\n"),
@@ -1271,6 +1357,7 @@ class Section5BodyFraming(Section):
         ("7.1.2: trailer", b"0\r\nX-Evil: y\r\nZ:\r\n\r\n", b"", b"X-Evil: y\r\nZ:\r\n\r\n"),
         ("CVE-2025-53643", b"1\r\nx\r\n0\r\nHTTP: 1\r\n\r\n", b"x", b"HTTP: 1\r\n\r\n"),
         ("folded trailer", b"0\r\nX: 1\r\n 2\r\n\r\n", b"", b"X: 1 2\r\n\r\n"),
+        ("control in a trailer", b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n"),
     ]
 
     def test_chunked_in_all_cuts(self) -> None:
@@ -1285,9 +1372,12 @@ class Section5BodyFraming(Section):
         for why, wire, _, _ in self.CHUNKED:
             for end in range(len(wire)):
                 with self.subTest(why, end=end):
+                    found = set()
                     for pieces in cuts(wire[:end]):
-                        self.refused(IncompleteBody, "inside a chunked body", take, "chunked",
-                                     filter(None, pieces))
+                        with self.assertRaises(EOFError) as caught:
+                            take("chunked", filter(None, pieces))
+                        found.add(caught.exception.args)
+                    self.assertEqual(len(found), 1)
 
     def test_payload_is_handed_out_as_it_arrives(self) -> None:
         parser = body_parser("chunked")
@@ -1323,18 +1413,35 @@ class Section5BodyFraming(Section):
                 ("trailer", b"0\r\nX: \0\r\n\r\n", r"\x00"),
                 ("CVE-2025-53643", b"0\r\nX: 1\n\nHTTP/1.1 200 OK\r\n\r\n", "trailers"),
                 ("LF", b"0\r\n\nX: 1\r\n\r\n", "trailers"),
-                ("CVE-2026-22815", b"0\r\n" + b"X: y\r\n" * 129 + b"\r\n", "128 fields"),
+                *[("control", line % byte, r"\x01" if byte == b"\1" else r"\x7f") for byte in (b"\1", b"\x7f")
+                  for line in (b"5%b\r\n", b"5;%b\r\n", b"0%b\r\n", b"0\r\nX%b: 1\r\n\r\n")],
                 ("CVE-2026-34516", b"0\r\nX: " + b"y" * 131_100 + b"z", "131072 bytes of trailers"),
                 ("CVE-2023-39326", (b"1;" + b"e" * 4000 + b"\r\nx\r\n") * 5,
-                 "16384 bytes of chunk ext"),
+                 "chunk extensions: over 16384 bytes"),
                 ("CVE-2023-39326", (b"1;" + b"e" * 20 + b"\r\nx\r\n") * 800,
-                 "16384 bytes of chunk ext")]:
+                 "chunk extensions: over 16384 bytes")]:
             with self.subTest(why, wire=wire[:40]):
-                self.refused(ProtocolError, said, take, "chunked", [wire])
+                before = vars(self.refused(ProtocolError, said, take, "chunked", [wire]))["payload"]
                 for pieces in cuts(wire) if len(wire) < 100 else [[bytes([byte]) for byte in wire]]:
                     with self.assertRaises(ProtocolError) as caught:
                         take("chunked", pieces)
-                    self.assertIs(type(caught.exception), ProtocolError)
+                    self.assertEqual((type(caught.exception), caught.exception.payload),
+                                     (ProtocolError, before))
+
+    def test_limits_are_the_same_in_any_cut(self) -> None:
+        limit = asyncget.MAX_CHUNK_LINE_BYTES
+        for why, wire, fits in [
+                ("line", b"1;" + b"e" * (limit - 2) + b"\r\nx\r\n0\r\n\r\n", True),
+                ("line", b"1;" + b"e" * (limit - 1) + b"\r\nx\r\n0\r\n\r\n", False),
+                ("trailers", b"0\r\nX: " + b"y" * (asyncget.MAX_HEAD_BYTES - 7) + b"\r\n\r\n", True),
+                ("trailers", b"0\r\nX: " + b"y" * (asyncget.MAX_HEAD_BYTES - 6) + b"\r\n\r\n", False)]:
+            for step in (1, 7, len(wire) - 1, len(wire)):
+                with self.subTest(why, fits=fits, step=step):
+                    pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
+                    if fits:
+                        self.assertEqual(take("chunked", pieces)[1], b"")
+                    else:
+                        self.refused(ProtocolError, "", take, "chunked", pieces)
 
     def test_a_size_is_no_promise(self) -> None:  # CVE-2025-13836, 9112 7.1
         cases: list[tuple[Framing, bytes]] = [(10**18 - 1, b""),
@@ -1349,33 +1456,49 @@ class Section5BodyFraming(Section):
         parts = [b"5\r\nhello\r\n", b"0\r\n", b"\r\n", b"1;x\r\n\n\r\n", b"X: y\r\n", b"\n", b"\r",
                  b"A\r\n", b"0123456789\r\n", b" "]
 
-        def outcome(pieces: list[bytes]) -> object:
+        def outcome(pieces: list[bytes]) -> tuple[object, ...]:
             try:
                 return take("chunked", pieces)
-            except ProtocolError as error:
-                return type(error)
+            except (EOFError, ProtocolError) as error:
+                return type(error), getattr(error, "payload", error.args)
 
-        seen = set()
+        seen: Counter[object] = Counter()
         for _ in range(3000):
             wire = b"".join(chance.choices(parts, (9, 9, 9, 3, 3, 1, 1, 3, 3, 1),
                                            k=chance.randint(1, 6)))
             whole = outcome([wire])
-            seen.add(whole if isinstance(whole, type) else tuple)
+            seen[whole[0] if len(whole) == 2 else tuple] += 1
             self.assertEqual(outcome([wire[at:at + 1] for at in range(len(wire))]), whole, wire)
             at = chance.randrange(len(wire))
             self.assertEqual(outcome([piece for piece in (wire[:at], wire[at:]) if piece]), whole,
                              wire)
-        self.assertEqual(seen, {tuple, ProtocolError, IncompleteBody})
+        self.assertTrue(seen.keys() == {tuple, ProtocolError, EOFError} and min(seen.values()) > 100, seen)
+
+    def test_uneven_chunks_in_uneven_cuts(self) -> None:
+        chance = random.Random(5)
+        for _ in range(200):
+            chunks = [chance.getrandbits(8 * size).to_bytes(size, "big") for size in chance.choices(
+                (1, 2, 9, 15, 16, 17, 255, 256, 4096, 70_000), (9, 9, 9, 9, 9, 9, 3, 3, 2, 1), k=chance.randint(0, 30))]
+            wire = b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), chance.choice([b"", b"", b" ;a=b"]), chunk)
+                            for chunk in chunks) + b"0\r\n\r\nnext"
+            pieces, at, step = [], 0, chance.choice((2, 30, 3000))
+            while at < len(wire):
+                pieces.append(wire[at:at + chance.randint(1, step)])
+                at += len(pieces[-1])
+            self.assertEqual(take("chunked", pieces), (b"".join(chunks), b"next", b"\r\n"))
 
     def test_hostile_shapes_take_no_time(self) -> None:
         wire = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"  # CVE-2025-69229
         for step in (len(wire), 1, 7):
             pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
             self.assertEqual(self.quick(take, "chunked", pieces, seconds=10)[0], b"x" * 50_000)
-        trailers = b"0\r\n" + b"a:\r\n" * 32_000
-        with self.assertRaises(ProtocolError):  # CVE-2026-54277: the end is searched in what is new
-            self.quick(take, "chunked",
-                       [b"0\r\n", *[bytes([byte]) for byte in trailers[3:] + b"\r\n"]])
+        trailers = b"a:\r\n" * 32_000 + b"\r\n"  # CVE-2026-54277: the end is searched in what is new
+        self.assertEqual(self.quick(take, "chunked", [b"0\r\n", *[bytes([byte]) for byte in trailers]])[2],
+                         trailers)
+        for wire in (b"%x\r\n" % 10**7 + b"x" * 10**7 + b"\r\n0\r\n\r\n",  # one chunk, uneven ones
+                     b"".join(b"%x\r\n%b\r\n" % (size, b"x" * size) for size in range(1, 4000)) + b"0\r\n\r\n",
+                     (b"0" * 15 + b"1\r\nx\r\n") * 50_000 + b"0\r\n\r\n"):
+            self.quick(take, "chunked", [wire[at:at + 99] for at in range(0, len(wire), 99)])
         self.quick(take, 200_000, [b"x"] * 200_000)
 
     def test_a_size_is_parsed_once_for_like_chunks(self) -> None:
@@ -1410,15 +1533,27 @@ class Section6Decoding(Section):
     def test_cut_short_anywhere(self) -> None:  # trap 8: zlib itself is silent
         for why, codings, coded in self.CODED:
             whole = len(coded) - (9 if why == "padding" else 0)
-            middle = len(gzip.compress(self.TEXT[:5])) if why == "two members" else (
-                len(gzip.compress(b"")) if why == "an empty member" else 0)
-            for end in range(1, whole):
-                if middle and end in (middle, whole - middle):
-                    continue  # a member less is still a stream: only the framing could tell
+            # A member less, and a byte behind it, is still a stream: only the framing could tell.
+            members = {at for at in range(18, whole) if coded[at:at + 2] == b"\x1f\x8b" and len(codings) == 1}
+            for end in {*range(1, whole)} - members - {at + 1 for at in members}:
                 with self.subTest(why, end=end):
                     self.refused(DecodingError, "", decode, codings, [coded[:end]])
                     self.refused(DecodingError, "", decode, codings,
                                  [coded[at:at + 1] for at in range(end)])
+
+    def test_behind_the_end(self) -> None:
+        for coding, whole in [(b"gzip", gzip.compress(self.TEXT)), (b"deflate", zlib.compress(self.TEXT)),
+                              (b"deflate", raw_deflate(self.TEXT))]:
+            for behind in (b"\n", b"\r\n", b"<!-- 5 ms -->", b"\0\0\0", b"\0\n\0", b"\x1f", b"\x1f\0\x8b",
+                           b"\n" + whole, b"\x1b[2J" * 9, self.TEXT):
+                with self.subTest(coding, behind=behind[:20]):
+                    for pieces in cuts(whole + behind):
+                        self.assertEqual(decode([coding], pieces), self.TEXT)
+                    self.assertEqual(self.quick(decode, [coding], [whole + behind * 30_000]), self.TEXT)
+                    self.refused(DecodingError, "", decode, [coding], [whole[:-1]])
+        gzipped = gzip.compress(gzip.compress(self.TEXT) + b"\n") + b"\n"  # in each of a stack
+        for pieces in cuts(gzipped):
+            self.assertEqual(decode([b"gzip"] * 2, pieces), self.TEXT)
 
     def test_nothing_is_whole_in_any_coding(self) -> None:
         for codings in ([b"gzip"], [b"deflate"], [b"gzip", b"deflate"]):
@@ -1433,11 +1568,8 @@ class Section6Decoding(Section):
                 ("gzip", b"deflate", good, "not deflate"),
                 ("checksum", b"gzip", good[:-5] + b"\xff" + good[-4:], "not gzip"),
                 ("length", b"gzip", good[:-1] + b"\xff", "not gzip"),
-                ("behind", b"gzip", good + b"hello", "not gzip"),
-                ("a byte", b"gzip", good + b"\x1f", "too early"),
-                ("behind", b"deflate", zlib.compress(b"x") + b"\x1b[2J", r"\x1b[2J"),
-                ("behind", b"deflate", zlib.compress(b"x") * 2,
-                 "behind the end of a deflate stream"),
+                ("a broken member", b"gzip", good + b"\x1f\x8bhello", "not gzip"),
+                ("a member cut short", b"gzip", good + good[:9], "too early"),
                 ("dictionary", b"deflate", b"\x78\xbb\0\0\0\1" + raw_deflate(b"x"), "not deflate"),
                 ("one byte", b"gzip", b"\x1f", "too early")]:
             with self.subTest(why, coding=coding):
@@ -1488,9 +1620,10 @@ class Section6Decoding(Section):
                 ([b"content-encoding: x-gzip"], [b"gzip"]),
                 ([b"Content-Encoding: deflate", b"Content-Encoding: , gzip"],
                  [b"deflate", b"gzip"]),
+                ([b"Content-Encoding: None"], []), ([b"Content-Encoding: none, gzip,"], [b"gzip"]),
                 ([b"Content-Encoding: gzip, identity,identity,gzip"], [b"gzip", b"gzip"])]:
             with self.subTest(fields):
-                self.assertEqual(content_codings(head(*fields)), codings)
+                self.assertEqual(content_codings(head(*fields).fields.get(b"content-encoding", b"")), codings)
 
     def test_bad_codings(self) -> None:
         for why, fields, said in [
@@ -1498,24 +1631,26 @@ class Section6Decoding(Section):
                 ("hidden", [b"Content-Encoding: gzip, br"], "'br'"),
                 ("compress", [b"Content-Encoding: compress"], "'compress'"),
                 ("junk", [b"Content-Encoding: gzip;q=1"], "gzip;q=1"),
+                ("control", [b"Content-Encoding: gzip\x01"], r"gzip\x01"),
                 ("CVE-2025-66418", [b"Content-Encoding: " + b",".join([b"gzip"] * 6)], "at most 5"),
                 ("CVE-2022-32206", [b"Content-Encoding: " + b",".join([b"gzip"] * 1000)],
                  "1000 content codings"),
                 ("CVE-2023-23916", [b"Content-Encoding: gzip"] * 100, "100 content codings"),
                 ("unknown", [b"Content-Encoding: \xff\x85"], r"\xff\x85")]:
             with self.subTest(why):
-                self.refused(DecodingError, said, content_codings, head(*fields))
+                self.refused(DecodingError, said, content_codings, head(*fields).fields[b"content-encoding"])
 
     @unittest.skipIf(asyncget.HAS_ZSTD, "the standard library has zstd")
     def test_zstd_is_refused_where_it_cannot_be_undone(self) -> None:
-        self.refused(DecodingError, "zstd", content_codings, head(b"Content-Encoding: zstd"))
+        self.refused(DecodingError, "zstd", content_codings, b"zstd")
 
     @unittest.skipUnless(asyncget.HAS_ZSTD, "no zstd before 3.14")
     def test_zstd(self) -> None:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
         coded = zstd.compress(self.TEXT)
-        self.assertEqual(content_codings(head(b"Content-Encoding: zstd")), [b"zstd"])
-        for pieces in [*cuts(coded), [zstd.compress(self.TEXT[:5]) + zstd.compress(self.TEXT[5:])]]:
+        self.assertEqual(content_codings(b"zstd"), [b"zstd"])
+        for pieces in [*cuts(coded), *cuts(coded + b"\n<!-- -->"),
+                       [zstd.compress(self.TEXT[:5]) + zstd.compress(self.TEXT[5:])]]:
             self.assertEqual(decode([b"zstd"], pieces), self.TEXT)
         for end in range(1, len(coded)):
             self.refused(DecodingError, "", decode, [b"zstd"], [coded[:end]])
@@ -1527,39 +1662,90 @@ class Section6Decoding(Section):
         self.refused(DecodingError, "not zstd", decode, [b"zstd"],
                      [zstd.compress(random.Random(6).randbytes(1 << 25), options=wide)])
 
+    # WHATWG's labels, by the codec that is right for them: what browsers take them for, but for
+    # ascii, iso8859-1 and -9, whose C1 controls nobody misses.
+    LABELS = {
+        "utf-8": "unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8 UTF8",
+        "cp866": "866 cp866 csibm866 ibm866 dos-866",
+        "iso8859-2": "csisolatin2 iso-8859-2 iso-ir-101 iso8859-2 iso88592 iso_8859-2 iso_8859-2:1987 l2 latin2",
+        "iso8859-5": "csisolatincyrillic cyrillic iso-8859-5 iso-ir-144 iso8859-5 iso88595",
+        "iso8859-6": "arabic asmo-708 csisolatinarabic ecma-114 iso-8859-6 iso-8859-6-e iso-8859-6-i iso-ir-127",
+        "iso8859-7": "csisolatingreek ecma-118 elot_928 greek greek8 iso-8859-7 iso-ir-126 iso88597",
+        "iso8859-8": "csisolatinhebrew hebrew iso-8859-8 iso-8859-8-e ISO-8859-8-I iso-ir-138 iso88598",
+        "iso8859-11": "iso-8859-11 iso8859-11 iso885911", "tis-620": "tis-620",
+        "iso8859-15": "iso-8859-15 iso8859-15 iso885915 iso_8859-15 l9", "iso8859-16": "iso-8859-16",
+        "koi8-r": "cskoi8r koi8 koi8-r koi8_r", "koi8-u": "koi8-ru koi8-u",
+        "mac-roman": "mac macintosh x-mac-roman", "mac-cyrillic": "x-mac-cyrillic x-mac-ukrainian",
+        "cp874": "dos-874 windows-874 Windows-874", "cp1250": "cp1250 windows-1250 x-cp1250",
+        "cp1251": "cp1251 windows-1251 x-cp1251", "cp1252": "cp1252 windows-1252 x-cp1252",
+        "ascii": "ansi_x3.4-1968 ascii us-ascii",
+        "iso8859-1": "cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso88591 iso_8859-1 l1 latin1 latin-1",
+        "iso8859-9": "csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 l5 latin5",
+        "gb18030": "chinese csiso58gb231280 gb2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030 cp936 windows-936",
+        "big5": "big5 csbig5 x-x-big5 x-big5", "big5hkscs": "big5-hkscs", "cp950": "windows-950",
+        "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp iso-2022-jp",
+        "cp932": "csshiftjis ms932 ms_kanji shift-jis Shift_JIS sjis windows-31j x-sjis windows-932",
+        "cp949": "euc-kr korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 windows-949 x-euc-kr",
+        "utf-16-be": "utf-16be", "utf-16-le": "utf-16le", "utf-16": "utf-16", "utf-8-sig": "utf-8-sig",
+    }
+    NO_TEXT = """rot13 hex base64 zlib bz2 mbcs punycode idna undefined unicode_escape raw_unicode_escape
+        utf-7 quopri uu oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x
+        cp037 cp273 cp424 cp500 cp875 cp1026 cp1140 ebcdic-cp-us ibm037 windows-037
+        x-user-defined ucs-2 replacement iso-2022-cn"""
+
     def test_charsets(self) -> None:
         for content_type, codec in [
                 ("", "utf-8"), ("text/html", "utf-8"), ("text/html; charset=", "utf-8"),
-                ("text/html;charset=UTF8", "utf-8"), ("text/html; charset=ISO-8859-1", "iso8859-1"),
-                ("text/html; charset=\"latin-1\"", "iso8859-1"),
                 ("text/html ; x=y; CharSet = 'utf-16'", "utf-16"),
                 ("text/html; charset=windows-1252; x", "cp1252"),
-                ("a/b; charset=Shift_JIS", "shift_jis"), ("a/b; charset=gb18030", "gb18030"),
-                ("a/b; charset=us-ascii", "ascii"),
-                ("a/b; charset=koi8-r", "koi8-r"), ("a/b; charset=utf-8-sig", "utf-8-sig"),
-                ("a/b; charset=macintosh", "mac-roman"),
-                ("a/b; charset=nonsense", "utf-8"), ("a/b; charset=../../x", "utf-8"),
-                ("a/b; charset=" + "x" * 99_999, "utf-8"),
-                ("a/b; xcharset=latin-1", "utf-8"), ("a/b; charset=\xe9", "utf-8"),
-                ("a/b; charset=aliases", "utf-8"),
-                *[(f"a/b; charset={name}", "utf-8") for name in [  # trap 10
-                    "rot13", "hex", "base64", "zlib", "bz2", "mbcs", "punycode", "idna",
-                    "undefined", "unicode_escape",
-                    "raw_unicode_escape", "utf-7", "quopri", "uu", "oem", "charmap"]]]:
+                ("a/b; charset=" + "x" * 99_999, "utf-8"), ("a/b; xcharset=latin-1", "utf-8"),
+                ("a/b; charset=\xe9", "utf-8"),
+                *[(form.format(label), codec)
+                  for codec, labels in {**self.LABELS, "utf-8": self.LABELS["utf-8"] + " " + self.NO_TEXT}.items()
+                  for label in labels.split()
+                  for form in ("a/b; charset={}", 'a/b;x=y;CHARSET = "{}"')]]:
             with self.subTest(content_type[:60]):
                 self.assertEqual(charset_of(content_type), codec)
+                self.assertEqual(charset_of(content_type.upper()), codec)
 
-    def test_a_server_cannot_fill_the_table_of_codecs(self) -> None:  # it keeps unknown names, too
-        with mock.patch("codecs.lookup", side_effect=LookupError) as lookup:
-            self.assertEqual(charset_of("a/b; charset=" + "x" * 99_999), "utf-8")
-        self.assertLess(len(lookup.call_args[0][0]), 50)
+    def test_texts(self) -> None:
+        for label, data, text in [
+                ("gb2312", b"\xa1\xaa\x81\x40", "—丂"), ("shift_jis", b"\x87\x40\xfb\xfc\\~", "①髙\\~"),
+                ("x-sjis", b"\x81\x60", "～"), ("euc-kr", b"\x8c\x63\xb0\xa1", "똠가"),
+                ("windows-874", b"\x80\xa1", "€ก"), ("x-mac-cyrillic", b"\x80", "А"),
+                ("iso-8859-8-i", b"\xe0", "א"), ("koi8", b"\xc1", "а"), ("dos-866", b"\x80", "А")]:
+            with self.subTest(label):
+                self.assertEqual(data.decode(charset_of(f"a/b; charset={label}")), text)
+
+    def test_wider_codecs_hold_the_narrower(self) -> None:  # `others`: where browsers differ, too
+        for narrow, others in [("shift_jis", 6), ("gb2312", 2), ("gbk", 0), ("euc_kr", 0)]:
+            differ = 0
+            for pair in itertools.product(range(256), repeat=2):
+                text = bytes(pair).decode(narrow, "ignore")
+                differ += (len(text) == 1 and text.encode(narrow) == bytes(pair)
+                           and text != bytes(pair).decode(charset_of(f";charset={narrow}"), "replace"))
+            with self.subTest(narrow):
+                self.assertEqual(differ, others)
 
     def test_every_charset_decodes_everything(self) -> None:
         junk = random.Random(6).getrandbits(8 * 4001).to_bytes(4001, "big")
-        for name in sorted({*encodings.aliases.aliases, *encodings.aliases.aliases.values()}):
-            with self.subTest(name):
-                self.assertIsInstance(junk.decode(charset_of(f"a/b; charset={name}"), "replace"),
-                                      str)
+        found = {charset_of(f"a/b; charset={name}") for name in {
+            *encodings.aliases.aliases, *encodings.aliases.aliases.values(), *self.LABELS}}
+        self.assertGreater(len(found), 75)
+        for codec in found:
+            with self.subTest(codec):
+                self.assertIsInstance(junk.decode(codec, "replace"), str)
+                self.assertEqual("a\nb".encode(codec).count(b"\n"), 1)  # iter_lines cuts there
+                if not codec.startswith(("utf-16", "utf-32")):
+                    self.assertEqual(b"\n".decode(codec), "\n")
+
+    def test_a_server_cannot_fill_the_table_of_codecs(self) -> None:  # it keeps unknown names, too
+        with mock.patch("codecs.lookup", side_effect=LookupError) as lookup:
+            for name in ("x" * 99_999, "iso8859" + "1" * 99_999, "x-" * 50_000):
+                self.assertEqual(charset_of(f"a/b; charset={name}"), "utf-8")
+        self.assertLess(max(len(call[0][0]) for call in lookup.call_args_list), 50)
+        for shape in (";" * 100_000, "; charset " * 10_000, ";" + " " * 100_000, "; charset=" * 10_000):
+            self.quick(charset_of, shape)
 
 
 class Source:
@@ -1606,7 +1792,7 @@ def response(*pieces: bytes | Exception, fields: Iterable[bytes] = (), url: str 
     fields = list(fields)
     if trailers:
         fields += [b"Transfer-Encoding: chunked"]
-        pieces = (*(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces  # type: ignore[arg-type]
+        pieces = (*(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces  # type: ignore[arg-type,str-format]
                     ), b"0\r\n" + trailers)
     if done:
         whole = b"".join(pieces)  # type: ignore[arg-type]
@@ -1625,6 +1811,58 @@ async def listed(items: Any) -> list[Any]:
 
 
 GZIP = b"Content-Encoding: gzip"
+
+
+def framed(body: bytes, framing: Framing) -> tuple[list[bytes], bytes]:
+    """The fields and the bytes of a body: sized, "chunked" (in uneven chunks) or "close"."""
+    if framing == "chunked":
+        chunks = [body[:1], body[1:6], body[6:]]
+        wire = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks if chunk)
+        return [b"Transfer-Encoding: chunked"], wire + b"0\r\n\r\n"
+    return [] if framing == "close" else [b"Content-Length: %d" % len(body)], body
+
+
+def timings(wire: bytes) -> dict[str, dict[str, Any]]:
+    """When the bytes behind a head come: arguments for Source."""
+    middle = len(wire) // 2
+    return {"with the head": {"rest": wire}, "late": {"pieces": [wire]},
+            "byte by byte": {"pieces": [wire[at:at + 1] for at in range(len(wire))]},
+            "half and half": {"rest": wire[:middle], "pieces": [wire[middle:]]}}
+
+
+def perform(got: Response, program: Iterable[str]) -> tuple[bytes, list[str]]:
+    """All that is handed out by what is called in turn, and what else comes of it.
+
+        look, read              content (text and json alike), read()
+        bytes, lines            all of an iteration
+        piece, line             one step of it, then break
+    """
+    async def step(word: str) -> None:
+        if word == "look":
+            told.append(got.text if got.content == got.text.encode() else "different")
+            if told[-1]:
+                got.json()
+        elif word == "read":
+            told.append((await got.read()).decode())
+        elif word in ("bytes", "piece"):
+            async for piece in got.iter_bytes():
+                handed.append(piece)
+                if word == "piece":
+                    break
+        else:
+            async for line in got.iter_lines():
+                handed.append(line.encode() + b"\n")
+                if word == "line":
+                    break
+
+    handed: list[bytes] = []
+    told: list[str] = []
+    for word in program:
+        try:
+            run(step(word))
+        except AsyncGetError as error:
+            told.append(f"{type(error).__name__}: {str(error)[:25]}")
+    return b"".join(handed), told
 
 
 class Section7Response(Section):
@@ -1687,51 +1925,142 @@ class Section7Response(Section):
 
     def test_content_before_a_read_says_what_to_do(self) -> None:
         for touch in (lambda r: r.content, lambda r: r.text, lambda r: r.json()):
-            error = self.refused(AsyncGetError, "await response.read()", touch, response(b"x"))
-            self.assertEqual(error.url, "http://h/")
+            for done in (False, True):
+                error = self.refused(AsyncGetError, "await response.read()", touch, response(b"x", done=done))
+                self.assertEqual(error.url, "http://h/")
 
-    def test_what_was_cut_short_never_looks_whole(self) -> None:
-        coded = gzip.compress(b"hello")
-        for why, got, error in [
-                ("framing", response(b"he", IncompleteBody("cut")), IncompleteBody),
-                ("coding", response(coded[:-1], fields=[GZIP]), DecodingError),
-                ("coding, at once", response(coded[:-1], fields=[GZIP], done=True), DecodingError),
-                ("both", response(coded[:9], IncompleteBody("cut"), fields=[GZIP]), IncompleteBody),
-                ("not gzip", response(b"hello", fields=[GZIP]), DecodingError),
-                ("br", response(b"hello", fields=[b"Content-Encoding: br"]), DecodingError),
-                ("br, at once", response(b"hello", fields=[b"Content-Encoding: br"], done=True),
-                 DecodingError)]:
-            with self.subTest(why):
-                with self.assertRaises(error) as caught:
-                    run(got.read())
-                self.assertIs(caught.exception.response, got)
-                self.assertEqual(caught.exception.url, "http://h/")
-                for _ in range(2):
-                    with self.assertRaises(AsyncGetError):
-                        run(got.read())
-                    with self.assertRaises(AsyncGetError):
-                        run(listed(got.iter_bytes()))
-                    with self.assertRaises(AsyncGetError):
-                        got.content  # noqa: B018
+    BODY = b'[1,\n"two",\n3]\n'
+    UNREAD, PIECES = "AsyncGetError: the body was not read: aw", "AsyncGetError: the body was handed out i"
+
+    def test_programs(self) -> None:
+        """Whatever is called in whatever order: the same for all timings, framings, codings."""
+        body, text = self.BODY, self.BODY.decode()
+        expected = {
+            "": (body, []), "look": (body, [self.UNREAD]), "look read look read": (body, [self.UNREAD] + [text] * 3),
+            "read bytes lines": (body * 3, [text]), "read line line": (body[:4] * 2 + body, [text]),
+            "bytes": (body, []), "bytes bytes": (body, []), "lines lines": (body, []),
+            "piece": (body, []), "piece piece line": (body, []), "line": (body, []), "line line": (body, []),
+            "line bytes": (body, []), "line piece lines": (body, []), "line line line bytes": (body, []),
+            "piece look read": (body, [self.PIECES] * 2), "line read look": (body, [self.PIECES] * 2),
+            "bytes read": (body, [self.PIECES]), "lines look": (body, [self.PIECES]),
+        }
+        words = ("look", "read", "bytes", "lines", "piece", "line")
+        programs = {*expected, *map(" ".join, itertools.product(words, repeat=3))}
+        outcomes: dict[tuple[bytes, str], Any] = {(body, program): row for program, row in expected.items()}
+        ways: list[tuple[bytes, Any, Any]] = [*itertools.product(
+            (body, b""), (None, gzip.compress, zlib.compress), (0, "chunked", "close"))]
+        for content, coding, framing in ways:
+            fields, wire = framed(coding(content) if coding else content, framing)
+            fields += [b"Content-Encoding: " + (b"gzip" if coding is gzip.compress else b"deflate")] * bool(coding)
+            for when, arrival in timings(wire).items():
+                for program in programs:
+                    with self.subTest(program, content=content, coding=coding, framing=framing, when=when):
+                        got = response(fields=fields, source=Source(*arrival.get("pieces", ()),
+                                                                    rest=arrival.get("rest", b"")))
+                        outcome = perform(got, [*program.split(), "bytes"])
+                        self.assertEqual(outcome, outcomes.setdefault((content, program), outcome))
+
+    def test_what_came_is_handed_out_before_the_error(self) -> None:
+        sized, chunked = [b"Content-Length: 99"], [b"Transfer-Encoding: chunked"]
+        coded = gzip.compress(b"hello\nx")
+        for why, fields, wire, handed, error, said in [
+                ("cut", sized, b"hello\nx", b"hello\nx", IncompleteBody, "7 bytes of the body, which has 99"),
+                ("cut", chunked, b"6\r\nhello\n\r\n9\r\nx", b"hello\nx", IncompleteBody, "7 bytes of the body"),
+                ("cut", chunked, b"7\r\nhello\nx\r\n0\r\n", b"hello\nx", IncompleteBody, "7 bytes"),
+                ("nothing", sized, b"", b"", IncompleteBody, "0 bytes of the body, which has 99"),
+                ("broken", chunked, b"6\r\nhello\n\r\n1\r\nxxx", b"hello\nx", ProtocolError, "no CRLF"),
+                ("broken", chunked, b"7\r\nhello\nx\r\n+1\r\n", b"hello\nx", ProtocolError, "not a chunk size"),
+                ("broken", chunked, b"7\r\nhello\nx\r\n0\r\nX\r\n\r\n", b"hello\nx", ProtocolError, "trailers"),
+                ("coding cut", [GZIP], coded[:-1], b"hello\nx", DecodingError, "too early"),
+                ("both cut", [GZIP, *sized], coded[:-1], b"hello\nx", IncompleteBody, "which has 99"),
+                ("broken member", [GZIP], coded + b"\x1f\x8bxxxxxxx", b"hello\nx", DecodingError, "not gzip"),
+                ("not gzip", [GZIP], b"hello", b"", DecodingError, "not gzip"),
+                ("br", [b"Content-Encoding: br"], b"hello", b"", DecodingError, "'br'")]:
+            for pieces in cuts(wire):
+                for came in (0, 1):
+                    with self.subTest(why, pieces=pieces, came=came):
+                        def arrived(pieces: list[bytes] = pieces, came: int = came, fields: Any = fields) -> Response:
+                            return response(fields=fields, source=Source(
+                                *filter(None, pieces[came:]), rest=b"".join(pieces[:came])))
+
+                        for word, part in [("bytes", handed), ("lines", handed[:6]), ("read", b"")]:
+                            got = arrived()
+                            outcome, told = perform(got, [word, "look", "read", "bytes", "lines"])
+                            self.assertEqual(outcome, part)
+                            self.assertTrue(told[0].startswith(error.__name__ + ":"), told)
+                            self.assertEqual([text[:40] for text in told[1:]],
+                                             ["AsyncGetError: the body was given up: no"] * 4)
+                        with self.assertRaisesRegex(error, said) as caught:
+                            got = arrived()
+                            run(got.read())
+                        self.assertIs(caught.exception.response, got)
+                        self.assertEqual(caught.exception.url, "http://h/")
+
+    def test_what_was_given_up_never_looks_whole(self) -> None:
+        """Not after what ended a read amid the body, nor in a copy; not even where all has come."""
+        def too_large(got: Response) -> None:
+            self.refused(TooLarge, "max_size", lambda: run(got.read(3)))
+
+        def too_long(got: Response) -> None:
+            with mock.patch.object(asyncget, "MAX_LINE_BYTES", 3):
+                self.refused(TooLarge, "bytes in a line", lambda: run(listed(got.iter_lines())))
+
+        def broken_off(got: Response) -> None:
+            with self.assertRaises((asyncio.CancelledError, KeyboardInterrupt, ValueError)):
+                run(got.read())
+
+        pieces: dict[Any, Any] = {
+            too_large: [b"hel", b"lo"], too_long: [b"hello"], Response.close: [b"hello"],
+            broken_off: [b"he", KeyboardInterrupt()]}
+        cases = [(end, response(*pieces[end])) for end in pieces]
+        cases += [(end, response(b"hello", done=True)) for end in (too_large, too_long, Response.close)]
+        cases += [(broken_off, response(b"he", error))  # type: ignore[arg-type]
+                  for error in (asyncio.CancelledError(), ValueError("of a caller's transport"))]
+        cases += [(lambda got: run(got.discard()), response(b"hello", done=done, fields=fields))
+                  for done in (False, True) for fields in ([], [GZIP])]
+        for end, got in cases:
+            with self.subTest(end, got=got):
+                end(got)
+                self.assertIsNone(got._body.connection)
+                for twin in (got, copy.copy(got), copy.deepcopy(got), pickle.loads(pickle.dumps(got))):
+                    self.assertEqual(perform(twin, ["look", "read", "bytes", "lines", "piece"]),
+                                     (b"", ["AsyncGetError: the body was given up: no"] * 5))
+
+    def test_keep_short(self) -> None:
+        limit = asyncget.MAX_DISCARD_BYTES
+        framings: list[Framing] = [0, "chunked", "close"]
+        for why, body, before, told in [
+                ("short", self.BODY, [], self.BODY.decode()), ("empty", b"", [], ""),
+                ("read", self.BODY, ["read"], self.BODY.decode()),
+                ("in pieces", self.BODY, ["piece"], self.PIECES), ("lines", self.BODY, ["line"], self.PIECES),
+                ("fits", b"1" * limit, [], "1" * limit),
+                ("long", b"1" * (limit + 1), [], "AsyncGetError: the body was given up: no")]:
+            for framing in framings:
+                for coding in (bytes, gzip.compress):
+                    fields, wire = framed(coding(body), framing)
+                    for when, arrival in timings(wire).items():
+                        if len(wire) > 999 and when == "byte by byte":
+                            continue
+                        with self.subTest(why, framing=framing, when=when):
+                            source = Source(*arrival.get("pieces", ()), rest=arrival.get("rest", b""))
+                            got = response(fields=fields + [GZIP] * (coding is gzip.compress), source=source)
+                            perform(got, before)
+                            run(got.keep_short())
+                            with mock.patch.object(Response, "json", lambda _: 1):
+                                self.assertEqual(perform(got, ["look"])[1], [told])
+        broken = response(b"x", IncompleteBody("cut"))
+        run(broken.keep_short())
+        self.refused(AsyncGetError, "given up", lambda: broken.content)
 
     def test_a_closed_response_is_not_an_empty_one(self) -> None:
         source = Source(b"a", b"b")
-        got = Response(head(), parse_url("http://h/"), source)
+        got = response(source=source)
         got.close()
         got.close()
         self.assertEqual(source.aborted, 1)
-        self.refused(AsyncGetError, "given up", lambda: run(got.read()))
         whole = response(b"ab", read=True)
         whole.close()
         self.assertEqual(run(whole.read()), b"ab")
-
-    def test_foreign_errors_pass_but_give_the_body_up(self) -> None:
-        for error in (KeyboardInterrupt(), ValueError("of a caller's transport")):
-            source = Source()
-            source.read_piece = mock.Mock(side_effect=error)  # type: ignore[method-assign]
-            with self.assertRaises(type(error)):
-                run(Response(head(), parse_url("http://h/"), source).read())
-            self.assertEqual(source.aborted, 1)
 
     def test_limit(self) -> None:  # CVE-2017-14158
         zeros = gzip.compress(bytes(1 << 26))
@@ -1764,19 +2093,27 @@ class Section7Response(Section):
         self.assertLess(sum(made), 2 << 20)
 
     def test_discard(self) -> None:
-        for why, pieces, aborted in [
-                ("short", [b"x" * 1000] * 9, 0), ("none", [], 0), ("long", [b"x" * 10_000] * 99, 1),
-                ("a bomb is not decoded", [gzip.compress(bytes(1 << 20))], 0),
-                ("not gzip", [b"hello"], 0)]:
+        """A short rest is read, undecoded; what cannot be kept is hung up on without a wait."""
+        keep, close = b"X: y", b"Connection: close"
+        cases: list[tuple[str, bytes, Framing, bytes, int, int]] = [
+                ("short", b"x" * 9000, 0, keep, 1, 9), ("none", b"", 0, keep, 1, 0),
+                ("chunked", b"x" * 900, "chunked", keep, 1, 1),
+                ("long", b"x" * 990_000, 0, keep, 0, 66), ("without a length", b"x", "close", keep, 0, 0),
+                ("closes", b"x" * 9000, 0, close, 0, 0), ("closes", b"x", "chunked", close, 0, 0),
+                ("a bomb is not decoded", gzip.compress(bytes(1 << 20)), 0, keep, 1, 2),
+                ("not gzip", b"hello", 0, keep, 1, 1), ("broken", b"", "x", keep, 0, 1)]
+        for why, body, framing, field, kept, asked in cases:
             with self.subTest(why):
-                source = Source(*pieces)
-                got = Response(head(GZIP), parse_url("http://h/"), source)
+                fields, wire = framed(body, framing)
+                if framing == "x":
+                    fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
+                source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
+                receive = mock.Mock(wraps=source.receive)
+                source.receive = receive  # type: ignore[method-assign]
+                got = response(fields=[*fields, field, GZIP], source=source)
                 with mock.patch.object(Decoder, "feed", side_effect=AssertionError("decoded")):
                     run(got.discard())
-                self.assertEqual(source.aborted, aborted)
-                self.assertLess(got.received, 80_000)
-                with self.assertRaises(AsyncGetError):
-                    got.content  # noqa: B018
+                self.assertEqual((source.kept, source.aborted, receive.call_count), (kept, 1 - kept, asked))
 
     def test_lines(self) -> None:
         for wire, lines in [
@@ -1792,16 +2129,22 @@ class Section7Response(Section):
                 self.assertEqual(run(listed(response(wire, read=True).iter_lines())), lines)
         latin = response(b"\xe9\n", fields=[b"Content-Type: text/plain; charset=latin-1"])
         self.assertEqual(run(listed(latin.iter_lines())), ["é"])
-        wide = response(*("é\n日".encode("utf-16-le")[at:at + 1] for at in range(6)),
-                        fields=[b"Content-Type: a; charset=utf-16-le"])
-        self.assertEqual(run(listed(wide.iter_lines())), ["é", "日"])
+        for codec in ("utf-16", "utf-16-le", "utf-32-be", "shift_jis", "iso2022_jp", "gb18030", "utf-8-sig"):
+            wire = "日\r\n本\n\n語".encode(codec)  # in some, a character's bytes are a line end
+            for pieces in cuts(wire):
+                got = response(*pieces, fields=[b"Content-Type: a; charset=" + codec.encode()])
+                self.assertEqual(run(listed(got.iter_lines())), ["日", "本", "", "語"])
 
     def test_long_lines(self) -> None:
-        with mock.patch.object(asyncget, "MAX_LINE_CHARS", 10):
-            self.assertEqual(run(listed(response(b"12345", b"67890", b"\n1").iter_lines())),
-                             ["1234567890", "1"])
-            self.refused(TooLarge, "10 characters",
-                         lambda: run(listed(response(b"12345", b"67890", b"1").iter_lines())))
+        with mock.patch.object(asyncget, "MAX_LINE_BYTES", 10):
+            for pieces in cuts(b"1\n1234567890\n1"):
+                self.assertEqual(run(listed(response(*pieces).iter_lines())), ["1", "1234567890", "1"])
+            for wire in (b"1\n12345678901", b"1\n12345678901\n1"):
+                for pieces in cuts(wire):
+                    with self.subTest(pieces):
+                        self.assertEqual(perform(response(*pieces), ["lines"]),
+                                         (b"1\n", ["TooLarge: more than 10 bytes in a l"]))
+        self.assertEqual(len(self.quick(run, listed(response(b"x\n" * 500_000).iter_lines()))), 500_000)
         pieces = [b"x"] * 200_000 + [b"\n"]
         self.assertEqual(len(self.quick(run, listed(response(*pieces).iter_lines()))[0]), 200_000)
 
@@ -1841,6 +2184,14 @@ class Section7Response(Section):
                 error = self.refused(DecodingError, "not JSON", got.json)
                 self.assertEqual((error.response, error.url, error.exit_code),
                 (got, "http://h/", 61))
+        got = response('["é"]'.encode("latin-1"), fields=[b"Content-Type: a; charset=latin-1"], read=True)
+        self.refused(DecodingError, "not JSON", got.json)  # 8259 8.1: not the server's to say
+        for name, value in [("latin-1", ["é"]), ("cp437", ["Θ"]), ("x-mac-roman", ["È"])]:
+            got.encoding = name
+            self.assertEqual(got.json(), value)
+        marked = response(b"\xef\xbb\xbf[1]", read=True)
+        marked.encoding = "utf-8"
+        self.assertEqual(marked.json(), [1])
         digits = response(b"9" * 5000, read=True)  # trap 11
         try:
             self.assertEqual(digits.json() % 10, 9)
@@ -1854,8 +2205,7 @@ class Section7Response(Section):
                   b"Set-Cookie: e="]  # CVE-2026-9679: opaque
         self.assertEqual(response(fields=fields).cookies,
                          {"a": "2", "b": "x=y", "c": "%0d%0a", "d": '"q"', "e": ""})
-        self.assertEqual((response().cookies, response(fields=fields).sets_cookies,
-                          response().sets_cookies), ({}, True, False))
+        self.assertEqual(response().cookies, {})
 
     def test_links(self) -> None:
         for value, links in [  # RFC 8288
@@ -1919,11 +2269,15 @@ class Section7Response(Section):
         error = self.refused(StatusError, "404", got.raise_for_status)
         again = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(again), again.response.content), (str(error), b"caf\xe9"))
-        self.assertEqual(response(gzip.compress(b"x"), fields=[GZIP],
-                                  read=True).__getstate__()["_content"], b"x")
-        for unread in (response(b"x"), response(b"x", fields=[GZIP], done=True)):
+        coded = response(gzip.compress(b"x"), fields=[GZIP], read=True)
+        self.assertEqual(pickle.loads(pickle.dumps(coded)).content, b"x")
+        for unread in (response(b"x"), response(b"x", done=True), response(b"x", fields=[GZIP], done=True)):
             with self.assertRaisesRegex(TypeError, "not read"):
                 pickle.dumps(unread)
+        for piecemeal in (response(b"x\n"), response(gzip.compress(b"x\n"), fields=[GZIP], done=True)):
+            perform(piecemeal, ["lines"])
+            self.assertEqual(perform(pickle.loads(pickle.dumps(piecemeal)), ["look", "read", "bytes", "lines"]),
+                             (b"", [self.PIECES] * 2))
         self.assertEqual(copy.copy(got).content, got.content)
 
     def test_a_url_is_never_shown_with_its_password(self) -> None:
@@ -1946,9 +2300,89 @@ def count(session: Session) -> tuple[int, int, int]:
     assert numbers
     return int(numbers[1]), int(numbers[2]), int(numbers[3])
 
+
 def redirect(to: str, *fields: str, status: int = 302) -> bytes:
     """A response that sends the client elsewhere, with a body that must be read past."""
     return answer(b"gone", f"Location: {to}", *fields, status=f"{status} F")
+
+
+@contextlib.contextmanager
+def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
+        tuple[str, threading.Semaphore]]:
+    """A server in a thread, which goes on while the loop stands still: its URL, scripts played.
+
+    A script has bytes, counts of bytes to read, READ, RESET (once all that was sent has arrived), CLOSE, functions, and
+    events to wait for; TLS begins behind those that stand first.
+    """
+    played, kept = threading.Semaphore(0), []
+
+    def play(script: Script, peer: socket.socket) -> None:
+        kept.append(peer)
+        for number, step in enumerate([*script, None]):
+            if tls and number == sum(isinstance(one, threading.Event) for one in script[:1]):
+                peer = tls.wrap_socket(peer, server_side=True)
+                kept.append(peer)
+            if step is READ:
+                while b"\r\n\r\n" not in peer.recv(65536):
+                    pass
+            elif isinstance(step, bytes):
+                peer.sendall(step)
+            elif isinstance(step, int):
+                peer.recv(step)
+            elif isinstance(step, threading.Event):
+                step.wait(TEST_SECONDS)
+            elif callable(step):
+                step()
+            elif step:
+                while step is RESET and not all_arrived(peer):
+                    time.sleep(0.001)
+                linger = struct.pack("ii", step is RESET, 0)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                peer.close()
+
+    def serve() -> None:
+        for script in scripts:
+            with contextlib.suppress(OSError, ValueError):  # the client, or the test, has gone
+                peer = listener.accept()[0]
+                peer.settimeout(TEST_SECONDS)
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                play(script, peer)
+            played.release()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http{'s' * bool(tls)}://127.0.0.1:{listener.getsockname()[1]}", played
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for step in itertools.chain(*scripts):
+                if isinstance(step, threading.Event):
+                    step.set()
+            for peer in kept:
+                peer.close()
+            thread.join()
+
+
+def all_arrived(peer: socket.socket) -> bool:
+    """Whether the other side's kernel has all that was sent (Linux tells)."""
+    import fcntl
+    import termios
+    return fcntl.ioctl(peer, termios.TIOCOUTQ, b"\0" * 4) == b"\0" * 4
+
+
+@contextlib.contextmanager
+def clock() -> Iterator[Callable[[float], None]]:
+    """A function that moves the loop's clock on, as if the program had been busy elsewhere."""
+    loop, ahead = asyncio.get_running_loop(), 0.0
+    real = loop.time
+
+    def busy(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+
+    with mock.patch.object(loop, "time", lambda: real() + ahead):
+        yield busy
 
 
 class Section8Connection(AsyncCase):
@@ -2014,12 +2448,14 @@ class Section8Connection(AsyncCase):
             ("reset", [RESET], IncompleteBody, 56, "lost"),
             ("half a head", [OK, CLOSE], IncompleteBody, 18, "inside the head"),
             ("half a body", [OK + b"Content-Length: 10\r\n\r\nhello", CLOSE], IncompleteBody, 18,
-             "5 bytes before the end"),
+             "behind 5 bytes of the body, which has 10"),
             ("body reset", [OK + b"Content-Length: 9\r\n\r\nx", 0.02, RESET], IncompleteBody, 56,
              "lost"),
             ("reset until close", [OK + b"\r\nhello", 0.02, RESET], IncompleteBody, 56, "lost"),
-            ("no last chunk", [CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18, "chunked"),
-            ("no last CRLF", [CHUNKED + b"1\r\nh\r\n0\r\n", CLOSE], IncompleteBody, 18, "chunked"),
+            ("no last chunk", [CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18,
+             "behind 5 bytes"),
+            ("no last CRLF", [CHUNKED + b"1\r\nh\r\n0\r\n", CLOSE], IncompleteBody, 18,
+             "behind 1 bytes"),
             ("101", [b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
             ("only interim", [b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
             ("SSH", [b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
@@ -2028,7 +2464,6 @@ class Section8Connection(AsyncCase):
              ProtocolError, 8, "both"),
             ("endless line", [OK + b"X: " + b"x" * 200_000], ProtocolError, 8, "more than 131072"),
             ("endless fields", [OK + b"X: y\r\n" * 40_000], ProtocolError, 8, "more than 131072"),
-            ("too many fields", [OK + b"X: y\r\n" * 129 + b"\r\n"], ProtocolError, 8, "128 fields"),
             ("chunk size", [CHUNKED + b"5\nhello\r\n"], ProtocolError, 8, "not a chunk size"),
             ("endless chunk line", [CHUNKED + b"5;" + b"x" * 5000], ProtocolError, 8, "chunk size"),
             ("gzip cut", [answer(gzip.compress(b"hello")[:-4], "Content-Encoding: gzip")],
@@ -2057,7 +2492,17 @@ class Section8Connection(AsyncCase):
             with self.assertRaisesRegex(ConnectError, "cannot connect to 127.0.0.1") as caught:
                 await asyncget.get(f"http://127.0.0.1:{unused.getsockname()[1]}/")
             self.assertIs(type(caught.exception), ConnectError)
-            self.assertEqual(caught.exception.exit_code, 7)
+            self.assertEqual((caught.exception.exit_code, caught.exception.errno),
+                             (7, errno.ECONNREFUSED))
+            port = unused.getsockname()[1]
+            found = [(socket.AF_INET6, 1, 6, "", ("::1", port, 0, 0)),
+                     *((socket.AF_INET, 1, 6, "", (f"127.0.0.{i}", port)) for i in (1, 2))]
+            with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo",
+                                   mock.AsyncMock(return_value=found)):
+                with self.assertRaisesRegex(ConnectError, "h.test:.*::1.*127.0.0.1.*127.0.0.2") as (
+                        caught):
+                    await asyncget.get(f"http://h.test:{port}/")
+            self.assertTrue(caught.exception.errno)
         for raised, kind, code in ((socket.gaierror(-2, "no name"), ConnectError, 6),
                                    (UnicodeError("label too long"), ConnectError, 6),
                                    (OSError("unreachable"), ConnectError, 7),
@@ -2069,6 +2514,26 @@ class Section8Connection(AsyncCase):
                 error = caught.exception
                 self.assertEqual((type(error), error.exit_code, error.url),
                                  (kind, code, "https://h.test/"))
+
+    async def test_addresses_with_a_scope(self) -> None:
+        """They are connected to with their scope, and named without it (RFC 6874, 9110 7.2)."""
+        made: list[Double] = []
+
+        async def connect(host: str, port: int, **options: Any) -> Any:
+            made.append(Double())
+            made[-1].host, made[-1].tls_name = host, options.get("server_hostname")
+            return made[-1].reader, made[-1]
+
+        for scheme, name in (("http", None), ("https", "fe80::1")):
+            response = await asyncget.get(f"{scheme}://[fe80::1%25eth0]/x", open_connection=connect)
+            self.assertEqual((made[-1].host, made[-1].tls_name, field(made[-1].sent, "host")),
+                             ("fe80::1%eth0", name, ["[fe80::1]"]))
+            self.assertEqual(response.content, b"/x")
+        found = [(socket.AF_INET6, 1, 6, "", ("fe80::1%eth0", 80, 0, 7))]
+        with mock.patch.object(asyncio, "open_connection", connect), mock.patch.object(
+                asyncio.get_running_loop(), "getaddrinfo", mock.AsyncMock(return_value=found)):
+            await asyncget.open_first("h.test", 80)
+        self.assertEqual(made[-1].host, "fe80::1%7")
 
     async def test_resolve_and_unix_socket(self) -> None:
         async with scripted([READ, answer()]) as server:
@@ -2114,7 +2579,7 @@ class Section8Connection(AsyncCase):
                     self.assertEqual((caught.exception.phase, caught.exception.seconds),
                                      (phase, seconds))
                     self.assertEqual("deadline" in options, "deadline" in str(caught.exception))
-                    self.assertLess(abs(time.monotonic() - begun - seconds), 0.1)
+                    self.assertGreaterEqual(time.monotonic() - begun, seconds - 0.01)
                     await until(lambda: not server.open)
                     self.assertEqual(count(session), (0, 0, 0))
 
@@ -2126,11 +2591,12 @@ class Section8Connection(AsyncCase):
 
         async with scripted([HOLD], again=True) as server:
             mute = server.url.replace("http:", "https:")  # it accepts, and says nothing to TLS
-            for name, url, options in (("TCP", "http://h.test/", {"open_connection": connect}),
-                                       ("TLS", mute, {})):
-                for limit in ({"timeout": 0.1}, {"deadline": 0.1}):
-                    with self.subTest(name, **limit), self.assertRaises(TimedOut) as caught:
-                        await asyncget.get(url, **options, **limit)
+            ways: list[dict[str, Any]] = [{"url": "http://h.test/", "open_connection": connect},
+                                          {"url": mute}]
+            for way, limit in itertools.product(ways, ("timeout", "deadline")):
+                with self.subTest(**way, limit=limit):
+                    with self.assertRaises(TimedOut) as caught:
+                        await asyncget.get(**way, **{limit: 0.1})  # type: ignore[arg-type]
                     self.assertEqual((caught.exception.phase, caught.exception.seconds),
                                      ("connection", 0.1))
             if sys.version_info >= (3, 11):  # our use of cancel() is not seen outside
@@ -2157,6 +2623,71 @@ class Section8Connection(AsyncCase):
                 self.assertEqual(b"".join(pieces), b"abcdef")
                 await session.get(server.url, timeout=1)
                 self.assertEqual(server.connections, 1)
+
+    async def test_a_loop_that_stood_still(self) -> None:
+        """A clock that ran out is believed when what lies in the kernel has been brought in."""
+        half, seen = (OK + b"Content-Length: 4\r\n\r\n", b"abcd"), list[str]()
+        for tls, at in itertools.product((None, server_tls()), ("head", "body", "queue")):
+            go, there = threading.Event(), threading.Event()
+            wire = [half[0], go, half[1]] if at == "body" else [go, half[0] + half[1]]
+            script = [READ, *wire, there.set, READ, answer(b"abcd")]
+            seen.clear()
+            with self.subTest(at, tls=tls), clock() as busy, beside(script, tls=tls) as (url, _):
+                async with Session(verify=False, timeout=1, limit=1,
+                                   trace=lambda kind, _: seen.append(kind)) as session:
+                    calls = [asyncio.ensure_future(session.get(url))
+                             for _ in range(1 + (at == "queue"))]
+                    await until(lambda: ("<" if at == "body" else ">") in seen)  # noqa: B023
+                    await asyncio.sleep(0.01)
+                    go.set()
+                    self.assertTrue(there.wait(TEST_SECONDS))
+                    busy(1.2)
+                    for call in calls:
+                        self.assertEqual((await call).content, b"abcd")
+
+    async def test_a_loop_that_stood_still_while_connecting(self) -> None:
+        """Then TLS, say, had no time of its own at all, however quick the server is."""
+        loop = asyncio.get_running_loop()
+        for tls, turns in itertools.product((None, server_tls()), (1, 2, 3, 5)):
+            go = threading.Event()
+            with self.subTest(tls=tls, turns=turns), clock() as busy, beside(
+                    [go, READ, answer()], tls=tls) as (url, _):
+                call = asyncio.ensure_future(asyncget.get(url, verify=False, timeout=1))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                busy(1.2)
+                loop.call_later(0.02, go.set)
+                self.assertEqual((await call).content, b"ok")
+
+    async def test_what_came_before_a_reset(self) -> None:
+        """It is handed out first; then the framing says whether it was all."""
+        body = bytes(range(256)) * 1200
+        chunked = CHUNKED + b"".join(b"400\r\n%b\r\n" % body[i:i + 1024]
+                                     for i in range(0, len(body), 1024))
+        rows: list[tuple[str, bytes, int | None]] = [  # name, wire, exit code
+            ("sized", answer(body), None), ("chunks", chunked + b"0\r\n\r\n", None),
+            ("close", OK + b"\r\n" + body, 56), ("no last chunk", chunked, 56),
+            ("sized, cut", answer(body + b"x")[:-1], 56)]
+        for (name, wire, code), slow in itertools.product(rows, (False, True)):
+            with self.subTest(name, slow=slow), beside([READ, wire, RESET]) as (url, played):
+                async with Session() as session, session.stream(url) as response:
+                    if slow:
+                        await asyncio.to_thread(played.acquire)
+                    received, failed = b"", None
+                    try:
+                        async for piece in response.iter_bytes():
+                            received += piece
+                            await asyncio.sleep(0.01 * slow)
+                    except IncompleteBody as error:
+                        failed = error.exit_code
+                    self.assertEqual((received == body, failed), (True, code))
+        with beside([READ, answer(b""), RESET], [READ, OK[:-2], RESET]) as (url, _):
+            self.assertEqual((await asyncget.get(url)).content, b"")
+            with self.assertRaises(IncompleteBody) as caught:
+                await asyncget.get(url)
+            self.assertEqual(caught.exception.exit_code, 56)
+        with beside([3, b"\x05\x05\x00\x00", RESET]) as (url, _), self.assertRaises(ProxyError):
+            await asyncget.get("http://h.test/", proxy=url.replace("http", "socks5h"))
 
     async def test_certificates(self) -> None:
         strict = sys.version_info >= (3, 13)
@@ -2266,19 +2797,120 @@ class Section8Connection(AsyncCase):
 
 class Section9Pool(AsyncCase):
 
-    async def test_the_queue_is_first_come_first_served(self) -> None:
-        for most, limits in ((1, {"limit": 1}), (2, {"limit": 2}), (1, {"limit_per_host": 1}),
-                             (2, {"limit": 9, "limit_per_host": 2})):
-            with self.subTest(**limits):
-                async with scripted([READ, 0.005, lambda head: answer(head.split()[1]), LOOP],
-                                    again=True) as server, Session(**limits) as session:
-                    responses = await asyncio.gather(
-                        *(session.get(f"{server.url}/{i}") for i in range(12)))
+    async def test_who_has_waited_longest_is_served_first(self) -> None:
+        """Over all hosts, among those whom a place can serve."""
+        rows: list[tuple[int, int, dict[str, Any]]] = [  # hosts, most at once, limits
+            (1, 1, {"limit": 1}), (1, 2, {"limit": 2}), (1, 1, {"limit_per_host": 1}),
+            (1, 2, {"limit": 9, "limit_per_host": 2}), (3, 1, {"limit": 1}), (3, 2, {"limit": 2}),
+            (3, 3, {"limit": 3, "limit_per_host": 2})]
+        for hosts, most, limits in rows:
+            with self.subTest(hosts=hosts, **limits):
+                order: list[int] = []
+
+                def reply(head: bytes, order: list[int] = order) -> bytes:
+                    order.append(int(head.split()[1][1:]))
+                    return answer(head.split()[1])
+
+                async with contextlib.AsyncExitStack() as stack:
+                    servers = [await stack.enter_async_context(scripted(
+                        [READ, 0.005, reply, LOOP], again=True)) for _ in range(hosts)]
+                    session = await stack.enter_async_context(Session(**limits))
+                    responses = await asyncio.gather(*(
+                        session.get(f"{servers[i % hosts].url}/{i}") for i in range(15)))
                     self.assertEqual([response.content for response in responses],
-                                     [b"/%d" % i for i in range(12)])
-                    order = [int(target[1:]) for target in server.targets()]
-                    self.assertLess(max(abs(i - n) for i, n in enumerate(order)), most)
-                    self.assertEqual((server.connections, count(session)), (most, (most, most, 0)))
+                                     [b"/%d" % i for i in range(15)])
+                    self.assertLess(max(abs(i - n) for i, n in enumerate(order)), most + 1)
+                    if hosts == 1:
+                        self.assertEqual((servers[0].connections, count(session)),
+                                         (most, (most, most, 0)))
+        async with scripted([READ, answer(), CLOSE], again=True) as server, Session(limit=1) as s:
+            await asyncio.gather(*(s.get(f"{server.url}/{i}") for i in range(6)))
+            self.assertEqual(server.targets(), [f"/{i}" for i in range(6)])  # whoever hangs up
+
+    async def test_the_work_of_a_release_does_not_grow_with_the_queue(self) -> None:
+        async def use(pool: asyncget.Pool, origin: Origin) -> None:
+            connection = await pool.acquire(Route(origin, None, None, None, None), 9.0)
+            await asyncio.sleep(0)
+            connection.close()
+
+        calls = 0
+
+        def called(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        for hosts, limit, per_host in ((1, 100, 4), (100, 20, None), (400, 100, 1), (8, 20, 4)):
+            steps = []
+            for waiting in (500, 8000):
+                pool = asyncget.Pool(limit, per_host, asyncio.open_connection, None)
+                origins = [Origin("http", f"h{i % hosts}.test", 80) for i in range(waiting)]
+                calls = 0
+                sys.setprofile(called)
+                try:
+                    await asyncio.gather(*(use(pool, origin) for origin in origins))
+                finally:
+                    sys.setprofile(None)
+                self.assertEqual((len(pool.all), pool.hosts), (0, {}))
+                steps.append(calls)
+            self.assertLess(steps[1] / steps[0], 16 * 1.3, (hosts, limit, per_host, steps))
+
+    async def test_standing_still(self) -> None:
+        """A queue that moves may take as long as it takes; one that does not, times out."""
+        async with scripted([READ, lambda head: HOLD if b"/hold" in head else answer(), LOOP],
+                            again=True) as a, scripted([READ, answer(), LOOP], again=True) as b:
+            rows: list[tuple[dict[str, Any], list[str], str]] = [  # limits, in use, wanted
+                ({"limit": 1}, [a.url], a.url), ({"limit": 1}, [a.url], b.url),
+                ({"limit_per_host": 1}, [a.url], a.url), ({"limit": 2}, [a.url, a.url], b.url)]
+            for limits, used, wanted in rows:
+                with self.subTest(**limits, same=wanted in used):
+                    async with Session(**limits) as session:
+                        held = [asyncio.ensure_future(session.get(url + "/hold")) for url in used]
+                        await until(lambda: count(session)[0] == len(held))  # noqa: B023
+                        with self.assertRaises(TimedOut) as caught:
+                            await session.get(wanted, timeout=0.05, deadline=9)
+                        self.assertEqual((caught.exception.phase, caught.exception.seconds),
+                                         ("free connection", 0.05))
+                        self.assertIn("no free connection within 0.05 s", str(caught.exception))
+                        self.assertEqual(count(session), (len(used), 0, 0))
+                        held.pop().cancel()
+                        self.assertTrue((await session.get(wanted, timeout=9)).ok)
+                        await asyncget.cancel(held)
+                        self.assertEqual(count(session)[:2], (1, 1))
+            with clock() as busy:  # one host stands still while the other moves
+                async with Session(limit_per_host=1, timeout=1) as session:
+                    held = [asyncio.ensure_future(session.get(a.url + "/hold", timeout=None))]
+                    await until(lambda: count(session)[0] == 1)
+                    still = asyncio.ensure_future(session.get(a.url))
+                    for _ in range(3):
+                        await asyncio.gather(*(session.get(b.url) for _ in range(3)))
+                        busy(0.4)
+                    with self.assertRaises(TimedOut):
+                        await still
+                    await asyncget.cancel(held)
+
+    async def test_a_queue_that_moves(self) -> None:
+        with clock() as busy:
+            async with scripted([READ, lambda _: busy(0.6) or answer(), LOOP], again=True) as server:
+                async with Session(limit=1, timeout=1) as session:
+                    await asyncio.gather(*(session.get(server.url, deadline=1) for _ in range(5)))
+
+    async def test_the_deadline_of_later_hops(self) -> None:
+        """It runs while they queue, but not because of others who came later."""
+        async with scripted([READ, lambda head: HOLD if b"/hold" in head else
+                             redirect("/end"), HOLD], again=True) as server:
+            async with Session(limit=1) as session:
+                call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
+                held = asyncio.ensure_future(session.get(server.url + "/hold"))
+                with self.assertRaisesRegex(TimedOut, "deadline") as caught:
+                    await call
+                self.assertEqual(caught.exception.url, server.url + "/end")
+                await asyncget.cancel([held])
+                self.assertEqual(count(session), (0, 0, 0))
+        with clock() as busy:  # 0.1 s for each response
+            async with scripted([READ, lambda head: busy(0.1) or (
+                    answer() if b"/end" in head else redirect("/end")), LOOP]) as server:
+                async with Session(limit=1) as session:
+                    await asyncio.gather(*(session.get(server.url, deadline=2) for _ in range(30)))
 
     async def test_cancelled_in_the_queue(self) -> None:
         async with scripted([READ, 0.02, answer(), LOOP], again=True) as server:
@@ -2293,11 +2925,6 @@ class Section9Pool(AsyncCase):
                                  [Response, asyncio.CancelledError] * 2 + [Response])
                 self.assertEqual(server.targets(), ["/0", "/2", "/4"])
                 self.assertEqual(count(session), (1, 1, 0))
-
-    async def test_no_deadline_runs_in_the_queue(self) -> None:
-        async with scripted([READ, 0.15, answer(), LOOP], again=True) as server:
-            async with Session(limit=1, timeout=0.25) as session:
-                await asyncio.gather(*(session.get(server.url, deadline=0.25) for _ in range(3)))
 
     async def test_idle_ones_make_room_for_other_routes(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -2343,6 +2970,14 @@ class Section9Pool(AsyncCase):
             ("FIN", [[*first, CLOSE], again], b"2", ["/1", "/2", "/2"]),
             ("RST", [[*first, RESET], again], b"2", ["/1", "/2", "/2"]),
             ("twice", [[*first, CLOSE], [READ, CLOSE], again], 52, ["/1", "/2", "/2"]),
+            ("408", [[*first, answer(b"", "Connection: close", status="408 X"), CLOSE], again],
+             b"2", ["/1", "/2", "/2"]),
+            ("408, held open", [[*first, answer(b"x", "Connection: close", status="408 X")], again],
+             b"2", ["/1", "/2", "/2"]),
+            ("408, kept", [[*first, answer(b"408", status="408 X")], again], b"408", ["/1", "/2"]),
+            ("408 twice", [[*first, answer(b"", "Connection: close", status="408 X")],
+                           [READ, answer(b"408", "Connection: close", status="408 X")]], b"408",
+             ["/1", "/2", "/2"]),
             ("after a byte", [[*first, b"H", CLOSE], again], 18, ["/1", "/2"]),
             ("after 1xx", [[*first, b"HTTP/1.1 103 X\r\n\r\n", CLOSE], again], 52, ["/1", "/2"]),
             ("after half a body", [[*first, answer(b"2")[:-1], CLOSE], again], 18, ["/1", "/2"]),
@@ -2453,9 +3088,9 @@ class Section9Pool(AsyncCase):
 
     async def test_model(self) -> None:
         """Whatever happens in whatever order: each body is its own request's."""
-        for seed in range(6):
-            with self.subTest(seed=seed):
-                await Model(seed).run(self)
+        for seed, limits in enumerate(((3, 2), (1, None), (4, 1), (2, 2), (5, 3), (3, None))):
+            with self.subTest(seed=seed, limits=limits):
+                await Model(seed, *limits).run(self)
 
 
 def count_of(writers: list[asyncio.StreamWriter]) -> int:
@@ -2469,10 +3104,12 @@ class Model:
     GOOD = ("length", "chunked", "close", "redirect", "slow")
     BAD = ("extra", "die", "stall", "cut", "garbage")
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, limit: int, limit_per_host: int | None) -> None:
         self.random = random.Random(seed)
+        self.limits = limit, limit_per_host
         self.writers: list[asyncio.StreamWriter] = []
         self.most = 0
+        self.per_host: Counter[int] = Counter()
 
     @staticmethod
     def reply(head: bytes) -> list[Any]:
@@ -2499,12 +3136,14 @@ class Model:
         reader, writer = await asyncio.open_connection(*args, **options)
         self.writers.append(writer)
         self.most = max(self.most, count_of(self.writers))
+        self.per_host |= Counter(writer.get_extra_info("peername")[1] for writer in self.writers
+                                 if not writer.is_closing())
         return reader, writer
 
     async def one(self, case: AsyncCase, session: Session, url: str, kind: str, tag: bytes) -> None:
         """One request, of which all is known that may come of it."""
         manner = self.random.choice(("get", "get", "stream", "early", "timeout"))
-        options = {"timeout": 0.02} if manner == "timeout" or kind in self.BAD else {}
+        options: dict[str, Any] = {"timeout": 0.02} if manner == "timeout" or kind in self.BAD else {}
         body: bytes | None = None
         try:
             if manner in ("get", "timeout"):
@@ -2524,10 +3163,11 @@ class Model:
         case.assertTrue(body == whole or manner == "early" and whole.startswith(body), (url, body))
 
     async def run(self, case: AsyncCase) -> None:
-        pick, number = self.random, 0
+        pick, number, (limit, per_host) = self.random, 0, self.limits
         async with scripted([READ, self.reply, LOOP], again=True) as a, \
                 scripted([READ, self.reply, LOOP], again=True) as b, \
-                Session(limit=3, limit_per_host=2, open_connection=self.connect) as session:
+                Session(limit=limit, limit_per_host=per_host, open_connection=self.connect
+                        ) as session:
             for _ in range(6):
                 tasks = []
                 for _ in range(pick.randrange(1, 12)):
@@ -2542,12 +3182,15 @@ class Model:
                 for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                     if isinstance(outcome, Exception):  # no CancelledError
                         raise outcome
-                case.assertEqual(count(session)[0], count(session)[1])  # nothing is in use
+                everything, idle, waiting = count(session)
+                case.assertEqual((everything, waiting), (idle, 0))  # nothing is in use
                 case.assertEqual(count_of(self.writers), count(session)[0])
                 await self.one(case, session, a.url + "/last?late", "late", b"last")
                 await asyncio.sleep(pick.choice((0.006, 0.01)))
-        case.assertLessEqual(self.most, 3)
-        case.assertEqual(count_of(self.writers), 0)
+            case.assertEqual(len(session._pool.hosts), len({c.route for c in session._pool.all}))
+        case.assertLessEqual(self.most, limit)
+        case.assertLessEqual(max(self.per_host.values()), per_host or limit)
+        case.assertEqual((count_of(self.writers), session._pool.hosts), (0, {}))
 
 
 class Section10Policy(AsyncCase):
@@ -2555,7 +3198,8 @@ class Section10Policy(AsyncCase):
     @staticmethod
     def response(url: str, *fields: str, status: int = 200) -> Response:
         head = "\r\n".join([f"HTTP/1.1 {status} X", *fields, "", ""])
-        return Response(parse_head(head.encode()), parse_url(url), BodySource())
+        top = parse_head(head.encode())
+        return Response(top, parse_url(url), Body(Source(), top))  # type: ignore[arg-type]
 
     def test_which_responses_are_redirects(self) -> None:
         request = Request(parse_url("http://h/a"), (("Host", ""),))
@@ -2564,7 +3208,8 @@ class Section10Policy(AsyncCase):
             following = next_request(request, response)
             expected = parse_url("http://h/b") if status in (301, 302, 303, 307, 308) else None
             self.assertEqual(following and following.url, expected, status)
-        self.assertIsNone(next_request(request, self.response("http://h/a", status=302)))
+        for none in ([], ["Location:"], ["Location: ", "Location:"]):
+            self.assertIsNone(next_request(request, self.response("http://h/a", *none, status=302)))
         twice = self.response("http://h/a", "Location: /b", "location: /b", status=302)
         self.assertIsNotNone(next_request(request, twice))
         twice = self.response("http://h/a", "Location: /b", "location: /c", status=302)
@@ -2577,7 +3222,7 @@ class Section10Policy(AsyncCase):
         bare = (("Host", ""), ("Accept", "e"))
         cases = [
             ("/b", "http://h.test/b#top", fields), ("?q", "http://h.test/a/b?q#top", fields),
-            ("", "http://h.test/a/b#top", fields), ("../c#new", "http://h.test/c#new", fields),
+            ("/a/../b/./x", "http://h.test/b/x#top", fields), ("../c#new", "http://h.test/c#new", fields),
             ("http://H.TEST:80/x", "http://h.test/x#top", fields),
             ("/%2F%0d%0aé b", "http://h.test/%2F%0d%0a%C3%A9%20b#top", fields),
             ("//h.test/x", "http://h.test/x#top", fields),
@@ -2619,17 +3264,16 @@ class Section10Policy(AsyncCase):
             again = status in (408, 429, 500, 502, 503, 504)
             response = self.response("http://h/", status=status)
             self.assertEqual(delay(response), 0.5 if again else None)
-        for value, expected in (("0", 0.0), ("60", 60.0), ("61", None), ("9" * 5000, 0.5),
-                                ("inf", 0.5), ("-1", 0.5), ("1_0", 0.5), ("soon", 0.5), ("٥", 0.5),
-                                ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
-                                ("Fri, 31 Dec 2999 23:59:59 GMT", None),
-                                ("Fri, 99 Dec 2999 99:59:59 GMT", 0.5)):
+        none = ("61", "9" * 5000, "1764086400", "inf", "-1", "1_0", "1.5", "soon", "\u0665",
+                "Fri, 31 Dec 2999 23:59:59 GMT", "Fri, 99 Dec 2999 99:59:59 GMT")
+        for value, expected in (("0", 0.0), ("60", 60.0), ("", 0.5), *((text, None) for text in none),
+                                ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0)):
             with self.subTest(retry_after=value):
                 response = self.response("http://h/", f"Retry-After: {value}", status=503)
                 self.assertEqual(delay(response), expected)
         body = IncompleteBody("x", response=self.response("http://h/"))
         for outcome, expected in ((ConnectError(), 0.5), (TimedOut(), 0.5), (IncompleteBody(), 0.5),
-                                  (body, None), (TLSError(), None), (ProxyError(), None),
+                                  (body, 0.5), (DecodingError(), None), (TLSError(), None), (ProxyError(), None),
                                   (ProtocolError(), None), (InvalidURL(), None),
                                   (TooLarge(), None)):
             with self.subTest(repr(outcome)):
@@ -2637,82 +3281,12 @@ class Section10Policy(AsyncCase):
         self.assertEqual([delay(TimedOut(), i) for i in (1, 2, 3)], [0.5, 1.0, None])
         self.assertEqual(retry_after("120"), 120.0)
 
-    def test_cookies(self) -> None:
-        cases: list[tuple[str, str, str, str]] = [  # set by, Set-Cookie, asked for, sent
-            ("http://a.test/", "x=1", "http://a.test/", "x=1"),
-            ("http://a.test/", "x=1", "http://a.test:81/", "x=1"),
-            ("http://a.test/", "x=1", "http://b.test/", ""),  # CVE-2015-2296: host-only
-            ("http://a.test/", "x=1", "http://s.a.test/", ""),
-            ("http://a.test/", "x=1; Domain=a.test", "http://s.a.test/", "x=1"),
-            ("http://a.test/", "x=1; Domain=.A.TEST", "http://s.a.test/", "x=1"),
-            ("http://s.a.test/", "x=1; Domain=a.test", "http://a.test/", "x=1"),
-            ("http://a.test/", "x=1; Domain=a.test", "http://nota.test/", ""),
-            ("http://a.test/", "x=1; Domain=b.test", "http://b.test/", ""),
-            ("http://a.test/", "x=1; Domain=b.test", "http://a.test/", ""),
-            ("http://a.test/", "x=1; Domain=s.a.test", "http://s.a.test/", ""),
-            ("http://a.test/", "x=1; Domain=test", "http://b.test/", ""),
-            ("http://a.test/", "x=1; Domain=test.", "http://b.test/", ""),
-            ("http://a.test/", "x=1; Domain=a.test.", "http://s.a.test/", ""),
-            ("http://10.0.0.1/", "x=1; Domain=0.0.1", "http://9.0.0.1/", ""),
-            ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://10.0.0.1/", "x=1"),
-            ("http://10.0.0.1/", "x=1", "http://10.0.0.1/", "x=1"),
-            ("http://localhost/", "x=1", "http://localhost/", "x=1"),
-            ("http://[::1]/", "x=1", "http://[::1]/", "x=1"),
-            ("http://a.test/", "x=1; Path=/any", "http://a.test/anybad", ""),  # bpo-35121
-            ("http://a.test/any/y", "x=1; Path=/any", "http://a.test/any", "x=1"),
-            ("http://a.test/any/y", "x=1; Path=/any", "http://a.test/any/x", "x=1"),
-            ("http://a.test/dir/page", "x=1", "http://a.test/dir/other", "x=1"),
-            ("http://a.test/dir/page", "x=1", "http://a.test/other", ""),
-            ("http://a.test/dir/page", "x=1; Path=", "http://a.test/dir/y", "x=1"),
-            ("https://a.test/", "x=1; Secure", "http://a.test/", ""),
-            ("https://a.test/", "x=1; Secure", "https://a.test/", "x=1"),
-            ("http://a.test/", "x=1; Max-Age=0", "http://a.test/", ""),
-            ("http://a.test/", "x=1; Max-Age=" + "9" * 30, "http://a.test/", "x=1"),
-            ("http://a.test/", "x=1; Max-Age=soon", "http://a.test/", "x=1"),
-            ("http://a.test/", "x=1; Expires=Thu, 01 Jan 1970 00:00:00 GMT", "http://a.test/", ""),
-            ("http://a.test/", "x=1; Expires=Thu, 01 Jan 2099 0:00:00 GMT", "http://a.test/",
-             "x=1"),
-            ("http://a.test/", "x=1; Expires=1-1-1" + " " * 3900 + "!", "http://a.test/", "x=1"),
-            ("http://a.test/", "x=1; SameSite=NoneStrict; HttpOnly", "http://a.test/", "x=1"),
-            ("http://a.test/", "x=1; Version=1; Port=9; Foo=bar", "http://a.test/", "x=1"),
-            ("http://a.test/", "x=%0d%0aY:2", "http://a.test/", "x=%0d%0aY:2"),  # CVE-2026-9679
-            ("http://a.test/", 'x="a\\"b"', "http://a.test/", 'x="a\\"b"'),
-            ("http://a.test/", "x=a=b, c", "http://a.test/", "x=a=b, c"),
-            ("http://a.test/", "x=" + "y" * 5000, "http://a.test/", ""),
-            ("http://a.test/", "=1", "http://a.test/", ""),
-            ("http://a.test/", "", "http://a.test/", ""),
-        ]
-        for setter, line, asker, sent in cases:
-            with self.subTest(setter=setter, line=line[:60], asker=asker):
-                jar, begun = cookie_jar(), time.monotonic()
-                store_cookies(jar, self.response(setter, f"Set-Cookie: {line}"))
-                self.assertEqual(cookie_field(jar, parse_url(asker)), sent)
-                self.assertLess(time.monotonic() - begun, 0.5)
-
-    def test_many_cookies(self) -> None:
-        jar, url = cookie_jar(), "http://a.test/p/q"
-        store_cookies(jar, self.response(url, *(f"Set-Cookie: a{i}=1" for i in range(100))))
-        self.assertEqual(cookie_field(jar, parse_url(url)).count("="), 50)
-        for i in range(10):
-            store_cookies(jar, self.response(url, *(f"Set-Cookie: b{i}.{j}=1" for j in range(40))))
-        self.assertEqual(len(jar), 180)
-        for i in range(10):
-            store_cookies(jar, self.response(url, f"Set-Cookie: c{i}={'x' * 3000}"))
-        sent = cookie_field(jar, parse_url(url))
-        self.assertLessEqual(len(sent), 8190)
-        self.assertTrue(all("=" in pair for pair in sent.split("; ")))
-        jar = cookie_jar()
-        for path in ("/", "/p/q", "/p"):
-            store_cookies(jar, self.response(url, f"Set-Cookie: x={path}; Path={path}"))
-        self.assertEqual(cookie_field(jar, parse_url(url)), "x=/p/q; x=/p; x=/")  # longest first
-        store_cookies(jar, self.response(url, "Set-Cookie: x=2; Path=/p"))
-        self.assertEqual(cookie_field(jar, parse_url(url)), "x=/p/q; x=2; x=/")
-
 
 class Double:
     """A connection without sockets: it answers each request at once with its target."""
 
     made = 0
+    sent, host, tls_name = b"", "", None  # for who asks what it was told
 
     def __init__(self) -> None:
         self.reader, self.transport = asyncio.StreamReader(), self
@@ -2724,6 +3298,7 @@ class Double:
         return double.reader, double
 
     def write(self, head: bytes) -> None:
+        self.sent += head
         self.reader.feed_data(answer(head.split(b" ")[1]))
 
     async def drain(self) -> None:
@@ -2763,10 +3338,88 @@ def noticing(coroutine: Coroutine[Any, Any, Any], notice: Callable[[Any], None])
             step, argument = coroutine.throw, error
 
 
+LEAVING = """
+import asyncio, contextlib, sys, asyncget
+
+async def raises(outcomes):
+    async for _ in outcomes:
+        await asyncio.sleep(0.02)  # as many as may wait to be taken, wait
+        raise KeyError
+
+async def breaks(outcomes):
+    async for _ in outcomes:
+        await asyncio.sleep(0.02)
+        break
+
+async def asks_once(outcomes):
+    await outcomes.__anext__()
+    await asyncio.sleep(0.02)
+
+async def wraps(outcomes):
+    async def mine():
+        async for outcome in outcomes:
+            yield outcome
+    kept.append(mine())
+    async for _ in kept[-1]:
+        await asyncio.sleep(0.02)
+        break
+
+async def closes(outcomes):
+    await breaks(outcomes)
+    await outcomes.aclose()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not others, others
+
+async def is_late(outcomes):
+    async def slow():
+        async for _ in outcomes:
+            await asyncio.sleep(9)
+    await asyncio.wait_for(slow(), 0.05)
+
+async def never_begins(outcomes):
+    pass
+
+async def times_out(outcomes):
+    async with asyncio.timeout(0.05):
+        async for _ in outcomes:
+            await asyncio.sleep(9)
+
+async def groups(outcomes):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.sleep(9))
+        group.create_task(raises(outcomes))
+
+async def uses_aclosing(outcomes):
+    async with contextlib.aclosing(outcomes):
+        await breaks(outcomes)
+
+async def main(way, own):
+    async with contextlib.AsyncExitStack() as stack:
+        many = await stack.enter_async_context(asyncget.Session()) if own else asyncget
+        kept.append(many.as_completed([sys.argv[1]] * 50, limit=5))
+        try:
+            await way(kept[-1])
+        except (KeyError, asyncio.TimeoutError):
+            pass
+        except Exception as error:
+            if not hasattr(error, "exceptions"):
+                raise
+
+kept = []
+ways = [raises, breaks, asks_once, wraps, closes, is_late, never_begins]
+if sys.version_info >= (3, 11):
+    ways += [times_out, groups, uses_aclosing]
+for way in ways:
+    for own in (False, True):
+        asyncio.run(main(way, own))
+        print(way.__name__)
+"""
+
+
 class Section11Session(AsyncCase):
 
     async def test_cancelled_at_every_await(self) -> None:
-        gz = answer(gzip.compress(b"ok"), "Content-Encoding: gzip")
+        gz, odd = answer(gzip.compress(b"ok"), "Content-Encoding: gzip"), itertools.count()
         scripts: dict[str, list[Any]] = {
             "plain": [READ, *bytewise(answer()), LOOP],
             "chunked": [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n", 0, b"0\r\n\r\n", LOOP],
@@ -2777,7 +3430,9 @@ class Section11Session(AsyncCase):
             "kept": [READ, answer(), LOOP],
             "stale": [READ, lambda head: answer() if b"/last" in head else [answer(), READ, CLOSE],
                       LOOP],
-            "queued": [READ, answer(), LOOP],
+            "queued": [READ, answer(), LOOP], "paced": [READ, answer(), LOOP],
+            "body again": [READ, lambda head: answer() if b"/last" in head or next(odd) % 2 else
+                           [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT], LOOP],
         }
         for name, script in scripts.items():
             for race in (False, True):  # cancelled while it waits, or when the wait is just over
@@ -2812,8 +3467,12 @@ class Section11Session(AsyncCase):
                 future.add_done_callback(lambda _: task.cancel())
 
         options: dict[str, Any] = {"limit": 1} if name == "queued" else {}
+        if name == "paced":
+            options["rate"] = 1000
         if name in ("kept", "stale", "queued", "retry"):
             options["retries"] = 2
+        elif name == "body again":
+            options["retries"] = lambda attempt, _: 0.001 if attempt < 3 else None
         async with Session(verify=False, **options) as session:
             holder = None
             if name in ("kept", "stale"):
@@ -2896,10 +3555,93 @@ class Section11Session(AsyncCase):
             for url in wrong:
                 with self.subTest(url=url), self.assertRaises(InvalidURL):
                     await session.get(url)
-            for option in ("retires", "limit", "base_url"):
-                with self.subTest(option), self.assertRaisesRegex(TypeError, option):
-                    await session.get(server.url, **{option: 1})
             self.assertEqual(len(server.requests), before)
+
+    async def test_wrong_settings(self) -> None:
+        """They are told where they are given, and with what is expected."""
+        seconds = "a number of seconds, or None: not "
+        rows: list[tuple[str, list[Any], type[Exception], str]] = [
+            ("timout", [5], TypeError, "unknown keyword 'timout'; there are params, headers, auth"),
+            ("timeout", ["5", (3, 5), True], TypeError, seconds),
+            ("timeout", [0, -1, float("nan")], ValueError, "timeout must be at least"),
+            ("deadline", ["5", [5]], TypeError, seconds),
+            ("retries", ["3", None, 1.0, True], TypeError, r"a number, or a rule \(attempt, outcome"),
+            ("retries", [-1], ValueError, "at least 0: not -1"),
+            ("proxy", [{"http": "p"}, 5, b"p"], TypeError, "one URL.*environment's http_proxy"),
+            ("params", [b"a=b", "a=b", 5, [1], ["abc"]], TypeError, "mapping, or pairs.*the URL"),
+            ("headers", ["a: b", b"x", 5, [1], [("a", "b", "c")]], TypeError, "mapping, or pairs"),
+            ("headers", [{5: "x"}, {"x": 5}, {"x": b"y"}], InvalidHeader, "pairs, of text"),
+            ("auth", [5, {"me": "pw"}, b"token"], TypeError, r"\(user, password\), or a bearer"),
+            ("auth", [("me",), ("me", 5), ("a", "b", "c")], InvalidHeader, r"\(user, password\)"),
+            ("cookies", [5, "a=b", [("a", "b")]], TypeError, "a mapping, a jar, True or False"),
+            ("cookies", [{"a": 5}, {5: "a"}], InvalidHeader, "are text"),
+            ("secret_headers", [None, 5], TypeError, "names of headers"),
+            ("secret_headers", [[5], [b"x"]], TypeError, "names of headers"),
+            ("verify", [None, 5, b"ca.pem"], TypeError, "True, False, a CA file or folder, or an"),
+            ("cert", [5, {"cert": "x"}], TypeError, r"a path, \(cert, key\) or"),
+            ("max_redirects", ["3", 1.5], TypeError, "a number, or None"),
+            ("max_size", ["3", 1e6], TypeError, "a number of bytes, or None"),
+            ("follow_redirects", [None, 1, "no"], TypeError, "True or False"),
+            ("allow_redirects", [None], TypeError, "follow_redirects must be True or False"),
+            ("trust_env", [None], TypeError, "True or False"), ("decode", [0], TypeError, "True or"),
+            ("unix_socket", [5, b"x"], TypeError, "a path"),
+            ("netrc", [None, 5], TypeError, "True, False, or a path"),
+            ("resolve", [5, "h:80:::1"], TypeError, 'a mapping {"host:port": "address"}'),
+            ("resolve", [{5: "::1"}, {"h.test:80": 5}], TypeError, 'a mapping {"host:port": "addre'),
+        ]
+        own: list[tuple[str, list[Any], type[Exception], str]] = [
+            ("base_url", [None, 5], TypeError, "a URL"), ("base_url", ["h"], InvalidURL, ""),
+            ("limit", ["5", 2.5, True], TypeError, "a number, or None"), ("limit", [0], ValueError, ""),
+            ("limit_per_host", ["5"], TypeError, "a number, or None"),
+            ("rate", ["10/s"], TypeError, "requests a second, or None"),
+            ("rate", [0, -1], ValueError, "rate must be at least"),
+            ("open_connection", [None, 5], TypeError, "what asyncio.open_connection is"),
+            ("trace", [5], TypeError, "a function of a kind and a text")]
+        async with Session(open_connection=Double.connect) as session:
+            for (name, values, kind, text), of_call in [
+                    *((row, True) for row in rows), *((row, False) for row in own)]:
+                for value in values:
+                    for given in {of_call, False}:
+                        with self.subTest(value=value, call=given, setting=name):
+                            with self.assertRaisesRegex(kind, text) as caught:
+                                if given:
+                                    await session.get("http://h.test/", **{name: value})
+                                else:
+                                    await asyncget.get("http://h.test/", **{
+                                        "open_connection": Double.connect, name: value})
+                            self.assertNotIn("'pw'", str(caught.exception))
+            for name in ("limit", "base_url", "rate", "open_connection"):
+                with self.subTest(name), self.assertRaisesRegex(TypeError, f"keyword '{name}'"):
+                    await session.get("http://h.test/", **{name: 1})  # type: ignore[arg-type]
+            self.assertEqual(count(session), (0, 0, 0))
+
+    def test_signatures(self) -> None:
+        """Editors and help() see each keyword."""
+        calls = set(asyncget.RequestSettings.__annotations__)
+        client, session = (set(kind.__annotations__) for kind in (
+            asyncget.ClientSettings, asyncget.SessionSettings))
+        self.assertEqual((client - calls, session - client), (
+            {"base_url", "limit_per_host", "rate", "open_connection", "trace"}, {"limit"}))
+        many, load = {"urls", "limit"}, {"url", "path", "progress", "resume", "overwrite",
+                                         "any_status"}
+        rows: list[tuple[Any, set[str]]] = [
+            (Session, session), (Session.get, calls | {"self", "url"}),
+            (Session.stream, calls | {"self", "url"}), (Session.download, calls | load | {"self"}),
+            (Session.get_all, calls | many | {"self", "return_exceptions"}),
+            (Session.as_completed, calls | many | {"self"}), (asyncget.get, session | {"url"}),
+            (asyncget.stream, session | {"url"}), (asyncget.download, session | load),
+            (asyncget.get_all, client | many | {"return_exceptions"}),
+            (asyncget.as_completed, client | many)]
+        for function, expected in rows:
+            with self.subTest(function):
+                signature = inspect.signature(function)
+                self.assertEqual(set(signature.parameters), expected)
+                self.assertEqual(signature.parameters["timeout"].default, 30.0)
+                self.assertEqual(signature.parameters["timeout"].annotation, "float | None")
+                self.assertTrue(all(parameter.kind != parameter.VAR_KEYWORD
+                                    for parameter in signature.parameters.values()))
+        for outcomes in (Session().as_completed([]), asyncget.as_completed([])):
+            self.assertTrue(inspect.isasyncgen(outcomes))  # for contextlib.aclosing
 
     async def test_settings_and_what_a_call_adds(self) -> None:
         async with scripted([READ, answer(), LOOP], again=True) as server:
@@ -2914,10 +3656,32 @@ class Section11Session(AsyncCase):
                     self.assertEqual(field(server.requests[-1], "authorization"),
                                      ["Basic " + base64.b64encode(b"me:p@ss").decode()])
                 await session.get("", params={"z": 2}, headers={"x": None, "Y": "2"})
-                self.assertEqual(server.targets()[-1], "/v1/?z=2")
+                self.assertEqual(server.targets()[-1], "/v1/?k=1&z=2")
                 self.assertEqual((field(server.requests[-1], "x"), field(server.requests[-1], "y")),
                                  ([], ["2"]))
                 self.assertEqual(field((await self.last(session, server, "")), "y"), ["1"])
+                for params, target in (({"k": None}, "/v1/"), ({"k": 2}, "/v1/?k=2"),
+                                       ([("z", 1), ("z", 2)], "/v1/?k=1&z=1&z=2"),
+                                       (iter({"z": [1, 2]}.items()), "/v1/?k=1&z=1&z=2")):
+                    await session.get(" \t\n", params=params)  # blanks are no part of a URL
+                    self.assertEqual(server.targets()[-1], target)
+                await self.last(session, server, "", auth=None)
+                self.assertEqual(field(server.requests[-1], "authorization"), [])
+            async with Session(params=iter([("k", 1)]), headers=iter([("X", "1")]),
+                               secret_headers=iter(["X"]), auth="token") as session:
+                for url in (f" {server.url}/ ", server.url + "/\n"):
+                    head = await self.last(session, server, url)
+                    self.assertEqual((head.split()[1], field(head, "x")), (b"/?k=1", ["1"]))
+                    self.assertEqual(field(head, "authorization"), ["Bearer token"])
+                self.assertEqual(field(await self.last(session, server, server.url, auth=None),
+                                       "authorization"), [])
+                before = server.connections
+                for headers, closes in (({"Connection": "keep-alive", "TE": "trailers"}, 0),
+                                        ({"connection": "Close"}, 1)):
+                    head = await self.last(session, server, server.url, headers=headers)
+                    self.assertEqual(field(head, "connection"), ["close"] * closes)
+                    await session.get(server.url)
+                    self.assertEqual(server.connections, before + closes)
 
     @staticmethod
     async def last(session: Session, server: Server, url: str, **options: Any) -> bytes:
@@ -2960,14 +3724,16 @@ class Section11Session(AsyncCase):
                 self.assertEqual([(hop.status_code, hop.url) for hop in response.history],
                                  [(302, server.url + "/a#top"), (307, server.url + "/b?x#top")])
                 self.assertEqual(server.connections, 1)  # their bodies were read
-                for off in ({"follow_redirects": False}, {"allow_redirects": False}):
-                    response = await session.get(server.url + "/a", **off)
+                for off in ("follow_redirects", "allow_redirects"):
+                    response = await session.get(server.url + "/a",
+                                                 **{off: False})  # type: ignore[arg-type]
                     self.assertEqual((response.status_code, response.content, response.history),
                                      (302, b"gone", []))
-        for n, options in ((21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})):
+        for n, most in ((21, 20), (3, 2), (1, 0)):
             async with scripted([READ, redirect("/loop"), LOOP]) as server:
                 with self.assertRaises(TooManyRedirects) as caught:
-                    await asyncget.get(server.url, **options)
+                    await (asyncget.get(server.url) if n == 21 else
+                           asyncget.get(server.url, max_redirects=most))
                 error = caught.exception
                 self.assertEqual((len(error.history), len(server.requests)), (n, n))
                 self.assertEqual(error.response, error.history[-1])
@@ -2977,15 +3743,32 @@ class Section11Session(AsyncCase):
                     with self.assertRaises((InvalidURL, ProtocolError)):
                         await asyncget.get(server.url)
                     self.assertEqual(len(server.requests), 1)
+        for location, target in (("/caf\xe9", "/caf%E9"), ("/\x83e\x83X", "/%83e%83X"),
+                                 ("/caf\xc3\xa9", "/caf%C3%A9"), ("/%e9 x", "/%e9%20x")):
+            async with scripted([READ, redirect(location), READ, answer()]) as server:
+                response = await asyncget.get(server.url)
+                self.assertEqual((server.targets()[1], response.url), (target, server.url + target))
+        async with scripted([READ, redirect("")]) as server:  # leads nowhere
+            response = await asyncget.get(server.url)
+            self.assertEqual((response.status_code, response.content), (302, b"gone"))
+        with mock.patch.object(asyncget, "MAX_DISCARD_SECONDS", TEST_SECONDS):
+            for head in (b"HTTP/1.1 302 F\r\nLocation: /b\r\n\r\n",
+                         b"HTTP/1.0 302 F\r\nLocation: /b\r\nContent-Length: 9\r\n\r\n",
+                         b"HTTP/1.1 302 F\r\nLocation: /b\r\nConnection: close\r\n"
+                         b"Content-Length: 9\r\n\r\n"):  # nothing is gained by its body
+                async with scripted([READ, head], [READ, answer(b"end")]) as server:
+                    self.assertEqual((await asyncget.get(server.url)).content, b"end")
         endless = b"HTTP/1.1 302\r\nLocation: /x\r\nContent-Length: 999999\r\n\r\n" + bytes(200_000)
         async with scripted([READ, endless], [READ, answer(b"end")]) as server:
             self.assertEqual((await asyncget.get(server.url)).content, b"end")  # not read past
             self.assertEqual(server.connections, 2)
 
     async def test_nothing_secret_crosses_an_origin(self) -> None:
-        secrets = {"auth": ("me", "pass"), "cookies": {"c": "secret"}, "secret_headers": ["x-Key"],
+        secrets: dict[str, Any] = {"auth": ("me", "pass"), "cookies": {"c": "secret"}, "secret_headers": ["x-Key"],
                    "headers": {"x-key": "secret", "COOKIE": "d=secret", "Host": "front", "X": "1"}}
         urls: list[str] = []
+        own: dict[str, Any]
+        options: dict[str, Any]
         for own, options in ((secrets, {}), ({}, secrets)):
             async with scripted([READ, redirect("/1"), READ, lambda _: redirect(urls[1]),
                                  READ, answer(b"end")]) as a, \
@@ -2999,35 +3782,71 @@ class Section11Session(AsyncCase):
                     self.assertEqual(field(head, "host"), ["front"])
                     self.assertEqual(len(field(head, "authorization")), 1)
                 for head, server in zip(rest, (b, b, a)):
-                    self.assertNotIn(b"secret", head)
+                    jar = ["c=secret"] if own and server is a else []  # the jar's, for its origin
+                    self.assertEqual(field(head, "cookie"), jar)
+                    self.assertNotIn(b"secret", head.replace(b"c=secret", b""))
                     self.assertNotIn(b"uthorization", head)
                     self.assertEqual((field(head, "host"), field(head, "x")),
                                      ([f"127.0.0.1:{server.port}"], ["1"]))
 
     async def test_cookies_over_the_wire(self) -> None:
-        sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "SET-COOKIE: c=%0d")
+        sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "SET-COOKIE: c=\xe9%0d",
+                        "Set-Cookie: d=\x01", "Set-Cookie: d=1; Domain=other.test")
         async with scripted([READ, lambda head: sets if b" / " in head else answer(), LOOP],
-                            again=True) as server, scripted([READ, answer()]) as other:
+                            again=True) as server:
             async def sent(**settings: Any) -> list[list[str]]:
                 own, asked = settings.pop("own", {}), len(server.requests)
                 async with Session(**settings) as session:
                     await session.get(server.url, **own)
                     await session.get(server.url + "/y", **own)
-                return [field(head, "cookie") for head in server.requests[asked:]]
+                return [field(head.replace(b"\xe9", b"(E9)"), "cookie")
+                        for head in server.requests[asked:]]
 
-            jar, mixed = cookie_jar(), [["m=1"], ["m=1; b=2; a=1; c=%0d"], ["m=1; a=1; c=%0d"]]
-            for settings, expected in (
-                    ({}, [[], ["b=2; a=1; c=%0d"], ["a=1; c=%0d"]]),
-                    ({"cookies": jar}, [[], ["b=2; a=1; c=%0d"], ["a=1; c=%0d"]]),
-                    ({"cookies": False}, [[], [], []]), ({"own": {"cookies": False}}, [[], [], []]),
-                    ({"cookies": {"m": "1"}}, mixed), ({"own": {"cookies": {"m": "1"}}}, mixed)):
+            c, base = "c=(E9)%0d", {"base_url": server.url}
+            plain = [[], [f"b=2; a=1; {c}"], [f"a=1; {c}"]]
+            seeded = [["a=0; m=1"], [f"b=2; a=1; m=1; {c}"], [f"a=1; m=1; {c}"]]
+            own = [["m=1; a=0"], [f"m=1; b=2; a=1; {c}"], [f"m=1; a=0; {c}"]]
+            rows: list[tuple[dict[str, Any], list[list[str]]]] = [
+                ({}, plain), ({"cookies": asyncget.Cookies()}, plain), ({"cookies": False}, [[]] * 3),
+                ({"own": {"cookies": False}}, [[]] * 3),
+                ({"cookies": False, "own": {"cookies": {"m": "1"}}}, [["m=1"]] * 3),
+                ({"cookies": {"a": "0", "m": "1"}}, seeded),  # what the server sets, replaces
+                ({"cookies": {"a": "0", "m": "1"}, **base}, seeded),
+                ({"own": {"cookies": {"m": "1", "a": "0"}}}, own),
+                ({"cookies": {"a": "0"}, "own": {"cookies": {"a": None}}},
+                 [[], [f"b=2; a=1; {c}"], [c]]),
+                ({"headers": {"Cookie": "a=9"}}, [["a=9"], [f"a=9; b=2; {c}"], [f"a=9; {c}"]])]
+            for settings, expected in rows:
                 with self.subTest(settings):
                     self.assertEqual(await sent(**settings), expected)
-            self.assertEqual({cookie.name for cookie in jar}, {"a", "b", "c"})
-            async with Session(cookies={"m": "1"}) as session:  # the first origin's alone
-                await session.get(server.url + "/y")
-                await session.get(other.url)
-                self.assertEqual(field(other.requests[0], "cookie"), [])
+
+    async def test_the_jar_of_a_session(self) -> None:
+        async with scripted([READ, answer(b"", "Set-Cookie: sid=new; Path=/p"), READ, answer(),
+                             LOOP]) as a, origin() as b, Session(cookies={"sid": "old"}) as session:
+            self.assertEqual(field(await self.last(session, a, a.url + "/p/x"), "cookie"),
+                             ["sid=old"])
+            self.assertEqual([(cookie.name, cookie.value, cookie.path) for cookie in session.cookies],
+                             [("sid", "new", "/p")])
+            session.cookies["mine"] = "1"  # the first origin's, port and all
+            self.assertEqual(field(await self.last(session, a, a.url + "/p/y"), "cookie"),
+                             ["sid=new; mine=1"])
+            self.assertEqual(field(await self.last(session, b, b.url + "/p/y"), "cookie"),
+                             ["sid=new"])  # of servers' cookies all ports are one (6265bis 5.8.3)
+            del session.cookies["sid"]
+            self.assertEqual(field(await self.last(session, b, b.url + "/p/y"), "cookie"), [])
+
+    async def test_a_jar_of_the_callers(self) -> None:
+        jar = http.cookiejar.CookieJar()
+        sets = ["Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "Set-Cookie: u=a\x01b"]
+        async with scripted([READ, redirect("/x/", *sets), READ, answer(), LOOP],
+                            again=True) as server:
+            for own in (True, False):
+                jar.clear()
+                async with Session(cookies=jar if own else True) as session:
+                    await session.get(server.url, cookies=True if own else jar)
+                    self.assertEqual(sorted(field(server.requests[-1], "cookie")[0].split("; ")),
+                                     ["a=1", "b=2"])
+                    self.assertLessEqual({"a", "b"}, {cookie.name for cookie in jar})
 
     async def test_retries_over_the_wire(self) -> None:
         busy = answer(b"busy", "Retry-After: 0", status="503 X")
@@ -3038,7 +3857,12 @@ class Section11Session(AsyncCase):
             ([[READ, CLOSE], [READ, RESET], [READ, answer(b"end")]], b"end", 3),
             ([[READ, CLOSE]] * 4, IncompleteBody, 3),
             ([[READ], [READ, answer(b"end")]], b"end", 2),  # silence: TimedOut
-            ([[READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE]], IncompleteBody, 1),
+            ([[READ, OK + b"Content-Length: 9\r\n\r\nx", end] for end in (CLOSE, RESET)]
+             + [[READ, answer(b"end")]], b"end", 3),
+            ([[READ, CHUNKED + b"1\r\nx\r\n"], [READ, answer(b"end")]], b"end", 2),  # silence
+            ([[READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE]] * 4, IncompleteBody, 3),
+            ([[READ, answer(gzip.compress(b"x")[:-1], "Content-Encoding: gzip")]], DecodingError, 1),
+            ([[READ, answer(b"x", "Retry-After: " + "9" * 12, status="503 X")]], b"x", 1),
             ([[READ, b"garbage"]], ProtocolError, 1),
             ([[READ, answer(b"no", status="404 X")]], b"no", 1),
         ]
@@ -3057,6 +3881,116 @@ class Section11Session(AsyncCase):
             with self.assertRaises(StatusError) as caught:
                 response.raise_for_status()
             self.assertIs(caught.exception.response, response)
+
+    async def test_a_rule_of_the_callers(self) -> None:
+        """It is asked about errors and statuses from 400 on, and about broken bodies."""
+        asked: list[Any] = []
+
+        def rule(attempt: int, outcome: Any) -> float | None:
+            asked.append((attempt, getattr(outcome, "status_code", type(outcome))))
+            return 0 if attempt < 9 else None
+
+        statuses = [answer(b"x", status=f"{status} X") for status in (503, 404, 400)]
+        cases: list[tuple[list[list[Any]], bytes, list[Any]]] = [
+            ([[READ, statuses[0], READ, statuses[1], READ, statuses[2], READ, answer()]], b"ok",
+             [503, 404, 400]),
+            ([[READ, redirect("/x"), READ, answer(b"204", status="204 X")]], b"", []),
+            ([[READ, redirect("")]], b"gone", []), ([[READ, answer(status="399 X")]], b"ok", []),
+            ([[READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE], [READ, b"garbage", CLOSE],
+              [READ, answer(b"x", "Content-Encoding: gzip"), READ, answer()]], b"ok",
+             [IncompleteBody, ProtocolError, DecodingError])]
+        for scripts, body, expected in cases:
+            with self.subTest(expected):
+                asked.clear()
+                async with scripted(*scripts) as server:
+                    self.assertEqual((await asyncget.get(server.url, retries=rule)).content, body)
+                self.assertEqual(asked, [*enumerate(expected, 1)])
+        asked.clear()
+        async with scripted([READ, redirect("ftp://h/")], [READ, answer(b"long")]) as server:
+            for kind in (InvalidURL, TooLarge):
+                with self.assertRaises(kind):  # no fault of the server's
+                    await asyncget.get(server.url, retries=rule, max_size=1)
+        self.assertEqual(asked, [])
+
+        def broken(attempt: int, outcome: Any) -> float | None:
+            raise KeyError("of the caller's")
+
+        async with scripted([READ, statuses[0], READ, CLOSE]) as server, Session() as session:
+            for _ in range(2):
+                with self.assertRaises(KeyError):
+                    await session.get(server.url, retries=broken)
+            self.assertEqual(count(session), (0, 0, 0))
+
+    async def test_rate(self) -> None:
+        """At most so many a second to one host: each comes no earlier than its turn."""
+        loop, came = asyncio.get_running_loop(), []
+
+        def note(head: bytes) -> list[Any]:
+            came.append((loop.time(), head.split()[1]))
+            target = came[-1][1]
+            return {b"/r": redirect("/end"), b"/hold": HOLD, b"/busy": answer(
+                b"", "Retry-After: 0", status="503 X")}.get(target, answer())  # type: ignore[return-value]
+
+        async with scripted([READ, note, LOOP], again=True, host="localhost") as a, origin() as b:
+            for paths in (["/"] * 5, ["/r"] * 2, ["/busy"]):
+                with self.subTest(paths), mock.patch("random.uniform", return_value=0.0):
+                    came.clear()
+                    async with Session(rate=20) as session:
+                        begun = loop.time()
+                        await session.get_all([a.url + path for path in paths], retries=3)
+                    self.assertGreaterEqual(len(came), 4)
+                    for i, (when, _) in enumerate(came):
+                        self.assertGreaterEqual(when - begun, i / 20 - 0.001)
+            async with Session(rate=0.1) as session:
+                with clock() as busy:
+                    begun = loop.time()
+                    await session.get(a.url)
+                    waiting = [asyncio.ensure_future(session.get(a.url + path)) for path in ("/1", "/2")]
+                    self.assertTrue((await session.get(b.url)).ok)  # another host is not held up
+                    waiting[0].cancel()  # and costs nobody a turn
+                    busy(10.2)
+                    await waiting[1]
+                    self.assertEqual(came[-1][1], b"/2")
+                    self.assertLess(loop.time() - begun, 19)
+            with self.subTest("when many places come free at once"):
+                came.clear()
+                gate = asyncio.Event()
+
+                async def held(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                    with contextlib.suppress(EOFError):
+                        while await reader.readuntil(b"\r\n\r\n"):
+                            came.append((loop.time(), b""))
+                            await gate.wait()
+                            writer.write(answer())
+                    writer.close()
+
+                listener = await asyncio.start_server(held, "127.0.0.1", 0)
+                url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+                async with Session(rate=20, limit=4) as session:
+                    calls = asyncio.gather(*(session.get(url) for _ in range(8)))
+                    await until(lambda: len(came) == 4 and count(session)[2] == 4)
+                    gate.set()
+                    begun = loop.time()
+                    await calls
+                listener.close()
+                for i, (when, _) in enumerate(came[4:]):
+                    self.assertGreaterEqual(when - begun, i / 20 - 0.001)
+
+    async def test_what_a_session_remembers_is_bounded(self) -> None:
+        context = ssl.create_default_context()
+        contexts = [weakref.ref(context)]
+        async with Session(open_connection=Double.connect, limit=10, rate=1e6) as session:
+            await session.get("https://h.test/", verify=context, headers={"Connection": "close"})
+            del context
+            gc.collect()
+            self.assertIsNone(contexts[0]())
+            for i in range(1500):
+                await session.get(f"http://h{i}.test/", resolve={f"h{i}.test:80": "127.0.0.1"})
+                await session.get(f"http://h{i}.test/")
+            for owner in (session, session._pool):
+                for name, value in vars(owner).items():
+                    if hasattr(value, "__len__"):
+                        self.assertLessEqual(len(value), 1000, name)
 
     async def test_limits_of_a_body(self) -> None:
         bomb = gzip.compress(bytes(300_000))
@@ -3129,8 +4063,8 @@ class Section11Session(AsyncCase):
                 self.assertEqual(count(session)[0], count(session)[1])
                 one, two, three = await session.get_all(
                     [server.url + "/1", server.url + "/bad", "nonsense"], return_exceptions=True)
-                self.assertEqual((one.content, type(two), type(three)),
-                                 (b"/1", ProtocolError, InvalidURL))
+                self.assertEqual([type(outcome) for outcome in (one, two, three)],
+                                 [Response, ProtocolError, InvalidURL])
                 task = asyncio.ensure_future(session.get_all([server.url + "/hang"] * 5, limit=2))
                 await until(lambda: server.targets()[-2:] == ["/hang"] * 2)
                 task.cancel()
@@ -3148,7 +4082,7 @@ class Section11Session(AsyncCase):
                     async for _ in session.as_completed(broken()):
                         pass
                 with self.assertRaises(TypeError):
-                    async for _ in session.as_completed([server.url], retires=1):
+                    async for _ in session.as_completed([server.url], retires=1):  # type: ignore[call-arg]
                         pass
 
     async def test_as_completed(self) -> None:
@@ -3170,9 +4104,20 @@ class Section11Session(AsyncCase):
             async for _ in outcomes:
                 await asyncio.sleep(0.05)  # as many as may wait to be taken, wait
                 break
-            await outcomes.aclose()  # type: ignore[attr-defined]
+            await outcomes.aclose()
+            self.assertEqual(len(asyncio.all_tasks() - server.tasks), tasks)
             urls = [server.url]
             self.assertEqual([url async for url, _ in asyncget.as_completed(urls)], urls)
+
+    async def test_left_early(self) -> None:
+        """However the loop over as_completed is left, the program ends, and says nothing."""
+        async with scripted([READ, answer(), LOOP], again=True) as server:
+            done = await asyncio.to_thread(subprocess.run, [
+                sys.executable, "-X", "dev", "-W", "error", "-c", LEAVING, server.url],
+                capture_output=True, text=True, timeout=TEST_SECONDS - 1, env={
+                    **os.environ, "PYTHONPATH": os.path.dirname(asyncget.__file__)})
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual(len(done.stdout.split()), 2 * (10 if sys.version_info >= (3, 11) else 7))
 
     async def test_a_hundred_thousand_urls_in_flat_memory(self) -> None:
         pulled = seen = low = high = Double.made = 0
@@ -3503,6 +4448,111 @@ def origin(tls: str = "", body: bytes = b"ok") -> Any:
 
 # ==== pure choices ============================================================
 
+NETRC_ME = ("me", "secret")
+NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets
+    ("one line", b"machine a.test login me password secret\n", NETRC_ME),
+    ("lines", b"machine a.test\n  login me\n\tpassword secret\n", NETRC_ME),
+    ("CR LF", b"machine a.test\r\nlogin me\r\npassword secret\r\n", NETRC_ME),
+    ("password first", b"machine a.test password secret login me", NETRC_ME),
+    ("capitals", b"MACHINE A.Test Login me PassWord secret", NETRC_ME),
+    ("account", b"machine a.test login me account password password secret", NETRC_ME),
+    ("behind another", b"machine b.test login you password other\n"
+                       b"machine a.test login me password secret\n", NETRC_ME),
+    ("the first of two", b"machine a.test login me password secret\n"
+                         b"machine a.test login you password other\n", NETRC_ME),
+    ("not another", b"machine b.test login you password other\n", None),
+    ("not a subdomain's", b"machine test login x password y machine x.a.test login x password y",
+     None),
+    ("odd word for another", b"machine b.test login you passwd other\n"
+                             b"machine a.test login me password secret\n", NETRC_ME),
+    ("odd word behind", b"machine a.test login me password secret oops\n", NETRC_ME),
+    ("odd word before", b"oops machine a.test port 80 login me password secret\n", NETRC_ME),
+    ("a keyword in quotes is none", b'machine a.test "login" you login me password secret\n', NETRC_ME),
+    ("keyword as a value", b"machine a.test login machine password login\n", ("machine", "login")),
+    ("keyword as another's value", b"machine b.test login machine password a.test login x "
+                                   b"password y\n", None),
+    ("the last of two logins", b"machine a.test login you login me password secret", NETRC_ME),
+    ("no password", b"machine a.test login me\n", ("me", "")),
+    ("no password, others follow", b"machine a.test login me\nmachine b.test login x password y\n",
+     ("me", "")),
+    ("no login", b"machine a.test password secret\n", ("", "secret")),
+    ("neither", b"machine a.test\n", None),
+    ("neither, others follow", b"machine a.test\nmachine b.test login x password y\n", None),
+    ("quoted blanks", b'machine a.test login "my self" password "a\tb c"',
+     ("my self", "a\tb c")),
+    ("quoted quote", rb'machine a.test login me password "a\"b"', ("me", 'a"b')),
+    ("quoted backslash", rb'machine a.test login me password "a\\b\q\\"', ("me", r"a\bq" + "\\")),
+    ("quoted n r t", rb'machine a.test login me password "\n\r\t"', ("me", "\n\r\t")),
+    ("quoted hash", b'machine a.test login me password "#1 # 2"', ("me", "#1 # 2")),
+    ("a quote inside", b'machine a.test login m"e password se"cret', ('m"e', 'se"cret')),
+    ("quotes meet", b'machine a.test login "me""x"password secret', NETRC_ME),
+    ("backslashes outside", rb'machine a.test login me password a\b\"\\c\n', ("me", r'a\b\"\\c\n')),
+    ("unclosed behind the entry", b'machine a.test login me password secret\nmachine "b\n', NETRC_ME),
+    ("comment lines", b"# one\n  # machine a.test login x password y\n"
+                      b"machine a.test # two\n#three \"\nlogin me password secret\n", NETRC_ME),
+    ("behind an entry", b"machine a.test login me password secret # login you\n", NETRC_ME),
+    ("behind another's", b"machine b.test login you password other # don't, \"ever\n"
+                         b"machine a.test login me password secret #\n", NETRC_ME),
+    ("between keyword and value", b"machine a.test login me password\n # other\nsecret", NETRC_ME),
+    ("hash in a password", b"machine a.test login me password se#cret", ("me", "se#cret")),
+    ("hash first in a password", b"machine a.test login me password #secret\n",
+     ("me", "#secret")),
+    ("macro first", b"macdef init\nmachine a.test login x password y\n\n"
+                    b"machine a.test login me password secret\n", NETRC_ME),
+    ("macro between", b"machine b.test login x password y\nmacdef init\n"
+                      b"machine a.test login x password \"y\n\n"
+                      b"machine a.test login me password secret\n", NETRC_ME),
+    ("macro without an end", b"macdef init\nmachine a.test login x password y\n", None),
+    ("macro with CR LF", b"macdef init\r\nmachine a.test login x password y\r\n\r\n"
+                         b"machine a.test login me password secret\r\n", NETRC_ME),
+    ("macro after a login", b"machine a.test login me\nmacdef x\nput\n\npassword other\n",
+     ("me", "")),
+    ("UTF-8", "machine a.test login mé password géheim".encode(), ("mé", "géheim")),
+    ("Latin-1", b"machine a.test login m\xe9 password \xff\xfe",
+     ("m\udce9", "\udcff\udcfe")),
+    ("no-break space is no blank", "machine a.test login me password a\xa0b\x85c".encode(),
+     ("me", "a\xa0b\x85c")),
+    ("other line ends are none", "machine a.test login me password a\u2028b\x0bc\x1cd".encode(),
+     ("me", "a\u2028b\x0bc\x1cd")),
+    ("byte order mark", b"\xef\xbb\xbfmachine a.test login me password secret", NETRC_ME),
+    ("default", b"default login all password everybodys\n", None),
+    ("default behind", b"machine b.test login x password y\ndefault login all password p\n", None),
+    ("default is no part of an entry", b"machine a.test login me\ndefault password everybodys",
+     ("me", "")),
+]
+
+NETRC_USERS: list[tuple[str, bytes, str, Any]] = [  # name, file, user, expected
+    ("the user's entry", b"machine a.test login you password other\n"
+                         b"machine a.test login me password secret\n", "me", NETRC_ME),
+    ("the first entry", b"machine a.test login me password secret\n", "me", NETRC_ME),
+    ("password first", b"machine a.test password secret login me\n", "me", NETRC_ME),
+    ("nobody", b"machine a.test login you password other\n", "me", None),
+    ("case counts", b"machine a.test login NETRC_ME password other\n", "me", None),
+    ("another host's", b"machine b.test login me password other\n", "me", None),
+    ("anybody's", b"machine a.test password secret\n", "me", NETRC_ME),
+    ("no password", b"machine a.test login me\n", "me", None),
+    ("no password, then one", b"machine a.test login me\nmachine a.test login me password secret",
+     "me", NETRC_ME),
+    ("default", b"default login me password everybodys\n", "me", None),
+]
+
+NETRC_BROKEN: list[tuple[str, bytes, str]] = [
+    ("quote", b'machine b.test login you password "s3cret\n', "line 1: a quote is not closed"),
+    ("quote further down", b'#\n\nmachine b.test\npassword "s3cret\nmachine a.test login "me"\n',
+     "line 4: a quote is not closed"),
+    ("quote after CRs", b'#\r\n\r\n"s3cret\r\n', "line 3: a quote is not closed"),
+    ("backslash", b'machine b.test password "s3cret\\', "line 1: a quote is not closed"),
+    ("escaped quote", b'machine b.test password "s3cret\\"\n', "line 1: a quote is not closed"),
+    ("over lines", b'machine b.test password "s3cret\ns3cret"\n', "line 1: a quote is not closed"),
+    ("unknown word", b'machine b.test "s3cret\n', "line 1: a quote is not closed"),
+    ("password", b"machine b.test login s3cret\npassword\n\n# x\n",
+     "line 2: nothing follows 'password'"),
+    ("PASSWORD", b"machine b.test login s3cret PASSWORD", "line 1: nothing follows 'password'"),
+    ("login", b"machine b.test password s3cret\n\nlogin", "line 3: nothing follows 'login'"),
+    ("machine at the end", b"machine\n# c", "line 1: nothing follows 'machine'"),
+]
+
+
 class SomebodyElsesNetworkChoices(unittest.TestCase):
     """Which proxy, which address, which password: tables of values."""
 
@@ -3635,33 +4685,59 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
     def test_netrc_auth(self) -> None:
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
-        path = os.path.join(folder, "netrc")
+        path = os.path.join(folder, ".netrc")
 
-        def write(text: str) -> None:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
+        def found(data: bytes, host: str = "a.test", user: str = "") -> Any:
+            with open(path, "wb") as file:
+                file.write(data)
+            return netrc_auth(path, host, user)
 
-        write("machine a.test login me password secret\nmachine B.test login you password other\n"
-              "default login all password everybodys\n")
-        rows = [("a.test", ("me", "secret")), ("b.test", ("you", "other")), ("test", None),
-                ("x.a.test", None), ("c.test", None), ("default", None)]
-        for host, expected in rows:
+        for name, data, expected in NETRC:
+            with self.subTest(name):
+                self.assertEqual(found(data), expected)
+        for name, data, user, expected in NETRC_USERS:
+            with self.subTest(name, user=user):
+                self.assertEqual(found(data, user=user), expected)
+        hosts = (b"machine A.test login 1 password 1 machine ::1 login 2 password 2\n"
+                 b"machine default login 3 password 3 default login 4 password 4\n")
+        for host, login in (("a.test", "1"), ("A.TEST", "1"), ("::1", "2"), ("default", "3"),
+                            ("a.test.", None), ("", None), ("login", None), ("x.a.test", None)):
             with self.subTest(host):
-                self.assertEqual(netrc_auth(path, host), expected)
+                self.assertEqual(found(hosts, host), login and (login, login))
+        for name, data, text in NETRC_BROKEN:
+            with self.subTest(name), self.assertRaises(AsyncGetError) as caught:
+                found(data)
+            self.assertEqual((str(caught.exception), caught.exception.exit_code),
+                             (f"cannot read {path!r}: {text}", 26))
+            self.assertNotIn("s3cret", repr(caught.exception.__context__))
+        for wrong in (path + "/x", path + "\0", folder, ""):
+            with self.subTest(wrong), self.assertRaisesRegex(AsyncGetError, "^cannot read"):
+                netrc_auth(wrong, "a.test")
+        found(b"machine a.test login me password secret\n")
         with mock.patch.dict(os.environ, HOME=folder, USERPROFILE=folder):
-            os.rename(path, os.path.join(folder, ".netrc"))
-            self.assertEqual(netrc_auth(True, "a.test"), ("me", "secret"))
-        write("machine a.test login me password secret oops\n")
-        with self.assertRaisesRegex(AsyncGetError, "line [0-9]") as caught:
-            netrc_auth(path, "a.test")
-        self.assertEqual(caught.exception.exit_code, 26)
-        self.assertNotIn("secret", "".join(traceback.format_exception(
-            type(caught.exception), caught.exception, None)))
-        with self.assertRaisesRegex(AsyncGetError, "cannot read") as caught:
-            netrc_auth(os.path.join(folder, "none"), "a.test")
-        if sys.version_info >= (3, 11):  # before, such an entry is an error
-            write("machine a.test\nmachine b.test login me password secret\n")
-            self.assertIsNone(netrc_auth(path, "a.test"))  # nothing is inherited: CVE-2024-11053
+            self.assertEqual(netrc_auth(True, "a.test"), NETRC_ME)
+
+    @unittest.skipUnless(shutil.which("curl"), "not installed: curl")
+    def test_netrc_as_curl(self) -> None:
+        """Rows that every curl reads alike; those of odd files differ between its versions."""
+        same = {"one line", "lines", "CR LF", "capitals", "password first", "the first of two",
+                "odd word behind", "no password", "no login", "quoted blanks", "quoted quote",
+                "quoted n r t", "comment lines", "hash in a password", "macro first", "UTF-8"}
+        with tempfile.TemporaryDirectory() as folder, beside(
+                *[[READ, answer(b"", "Connection: close"), CLOSE]] * len(same)) as (url, _):
+            path, port = os.path.join(folder, "netrc"), url.rpartition(":")[2]
+            for name, data, expected in NETRC:
+                if name in same:
+                    same.remove(name)
+                    with open(path, "wb") as file:
+                        file.write(data)
+                    sent = subprocess.run(
+                        ["curl", "-qsv", "--noproxy", "*", "--netrc-file", path, "--resolve",
+                         f"a.test:{port}:127.0.0.1", f"http://a.test:{port}/"], timeout=20,
+                        capture_output=True, env={"PATH": os.environ["PATH"]}).stderr.decode()
+                    with self.subTest(name):
+                        self.assertIn(f"> Authorization: {basic(*expected)}", sent)
+        self.assertEqual(same, set())
 
     def test_resolved(self) -> None:
         h = Origin("https", "h.test", 443)
@@ -3695,7 +4771,7 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
 
         def follow(from_: Request, location: str) -> Request:
             head = parse_head(redirect_to(location))
-            response = asyncget.Response(head, from_.url, asyncget.BodySource())
+            response = Response(head, from_.url, Body(Source(), head))  # type: ignore[arg-type]
             result = next_request(from_, response, ["X-KEY"])
             assert result
             return result
@@ -3713,7 +4789,7 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
             follow(request, "https://[::1%25.a.test]/")  # CVE-2023-45289
 
     def test_callers_may_not_speak_to_the_proxy(self) -> None:
-        for name in ("Proxy-Authorization", "proxy-connection", "Connection", "TE"):
+        for name in ("Proxy-Authorization", "Connection", "TE", "Upgrade", "Expect"):
             with self.subTest(name), self.assertRaises(InvalidHeader) as caught:
                 Session(headers={name: "secret"})
             self.assertNotIn("secret", str(caught.exception))
@@ -3832,7 +4908,12 @@ class SomebodyElsesNetworkProxies(AsyncCase):
         rows: list[tuple[str, list[Any], str]] = [
             ("407", [answer(b"no ticket\nmore", status="407 Proxy Authentication Required")],
              r"refused a tunnel to h.test:443: 407 Proxy Authentication Required \(give user and "
-             r"password in the proxy's URL\); it says b'no ticket' \(after 0.0. s\)"),
+             r"password in the proxy's URL\); it says b'no ticket' \(after 0.\d\d s\)"),
+            ("407 all the same", [answer(b"", "Proxy-Authenticate: NTLM", "Proxy-Authenticate: "
+                                         "Negotiate abc", status="407 x")],
+             r"407 x \(the user and password in its URL were refused; it asks for NTLM, Negotiate\)"),
+            ("401 all the same", [answer(b"", status="401 x")],
+             r"401 x \(the user and password in its URL were refused"),
             ("late body", [b"HTTP/1.1 403 No\r\n\r\n", 0.02, b"\n  because \r\n"],
              "says b'because'"),
             ("HTML", [answer(b"<p>\n<b>Denied</b> by rule", status="403 x")], "b'Denied by rule'"),
@@ -3860,10 +4941,12 @@ class SomebodyElsesNetworkProxies(AsyncCase):
             for name, steps, text in rows:
                 with self.subTest(name):
                     async with scripted([READ, *steps]) as server, Session(
-                            proxy=server.url, retries=2) as session:
+                            proxy=server.url.replace("//", "//me:s3cret@" * (
+                                "all the same" in name) or "//"), retries=2) as session:
                         with self.assertRaisesRegex(ProxyError, text) as caught:
                             await session.get("https://h.test/")
                         self.assertIn(f"proxy {server.url} (from proxy=) ", str(caught.exception))
+                        self.assertNotIn("s3cret", str(caught.exception))
                         self.assertEqual(caught.exception.url, "https://h.test/")
                         self.assertIn("Pool 0 of", repr(session))
                         self.assertEqual(server.connections, 1)
@@ -3898,12 +4981,13 @@ class SomebodyElsesNetworkProxies(AsyncCase):
             ([READ], "http", "response head", "h.test:80 through proxy"),
         ]
         for steps, scheme, phase, where in rows:
-            for limit in ({"timeout": 0.1}, {"deadline": 0.1}):
-                with self.subTest(phase, steps=steps, **limit):
+            for limit in ("timeout", "deadline"):
+                with self.subTest(phase, steps=steps, limit=limit):
                     async with scripted(steps) as server, Session(proxy=server.url) as session:
                         with self.assertRaisesRegex(
                                 TimedOut, f"no {phase}.* within 0.1 s.*{where}") as caught:
-                            await session.get(f"{scheme}://h.test/", **limit)
+                            await session.get(f"{scheme}://h.test/",
+                                              **{limit: 0.1})  # type: ignore[arg-type]
                         self.assertEqual((caught.exception.phase, caught.exception.exit_code),
                                          (phase, 28))
                         await until(lambda: not server.open)
@@ -4047,7 +5131,7 @@ class SomebodyElsesNetworkProxies(AsyncCase):
         demanding = server_tls("other", client_ca=True)
         async with scripted([READ, answer(), LOOP], again=True, tls=demanding) as server, proxy(
                 Asking, asking) as via:
-            options = {"verify": pem("ca"), "cert": cert, "timeout": 5}
+            options: dict[str, Any] = {"verify": pem("ca"), "cert": cert, "timeout": 5}
             if TLS_IN_TLS:
                 url = f"https://other.test:{server.port}/"
                 self.assertTrue((await asyncget.get(url, proxy=f"https://{via.url}", **options)).ok)
@@ -4093,8 +5177,9 @@ class SomebodyElsesNetworkProxies(AsyncCase):
             with self.subTest(path), self.assertRaisesRegex(ConnectError, "cannot connect"):
                 await asyncget.get("http://h.test/", unix_socket=path)
         nowhere = mock.AsyncMock(side_effect=socket.gaierror(-2, "Name or service not known"))
-        rows = [({}, ConnectError, 6, "resolve 'h.test', for h.test:80: .*not known.*after"),
-                ({"proxy": "p.test"}, ProxyError, 5, "resolve 'p.test', for proxy http://p.test:80")]
+        rows: list[tuple[dict[str, Any], type[ConnectError], int, str]] = [
+            ({}, ConnectError, 6, "resolve 'h.test', for h.test:80: .*not known.*after"),
+            ({"proxy": "p.test"}, ProxyError, 5, "resolve 'p.test', for proxy http://p.test:80")]
         for options, kind, code, text in rows:
             with self.subTest(options), self.assertRaisesRegex(kind, text) as caught:
                 await asyncget.get("http://h.test/", open_connection=nowhere, **options)
@@ -4246,9 +5331,11 @@ class SomebodyElsesNetworkSocks(AsyncCase):
 
     async def test_bytes_before_the_handshake(self) -> None:
         script = [3, b"\x05\x00", 13, b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x01" + answer()]
-        async with serving(Dialogue((script,), False)) as via:
-            with self.assertRaisesRegex(ProxyError, "before it was in use"):
-                await asyncget.get("https://h.test/", proxy=f"socks5h://{via.url}")
+        async with serving(Dialogue((script,), True)) as via:
+            for scheme in ("http", "https"):
+                with self.assertRaisesRegex(ProxyError, "bytes before it was asked: b'HTTP") as no:
+                    await asyncget.get(f"{scheme}://h.test/", proxy=f"socks5h://{via.url}")
+                self.assertEqual(no.exception.exit_code, 56)
 
 
 # ==== credentials =============================================================
@@ -4313,9 +5400,9 @@ class SomebodyElsesNetworkCredentials(AsyncCase):
             a.scripts = ([READ, redirect_to(f"{b.url}/1"), READ, answer()],)
             b.scripts = ([READ, redirect_to("/2"), READ, redirect_to(f"{a.url}/end")],)
             host = a.url.replace("http://", "http://me:pw@")
-            async with Session(cookies={"c": "1"}, auth=None) as session:
+            async with Session(auth=None) as session:
                 await session.get(host + "/start", headers=[("X-Key", "1"), ("x-key", "2")],
-                                  secret_headers=["X-Key"])
+                                  secret_headers=["X-Key"], cookies={"c": "1"})
             for name, values in (("authorization", [basic("me", "pw")]), ("cookie", ["c=1"]),
                                  ("x-key", ["1", "2"])):
                 self.assertEqual([field(head, name) for head in a.requests + b.requests],
@@ -4364,6 +5451,9 @@ class SomebodyElsesNetworkCredentials(AsyncCase):
                 ("a.test:{}/?c.test", {}, [a, []]), ("c.test:{}/?a.test", {}, [[], a]),
                 ("x.a.test:{}/", {}, [[]]),
                 ("me:pw@a.test:{}/?b.test", {}, [[basic("me", "pw")], b]),
+                ("a@a.test:{}/?b.test", {}, [a, b]), ("x@a.test:{}/", {}, [[basic("x", "")]]),
+                ("a:@a.test:{}/", {}, [[basic("a", "")]]),  # an empty password is one
+                ("a@a.test:{}/", {"auth": "token"}, [["Bearer token"]]),
                 ("a.test:{}/", {"auth": "token"}, [["Bearer token"]]),   # psf/requests#3929
                 ("a.test:{}/", {"headers": {"authorization": "own"}}, [["own"]]),
                 ("a.test:{}/?b.test", {"auth": "token"}, [["Bearer token"], b]),
@@ -4434,12 +5524,11 @@ class SomebodyElsesNetworkCredentials(AsyncCase):
                 await fail(url)
         there = parse_url("http://me:s3cret@h.test/")
         route = Route(there.origin, None, parse_proxy("me:s3cret@p", "x"), None, None)
-        settings = asyncget.Settings(auth=("me", "s3cret"), proxy="me:s3cret@p",
-                                     headers={"Authorization": "s3cret"}, cert=("a", "b", "s3cret"))
-        session = Session(auth=("me", "s3cret"), headers={"X": "s3cret"})
+        session = Session(auth=("me", "s3cret"), headers={"X": "s3cret"}, proxy="me:s3cret@p",
+                          cert=("a", "b", "s3cret"), cookies={"a": "s3cret"})
         request = Request(there, (("Authorization", "s3cret"),))
-        for thing in (route, route.proxy, there, request, settings, session,
-                      asyncget.Call(settings, 0, None)):
+        for thing in (route, route.proxy, there, request, session, session.cookies,
+                      session._call("http://me:s3cret@h.test/", {}, None)):
             texts += [repr(thing), str(thing), f"{thing}"]
         async with origin() as server:
             response = await asyncget.get(server.url.replace("//", "//me:s3cret@"), trace=trace)
@@ -4826,7 +5915,8 @@ class SomebodyElsesNetworkRealProxies(RealServers):
                     for user in ("", "me:wrong@"):
                         other = re.sub("//.*@", f"//{user}", via)
                         with self.assertRaisesRegex(
-                                ProxyError, "40[17] .*user and password in the proxy's URL") as no:
+                                ProxyError, "40[17] .*user and password in (its|the proxy's) URL"
+                                ) as no:
                             await session.get(tunnelled, proxy=other)
                         self.assertNotIn("wrong", str(no.exception))
                         self.assertIn((await session.get(url, proxy=other)).status, (401, 407))
@@ -4908,9 +5998,10 @@ class SomebodyElsesNetworkRealProxies(RealServers):
                                   ready=port), Session(verify=pem("ca")) as session:
                     for scheme, url in itertools.product(("socks5", "socks5h"), urls):
                         with self.subTest(url, scheme=scheme, login=login):
-                            options = {"proxy": f"{scheme}://{user}127.0.0.1:{port}",
-                                       "resolve": {f"*:{plain.port}": "127.0.0.1",
-                                                   f"*:{secure.port}": "127.0.0.1"}}
+                            options: dict[str, Any] = {
+                                "proxy": f"{scheme}://{user}127.0.0.1:{port}",
+                                "resolve": {f"*:{plain.port}": "127.0.0.1",
+                                            f"*:{secure.port}": "127.0.0.1"}}
                             for reused in (False, True):
                                 response = await session.get(url, **options)
                                 self.assertEqual((response.content, response.timing.reused),
@@ -4971,6 +6062,613 @@ class SomebodyElsesNetworkNginx(RealServers):
                         await session.get(url, verify=True)
 
 
+# ==== Section 10: cookies =====================================================
+# RFC 6265bis section 5, rule by rule, as tables.
+
+NOW = 1_700_000_000.0
+MINUTE = NOW + 60
+FAR = NOW + asyncget.MAX_COOKIE_SECONDS
+
+
+def sent_with(jar: asyncget.Cookies, url: str) -> str:
+    """The Cookie field that a jar has for a URL."""
+    return render_cookies(jar.pairs_for(parse_url(url)))
+
+
+def setting(url: str, *lines: str, jar: asyncget.Cookies | None = None) -> asyncget.Cookies:
+    """A jar, or this one, behind a response that set cookies."""
+    jar = asyncget.Cookies() if jar is None else jar
+    jar.store(parse_url(url), lines)
+    return jar
+
+
+class Section10Cookies(Section):
+
+    # ---- dates
+
+    def test_dates(self) -> None:
+        """6265bis 5.1.1 and RFC 9110 5.6.7."""
+        nov = 784_111_777.0
+        for text, expected in (
+            ("Sun, 06 Nov 1994 08:49:37 GMT", nov),          # IMF-fixdate
+            ("Sunday, 06-Nov-94 08:49:37 GMT", nov),         # RFC 850
+            ("Sun Nov  6 08:49:37 1994", nov),               # asctime
+            ("1994 November 6th 8:49:37", nov),              # any order; letters may follow digits
+            ("08:49:37x;6;NOVember/1994", nov),
+            ("\t06\"Nov'94~08:49:37", nov),
+            ("06 Nov 1994y 08:49:37", nov),
+            ("Sun, 06 Nov 1994 08:49:37 +0200", nov),        # a zone is not looked at
+            ("01-January-1970 00:00:00", 0.0),
+            ("Thu Jan 01 1970 00:00:00 GMT+0000 (Coordinated Universal Time)", 0.0),
+            ("Wed, 31 Dec 1969 23:59:59 GMT", -1.0),
+            ("Mon, 01 Jan 1900 00:00:00 GMT", -2_208_988_800.0),
+            ("1 Jan 1601 00:00:00", -11_644_473_600.0),
+            ("31 Dec 1600 23:59:59", None),
+            ("31 Dec 9999 23:59:59", 253_402_300_799.0),
+            ("31 Dec 10000 23:59:59", None),
+            ("1 Jan 70 0:0:0", 0.0),                         # two digits of a year
+            ("1 Jan 00 0:0:0", 946_684_800.0),
+            ("1 Jan 69 0:0:0", 3_124_224_000.0),
+            ("1 Jan 069 0:0:0", 3_124_224_000.0),            # 2*4DIGIT
+            ("1 Jan 100 0:0:0", None),
+            ("29 Feb 2024 0:0:0", 1_709_164_800.0),
+            ("29 Feb 2023 0:0:0", None),                     # no such date
+            ("0 Jan 2024 0:0:0", None),
+            ("1 Jan 2024 24:00:00", None),
+            ("1 Jan 2024 23:59:60", None),
+            ("1 Jan 2024 1:2:345", None),                    # a time-field has two digits
+            ("001 Jan 2024 0:0:0", None),
+            ("1 Jan 0:0:0", None),
+            ("1 Jan 2024", None),
+            ("1 2 3 Jan 4 0:0:0", None),                     # year 2 is not two digits ...
+            ("1 02 03 Jan 0:0:0", 1_009_843_200.0),          # ... the first that fits counts
+            ("1 Jan Feb 2024 0:0:0", 1_704_067_200.0),
+            ("1 ſep 2024 0:0:0", None),                      # nor are these digits, or letters
+            ("\u0661 Jan 2024 0:0:0", None),
+            ("", None), ("soon", None), ("0", None), (":::", None), ("\udcff", None),
+        ):
+            with self.subTest(text):
+                self.assertEqual(asyncget.parse_date(text), expected)
+
+    # ---- one Set-asyncget.Cookie
+
+    def check_set(self, url: str, rows: Iterable[tuple[str, object]], *names: str) -> None:
+        """Check what becomes of Set-Cookie lines, by these fields of the cookie."""
+        for line, expected in rows:
+            with self.subTest(url=url, line=line[:80]):
+                cookie = asyncget.parse_set_cookie(line, parse_url(url), NOW)
+                got = cookie and tuple(getattr(cookie, name) for name in names)
+                self.assertEqual(got[0] if got and len(names) == 1 else got, expected)
+
+    def test_name_and_value(self) -> None:
+        """6265bis 5.6 steps 1 to 5, 5.7 steps 2 to 4."""
+        self.check_set("http://h.test/", [
+            ("a=1", ("a", "1")),
+            (" \ta b\t = x y \t; Secure=", None),            # Secure has no value, and counts
+            (" \ta b\t = x y \t", ("a b", "x y")),
+            ("a==b=c, d", ("a", "=b=c, d")),
+            ('a="q;r"', ("a", '"q')),                         # quotes mean nothing
+            ("a=%0d%0aY:2", ("a", "%0d%0aY:2")),             # CVE-2026-9679: nor do percents
+            ("a=", ("a", "")),
+            ("=1", ("", "1")),
+            ("1", ("", "1")),                                # no "=": a value
+            ("  1 ; Path=/", ("", "1")),
+            ("a\u00a0=\u00a01", ("a\u00a0", "\u00a01")),     # no blank of ours
+            ("a=\u00e9\udcff", ("a", "\u00e9\udcff")),
+            ("a=x\ty", ("a", "x\ty")),
+            *((f"a=x{chr(i)}y", None) for i in [*range(9), *range(10, 32), 127]),
+            ("a\0b=1", None), ("a=1; Path=/\x01", None), ("a=1; Foo=\n", None),
+            ("", None), ("=", None), (" = ; Path=/", None), (";", None), ("; a=1", None),
+            ("a=" + "x" * (asyncget.MAX_COOKIE_BYTES - 1), ("a", "x" * 4095)),
+            ("a=" + "x" * asyncget.MAX_COOKIE_BYTES, None),
+            ("a=" + "\u00e9" * 2047, ("a", "\u00e9" * 2047)),  # octets count
+            ("a=" + "\u00e9" * 2048, None),
+            ("a=" + "\udcff" * 4095, ("a", "\udcff" * 4095)),
+            ("a=" + "\udcff" * 4096, None),
+            ("x" * 4096, ("", "x" * 4096)), ("x" * 4097, None),
+        ], "name", "value")
+
+    def test_when_it_ends(self) -> None:
+        """6265bis 5.6.1, 5.6.2, 5.5, 5.7 step 6."""
+        date = "Tue, 14 Nov 2023 22:14:20 GMT"
+        self.check_set("http://h.test/", [
+            ("a=1", None),
+            (f"a=1; Expires={date}", MINUTE),
+            (f"a=1; eXPIRES = {date} ", MINUTE),
+            ("a=1; Expires=Wed, 21 Oct 2099 07:28:00 GMT", FAR),
+            ("a=1; Expires=Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+            ("a=1; Expires=Mon, 01 Jan 1900 00:00:00 GMT", -2_208_988_800.0),
+            ("a=1; Expires=soon", None), ("a=1; Expires", None), ("a=1; Expires=", None),
+            (f"a=1; Expires={date}; Expires=soon", MINUTE),   # ignored, and so not the last
+            (f"a=1; Expires=1 Jan 1970 0:0:0; Expires={date}", MINUTE),
+            ("a=1; Expires=" + " " * 1012 + date, MINUTE),    # blanks around are no part of it
+            ("a=1; Expires=" + "x " * 600 + date, None),      # more than 1024 octets
+            ("a=1; Max-Age=60", MINUTE), ("a=1; MAX-AGE= 060 ", MINUTE),
+            (f"a=1; Max-Age=60; Expires={date} 1", MINUTE),
+            ("a=1; Max-Age=60; Expires=1 Jan 1970 0:0:0", MINUTE),
+            ("a=1; Expires=1 Jan 1970 0:0:0; Max-Age=60", MINUTE),
+            (f"a=1; Max-Age=x; Expires={date}", MINUTE),
+            ("a=1; Max-Age=0", NOW), ("a=1; Max-Age=-1", NOW), ("a=1; Max-Age=-0", NOW),
+            ("a=1; Max-Age=" + "9" * 1024, FAR), ("a=1; Max-Age=-" + "9" * 1023, NOW),
+            ("a=1; Max-Age=" + "9" * 1025, None), ("a=1; Max-Age=" + "9" * 30_000, None),
+            ("a=1; Max-Age=1; Max-Age=60", MINUTE), ("a=1; Max-Age=60; Max-Age=x", MINUTE),
+            *((f"a=1; Max-Age={age}", None) for age in
+              ("", "x", "1x", "+1", "1.5", "1e3", "-", "--1", "- 1", "\u0661", "0x1", "1_0")),
+        ], "expires")
+
+    def test_domain(self) -> None:
+        """6265bis 5.6.3, 5.1.3, 5.7 steps 8 to 10: (domain, host-only)."""
+        host_only = ("www.h.test", True)
+        self.check_set("http://www.h.test/", [
+            ("a=1", host_only),
+            ("a=1; Domain=", host_only), ("a=1; Domain", host_only), ("a=1; Domain=.", host_only),
+            ("a=1; Domain=h.test", ("h.test", False)),
+            ("a=1; Domain=.H.TEST", ("h.test", False)),
+            ("a=1; domain = h.test ", ("h.test", False)),
+            ("a=1; Domain=www.h.test", ("www.h.test", False)),
+            ("a=1; Domain=h.test; Domain=", ("h.test", False)),
+            ("a=1; Domain=x.test; Domain=h.test", ("h.test", False)),
+            ("a=1; Domain=h.test; Domain=x.test", None),      # the last counts
+            *((f"a=1; Domain={domain}", None) for domain in (
+                "test", ".test", "test.", "com", "x.test", "a.www.h.test", "ww.h.test", "w.h.test",
+                "..h.test", "h.test.", "www.h.test.", "h..test", "h test", "h.test:80", "h_.te/st",
+                "http://h.test", "1.2.3.4", "h.t\u00e9st", "\udcff.h.test", "\uff48.test", "*.h.test",
+                "[", "]", "[]", ":", "[h.test]")),
+            (f"a=1; Domain={'x' * 1025}", host_only),         # ignored with its 1025 octets
+            (f"a=1; Domain={'x' * 1024}", None),
+        ], "domain", "host_only")
+        for url, line, expected in (
+            ("http://10.0.0.1/", "a=1; Domain=10.0.0.1", ("10.0.0.1", True)),  # addresses
+            ("http://10.0.0.1/", "a=1; Domain=0.0.1", None), ("http://10.0.0.1/", "a=1; Domain=1", None),
+            ("http://[::1]/", "a=1; Domain=::1", ("::1", True)),
+            ("http://[::1]/", "a=1; Domain=[0::1]", ("::1", True)),
+            ("http://[::1]/", "a=1; Domain=::2", None),
+            ("http://localhost/", "a=1; Domain=localhost", ("localhost", True)),  # without a dot
+            ("http://localhost/", "a=1; Domain=.LocalHost", ("localhost", True)),
+            ("http://x.localhost/", "a=1; Domain=localhost", None),
+            ("http://com/", "a=1; Domain=com", ("com", True)),
+            ("http://a.com./", "a=1; Domain=com.", None),
+            ("http://h.test./", "a=1; Domain=h.test.", ("h.test.", False)),  # as they are
+            ("http://h.test./", "a=1; Domain=h.test", None),
+            ("http://www.b.co.uk/", "a=1; Domain=co.uk", None),
+            ("http://www.b.co.uk/", "a=1; Domain=b.co.uk", ("b.co.uk", False)),
+            ("http://co.uk/", "a=1; Domain=co.uk", ("co.uk", True)),
+            ("http://www.co.com/", "a=1; Domain=co.com", ("co.com", False)),
+            ("http://www.xn--bcher-kva.example/", "a=1; Domain=b\u00fccher.example",
+             ("xn--bcher-kva.example", False)),
+            ("http://www.xn--bcher-kva.example/", "a=1; Domain=.XN--BCHER-KVA.example",
+             ("xn--bcher-kva.example", False)),
+        ):
+            self.check_set(url, [(line, expected)], "domain", "host_only")
+
+    def test_path(self) -> None:
+        """6265bis 5.6.4 and 5.1.4."""
+        self.check_set("http://h.test/dir/page?q=/a/b", [
+            ("a=1", "/dir"), ("a=1; Path=", "/dir"), ("a=1; Path", "/dir"), ("a=1; Path=x", "/dir"),
+            ('a=1; Path="/"', "/dir"), ("a=1; Path=/", "/"), ("a=1; Path=/x/", "/x/"),
+            ("a=1; PATH = /x y ", "/x y"), ("a=1; Path=/other", "/other"),
+            ("a=1; Path=/a; Path=/b", "/b"), ("a=1; Path=/a; Path=b", "/dir"),
+            ("a=1; Path=/" + "x" * 1023, "/" + "x" * 1023), ("a=1; Path=/" + "x" * 1024, "/dir"),
+            ("a=1; Path=/a; Path=/" + "x" * 1024, "/a"),
+        ], "path")
+        for target, expected in (("/", "/"), ("/a", "/"), ("/a/", "/a"), ("/a/b", "/a"), ("/?/b", "/"),
+                                 ("//", "/"), ("//a", "/"), ("/a//b", "/a/")):
+            self.assertEqual(asyncget.default_path(target), expected, target)
+
+    def test_flags(self) -> None:
+        """6265bis 5.6.5, 5.6.6, 5.7 step 12: Secure, HttpOnly, and what is unknown."""
+        rows = [("a=1", (False, False)), ("a=1; HttpOnly", (False, True)),
+                ("a=1; httponly=no;;; ;", (False, True)), ("a=1; Secured; XHttpOnly", (False, False)),
+                ("a=1; SameSite=Strict; Version=1; Port=9; Partitioned; =; =x", (False, False))]
+        secure = ["a=1; Secure", "a=1; sECURE=false", "a=1;Secure ", "a=1; Secure=" + "x" * 1024]
+        too_long = "a=1; Secure=" + "x" * 1025
+        self.check_set("http://h.test/", [*rows, (too_long, (False, False)), *((s, None) for s in secure)],
+                   "secure", "http_only")
+        self.check_set("https://h.test/", [*rows, *((s, (True, False)) for s in secure)],
+                   "secure", "http_only")
+        for host in ("localhost", "127.0.0.1", "[::1]"):
+            self.check_set(f"http://{host}/", [(secure[0], None)])
+
+    def test_prefixes(self) -> None:
+        """6265bis 4.1.3 and 5.7 steps 20 to 22."""
+        good = ["__Secure-a=1; Secure", "__sECURE-a=1; Secure; Domain=h.test", "__Host-a=1; Secure; Path=/",
+                "__hOST-=1; Secure; Path=/", "x__Host-a=1", "__Host=1", "__Secure=1", "x=__Host-a"]
+        bad = ["__Secure-a=1", "__secure-=1", "__Host-a=1", "__Host-a=1; Path=/", "__host-a=1; Secure",
+               "__Host-a=1; Secure; Path=/x", "__Host-a=1; Secure; Path=/; Domain=h.test",
+               "=__Host-a=1; Secure; Path=/", "__Host-; Secure; Path=/", "=__SECURE-a=1; Secure",
+               "__secure-x; Secure"]
+        for line in good + bad:
+            with self.subTest(line):
+                cookie = asyncget.parse_set_cookie(line, parse_url("https://h.test/"), NOW)
+                self.assertEqual(cookie is not None, line in good)
+        self.assertTrue(all(asyncget.parse_set_cookie(line, parse_url("http://h.test/"), NOW) is None
+                            for line in good[:4]))
+        self.assertTrue(asyncget.keeps_prefix(asyncget.Cookie("__Host-a", "", "h.test", secure=True)))
+
+    def test_hostile_ones_take_no_time(self) -> None:
+        """bpo-38804, CVE-2024-7592: made to be slow."""
+        url = parse_url("https://h.test/")
+        for piece in (";", "=", " ", "1", "1-", "1:1:", "jan ", "a=b;", ";Max-Age=9", ";Max-Age=x",
+                      ";Expires=1-1-1", "99:99:99 ", "\t", ";Domain=.h.test", ";Domain=...", ";Path=/",
+                      "; ;", "\udcff"):
+            long = piece * (asyncget.MAX_HEAD_BYTES // len(piece))
+            with self.subTest(piece):
+                self.quick(asyncget.parse_date, long)
+                for start in ("", "a=1;Expires=", "a=1; Max-Age=", "a=1;Domain=", "a=1; Path=/"):
+                    self.quick(asyncget.parse_set_cookie, start + long, url, NOW)
+
+    # ---- what matches
+
+    def test_matches(self) -> None:
+        """6265bis 5.1.3, 5.1.4; bpo-35121."""
+        for match, rows in (
+            (asyncget.domain_match, (
+                ("h.test", "h.test", True), ("a.b.h.test", "h.test", True), ("nh.test", "h.test", False),
+                ("h.test", "a.h.test", False), ("h.test", "", False), ("10.0.0.1", "0.0.1", False),
+                ("10.0.0.1", "10.0.0.1", True), ("::1", "::1", True), ("h.test.", "h.test", False),
+                ("a.h.test.", "h.test.", True), ("a.1x", "1x", True))),
+            (asyncget.path_match, (
+                ("/", "/", True), ("/a", "/", True), ("/any", "/any", True), ("/any/", "/any", True),
+                ("/any/x", "/any", True), ("/anybad", "/any", False), ("/any", "/any/", False),
+                ("/any/", "/any/", True), ("/an", "/any", False), ("/ANY", "/any", False)))):
+            for ours, theirs, expected in rows:
+                with self.subTest(match.__name__, ours=ours, theirs=theirs):
+                    self.assertIs(match(ours, theirs), expected)
+
+    def test_sites(self) -> None:
+        for host, site in (
+            ("h.test", "h.test"), ("a.b.h.test", "h.test"), ("localhost", "localhost"), ("::1", "::1"),
+            ("10.0.0.1", "10.0.0.1"), ("a.b.co.uk", "b.co.uk"), ("co.uk", "co.uk"), ("co.ukx", "co.ukx"),
+            ("a.h.test.", "h.test"), ("", ""),
+        ):
+            with self.subTest(host):
+                self.assertEqual(asyncget.site_of(host), site)
+        self.assertEqual([asyncget.is_suffix(d) for d in ("com", "com.", "co.uk", "a.com", "co.com", "h.uk")],
+                         [True, True, True, False, False, False])
+
+    # ---- the jar, as servers fill it
+
+    def test_round_trips(self) -> None:
+        """6265bis 5.8.3, what goes where: (set by, Set-asyncget.Cookie, asked for, sent)."""
+        for setter, line, asker, sent in (
+            ("http://a.test/", "x=1", "http://a.test/", "x=1"),
+            ("http://a.test/", "x=1", "https://a.test:81/", "x=1"),     # neither port nor scheme
+            ("http://a.test/", "x=1", "http://b.test/", ""),            # CVE-2015-2296: host-only
+            ("http://a.test/", "x=1", "http://s.a.test/", ""),
+            ("http://a.test/", "x=1; Domain=a.test", "http://s.a.test/", "x=1"),
+            ("http://s.a.test/", "x=1; Domain=a.test", "http://a.test/", "x=1"),
+            ("http://a.test/", "x=1; Domain=a.test", "http://nota.test/", ""),
+            ("http://a.test./", "x=1", "http://a.test/", ""),
+            ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://10.0.0.1/", "x=1"),
+            ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://9.10.0.0.1.test/", ""),
+            ("http://a.test/", "x=1; Path=/any", "http://a.test/anybad", ""),
+            ("http://a.test/", "x=1; Path=/any", "http://a.test/any?q", "x=1"),
+            ("http://a.test/", "x=1; Path=/any", "http://a.test/q?/any", ""),
+            ("http://a.test/dir/page", "x=1", "http://a.test/dir/other", "x=1"),
+            ("http://a.test/dir/page", "x=1", "http://a.test/other", ""),
+            ("https://a.test/", "x=1; Secure", "http://a.test/", ""),
+            ("https://a.test/", "x=1; Secure", "https://a.test:81/", "x=1"),
+            ("https://localhost/", "x=1; Secure", "http://localhost:81/", "x=1"),
+            ("https://127.0.0.1/", "x=1; Secure", "http://127.0.0.1/", "x=1"),
+            ("https://[::1]/", "x=1; Secure", "http://[::1]/", "x=1"),
+            ("https://127.0.0.2/", "x=1; Secure", "http://127.0.0.2/", ""),
+            ("http://a.test/", "x=1; Max-Age=0", "http://a.test/", ""),
+            ("http://a.test/", "nameless", "http://a.test/", "nameless"),
+            ("http://a.test/", "x=", "http://a.test/", "x="),
+        ):
+            with self.subTest(setter=setter, line=line, asker=asker):
+                self.assertEqual(sent_with(setting(setter, line), asker), sent)
+
+    def test_order(self) -> None:
+        """6265bis 5.8.3 step 2: the longest path first, then the oldest."""
+        url = "http://a.test/p/q"
+        jar = setting(url, *(f"x={path}; Path={path}" for path in ("/", "/p/q", "/p")), "y=1; Path=/p")
+        self.assertEqual(sent_with(jar, url), "x=/p/q; x=/p; y=1; x=/")
+        setting(url, "x=2; Path=/p", jar=jar)  # 5.7 step 23: set again it keeps its place
+        self.assertEqual(sent_with(jar, url), "x=/p/q; x=2; y=1; x=/")
+        setting(url, "x=; Path=/p; Max-Age=0", "x=3; Path=/p", jar=jar)  # deleted it does not
+        self.assertEqual(sent_with(jar, url), "x=/p/q; y=1; x=3; x=/")
+
+    def test_identity(self) -> None:
+        """5.7 step 23: name, domain, host-only and path make a cookie; case counts in a name."""
+        jar = setting("http://a.test/", "x=1", "X=2", "x=3; Domain=a.test", "x=4; Path=/p")
+        self.assertEqual(sent_with(jar, "http://a.test/"), "x=1; X=2; x=3")
+        setting("http://a.test/", "x=5", jar=jar)
+        self.assertEqual(sent_with(jar, "http://a.test/p"), "x=4; x=5; X=2; x=3")
+
+    def test_nothing_is_left_behind(self) -> None:
+        jar = asyncget.Cookies()
+        url = parse_url("http://a.test/")
+        names = jar.store(url, ["a=1; Max-Age=60", "b=2", "bad\0", "c=3; Max-Age=0"], NOW)
+        self.assertEqual(names, ["a", "b", "c"])
+        for at, sent in ((NOW, "a=1; b=2"), (MINUTE - 1, "a=1; b=2"), (MINUTE, "b=2")):
+            with mock.patch.object(time, "time", lambda at=at: at):
+                self.assertEqual((sent_with(jar, "http://a.test/"), len(jar)), (sent, sent.count("=")))
+        self.assertEqual(jar.store(url, ["b=; Expires=Thu, 01 Jan 1970 00:00:00 GMT"]), ["b"])
+        self.assertEqual((len(jar), jar._sites), (0, {}))  # nothing is left behind
+
+    def test_secure_cookies_are_left_alone(self) -> None:
+        """5.7 step 16."""
+        for setter, old, line, url, allowed in (
+            ("https://a.test/", "x=1; Secure; Path=/login", "x=2; Path=/login", "http://a.test/", False),
+            ("https://a.test/", "x=1; Secure; Path=/login", "x=2; Path=/login/en", "http://a.test/", False),
+            ("https://a.test/", "x=1; Secure; Path=/login", "x=2; Path=/", "http://a.test/", True),
+            ("https://a.test/", "x=1; Secure; Path=/login", "x=2; Path=/foo", "http://a.test/", True),
+            ("https://a.test/", "x=1; Secure", "x=; Max-Age=0", "http://a.test/", False),
+            ("https://a.test/", "x=1; Secure", "y=2", "http://a.test/", True),
+            ("https://a.test/", "x=1; Secure", "x=2", "https://a.test/", True),
+            ("https://a.test/", "x=1", "x=2", "http://a.test/", True),
+            ("https://a.test/", "x=1; Secure; Domain=a.test", "x=2", "http://s.a.test/", False),
+            ("https://s.a.test/", "x=1; Secure", "x=2; Domain=a.test", "http://a.test/", False),
+            ("https://s.a.test/", "x=1; Secure", "x=2", "http://t.a.test/", True),
+            ("https://localhost/", "x=1; Secure", "x=2", "http://localhost/", False),
+        ):
+            with self.subTest(setter=setter, line=line, url=url):
+                names = setting(setter, old).store(parse_url(url), [line])
+                self.assertEqual(bool(names), allowed)
+        jar = asyncget.Cookies()
+        jar.store(parse_url("https://a.test/"), ["x=1; Secure; Max-Age=1"], NOW)
+        self.assertEqual(jar.store(parse_url("http://a.test/"), ["x=2"], NOW + 2), ["x"])
+
+    def test_caps(self) -> None:
+        """6265bis 5.7, "remove excess cookies", and 6.1."""
+        url = "http://a.test/"
+        jar = setting(url, *(f"a{i}=1" for i in range(100)))
+        self.assertEqual(len(jar), asyncget.MAX_SET_COOKIES)
+        for i in range(10):
+            setting(url, "a0=again", *(f"b{i}.{j}=1" for j in range(40)), jar=jar)
+        self.assertEqual(len(jar), asyncget.MAX_DOMAIN_COOKIES)
+        self.assertEqual(([*jar][0].name, jar["a0"]), ("a0", "again"))  # set again, it stays
+        self.assertNotIn("a1", jar)
+        self.assertIn("b9.39", jar)
+
+    def test_who_makes_room(self) -> None:
+        """6265bis 5.7: what has expired first, then what is not Secure: http cannot push that out."""
+        jar, url = asyncget.Cookies(), parse_url("http://a.test/")
+        for i in range(4):
+            jar.store(url, [f"a{i}.{j}=1" + "; Max-Age=9" * (i == 3) for j in range(45)], NOW)
+        jar.store(url, ["b=1"], NOW + 10)
+        self.assertEqual((len(jar), "a0.0" in jar), (136, True))
+        jar = setting("https://a.test/", "sid=1; Secure")
+        for i in range(5):
+            setting("http://a.test/", *(f"x{i}.{j}=1" for j in range(45)), jar=jar)
+        self.assertEqual(jar.get("sid"), "1")
+
+    def test_subdomains_without_end(self) -> None:
+        jar = setting("http://victim.test/", "sid=1")
+        for i in range(480):
+            setting(f"http://s{i}.evil.test/", *(f"x{j}=1" + "; Domain=evil.test" * (j % 2)
+                                                 for j in range(50)), jar=jar)
+        self.assertEqual(len(jar), asyncget.MAX_DOMAIN_COOKIES + 1)
+        self.assertEqual(sent_with(jar, "http://victim.test/"), "sid=1")
+
+    def test_sites_without_end(self) -> None:
+        jar = setting("http://first.test/", "x=1")
+        for i in range(1000):
+            setting(f"http://s{i}.test/", *(f"x{j}=1" for j in range(3)), jar=jar)
+            if i == 500:
+                setting("http://first.test/", "y=1", jar=jar)
+        self.assertEqual(len(jar), asyncget.MAX_COOKIES)
+        self.assertEqual(sent_with(jar, "http://first.test/"), "x=1; y=1")  # not silent for longest
+        self.assertEqual(sent_with(jar, "http://s0.test/"), "x2=1")
+        for i in range(1, 3000):
+            setting(f"http://t{i}.test/", "x=1", jar=jar)
+        self.assertEqual((len(jar), len(jar._sites)), (asyncget.MAX_COOKIES, asyncget.MAX_COOKIES))
+        self.assertEqual((sent_with(jar, "http://first.test/"), sent_with(jar, "http://s999.test/")), ("", "x2=1"))
+
+    def test_a_lookup_touches_one_site(self) -> None:
+        jar = asyncget.Cookies()
+        for i in range(1000):
+            setting(f"http://s{i}.test/", *(f"x{j}=1" for j in range(3)), jar=jar)
+        touched: list[str] = []
+        belongs = asyncget.Cookie.belongs
+
+        def counted(cookie: asyncget.Cookie, url: URL) -> bool:
+            touched.append(cookie.domain)
+            return belongs(cookie, url)
+
+        with mock.patch.object(asyncget.Cookie, "belongs", counted):
+            self.assertEqual(sent_with(jar, "http://s7.test/"), "x0=1; x1=1; x2=1")
+            self.assertEqual(sent_with(jar, "http://a.b.c.s8.test/"), "")
+        self.assertEqual(touched, ["s7.test"] * 3 + ["s8.test"] * 3)
+
+    # ---- the jar, as the caller does
+
+    def test_seeds_go_to_the_first_origin(self) -> None:
+        jar = asyncget.Cookies({"a": "1"})
+        jar["b"] = "2"
+        self.assertEqual([(c.name, c.domain, c.port) for c in jar], [("a", "", None), ("b", "", None)])
+        self.assertEqual(sent_with(jar, "http://h.test/"), "")
+        jar.home(Origin("https", "h.test", 444))
+        jar.home(Origin("http", "evil.test", 80))  # too late
+        jar["c"] = "3"
+        jar.set("d", "4", path="/p")
+        for url, sent in (("https://h.test:444/p", "d=4; a=1; b=2; c=3"), ("https://h.test:444/", "a=1; b=2; c=3"),
+                          ("http://h.test:444/", ""), ("https://h.test/", ""), ("https://s.h.test:444/", ""),
+                          ("http://evil.test/", "")):
+            with self.subTest(url):
+                self.assertEqual(sent_with(jar, url), sent)
+        plain = asyncget.Cookies({"a": "1"})
+        plain.home(Origin("http", "h.test", 80))
+        self.assertEqual((sent_with(plain, "http://h.test/"), sent_with(plain, "https://h.test/")), ("a=1", ""))
+
+    def test_a_server_takes_the_place_of_a_seed(self) -> None:
+        home = Origin("http", "www.h.test", 80)
+        for line, sent in (
+            ("sid=new", "sid=new"),
+            ("sid=new; Path=/p", "sid=new"),                  # whatever its path
+            ("sid=new; Domain=h.test", "sid=new"),
+            ("sid=new; Path=/elsewhere", ""),
+            ("sid=; Max-Age=0", ""), ("sid=; Max-Age=0; Path=/p", ""),
+            ("other=new", "sid=old; other=new"),
+            ("sid=new; Secure", "sid=old"), ("sid=new; Domain=x.test", "sid=old"),  # refused
+        ):
+            with self.subTest(line):
+                jar = asyncget.Cookies({"sid": "old"})
+                jar.home(home)
+                setting("http://www.h.test/p/q", line, jar=jar)
+                self.assertEqual(sorted(sent_with(jar, "http://www.h.test/p").split("; ")),
+                                 sorted(sent.split("; ")))
+        jar = asyncget.Cookies({"sid": "old"})
+        jar.home(home)
+        setting("http://api.h.test/", "sid=api", jar=jar)      # another host's
+        setting("http://www.h.test/", "sid=new", jar=jar)
+        self.assertEqual(sent_with(jar, "http://www.h.test/"), "sid=new")
+        self.assertEqual(sent_with(jar, "http://www.h.test:81/"), "sid=new")
+        secure = asyncget.Cookies({"sid": "old"})
+        secure.home(Origin("https", "www.h.test", 443))        # 5.7: nor may http take it away
+        self.assertEqual(secure.store(parse_url("http://www.h.test/"), ["sid=evil"]), [])
+
+    def test_the_caller_takes_the_place_of_a_server(self) -> None:
+        jar = asyncget.Cookies()
+        jar.home(Origin("http", "h.test", 80))
+        setting("http://h.test/p/", "sid=a", "sid=b; Path=/", "sid=c; Domain=h.test", "x=1; Path=/", jar=jar)
+        jar["sid"] = "mine"
+        self.assertEqual((sent_with(jar, "http://h.test/p/"), jar["sid"]), ("sid=mine; x=1", "mine"))
+        jar.set("sid", "deep", path="/p")                      # two of the caller's are two
+        self.assertEqual(sent_with(jar, "http://h.test/p/"), "sid=deep; sid=mine; x=1")
+
+    def test_mapping(self) -> None:
+        jar = asyncget.Cookies()
+        jar.set("a", "1", domain=".H.test", path="/p", secure=True, expires=time.time() + 9)
+        jar.set("a", "2", domain="b\u00fccher.test")
+        jar.set("gone", "1", domain="h.test", expires=time.time() - 9)
+        jar["b"] = ""
+        self.assertEqual([(c.name, c.value, c.domain, c.path, c.host_only, c.secure) for c in jar], [
+            ("a", "1", "h.test", "/p", False, True), ("a", "2", "xn--bcher-kva.test", "/", False, False),
+            ("b", "", "", "/", True, False)])
+        self.assertEqual((len(jar), jar["b"], jar.get("c"), jar.get("c", "d"), jar.get("gone")),
+                         (3, "", None, "d", None))
+        self.assertEqual(("a" in jar, "gone" in jar, 7 in jar), (True, False, False))
+        self.assertEqual(jar["a"], "2")                        # of several the youngest ...
+        jar["a"] = "home"
+        setting("http://other.test/", "a=other", jar=jar)
+        self.assertEqual(jar["a"], "home")                     # ... but the home origin's first
+        self.assertEqual(sent_with(jar, "https://s.h.test/p"), "a=1")
+        for missing in (jar.__getitem__, jar.__delitem__):
+            self.assertRaises(KeyError, missing, "c")
+        self.assertEqual((jar.delete("a", domain=".h.test", path="/"), len(jar)), (0, 5))
+        self.assertEqual((jar.delete("a", domain=".h.test", path="/p"), len(jar)), (1, 4))
+        jar.update({"a": "new", "b": None, "never": None})
+        self.assertEqual((jar["a"], "b" in jar, len(jar)), ("new", False, 3))
+        del jar["a"]
+        self.assertEqual(len(jar), 0)
+        jar["z"] = "1"
+        jar.clear()
+        self.assertEqual((len(jar), list(jar), bool(jar), repr(jar)), (0, [], False, "<Cookies >"))
+
+    def test_addresses(self) -> None:
+        jar = asyncget.Cookies()
+        jar.set("a", "1", domain="::1")
+        jar.set("a", "2", domain="127.0.0.1")
+        self.assertEqual(sent_with(jar, "http://[::1]/"), "a=1")
+        self.assertEqual(sent_with(jar, "http://127.0.0.1/"), "a=2")
+
+    def test_a_suffix_reaches_nobody(self) -> None:
+        jar = asyncget.Cookies()
+        jar.set("a", "1", domain="com")
+        jar.add(asyncget.Cookie("b", "1", "co.uk", host_only=False))
+        for host in ("h.com", "a.h.com", "h.co.uk"):
+            self.assertEqual(sent_with(jar, f"https://{host}/"), "")
+
+    def test_what_cannot_be_sent(self) -> None:
+        for name, value in (("", "1"), ("a b", "1"), ("a=", "1"), ("a;", "1"), ("\u00e9", "1"), ("a", "1;2"),
+                            ("a", "1\r\nX: y"), ("a", "\0"), ("a", "\x7f"), ("a\n", "1"), ("a", "\ud800"),
+                            ("a", "x" * asyncget.MAX_COOKIE_FIELD_BYTES), (1, "1"), ("a", 1), ("a", None), ("a", b"1")):
+            for setter in (asyncget.check_cookie, asyncget.Cookies().__setitem__, asyncget.Cookies().set):
+                with self.subTest(name=name, value=value), self.assertRaises(InvalidHeader) as caught:
+                    setter(name, value)  # type: ignore[arg-type]
+                self.assertNotIn("1\r", str(caught.exception))
+            if value is not None:
+                with self.assertRaises(InvalidHeader):
+                    asyncget.Cookies({name: value})  # type: ignore[dict-item]
+        wrong: list[tuple[Any, dict[str, Any]]] = [
+            (InvalidHeader, {"path": "p"}), (InvalidURL, {"domain": "h test"}),
+            (TypeError, {"expires": "Fri, 31 Dec 2099 23:59:59 GMT"}), (TypeError, {"domain": 1})]
+        for error, options in wrong:
+            with self.subTest(**options), self.assertRaises(error):
+                asyncget.Cookies().set("a", "1", **options)
+        for value in ("", "a=b, c", '"q"', "\u00e9", "\udcff", " x\ty "):
+            asyncget.check_cookie("!#$%&'*+-.^_`|~a0", value)
+        asyncget.check_cookie("a", "x" * (asyncget.MAX_COOKIE_FIELD_BYTES - 2))
+
+    def test_no_secret_is_shown(self) -> None:
+        jar = setting("http://h.test/", "sid=SECRET", "\u202ename=SECRET")
+        jar["a"] = "SECRET"
+        self.assertEqual(repr(jar), "<Cookies sid (h.test), \\u202ename (h.test), a (first origin)>")
+
+    def test_field(self) -> None:
+        """6265bis 5.8.3 step 4."""
+        self.assertEqual(render_cookies([]), "")
+        self.assertEqual(render_cookies([("a", "1"), ("", "v"), ("b", "")]), "a=1; v; b=")
+        half = "x" * 4092  # two of these, "a=" and "; " are 8190
+        self.assertEqual(len(render_cookies([("a", half), ("b", half)])), asyncget.MAX_COOKIE_FIELD_BYTES)
+        self.assertEqual(render_cookies([("a", half), ("b", half + "x"), ("c", "1")]), "a=" + half)
+        self.assertEqual(render_cookies([("a", half), ("b", "\udcff\u00e9" * 1364)]).count(";"), 1)
+        self.assertEqual(render_cookies([("a", half), ("b", "\u00e9" * 2047)]).count(";"), 0)
+
+    # ---- files
+
+    def test_read(self) -> None:
+        """As curl 7.88.1 reads them, but where a comment says otherwise."""
+        plain = asyncget.Cookie("a", "1", "h.test")
+        for line, expected in (
+            ("h.test\tFALSE\t/\tFALSE\t0\ta\t1", plain),
+            ("h.test\tFALSE\t/\tFALSE\t0\ta\t1\r", plain),
+            ("H.TEST\tfalse\t/\tfalse\t0\ta\t1", plain),
+            ("h.test\tFALSE\t/\tFALSE\t0\ta", plain._replace(value="")),
+            ("h.test\tFALSE\t/\tFALSE\t0\ta\t", plain._replace(value="")),
+            ("h.test\tFALSE\t/\tFALSE\t0\ta\t x y ", plain._replace(value=" x y ")),
+            ("h.test\tFALSE\t/\tFALSE\t0\ta\t\udcff\u00e9\u2028", plain._replace(value="\udcff\u00e9\u2028")),
+            ("h.test\tTRUE\t/\tFALSE\t0\ta\t1", plain._replace(host_only=False)),
+            (".h.test\tTRUE\t/\tFALSE\t0\ta\t1", plain._replace(host_only=False)),
+            (".h.test\tFALSE\t/\tFALSE\t0\ta\t1", plain),
+            ("h.test\ttrue\t/\ttrue\t0\ta\t1", plain._replace(host_only=False, secure=True)),
+            ("#HttpOnly_h.test\tFALSE\t/\tFALSE\t0\ta\t1", plain._replace(http_only=True)),
+            ("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\ta\t1", plain._replace(http_only=True, host_only=False)),
+            ("h.test\tFALSE\t/\tFALSE\t4000000000.5\ta\t1", plain._replace(expires=4000000000.5)),
+            ("h.test\tFALSE\t/\tFALSE\t1700000001\ta\t1", plain._replace(expires=NOW + 1)),
+            ("h.test\tFALSE\t/\tFALSE\t0.0\ta\t1", plain),
+            ("h.test\tFALSE\t/\tFALSE\t\ta\t1", plain),       # http.cookiejar's; curl: none
+            ("h.test\tFALSE\t/\tFALSE\t0\t\tv", plain._replace(name="", value="v")),  # the same
+            ("h.test\tFALSE\t\tFALSE\t0\ta\t1", plain),
+            ('h.test\tFALSE\t"/"\tFALSE\t0\ta\t1', plain),
+            ("h.test\tFALSE\t/a/\tFALSE\t0\ta\t1", plain._replace(path="/a/")),
+            ("h.test\tFALSE\t/\tTRUE\t0\t__Secure-a\t1", plain._replace(name="__Secure-a", secure=True)),
+            ("h.test\tFALSE\t/\tFALSE\t0\t__Secure-a\t1", None),
+            ("h.test\tFALSE\t/\tFALSE\t1700000000\ta\t1", None),
+            ("h.test\tFALSE\t/\tFALSE\t-1\ta\t1", None),
+            ("h.test\tFALSE\t/\tFALSE\tsoon\ta\t1", None),
+            ("h.test\tFALSE\t/\tFALSE\t1e9\ta\t1", None),
+            ("h.test\tFALSE\t/\tFALSE\t0\ta\t1\t2", None),
+            ("h.test\tFALSE\t/\tFALSE\t0", None),
+            ("h.test\tFALSE\t/\tFALSE\t0\ta\tx\x01", None),    # curl keeps it in a file
+            ("\tFALSE\t/\tFALSE\t0\ta\t1", None), (".\tFALSE\t/\tFALSE\t0\ta\t1", None),
+            ("h.test\tFALSE\t/\tFALSE\t0\t\t", None),
+            ("# h.test\tFALSE\t/\tFALSE\t0\ta\t1", None), ("#h.test\tFALSE\t/\tFALSE\t0\ta\t1", None),
+            ("", None), ("# Netscape", None), ("h.test FALSE / FALSE 0 a 1", None),
+        ):
+            with self.subTest(line):
+                self.assertEqual(list(parse_cookie_file(f"# x\n{line}\n", NOW)), [expected] * bool(expected))
+
+    def test_written(self) -> None:
+        jar = setting("https://h.test/", "a=1; Secure; HttpOnly; Path=/p", "b=\u00e9\udcff; Domain=h.test",
+                      "c=x\ty", "nameless", "d=1; Max-Age=1000")
+        jar["mine"] = "1"
+        jar.home(Origin("https", "h.test", 443))
+        lines = render_cookie_file(jar).split("\n")
+        self.assertEqual(lines[0], "# Netscape HTTP Cookie File")
+        self.assertEqual(lines[3:6], ["#HttpOnly_h.test\tFALSE\t/p\tTRUE\t0\ta\t1",
+                                      ".h.test\tTRUE\t/\tFALSE\t0\tb\t\u00e9\udcff",
+                                      "h.test\tFALSE\t/\tFALSE\t0\t\tnameless"])
+        self.assertRegex(lines[6], "^h.test\tFALSE\t/\tFALSE\t[0-9]+\td\t1$")
+        self.assertEqual(lines[7:], [""])  # neither a tab nor what is for one port
+        again = asyncget.Cookies()
+        for cookie in parse_cookie_file("\n".join(lines), time.time()):
+            again.add(cookie)
+        self.assertEqual(sent_with(again, "https://h.test/p"), "a=1; b=\u00e9\udcff; nameless; d=1")
+
+
 # ==== Hostile servers, broken networks, long runs =============================
 # Hostile servers, broken networks, long runs: fuzzing, faults, load, and published faults.
 #
@@ -5005,7 +6703,7 @@ class SomebodyElsesNetworkNginx(RealServers):
 #     TLS, 9110 4.3.4                  Section8Connection.test_certificates,
 #                                      SomebodyElsesNetworkCertificates
 #     proxies                          SomebodyElsesNetworkChoices, SomebodyElsesNetworkProxies
-#     cookies                          Section10Policy.test_cookies, test_many_cookies
+#     cookies                          Section10Cookies
 #     files, 9110 14 and 15.5.17, 6266  the tests of downloads and of the command line
 #     URLs, 3986 3.2.2                 Section2URLs.test_bad_urls
 
@@ -5031,7 +6729,8 @@ def chunks(*pieces: bytes, trailers: bytes = b"") -> bytes:
 
 # ---- the second opinion: RFC 9112 once more, written without a look at the module's grammar
 
-TEXT = rb"[\t -~\x80-\xff]*"
+TEXT = rb"[^\0\r\n]*"
+PRINTED = rb"[\t -~\x80-\xff]*"  # where something is decided from it
 EOL = rb"\r?\n"  # a lone LF ends a line of a head (9112 2.2), as section 4 of the module says
 FIELD = (rb"[!#-'*+.0-9A-Z^-z|~-]+:" + TEXT +
          rb"(?:" + EOL + rb"[ \t]+" + TEXT + rb")*" + EOL)  # with obs-fold (5.2)
@@ -5039,7 +6738,7 @@ STATUS = re.compile(  # the reason may be missing, and the blank before it with 
     rb"HTTP/1\.(?P<minor>\d) (?P<status>[1-9]\d\d)(?: " + TEXT + rb")?" + EOL +
     rb"(?P<fields>(?:" + FIELD + rb")*)" + EOL)
 NAMED = re.compile(rb"([!#-'*+.0-9A-Z^-z|~-]+):(" + TEXT + rb")" + EOL)
-CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;" + TEXT + rb")?\r\n")
+CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;" + PRINTED + rb")?\r\n")
 TRAILERS = re.compile(rb"((?:" + FIELD + rb")*)(?<=\r\n)\r\n")  # their end is not lenient
 
 
@@ -5072,7 +6771,7 @@ def dechunked(wire: bytes) -> tuple[bytes, bytes, bytes] | None:
 
 
 def inflated(coding: bytes, data: bytes) -> bytes | None:
-    """What a whole stream decodes to, by zlib itself; None if it is not one."""
+    """What a whole stream decodes to, by zlib itself, whatever is behind; None if it is not one."""
     out, wbits = b"", 31
     if coding == b"deflate":
         wbits = 15 if len(data) > 1 and data[0] & 15 == 8 and not (
@@ -5083,9 +6782,11 @@ def inflated(coding: bytes, data: bytes) -> bytes | None:
             out += stream.decompress(data)
         except zlib.error:
             return None
-        data = stream.unused_data.lstrip(b"\0")  # padding behind a member
-        if not stream.eof or data and coding == b"deflate":
+        if not stream.eof:
             return None
+        data = stream.unused_data.lstrip(b"\0")  # padding behind a member
+        if coding == b"deflate" or not data.startswith(b"\x1f\x8b"):
+            break
     return out
 
 
@@ -5097,7 +6798,8 @@ def second_opinion(wire: bytes) -> tuple[int, bytes, bytes] | None:
             return None
         wire, status = wire[head.end():], int(head["status"])
         fields = fields_in(head["fields"])
-        if len(fields) > 128:
+        if any(name in (b"connection", b"content-length", b"transfer-encoding")
+               and not re.fullmatch(PRINTED, value) for name, value in fields):
             return None
         if status >= 200:
             break
@@ -5114,7 +6816,7 @@ def second_opinion(wire: bytes) -> tuple[int, bytes, bytes] | None:
             return None
         body, trailers, _ = found
     elif length:
-        sizes = set(fields_listed(length))
+        sizes = {size.strip(b" \t") for value in length for size in value.split(b",")}
         if len(sizes) != 1 or not re.fullmatch(rb"\d{1,18}",
                                                size := sizes.pop()) or int(size) > len(wire):
             return None
@@ -5122,7 +6824,7 @@ def second_opinion(wire: bytes) -> tuple[int, bytes, bytes] | None:
     else:
         body = wire
     undo = [coding.replace(b"x-gzip", b"gzip") for coding in fields_listed(codings)
-            if coding != b"identity"]
+            if coding not in (b"identity", b"none")]
     if body and (len(undo) > 5
                  or set(undo) - {b"gzip", b"deflate"}):  # of nothing, nothing is undone
         return None
@@ -5140,7 +6842,7 @@ REQUEST = re.compile(  # origin-form, or absolute-form; one Host, which is the f
     rb"(?P<fields>(?:(?!(?i:host:))[!#-'*+.0-9A-Z^-z|~-]+: [\t -~\x80-\xff]*\r\n)*)\r\n")
 WANTED = re.compile(  # RFC 3986, as far as it is ASCII; behind the path, all that is no control
     r"https?://(?:[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)?"
-    r"(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+\])(?::\d{0,5})?"
+    r"(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+(?:%25[\w.~-]+)?\])(?::0*\d{0,5})?"
     r"(?:[/?#][ -~]*)?\Z", re.I)
 
 
@@ -5166,7 +6868,7 @@ TOKENS = [
     b"Location: \xff\r\n", b"Set-Cookie: a=b; Domain=.test; Path=/; Expires=x; Max-Age=9\r\n",
     b"Set-Cookie: =;;\r\n",
     b"Content-Type: text/html; charset=utf-16\r\n", b"charset=rot13", b"Link: <x>; rel=\"next\r\n",
-    b"Retry-After: 1\r\n",
+    b"Retry-After: 1\r\n", b"\x01", b"none", b"Content-Length: 5, \r\n",
     b"Retry-After: Fri, 31 Dec 9999 23:59:59 -9999\r\n", "٥".encode(), "²".encode(), b"\xc2\x85",
     b"\xe2\x80\xa8"]
 
@@ -5212,9 +6914,11 @@ def corpus() -> list[bytes]:
         answer(b"hello" + answer(b"EVIL")), answer(b"hello") + answer(b"EVIL"),
         b"HTTP/1.1 304 N\r\nContent-Length: 9\r\nETag: \"x\"\r\n\r\n",
         OK_1 + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        OK_1 + b"Content-Length: 5, 5\r\n\r\nhello",
+        OK_1 + b"Content-Length: 5, 5\r\n\r\nhello", OK_1 + b"Content-Length: 5,\r\n\r\nhello",
+        answer(gz + b"<!-- EOF -->\r\n", "Content-Encoding: none, gzip"), answer(b"x", "X: a\x01b"),
+        answer(b"x", "Set-Cookie: a=caf\xe9", "Location: /\xe9", status="302 F"),
         OK_1 + b"".join(b"X-%d: %d\r\n" % (at, at)
-                      for at in range(127)) + b"Content-Length: 0\r\n\r\n",
+                      for at in range(200)) + b"Content-Length: 0\r\n\r\n",
         b"HTTP/1.1 999 \xff\x80\r\nX:\r\nConnection: foo, CLOSE\r\nContent-Length: 1\r\n\r\nx",
         b"SSH-2.0-OpenSSH_9\r\n", b"ICY 200 OK\r\n\r\n", b"<html>",
         b"HTTP/1.1 200 OK\r\nX: \r\n \r\n\t\r\nContent-Length: 1\r\n\r\nx"]
@@ -5230,7 +6934,7 @@ URLS = [
     "http://h:65536/", "http://h:٨٠/", "http://[1.2.3.4]/", "http://x[::1]/",
     "http://[::1%25eth0]/", "http://127。0。0。1/", "javascript:x",
     "http://" + "ä." * 100 + "test/", "http://" + "a" * 63 + "." + "b" * 64, "g;x=1/../y", "http:h",
-    "http:///x", "http://:80/", "http://@h/",
+    "http:///x", "http://:80/", "http://@h/", "http://h:000080/", " http://web.1/./a/.. \n",
     "/%2e%2e/%0d%0a", "http://h/\ud800", "\u2028", "http://user:pass:word@h/", "http://h?x#y#z",
     "http://h#@b/", "http://ß.test/"]
 URL_TOKENS = [
@@ -5324,6 +7028,11 @@ class Pieces:
 
     def get_extra_info(self, _: str) -> Any:
         """There is none."""
+
+
+def headed(head: asyncget.Head, url: URL = BASE) -> Response:
+    """A Response whose body has not come yet."""
+    return Response(head, url, Body(Source(), head))  # type: ignore[arg-type]
 
 
 Outcome = tuple[Any, ...]
@@ -5426,7 +7135,6 @@ class HostileFuzz(unittest.TestCase):
 
     def use(self, response: Response) -> None:
         """Whatever can be asked of a response has an answer, or an AsyncGetError."""
-        self.assertLessEqual(len(response.headers), 128)
         self.assertEqual(dict(response.headers).keys(), set(response.headers))
         self.assertIsNotNone((response.text, response.reason, repr(response), response.elapsed,
                               response.links, response.cookies))
@@ -5436,11 +7144,7 @@ class HostileFuzz(unittest.TestCase):
             self.harmless(error)
         delay = retry_delay(1, response, 1)
         self.assertTrue(delay is None or 0 <= delay <= 60)
-        if response.sets_cookies:
-            jar = cookie_jar()
-            store_cookies(jar, response)
-            render_request("/", merge_fields((("Host", ""),), {"Cookie": cookie_field(jar, BASE)}),
-                           BASE.origin)
+        self.use_cookies(response)
         try:
             following = next_request(asyncget.Request(BASE, (("Host", ""), ("Cookie", "s"))),
                                      response)
@@ -5452,6 +7156,18 @@ class HostileFuzz(unittest.TestCase):
             self.one_request(render_request(following.url.target, following.fields,
                                             following.url.origin))
 
+    def use_cookies(self, response: Response) -> None:
+        """Whatever is set can be sent, and saved."""
+        jar = asyncget.Cookies()
+        jar.store(BASE, asyncget.octets_text(response.raw_head, "set-cookie"))
+        request = Request(BASE, (("Host", ""),)).with_cookies(jar.pairs_for(BASE))
+        self.one_request(render_request("/", request.fields, BASE.origin), len(request.fields))
+        text = render_cookie_file(jar)
+        again = list(parse_cookie_file(text, time.time()))
+        self.assertEqual(render_cookie_file(again), text)
+        self.assertEqual([cookie.key for cookie in again],
+                         [cookie.key for cookie in jar if "\t" not in "".join(cookie[:4])])
+
     def test_chunked_bodies(self) -> None:
         mutator = Mutator([wire[len(CHUNKED_1):] for wire in corpus() if wire.startswith(CHUNKED_1)] + [
             b"1;" + b"e" * 4094 + b"\r\nx\r\n0\r\n\r\n", b"0\r\nX: y\nZ: \r\n\t\r\n\r\n"], TOKENS,
@@ -5459,7 +7175,7 @@ class HostileFuzz(unittest.TestCase):
         seen: Counter[Any] = Counter()
 
         def parsed(pieces: list[bytes]) -> Any:
-            parser, payload, rest = body_parser("chunked"), b"", iter([*pieces, b""])
+            parser, payload, rest = body_parser("chunked"), b"", iter(pieces)
             try:
                 for piece in rest:
                     payload += parser.send(piece)
@@ -5467,17 +7183,18 @@ class HostileFuzz(unittest.TestCase):
                 last, behind, trailers = end.value
                 return payload + last, fields_in(trailers), behind + b"".join(rest)
             except ProtocolError as error:
-                return type(error)
+                return payload + error.payload, "broken"
+            return payload, "cut short"
 
         def check(wire: bytes) -> None:
             whole = parsed([wire] if wire else [])
             self.assertEqual(parsed(mutator.cut(wire)), whole)
-            seen[type(whole)] += 1
+            seen[len(whole)] += 1
             opinion = dechunked(wire)
             if opinion:
                 self.assertEqual(whole, (opinion[0], fields_in(opinion[1]), opinion[2]))
             else:
-                self.assertIsInstance(whole, type)
+                self.assertEqual(len(whole), 2)
 
         self.fuzz(0.25, mutator, check)
         self.assertGreater(min(seen.values()), INPUTS // 100)
@@ -5486,7 +7203,7 @@ class HostileFuzz(unittest.TestCase):
         gz = gzip.compress(JSON * 9, mtime=0)
         mutator = Mutator([gz, gz + gz, deflated(JSON * 9, 15), deflated(JSON * 9, -15),
                            gzip.compress(b"", 0),
-                           gz + bytes(9), deflated(bytes(5000), -15), deflated(gz, 15)],
+                           gz + bytes(9), gz + b"\n", gz + b"\0<!-- 7 -->", deflated(bytes(5000), -15), deflated(gz, 15)],
                            [gz, b"\0", b"\x1f\x8b", b"\x78\x9c"], "coded")
 
         def decoded(codings: list[bytes], pieces: list[bytes]) -> Any:
@@ -5526,19 +7243,22 @@ class HostileFuzz(unittest.TestCase):
                 self.assertTrue(url.origin.scheme in ("http", "https")
                                 and 0 <= url.origin.port <= 65535)
                 self.assertRegex(url.origin.host,
-                                 r"\A(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?|[0-9a-f:.]+)\Z")
+                                 r"\A(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?"
+                                 r"|[0-9a-f:.]+(?:%[\w.~-]{1,63})?)\Z")
                 self.assertLessEqual(len(url.origin.host), 255)
+                self.assertNotRegex(url.target, r"\A[^?]*/\.\.?(?:[/?]|\Z)")
                 self.one_request(render_request(url.target, (("Host", ""),), url.origin), 1)
                 self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
                 self.assertEqual(join_url(BASE, str(url)).target, url.target)
                 if text.isascii() and make is parse_url:
-                    self.assertRegex(text, WANTED)
+                    self.assertRegex(text.strip(" \t\r\n\f"), WANTED)
 
         self.fuzz(0.15, mutator, check)
         self.assertGreater(min(seen.values()), INPUTS // 100)
 
     def test_request_heads(self) -> None:
-        fields = ["Host", "X-A", "Cookie", "a", "Accept", "h.test:80", "[::1]", "1; b=2", "é", ""]
+        fields = ["Host", "X-A", "Cookie", "a", "Accept", "h.test:80", "[::1]", "1; b=2", "é", "",
+                  "Connection", "close", "keep-alive", "TE", "trailers"]
         tokens = ["\r\n", "\n", "\r", "\0", " ", ":", "\t", "\x85", "\u2028", "\x7f", "\ud800",
                   "Host: b", "GET / HTTP/1.1\r\n\r\n", "ü"]
         names, values = Mutator(fields, tokens, "names"), Mutator(fields, tokens, "values")
@@ -5549,7 +7269,8 @@ class HostileFuzz(unittest.TestCase):
             value, other = values.make(), values.make()
             try:
                 merged = merge_fields(asyncget.DEFAULT_FIELDS, [(name, value), ("X", other)])
-                cookie, auth = render_cookies({"c": other}), render_auth((value, other))
+                asyncget.check_cookie("c", other)
+                cookie, auth = render_cookies([("c", other)]), render_auth((value, other))
                 merged += (("Cookie", cookie), ("Authorization", auth))
                 head = render_request(add_params(BASE, {name: value, "b": [other, None]}).target,
                                       merged, BASE.origin)
@@ -5571,7 +7292,8 @@ class HostileFuzz(unittest.TestCase):
             "a/b; charset=unicode_escape", "x; charset=UTF_16LE",
             "</p?2>; rel=\"next\"; title*=UTF-8''x", "<a>, <b>; rel=b c, ;;<c>;rel",
             "a=b; Path=/; Domain=.h.test; Max-Age=99999999999999999999; Secure",
-            "a=\"\\\\\\\"; Expires=Thu, 01-Jan-1970 00:00:00 GMT; Version=1",
+            "a=\"\\\\\\\"; Expires=Thu, 01-Jan-2070 00:00:00 GMT; Version=1",
+            "__Host-a; Max-Age=9; Domain=b.test; Path=/a", "4102444800", "99999999999",
             "u%3A:p%ff", "me:pw@h:80"],
             ["-", "9", " ", ":", ";", "=", ",", "\"", "<", ">", "\\", "%", "/", "٥", "\x85", "é",
              "GMT", "charset="],
@@ -5579,8 +7301,8 @@ class HostileFuzz(unittest.TestCase):
 
         def check(text: str) -> None:
             seconds = retry_after(text)
-            self.assertTrue(seconds is None or 0 <= seconds < 1e12 and math.isfinite(seconds),
-                            seconds)
+            self.assertTrue(seconds is None or seconds >= 0, seconds)
+            self.assertEqual(seconds is None, not text)
             b"\xff\xfe\x1b$B\x80abc~{".decode(charset_of(text), "replace")
             printed = printable(text) + shown(text.encode("utf-8", "replace")) + masked(text)
             self.assertTrue(printed.isprintable())
@@ -5589,14 +7311,11 @@ class HostileFuzz(unittest.TestCase):
             head = parse_head(b"HTTP/1.1 503\r\n" + b"".join(
                 name + b": " + text.encode() + b"\r\n"
                 for name in (b"Link", b"Set-Cookie", b"Content-Type", b"Retry-After")) + b"\r\n")
-            response = Response(head, BASE, asyncget.BodySource())
+            response = headed(head)
             self.assertIsNotNone((response.encoding, response.links, response.cookies))
             delay = retry_delay(1, response, 1)
             self.assertTrue(delay is None or 0 <= delay <= 60, delay)
-            jar = cookie_jar()
-            store_cookies(jar, response)
-            field = cookie_field(jar, BASE)
-            self.one_request(render_request("/", (("Host", ""), ("Cookie", field)), BASE.origin), 2)
+            self.use_cookies(response)
 
         self.fuzz(0.05, mutator, check)
 
@@ -5704,22 +7423,29 @@ class HostileFuzz(unittest.TestCase):
         twice = gzip.compress(gzip.compress(bytes(2**26)))  # but this is large, and honest
         self.assertEqual(sum(map(len, Decoder([b"gzip", b"gzip"]).feed(twice))), 2**26)
 
-    def test_lists_are_not_hoarded(self) -> None:
-        """What is remembered of fields is little, however many large ones come."""
-        parse_list.cache_clear()
-        tracemalloc.start()
-        try:
-            for number, count in itertools.product(range(50), (2_700, 20_000)):
-                head = parse_head(OK_1 + b"Connection: %d," % number + b"ab," * count + b"\r\n\r\n")
+    def test_what_strangers_send_is_not_hoarded(self) -> None:
+        """What is remembered of fields, chunk lines and URLs is little, however many large ones come."""
+        def field(number: int) -> None:
+            head = parse_head(OK_1 + b"Connection: %d," % number + b"ab," * 20_000 + b"\r\n\r\n")
+            may_reuse(head, 0)
+
+        def chunk_line(number: int) -> None:
+            parse_chunk_size(b"%x;" % number + b"e" * 4_000)
+
+        def origin(number: int) -> None:
+            with contextlib.suppress(InvalidURL):
+                parse_url(f"http://h{number}.test:{'0' * 60_000}80/")
+
+        for remember in (field, chunk_line, origin):
+            with self.subTest(remember.__name__):
+                tracemalloc.start()
                 try:
-                    asyncget.may_reuse(head, 0)
-                except ProtocolError:
-                    self.assertEqual(count, 20_000)
-            gc.collect()
-            self.assertLess(tracemalloc.get_traced_memory()[0], 10 * 2**20)
-        finally:
-            tracemalloc.stop()
-            parse_list.cache_clear()
+                    for number in range(500):
+                        remember(number)
+                    gc.collect()
+                    self.assertLess(tracemalloc.get_traced_memory()[0], 10 * 2**20)
+                finally:
+                    tracemalloc.stop()
 
     def test_a_host_of_many_foreign_labels(self) -> None:
         """Punycode makes names longer: they are measured behind it (SOCKS has a byte for that)."""
@@ -5819,7 +7545,7 @@ class Faults(AsyncCase):
                 script = [READ, lambda asked, wire=wire, how=how: [wire[:at(asked)], how]]
                 async with scripted(script, again=True) as server, Session(limit=500) as session:
                     urls = [f"{server.url}/{cut}" for cut in range(first, len(wire) + 1)]
-                    outcomes = await session.get_all(urls, limit=500, return_exceptions=True)
+                    outcomes: Any = await session.get_all(urls, limit=500, return_exceptions=True)
                 for cut, outcome in enumerate(outcomes, first):
                     with self.subTest(name, how=how, cut=cut, outcome=repr(outcome)):
                         if cut == len(wire):
@@ -5838,8 +7564,8 @@ class Faults(AsyncCase):
             async with scripted(script, again=True) as server, Session(limit=500,
                 timeout=0.7) as session:
                 urls = [f"{server.url}/{cut}" for cut in range(len(wire))]
-                for cut, outcome in enumerate(await session.get_all(urls, limit=500,
-                    return_exceptions=True)):
+                outcomes: Any = await session.get_all(urls, limit=500, return_exceptions=True)
+                for cut, outcome in enumerate(outcomes):
                     with self.subTest(name, cut=cut):
                         self.assertIs(type(outcome), TimedOut)
                         self.assertEqual(outcome.phase,
@@ -6056,16 +7782,15 @@ class Faults(AsyncCase):
             return double.connect()
 
         async with Session(open_connection=connect) as session:
-            with mock.patch.object(asyncget, "MAX_COOKIE_SITES", 1000):
+            with mock.patch.object(asyncget, "MAX_COOKIES", 1000):
                 for number in range(3_000):
                     await session.get(f"http://a.h{number}.test/")
                     self.assertNotIn(b"Cookie", sent[-1])
-                self.assertEqual(len(session._jars), 1000)
-            for host, cookie in (("b.h2999.test", b"h2999.test"), ("h2999.test", b"h2999.test"),
-                                 ("h2.test", b"None"), ("a.b.h2.test", b"h2.test")):
+                self.assertEqual(len(session.cookies), 1000)
+            for host, cookies in (("b.h2999.test", ["c=h2999.test"]), ("h2999.test", ["c=h2999.test"]),
+                                  ("h2.test", []), ("a.b.h2.test", ["c=h2.test"])):
                 await session.get(f"http://{host}/")
-                self.assertEqual(field(sent[-1], "Cookie"), [] if cookie == b"None" else
-                                 [f"c={cookie.decode()}"])
+                self.assertEqual(field(sent[-1], "Cookie"), cookies)
         self.assertLess(time.monotonic() - begun, 8)
 
     async def test_closed_with_a_queue_that_was_just_left(self) -> None:
@@ -6082,16 +7807,13 @@ class Faults(AsyncCase):
         for wrong in (lambda: Session(limit=0), lambda: asyncget.worker_count([], 0)):
             with self.assertRaisesRegex(ValueError, "at least 1"):
                 wrong()
-        with self.assertRaisesRegex(InvalidURL, "params"):
-            await asyncget.get("http://h.test/", params="a=b")
-        with self.assertRaises(NotImplementedError):
-            await asyncget.BodySource().read_piece()
         text = repr(Connection(ROUTE, asyncio.open_connection, None, print, print))
         self.assertEqual(text, "<Connection h.test new, 0 requests>")
 
     async def test_failed_handshakes_leave_nothing(self) -> None:  # CVE-2025-47279
         async with scripted([HOLD], again=True, tls=server_tls()) as server, Session() as session:
-            for outcome in await session.get_all([server.url] * 30, return_exceptions=True):
+            outcomes: Any = await session.get_all([server.url] * 30, return_exceptions=True)
+            for outcome in outcomes:
                 self.assertEqual((type(outcome), outcome.exit_code), (TLSError, 60))
             self.assertIn("Pool 0 of", repr(session))
 
@@ -6356,7 +8078,7 @@ class LongRuns(AsyncCase):
                         seen[str(response.status_code)] += 1
                     except AsyncGetError as error:
                         seen[type(error).__name__] += 1
-                    if not LONG and time.monotonic() - begun > 1.5:  # a slow machine
+                    if not LONG and early[0] and time.monotonic() - begun > 1.5:  # a slow machine
                         return
                     if number == 2_000:
                         gc.collect()
@@ -6475,7 +8197,12 @@ class PublishedFaults(AsyncCase):
         ("9110 15.2.2", b"HTTP/1.1 101 X\r\nUpgrade: x\r\n\r\n", ProtocolError),
         ("9110 5.5", OK_1 + b"X: a\0b\r\n\r\n", ProtocolError),
         ("9110 5.5", OK_1 + b"X: a\rb\r\n\r\n", ProtocolError),
-        ("9110 5.5", OK_1 + b"X: \xe9\x85\xff\r\n\r\nok", b"ok"),
+        ("9110 5.5", OK_1 + b"X: \xe9\x85\xff\x01\x1b\x7f\r\n\r\nok", b"ok"),
+        ("9110 5.5", OK_1 + b"X\x01: y\r\n\r\nok", ProtocolError),
+        ("9110 5.5", OK_1 + b"Connection: close\x01\r\n\r\nok", ProtocolError),
+        ("9110 5.5", OK_1 + b"Content-Length: 2\x0b\r\n\r\nok", ProtocolError),
+        ("9110 5.5", OK_1 + b"Transfer-Encoding: \x0bchunked\r\n\r\nok", ProtocolError),
+        ("9112 7.1.1", CHUNKED_1 + b"2;\x01\r\nok\r\n0\r\n\r\n", ProtocolError),
         ("9112 6.3-3", CHUNKED_1[:-2] + b"Content-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n",
          ProtocolError),
         ("9112 7", OK_1 + b"transfer-encoding: CHUNKED\r\n\r\n2\r\nok\r\n0\r\n\r\n", b"ok"),
@@ -6528,14 +8255,14 @@ class PublishedFaults(AsyncCase):
                 ("CVE-2026-1502", "https://h%0d%0aY/", options(proxy="http://p:1")),
                 ("CVE-2020-11078", "http://h/x\r\n\r\nGET /evil", options()),
                 ("base", "/x\r\nY: 2", options(base_url="http://h/")),
-                ("base", "x", options(base_url="http://h/\r\n")),
+                ("base", "x", options(base_url="http://h/\r\nY: 2")),
                 ("RUSTSEC-2020-0008", "http://h/", options(headers={"Content-Length": "5"})),
                 ("9110 7.6.1", "http://h/", options(headers={"Upgrade": "x"}))):
             with self.subTest(name, url=url,
                               given=given), self.assertRaises(AsyncGetError) as caught:
                 async with Session(open_connection=connect, **given) as session:
                     await session.get(url)
-            self.assertNotIn("Y: 2", str(caught.exception).replace(r"\r\nY: 2", ""))
+            self.assertNotIn("\n", str(caught.exception))
 
     async def test_what_we_never_send(self) -> None:
         """No TE, Expect, Connection, Referer: 9112 7.4, 9110 7.6.1, 10.1.3, CVE-2021-22876."""
@@ -6599,26 +8326,6 @@ class PublishedFaults(AsyncCase):
                     await asyncio.sleep(0.3)
                 self.assertEqual(sent, early)
 
-    def test_hostile_cookies_take_no_time(self) -> None:
-        """bpo-38804, CVE-2024-7592, trap 9: made to be slow; CVE-2026-11525: junk is ignored."""
-        begun = time.perf_counter()
-        for line in ("a=b; Expires=1-1-1" + " " * 4000, "a=\"" + "\\" * 4000,
-                     "a=b; Expires=" + "1" * 4000, "a=b;" + ";" * 4000,
-                     "a=b; Max-Age=" + "9" * 4000,
-                     "a=b" + "; x" * 1300, "=" * 4000, "a=b; Max-Age",
-                     "a=b; Expires=Fri, 31 Juf 2027 23:59:59 GMT", "a=b; SameSite=NoneStrict",
-                     "a=b; Path=\""):
-            with self.subTest(line[:30]), warnings.catch_warnings():
-                warnings.simplefilter("error")
-                head = parse_head(OK_1 + b"Set-Cookie: %b\r\nSet-Cookie: good=1\r\n\r\n"
-                                  % line.encode())
-                jar = cookie_jar()
-                store_cookies(jar, Response(head, BASE, asyncget.BodySource()))
-                self.assertIn("good=1", cookie_field(jar, BASE))
-                if len(line) < 60:
-                    self.assertIn("a=b", cookie_field(jar, BASE))
-        self.assertLess(time.perf_counter() - begun, 5)
-
 
 # ==== Section 12: downloads ===================================================
 # Downloads: what is on the disk after each thing that can go wrong on the way.
@@ -6647,9 +8354,7 @@ def reply(
 def parsed(data: bytes, *urls: str) -> Response:
     """A Response of those bytes, at the end of those redirects."""
     *history, last = urls or ("http://h.test/f",)
-    answer = Response(
-        parse_head(data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"), parse_url(last), BodySource()
-    )
+    answer = headed(parse_head(data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"), parse_url(last))
     answer.history = [parsed(b"HTTP/1.1 302 X\r\n\r\n", url) for url in history]
     return answer
 
@@ -6766,6 +8471,8 @@ class Decisions(unittest.TestCase):
             (None, {"ETag": '"a", "b"'}),
             (None, {"ETag": '"a"b"'}),
             (None, {"ETag": '"é"'}),
+            (None, {"ETag": '"\x01"'}),
+            (None, {"Last-Modified": monday + "\x01", "Date": later}),
             (None, {"ETag": ""}),
             (monday, {"Last-Modified": monday, "Date": later}),
             (None, {"Last-Modified": monday, "Date": just}),
@@ -7154,18 +8861,66 @@ class Downloads(Case):
                         await self.get(url)
                 self.assertIsNone(self.read(self.path))
 
-    async def test_coded_is_decoded_and_never_resumed(self) -> None:
-        coded = gzip.compress(WHOLE)
-        answer = reply(200, ("ETag", '"v1"'), ("Content-Encoding", "gzip"), body=coded)
-        seen: list[Any] = []
-        async with playing(cut(answer, 3), answer) as (url, requests):
+    async def test_codings(self) -> None:
+        """One that the file's name or type announces is the file's own; another is undone."""
+        coded = gzip.compress(WHOLE, mtime=0)
+        for name, target, kind, coding, own in (
+            ("a.tar.gz", "/f", "application/x-tar", "x-gzip", True),
+            ("a.tar.gz", "/f", "application/octet-stream", "gzip", True),
+            ("a b.tar.gz", "/f", "application/octet-stream", "gzip", True),
+            ("A.TGZ", "/f", "", "GZIP", True),
+            ("a.svgz", "/f", "image/svg+xml", "gzip", True),
+            ("a", "/a.tar.gz?sign=1", "", "x-gzip", True),
+            ("a", "/f", "application/gzip", "gzip", True),
+            ("a", "/f", "Application/X-Gzip; x=y", "gzip", True),
+            ("a", "/f", "application/x-tar", "gzip", True),
+            ("a.zst", "/f", "", "zstd", True),
+            ("a", "/f", "application/zstd", "zstd", True),
+            ("a.html", "/f", "text/html", "gzip", False),
+            ("a.tar", "/f?a.gz#b.gz", "text/plain", "x-gzip", False),
+            ("a.zst", "/f", "application/zstd", "gzip", False),
+        ):
+            fields = ("ETag", '"v1"'), ("Content-Type", kind), ("Content-Encoding", coding)
+            span = f"bytes {len(coded) - 3}-{len(coded) - 1}/{len(coded)}"
+            answer = reply(200, *fields, body=coded)
+            rest = reply(206, *fields, ("Content-Range", span), body=coded[-3:])
+            path = os.path.join(self.folder, name)
+            for chosen in (path, lambda _, path=path: path):
+                seen: list[Any] = []
+                with self.subTest(name, kind=kind, coding=coding, target=target, chosen=chosen):
+                    async with playing(cut(answer, 3), rest if own else answer) as (url, requests):
+                        url = url[:-2] + target
+                        if chosen is path:
+                            with self.assertRaises(IncompleteBody):
+                                await self.get(url, path)
+                            self.assertEqual(os.path.exists(path + ".part.meta"), own)
+                        await self.get(url, chosen, progress=lambda *a: seen.append(a),  # noqa: B023
+                                       retries=broken(callable(chosen)))
+                    self.assertEqual(self.read(path), coded if own else WHOLE)
+                    self.assertEqual(seen[-1], (len(coded),) * 2 if own else (11, None))
+                    self.assertEqual([header(request, "range") for request in requests],
+                                     [None, f"bytes={len(coded) - 3}-" if own else None])
+                    self.assertEqual([header(request, "if-range") for request in requests],
+                                     [None, '"v1"' if own else None])
+                    self.assertEqual(self.names(), [name])
+                for left in self.names():
+                    os.unlink(os.path.join(self.folder, left))
+
+    async def test_coded_bytes_that_the_caller_wants_are_not_gone_on_from(self) -> None:
+        """With decode=False: the rest might come in another coding, or in none."""
+        coded = gzip.compress(WHOLE, mtime=0)
+        fields = ("ETag", '"v1"'), ("Content-Encoding", "gzip")
+        span = ("Content-Range", f"bytes {len(coded) - 3}-{len(coded) - 1}/{len(coded)}")
+
+        def play(request: bytes) -> bytes:
+            return (reply(206, fields[0], span, body=b"???") if header(request, "range")
+                    else reply(200, *fields, body=coded))
+
+        async with playing(cut(play(b""), 3), play) as (url, _):
             with self.assertRaises(IncompleteBody):
-                await self.get(url)
-            self.assertNotIn("f.part.meta", self.names())
-            await self.get(url, progress=lambda *a: seen.append(a))
-        self.assertIsNone(header(requests[1], "range"))
-        self.assertEqual(seen[-1], (11, None))
-        self.assert_whole()
+                await self.get(url, decode=False)
+            await self.get(url, decode=False)
+        self.assert_whole(coded)
 
     async def test_changed_between_attempts(self) -> None:
         """A, then B cut short, then B: no byte of A in the end, whatever the cut."""
@@ -7217,13 +8972,15 @@ class Downloads(Case):
                 self.assert_whole()
 
     async def test_no_strong_validator_no_resume(self) -> None:
-        async with playing(cut(whole(etag='W/"v1"'), 6), whole()) as (url, requests):
-            with self.assertRaises(IncompleteBody):
+        for etag in ('W/"v1"', '"v\x011"'):
+            async with playing(cut(whole(etag=etag), 6), whole()) as (url, requests):
+                with self.assertRaises(IncompleteBody):
+                    await self.get(url)
+                self.assertEqual(self.names(), ["f.part"])
                 await self.get(url)
-            self.assertEqual(self.names(), ["f.part"])
-            await self.get(url)
-        self.assertIsNone(header(requests[1], "range"))
-        self.assert_whole()
+            self.assertIsNone(header(requests[1], "range"))
+            self.assert_whole()
+            os.unlink(self.path)
 
     async def test_resume_off(self) -> None:
         await self.leave()
@@ -7285,8 +9042,44 @@ class Downloads(Case):
             ) as session:
                 await session.download(url, self.path, resume=False, retries=broken(100))
         self.assertEqual([header(request, "range") for request in requests], [None, "bytes=8-"])
-        self.assertTrue(any("going on" in str(text) for mark, text in notes if mark == "*"))
+        self.assertTrue(any("trying again" in str(text) for mark, text in notes if mark == "*"))
         self.assert_whole(OTHER)
+
+    async def test_a_rule_is_asked_about_what_went_wrong(self) -> None:
+        asked: list[tuple[int, Any]] = []
+
+        def rule(attempt: int, outcome: Any) -> float:
+            asked.append((attempt, getattr(outcome, "status_code", type(outcome))))
+            return 0
+
+        async with playing(cut(whole(), 6), reply(503), b"HTTP", piece(5)) as (url, requests):
+            await self.get(url, retries=rule)
+        self.assertEqual(asked, [(1, IncompleteBody), (2, 503), (3, IncompleteBody)])
+        self.assertEqual(len(requests), 4)
+        self.assert_whole()
+
+    async def test_a_server_that_breaks_off_and_is_bad_at_ranges(self) -> None:
+        """To ask for all of the file is a part of the same try."""
+        attempts: list[int] = []
+
+        def rule(attempt: int, outcome: Any) -> float | None:
+            attempts.append(attempt)
+            return None if attempt > 2 else 0
+
+        def play(request: bytes) -> bytes:
+            if len(requests) > 9:  # it goes on for ever
+                return reply(404)
+            return piece(4) if header(request, "range") else cut(whole(), 6)
+
+        async with playing(play) as (url, requests):
+            with self.assertRaises(IncompleteBody):
+                await self.get(url, retries=rule)
+        self.assertEqual((attempts, len(requests)), ([1, 2, 3], 5))
+        async with playing(cut(whole(), 6), piece(4), cut(whole(), 3), piece(8)) as (url, requests):
+            await self.get(url, resume=False, retries=rule)
+        self.assertEqual([header(request, "range") for request in requests],
+                         [None, "bytes=5-", None, "bytes=8-"])
+        self.assert_whole()
 
     async def test_retries_end(self) -> None:
         async with playing(cut(whole(), 8), cut(piece(3), 2), cut(piece(9), 1), piece(10)) as (
@@ -7607,6 +9400,10 @@ class Files(Case):
         self.assertIsNone(header(requests[0], "range"))
         self.assertEqual(self.read(self.path + "2"), OTHER)
         self.assertEqual(self.names(), ["f.part", "f.part.meta", "f2"])
+        first = reply(200, ("X-Name", "3"), ("ETag", '"v1"'), body=WHOLE)
+        async with playing(cut(first, 6), piece(5)) as (url, _):  # a piece need not name it again
+            await self.get(url, choose, retries=broken(1))
+        self.assertEqual(self.read(self.path + "3"), WHOLE)
 
     async def test_two_at_once(self) -> None:
         """One is through, the others are refused, and the file is whole."""
@@ -8331,20 +10128,6 @@ class Section15CommandLine(Folder):
                 found = asyncget.proxy_environment(parse_arguments(arguments.split()))
                 self.assertEqual({k: v for k, v in found.items() if v}, expected)
 
-    def test_cookie_files_round_trip(self) -> None:
-        text = "\n".join(("# Netscape HTTP Cookie File", "", "h.test\tFALSE\t/\tFALSE\t0\ta\t1",
-                          "#HttpOnly_.h.test\tTRUE\t/p\tTRUE\t4102444800\tb\t2",
-                          "localhost\tFALSE\t/\tFALSE\t0\tc\t3",
-                          "broken", "h\tFALSE\t/\tFALSE\tsoon\tx\ty", "#\t\t\t\t\t\t", ""))
-        jar = http.cookiejar.CookieJar()
-        for cookie in asyncget.parse_cookie_file(text):
-            jar.set_cookie(cookie)
-        self.assertEqual({(c.domain, c.name, c.expires, c.secure) for c in jar}, {
-            ("h.test", "a", None, False), (".h.test", "b", 4102444800, True),
-            ("localhost.local", "c", None, False)})
-        written = asyncget.render_cookie_file(jar).splitlines()[3:]
-        self.assertEqual(sorted(written), sorted(text.splitlines()[2:5]))
-
     def test_secrets_are_masked(self) -> None:
         shown = asyncget.SECRETS.sub(r"\1: ***", "GET / HTTP/1.1\r\nauthorization: Basic x\r\n"
                                      "Proxy-Authorization:y\r\nCOOKIE: z\r\nX-Cookie: kept\r\n")
@@ -8567,18 +10350,28 @@ class Section15CommandLine(Folder):
             self.assertEqual(self.get("--connect-timeout", "0.5", silent).returncode, 28)
 
     def test_cookies_between_runs(self) -> None:
-        pages = {"/set": ok(b"", "Set-Cookie: id=7; HttpOnly"), "/": ok()}
-        with Scripted(pages) as server:
+        """Their bytes are no text: they come, are kept and go back as they are."""
+        sets = ok(b"", "Set-Cookie: id=7; HttpOnly", "Set-Cookie: x=\x01", "Set-Cookie: l=@")
+        with Scripted({"/set": sets.replace(b"@", b"caf\xe9"), "/": ok()}) as server:
             url = f"http://{server.address}"
             self.get("-c", "jar", url + "/set")
-            self.get("-b", "jar", url + "/")
+            self.get("-b", "jar", "-c", "jar2", url + "/")
             self.get(url + "/set", "--parallel-max", "1", url + "/")
             result = self.get("-b", "none", "-c", "-", url + "/set")
-        self.assertRegex(self.read("jar").decode(),
-                         r"#HttpOnly_127\.0\.0\.1\tFALSE\t/\tFALSE\t0\tid\t7\n$")
-        self.assertIn("Cookie: id=7", server.requests[1])
+            self.get("-b", os.fsdecode(b"l=caf\xe9"), url + "/")
+            self.write("none", b"# but this: 127.0.0.1\n127.0.0.1\tFALSE\t/\tFALSE\t4102444800\tx\t\xff\n")
+            late = self.get("-b", "none", "-c", "-", url + "/")
+        self.assertEqual(self.read("jar").split(b"\n")[3:],
+                         [b"#HttpOnly_127.0.0.1\tFALSE\t/\tFALSE\t0\tid\t7",
+                          b"127.0.0.1\tFALSE\t/\tFALSE\t0\tl\tcaf\xe9", b""])
+        self.assertEqual(self.read("jar2"), self.read("jar"))
+        self.assertIn("Cookie: id=7; l=caf\xe9\r", server.requests[1])
         self.assertNotIn("Cookie:", server.requests[3])  # as curl: no jar unless asked for
         self.assertIn(b"\tid\t7\n", result.stdout)
+        self.assertIn("Cookie: l=caf\xe9\r", server.requests[5])
+        self.assertIn("Cookie: x=\xff\r", server.requests[6])
+        self.assertIn(b"4102444800\tx\t\xff\n", late.stdout)
+        self.assertEqual((result.stderr, late.stderr), (b"", b""))
 
     # ---- many
 
@@ -8979,13 +10772,6 @@ def callers_fault(*_: object) -> float | None:
     raise RuntimeError("the caller's own")
 
 
-def set_by(jar: http.cookiejar.CookieJar, url: str, *cookies: str) -> None:
-    """Let a response set cookies."""
-    fields = "".join(f"Set-Cookie: {cookie}\r\n" for cookie in cookies).encode()
-    head = asyncget.parse_head(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n")
-    store_cookies(jar, asyncget.Response(head, parse_url(url), asyncget.BodySource()))
-
-
 @Mapping.register
 class JarAndMapping(http.cookiejar.CookieJar):
     """A jar that is a mapping, too, as requests' RequestsCookieJar is."""
@@ -9034,7 +10820,7 @@ class FoundByReview(AsyncCase):
 
     async def test_a_callers_error_costs_no_place_in_the_pool(self) -> None:
         rows: list[tuple[dict[str, Any], type[Exception]]] = [
-            ({"deadline": "5"}, ValueError), ({"retries": callers_fault}, RuntimeError),
+            ({"deadline": "5"}, TypeError), ({"retries": callers_fault}, RuntimeError),
             ({"retries": "3"}, TypeError)]
         endless = answer(b"x" * 70_000, status="503 S")[:-1]
         steps = [READ, lambda head: endless if b"/busy" in head else answer(), LOOP]
@@ -9047,16 +10833,14 @@ class FoundByReview(AsyncCase):
                     self.assertEqual(response.content, b"ok")
 
     async def test_a_trace_that_raises_costs_no_place_in_the_pool(self) -> None:
+        faults = iter([True])
+
         def trace(kind: str, what: str | bytes) -> None:
-            if "closed meanwhile" in str(what):
+            if "connected to" in str(what) and next(faults, False):
                 callers_fault()
 
-        async with scripted([READ, answer(), CLOSE], [READ, answer(b"2")]) as server, \
+        async with scripted([HOLD], [READ, answer(b"2")]) as server, \
                 Session(limit=1, trace=trace) as session:
-            await session.get(server.url)
-            connection, = session._pool.all
-            await until(connection.reader.at_eof)
-            await asyncio.sleep(0.01)  # it has rested: acquire is to look
             with self.assertRaises(RuntimeError):
                 await session.get(server.url)
             response = await asyncio.wait_for(session.get(server.url), REVIEW_SECONDS)
@@ -9120,19 +10904,29 @@ class FoundByReview(AsyncCase):
 
     # ---- what belongs to one origin
 
-    async def test_a_jar_that_is_a_mapping_is_a_jar(self) -> None:
-        """RFC 6265 5.4: requests' is both; the cookies of all domains went to any URL."""
-        jar: Any = JarAndMapping()
-        for cookie in parse_cookie_file("bank.test\tFALSE\t/\tFALSE\t0\tsession\tSECRET\n"
-                                        "127.0.0.1\tFALSE\t/\tFALSE\t0\tmine\t1\n"):
-            jar.set_cookie(cookie)
-        async with scripted([READ, answer(b"", "Set-Cookie: new=2"), LOOP], again=True) as server:
-            async with Session(cookies=jar) as session:
-                await session.get(server.url)
-            await asyncget.get(server.url, cookies=jar)
-        self.assertEqual([field(head, "Cookie") for head in server.requests],
-                         [["mine=1"], ["mine=1; new=2"]])
-        self.assertIn(("new", "2"), jar.items())
+    async def test_a_jar_of_the_callers(self) -> None:
+        """RFC 6265 5.4; requests' is a mapping, too: the cookies of all domains went to any URL."""
+        sets = answer(b"", "Set-Cookie: new=caf\xe9", "Set-Cookie: bad=a\x01b", "Set-Cookie: b=\x7f")
+        for kind in (http.cookiejar.CookieJar, JarAndMapping):
+            jar: Any = kind()
+            for url, cookie in (("http://bank.test/", b"session=SECRET"), ("http://127.0.0.1/", b"mine=1")):
+                asyncget.fill_jar(jar, response(fields=[b"Set-Cookie: " + cookie], url=url))
+            with self.subTest(kind.__name__):
+                async with scripted([READ, sets, LOOP], again=True) as server:
+                    async with Session(cookies=jar) as session:
+                        await session.get(server.url)
+                    await asyncget.get(server.url, cookies=jar)
+                self.assertEqual([re.findall(rb"Cookie: (.*)\r", head) for head in server.requests],
+                                 [[b"mine=1"], [b"mine=1; new=caf\xe9"]])
+                self.assertIn("new", [cookie.name for cookie in jar])
+
+    async def test_a_cookie_of_the_callers_is_not_crowded_out(self) -> None:
+        """By those that the server has set: it goes out, or it is an error."""
+        big = answer(b"ok", *(f"Set-Cookie: s{n}={'y' * 4000}" for n in range(3)))
+        async with scripted([READ, big, LOOP], again=True) as server, Session() as session:
+            await session.get(server.url)
+            await session.get(server.url, cookies={"mine": "1"})
+        self.assertIn("mine=1", field(server.requests[-1], "Cookie")[0])
 
     async def test_what_the_base_url_is_told_no_other_origin_hears(self) -> None:
         """A session's auth is for its base_url; an absolute URL may come out of a page."""
@@ -9195,6 +10989,7 @@ class FoundByReview(AsyncCase):
             return 0.0 if attempt < 3 and isinstance(outcome, asyncget.IncompleteBody) else None
 
         short = answer(b"123456789")[:-5]
+        headers: Any
         for headers, sent in ((iter([("X-Tenant", "7")]), [["7", "identity"]] * 2),
                               ({"Accept-Encoding": "gzip"}, [["identity"]] * 2), ({1: "a"}, [])):
             with self.subTest(headers), tempfile.TemporaryDirectory() as folder:
@@ -9207,8 +11002,8 @@ class FoundByReview(AsyncCase):
 
     async def test_cookies_that_are_no_text_are_refused(self) -> None:
         async with scripted([READ, answer(), LOOP]) as server, Session() as session:
-            for cookies in ({"a": 1}, {"a": None}, {1: "a"}, {b"a": b"b"}):
-                with self.subTest(cookies=cookies), self.assertRaises(InvalidHeader):
+            for cookies in ({"a": 1}, {1: "a"}, {b"a": b"b"}, "a=b", [("a", "b")], 5, b"a=b"):
+                with self.subTest(cookies=cookies), self.assertRaises((InvalidHeader, TypeError)):
                     await session.get(server.url, cookies=cookies)
             self.assertEqual(server.requests, [])
 
@@ -9219,12 +11014,15 @@ class FoundByReview(AsyncCase):
                                 ("limit", (0, -1, nan, "5")), ("limit_per_host", (0, -1, "5")),
                                 ("max_redirects", (-1, nan, "3")), ("max_size", (-1, nan, "5"))):
                 for value in wrong:
+                    kind = TypeError if isinstance(value, (str, tuple)) or (
+                        value is nan and name[:3] in ("lim", "max")) else ValueError
                     with self.subTest(name, value=value):
-                        with self.assertRaisesRegex(ValueError, name):
-                            Session(**{name: value})
+                        given: dict[str, Any] = {name: value}
+                        with self.assertRaisesRegex(kind, name):
+                            Session(**given)
                         if not name.startswith("limit"):
-                            with self.assertRaisesRegex(ValueError, name):
-                                await session.get(server.url, **{name: value})
+                            with self.assertRaisesRegex(kind, name):
+                                await session.get(server.url, **given)
             self.assertEqual(server.requests, [])
             await session.get(server.url, timeout=5, deadline=9.5, max_redirects=0, max_size=2)
 
@@ -9248,36 +11046,6 @@ class FoundByReview(AsyncCase):
 
 
 class FoundByReviewInPlace(unittest.TestCase):
-
-    def test_no_cookie_can_write_a_line_of_its_own(self) -> None:
-        """A tab and U+2028 in a value made a cookie of another site in the -c file."""
-        for end in ("\u2028", "\u0085", "\t"):
-            with self.subTest(ascii(end)):
-                jar = cookie_jar()
-                set_by(jar, "http://h.test/", "plain=1; Max-Age=99",
-                       f"a=x{end}bank.test\tFALSE\t/\tFALSE\t0\tsid\tEVIL; Max-Age=99")
-                read = list(parse_cookie_file(render_cookie_file(jar)))
-                self.assertEqual([(cookie.domain, cookie.name, cookie.value) for cookie in read],
-                                 [("h.test", "plain", "1")])
-
-    def test_what_else_a_cookie_file_may_hold(self) -> None:
-        for name, text, expected in (
-            ("CRLF", "h.test\tFALSE\t/\tFALSE\t0\tn\tv\r\n", ["v"]),
-            ("U+2028", "h.test\tFALSE\t/\tFALSE\t0\tn\ta\u2028b\n", ["a\u2028b"]),
-            ("digits", f"h.test\tFALSE\t/\tFALSE\t{'9' * 5000}\tn\tv\n", []),
-            ("no digits", "h.test\tFALSE\t/\tFALSE\t\u0663\tn\tv\n", []),
-        ):
-            with self.subTest(name):
-                self.assertEqual([cookie.value for cookie in parse_cookie_file(text)], expected)
-
-    def test_one_host_cannot_empty_the_jar_of_its_neighbours(self) -> None:
-        """RFC 6265 6.1 counts by domain: a "site" was all of co.uk."""
-        jar = cookie_jar()
-        set_by(jar, "https://bank.co.uk/", "session=1")
-        for batch in range(5):
-            set_by(jar, "https://evil.co.uk/", *(f"c{batch}-{i}=1" for i in range(50)))
-        self.assertEqual(cookie_field(jar, parse_url("https://bank.co.uk/")), "session=1")
-        self.assertLess(len(jar), 250)
 
     def assert_names(self, names: Mapping[str, bool]) -> None:
         for name, good in names.items():
@@ -9336,12 +11104,6 @@ class FoundByReviewInPlace(unittest.TestCase):
 
 class FoundByReviewCommand(Folder):
 
-    def test_no_traceback_by_a_cookie_file_that_is_not_utf_8(self) -> None:
-        self.write("jar", b"h.test\tFALSE\t/\tFALSE\t0\tn\tcaf\xe9\n")
-        with Scripted({"/": ok()}) as server:
-            result = self.get("-b", "jar", server.address)
-        self.assertEqual((result.returncode, result.stderr), (0, b""))
-
     def test_no_traceback_by_a_length_that_nothing_has(self) -> None:
         for status in ("204 No", "304 Not"):
             head = f"HTTP/1.1 {status}\r\nContent-Length: {'9' * 5000}\r\n\r\n".encode()
@@ -9356,6 +11118,19 @@ class FoundByReviewCommand(Folder):
                 told = self.get("-v", server.address).stderr
                 self.assertNotIn(b"SECRET", told)
                 self.assertIn(b"< Set-Cookie: ***\n< X: y\n", told)
+
+    def test_controls_in_values_reach_nobody_raw(self) -> None:
+        named = 'Content-Disposition: attachment; filename="a\x1b]0;b\x07"'
+        with Scripted({"/a": ok(b"new", "X: a\x1b[2Jb", named),
+                       "/b": ok(b"", "Location: /\x1b[2J", status="302 \x1b[2J")}) as server:
+            for code, *arguments in ((23, "-OJ", "/a"), (0, "-v", "-w", "%header{x}%{json}", "/a"),
+                                     (3, "-v", "/b"), (22, "-fO", "/c")):
+                *flags, path = arguments
+                with self.subTest(arguments):
+                    result = self.get(*flags, server.address + path)
+                    self.assertNotRegex(result.stdout + result.stderr, b"[\x1b\x07]")
+                    self.assertEqual(result.returncode, code, result.stderr)
+        self.assertEqual(self.listing(), [])
 
     def test_no_clobber_counts_no_name_of_its_own(self) -> None:
         named = ok(b"new", 'Content-Disposition: attachment; filename="a"')
@@ -9377,12 +11152,6 @@ class FoundByReviewCommand(Folder):
 
 class Leftovers(AsyncCase):
     """What is rare, and must be right all the same."""
-
-    async def test_cookies_that_are_none(self) -> None:
-        async with Session() as session:
-            for cookies in ("a=b", [("a", "b")], 5, b"a=b", 1.5):
-                with self.subTest(cookies), self.assertRaisesRegex(InvalidHeader, "mapping"):
-                    await session.get("http://127.0.0.1/", cookies=cookies)
 
     async def test_download_with_a_session_of_its_own(self) -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -9489,7 +11258,7 @@ class TheText(unittest.TestCase):
 
     def test_every_setting_is_told(self) -> None:
         text = README.read_text(encoding="utf-8")
-        for name in asyncget.Settings._fields:
+        for name in asyncget.SETTINGS:
             self.assertIn(f"`{name}`", text)
 
 
