@@ -160,7 +160,11 @@ HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
 MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
-MAX_VAIN_BYTES = 4_194_304       # between stacked codings beyond what came out of the last
+MAX_BETWEEN_BYTES = 1_048_576    # made between stacked codings; and 100 for each that arrived
+MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
+STEP_BYTES = 512                 # that a step of decoding costs beside what it makes
+MAX_HISTORY_BYTES = 262_144      # heads of the redirects of one call
+MAX_ADDRESSES = 32               # of a name that are tried
 
 
 class AsyncGetError(Exception):
@@ -355,6 +359,20 @@ def masked(text: str) -> str:
     """
     text = re.sub(r"^([a-z]+:/{0,2})?.*@", r"\1***@", text, flags=re.I | re.S)
     return shown(text[:MAX_SHOWN_BYTES + 1].encode("utf-8", "backslashreplace"))[1:]
+
+
+def without_userinfo(text: str) -> str:
+    """A URL as it was written, but for user and password; all before an "@" if it is none.
+
+    >>> without_userinfo("http://me:pw@h/@b"), without_userinfo("http://me:p/w@h/")
+    ('http://h/@b', 'http://***@h/')
+    """
+    scheme, mark, rest = text.partition("://")
+    try:
+        userinfo = parse_url(text).userinfo
+    except InvalidURL:
+        return masked(text)[1:-1]
+    return scheme + mark + (rest[len(userinfo) + 1:] if userinfo else rest)
 
 
 def refuse_controls(text: str) -> None:
@@ -655,9 +673,8 @@ def acceptable(accept_encoding: str) -> str:
     return ", ".join(kept) or "identity"
 
 
-@functools.lru_cache(maxsize=256)
 def render_fields(fields: Fields, origin: Origin) -> bytes:
-    r"""The lines of a head and its end; remembered, as most requests send the same.
+    r"""The lines of a head and its end.
 
     >>> render_fields((("Host", ""), ("Accept", "*/*")), Origin("http", "h", 81))
     b'Host: h:81\r\nAccept: */*\r\n\r\n'
@@ -681,7 +698,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
         raise InvalidHeader("a header's value is not Unicode") from None
 
 
-def render_request(target: str, fields: Fields, origin: Origin) -> bytes:
+def render_request(target: str, fields: Fields | bytes, origin: Origin) -> bytes:
     r"""The head of a GET (RFC 9112 section 3). The first line has one of three forms:
 
         GET /path?query HTTP/1.1          origin-form, to the server itself
@@ -693,7 +710,8 @@ def render_request(target: str, fields: Fields, origin: Origin) -> bytes:
     """
     if not target.isascii() or not target.isprintable() or " " in target:
         raise InvalidURL(f"not a request target: {masked(target)}")
-    return b"GET %b HTTP/1.1\r\n%b" % (target.encode("ascii"), render_fields(fields, origin))
+    lines = fields if isinstance(fields, bytes) else render_fields(fields, origin)
+    return b"GET %b HTTP/1.1\r\n%b" % (target.encode("ascii"), lines)
 
 
 Auth = Union[str, "tuple[str, str]"]
@@ -943,11 +961,10 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     return head.minor >= 1 or (b"keep-alive" in options and framing != "chunked")  # 6.1
 
 
-@functools.lru_cache(maxsize=256)
-def parse_chunk_size(line: bytes) -> int:
-    """The size in a chunk's first line; remembered, as chunks of a body are alike.
+def parse_chunk_line(line: bytes) -> int:
+    """The size in a chunk's first line.
 
-    >>> parse_chunk_size(b"1F ;name=value")
+    >>> parse_chunk_line(b"1F ;name=value")
     31
 
     int(line, 16) alone would take "+5", "0x5" and "0_5".
@@ -956,6 +973,9 @@ def parse_chunk_size(line: bytes) -> int:
     if match is None or len(line) > MAX_CHUNK_LINE_BYTES:
         raise ProtocolError(f"not a chunk size: {shown(line)}")
     return int(match[1], 16)
+
+
+parse_chunk_size = functools.lru_cache(maxsize=256)(parse_chunk_line)  # as many are alike
 
 
 def read_chunked() -> BodyParser:
@@ -977,9 +997,11 @@ def read_chunked() -> BodyParser:
                 arrived = yield b"".join(pieces)
                 data, at, pieces = data[at:] + arrived, 0, []
             line = data[at:end] if end >= 0 else data[at:]
-            size, at = parse_chunk_size(line), end + 2
-            if len(line) > 16:  # more than digits
-                extensions += len(line)
+            at = end + 2
+            if len(line) <= 16:
+                size = parse_chunk_size(line)
+            else:  # more than digits: not to be remembered
+                size, extensions = parse_chunk_line(line), extensions + len(line)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
@@ -1148,19 +1170,24 @@ class Decoder:
 
     def __init__(self, codings: list[bytes]) -> None:
         self.stages = [Inflater(coding) for coding in reversed(codings)]
-        self.vain = 0  # bytes made by the stages, less what came out, which each had to make
+        self.budget = MAX_BETWEEN_BYTES  # that may yet be made between the stages
 
-    def feed(self, data: bytes, stage: int = 0) -> Iterator[bytes]:
-        """Yield what data decodes to."""
-        if stage == len(self.stages):
-            self.vain -= stage * len(data)
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what data decodes to, a piece for each step; it may be empty."""
+        self.budget += 100 * len(data)
+        yield from self.decode(data, self.stages)
+
+    def decode(self, data: bytes, stages: Sequence[Inflater]) -> Iterator[bytes]:
+        """Yield what data decodes to by these stages."""
+        if not stages:
             yield data
             return
-        for piece in self.stages[stage].feed(data):
-            self.vain += len(piece)
-            if self.vain > MAX_VAIN_BYTES:  # 300 bytes can say "a terabyte of nothing"
-                raise DecodingError(f"{self.vain} bytes between codings, and nothing comes of them")
-            yield from self.feed(piece, stage + 1)
+        for piece in stages[0].feed(data):
+            if len(stages) > 1:
+                self.budget -= len(piece)
+                if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
+                    raise DecodingError("far more bytes between the codings than have arrived")
+            yield from self.decode(piece, stages[1:])
 
     def finish(self) -> None:
         """Raise DecodingError if any of the codings is cut short."""
@@ -1229,7 +1256,7 @@ class Body:
     """The body of one response on a connection, which it lets go of at its end."""
 
     __slots__ = ("connection", "framing", "reusable", "parser", "ready", "fault", "done",
-                 "received", "done_at", "trailers")
+                 "received", "done_at", "trailers", "deadline", "seconds")
 
     def __init__(self, connection: Connection, head: Head, keep: bool = True) -> None:
         self.connection: Connection | None = connection
@@ -1242,6 +1269,7 @@ class Body:
         self.received = 0    # bytes of payload so far
         self.done_at = 0.0   # on the loop's clock
         self.trailers = b""
+        self.deadline, self.seconds = connection.deadline, connection.call_seconds
         data, connection.rest = connection.rest, b""
         if isinstance(self.framing, int) and len(data) >= self.framing:  # it came with the head
             self.ready, self.received = data[:self.framing], self.framing
@@ -1305,6 +1333,13 @@ class Body:
         else:
             connection.close()
 
+    async def breathe(self) -> None:
+        """Give the loop a turn amid long work; raise when the call's time is over."""
+        await asyncio.sleep(0)
+        if asyncio.get_running_loop().time() > self.deadline:
+            raise TimedOut("no end of decoding within the whole call's deadline",
+                           phase="more of the body", seconds=self.seconds)
+
     def hurry(self, seconds: float) -> None:
         """Allow the rest of the body so many seconds at most."""
         if self.connection is not None:
@@ -1347,6 +1382,7 @@ class Response:
     _missing = _UNREAD                     # why it is not there
     _ended = False                         # the last of the body is in _decoded
     _decoder: Decoder | None = None
+    _work = 0                              # of decoding since the loop had a turn, in bytes
     _decoded: Iterator[bytes] = iter(())   # what has come and was not handed out yet
     _pending: bytearray | None = None      # the same, of a line that is not whole
     _text_decoder: codecs.IncrementalDecoder | None = None
@@ -1563,6 +1599,7 @@ class Response:
             await something
         finally:
             connection.deadline = connection.limit = connection.loop.time() + left
+            self._body.deadline = connection.deadline
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
@@ -1578,15 +1615,22 @@ class Response:
         try:
             if self._missing == _GIVEN_UP:  # lest what was cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
-            while not (piece := next(self._decoded, b"")) and not self._ended:
+            while True:
+                for piece in self._decoded:
+                    self._work += len(piece) + STEP_BYTES
+                    if self._work > MAX_WORK_BYTES:
+                        self._work = 0
+                        await self._body.breathe()
+                    if piece:
+                        return piece
+                self._decoded = iter(())  # for pickle, which takes no generator
+                if self._ended:
+                    return b""
                 piece = await self._body.read_piece()
                 self._ended = self._body.done
                 if not self.coding:
                     return piece
                 self._decoded = self._decode(piece, self._ended)
-            if not piece:
-                self._decoded = iter(())  # for pickle, which takes no generator
-            return piece
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
             if isinstance(error, AsyncGetError):
@@ -1598,7 +1642,7 @@ class Response:
         if self._decoder is None and data:  # an empty body is whole, even in a coding unknown
             self._decoder = Decoder(content_codings(self.coding))
         if self._decoder is not None:
-            yield from filter(None, self._decoder.feed(data))
+            yield from self._decoder.feed(data)
             if last:
                 self._decoder.finish()
                 self._decoder = None
@@ -1719,7 +1763,8 @@ async def look_up(host: str, port: int, family: int = 0) -> list[str]:
     for kind, _, _, _, address in found:
         zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of fe80::1%eth0
         by_family.setdefault(kind, []).append(without_zone(str(address[0])) + zone)
-    return [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
+    names = [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
+    return names[:MAX_ADDRESSES]
 
 
 async def open_any(addresses: Iterable[str], port: int, **options: Any) -> tuple[
@@ -2012,7 +2057,7 @@ class Connection:
         fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"),
                   *proxy_fields(proxy))
         request = b"CONNECT %b HTTP/1.1\r\n%b" % (target.encode("ascii"),
-                                                  render_fields(fields, target))
+                                                  render_fields(fields, origin))
         try:
             head = await self.exchange(request, self.timeout, "answer of the proxy")
         except ProtocolError as error:
@@ -2265,12 +2310,31 @@ class Connection:
     # ---- between exchanges
 
     def rest_in_pool(self, now: float) -> None:
-        """Wait for the next exchange, for a while."""
+        """Wait for the next exchange, for a while; end as soon as the server says anything."""
+        if self.reading is None and not self.begin_read():
+            self.close()
+            return
+        if asyncio.isfuture(self.reading[1]):
+            self.reading[1].add_done_callback(self._spoke)
         self.phase, self.idle_at = "idle", now
         self.deadline, self.limit = _FOREVER, now + IDLE_SECONDS
         if self.limit < self.wakes_at:  # else it wakes before, and finds the new limit
             self._set_timer()
         self.on_idle(self)
+
+    def _spoke(self, _: object) -> None:
+        """Bytes, or the end, while nothing was asked: no request may go out here any more."""
+        self.close()
+
+    def is_quiet(self) -> bool:
+        """Whether an idle connection can be used; from now on its end is for who uses it."""
+        if self.closed:
+            return False
+        future = self.reading[1]
+        if not asyncio.isfuture(future):
+            return True
+        future.remove_done_callback(self._spoke)
+        return not future.done()
 
     def has_rested(self) -> bool:
         """Whether it was idle for so long that a look into the kernel is due."""
@@ -2329,6 +2393,8 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
         if verify is False:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
+        elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: the common name is no host
+            context.hostname_checks_common_name = False
     except (OSError, ValueError, TypeError) as error:
         raise TLSError(f"cannot use verify={verify!r}: {error}", exit_code=77) from None
     if cert:
@@ -2414,9 +2480,9 @@ class Pool:
             connection, _ = idle.popitem()
             if connection.has_rested():
                 idle[connection] = None  # acquire looks into the kernel first
-            elif connection.begin_read():
+            elif connection.is_quiet():
                 return connection
-            else:  # its bytes are taken out by now: nobody would notice them a second time
+            else:
                 connection.close()
         return None
 
@@ -2434,16 +2500,16 @@ class Pool:
                 connection = await self._queue(route, patience, fresh, number)
             if connection.writer is None:
                 return connection
-            if connection.has_rested():
+            if connection.is_quiet() and connection.has_rested():
                 try:  # two turns of the loop bring in what the kernel has received
                     await asyncio.sleep(0)
                     await asyncio.sleep(0)
                 except BaseException:  # cancelled
                     connection.close()
                     raise
+            if connection.is_quiet():
+                return connection
             if not connection.closed:
-                if connection.begin_read():
-                    return connection
                 self.strike(connection)  # the server has hung up: the place stays ours
                 connection.close()
                 return self.add(route)
@@ -3513,6 +3579,8 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
             ("cert", cert if isinstance(cert, (tuple, list)) else (), (*_PATH, bytes, _NONE))):
         if not all(isinstance(part, kinds) for part in parts):
             raise TypeError(f"{name} must be {SETTINGS[name][2]}")
+    if isinstance(cert, list):
+        settings["cert"] = tuple(cert)
     for name in settings.keys() & {"limit", "max_redirects"}:
         settings[name] = sys.maxsize if settings[name] is None else settings[name]
     return settings
@@ -3572,14 +3640,16 @@ _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
 class Call:
     """One call of the caller's: its settings, and its clock over all redirects and retries."""
 
-    __slots__ = ("url", "settings", "options", "cookies", "replaced", "started", "seconds",
-                 "deadline")
+    __slots__ = ("url", "settings", "options", "cert", "first", "cookies", "replaced", "started",
+                 "seconds", "deadline")
 
     def __init__(self, url: str, settings: Mapping[str, Any], options: Mapping[str, Any],
                  usual: float | None) -> None:
         self.url = url            # as the caller gave it
         self.settings = settings  # the session's and the call's
         self.options = options    # the call's own
+        self.cert: Any = None     # the client's certificate, while it is where it belongs
+        self.first: Origin | None = None
         self.cookies: dict[str, str | None] = {}  # the call's own, while it is at its first origin
         self.replaced: set[str] = set()  # names of those that the server has set anew
         self.started = asyncio.get_running_loop().time()
@@ -3594,6 +3664,8 @@ class Call:
         rule = self.settings["retries"]
         delay = (rule(attempt, outcome) if callable(rule) else
                  retry_delay(attempt, outcome, rule))
+        if delay is not None and not (isinstance(delay, (int, float)) and delay >= 0):  # nor nan
+            raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
         late = delay is not None and asyncio.get_running_loop().time() + delay > self.deadline
         return None if late else delay
 
@@ -3675,7 +3747,8 @@ class Session:
             given if isinstance(given, Mapping) else None)
         if self._base and isinstance(self.cookies, Cookies):
             self.cookies.home(self._base.origin)
-        self._routes: dict[Origin, Route] = {}
+        self._routes: dict[tuple[Origin, Any], Route] = {}
+        self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
@@ -3694,10 +3767,16 @@ class Session:
         """Close all connections, those in use as well."""
         self._pool.closed = True
         if self._loop is not None and not self._loop.is_closed():
+            self._check_loop()
             await self._pool.close()
 
+    def _check_loop(self) -> None:
+        if self._loop is not asyncio.get_running_loop():
+            raise AsyncGetError("this Session belongs to another event loop: make one in each")
+
     def __repr__(self) -> str:
-        return f"<Session {'closed' if self._pool.closed else repr(self._pool)}>"
+        pool = getattr(self, "_pool", None)  # none, where the settings were refused
+        return f"<Session {'closed' if pool is None or pool.closed else repr(pool)}>"
 
     # ---- what users call
 
@@ -3812,10 +3891,8 @@ class Session:
 
     def _call(self, url: str, options: Mapping[str, object], usual: float | None) -> Call:
         """The call, under the session's settings and its own."""
-        loop = asyncio.get_running_loop()
-        self._loop = self._loop or loop
-        if self._loop is not loop:
-            raise AsyncGetError("this Session belongs to another event loop: make one in each")
+        self._loop = self._loop or asyncio.get_running_loop()
+        self._check_loop()
         if not isinstance(url, str):
             raise InvalidURL(f"a URL is text, not {type(url).__name__}")
         if not options:
@@ -3877,11 +3954,14 @@ class Session:
                                      "redirect_schemes", exit_code=1)
                 await response.discard()
                 history.append(response)
+                if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
+                    raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
+                                   limit=MAX_HISTORY_BYTES, response=response)
                 if len(history) > settings["max_redirects"]:
                     raise TooManyRedirects(f"more than {settings['max_redirects']} redirects",
                                            history=history, response=response)
                 if following.url.origin != request.url.origin and not settings["trust_redirects"]:
-                    call.cookies = {}
+                    call.cookies, call.cert = {}, None
                 request = following
         except BaseException as error:
             if response is not None:  # whose Location, say, is no URL: nobody will read it
@@ -3894,9 +3974,10 @@ class Session:
         """The first request of a call, with all that the caller wants in it."""
         settings, options, base = call.settings, call.options, self._base
         url = join_url(base, call.url.strip()) if base else parse_url(call.url)
-        fields = self._fields
+        fields, call.first, call.cert = self._fields, url.origin, settings["cert"]
         if base and url.origin != base.origin:  # the session's secrets are the base's
             fields = without_secrets(fields, settings["secret_headers"])
+            call.cert = options.get("cert")
         elif base and not url.userinfo and "auth" not in options:
             url = url._replace(userinfo=base.userinfo)
         if settings["params"]:
@@ -3989,7 +4070,9 @@ class Session:
             own = [(name, value) for name, value in call.cookies.items() if value is not None]
             others = [pair for pair in cookies if pair[0] not in call.cookies]
             request = request.with_cookies([*own, *others])  # cut, if at all, at the end
-        if call.settings["netrc"] and not request.has("authorization"):
+        # A password that was meant for https is not for whoever listens to http (or another port).
+        same = call.first is not None and call.first._replace(host=origin.host) == origin
+        if call.settings["netrc"] and same and not request.has("authorization"):
             auth = netrc_auth(call.settings["netrc"], origin.host)
             if auth:
                 request = request.adding("Authorization", render_auth(auth))
@@ -3997,7 +4080,14 @@ class Session:
         if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(route.proxy))
-        return render_request(target, fields, origin)
+        if fields is not self._fields:
+            return render_request(target, fields, origin)
+        lines = self._lines.get(origin)
+        if lines is None:
+            if len(self._lines) >= 1000:  # of a crawl over many hosts
+                self._lines.clear()
+            lines = self._lines[origin] = render_fields(fields, origin)
+        return render_request(target, lines, origin)
 
     def _jar(self, settings: Mapping[str, Any]) -> Any:
         """The jar of a call: the session's, one of the caller's, or None."""
@@ -4019,14 +4109,14 @@ class Session:
 
     def _route(self, origin: Origin, call: Call) -> Route:
         """The route to an origin; remembered for the session's own settings."""
-        shared = call.options.keys().isdisjoint(_ROUTING)
+        shared, key = call.options.keys().isdisjoint(_ROUTING), (origin, call.cert)
         if shared:
-            route = self._routes.get(origin)
+            route = self._routes.get(key)
             if route is not None:
                 return route
         settings = call.settings
         proxy, verify = self._proxy(origin, settings), settings["verify"]
-        tls = self._context(verify, settings["cert"]) if origin.scheme == "https" else None
+        tls = self._context(verify, call.cert) if origin.scheme == "https" else None
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # the others look names up themselves
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
@@ -4035,7 +4125,7 @@ class Session:
         if shared:
             if len(self._routes) >= 1000:  # of a crawl over many hosts
                 self._routes.clear()
-            self._routes[origin] = route
+            self._routes[key] = route
         return route
 
     def _proxy(self, origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
@@ -4048,7 +4138,7 @@ class Session:
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
         if isinstance(verify, ssl.SSLContext):  # made anew for each call, they would pile up
             return tls_context(verify, cert)
-        key = (verify, tuple(cert) if isinstance(cert, list) else cert)
+        key = (verify, cert)
         if key not in self._contexts:
             if len(self._contexts) >= 100:
                 self._contexts.clear()
@@ -4735,8 +4825,10 @@ HELD_BYTES = 1_048_576   # of a body that waits for its turn on stdout; then the
 REDRAW_SECONDS = 0.1     # between two states of the progress line
 SILENCE_SECONDS = 30.0   # without a byte, and we give up
 MAX_GLOB = 100_000       # URLs that one argument may stand for
-SECRETS = re.compile(r"(?im)^((?:proxy-)?authorization|(?:set-)?cookie):[^\r\n]*"
-                     r"(?:\r?\n[ \t][^\r\n]*)*")  # not for -v
+_FIELD = re.compile(r"^([^\s:]+):([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.M)
+SECRET_NAMES = re.compile(  # not for -v
+    r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$"
+    r"|.*(api-?key|token|secret|passw(or)?d|credential)", re.I)
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
 
 # A line is a flag's definition as well as its help. A word in capitals is its value, and
@@ -5378,8 +5470,10 @@ def name_from_header(disposition: str) -> str | None:
     It is decoded first and then cut to its last part: %2F climbs out of no folder.
     """
     from urllib.parse import unquote
-    pattern = r"""([\w!#$&+.^`|~*-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)"""
-    found = {name.lower(): value.strip() for name, value in re.findall(pattern, disposition)}
+    found: dict[str, str] = {}
+    for part in re.findall(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)+', disposition):
+        name, _, value = part.partition("=")
+        found[name.strip().lower()] = value.strip()
     charset, _, coded = found.get("filename*", "").partition("'")
     if charset.lower() in ("utf-8", "iso-8859-1"):
         name = unquote(coded.partition("'")[2], charset)
@@ -5451,7 +5545,7 @@ class Transfer:
                  saved: bool = False) -> None:
         self.number = number
         self.url = url
-        self.shown_url = printable(re.sub("(?<=://)[^/?#]*@", "", url))  # without the password
+        self.shown_url = printable(without_userinfo(url))
         self.output = output  # what -o said, if anything
         self.to_stdout = not saved
         self.path = ""        # of the file
@@ -5689,6 +5783,17 @@ def terminal_width() -> int:
     return 80
 
 
+def mask_field(match: re.Match[str]) -> str:
+    """A field as -v shows it: no secrets, and no user and password in a Location."""
+    name, value = match.groups()
+    if SECRET_NAMES.match(name):
+        return f"{name}: ***"
+    before, slashes, rest = value.partition("//")
+    if name.lower() == "location" and "@" in rest:
+        value = f"{before}{slashes}***@{rest.rpartition('@')[2]}"
+    return f"{name}:{value}"
+
+
 def for_terminal(data: bytes) -> bytes:
     """A head as a terminal may show it: without its controls."""
     return "".join(printable(line) + "\n" for line in data.splitlines()).encode()
@@ -5740,7 +5845,7 @@ class Screen:
     def show_wire(self, kind: str, data: str | bytes) -> None:
         """What a call traces, as -v shows it: > sent, < received, * a note."""
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
-        for line in SECRETS.sub(r"\1: ***", text.removesuffix("\n")).split("\n"):
+        for line in _FIELD.sub(mask_field, text.removesuffix("\n")).split("\n"):
             self.say(kind, line.removesuffix("\r"))
 
 
