@@ -4367,7 +4367,7 @@ def disk_errors(path: str, **facts: Any) -> Iterator[None]:
                             exit_code=23, **facts) from error
 
 
-def write_all(stream: Any, data: bytes) -> None:
+def write_all(stream: Any, data: bytes | bytearray) -> None:
     """Write all of data, and at once: whoever reads a pipe should not wait for us.
 
     A raw file may take a part of it, a pipe that does not block may take nothing yet.
@@ -5506,7 +5506,7 @@ def is_direct(path: str) -> bool:
         not os.path.isfile(real) or not os.access(os.path.dirname(real), os.W_OK))
 
 
-def write_stdout(data: bytes) -> None:
+def write_stdout(data: bytes | bytearray) -> None:
     """Write to stdout, past Python's text layer."""
     write_all(sys.stdout.buffer, data)
 
@@ -5557,8 +5557,7 @@ class Transfer:
         self.expected: int | None = None
         self.window = 0.0, 0         # for --speed-limit: since when, from how many bytes on
         self.turn = asyncio.Event()  # set when stdout is ours
-        self.held: list[bytes] = []  # what came before that
-        self.held_bytes = 0
+        self.held = bytearray()      # what came before that
         self.wrote = False           # bytes of this URL are out, and cannot be taken back
         self.file: Any = None        # where heads and body go, if not to stdout
 
@@ -5583,16 +5582,14 @@ class Transfer:
             self.flush()
             write_stdout(data)
         else:
-            self.held.append(data)
-            self.held_bytes += len(data)
+            self.held += data
             return
         self.wrote = True
 
     def flush(self) -> None:
         """Write what was kept; our turn has come."""
-        held, self.held, self.held_bytes = self.held, [], 0
-        for data in held:
-            write_stdout(data)
+        held, self.held = self.held, bytearray()
+        write_stdout(held)
 
 
 def plan_transfers(options: Options) -> list[Transfer]:
@@ -5990,7 +5987,7 @@ class Command:
                 wary = False  # the first piece tells, as it does for curl
                 transfer.write(piece)
                 await self.advance(transfer, transfer.received + len(piece), transfer.expected)
-                if transfer.held_bytes > HELD_BYTES:
+                if len(transfer.held) > HELD_BYTES:
                     await response.stand_by(transfer.turn.wait())
 
     def continues(self, response: Response, offset: int) -> bool:
