@@ -107,17 +107,20 @@ from typing import (
     Literal,
     NamedTuple,
     Optional,
+    Protocol,
     TypedDict,
     TypeVar,
     Union,
     overload,
 )
 
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack  # known to each type checker, and never imported
 if TYPE_CHECKING:
     import io
     from datetime import timedelta
-
-    from typing_extensions import Unpack  # known to each type checker, and never imported
 
 __version__ = "0.1.0"
 __all__ = [
@@ -978,8 +981,8 @@ def read_chunked() -> BodyParser:
                 data, at, pieces = data[at:] + arrived, 0, []
             line = data[at:end] if end >= 0 else data[at:]
             size, at = parse_chunk_size(line), end + 2
-            if len(line) > 16:  # more than digits
-                extensions += len(line)
+            if len(line) > 16:  # more than digits; what payload comes with them is to their credit
+                extensions = max(0, extensions + len(line) - size)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
@@ -1052,11 +1055,14 @@ _TEXT_CODEC = re.compile(
 # The web's names that Python has not: by rule where there is one. Then what is to be decoded as
 # more than it says, since browsers do so and servers count on it: under the names of the Chinese,
 # Japanese and Korean standards go texts with the characters that Windows added to these.
-_WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|dos)-(?=\d+$)", "cp"),
+_WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|win|dos|cp)-?(?=\d+$)", "cp"),
               (r"^iso8859(?=\d)", "iso8859-"))
 _WEB_CODECS = {
     "mac": "mac-roman", "mac-ukrainian": "mac-cyrillic", "koi8": "koi8-r", "koi8-ru": "koi8-u",
-    "windows-31j": "cp932", "gb_2312-80": "gb18030", "ks_c_5601-1989": "cp949",
+    "cn-big5": "big5", "gb_2312": "gb18030", "csgb2312": "gb18030", "ksc_5601": "cp949",
+    "cseuckr": "cp949", "visual": "iso8859-8", "logical": "iso8859-8", "ucs-2": "utf-16-le",
+    "unicode": "utf-16-le", "windows-31j": "cp932", "gb_2312-80": "gb18030",
+    "ks_c_5601-1989": "cp949",
     "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949"}
 
 
@@ -1209,6 +1215,64 @@ def charset_of(content_type: str) -> str:
     return codec if _TEXT_CODEC.fullmatch(codec) else "utf-8"
 
 
+class LineCutter:
+    r"""Lines out of the bytes of a text, as they come.
+
+    >>> cutter = LineCutter("utf-16", "\ufeffé\nx".encode("utf-16-be"))
+    >>> cutter.decode(cutter.take(False)), cutter.take(False), cutter.decode(cutter.take(True))
+    ('é\n', b'', 'x')
+
+    A line ends at the byte 0x0A, which in all codecs here is nothing else, or where
+    characters are wider, at their line end. So each line can be decoded by itself; not so
+    in ISO 2022, where it matters what came before.
+    """
+
+    def __init__(self, encoding: str, data: bytes = b"") -> None:
+        self.encoding = encoding
+        self.pending = bytearray(data)
+        self.searched = 0
+        self.newline = b""  # until enough is there to know
+        self.decoder = (codecs.getincrementaldecoder(encoding)("replace")
+                        if encoding.startswith("iso2022") else None)
+
+    def begin(self) -> None:
+        """Find out what ends a line, by the mark that a UTF-16 or UTF-32 text may begin with."""
+        if self.encoding in ("utf-16", "utf-32"):
+            big, little = (codecs.BOM_UTF16_BE, codecs.BOM_UTF16_LE) if self.encoding[-1] == "6" \
+                else (codecs.BOM_UTF32_BE, codecs.BOM_UTF32_LE)
+            order = "be" if self.pending.startswith(big) else (
+                "le" if self.pending.startswith(little) else sys.byteorder[0] + "e")
+            if self.pending.startswith((big, little)):
+                del self.pending[:len(big)]
+            self.encoding += "-" + order
+        wide = self.encoding.startswith(("utf-16", "utf-32"))
+        self.newline = "\n".encode(self.encoding) if wide else b"\n"
+
+    def take(self, last: bool) -> bytes:
+        """The next line with its end, b"" for none yet; with `last`, what is left is one, too."""
+        if not self.newline:
+            if len(self.pending) < 4 and not last:
+                return b""
+            self.begin()
+        width, end = len(self.newline), self.pending.find(self.newline, self.searched)
+        while end > 0 and end % width:
+            end = self.pending.find(self.newline, end + 1)
+        if end < 0 and not last:
+            self.searched = max(0, len(self.pending) // width - 1) * width
+            return b""
+        size = end + width if end >= 0 else len(self.pending)
+        line = bytes(self.pending[:size])
+        del self.pending[:size]
+        self.searched = 0
+        return line
+
+    def decode(self, line: bytes) -> str:
+        """A line as text; what does not decode is replaced."""
+        if self.decoder is not None:
+            return self.decoder.decode(line)
+        return line.decode(self.encoding, "replace")
+
+
 # ==== 7. Response =============================================================
 # What the caller holds. It keeps the head as bytes and takes out of it what is
 # asked for: a hundred thousand responses kept are then mostly their bodies. The
@@ -1348,8 +1412,7 @@ class Response:
     _ended = False                         # the last of the body is in _decoded
     _decoder: Decoder | None = None
     _decoded: Iterator[bytes] = iter(())   # what has come and was not handed out yet
-    _pending: bytearray | None = None      # the same, of a line that is not whole
-    _text_decoder: codecs.IncrementalDecoder | None = None
+    _cutter: LineCutter | None = None      # the same, of a line that is not whole
 
     def __init__(self, head: Head, url: URL, body: Body, decode: bool = True) -> None:
         self.status_code = head.status
@@ -1405,7 +1468,7 @@ class Response:
     def cookies(self) -> dict[str, str]:
         """The cookies that this response set, by name."""
         pairs = (line.partition(";")[0].partition("=") for line in
-                 self.headers.get_all("set-cookie") if _VALUE.fullmatch(line))
+                 octets_text(self.raw_head, "set-cookie") if _VALUE.fullmatch(line))
         return {name.strip(): value.strip() for name, equals, value in pairs if equals}
 
     @property
@@ -1417,7 +1480,8 @@ class Response:
         links: dict[str, dict[str, str]] = {}
         link: dict[str, str] = {}
         pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
-        for url, name, quoted, token in re.findall(pattern, self.headers.get("link", "")):
+        for url, name, quoted, token in re.findall(
+                pattern, ", ".join(octets_text(self.raw_head, "link"))):
             if not name:
                 link = {"url": url}
             elif link and name.lower() not in link:
@@ -1496,48 +1560,37 @@ class Response:
 
     def _take_pending(self) -> bytes:
         """What iter_lines has left of a piece."""
-        pending, self._pending = self._pending, None
-        return bytes(pending or b"")
+        cutter, self._cutter = self._cutter, None
+        return bytes(cutter.pending) if cutter else b""
 
     async def iter_lines(self) -> AsyncIterator[str]:
         r"""Yield the body's lines as text, without their \n or \r\n.
 
-        A line ends at the byte 0x0A. Wider characters (UTF-16, UTF-32) are made UTF-8 first.
+        What is left when the loop is left is there for the next one, of either kind.
         """
-        encoding = self.encoding
         if self._content is not None:
-            *lines, rest = self.text.split("\n")
-            for line in lines + [rest] * bool(rest):
-                yield line.removesuffix("\r")
-            return
-        wide = encoding.startswith(("utf-16", "utf-32"))
-        decoder = self._text_decoder or codecs.getincrementaldecoder(encoding)("replace")
-        self._text_decoder = decoder
-        searched, more = 0, True
-        while more:
-            pending = self._pending = self._pending or bytearray()
-            end = pending.find(b"\n", searched) + 1
-            self._check_size(end - 1 if end else len(pending), MAX_LINE_BYTES, "bytes in a line")
-            if not end:
-                searched = len(pending)
-                piece = await self._next_piece()
-                more = bool(piece)
-                pending += decoder.decode(piece, not more).encode() if wide else piece
-                if more:
-                    continue
-                end, self._text_decoder = len(pending), None
-            line = (pending[:end].decode() if wide else
-                    decoder.decode(bytes(pending[:end]), not more))
-            del pending[:end]
-            searched = 0
-            if line:
-                self._missing = _IN_PIECES
-                yield line.removesuffix("\n").removesuffix("\r")
+            cutter, more = LineCutter(self.encoding, self._content), False
+        else:
+            cutter = self._cutter = self._cutter or LineCutter(self.encoding)
+            more = True
+        while True:
+            while line := cutter.take(not more):
+                self._check_size(len(line) - 1, MAX_LINE_BYTES, "bytes in a line")
+                if self._content is None:
+                    self._missing = _IN_PIECES
+                yield cutter.decode(line).removesuffix("\n").removesuffix("\r")
+            if not more:
+                return
+            self._check_size(len(cutter.pending), MAX_LINE_BYTES, "bytes in a line")
+            piece = await self._next_piece()
+            cutter.pending += piece
+            more = bool(piece)
 
     async def discard(self) -> None:
         """Read a short rest, undecoded, so that the connection can be used again."""
         body = self._body
-        if body.reusable:
+        long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
+        if body.reusable and not long:
             body.hurry(MAX_DISCARD_SECONDS)
             with contextlib.suppress(AsyncGetError):  # nobody wants it: a broken one does no harm
                 while not body.done and body.received <= MAX_DISCARD_BYTES:
@@ -1566,11 +1619,12 @@ class Response:
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
-        whole = self._ended and self._decoder is None and not self._pending
+        whole = self._ended and self._decoder is None and not (
+            self._cutter and self._cutter.pending)
         if self._content is None and not (whole and self._missing == _IN_PIECES):
             self._missing = _GIVEN_UP
         self._decoder, self._decoded = None, iter(())
-        self._pending = self._text_decoder = None
+        self._cutter = None
         self._body.abort()
 
     async def _next_piece(self) -> bytes:
@@ -2400,6 +2454,7 @@ class Pool:
         self.hosts: dict[Origin, Host] = {}       # with connections, or with who waits for one
         self.turns: list[tuple[int, Origin]] = []  # a heap: the first to wait at each, by arrival
         self.arrivals = 0
+        self.left = 0                              # of turns, those for nobody, about
         self.moved_at = 0.0                        # when any connection came free
 
     def __repr__(self) -> str:
@@ -2515,7 +2570,21 @@ class Pool:
             if waiter.timer is not None:
                 waiter.timer.cancel()
             host.waiting.pop(waiter, None)
+            if not host.waiting and host.in_turn:
+                self._leave()
             self._tidy(route.origin)
+
+    def _leave(self) -> None:
+        """Nobody waits at an origin that is in turn: forget such turns when they are many."""
+        self.left += 1
+        if self.left > 64 and 2 * self.left > len(self.turns):
+            self.left, turns = 0, self.turns
+            self.turns = [turn for turn in turns if self.hosts[turn[1]].waiting]
+            heapq.heapify(self.turns)
+            for _, origin in turns:
+                if not self.hosts[origin].waiting:
+                    self.hosts[origin].in_turn = False
+                    self._tidy(origin)
 
     def _look(self, waiter: Waiter, turns: int = LAST_TURNS) -> None:
         """End the waiting of who stands still; look again later while it may yet move."""
@@ -3131,9 +3200,9 @@ class Cookies:
         self.add(Cookie(name, value, domain and parse_domain(domain), path,
                         not domain, secure, False, expires))
 
-    def update(self, cookies: Mapping[str, str | None]) -> None:
+    def update(self, cookies: Mapping[str, str | None] | Iterable[tuple[str, str | None]]) -> None:
         """Set several for the home origin; a value of None deletes."""
-        for name, value in cookies.items():
+        for name, value in dict(cookies).items():
             if value is None:
                 self.delete(name)
             else:
@@ -3219,8 +3288,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
     An unknown kind of proxy is an error: going there directly might be the leak that
     the proxy is there to prevent.
     """
-    scheme, mark, rest = text.partition("://")
-    scheme, rest = (scheme.lower(), rest) if mark else ("http", text)
+    scheme, mark, rest = text.strip().partition("://")
+    scheme, rest = (scheme.lower(), rest) if mark else ("http", scheme)
     ports = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
     if scheme not in ports:
         raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
@@ -3388,13 +3457,20 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 # say takes the session's rendered fields and its route for the origin from a dictionary:
 # most of the price of a small GET is what one does not do here.
 
+class Jar(Protocol):
+    """What is asked of a jar of the caller's: http.cookiejar.CookieJar has it, and requests'."""
+
+    def add_cookie_header(self, request: Any) -> object: ...
+    def extract_cookies(self, response: Any, request: Any) -> object: ...
+
+
 class RequestSettings(TypedDict, total=False):
     """The keywords of every call; given to a Session, they hold for all of its calls."""
 
     params: Params | None                   # laid over the session's; None removes
     headers: HeaderItems | None             # likewise
     auth: Auth | None                       # (user, password), or a bearer token
-    cookies: Any                            # True, False, a mapping, Cookies or a CookieJar
+    cookies: bool | Mapping[str, str | None] | Cookies | Jar | None
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
     follow_redirects: bool
@@ -3493,14 +3569,16 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
             fits = fits and not isinstance(value, (str, bytes))
         if not fits:
             raise TypeError(f"{name} must be {expected}: not {type(value).__name__}")
-        if isinstance(value, (int, float)) and name in _LEAST and not value >= _LEAST[name]:
-            raise ValueError(f"{name} must be at least {_LEAST[name]}: not {value!r}")  # nor nan
+        if (isinstance(value, (int, float)) and name in _LEAST  # nan is not at least anything
+                and not (value >= _LEAST[name] and value < 1e18 or value == _FOREVER)):
+            raise ValueError(f"{name} must be at least {_LEAST[name]}: not {value!r:.50}")
         settings[name] = value
     for name in settings.keys() & {"params", "headers"}:
         value = settings[name] or ()
         pairs = value.items() if isinstance(value, Mapping) else value
         try:
             settings[name] = tuple((key, item) for key, item in pairs)
+            hash(tuple(key for key, _ in settings[name]))  # a name is text, or a number
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be {SETTINGS[name][2]}") from None
     if "secret_headers" in settings:
@@ -3518,22 +3596,31 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
     return settings
 
 
-def fields_of(base: Fields, options: Mapping[str, Any], decode: bool) -> Fields:
-    """The fields of a request: over base what `decode`, `headers` and `auth` ask for."""
-    if not decode:
-        base = merge_fields(base, {"Accept-Encoding": None})
+def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
+    """The fields of a request: over base what `headers` and `auth` ask for."""
     if options.get("headers"):
         base = merge_fields(base, options["headers"])
-        named = {name.lower() for name, _ in options["headers"]}
-        if decode and "accept-encoding" in named:  # what we cannot undo is not asked for
-            base = tuple((name, acceptable(value) if name.lower() == "accept-encoding" else value)
-                         for name, value in base)
-        elif "range" in named:  # no part of a gzip unpacks
-            base = merge_fields(base, {"Accept-Encoding": "identity" if decode else None})
     if "auth" in options:  # None takes the session's away
         auth = options["auth"]
         base = merge_fields(base, {"Authorization": render_auth(auth) if auth else None})
     return base
+
+
+def with_codings(fields: Fields, decode: bool) -> Fields:
+    """The fields with those codings asked for that will be undone.
+
+    >>> with_codings((("Accept-Encoding", "gzip, br"),), decode=True)
+    (('Accept-Encoding', 'gzip'),)
+    """
+    names = {name.lower() for name, _ in fields}
+    if ("Accept-Encoding", ACCEPT_ENCODING) in fields:  # ours, so nobody insists on it
+        ranged = "range" in names  # no part of a gzip unpacks
+        return fields if decode and not ranged else merge_fields(
+            fields, {"Accept-Encoding": "identity" if decode else None})
+    if not decode or "accept-encoding" not in names:
+        return fields
+    return tuple((name, acceptable(value) if name.lower() == "accept-encoding" else value)
+                 for name, value in fields)
 
 
 def is_jar(cookies: object) -> bool:
@@ -3594,7 +3681,8 @@ class Call:
         rule = self.settings["retries"]
         delay = (rule(attempt, outcome) if callable(rule) else
                  retry_delay(attempt, outcome, rule))
-        late = delay is not None and asyncio.get_running_loop().time() + delay > self.deadline
+        late = delay is not None and (
+            delay == _FOREVER or asyncio.get_running_loop().time() + delay > self.deadline)
         return None if late else delay
 
 
@@ -3622,6 +3710,8 @@ class SharedIterator:
 
 def worker_count(urls: object, limit: int) -> int:
     """How many workers to start: no more than there are URLs, where that is known."""
+    if isinstance(urls, (str, bytes)):
+        raise TypeError("urls are a list of URLs, or another iterable of them, not one")
     if not isinstance(limit, int) or limit < 1:
         raise ValueError("limit must be at least 1: it is how many are fetched at once")
     return min(limit, len(urls)) if isinstance(urls, Sized) else limit
@@ -3669,7 +3759,8 @@ class Session:
             base = parse_url(self.settings["base_url"])
             path = base.target.partition("?")[0]
             self._base = base._replace(target=path.removesuffix("/") + "/")
-        self._fields = fields_of(DEFAULT_FIELDS, own, self.settings["decode"])
+        self._base_fields = fields_of(DEFAULT_FIELDS, own)
+        self._fields = with_codings(self._base_fields, self.settings["decode"])  # a plain GET's
         given = self.settings["cookies"]
         self.cookies: Any = given if is_jar(given) else Cookies(
             given if isinstance(given, Mapping) else None)
@@ -3742,13 +3833,14 @@ class Session:
         AsyncGetError stands in the list in its place instead.
         """
         outcomes: list[Any] = []
+        own = checked(options)
 
         async def work(urls: SharedIterator) -> None:
             async for url in urls:
                 index = len(outcomes)
                 outcomes.append(None)
                 try:
-                    outcomes[index] = await self.get(url, **options)
+                    outcomes[index] = await self.get(url, **own)
                 except AsyncGetError as error:
                     if not return_exceptions:
                         raise
@@ -3766,9 +3858,9 @@ class Session:
         a million URLs from a generator take no more memory than a hundred. The loop may be
         left at any time: what is under way is cancelled, and waits for nobody.
         """
-        return self._outcomes(urls, limit, options)
+        return self._outcomes(urls, limit, checked(options))
 
-    async def _outcomes(self, urls: Urls, limit: int, options: RequestSettings,
+    async def _outcomes(self, urls: Urls, limit: int, options: dict[str, Any],
                         close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
         """What as_completed gives; with `close` its end is the session's.
 
@@ -3786,7 +3878,14 @@ class Session:
                 finished.put_nowait((url, outcome))
                 await taken.acquire()
 
-        workers = asyncio.ensure_future(work_together(work, urls, limit))
+        async def work_together_and_close() -> None:
+            try:
+                await work_together(work, urls, limit)
+            finally:  # not in the generator's: asyncio may end it without a word
+                if close:
+                    await self.close()
+
+        workers = asyncio.ensure_future(work_together_and_close())
         workers.add_done_callback(lambda _: finished.put_nowait(None))
         try:
             while (item := await finished.get()) is not None:
@@ -3795,8 +3894,6 @@ class Session:
             await workers
         finally:
             await cancel([workers])
-            if close:
-                await self.close()
 
     @spelled_out(RequestSettings)
     async def download(self, url: str, path: FilePath | PathRule, *,
@@ -3894,7 +3991,7 @@ class Session:
         """The first request of a call, with all that the caller wants in it."""
         settings, options, base = call.settings, call.options, self._base
         url = join_url(base, call.url.strip()) if base else parse_url(call.url)
-        fields = self._fields
+        fields = self._base_fields if options else self._fields
         if base and url.origin != base.origin:  # the session's secrets are the base's
             fields = without_secrets(fields, settings["secret_headers"])
         elif base and not url.userinfo and "auth" not in options:
@@ -3902,7 +3999,7 @@ class Session:
         if settings["params"]:
             url = add_params(url, settings["params"])
         if options:
-            fields = fields_of(fields, options, settings["decode"])
+            fields = with_codings(fields_of(fields, options), settings["decode"])
         request = Request(url, merge_fields(fields, extra) if extra else fields)
         if self._base is None and isinstance(self.cookies, Cookies):
             self.cookies.home(url.origin)
@@ -3968,7 +4065,7 @@ class Session:
         """A connection; what one waits for it is not the call's time, as long as others move."""
         loop, timeout = asyncio.get_running_loop(), call.settings["timeout"]
         came = loop.time()
-        left, patience = call.deadline - came, _FOREVER if timeout is None else timeout
+        left, patience = call.deadline - came, call.seconds if timeout is None else timeout
         try:
             connection = await self._pool.acquire(route, min(left, patience), fresh)
         except TimedOut as error:
@@ -3989,7 +4086,8 @@ class Session:
             own = [(name, value) for name, value in call.cookies.items() if value is not None]
             others = [pair for pair in cookies if pair[0] not in call.cookies]
             request = request.with_cookies([*own, *others])  # cut, if at all, at the end
-        if call.settings["netrc"] and not request.has("authorization"):
+        if (call.settings["netrc"] and "auth" not in call.options
+                and not request.has("authorization")):
             auth = netrc_auth(call.settings["netrc"], origin.host)
             if auth:
                 request = request.adding("Authorization", render_auth(auth))
