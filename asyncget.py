@@ -3899,11 +3899,16 @@ class Session:
     async def download(self, url: str, path: FilePath | PathRule, *,
                        progress: Progress | None = None, resume: bool = True,
                        overwrite: bool = True, any_status: bool = False,
+                       on_response: OnResponse | None = None,
                        **options: Unpack[RequestSettings]) -> Response:
         """GET a URL into a file that gets its name when it is whole: see section 12."""
+        for name, function in (("progress", progress), ("on_response", on_response)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a function: not {type(function).__name__}")
         call = self._call(url, options, None)
         return await download_to(self, call, path, progress=progress, resume=resume,
-                                 overwrite=overwrite, any_status=any_status)
+                                 overwrite=overwrite, any_status=any_status,
+                                 on_response=on_response)
 
     # ---- one call
 
@@ -4400,6 +4405,8 @@ def write_all(stream: Any, data: bytes) -> None:
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
     with disk_errors(path):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            os.lstat(path)  # a name that is too long
         special = os.path.exists(path) and not os.path.isfile(path)
         if special or not os.path.basename(path) or "\0" in path:
             raise OSError("not the name of a file")
@@ -4461,6 +4468,7 @@ def open_part(part: str) -> io.FileIO:
     Unbuffered: what has arrived is the kernel's at once, and no kill takes it back. The
     lock keeps other downloads off, and dies with us.
     """
+    new = not os.path.lexists(part)
     file = open(part, "ab", buffering=0, opener=open_ours)
     try:
         with contextlib.suppress(ImportError):  # Windows
@@ -4471,9 +4479,14 @@ def open_part(part: str) -> io.FileIO:
                 raise OSError("another download is writing it") from None
             except OSError:  # a file system without locks
                 pass
-        if os.fstat(file.fileno()).st_size and read_sidecar(part) is None:
-            raise OSError(f"{os.path.basename(part)} is not of our making: move it away, or "
-                          "choose another name")
+        if not os.path.samestat(os.fstat(file.fileno()), os.lstat(part)):
+            raise OSError("another download is writing it")  # it had the lock before us
+        sidecar = new and os.path.lexists(part + ".meta") and os.lstat(part + ".meta").st_size
+        if (os.fstat(file.fileno()).st_size or sidecar) and read_sidecar(part) is None:
+            if new:
+                os.unlink(part)
+            raise OSError(f"{os.path.basename(part)}{'.meta' if new else ''} is not of our making: "
+                          "move it away, or choose another name")
     except BaseException:
         file.close()
         raise
@@ -4489,6 +4502,12 @@ def restart_part(file: io.FileIO, part: str, sidecar: bytes) -> None:
         meta.write(sidecar)
 
 
+def take_mode(part: str, path: str, more: int) -> None:
+    """Let nobody read a .part who may not read what it will replace."""
+    if os.path.isfile(path) and not os.path.islink(path):
+        os.chmod(part, os.stat(path).st_mode & 0o777 | more)
+
+
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
     """Give a .part its name, if that is the file which we wrote, whole and alone.
 
@@ -4498,8 +4517,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
     if (not os.path.samestat(found, os.lstat(part)) or found.st_nlink > 1
             or found.st_size != size):
         raise OSError("its .part was changed by somebody else meanwhile")
-    if overwrite and os.path.exists(path):
-        os.chmod(part, stat.S_IMODE(os.stat(path).st_mode))
+    take_mode(part, path, 0)
     if os.name == "nt":
         file.close()  # Windows renames no open file
     try:
@@ -4519,7 +4537,11 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.unlink(part)
         else:  # a file system without links: take the name, then fill it
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            os.replace(part, path)
+            try:
+                os.replace(part, path)
+            except OSError:
+                os.unlink(path)
+                raise
     with contextlib.suppress(FileNotFoundError):
         os.unlink(part + ".meta")
 
@@ -4527,7 +4549,8 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
 # ---- from the wire to the disk
 
 FilePath = Union[str, "os.PathLike[str]"]
-PathRule = Callable[[Response], Union[FilePath, Awaitable[FilePath]]]
+PathRule = Callable[[Response], FilePath]
+OnResponse = Callable[[Response], object]  # awaited, if it gives something to await
 Progress = Callable[[int, Optional[int]], object]  # awaited, if it gives something to await
 
 
@@ -4557,6 +4580,7 @@ async def save_body(response: Response, path: str, plan: str, known: Partial | N
     part = part_of(path)
     with disk_errors(path, url=response.url, response=response):
         with open_part(part) as file:
+            take_mode(part, path, 0o200)  # it has to be opened again to go on
             size = known.size if known and plan != "restart" else 0
             if plan == "restart":
                 restart_part(file, part, render_sidecar(response))
@@ -4572,7 +4596,7 @@ async def save_body(response: Response, path: str, plan: str, known: Partial | N
 
 async def download_to(session: Session, call: Call, path: FilePath | PathRule, *,
                       progress: Progress | None, resume: bool, overwrite: bool,
-                      any_status: bool) -> Response:
+                      any_status: bool, on_response: OnResponse | None) -> Response:
     """GET a URL into a file, which gets its name when it is whole, and return the response.
 
         await session.download(url, "big.iso", progress=lambda size, total: ...)
@@ -4581,8 +4605,9 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
     server can tell that the file is still the same. Whatever ends us, kill -9 as well,
     leaves it for the next time. The response is then a 206, or a 416 if all was there.
 
-    `path` may be a function of the response, async or not, for names that the server chooses;
-    what an earlier call has left is not resumed then. `overwrite=False` never replaces a file. A
+    `path` may be a function of the response, for names that the server chooses; what an
+    earlier call has left is not resumed then. `on_response` sees each response before its body
+    is read; what it raises ends the call. `overwrite=False` never replaces a file. A
     status that is no success raises StatusError; with `any_status` its body is saved, as
     curl does, though not in the place of a partial file. A coding that the file's name or
     type announces (a.tar.gz) stays as it is. What the file system refuses is an
@@ -4602,9 +4627,11 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
 
     async def finish(response: Response, call: Call) -> Response | None:
         nonlocal place, resume, wrote
+        met = on_response(response) if on_response else None
+        if isinstance(met, Awaitable):
+            await met
         if not wrote:
-            chosen = path(response) if callable(path) else path
-            place = os.fsdecode(await chosen if isinstance(chosen, Awaitable) else chosen)
+            place = os.fsdecode(path(response) if callable(path) else path)
         assert place is not None
         if is_own_coding(response, place):
             response.coding = b"identity"
@@ -4626,11 +4653,13 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
 async def download(url: str, path: FilePath | PathRule, *,
                    progress: Progress | None = None, resume: bool = True,
                    overwrite: bool = True, any_status: bool = False,
+                   on_response: OnResponse | None = None,
                    **settings: Unpack[SessionSettings]) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
     async with Session(**settings) as session:
-        return await session.download(url, path, progress=progress, resume=resume,
-                                      overwrite=overwrite, any_status=any_status)
+        return await session.download(
+            url, path, progress=progress, resume=resume, overwrite=overwrite,
+            any_status=any_status, on_response=on_response)
 
 
 # ==== 13. Timeline ============================================================
@@ -5491,10 +5520,16 @@ def name_from_header(disposition: str) -> str | None:
     return safe_name(re.split(r"[/\\]", name)[-1], hidden=False)
 
 
+def key_of(path: str) -> str:
+    """One spelling for each file: two names may lead to the same folder."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
+
+
 def free_name(path: str, taken: Container[str]) -> str:
     """The name that --no-clobber gives: path, or the first of path.1, path.2 ... not taken."""
     for suffix in ("", *(f".{number}" for number in range(1, 100))):
-        if path + suffix not in taken and not os.path.lexists(path + suffix):
+        if key_of(path + suffix) not in taken and not os.path.lexists(path + suffix):
             return path + suffix
     raise AsyncGetError(f"{path} to {path}.99 exist already", exit_code=23)
 
@@ -5503,11 +5538,22 @@ def is_direct(path: str) -> bool:
     """Whether a name of -o's can only be written to as it is: a device, a pipe, a descriptor,
     or a file in a folder where no other can be made.
     """
+    last = path
+    for _ in range(40):  # as many links as Linux follows
+        if not os.path.islink(last) or last.startswith(("/dev/fd/", "/proc/")):
+            break
+        last = os.path.join(os.path.dirname(last), os.readlink(last))
     real = os.path.realpath(path)
-    if real.startswith(("/dev/", "/proc/")) or path.startswith(("/dev/fd/", "/proc/")):
-        return True
-    return os.path.exists(real) and (
+    return os.path.abspath(last).startswith(("/dev/fd/", "/proc/")) or os.path.exists(real) and (
         not os.path.isfile(real) or not os.access(os.path.dirname(real), os.W_OK))
+
+
+def is_stdout(path: str) -> bool:
+    """Whether a name leads to what stdout is, such as /dev/stdout."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):
+        return False
 
 
 def write_stdout(data: bytes) -> None:
@@ -5537,9 +5583,11 @@ def write_secret(name: str, data: bytes) -> None:
             with open(number, "wb") as file:  # mkstemp's files are their owner's alone
                 write_all(file, data)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             os.unlink(temporary)
-            raise
+            if getattr(error, "errno", None) != errno.EBUSY:
+                raise
+            write_named(path, data)  # a mount of one file: nothing can take its place
 
 
 class Transfer:
@@ -5564,7 +5612,9 @@ class Transfer:
         self.held: list[bytes] = []  # what came before that
         self.held_bytes = 0
         self.wrote = False           # bytes of this URL are out, and cannot be taken back
-        self.file: Any = None        # where heads and body go, if not to stdout
+        self.file: Any = None        # where heads and body go, if not to stdout or a .part
+        self.mode = ""               # how it is opened, at the first byte: "wb", or "ab" to go on
+        self.appended = 0            # bytes that -C NUMBER has put behind others
 
     @property
     def exit_code(self) -> int:
@@ -5580,9 +5630,14 @@ class Transfer:
 
     def write(self, data: bytes) -> None:
         """Write to the file, or to stdout if it is our turn; else keep the data till then."""
-        if self.file is not None:
+        if self.mode:
             with disk_errors(self.path):
+                if self.file is None:
+                    flags = 0 if self.output else getattr(os, "O_NOFOLLOW", 0)
+                    self.file = open(self.path, self.mode, opener=lambda name, how: os.open(
+                        name, how | flags, 0o666))
                 write_all(self.file, data)
+            self.appended += len(data)
         elif self.turn.is_set():
             self.flush()
             write_stdout(data)
@@ -5591,6 +5646,13 @@ class Transfer:
             self.held_bytes += len(data)
             return
         self.wrote = True
+
+    def close(self) -> None:
+        """Close the file, if there is one; one that got no byte is made all the same."""
+        if self.file is not None:
+            with disk_errors(self.path):
+                self.file.close()
+        self.file, self.mode = None, ""
 
     def flush(self) -> None:
         """Write what was kept; our turn has come."""
@@ -5627,7 +5689,7 @@ def plan_transfers(options: Options) -> list[Transfer]:
 
 def redirect_url(response: Response) -> str | None:
     """Where a redirect that was not followed would have led."""
-    location = response.headers.get("location")
+    location = "".join(octets_text(response.raw_head, "location")[:1])
     if response.status_code // 100 != 3 or not location:
         return None
     try:
@@ -5842,8 +5904,16 @@ class Screen:
             self.say(kind, line.removesuffix("\r"))
 
 
+class Changed(AsyncGetError):
+    """The server's file is not the one that there is a part of."""
+
+
 class TryAgain(Exception):
     """Ends a try whose answer --retry does not take; after so many seconds comes the next."""
+
+
+class Unchanged(Exception):
+    """Ends a try whose answer is 304: what is there, stays, and that is a success."""
 
 
 class EarlyEnd(Exception):
@@ -5871,7 +5941,10 @@ class Command:
                 scheme = transfer.url.partition("://")[0].lower()
                 if scheme in DEFAULT_PORTS and scheme not in allowed:
                     raise AsyncGetError(f"--proto does not allow {scheme}", exit_code=1)
-                if not transfer.to_stdout:
+                if transfer.output and is_stdout(os.path.join(
+                        options.output_dir or "", transfer.output)):
+                    transfer.output, transfer.to_stdout = "-", True
+                if not transfer.to_stdout and (transfer.output or not options.remote_header_name):
                     transfer.path = self.place(transfer.output or name_from_url(transfer.url),
                                                transfer)
             except AsyncGetError as error:
@@ -5896,7 +5969,7 @@ class Command:
     def place(self, name: str, transfer: Transfer) -> str:
         """The path for a file name, which no other URL of this run may have."""
         path = os.path.join(self.options.output_dir or "", name)
-        if transfer.output and is_direct(path):
+        if transfer.output and is_direct(path) and not os.path.isfile(path):
             return path
         if transfer.output and os.path.islink(path):
             path = os.path.realpath(path)  # who named it means what it leads to
@@ -5904,7 +5977,7 @@ class Command:
             path = free_name(path, self.claimed)
         part = part_of(path)
         for taken in (path, part, part + ".meta"):
-            if self.claimed.setdefault(os.path.abspath(taken), transfer.number) != transfer.number:
+            if self.claimed.setdefault(key_of(taken), transfer.number) != transfer.number:
                 raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
         return path
 
@@ -5918,9 +5991,9 @@ class Command:
         if kind == "<" and isinstance(data, bytes):
             shown = for_terminal(data) if sys.stdout.isatty() else data
             if options.include or options.head:
-                transfer.write(shown if transfer.file is None else data)
+                transfer.write(data if transfer.mode else shown)
             if options.dump_header == "-":
-                transfer.write(shown if transfer.file is None else data)
+                transfer.write(data if transfer.mode else shown)
             elif options.dump_header:
                 write_named(options.dump_header, data, "ab")
 
@@ -5932,6 +6005,8 @@ class Command:
         if delay is not None:
             await response.discard()
             raise TryAgain(delay)
+        if response.status_code == 304:
+            raise Unchanged
         if options.fail:
             response.raise_for_status()
         if options.etag_save and response.status_code == 200:
@@ -5963,15 +6038,17 @@ class Command:
         return {"trace": functools.partial(self.trace, transfer),
                 "headers": [*self.settings["headers"], *headers]}
 
-    async def stream(self, transfer: Transfer) -> None:
-        """Hand on a body as it comes: to stdout, and what no .part can stand for."""
-        wary = transfer.output is None and transfer.file is None and sys.stdout.isatty()
-        offset = self.options.continue_at if self.options.continue_at != "-" else None
-        ranged = [("Range", f"bytes={offset}-"), ("Accept-Encoding", "identity")] if offset else []
+    async def stream(self, transfer: Transfer, offset: int = 0) -> None:
+        """Hand on a body as it comes: to stdout, and to what no .part can stand for.
+
+        With an offset it is gone on from there, as curl does.
+        """
+        wary = transfer.output is None and not transfer.mode and sys.stdout.isatty()
+        fields = [("Range", f"bytes={offset}-"), ("Accept-Encoding", "identity")] if offset else []
         async with self.session.stream(
-                transfer.url, **self.call_settings(transfer, *ranged)) as response:
+                transfer.url, **self.call_settings(transfer, *fields)) as response:
             await self.meet(transfer, response)
-            if offset and not self.continues(response, int(offset)):
+            if offset and not self.goes_on(transfer, response, offset):
                 return
             if is_own_coding(response, transfer.path):
                 response.coding = b"identity"
@@ -5983,83 +6060,84 @@ class Command:
                 wary = False  # the first piece tells, as it does for curl
                 transfer.write(piece)
                 await self.advance(transfer, transfer.received + len(piece), transfer.expected)
-                if transfer.held_bytes > HELD_BYTES:
+                if len(transfer.held) > HELD_BYTES:
                     await response.stand_by(transfer.turn.wait())
 
-    def continues(self, response: Response, offset: int) -> bool:
-        """Whether a response goes on behind `offset`; False where nothing is to come."""
-        told = response.headers.get("content-range", "").lower()
+    def goes_on(self, transfer: Transfer, response: Response, offset: int) -> bool:
+        """Whether a response goes on at an offset; False where nothing is to come.
+
+        Raises Changed where the server's file is not the one that we have a part of.
+        """
+        told, length = response.headers.get("content-range", "").lower(), body_length(response)
         if response.status_code == 416 and told == f"bytes */{offset}":
             return False
-        if response.status_code != 206 or not told.startswith(f"bytes {offset}-"):
+        if response.status_code != 416:
             response.raise_for_status()
-            raise AsyncGetError("the server does not go on in the middle: -C is not for it",
-                                exit_code=33)
-        return True
-
-    async def append(self, transfer: Transfer) -> bool:
-        """-C on a file that bears its final name: go on in it, as curl does.
-
-        False where it has to begin anew: if the file is known to have changed meanwhile.
-        """
+        end = offset + (length or 0)
+        fits = response.status_code == 206 and length and told == f"bytes {offset}-{end - 1}/{end}"
+        changed = parse_date(response.headers.get("last-modified", ""))
         given = self.options.continue_at != "-"
-        size = os.path.getsize(transfer.path) if os.path.exists(transfer.path) else 0
-        offset = int(self.options.continue_at) if given else size
-        fields = ("Range", f"bytes={offset}-"), ("Accept-Encoding", "identity")
-        async with self.session.stream(
-                transfer.url, **self.call_settings(transfer, *fields)) as response:
-            await self.meet(transfer, response)
-            changed = parse_date(response.headers.get("last-modified", ""))
-            try:
-                if not self.continues(response, offset):
-                    return True
-            except StatusError:
-                raise
-            except AsyncGetError:
-                if given:
-                    raise
-                return False
-            if not given and changed is not None and changed > os.path.getmtime(transfer.path):
-                return False
-            with disk_errors(transfer.path), open(transfer.path, "ab", buffering=0) as file:
-                await write_body(response, file, 0, functools.partial(self.advance, transfer))
-        return True
+        if fits and (given or changed is None or changed <= os.path.getmtime(transfer.path)):
+            return True
+        raise Changed("the server does not go on in the middle: -C is not for it", exit_code=33)
 
     async def save(self, transfer: Transfer) -> None:
         """Take a body to a file, which appears under its name when it is whole.
 
-        Not so a device such as /dev/null, nor what begins with a head.
+        Not so a device such as /dev/null, nor what begins with a head, nor, with -C, a file
+        that bears its final name: these are gone on with where they are.
         """
         options, path = self.options, transfer.path
         if options.create_dirs and os.path.dirname(path):
             with disk_errors(path):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-        if options.include or options.head or transfer.output and is_direct(path):
-            with disk_errors(path):
-                transfer.file = open(path, "wb")
-            with transfer.file:
-                await self.stream(transfer)
-            return
-        named = os.path.isfile(path) and not read_partial(path)
-        if (options.continue_at and transfer.tries == 1 and (named or options.continue_at != "-")
-                and await self.append(transfer)):
-            return
-        resume = options.continue_at == "-" and not os.path.isfile(path) or transfer.tries > 1
+        in_place = options.include or options.head or transfer.output and is_direct(path)
+        offset = 0
+        if options.continue_at == "-":
+            ours = not in_place and read_partial(path)
+            followed = transfer.output or not os.path.islink(path)
+            offset = os.path.getsize(path) if (
+                os.path.isfile(path) and followed and not ours) else 0
+        elif options.continue_at:
+            offset = int(options.continue_at) + transfer.appended
+        if in_place or offset:
+            transfer.mode = "ab" if offset else "wb"
+            try:
+                await self.stream(transfer, offset)
+                if in_place and not transfer.file:
+                    transfer.write(b"")
+                self.touch(transfer)
+                return
+            except Changed:
+                if options.continue_at != "-" or in_place:
+                    raise
+            finally:
+                transfer.close()
+        await self.download(transfer)
 
-        async def choose(response: Response) -> str:
-            await self.meet(transfer, response)
+    async def download(self, transfer: Transfer) -> None:
+        """The same by way of a .part."""
+        options = self.options
+        resume = options.continue_at == "-" or transfer.tries > 1
+
+        def choose(response: Response) -> str:
             name = name_from_header(response.headers.get("content-disposition", ""))
-            if options.remote_header_name and transfer.output is None and name:
-                transfer.path = self.place(name, transfer)
+            transfer.path = self.place(name or name_from_url(transfer.url), transfer)
             return transfer.path
 
         transfer.response = await self.session.download(
-            transfer.url, path if resume else choose,  # what is there must be known first
+            transfer.url, transfer.path or choose,  # what is there must be known first
+            on_response=functools.partial(self.meet, transfer),
             progress=functools.partial(self.advance, transfer), resume=resume,
             overwrite=not options.remote_header_name, any_status=not options.fail,
             **self.call_settings(transfer))
-        changed = parse_date(transfer.response.headers.get("last-modified", ""))
-        if options.remote_time and changed is not None:
+        self.touch(transfer)
+
+    def touch(self, transfer: Transfer) -> None:
+        """Give a file the server's date, for -R."""
+        changed = transfer.response and parse_date(
+            transfer.response.headers.get("last-modified", ""))
+        if self.options.remote_time and changed is not None:
             with disk_errors(transfer.path):
                 os.utime(transfer.path, (changed, changed))
 
@@ -6091,6 +6169,8 @@ class Command:
                 await (self.stream(transfer) if transfer.to_stdout else self.save(transfer))
                 if self.options.fail_with_body and transfer.response:
                     transfer.response.raise_for_status()
+            except Unchanged:
+                pass
             except TryAgain as again:
                 delay = again.args[0]
             except AsyncGetError as error:
