@@ -5638,13 +5638,13 @@ class Transfer:
                         name, how | flags, 0o666))
                 write_all(self.file, data)
             self.appended += len(data)
-        elif self.turn.is_set():
-            self.flush()
-            write_stdout(data)
-        else:
+            return
+        if not self.turn.is_set():
             self.held.append(data)
             self.held_bytes += len(data)
             return
+        self.flush()
+        write_stdout(data)
         self.wrote = True
 
     def close(self) -> None:
@@ -6060,7 +6060,7 @@ class Command:
                 wary = False  # the first piece tells, as it does for curl
                 transfer.write(piece)
                 await self.advance(transfer, transfer.received + len(piece), transfer.expected)
-                if len(transfer.held) > HELD_BYTES:
+                if transfer.held_bytes > HELD_BYTES:
                     await response.stand_by(transfer.turn.wait())
 
     def goes_on(self, transfer: Transfer, response: Response, offset: int) -> bool:
@@ -6135,8 +6135,8 @@ class Command:
 
     def touch(self, transfer: Transfer) -> None:
         """Give a file the server's date, for -R."""
-        changed = transfer.response and parse_date(
-            transfer.response.headers.get("last-modified", ""))
+        headers = transfer.response.headers if transfer.response else {}
+        changed = parse_date(headers.get("last-modified", ""))
         if self.options.remote_time and changed is not None:
             with disk_errors(transfer.path):
                 os.utime(transfer.path, (changed, changed))
@@ -6166,7 +6166,11 @@ class Command:
             delay, transfer.error = None, None
             transfer.tries += 1
             try:
-                await (self.stream(transfer) if transfer.to_stdout else self.save(transfer))
+                if transfer.to_stdout:
+                    given = (self.options.continue_at or "-").replace("-", "0")
+                    await self.stream(transfer, int(given))
+                else:
+                    await self.save(transfer)
                 if self.options.fail_with_body and transfer.response:
                     transfer.response.raise_for_status()
             except Unchanged:
