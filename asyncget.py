@@ -4481,10 +4481,14 @@ def open_part(part: str) -> io.FileIO:
                 pass
         if not os.path.samestat(os.fstat(file.fileno()), os.lstat(part)):
             raise OSError("another download is writing it")  # it had the lock before us
-        sidecar = new and os.path.lexists(part + ".meta") and os.lstat(part + ".meta").st_size
-        if (os.fstat(file.fileno()).st_size or sidecar) and read_sidecar(part) is None:
-            if new:
+        theirs = os.fstat(file.fileno()).st_size and read_sidecar(part) is None
+        if new and os.path.lexists(part + ".meta"):
+            found = os.lstat(part + ".meta")  # a link is just taken away
+            theirs = (stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size
+                      and read_sidecar(part) is None)
+            if theirs:
                 os.unlink(part)
+        if theirs:
             raise OSError(f"{os.path.basename(part)}{'.meta' if new else ''} is not of our making: "
                           "move it away, or choose another name")
     except BaseException:
@@ -6071,12 +6075,12 @@ class Command:
         told, length = response.headers.get("content-range", "").lower(), body_length(response)
         if response.status_code == 416 and told == f"bytes */{offset}":
             return False
-        if response.status_code != 416:
+        given = self.options.continue_at != "-"
+        if response.status_code != 416 or given:
             response.raise_for_status()
         end = offset + (length or 0)
         fits = response.status_code == 206 and length and told == f"bytes {offset}-{end - 1}/{end}"
         changed = parse_date(response.headers.get("last-modified", ""))
-        given = self.options.continue_at != "-"
         if fits and (given or changed is None or changed <= os.path.getmtime(transfer.path)):
             return True
         raise Changed("the server does not go on in the middle: -C is not for it", exit_code=33)
