@@ -107,17 +107,20 @@ from typing import (
     Literal,
     NamedTuple,
     Optional,
+    Protocol,
     TypedDict,
     TypeVar,
     Union,
     overload,
 )
 
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack  # known to each type checker, and never imported
 if TYPE_CHECKING:
     import io
     from datetime import timedelta
-
-    from typing_extensions import Unpack  # known to each type checker, and never imported
 
 __version__ = "0.1.0"
 __all__ = [
@@ -1000,8 +1003,9 @@ def read_chunked() -> BodyParser:
             at = end + 2
             if len(line) <= 16:
                 size = parse_chunk_size(line)
-            else:  # more than digits: not to be remembered
-                size, extensions = parse_chunk_line(line), extensions + len(line)
+            else:  # more than digits: not remembered; what payload comes with it is to its credit
+                size = parse_chunk_line(line)
+                extensions = max(0, extensions + len(line) - size)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
@@ -1074,11 +1078,14 @@ _TEXT_CODEC = re.compile(
 # The web's names that Python has not: by rule where there is one. Then what is to be decoded as
 # more than it says, since browsers do so and servers count on it: under the names of the Chinese,
 # Japanese and Korean standards go texts with the characters that Windows added to these.
-_WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|dos)-(?=\d+$)", "cp"),
+_WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|win|dos|cp)-?(?=\d+$)", "cp"),
               (r"^iso8859(?=\d)", "iso8859-"))
 _WEB_CODECS = {
     "mac": "mac-roman", "mac-ukrainian": "mac-cyrillic", "koi8": "koi8-r", "koi8-ru": "koi8-u",
-    "windows-31j": "cp932", "gb_2312-80": "gb18030", "ks_c_5601-1989": "cp949",
+    "cn-big5": "big5", "gb_2312": "gb18030", "csgb2312": "gb18030", "ksc_5601": "cp949",
+    "cseuckr": "cp949", "visual": "iso8859-8", "logical": "iso8859-8", "ucs-2": "utf-16-le",
+    "unicode": "utf-16-le", "windows-31j": "cp932", "gb_2312-80": "gb18030",
+    "ks_c_5601-1989": "cp949",
     "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949"}
 
 
@@ -1236,6 +1243,64 @@ def charset_of(content_type: str) -> str:
     return codec if _TEXT_CODEC.fullmatch(codec) else "utf-8"
 
 
+class LineCutter:
+    r"""Lines out of the bytes of a text, as they come.
+
+    >>> cutter = LineCutter("utf-16", "\ufeffé\nx".encode("utf-16-be"))
+    >>> cutter.decode(cutter.take(False)), cutter.take(False), cutter.decode(cutter.take(True))
+    ('é\n', b'', 'x')
+
+    A line ends at the byte 0x0A, which in all codecs here is nothing else, or where
+    characters are wider, at their line end. So each line can be decoded by itself; not so
+    in ISO 2022, where it matters what came before.
+    """
+
+    def __init__(self, encoding: str, data: bytes = b"") -> None:
+        self.encoding = encoding
+        self.pending = bytearray(data)
+        self.searched = 0
+        self.newline = b""  # until enough is there to know
+        self.decoder = (codecs.getincrementaldecoder(encoding)("replace")
+                        if encoding.startswith("iso2022") else None)
+
+    def begin(self) -> None:
+        """Find out what ends a line, by the mark that a UTF-16 or UTF-32 text may begin with."""
+        if self.encoding in ("utf-16", "utf-32"):
+            big, little = (codecs.BOM_UTF16_BE, codecs.BOM_UTF16_LE) if self.encoding[-1] == "6" \
+                else (codecs.BOM_UTF32_BE, codecs.BOM_UTF32_LE)
+            order = "be" if self.pending.startswith(big) else (
+                "le" if self.pending.startswith(little) else sys.byteorder[0] + "e")
+            if self.pending.startswith((big, little)):
+                del self.pending[:len(big)]
+            self.encoding += "-" + order
+        wide = self.encoding.startswith(("utf-16", "utf-32"))
+        self.newline = "\n".encode(self.encoding) if wide else b"\n"
+
+    def take(self, last: bool) -> bytes:
+        """The next line with its end, b"" for none yet; with `last`, what is left is one, too."""
+        if not self.newline:
+            if len(self.pending) < 4 and not last:
+                return b""
+            self.begin()
+        width, end = len(self.newline), self.pending.find(self.newline, self.searched)
+        while end > 0 and end % width:
+            end = self.pending.find(self.newline, end + 1)
+        if end < 0 and not last:
+            self.searched = max(0, len(self.pending) // width - 1) * width
+            return b""
+        size = end + width if end >= 0 else len(self.pending)
+        line = bytes(self.pending[:size])
+        del self.pending[:size]
+        self.searched = 0
+        return line
+
+    def decode(self, line: bytes) -> str:
+        """A line as text; what does not decode is replaced."""
+        if self.decoder is not None:
+            return self.decoder.decode(line)
+        return line.decode(self.encoding, "replace")
+
+
 # ==== 7. Response =============================================================
 # What the caller holds. It keeps the head as bytes and takes out of it what is
 # asked for: a hundred thousand responses kept are then mostly their bodies. The
@@ -1384,8 +1449,7 @@ class Response:
     _decoder: Decoder | None = None
     _work = 0                              # of decoding since the loop had a turn, in bytes
     _decoded: Iterator[bytes] = iter(())   # what has come and was not handed out yet
-    _pending: bytearray | None = None      # the same, of a line that is not whole
-    _text_decoder: codecs.IncrementalDecoder | None = None
+    _cutter: LineCutter | None = None      # the same, of a line that is not whole
 
     def __init__(self, head: Head, url: URL, body: Body, decode: bool = True) -> None:
         self.status_code = head.status
@@ -1441,7 +1505,7 @@ class Response:
     def cookies(self) -> dict[str, str]:
         """The cookies that this response set, by name."""
         pairs = (line.partition(";")[0].partition("=") for line in
-                 self.headers.get_all("set-cookie") if _VALUE.fullmatch(line))
+                 octets_text(self.raw_head, "set-cookie") if _VALUE.fullmatch(line))
         return {name.strip(): value.strip() for name, equals, value in pairs if equals}
 
     @property
@@ -1453,7 +1517,8 @@ class Response:
         links: dict[str, dict[str, str]] = {}
         link: dict[str, str] = {}
         pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
-        for url, name, quoted, token in re.findall(pattern, self.headers.get("link", "")):
+        for url, name, quoted, token in re.findall(
+                pattern, ", ".join(octets_text(self.raw_head, "link"))):
             if not name:
                 link = {"url": url}
             elif link and name.lower() not in link:
@@ -1532,48 +1597,37 @@ class Response:
 
     def _take_pending(self) -> bytes:
         """What iter_lines has left of a piece."""
-        pending, self._pending = self._pending, None
-        return bytes(pending or b"")
+        cutter, self._cutter = self._cutter, None
+        return bytes(cutter.pending) if cutter else b""
 
     async def iter_lines(self) -> AsyncIterator[str]:
         r"""Yield the body's lines as text, without their \n or \r\n.
 
-        A line ends at the byte 0x0A. Wider characters (UTF-16, UTF-32) are made UTF-8 first.
+        What is left when the loop is left is there for the next one, of either kind.
         """
-        encoding = self.encoding
         if self._content is not None:
-            *lines, rest = self.text.split("\n")
-            for line in lines + [rest] * bool(rest):
-                yield line.removesuffix("\r")
-            return
-        wide = encoding.startswith(("utf-16", "utf-32"))
-        decoder = self._text_decoder or codecs.getincrementaldecoder(encoding)("replace")
-        self._text_decoder = decoder
-        searched, more = 0, True
-        while more:
-            pending = self._pending = self._pending or bytearray()
-            end = pending.find(b"\n", searched) + 1
-            self._check_size(end - 1 if end else len(pending), MAX_LINE_BYTES, "bytes in a line")
-            if not end:
-                searched = len(pending)
-                piece = await self._next_piece()
-                more = bool(piece)
-                pending += decoder.decode(piece, not more).encode() if wide else piece
-                if more:
-                    continue
-                end, self._text_decoder = len(pending), None
-            line = (pending[:end].decode() if wide else
-                    decoder.decode(bytes(pending[:end]), not more))
-            del pending[:end]
-            searched = 0
-            if line:
-                self._missing = _IN_PIECES
-                yield line.removesuffix("\n").removesuffix("\r")
+            cutter, more = LineCutter(self.encoding, self._content), False
+        else:
+            cutter = self._cutter = self._cutter or LineCutter(self.encoding)
+            more = True
+        while True:
+            while line := cutter.take(not more):
+                self._check_size(len(line) - 1, MAX_LINE_BYTES, "bytes in a line")
+                if self._content is None:
+                    self._missing = _IN_PIECES
+                yield cutter.decode(line).removesuffix("\n").removesuffix("\r")
+            if not more:
+                return
+            self._check_size(len(cutter.pending), MAX_LINE_BYTES, "bytes in a line")
+            piece = await self._next_piece()
+            cutter.pending += piece
+            more = bool(piece)
 
     async def discard(self) -> None:
         """Read a short rest, undecoded, so that the connection can be used again."""
         body = self._body
-        if body.reusable:
+        long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
+        if body.reusable and not long:
             body.hurry(MAX_DISCARD_SECONDS)
             with contextlib.suppress(AsyncGetError):  # nobody wants it: a broken one does no harm
                 while not body.done and body.received <= MAX_DISCARD_BYTES:
@@ -1603,11 +1657,12 @@ class Response:
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
-        whole = self._ended and self._decoder is None and not self._pending
+        whole = self._ended and self._decoder is None and not (
+            self._cutter and self._cutter.pending)
         if self._content is None and not (whole and self._missing == _IN_PIECES):
             self._missing = _GIVEN_UP
         self._decoder, self._decoded = None, iter(())
-        self._pending = self._text_decoder = None
+        self._cutter = None
         self._body.abort()
 
     async def _next_piece(self) -> bytes:
@@ -2466,6 +2521,7 @@ class Pool:
         self.hosts: dict[Origin, Host] = {}       # with connections, or with who waits for one
         self.turns: list[tuple[int, Origin]] = []  # a heap: the first to wait at each, by arrival
         self.arrivals = 0
+        self.left = 0                              # of turns, those for nobody, about
         self.moved_at = 0.0                        # when any connection came free
 
     def __repr__(self) -> str:
@@ -2581,7 +2637,21 @@ class Pool:
             if waiter.timer is not None:
                 waiter.timer.cancel()
             host.waiting.pop(waiter, None)
+            if not host.waiting and host.in_turn:
+                self._leave()
             self._tidy(route.origin)
+
+    def _leave(self) -> None:
+        """Nobody waits at an origin that is in turn: forget such turns when they are many."""
+        self.left += 1
+        if self.left > 64 and 2 * self.left > len(self.turns):
+            self.left, turns = 0, self.turns
+            self.turns = [turn for turn in turns if self.hosts[turn[1]].waiting]
+            heapq.heapify(self.turns)
+            for _, origin in turns:
+                if not self.hosts[origin].waiting:
+                    self.hosts[origin].in_turn = False
+                    self._tidy(origin)
 
     def _look(self, waiter: Waiter, turns: int = LAST_TURNS) -> None:
         """End the waiting of who stands still; look again later while it may yet move."""
@@ -3197,9 +3267,9 @@ class Cookies:
         self.add(Cookie(name, value, domain and parse_domain(domain), path,
                         not domain, secure, False, expires))
 
-    def update(self, cookies: Mapping[str, str | None]) -> None:
+    def update(self, cookies: Mapping[str, str | None] | Iterable[tuple[str, str | None]]) -> None:
         """Set several for the home origin; a value of None deletes."""
-        for name, value in cookies.items():
+        for name, value in dict(cookies).items():
             if value is None:
                 self.delete(name)
             else:
@@ -3285,8 +3355,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
     An unknown kind of proxy is an error: going there directly might be the leak that
     the proxy is there to prevent.
     """
-    scheme, mark, rest = text.partition("://")
-    scheme, rest = (scheme.lower(), rest) if mark else ("http", text)
+    scheme, mark, rest = text.strip().partition("://")
+    scheme, rest = (scheme.lower(), rest) if mark else ("http", scheme)
     ports = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
     if scheme not in ports:
         raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
@@ -3454,13 +3524,20 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 # say takes the session's rendered fields and its route for the origin from a dictionary:
 # most of the price of a small GET is what one does not do here.
 
+class Jar(Protocol):
+    """What is asked of a jar of the caller's: http.cookiejar.CookieJar has it, and requests'."""
+
+    def add_cookie_header(self, request: Any) -> object: ...
+    def extract_cookies(self, response: Any, request: Any) -> object: ...
+
+
 class RequestSettings(TypedDict, total=False):
     """The keywords of every call; given to a Session, they hold for all of its calls."""
 
     params: Params | None                   # laid over the session's; None removes
     headers: HeaderItems | None             # likewise
     auth: Auth | None                       # (user, password), or a bearer token
-    cookies: Any                            # True, False, a mapping, Cookies or a CookieJar
+    cookies: bool | Mapping[str, str | None] | Cookies | Jar | None
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
     follow_redirects: bool
@@ -3559,14 +3636,16 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
             fits = fits and not isinstance(value, (str, bytes))
         if not fits:
             raise TypeError(f"{name} must be {expected}: not {type(value).__name__}")
-        if isinstance(value, (int, float)) and name in _LEAST and not value >= _LEAST[name]:
-            raise ValueError(f"{name} must be at least {_LEAST[name]}: not {value!r}")  # nor nan
+        if (isinstance(value, (int, float)) and name in _LEAST  # nan is not at least anything
+                and not (value >= _LEAST[name] and value < 1e18 or value == _FOREVER)):
+            raise ValueError(f"{name} must be at least {_LEAST[name]}: not {value!r:.50}")
         settings[name] = value
     for name in settings.keys() & {"params", "headers"}:
         value = settings[name] or ()
         pairs = value.items() if isinstance(value, Mapping) else value
         try:
             settings[name] = tuple((key, item) for key, item in pairs)
+            hash(tuple(key for key, _ in settings[name]))  # a name is text, or a number
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be {SETTINGS[name][2]}") from None
     if "secret_headers" in settings:
@@ -3586,22 +3665,31 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
     return settings
 
 
-def fields_of(base: Fields, options: Mapping[str, Any], decode: bool) -> Fields:
-    """The fields of a request: over base what `decode`, `headers` and `auth` ask for."""
-    if not decode:
-        base = merge_fields(base, {"Accept-Encoding": None})
+def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
+    """The fields of a request: over base what `headers` and `auth` ask for."""
     if options.get("headers"):
         base = merge_fields(base, options["headers"])
-        named = {name.lower() for name, _ in options["headers"]}
-        if decode and "accept-encoding" in named:  # what we cannot undo is not asked for
-            base = tuple((name, acceptable(value) if name.lower() == "accept-encoding" else value)
-                         for name, value in base)
-        elif "range" in named:  # no part of a gzip unpacks
-            base = merge_fields(base, {"Accept-Encoding": "identity" if decode else None})
     if "auth" in options:  # None takes the session's away
         auth = options["auth"]
         base = merge_fields(base, {"Authorization": render_auth(auth) if auth else None})
     return base
+
+
+def with_codings(fields: Fields, decode: bool) -> Fields:
+    """The fields with those codings asked for that will be undone.
+
+    >>> with_codings((("Accept-Encoding", "gzip, br"),), decode=True)
+    (('Accept-Encoding', 'gzip'),)
+    """
+    names = {name.lower() for name, _ in fields}
+    if ("Accept-Encoding", ACCEPT_ENCODING) in fields:  # ours, so nobody insists on it
+        ranged = "range" in names  # no part of a gzip unpacks
+        return fields if decode and not ranged else merge_fields(
+            fields, {"Accept-Encoding": "identity" if decode else None})
+    if not decode or "accept-encoding" not in names:
+        return fields
+    return tuple((name, acceptable(value) if name.lower() == "accept-encoding" else value)
+                 for name, value in fields)
 
 
 def is_jar(cookies: object) -> bool:
@@ -3666,7 +3754,8 @@ class Call:
                  retry_delay(attempt, outcome, rule))
         if delay is not None and not (isinstance(delay, (int, float)) and delay >= 0):  # nor nan
             raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
-        late = delay is not None and asyncio.get_running_loop().time() + delay > self.deadline
+        late = delay is not None and (
+            delay == _FOREVER or asyncio.get_running_loop().time() + delay > self.deadline)
         return None if late else delay
 
 
@@ -3694,6 +3783,8 @@ class SharedIterator:
 
 def worker_count(urls: object, limit: int) -> int:
     """How many workers to start: no more than there are URLs, where that is known."""
+    if isinstance(urls, (str, bytes)):
+        raise TypeError("urls are a list of URLs, or another iterable of them, not one")
     if not isinstance(limit, int) or limit < 1:
         raise ValueError("limit must be at least 1: it is how many are fetched at once")
     return min(limit, len(urls)) if isinstance(urls, Sized) else limit
@@ -3741,7 +3832,8 @@ class Session:
             base = parse_url(self.settings["base_url"])
             path = base.target.partition("?")[0]
             self._base = base._replace(target=path.removesuffix("/") + "/")
-        self._fields = fields_of(DEFAULT_FIELDS, own, self.settings["decode"])
+        self._base_fields = fields_of(DEFAULT_FIELDS, own)
+        self._fields = with_codings(self._base_fields, self.settings["decode"])  # a plain GET's
         given = self.settings["cookies"]
         self.cookies: Any = given if is_jar(given) else Cookies(
             given if isinstance(given, Mapping) else None)
@@ -3821,13 +3913,14 @@ class Session:
         AsyncGetError stands in the list in its place instead.
         """
         outcomes: list[Any] = []
+        own = checked(options)
 
         async def work(urls: SharedIterator) -> None:
             async for url in urls:
                 index = len(outcomes)
                 outcomes.append(None)
                 try:
-                    outcomes[index] = await self.get(url, **options)
+                    outcomes[index] = await self.get(url, **own)
                 except AsyncGetError as error:
                     if not return_exceptions:
                         raise
@@ -3845,9 +3938,9 @@ class Session:
         a million URLs from a generator take no more memory than a hundred. The loop may be
         left at any time: what is under way is cancelled, and waits for nobody.
         """
-        return self._outcomes(urls, limit, options)
+        return self._outcomes(urls, limit, checked(options))
 
-    async def _outcomes(self, urls: Urls, limit: int, options: RequestSettings,
+    async def _outcomes(self, urls: Urls, limit: int, options: dict[str, Any],
                         close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
         """What as_completed gives; with `close` its end is the session's.
 
@@ -3865,7 +3958,14 @@ class Session:
                 finished.put_nowait((url, outcome))
                 await taken.acquire()
 
-        workers = asyncio.ensure_future(work_together(work, urls, limit))
+        async def work_together_and_close() -> None:
+            try:
+                await work_together(work, urls, limit)
+            finally:  # not in the generator's: asyncio may end it without a word
+                if close:
+                    await self.close()
+
+        workers = asyncio.ensure_future(work_together_and_close())
         workers.add_done_callback(lambda _: finished.put_nowait(None))
         try:
             while (item := await finished.get()) is not None:
@@ -3874,18 +3974,21 @@ class Session:
             await workers
         finally:
             await cancel([workers])
-            if close:
-                await self.close()
 
     @spelled_out(RequestSettings)
     async def download(self, url: str, path: FilePath | PathRule, *,
                        progress: Progress | None = None, resume: bool = True,
                        overwrite: bool = True, any_status: bool = False,
+                       on_response: OnResponse | None = None,
                        **options: Unpack[RequestSettings]) -> Response:
         """GET a URL into a file that gets its name when it is whole: see section 12."""
+        for name, function in (("progress", progress), ("on_response", on_response)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a function: not {type(function).__name__}")
         call = self._call(url, options, None)
         return await download_to(self, call, path, progress=progress, resume=resume,
-                                 overwrite=overwrite, any_status=any_status)
+                                 overwrite=overwrite, any_status=any_status,
+                                 on_response=on_response)
 
     # ---- one call
 
@@ -3974,7 +4077,8 @@ class Session:
         """The first request of a call, with all that the caller wants in it."""
         settings, options, base = call.settings, call.options, self._base
         url = join_url(base, call.url.strip()) if base else parse_url(call.url)
-        fields, call.first, call.cert = self._fields, url.origin, settings["cert"]
+        fields = self._base_fields if options else self._fields
+        call.first, call.cert = url.origin, settings["cert"]
         if base and url.origin != base.origin:  # the session's secrets are the base's
             fields = without_secrets(fields, settings["secret_headers"])
             call.cert = options.get("cert")
@@ -3983,7 +4087,7 @@ class Session:
         if settings["params"]:
             url = add_params(url, settings["params"])
         if options:
-            fields = fields_of(fields, options, settings["decode"])
+            fields = with_codings(fields_of(fields, options), settings["decode"])
         request = Request(url, merge_fields(fields, extra) if extra else fields)
         if self._base is None and isinstance(self.cookies, Cookies):
             self.cookies.home(url.origin)
@@ -4049,7 +4153,7 @@ class Session:
         """A connection; what one waits for it is not the call's time, as long as others move."""
         loop, timeout = asyncio.get_running_loop(), call.settings["timeout"]
         came = loop.time()
-        left, patience = call.deadline - came, _FOREVER if timeout is None else timeout
+        left, patience = call.deadline - came, call.seconds if timeout is None else timeout
         try:
             connection = await self._pool.acquire(route, min(left, patience), fresh)
         except TimedOut as error:
@@ -4072,7 +4176,8 @@ class Session:
             request = request.with_cookies([*own, *others])  # cut, if at all, at the end
         # A password that was meant for https is not for whoever listens to http (or another port).
         same = call.first is not None and call.first._replace(host=origin.host) == origin
-        if call.settings["netrc"] and same and not request.has("authorization"):
+        if (call.settings["netrc"] and same and "auth" not in call.options
+                and not request.has("authorization")):
             auth = netrc_auth(call.settings["netrc"], origin.host)
             if auth:
                 request = request.adding("Authorization", render_auth(auth))
@@ -4392,6 +4497,8 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
     with disk_errors(path):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            os.lstat(path)  # a name that is too long
         special = os.path.exists(path) and not os.path.isfile(path)
         if special or not os.path.basename(path) or "\0" in path:
             raise OSError("not the name of a file")
@@ -4453,6 +4560,7 @@ def open_part(part: str) -> io.FileIO:
     Unbuffered: what has arrived is the kernel's at once, and no kill takes it back. The
     lock keeps other downloads off, and dies with us.
     """
+    new = not os.path.lexists(part)
     file = open(part, "ab", buffering=0, opener=open_ours)
     try:
         with contextlib.suppress(ImportError):  # Windows
@@ -4463,9 +4571,18 @@ def open_part(part: str) -> io.FileIO:
                 raise OSError("another download is writing it") from None
             except OSError:  # a file system without locks
                 pass
-        if os.fstat(file.fileno()).st_size and read_sidecar(part) is None:
-            raise OSError(f"{os.path.basename(part)} is not of our making: move it away, or "
-                          "choose another name")
+        if not os.path.samestat(os.fstat(file.fileno()), os.lstat(part)):
+            raise OSError("another download is writing it")  # it had the lock before us
+        theirs = os.fstat(file.fileno()).st_size and read_sidecar(part) is None
+        if new and os.path.lexists(part + ".meta"):
+            found = os.lstat(part + ".meta")  # a link is just taken away
+            theirs = (stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size
+                      and read_sidecar(part) is None)
+            if theirs:
+                os.unlink(part)
+        if theirs:
+            raise OSError(f"{os.path.basename(part)}{'.meta' if new else ''} is not of our making: "
+                          "move it away, or choose another name")
     except BaseException:
         file.close()
         raise
@@ -4481,6 +4598,12 @@ def restart_part(file: io.FileIO, part: str, sidecar: bytes) -> None:
         meta.write(sidecar)
 
 
+def take_mode(part: str, path: str, more: int) -> None:
+    """Let nobody read a .part who may not read what it will replace."""
+    if os.path.isfile(path) and not os.path.islink(path):
+        os.chmod(part, os.stat(path).st_mode & 0o777 | more)
+
+
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
     """Give a .part its name, if that is the file which we wrote, whole and alone.
 
@@ -4490,8 +4613,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
     if (not os.path.samestat(found, os.lstat(part)) or found.st_nlink > 1
             or found.st_size != size):
         raise OSError("its .part was changed by somebody else meanwhile")
-    if overwrite and os.path.exists(path):
-        os.chmod(part, stat.S_IMODE(os.stat(path).st_mode))
+    take_mode(part, path, 0)
     if os.name == "nt":
         file.close()  # Windows renames no open file
     try:
@@ -4511,7 +4633,11 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.unlink(part)
         else:  # a file system without links: take the name, then fill it
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            os.replace(part, path)
+            try:
+                os.replace(part, path)
+            except OSError:
+                os.unlink(path)
+                raise
     with contextlib.suppress(FileNotFoundError):
         os.unlink(part + ".meta")
 
@@ -4519,7 +4645,8 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
 # ---- from the wire to the disk
 
 FilePath = Union[str, "os.PathLike[str]"]
-PathRule = Callable[[Response], Union[FilePath, Awaitable[FilePath]]]
+PathRule = Callable[[Response], FilePath]
+OnResponse = Callable[[Response], object]  # awaited, if it gives something to await
 Progress = Callable[[int, Optional[int]], object]  # awaited, if it gives something to await
 
 
@@ -4549,6 +4676,7 @@ async def save_body(response: Response, path: str, plan: str, known: Partial | N
     part = part_of(path)
     with disk_errors(path, url=response.url, response=response):
         with open_part(part) as file:
+            take_mode(part, path, 0o200)  # it has to be opened again to go on
             size = known.size if known and plan != "restart" else 0
             if plan == "restart":
                 restart_part(file, part, render_sidecar(response))
@@ -4564,7 +4692,7 @@ async def save_body(response: Response, path: str, plan: str, known: Partial | N
 
 async def download_to(session: Session, call: Call, path: FilePath | PathRule, *,
                       progress: Progress | None, resume: bool, overwrite: bool,
-                      any_status: bool) -> Response:
+                      any_status: bool, on_response: OnResponse | None) -> Response:
     """GET a URL into a file, which gets its name when it is whole, and return the response.
 
         await session.download(url, "big.iso", progress=lambda size, total: ...)
@@ -4573,8 +4701,9 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
     server can tell that the file is still the same. Whatever ends us, kill -9 as well,
     leaves it for the next time. The response is then a 206, or a 416 if all was there.
 
-    `path` may be a function of the response, async or not, for names that the server chooses;
-    what an earlier call has left is not resumed then. `overwrite=False` never replaces a file. A
+    `path` may be a function of the response, for names that the server chooses; what an
+    earlier call has left is not resumed then. `on_response` sees each response before its body
+    is read; what it raises ends the call. `overwrite=False` never replaces a file. A
     status that is no success raises StatusError; with `any_status` its body is saved, as
     curl does, though not in the place of a partial file. A coding that the file's name or
     type announces (a.tar.gz) stays as it is. What the file system refuses is an
@@ -4594,9 +4723,11 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
 
     async def finish(response: Response, call: Call) -> Response | None:
         nonlocal place, resume, wrote
+        met = on_response(response) if on_response else None
+        if isinstance(met, Awaitable):
+            await met
         if not wrote:
-            chosen = path(response) if callable(path) else path
-            place = os.fsdecode(await chosen if isinstance(chosen, Awaitable) else chosen)
+            place = os.fsdecode(path(response) if callable(path) else path)
         assert place is not None
         if is_own_coding(response, place):
             response.coding = b"identity"
@@ -4618,11 +4749,13 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
 async def download(url: str, path: FilePath | PathRule, *,
                    progress: Progress | None = None, resume: bool = True,
                    overwrite: bool = True, any_status: bool = False,
+                   on_response: OnResponse | None = None,
                    **settings: Unpack[SessionSettings]) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
     async with Session(**settings) as session:
-        return await session.download(url, path, progress=progress, resume=resume,
-                                      overwrite=overwrite, any_status=any_status)
+        return await session.download(
+            url, path, progress=progress, resume=resume, overwrite=overwrite,
+            any_status=any_status, on_response=on_response)
 
 
 # ==== 13. Timeline ============================================================
@@ -5487,10 +5620,16 @@ def name_from_header(disposition: str) -> str | None:
     return safe_name(re.split(r"[/\\]", name)[-1], hidden=False)
 
 
+def key_of(path: str) -> str:
+    """One spelling for each file: two names may lead to the same folder."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
+
+
 def free_name(path: str, taken: Container[str]) -> str:
     """The name that --no-clobber gives: path, or the first of path.1, path.2 ... not taken."""
     for suffix in ("", *(f".{number}" for number in range(1, 100))):
-        if path + suffix not in taken and not os.path.lexists(path + suffix):
+        if key_of(path + suffix) not in taken and not os.path.lexists(path + suffix):
             return path + suffix
     raise AsyncGetError(f"{path} to {path}.99 exist already", exit_code=23)
 
@@ -5499,11 +5638,22 @@ def is_direct(path: str) -> bool:
     """Whether a name of -o's can only be written to as it is: a device, a pipe, a descriptor,
     or a file in a folder where no other can be made.
     """
+    last = path
+    for _ in range(40):  # as many links as Linux follows
+        if not os.path.islink(last) or last.startswith(("/dev/fd/", "/proc/")):
+            break
+        last = os.path.join(os.path.dirname(last), os.readlink(last))
     real = os.path.realpath(path)
-    if real.startswith(("/dev/", "/proc/")) or path.startswith(("/dev/fd/", "/proc/")):
-        return True
-    return os.path.exists(real) and (
+    return os.path.abspath(last).startswith(("/dev/fd/", "/proc/")) or os.path.exists(real) and (
         not os.path.isfile(real) or not os.access(os.path.dirname(real), os.W_OK))
+
+
+def is_stdout(path: str) -> bool:
+    """Whether a name leads to what stdout is, such as /dev/stdout."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):
+        return False
 
 
 def write_stdout(data: bytes | bytearray) -> None:
@@ -5533,9 +5683,11 @@ def write_secret(name: str, data: bytes) -> None:
             with open(number, "wb") as file:  # mkstemp's files are their owner's alone
                 write_all(file, data)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             os.unlink(temporary)
-            raise
+            if getattr(error, "errno", None) != errno.EBUSY:
+                raise
+            write_named(path, data)  # a mount of one file: nothing can take its place
 
 
 class Transfer:
@@ -5559,7 +5711,9 @@ class Transfer:
         self.turn = asyncio.Event()  # set when stdout is ours
         self.held = bytearray()      # what came before that
         self.wrote = False           # bytes of this URL are out, and cannot be taken back
-        self.file: Any = None        # where heads and body go, if not to stdout
+        self.file: Any = None        # where heads and body go, if not to stdout or a .part
+        self.mode = ""               # how it is opened, at the first byte: "wb", or "ab" to go on
+        self.appended = 0            # bytes that -C NUMBER has put behind others
 
     @property
     def exit_code(self) -> int:
@@ -5575,16 +5729,28 @@ class Transfer:
 
     def write(self, data: bytes) -> None:
         """Write to the file, or to stdout if it is our turn; else keep the data till then."""
-        if self.file is not None:
+        if self.mode:
             with disk_errors(self.path):
+                if self.file is None:
+                    flags = 0 if self.output else getattr(os, "O_NOFOLLOW", 0)
+                    self.file = open(self.path, self.mode, opener=lambda name, how: os.open(
+                        name, how | flags, 0o666))
                 write_all(self.file, data)
-        elif self.turn.is_set():
-            self.flush()
-            write_stdout(data)
-        else:
+            self.appended += len(data)
+            return
+        if not self.turn.is_set():
             self.held += data
             return
+        self.flush()
+        write_stdout(data)
         self.wrote = True
+
+    def close(self) -> None:
+        """Close the file, if there is one; one that got no byte is made all the same."""
+        if self.file is not None:
+            with disk_errors(self.path):
+                self.file.close()
+        self.file, self.mode = None, ""
 
     def flush(self) -> None:
         """Write what was kept; our turn has come."""
@@ -5620,7 +5786,7 @@ def plan_transfers(options: Options) -> list[Transfer]:
 
 def redirect_url(response: Response) -> str | None:
     """Where a redirect that was not followed would have led."""
-    location = response.headers.get("location")
+    location = "".join(octets_text(response.raw_head, "location")[:1])
     if response.status_code // 100 != 3 or not location:
         return None
     try:
@@ -5846,8 +6012,16 @@ class Screen:
             self.say(kind, line.removesuffix("\r"))
 
 
+class Changed(AsyncGetError):
+    """The server's file is not the one that there is a part of."""
+
+
 class TryAgain(Exception):
     """Ends a try whose answer --retry does not take; after so many seconds comes the next."""
+
+
+class Unchanged(Exception):
+    """Ends a try whose answer is 304: what is there, stays, and that is a success."""
 
 
 class EarlyEnd(Exception):
@@ -5875,7 +6049,10 @@ class Command:
                 scheme = transfer.url.partition("://")[0].lower()
                 if scheme in DEFAULT_PORTS and scheme not in allowed:
                     raise AsyncGetError(f"--proto does not allow {scheme}", exit_code=1)
-                if not transfer.to_stdout:
+                if transfer.output and is_stdout(os.path.join(
+                        options.output_dir or "", transfer.output)):
+                    transfer.output, transfer.to_stdout = "-", True
+                if not transfer.to_stdout and (transfer.output or not options.remote_header_name):
                     transfer.path = self.place(transfer.output or name_from_url(transfer.url),
                                                transfer)
             except AsyncGetError as error:
@@ -5900,7 +6077,7 @@ class Command:
     def place(self, name: str, transfer: Transfer) -> str:
         """The path for a file name, which no other URL of this run may have."""
         path = os.path.join(self.options.output_dir or "", name)
-        if transfer.output and is_direct(path):
+        if transfer.output and is_direct(path) and not os.path.isfile(path):
             return path
         if transfer.output and os.path.islink(path):
             path = os.path.realpath(path)  # who named it means what it leads to
@@ -5908,7 +6085,7 @@ class Command:
             path = free_name(path, self.claimed)
         part = part_of(path)
         for taken in (path, part, part + ".meta"):
-            if self.claimed.setdefault(os.path.abspath(taken), transfer.number) != transfer.number:
+            if self.claimed.setdefault(key_of(taken), transfer.number) != transfer.number:
                 raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
         return path
 
@@ -5922,9 +6099,9 @@ class Command:
         if kind == "<" and isinstance(data, bytes):
             shown = for_terminal(data) if sys.stdout.isatty() else data
             if options.include or options.head:
-                transfer.write(shown if transfer.file is None else data)
+                transfer.write(data if transfer.mode else shown)
             if options.dump_header == "-":
-                transfer.write(shown if transfer.file is None else data)
+                transfer.write(data if transfer.mode else shown)
             elif options.dump_header:
                 write_named(options.dump_header, data, "ab")
 
@@ -5936,6 +6113,8 @@ class Command:
         if delay is not None:
             await response.discard()
             raise TryAgain(delay)
+        if response.status_code == 304:
+            raise Unchanged
         if options.fail:
             response.raise_for_status()
         if options.etag_save and response.status_code == 200:
@@ -5967,15 +6146,17 @@ class Command:
         return {"trace": functools.partial(self.trace, transfer),
                 "headers": [*self.settings["headers"], *headers]}
 
-    async def stream(self, transfer: Transfer) -> None:
-        """Hand on a body as it comes: to stdout, and what no .part can stand for."""
-        wary = transfer.output is None and transfer.file is None and sys.stdout.isatty()
-        offset = self.options.continue_at if self.options.continue_at != "-" else None
-        ranged = [("Range", f"bytes={offset}-"), ("Accept-Encoding", "identity")] if offset else []
+    async def stream(self, transfer: Transfer, offset: int = 0) -> None:
+        """Hand on a body as it comes: to stdout, and to what no .part can stand for.
+
+        With an offset it is gone on from there, as curl does.
+        """
+        wary = transfer.output is None and not transfer.mode and sys.stdout.isatty()
+        fields = [("Range", f"bytes={offset}-"), ("Accept-Encoding", "identity")] if offset else []
         async with self.session.stream(
-                transfer.url, **self.call_settings(transfer, *ranged)) as response:
+                transfer.url, **self.call_settings(transfer, *fields)) as response:
             await self.meet(transfer, response)
-            if offset and not self.continues(response, int(offset)):
+            if offset and not self.goes_on(transfer, response, offset):
                 return
             if is_own_coding(response, transfer.path):
                 response.coding = b"identity"
@@ -5990,80 +6171,81 @@ class Command:
                 if len(transfer.held) > HELD_BYTES:
                     await response.stand_by(transfer.turn.wait())
 
-    def continues(self, response: Response, offset: int) -> bool:
-        """Whether a response goes on behind `offset`; False where nothing is to come."""
-        told = response.headers.get("content-range", "").lower()
+    def goes_on(self, transfer: Transfer, response: Response, offset: int) -> bool:
+        """Whether a response goes on at an offset; False where nothing is to come.
+
+        Raises Changed where the server's file is not the one that we have a part of.
+        """
+        told, length = response.headers.get("content-range", "").lower(), body_length(response)
         if response.status_code == 416 and told == f"bytes */{offset}":
             return False
-        if response.status_code != 206 or not told.startswith(f"bytes {offset}-"):
-            response.raise_for_status()
-            raise AsyncGetError("the server does not go on in the middle: -C is not for it",
-                                exit_code=33)
-        return True
-
-    async def append(self, transfer: Transfer) -> bool:
-        """-C on a file that bears its final name: go on in it, as curl does.
-
-        False where it has to begin anew: if the file is known to have changed meanwhile.
-        """
         given = self.options.continue_at != "-"
-        size = os.path.getsize(transfer.path) if os.path.exists(transfer.path) else 0
-        offset = int(self.options.continue_at) if given else size
-        fields = ("Range", f"bytes={offset}-"), ("Accept-Encoding", "identity")
-        async with self.session.stream(
-                transfer.url, **self.call_settings(transfer, *fields)) as response:
-            await self.meet(transfer, response)
-            changed = parse_date(response.headers.get("last-modified", ""))
-            try:
-                if not self.continues(response, offset):
-                    return True
-            except StatusError:
-                raise
-            except AsyncGetError:
-                if given:
-                    raise
-                return False
-            if not given and changed is not None and changed > os.path.getmtime(transfer.path):
-                return False
-            with disk_errors(transfer.path), open(transfer.path, "ab", buffering=0) as file:
-                await write_body(response, file, 0, functools.partial(self.advance, transfer))
-        return True
+        if response.status_code != 416 or given:
+            response.raise_for_status()
+        end = offset + (length or 0)
+        fits = response.status_code == 206 and length and told == f"bytes {offset}-{end - 1}/{end}"
+        changed = parse_date(response.headers.get("last-modified", ""))
+        if fits and (given or changed is None or changed <= os.path.getmtime(transfer.path)):
+            return True
+        raise Changed("the server does not go on in the middle: -C is not for it", exit_code=33)
 
     async def save(self, transfer: Transfer) -> None:
         """Take a body to a file, which appears under its name when it is whole.
 
-        Not so a device such as /dev/null, nor what begins with a head.
+        Not so a device such as /dev/null, nor what begins with a head, nor, with -C, a file
+        that bears its final name: these are gone on with where they are.
         """
         options, path = self.options, transfer.path
         if options.create_dirs and os.path.dirname(path):
             with disk_errors(path):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-        if options.include or options.head or transfer.output and is_direct(path):
-            with disk_errors(path):
-                transfer.file = open(path, "wb")
-            with transfer.file:
-                await self.stream(transfer)
-            return
-        named = os.path.isfile(path) and not read_partial(path)
-        if (options.continue_at and transfer.tries == 1 and (named or options.continue_at != "-")
-                and await self.append(transfer)):
-            return
-        resume = options.continue_at == "-" and not os.path.isfile(path) or transfer.tries > 1
+        in_place = options.include or options.head or transfer.output and is_direct(path)
+        offset = 0
+        if options.continue_at == "-":
+            ours = not in_place and read_partial(path)
+            followed = transfer.output or not os.path.islink(path)
+            offset = os.path.getsize(path) if (
+                os.path.isfile(path) and followed and not ours) else 0
+        elif options.continue_at:
+            offset = int(options.continue_at) + transfer.appended
+        if in_place or offset:
+            transfer.mode = "ab" if offset else "wb"
+            try:
+                await self.stream(transfer, offset)
+                if in_place and not transfer.file:
+                    transfer.write(b"")
+                self.touch(transfer)
+                return
+            except Changed:
+                if options.continue_at != "-" or in_place:
+                    raise
+            finally:
+                transfer.close()
+        await self.download(transfer)
 
-        async def choose(response: Response) -> str:
-            await self.meet(transfer, response)
+    async def download(self, transfer: Transfer) -> None:
+        """The same by way of a .part."""
+        options = self.options
+        resume = options.continue_at == "-" or transfer.tries > 1
+
+        def choose(response: Response) -> str:
             name = name_from_header(response.headers.get("content-disposition", ""))
-            if options.remote_header_name and transfer.output is None and name:
-                transfer.path = self.place(name, transfer)
+            transfer.path = self.place(name or name_from_url(transfer.url), transfer)
             return transfer.path
 
         transfer.response = await self.session.download(
-            transfer.url, path if resume else choose,  # what is there must be known first
+            transfer.url, transfer.path or choose,  # what is there must be known first
+            on_response=functools.partial(self.meet, transfer),
             progress=functools.partial(self.advance, transfer), resume=resume,
             overwrite=not options.remote_header_name, any_status=not options.fail,
             **self.call_settings(transfer))
-        changed = parse_date(transfer.response.headers.get("last-modified", ""))
-        if options.remote_time and changed is not None:
+        self.touch(transfer)
+
+    def touch(self, transfer: Transfer) -> None:
+        """Give a file the server's date, for -R."""
+        headers = transfer.response.headers if transfer.response else {}
+        changed = parse_date(headers.get("last-modified", ""))
+        if self.options.remote_time and changed is not None:
             with disk_errors(transfer.path):
                 os.utime(transfer.path, (changed, changed))
 
@@ -6092,9 +6274,15 @@ class Command:
             delay, transfer.error = None, None
             transfer.tries += 1
             try:
-                await (self.stream(transfer) if transfer.to_stdout else self.save(transfer))
+                if transfer.to_stdout:
+                    given = (self.options.continue_at or "-").replace("-", "0")
+                    await self.stream(transfer, int(given))
+                else:
+                    await self.save(transfer)
                 if self.options.fail_with_body and transfer.response:
                     transfer.response.raise_for_status()
+            except Unchanged:
+                pass
             except TryAgain as again:
                 delay = again.args[0]
             except AsyncGetError as error:

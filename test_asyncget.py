@@ -1686,12 +1686,12 @@ class Section6Decoding(Section):
         "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp iso-2022-jp",
         "cp932": "csshiftjis ms932 ms_kanji shift-jis Shift_JIS sjis windows-31j x-sjis windows-932",
         "cp949": "euc-kr korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 windows-949 x-euc-kr",
-        "utf-16-be": "utf-16be", "utf-16-le": "utf-16le", "utf-16": "utf-16", "utf-8-sig": "utf-8-sig",
+        "utf-16-be": "utf-16be", "utf-16-le": "utf-16le ucs-2 unicode", "utf-16": "utf-16", "utf-8-sig": "utf-8-sig",
     }
     NO_TEXT = """rot13 hex base64 zlib bz2 mbcs punycode idna undefined unicode_escape raw_unicode_escape
         utf-7 quopri uu oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x
         cp037 cp273 cp424 cp500 cp875 cp1026 cp1140 ebcdic-cp-us ibm037 windows-037
-        x-user-defined ucs-2 replacement iso-2022-cn"""
+        x-user-defined replacement iso-2022-cn"""
 
     def test_charsets(self) -> None:
         for content_type, codec in [
@@ -1808,6 +1808,12 @@ def response(*pieces: bytes | Exception, fields: Iterable[bytes] = (), url: str 
 
 async def listed(items: Any) -> list[Any]:
     return [item async for item in items]
+
+
+async def anext_of(items: Any) -> Any:
+    async for item in items:
+        return item
+    return None
 
 
 GZIP = b"Content-Encoding: gzip"
@@ -2098,7 +2104,8 @@ class Section7Response(Section):
         cases: list[tuple[str, bytes, Framing, bytes, int, int]] = [
                 ("short", b"x" * 9000, 0, keep, 1, 9), ("none", b"", 0, keep, 1, 0),
                 ("chunked", b"x" * 900, "chunked", keep, 1, 1),
-                ("long", b"x" * 990_000, 0, keep, 0, 66), ("without a length", b"x", "close", keep, 0, 0),
+                ("long", b"x" * 990_000, 0, keep, 0, 0), ("long", b"x" * 990_000, "chunked", keep, 0, 66),
+                ("without a length", b"x", "close", keep, 0, 0),
                 ("closes", b"x" * 9000, 0, close, 0, 0), ("closes", b"x", "chunked", close, 0, 0),
                 ("a bomb is not decoded", gzip.compress(bytes(1 << 20)), 0, keep, 1, 2),
                 ("not gzip", b"hello", 0, keep, 1, 1), ("broken", b"", "x", keep, 0, 1)]
@@ -2134,6 +2141,20 @@ class Section7Response(Section):
             for pieces in cuts(wire):
                 got = response(*pieces, fields=[b"Content-Type: a; charset=" + codec.encode()])
                 self.assertEqual(run(listed(got.iter_lines())), ["日", "本", "", "語"])
+        native = "utf-16-" + sys.byteorder[0] + "e"
+        for codec, wire, lines in [
+                ("utf-16", "a\nb\n".encode(native), ["a", "b"]), ("utf-32", b"a", ["\ufffd"]),
+                ("utf-16-be", b"\x0a\x00\x0a\x0a\x00\x0a\x01", ["\u0a00\u0a0a", "\ufffd"]),
+                ("gb18030", b"\x81\x30\n\x81", ["\ufffd", "\ufffd"]),
+                ("utf-16", b"\xfe\xff\0a\0\nx", ["a", "\ufffd"])]:
+            for pieces in cuts(wire):
+                with self.subTest(codec, pieces=pieces):
+                    fields = [b"Content-Type: a; charset=" + codec.encode()]
+                    self.assertEqual(run(listed(response(*pieces, fields=fields).iter_lines())), lines)
+                    got = response(*pieces, fields=fields)
+                    first = run(anext_of(got.iter_lines()))  # what is left is there as bytes
+                    rest = b"".join(run(listed(got.iter_bytes())))
+                    self.assertEqual((first, wire[-len(rest):] if rest else b""), (lines[0], rest))
 
     def test_long_lines(self) -> None:
         with mock.patch.object(asyncget, "MAX_LINE_BYTES", 10):
@@ -3556,6 +3577,29 @@ class Section11Session(AsyncCase):
                 with self.subTest(url=url), self.assertRaises(InvalidURL):
                     await session.get(url)
             self.assertEqual(len(server.requests), before)
+
+    async def test_settings_that_can_be_read_but_once_serve_every_url(self) -> None:
+        async with scripted([READ, answer(), LOOP], again=True) as server, Session() as session:
+            urls = [server.url + path for path in ("/1", "/2", "/3")]
+            await session.get_all(urls, params=iter([("q", 1)]), headers=iter([("X", "y")]), limit=1)
+            async for _ in session.as_completed(urls, params=iter([("q", 1)]), limit=1):
+                pass
+            self.assertEqual(server.targets(), ["/1?q=1", "/2?q=1", "/3?q=1"] * 2)
+            self.assertEqual([field(head, "x") for head in server.requests[:3]], [["y"]] * 3)
+            for urls_ in ("http://h/", b"x"):
+                with self.assertRaisesRegex(TypeError, "list of URLs"):
+                    await session.get_all(urls_)  # type: ignore[arg-type]
+
+    async def test_who_has_left_is_not_remembered(self) -> None:
+        async with scripted([READ, OK + b"Content-Length: 5\r\n\r\n", HOLD]) as server, \
+                Session(limit=1) as session, session.stream(server.url):
+            for number in range(0, 400, 100):
+                outcomes = await asyncio.gather(*(
+                    session.get(f"http://h{number + n}.test/", timeout=0.01) for n in range(100)),
+                    return_exceptions=True)
+                self.assertEqual({type(outcome) for outcome in outcomes}, {TimedOut})
+            self.assertLess(len(session._pool.hosts), 150)
+            self.assertLess(len(session._pool.turns), 150)
 
     async def test_wrong_settings(self) -> None:
         """They are told where they are given, and with what is expected."""
@@ -11002,7 +11046,8 @@ class FoundByReview(AsyncCase):
 
     async def test_cookies_that_are_no_text_are_refused(self) -> None:
         async with scripted([READ, answer(), LOOP]) as server, Session() as session:
-            for cookies in ({"a": 1}, {1: "a"}, {b"a": b"b"}, "a=b", [("a", "b")], 5, b"a=b"):
+            wrong: Any = ({"a": 1}, {1: "a"}, {b"a": b"b"}, "a=b", [("a", "b")], 5, b"a=b")
+            for cookies in wrong:
                 with self.subTest(cookies=cookies), self.assertRaises((InvalidHeader, TypeError)):
                     await session.get(server.url, cookies=cookies)
             self.assertEqual(server.requests, [])
