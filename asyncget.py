@@ -4061,6 +4061,7 @@ class Session:
                     raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
                                    limit=MAX_HISTORY_BYTES, response=response)
                 if len(history) > settings["max_redirects"]:
+                    response.history = history[:-1]
                     raise TooManyRedirects(f"more than {settings['max_redirects']} redirects",
                                            history=history, response=response)
                 if following.url.origin != request.url.origin and not settings["trust_redirects"]:
@@ -4970,10 +4971,10 @@ FLAGS = """\
 usage: asyncget [flags] URL...      (--help all: the other flags)
 
   -A --user-agent NAME        call yourself NAME
-  -H --header LINE...         "Name: value"; "Name:" removes, "Name;" is empty; or @FILE
+  -H --header LINE...         "Name: value"; "Name:" removes, "Name;" is empty; @FILE
   -b --cookie DATA...         "a=1; b=2", or a cookie file to read
   -c --cookie-jar FILE        write all cookies to it at the end
-  -u --user NAME:PASSWORD     log in (Basic); without the password, it is asked for
+  -u --user NAME:PASSWORD     log in (Basic); a password left out is asked for
   --oauth2-bearer TOKEN       log in (Bearer)
   -n --netrc                  log in with what ~/.netrc has for the host
   -r --range RANGE            a part only: 0-499, or -500 for the last
@@ -4988,7 +4989,7 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   -m --max-time SECONDS       for one try, all in all
   --connect-timeout SECONDS   to connect
   --retry NUMBER              further tries, where they may help
-  -o --output FILE...         one for each URL; - is stdout; #1 is what {a,b} or [1-9] gave
+  -o --output FILE...         one for each URL; - is stdout; #1 what {a,b} put in
   -O --remote-name            name the file as the URL does
   -J --remote-header-name     with -O: as the server says; never overwrites
   --output-dir FOLDER         for -o and -O
@@ -5001,8 +5002,8 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   -s --silent                 no progress, no errors
   -S --show-error             errors all the same
   -v --verbose                the wire: > sent, < received, * notes
-  -w --write-out FORMAT       a report behind the body: %{http_code} %{time_total} %{json}
-  --url URL...                one more; @FILE or @- has one a line, each saved as by -O
+  -w --write-out FORMAT       a report at the end: %{http_code} %{time_total} %{json}
+  --url URL...                one more; @FILE or @- has one a line, saved as by -O
   --waterfall                 draw the requests over time
   --demo                      what asyncio is for, told in seven seconds
   -V --version
@@ -5018,10 +5019,10 @@ request
   --data-ascii TEXT...        the same
   --data-binary TEXT...       the same, with its line ends
   --data-raw TEXT...          the same, and @ is just a letter
-  --data-urlencode TEXT...    with -G: TEXT, NAME=TEXT, @FILE or NAME@FILE, encoded
+  --data-urlencode TEXT...    with -G, encoded: TEXT, NAME=TEXT, @FILE, NAME@FILE
   --url-query TEXT...         the same without -G; +TEXT is taken as it is
   -X --request METHOD         GET is the only one
-  -z --time-cond TIME         only if it is younger than a date or a file; -TIME: older
+  -z --time-cond TIME         only if younger than a date or a file; -TIME: older
   --etag-save FILE            note the ETag there
   --etag-compare FILE         only if the ETag is another than the one there
   -g --globoff                {a,b} and [1-9] are just letters
@@ -5075,7 +5076,7 @@ taken, and not needed
   --tcp-nodelay
   --parallel-immediate
   --remove-on-error
-  --path-as-is
+  -1 --tlsv1
 """
 NOT_HERE = {  # curl's, and what to do instead
     "-K --config": "write the flags on the command line",
@@ -5083,6 +5084,7 @@ NOT_HERE = {  # curl's, and what to do instead
     "--stderr": "the shell does it: 2>FILE",
     "--trace --trace-ascii": "-v shows the wire",
     "--ciphers --tls13-ciphers": "OpenSSL's settings decide",
+    "--path-as-is": "dot segments are taken out, as browsers do",
     "-F --form -T --upload-file --json -: --next -0 --http1.0 --http2-prior-knowledge --http3 "
     "--digest --ntlm --negotiate --anyauth": "this is a client for GET over HTTP/1.1",
 }
@@ -5164,7 +5166,9 @@ def store_flag(options: Options, flag: Flag, value: str, on: bool) -> None:
         setattr(options, flag.name, parse_value(flag, value) if flag.value else on)
     if flag.name == "output" and not value:
         raise AsyncGetError("-o needs the name of a file")
-    if flag.name == "remote_name":
+    if flag.name.startswith("data"):
+        options.sent.append((flag.name, value))
+    if flag.name == "remote_name" and on:
         options.output.append(None)  # -o and -O are paired with the URLs in one order
 
 
@@ -5182,6 +5186,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     options = Options(**{flag.name: [] if flag.repeats else None if flag.value else False
                          for flag in flags.values()})
     options.location = options.compressed = True
+    options.sent = []  # what the data flags say, in their order
     words = list(reversed(arguments))
     while words:
         word = words.pop()
@@ -5259,15 +5264,23 @@ def parse_header(line: str) -> list[tuple[str, str | None]]:
     return [(line[:-1], "")] if line.endswith(";") else []
 
 
-def condition(text: str) -> tuple[str, str]:
-    """The header for -z: a date, or a file whose date is meant; "-" before it turns it about."""
+def condition(text: str) -> list[tuple[str, str | None]]:
+    """The header for -z: a date, or a file whose date is meant; "-" before it turns it about.
+
+    >>> condition("1 Jan 2020"), condition("2 Jan 2020 01:00:00 +0100"), condition("no file yet")
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ([('If-Modified-Since', 'Wed, 01 Jan 2020 00:00:00 GMT')],
+     [('If-Modified-Since', 'Thu, 02 Jan 2020 00:00:00 GMT')], [])
+    """
     from email.utils import formatdate
     name = "If-Unmodified-Since" if text.startswith("-") else "If-Modified-Since"
-    text = text.removeprefix("-")
-    when = os.stat(text).st_mtime if os.path.exists(text) else parse_date(text)
-    if when is None:
-        raise AsyncGetError(f"-z needs a date or a file, not {text!r:.100}")
-    return name, formatdate(when, usegmt=True)
+    text, zone, minutes = text.removeprefix("-"), re.search(r"([-+][0-9]{2})([0-9]{2})$", text), 0
+    if os.path.exists(text):
+        return [(name, formatdate(os.stat(text).st_mtime, usegmt=True))]
+    if zone:
+        minutes = 60 * int(zone[1]) + int(zone[1][0] + zone[2])
+    found = [when for rest in ("", " 00:00:00", ":00") if (when := parse_date(text + rest))]
+    return [(name, formatdate(found[0] - 60 * minutes, usegmt=True))] if found else []
 
 
 def request_headers(options: Options) -> list[tuple[str, str | None]]:
@@ -5275,7 +5288,7 @@ def request_headers(options: Options) -> list[tuple[str, str | None]]:
     headers: list[tuple[str, str | None]] = []
     for text in options.header:
         for line in read_lines(text[1:]) if text[:1] == "@" else [text]:
-            headers += parse_header(line)
+            headers += [] if line[:1] == "#" else parse_header(line)
     given = {name.lower() for name, _ in headers}  # -H has the last word
     cookies = "; ".join(text for text in options.cookie if "=" in text)
     wanted = options.range and re.sub("^[0-9]+$", r"\g<0>-", options.range)  # -r 5 is 5-
@@ -5285,7 +5298,7 @@ def request_headers(options: Options) -> list[tuple[str, str | None]]:
     if options.etag_compare and os.path.exists(options.etag_compare):
         named.append(("If-None-Match", read_text(options.etag_compare).strip() or '""'))
     if options.time_cond:
-        named.append(condition(options.time_cond))
+        named += condition(options.time_cond)
     return headers + [(name, value or None) for name, value in named
                       if value is not None and name.lower() not in given]
 
@@ -5307,11 +5320,14 @@ def encode_data(text: str) -> str:
 
 def queries(options: Options) -> list[str]:
     """What the flags add to each URL's query."""
-    found: list[str] = list(options.data_raw)
-    for text in options.data + options.data_ascii:
-        found.append(re.sub("[\r\n]", "", read_text(text[1:])) if text[:1] == "@" else text)
-    found += [read_text(text[1:]) if text[:1] == "@" else text for text in options.data_binary]
-    found += map(encode_data, options.data_urlencode)
+    found: list[str] = []
+    for flag, text in options.sent:
+        if flag == "data_urlencode":
+            text = encode_data(text)
+        elif flag != "data_raw" and text[:1] == "@":
+            text = read_text(text[1:])
+            text = text if flag == "data_binary" else re.sub("[\r\n]", "", text)
+        found.append(text)
     return found + [q[1:] if q[:1] == "+" else encode_data(q) for q in options.url_query]
 
 
@@ -5340,7 +5356,8 @@ def expand_glob(text: str) -> list[tuple[str, list[str]]]:
     for listed, first, last, start, end, step in _GLOB.findall(text):
         each = range(int(first or ord(start or "a")), int(last or ord(end or "a")) + 1,
                      int(step or 1) or 1)
-        if not 0 < len(each) <= MAX_GLOB:
+        empty = not (listed or first or start) or step and not int(step)
+        if empty or not 0 < len(each) <= MAX_GLOB:
             raise AsyncGetError(f"a range of none, or of too many URLs: {text!r:.100}; -g takes "
                                 "it as it is", exit_code=3)
         choices.append([chr(n) for n in each] if start else
@@ -5348,6 +5365,9 @@ def expand_glob(text: str) -> list[tuple[str, list[str]]]:
     if functools.reduce(lambda product, found: product * len(found), choices, 1) > MAX_GLOB:
         raise AsyncGetError(f"more than {MAX_GLOB} URLs: {text!r:.100}", exit_code=3)
     fixed = _GLOB.split(text)[::7]
+    if re.search(r"[][{}]", re.sub(r"^([^/]*//)?\[[0-9A-Fa-f:.%]*\]|\[\]", "", " ".join(fixed))):
+        raise AsyncGetError(f"a bracket or brace without its end: {text!r:.100}; -g takes it as it "
+                            "is", exit_code=3)
     return [("".join(itertools.chain(*itertools.zip_longest(fixed, found, fillvalue=""))),
              list(found)) for found in itertools.product(*choices)]
 
@@ -5377,6 +5397,11 @@ def parse_resolve(entries: Iterable[str]) -> dict[str, str]:
         match = re.fullmatch(r"([-+]?)(\[[^]]*\]|[^:]+):([0-9]{1,5})(?::(.+))?", entry.lower())
         if match is None or not match[4] and match[1] != "-":
             raise AsyncGetError(f"--resolve is HOST:PORT:ADDRESS, not {entry!r:.100}", exit_code=49)
+        for address in (match[4] or "").split(",") if match[4] else []:
+            try:
+                parse_address(address.strip("[] "), 6 if ":" in address else 4)
+            except InvalidURL as error:
+                raise AsyncGetError(f"--resolve: {error}", exit_code=49) from None
         if match[1] == "-":
             found.pop(f"{match[2]}:{match[3]}", None)
         else:
@@ -5743,7 +5768,6 @@ class Transfer:
             return
         self.flush()
         write_stdout(data)
-        self.wrote = True
 
     def close(self) -> None:
         """Close the file, if there is one; one that got no byte is made all the same."""
@@ -5864,6 +5888,7 @@ def write_out_values(transfer: Transfer, began: float, referer: str | None) -> d
         "referer": referer,
         "scheme": values["url_effective"].partition("://")[0],
         "size_delivered": transfer.received,
+        "size_download": values["size_download"] if transfer.received else 0,
         "size_upload": 0,
         "speed_download": int(values["size_download"] / seconds) if seconds else 0,
         "speed_upload": 0,
@@ -5962,6 +5987,14 @@ def for_terminal(data: bytes) -> bytes:
     return "".join(printable(line) + "\n" for line in data.splitlines()).encode()
 
 
+def tell(text: str) -> None:
+    """Write to stderr; trouble there must not end a download."""
+    try:
+        print(text, end="", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        sys.stderr = open(os.devnull, "w")  # Python would stumble over the old one at the end
+
+
 class Screen:
     """stderr: messages, and below them the progress line while somebody can see it."""
 
@@ -5971,13 +6004,6 @@ class Screen:
         self.clock = asyncio.get_running_loop().time
         self.began = self.drawn = self.clock()
         self.width = 0  # of what is drawn now
-
-    def tell(self, text: str) -> None:
-        """Write to stderr; trouble there must not end a download."""
-        try:
-            print(text, end="", file=sys.stderr, flush=True)
-        except (OSError, ValueError):
-            sys.stderr = open(os.devnull, "w")  # Python would stumble over the old one at the end
 
     def redraw(self) -> None:
         """Bring the progress line up to date, ten times a second at most."""
@@ -5990,20 +6016,20 @@ class Screen:
             sum(transfer.received for transfer in self.transfers),
             self.transfers[0].expected if count == 1 else None, now - self.began,
             f"{ended}/{count}" if count > 1 else "",
-            sum(transfer.error is not None for transfer in self.transfers))[:terminal_width() - 1]
-        self.tell("\r" + line.ljust(self.width))
+            sum(transfer.error is not None for transfer in self.transfers))[:terminal_width() - 3]
+        tell("\r" + line.ljust(self.width))
         self.width = len(line)
 
     def wipe(self) -> None:
         """Take the progress line away."""
         if self.width:
-            self.tell("\r" + " " * self.width + "\r")
+            tell("\r" + " " * self.width + "\r")
             self.width = 0
 
     def say(self, *words: str) -> None:
         """A line on stderr, with the controls in it made harmless."""
         self.wipe()
-        self.tell(" ".join(map(printable, words)) + "\n")
+        tell(" ".join(map(printable, words)) + "\n")
 
     def show_wire(self, kind: str, data: str | bytes) -> None:
         """What a call traces, as -v shows it: > sent, < received, * a note."""
@@ -6167,6 +6193,7 @@ class Command:
                     raise AsyncGetError(BINARY, exit_code=23)
                 wary = False  # the first piece tells, as it does for curl
                 transfer.write(piece)
+                transfer.wrote = not transfer.mode
                 await self.advance(transfer, transfer.received + len(piece), transfer.expected)
                 if len(transfer.held) > HELD_BYTES:
                     await response.stand_by(transfer.turn.wait())
@@ -6315,7 +6342,7 @@ class Command:
         for where, text in render_write_out(template, values, headers):
             data = text.encode("utf-8", "surrogateescape")
             if where == "stderr":
-                self.screen.tell(text)
+                tell(text)
             elif where == "stdout":
                 write_stdout(data)
             else:
@@ -6349,7 +6376,7 @@ class Command:
                 self.screen.wipe()
         if self.options.waterfall:
             bars = [bar for transfer in self.transfers if transfer.ended for bar in transfer.bars()]
-            self.screen.tell(render_timeline(bars, terminal_width() - 1) + "\n")
+            tell(render_timeline(bars, terminal_width() - 1) + "\n")
         if self.jar is not None and self.options.cookie_jar:
             text = render_cookie_file(self.jar, self.unknown_lines)
             write_secret(self.options.cookie_jar, text.encode("utf-8", "surrogateescape"))
@@ -6438,12 +6465,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # while the password was asked for
         interrupted()
     except AsyncGetError as error:
-        print(f"asyncget: ({error.exit_code}) {printable(str(error))}", file=sys.stderr)
+        tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
         code = error.exit_code
     except OSError as error:  # of stdout: a pipe that is closed, a disk that is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more
         if not isinstance(error, BrokenPipeError):
-            print(f"asyncget: (23) cannot write: {error.strerror}", file=sys.stderr)
+            tell(f"asyncget: (23) cannot write: {error.strerror}\n")
         code = 23
     if arguments is None:
         sys.exit(code)
