@@ -165,9 +165,12 @@ INFLATE_BYTES = 16_384           # decoded at once, so that many members stay li
 MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
 MAX_BETWEEN_BYTES = 1_048_576    # made between stacked codings; and 100 for each that arrived
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
-STEP_BYTES = 512                 # that a step of decoding costs beside what it makes
+STEP_BYTES = 1024                # that a step of decoding costs beside what it makes
 MAX_HISTORY_BYTES = 262_144      # heads of the redirects of one call
 MAX_ADDRESSES = 32               # of a name that are tried
+
+
+_FOREVER = float("inf")
 
 
 class AsyncGetError(Exception):
@@ -1178,10 +1181,11 @@ class Decoder:
     def __init__(self, codings: list[bytes]) -> None:
         self.stages = [Inflater(coding) for coding in reversed(codings)]
         self.budget = MAX_BETWEEN_BYTES  # that may yet be made between the stages
+        self.work = 0                    # done so far, in bytes; whoever gives turns sets it back
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what data decodes to, a piece for each step; it may be empty."""
-        self.budget += 100 * len(data)
+        """Yield what data decodes to, and nothing now and then, for the work to be looked at."""
+        self.budget = min(self.budget, 4 * MAX_BETWEEN_BYTES) + 100 * len(data)
         yield from self.decode(data, self.stages)
 
     def decode(self, data: bytes, stages: Sequence[Inflater]) -> Iterator[bytes]:
@@ -1190,7 +1194,9 @@ class Decoder:
             yield data
             return
         for piece in stages[0].feed(data):
+            self.work += STEP_BYTES + len(piece)
             if len(stages) > 1:
+                yield b""
                 self.budget -= len(piece)
                 if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
                     raise DecodingError("far more bytes between the codings than have arrived")
@@ -1321,7 +1327,7 @@ class Body:
     """The body of one response on a connection, which it lets go of at its end."""
 
     __slots__ = ("connection", "framing", "reusable", "parser", "ready", "fault", "done",
-                 "received", "done_at", "trailers", "deadline", "seconds")
+                 "received", "done_at", "trailers", "deadline", "seconds", "turn")
 
     def __init__(self, connection: Connection, head: Head, keep: bool = True) -> None:
         self.connection: Connection | None = connection
@@ -1335,6 +1341,7 @@ class Body:
         self.done_at = 0.0   # on the loop's clock
         self.trailers = b""
         self.deadline, self.seconds = connection.deadline, connection.call_seconds
+        self.turn = connection.turn  # gives the loop one, and the time
         data, connection.rest = connection.rest, b""
         if isinstance(self.framing, int) and len(data) >= self.framing:  # it came with the head
             self.ready, self.received = data[:self.framing], self.framing
@@ -1348,7 +1355,7 @@ class Body:
     def __getstate__(self) -> Any:
         if self.connection is not None or self.ready:
             raise TypeError("a Response whose body was not read cannot be pickled")
-        return None, {name: getattr(self, name) for name in self.__slots__}
+        return None, {name: getattr(self, name) for name in self.__slots__ if name != "turn"}
 
     async def read_piece(self) -> bytes:
         """The next bytes of the body as sent, b"" at its end; with the last, `done` is set."""
@@ -1400,16 +1407,17 @@ class Body:
 
     async def breathe(self) -> None:
         """Give the loop a turn amid long work; raise when the call's time is over."""
-        await asyncio.sleep(0)
-        if asyncio.get_running_loop().time() > self.deadline:
+        if await self.turn() > self.deadline:
             raise TimedOut("no end of decoding within the whole call's deadline",
                            phase="more of the body", seconds=self.seconds)
 
-    def hurry(self, seconds: float) -> None:
+    async def hurry(self, seconds: float) -> None:
         """Allow the rest of the body so many seconds at most."""
-        if self.connection is not None:
-            self.connection.deadline = min(self.connection.deadline,
-                                           self.connection.loop.time() + seconds)
+        connection = self.connection
+        now = await self.turn() if connection is None else connection.loop.time()
+        self.deadline = min(self.deadline, now + seconds)
+        if connection is not None:
+            connection.deadline = self.deadline
 
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
@@ -1447,7 +1455,6 @@ class Response:
     _missing = _UNREAD                     # why it is not there
     _ended = False                         # the last of the body is in _decoded
     _decoder: Decoder | None = None
-    _work = 0                              # of decoding since the loop had a turn, in bytes
     _decoded: Iterator[bytes] = iter(())   # what has come and was not handed out yet
     _cutter: LineCutter | None = None      # the same, of a line that is not whole
 
@@ -1628,7 +1635,7 @@ class Response:
         body = self._body
         long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
         if body.reusable and not long:
-            body.hurry(MAX_DISCARD_SECONDS)
+            await body.hurry(MAX_DISCARD_SECONDS)
             with contextlib.suppress(AsyncGetError):  # nobody wants it: a broken one does no harm
                 while not body.done and body.received <= MAX_DISCARD_BYTES:
                     await body.read_piece()
@@ -1637,23 +1644,23 @@ class Response:
     async def keep_short(self) -> None:
         """Read a body that is short, and comes at once, for the error that will hold it."""
         if self._content is None and self._missing == _UNREAD:
-            self._body.hurry(MAX_DISCARD_SECONDS)
+            await self._body.hurry(MAX_DISCARD_SECONDS)
             with contextlib.suppress(AsyncGetError):
                 await self.read(MAX_DISCARD_BYTES)
 
     async def stand_by(self, something: Awaitable[object]) -> None:
         """Await what the server has no part in: meanwhile the call's clock stands still."""
-        connection = self._body.connection
-        if connection is None:
-            await something
-            return
-        left = connection.deadline - connection.loop.time()
-        connection.deadline = connection.limit = _FOREVER
+        body, connection = self._body, self._body.connection
+        left = body.deadline - await body.turn()
+        body.deadline = _FOREVER
+        if connection is not None:
+            connection.deadline = connection.limit = _FOREVER
         try:
             await something
         finally:
-            connection.deadline = connection.limit = connection.loop.time() + left
-            self._body.deadline = connection.deadline
+            body.deadline = await body.turn() + left
+            if connection is not None:
+                connection.deadline = connection.limit = body.deadline
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
@@ -1672,9 +1679,8 @@ class Response:
                 raise AsyncGetError(_GIVEN_UP)
             while True:
                 for piece in self._decoded:
-                    self._work += len(piece) + STEP_BYTES
-                    if self._work > MAX_WORK_BYTES:
-                        self._work = 0
+                    if self._decoder and self._decoder.work > MAX_WORK_BYTES:
+                        self._decoder.work = 0
                         await self._body.breathe()
                     if piece:
                         return piece
@@ -1740,7 +1746,6 @@ class Response:
 # handle a time; that is half the price of a small GET.
 
 _STRICT_X509 = range(80, 95)  # OpenSSL's codes for what VERIFY_X509_STRICT adds
-_FOREVER = float("inf")
 _ADDRESS = re.compile(r"[0-9.]+|.*:.*")  # what is no name to look up
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _STUMBLES = (TypeError, AttributeError)  # asyncio's, over an error in TLS in TLS, until 3.12.2
@@ -1785,6 +1790,12 @@ class Route(NamedTuple):
     address: str | None  # where to connect instead of looking the host up
     proxy_tls: ssl.SSLContext | None = None  # the client's certificate is not in it
     verify: Any = True   # as the caller gave it, for the error texts
+
+
+async def turn_of_loop() -> float:
+    """Let others run; then the time on the loop's clock."""
+    await asyncio.sleep(0)
+    return asyncio.get_running_loop().time()
 
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
@@ -1920,6 +1931,7 @@ class Connection:
         self.trace: Trace | None = None  # of the call that uses it
         self.on_idle, self.on_close = on_idle, on_close
         self.loop = asyncio.get_running_loop()
+        self.turn = turn_of_loop
         self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or doubles
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
@@ -2419,7 +2431,10 @@ class Connection:
         if self.timer is not None:
             self.timer.cancel()
         if self.reading is not None:
-            self.reading[0].close()
+            reading, future = self.reading
+            if asyncio.isfuture(future) and future.done() and not future.cancelled():
+                future.exception()  # it is known: asyncio is not to complain of it
+            reading.close()
         for writer in (self.writer, self.outer):
             if writer is not None:
                 writer.close()            # says close_notify (RFC 9112 9.8),
@@ -3170,6 +3185,7 @@ class Cookies:
     def __init__(self, cookies: Mapping[str, str | None] | None = None) -> None:
         self._home: Origin | None = None
         self._created = 0
+        self._seeded = False  # whether there is a cookie of the caller's for one port
         # All that a host may be told is in its site's dict; no other is looked at. Both levels
         # are in the order in which they were last set, so the first to go stand first.
         self._sites: dict[str, _Kept] = {}
@@ -3210,7 +3226,8 @@ class Cookies:
         """Put a cookie that a host set, or the caller for it, last of those of its site."""
         old = kept.pop(cookie.key, None)
         self._created += 1
-        for other in list(kept.values()):  # else: "sid=old; sid=new"
+        self._seeded = self._seeded or cookie.port is not None
+        for other in list(kept.values()) if self._seeded else ():  # else: "sid=old; sid=new"
             if (other.name == cookie.name and other.domain == host
                     and (other.port is None) != (cookie.port is None)):
                 del kept[other.key]
@@ -3327,7 +3344,7 @@ class Cookies:
 def ask_jar(jar: Any, url: URL) -> list[tuple[str, str]]:
     """What a jar of the caller's has for a URL: http.cookiejar's, requests', or a like one."""
     from urllib.request import Request as CookieRequest
-    request = CookieRequest(str(url))
+    request = CookieRequest(str(url).partition("?")[0])  # urllib would remember the query
     jar.add_cookie_header(request)
     pairs = (pair.partition("=") for pair in request.get_header("Cookie", "").split("; ")
              if pair and _VALUE.fullmatch(pair))
@@ -3341,7 +3358,8 @@ def fill_jar(jar: Any, response: Response) -> None:
              if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
     headers = types.SimpleNamespace(
         get_all=lambda name, default: lines if name.lower() == "set-cookie" else default)
-    jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), CookieRequest(response.url))
+    url = response.url.partition("?")[0]
+    jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), CookieRequest(url))
 
 
 # ---- proxies and passwords
@@ -3752,7 +3770,7 @@ class Call:
         rule = self.settings["retries"]
         delay = (rule(attempt, outcome) if callable(rule) else
                  retry_delay(attempt, outcome, rule))
-        if delay is not None and not (isinstance(delay, (int, float)) and delay >= 0):  # nor nan
+        if delay is not None and not (isinstance(delay, (int, float)) and delay >= 0):
             raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
         late = delay is not None and (
             delay == _FOREVER or asyncio.get_running_loop().time() + delay > self.deadline)
@@ -3842,6 +3860,7 @@ class Session:
         self._routes: dict[tuple[Origin, Any], Route] = {}
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
         self._contexts: dict[Any, ssl.SSLContext] = {}
+        self.tls_version: ssl.TLSVersion | None = None  # at least
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
                           self.settings["open_connection"], self.settings["rate"])
@@ -4249,6 +4268,8 @@ class Session:
             if len(self._contexts) >= 100:
                 self._contexts.clear()
             self._contexts[key] = tls_context(verify, cert)
+            if self.tls_version is not None:
+                self._contexts[key].minimum_version = self.tls_version
         return self._contexts[key]
 
 
@@ -4961,8 +4982,8 @@ SILENCE_SECONDS = 30.0   # without a byte, and we give up
 MAX_GLOB = 100_000       # URLs that one argument may stand for
 _FIELD = re.compile(r"^([^\s:]+):([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.M)
 SECRET_NAMES = re.compile(  # not for -v
-    r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$"
-    r"|.*(api-?key|token|secret|passw(or)?d|credential)", re.I)
+    r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
+    r"|credential|(api|auth|access|subscription|signature)[-_]?key)", re.I)
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
 
 # A line is a flag's definition as well as its help. A word in capitals is its value, and
@@ -5505,12 +5526,7 @@ def tls_settings(options: Options) -> dict[str, Any]:
     certificate, _, password = (options.cert or "").partition(":")
     cert = (certificate, options.key, password or None) if options.cert else None
     verify = not options.insecure and (options.cacert or options.capath or True)
-    if not options.tlsv1_3 and not options.tlsv1_2:
-        return {"verify": verify, "cert": cert}
-    context = tls_context(verify, cert)
-    context.minimum_version = (ssl.TLSVersion.TLSv1_3 if options.tlsv1_3 else
-                               ssl.TLSVersion.TLSv1_2)
-    return {"verify": context}
+    return {"verify": verify, "cert": cert}
 
 
 def session_settings(options: Options) -> dict[str, Any]:
@@ -5822,7 +5838,10 @@ def redirect_url(response: Response) -> str | None:
 def url_parts(url: str, prefix: str) -> dict[str, Any]:
     """A URL's parts as -w names them; the password is not among them."""
     from urllib.parse import urlsplit
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # what was asked for is no URL
+        parts = urlsplit("")
     return {f"{prefix}.{name}": value for name, value in (
         ("scheme", parts.scheme), ("host", parts.netloc.rpartition("@")[2].partition(":")[0]),
         ("port", url.partition("://")[2] and re.search(r":([0-9]+)$", parts.netloc) and
@@ -5914,21 +5933,21 @@ def render_write_out(template: str, values: Mapping[str, Any],
     [('stdout', '007\t0.500000'), ('stderr', 'y%'), ('f', '.')]
     """
     escapes = {r"\n": "\n", r"\r": "\r", r"\t": "\t", "%%": "%"}
-    pieces = [["stdout", ""]]
-    for match in re.finditer(r"%\{([\w.]+)\}|%(header|output)\{([^}]*)\}|(\\[nrt]|%%)|.[^%\\]*",
+    pieces: list[tuple[str, list[str]]] = [("stdout", [])]
+    for match in re.finditer(r"%\{([\w.]+)\}|%(header|output)\{([^{}]*)\}|(\\[nrt]|%%)|.[^%\\]*",
                              template, re.S):
         variable, kind, name, escape = match.groups()
         if variable in ("stdout", "stderr") or kind == "output":
-            pieces.append([variable or name, ""])
+            pieces.append((variable or name, []))
         elif variable == "onerror":
             if not values["exitcode"]:
                 break
         else:
-            pieces[-1][1] += (escapes[escape] if escape else
-                              printable(headers.get(name, "")) if kind else
-                              write_out_value(variable, values, headers, match[0]) if variable
-                              else match[0])
-    return [(where, text) for where, text in pieces if text]
+            pieces[-1][1].append(escapes[escape] if escape else
+                                 printable(headers.get(name, "")) if kind else
+                                 write_out_value(variable, values, headers, match[0]) if variable
+                                 else match[0])
+    return [(where, "".join(texts)) for where, texts in pieces if texts]
 
 
 def write_out_value(name: str, values: Mapping[str, Any], headers: Headers, as_is: str) -> str:
@@ -5976,10 +5995,11 @@ def mask_field(match: re.Match[str]) -> str:
     name, value = match.groups()
     if SECRET_NAMES.match(name):
         return f"{name}: ***"
-    before, slashes, rest = value.partition("//")
-    if name.lower() == "location" and "@" in rest:
-        value = f"{before}{slashes}***@{rest.rpartition('@')[2]}"
-    return f"{name}:{value}"
+    if name.lower() == "location":  # whose password may have any character
+        before, _, behind = value.rpartition("@")
+        begin = re.match(r"[^/\\]*[/\\]+", before)
+        value = f"{begin[0]}***@{behind}" if begin else value
+    return f"{name}:" + re.sub(r"([/\\])[^/\\\s?#<>@]*@", r"\1***@", value)
 
 
 def for_terminal(data: bytes) -> bytes:
@@ -6069,6 +6089,9 @@ class Command:
         os.environ.update(proxy_environment(options, os.environ))
         self.settings = session_settings(options)
         self.session = Session(cookies=False if self.jar is None else self.jar, **self.settings)
+        if options.tlsv1_3 or options.tlsv1_2:
+            self.session.tls_version = (ssl.TLSVersion.TLSv1_3 if options.tlsv1_3 else
+                                        ssl.TLSVersion.TLSv1_2)
         allowed = schemes(options.proto)
         for transfer in self.transfers:
             try:
