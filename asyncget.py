@@ -459,6 +459,11 @@ def parse_host(text: str) -> str:
     return parse_address(text, 4) if _NUMBERS.fullmatch(host) else host
 
 
+def is_address(host: str) -> bool:
+    """Whether a host, as parse_host gives it, is an IP address."""
+    return ":" in host or not host.strip("0123456789.")
+
+
 @functools.lru_cache(maxsize=1024)
 def parse_origin(scheme: str, host_port: str) -> Origin:
     """The origin of a URL; remembered, as most URLs of a program share a few.
@@ -1208,6 +1213,15 @@ class Decoder:
             stage.finish()
 
 
+def applied_codings(value: bytes) -> list[bytes]:
+    r"""What a Content-Encoding, in lower case, says that was done to the bytes.
+
+    >>> applied_codings(b"identity, x-gzip, none")
+    [b'x-gzip']
+    """
+    return [coding for coding in parse_list(value) if coding not in (b"identity", b"none")]
+
+
 def content_codings(value: bytes) -> list[bytes]:
     r"""The codings to undo, in the order in which they were applied; value is in lower case.
 
@@ -1217,9 +1231,7 @@ def content_codings(value: bytes) -> list[bytes]:
     Raises DecodingError for what we cannot undo: br, for one, is not in the
     standard library, and handing out the coded bytes would be a silent lie.
     """
-    codings = [coding[2:] if coding == b"x-gzip" else coding
-               for coding in parse_list(value)
-               if coding not in (b"identity", b"none")]
+    codings = [coding[2:] if coding == b"x-gzip" else coding for coding in applied_codings(value)]
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
     for coding in codings:
@@ -1746,7 +1758,6 @@ class Response:
 # handle a time; that is half the price of a small GET.
 
 _STRICT_X509 = range(80, 95)  # OpenSSL's codes for what VERIFY_X509_STRICT adds
-_ADDRESS = re.compile(r"[0-9.]+|.*:.*")  # what is no name to look up
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _STUMBLES = (TypeError, AttributeError)  # asyncio's, over an error in TLS in TLS, until 3.12.2
 _SOCKS_REPLIES = {1: "general failure", 2: "not allowed by its rules", 3: "network unreachable",
@@ -1822,7 +1833,9 @@ async def open_first(host: str, port: int, family: int = 0, **options: Any) -> t
 
 
 async def look_up(host: str, port: int, family: int = 0) -> list[str]:
-    """The addresses of a name, families by turns (RFC 8305 section 4)."""
+    """The addresses of a name, families by turns (RFC 8305 section 4), or of a list "a,b"."""
+    if "," in host:
+        return host.split(",")
     found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
                                                          type=socket.SOCK_STREAM)
     by_family: dict[int, list[str]] = {}
@@ -2092,11 +2105,9 @@ class Connection:
                 route.unix_socket, **options)
             return
         if not proxy and route.address:
-            if "," in route.address and self.connector is asyncio.open_connection:
-                self.reader, self.writer = await open_any(route.address.split(","), port, **options)
-                return
             host = route.address
-        races = self.connector is asyncio.open_connection and not _ADDRESS.fullmatch(host)
+        races = self.connector is asyncio.open_connection and (
+            "," in host or not is_address(host))
         self.reader, self.writer = await (open_first if races else self.connector)(
             host, port, **options)
 
@@ -2206,11 +2217,10 @@ class Connection:
         """The origin's host as SOCKS has it: an address, or a name for socks5h."""
         import ipaddress
         host = self.route.address or self.route.origin.host
-        if not _ADDRESS.fullmatch(host):
+        if "," in host or not is_address(host):
             if proxy.scheme == "socks5h":
                 return b"\x03%c%b" % (len(host), host.encode("ascii"))
-            found = await self.loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            host = str(found[0][4][0])
+            host = (await look_up(host, self.route.origin.port))[0]
         address = ipaddress.ip_address(host)
         return (b"\x01" if address.version == 4 else b"\x04") + address.packed
 
@@ -2740,9 +2750,8 @@ class Pool:
             number, origin = self.turns[0]
             host = self.hosts[origin]
             waiter = host.first()
-            given = (waiter is not None and waiter.number == number  # else who stood here has left
-                     and self._give(waiter, host))
-            if waiter and waiter.number == number and not given and not self.is_held(origin):
+            if (waiter and waiter.number == number  # else who stood here has left
+                    and not self._give(waiter, host) and not self.is_held(origin)):
                 return  # all are in use, and nobody can gain
             heapq.heappop(self.turns)
             host.in_turn = False
@@ -2960,11 +2969,6 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}  # on no wire: as curl and browser
 # Under these everyone has a domain, and so no cookie is for all of them. The list of all
 # public suffixes is long and changes by the week; http.cookiejar has the same few.
 _SUFFIX = re.compile(r"[^.]*|(?:ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}")
-
-
-def is_address(host: str) -> bool:
-    """Whether a host, as parse_host gives it, is an IP address."""
-    return ":" in host or not host.strip("0123456789.")
 
 
 def is_suffix(domain: str) -> bool:
@@ -3408,14 +3412,13 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
         corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
     """
     host = origin.host.rstrip(".")
-    is_address = ":" in host or _NUMBERS.fullmatch(host) is not None
     for entry in re.split(r"[\s,]+", no_proxy.lower()):
         match = re.fullmatch(r"(\[[^\]]*\]|[^:]*):([0-9]{1,5})", entry)
         name, port = match.groups() if match else (entry, None)
         if port is not None and int(port) != origin.port:
             continue
         below = f".{host}".endswith("." + name.removeprefix("*.").strip("."))
-        if name == "*" or (in_network(host, name.strip("[]")) if is_address else below):
+        if name == "*" or (in_network(host, name.strip("[]")) if is_address(host) else below):
             return True
     return False
 
@@ -3826,6 +3829,7 @@ async def read_whole(response: Response, call: Call) -> Response:
 
 
 Finish = Callable[[Response, Call], Awaitable[Optional[Response]]]
+Settled = tuple[dict[str, Any], dict[str, Any]]  # a call's settings in all, and those of its own
 Outcome = Union[Response, AsyncGetError]
 
 
@@ -3894,7 +3898,8 @@ class Session:
     @spelled_out(RequestSettings)
     async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
         """GET a URL and read its body. What the server does can raise AsyncGetError alone."""
-        return await self._run(self._call(url, options, GET_DEADLINE_SECONDS), read_whole)
+        call = self._call(url, self._settled(options), GET_DEADLINE_SECONDS)
+        return await self._run(call, read_whole)
 
     @spelled_out(RequestSettings)
     @contextlib.asynccontextmanager
@@ -3904,7 +3909,7 @@ class Session:
             async with session.stream(url) as response:
                 async for piece in response.iter_bytes(): ...
         """
-        response = await self._run(self._call(url, options, None))
+        response = await self._run(self._call(url, self._settled(options), None))
         try:
             yield response
         except StatusError as error:
@@ -3932,14 +3937,15 @@ class Session:
         AsyncGetError stands in the list in its place instead.
         """
         outcomes: list[Any] = []
-        own = checked(options)
+        settled = self._settled(options)
 
         async def work(urls: SharedIterator) -> None:
             async for url in urls:
                 index = len(outcomes)
                 outcomes.append(None)
                 try:
-                    outcomes[index] = await self.get(url, **own)
+                    call = self._call(url, settled, GET_DEADLINE_SECONDS)
+                    outcomes[index] = await self._run(call, read_whole)
                 except AsyncGetError as error:
                     if not return_exceptions:
                         raise
@@ -3957,9 +3963,9 @@ class Session:
         a million URLs from a generator take no more memory than a hundred. The loop may be
         left at any time: what is under way is cancelled, and waits for nobody.
         """
-        return self._outcomes(urls, limit, checked(options))
+        return self._outcomes(urls, limit, self._settled(options))
 
-    async def _outcomes(self, urls: Urls, limit: int, options: dict[str, Any],
+    async def _outcomes(self, urls: Urls, limit: int, settled: Settled,
                         close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
         """What as_completed gives; with `close` its end is the session's.
 
@@ -3971,7 +3977,8 @@ class Session:
         async def work(urls: SharedIterator) -> None:
             async for url in urls:
                 try:
-                    outcome: Outcome = await self.get(url, **options)
+                    call = self._call(url, settled, GET_DEADLINE_SECONDS)
+                    outcome: Outcome = await self._run(call, read_whole)
                 except AsyncGetError as error:
                     outcome = error
                 finished.put_nowait((url, outcome))
@@ -4004,27 +4011,31 @@ class Session:
         for name, function in (("progress", progress), ("on_response", on_response)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be a function: not {type(function).__name__}")
-        call = self._call(url, options, None)
+        call = self._call(url, self._settled(options), None)
         return await download_to(self, call, path, progress=progress, resume=resume,
                                  overwrite=overwrite, any_status=any_status,
                                  on_response=on_response)
 
     # ---- one call
 
-    def _call(self, url: str, options: Mapping[str, object], usual: float | None) -> Call:
-        """The call, under the session's settings and its own."""
-        self._loop = self._loop or asyncio.get_running_loop()
-        self._check_loop()
-        if not isinstance(url, str):
-            raise InvalidURL(f"a URL is text, not {type(url).__name__}")
+    def _settled(self, options: Mapping[str, object]) -> Settled:
+        """The settings of calls with these options, and the options, checked, by themselves."""
         if not options:
-            return Call(url, self.settings, options, usual)
+            return self.settings, {}
         own = checked(options)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         if not is_jar(own.get("cookies")) and isinstance(own.get("cookies"), Mapping):
             settings["cookies"] = self.settings["cookies"]  # the call's own go beside its jar's
-        return Call(url, settings, own, usual)
+        return settings, own
+
+    def _call(self, url: str, settled: Settled, usual: float | None) -> Call:
+        """One call, on the loop that all of the session's are on."""
+        self._loop = self._loop or asyncio.get_running_loop()
+        self._check_loop()
+        if not isinstance(url, str):
+            raise InvalidURL(f"a URL is text, not {type(url).__name__}")
+        return Call(url, *settled, usual)
 
     async def _run(self, call: Call, finish: Finish | None = None,
                    begin: Callable[[Call], Request] | None = None) -> Response:
@@ -4310,7 +4321,8 @@ async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = Fals
 def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
                  ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
-    return Session(limit=limit, **settings)._outcomes(urls, limit, {}, close=True)
+    session = Session(limit=limit, **settings)
+    return session._outcomes(urls, limit, session._settled({}), close=True)
 
 
 # ==== 12. Downloads ===========================================================
@@ -4383,8 +4395,7 @@ def is_own_coding(response: Response, path: str) -> bool:
 
     So Apache's usual settings have it; undone, it would leave a tar under that name.
     """
-    codings = [coding.removeprefix(b"x-") for coding in parse_list(response.coding)
-               if coding not in (b"identity", b"none")]
+    codings = [coding.removeprefix(b"x-") for coding in applied_codings(response.coding)]
     known = len(codings) == 1 and response.status_code < 300
     ends, types_ = _OWN_CODINGS.get(codings[0], ((), ())) if known else ((), ())
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -4396,8 +4407,7 @@ def is_own_coding(response: Response, path: str) -> bool:
 def is_coded(response: Response) -> bool:
     """Whether the bytes on the wire are not the file's own."""
     coding = response.headers.get("content-encoding", "").lower().encode("utf-8")
-    return response.coding != b"identity" and any(
-        element not in (b"identity", b"none") for element in parse_list(coding))
+    return response.coding != b"identity" and applied_codings(coding) != []
 
 
 def body_length(response: Response) -> int | None:
@@ -4441,6 +4451,16 @@ def resume_request(known: Partial | None) -> dict[str, str]:
     return fields
 
 
+def range_of_rest(start: int, length: int) -> str:
+    """The one right Content-Range for so many bytes up to the end, or for none: a 416.
+
+    >>> range_of_rest(5, 6), range_of_rest(5, 0)
+    ('bytes 5-10/11', 'bytes */5')
+    """
+    end = start + length
+    return f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
+
+
 def resume_plan(response: Response, known: Partial | None) -> str:
     """What a response means to the bytes that we have.
 
@@ -4458,11 +4478,10 @@ def resume_plan(response: Response, known: Partial | None) -> str:
     if known is None or status not in (206, 416):
         return "restart"
     length = body_length(response) if status == 206 else None  # None: it could end anywhere
-    total = known.size + (length or 0)
-    span = f"{known.size}-{total - 1}" if length else "*"
+    rest = length or 0
     field = "etag" if known.validator.startswith('"') else "last-modified"
-    fits = (headers.get("content-range", "").lower() == f"bytes {span}/{total}"
-            and known.total in (None, total)
+    fits = (headers.get("content-range", "").lower() == range_of_rest(known.size, rest)
+            and known.total in (None, known.size + rest)
             and headers.get(field, known.validator) == known.validator
             and not headers.get("content-type", "").lower().startswith("multipart/byteranges")
             and source_of(response) == known.source)
@@ -5235,10 +5254,9 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 
 def check_options(options: Options) -> None:
     """Refuse what cannot be meant; nothing has been sent yet."""
-    data = options.data + options.data_ascii + options.data_binary + options.data_raw
     for wrong, reason in (
         (options.request not in (None, "GET"), "-X: this client only GETs"),
-        ((data or options.data_urlencode) and not options.get,
+        (options.sent and not options.get,
          "data would make it a POST; with -G it goes into the URL"),
         (options.include and options.remote_header_name, "-i would put heads into -J's file"),
         (not re.fullmatch("-|[0-9]+", options.continue_at or "-"), "-C takes - or a number"),
@@ -5418,7 +5436,7 @@ def parse_resolve(entries: Iterable[str]) -> dict[str, str]:
         match = re.fullmatch(r"([-+]?)(\[[^]]*\]|[^:]+):([0-9]{1,5})(?::(.+))?", entry.lower())
         if match is None or not match[4] and match[1] != "-":
             raise AsyncGetError(f"--resolve is HOST:PORT:ADDRESS, not {entry!r:.100}", exit_code=49)
-        for address in (match[4] or "").split(",") if match[4] else []:
+        for address in match[4].split(",") if match[4] else []:
             try:
                 parse_address(address.strip("[] "), 6 if ":" in address else 4)
             except InvalidURL as error:
@@ -5436,11 +5454,13 @@ def parse_rate(text: str | None) -> float | None:
     >>> parse_rate("30/m"), parse_rate("7200")
     (0.5, 2.0)
     """
-    match = re.fullmatch("([0-9]+)(?:/([0-9]*)([smhd]))?", text or "1")
+    if not text:
+        return None
+    match = re.fullmatch("([0-9]+)(?:/([0-9]*)([smhd]))?", text)
     if match is None or not int(match[1]):
         raise AsyncGetError(f"--rate is a number and a unit, 10/s or 30/m, not {text!r:.50}")
     seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[3] or "h"] * int(match[2] or 1)
-    return int(match[1]) / seconds if text else None
+    return int(match[1]) / seconds
 
 
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
@@ -5465,7 +5485,7 @@ def connector(options: Options) -> Connector:
                 host, port = new[0] or host, int(new[1] or port)
                 break
         began = asyncio.get_running_loop().time()
-        addresses = host.split(",") if "," in host else await look_up(host, port, family)
+        addresses = await look_up(host, port, family)
         TRANSFER.get().looked_up = asyncio.get_running_loop().time() - began
         return await open_any(addresses, port, **how)
 
@@ -5786,7 +5806,7 @@ class Transfer:
         write_stdout(data)
 
     def close(self) -> None:
-        """Close the file, if there is one; one that got no byte is made all the same."""
+        """Close the file, if there is one."""
         if self.file is not None:
             with disk_errors(self.path):
                 self.file.close()
@@ -5836,16 +5856,21 @@ def redirect_url(response: Response) -> str | None:
 
 
 def url_parts(url: str, prefix: str) -> dict[str, Any]:
-    """A URL's parts as -w names them; the password is not among them."""
+    """A URL's parts as -w names them; the password is not among them.
+
+    >>> list(url_parts("http://me@[::1]:81?b#c", "url").values())
+    ['http', '[::1]', '81', '/', 'b', 'c']
+    """
     from urllib.parse import urlsplit
     try:
         parts = urlsplit(url)
     except ValueError:  # what was asked for is no URL
         parts = urlsplit("")
+    host = parts.netloc.rpartition("@")[2]
+    port = re.search(":([0-9]*)$", host)  # [::1] has none
     return {f"{prefix}.{name}": value for name, value in (
-        ("scheme", parts.scheme), ("host", parts.netloc.rpartition("@")[2].partition(":")[0]),
-        ("port", url.partition("://")[2] and re.search(r":([0-9]+)$", parts.netloc) and
-         parts.netloc.rpartition(":")[2] or str(DEFAULT_PORTS.get(parts.scheme, ""))),
+        ("scheme", parts.scheme), ("host", host[:port.start()] if port else host),
+        ("port", port and port[1] or str(DEFAULT_PORTS.get(parts.scheme, ""))),
         ("path", parts.path or "/"), ("query", parts.query), ("fragment", parts.fragment))}
 
 
@@ -6227,13 +6252,12 @@ class Command:
         Raises Changed where the server's file is not the one that we have a part of.
         """
         told, length = response.headers.get("content-range", "").lower(), body_length(response)
-        if response.status_code == 416 and told == f"bytes */{offset}":
+        if response.status_code == 416 and told == range_of_rest(offset, 0):
             return False
         given = self.options.continue_at != "-"
         if response.status_code != 416 or given:
             response.raise_for_status()
-        end = offset + (length or 0)
-        fits = response.status_code == 206 and length and told == f"bytes {offset}-{end - 1}/{end}"
+        fits = response.status_code == 206 and length and told == range_of_rest(offset, length)
         changed = parse_date(response.headers.get("last-modified", ""))
         if fits and (given or changed is None or changed <= os.path.getmtime(transfer.path)):
             return True
@@ -6357,7 +6381,8 @@ class Command:
             which = f" [{transfer.shown_url}]" if len(self.transfers) > 1 else ""
             self.screen.say(f"asyncget: ({transfer.exit_code}) "
                             f"{in_flags(str(transfer.error))}{which}")
-        template = options.write_out or ""
+        if not (template := options.write_out):
+            return
         if template.startswith("@"):
             template = re.sub("[\r\n]", "", read_text(template[1:]))
         values = write_out_values(transfer, self.screen.began, options.referer)

@@ -5272,6 +5272,7 @@ class SomebodyElsesNetworkSocks(AsyncCase):
                 ("socks5h", "localhost", None, b"\x03\x09localhost"),
                 ("socks5", "127.0.0.1", None, local),
                 ("socks5", "h.test", "127.0.0.1", local),
+                ("socks5", "h.test", "127.0.0.1,::1", local),  # of a list, the first
                 ("socks5h", "h.test", "10.9.9.9", b"\x03\x06h.test"),  # the proxy's to resolve
             ]
             for scheme, host, address, expected in rows:
@@ -5572,7 +5573,7 @@ class SomebodyElsesNetworkCredentials(AsyncCase):
                           cert=("a", "b", "s3cret"), cookies={"a": "s3cret"})
         request = Request(there, (("Authorization", "s3cret"),))
         for thing in (route, route.proxy, there, request, session, session.cookies,
-                      session._call("http://me:s3cret@h.test/", {}, None)):
+                      session._call("http://me:s3cret@h.test/", (session.settings, {}), None)):
             texts += [repr(thing), str(thing), f"{thing}"]
         async with origin() as server:
             response = await asyncget.get(server.url.replace("//", "//me:s3cret@"), trace=trace)
