@@ -93,7 +93,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Container,
-    Coroutine,
     Generator,
     Iterable,
     Iterator,
@@ -112,6 +111,7 @@ from typing import (
     TypeVar,
     Union,
     overload,
+    runtime_checkable,
 )
 
 if sys.version_info >= (3, 11):
@@ -168,6 +168,7 @@ MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 m
 STEP_BYTES = 1024                # that a step of decoding costs beside what it makes
 MAX_HISTORY_BYTES = 262_144      # heads of the redirects of one call
 MAX_ADDRESSES = 32               # of a name that are tried
+MAX_REMEMBERED = 1000            # routes, rendered heads, TLS contexts of a session
 
 
 _FOREVER = float("inf")
@@ -1339,10 +1340,14 @@ class Body:
     """The body of one response on a connection, which it lets go of at its end."""
 
     __slots__ = ("connection", "framing", "reusable", "parser", "ready", "fault", "done",
-                 "received", "done_at", "trailers", "deadline", "seconds", "turn")
+                 "received", "done_at", "trailers", "deadline", "seconds", "turn", "sent_at",
+                 "head_at", "reused", "peer", "local")
 
     def __init__(self, connection: Connection, head: Head, keep: bool = True) -> None:
         self.connection: Connection | None = connection
+        self.peer, self.local = connection.peer, connection.local  # addresses
+        self.sent_at, self.head_at = connection.sent_at, connection.head_at
+        self.reused = connection.exchanges > 1
         self.framing = body_framing(head)
         self.reusable = keep and may_reuse(head, self.framing)
         self.parser: BodyParser | None = None
@@ -1352,22 +1357,17 @@ class Body:
         self.received = 0    # bytes of payload so far
         self.done_at = 0.0   # on the loop's clock
         self.trailers = b""
-        self.deadline, self.seconds = connection.deadline, connection.call_seconds
+        self.deadline, self.seconds = connection.clock.deadline, connection.clock.call_seconds
         self.turn = connection.turn  # gives the loop one, and the time
         data, connection.rest = connection.rest, b""
         if isinstance(self.framing, int) and len(data) >= self.framing:  # it came with the head
             self.ready, self.received = data[:self.framing], self.framing
-            self._let_go(connection, data[self.framing:])
+            self._let_go(connection, data[self.framing:], connection.head_at)
             return
-        connection.limit = connection.deadline  # while the caller thinks
+        self.allow(self.deadline)  # while the caller thinks
         self.parser = body_parser(self.framing)
         if data:
             self.ready = self._take(connection, self.parser, data)
-
-    def __getstate__(self) -> Any:
-        if self.connection is not None or self.ready:
-            raise TypeError("a Response whose body was not read cannot be pickled")
-        return None, {name: getattr(self, name) for name in self.__slots__ if name != "turn"}
 
     async def read_piece(self) -> bytes:
         """The next bytes of the body as sent, b"" at its end; with the last, `done` is set."""
@@ -1375,9 +1375,9 @@ class Body:
         while not piece and (connection := self.connection) is not None and self.parser:
             if self.fault:
                 raise self.fault
-            connection.watch("more of the body", connection.timeout)
+            connection.clock.watch("more of the body", connection.timeout)
             data = await connection.receive()
-            connection.limit = connection.deadline  # while the caller thinks
+            self.allow(self.deadline)  # while the caller thinks
             if data:
                 piece = self._take(connection, self.parser, data)
             else:
@@ -1389,7 +1389,7 @@ class Body:
             piece = parser.send(data)
         except StopIteration as end:
             piece, rest, self.trailers = end.value
-            self._let_go(connection, rest)
+            self._let_go(connection, rest, connection.clock.loop.time())
         except ProtocolError as error:  # handed out is first what was right
             piece, self.fault = error.payload, error
         self.received += len(piece)
@@ -1406,14 +1406,13 @@ class Body:
         if not connection.ended_cleanly():
             raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
                                  received=self.received)
-        self._let_go(connection, b"")
+        self._let_go(connection, b"", connection.clock.loop.time())
 
-    def _let_go(self, connection: Connection, rest: bytes) -> None:
+    def _let_go(self, connection: Connection, rest: bytes, now: float) -> None:
         """The body is whole: keep the connection if all agree."""
-        self.done, self.connection, self.parser = True, None, None
-        self.done_at = connection.loop.time()
-        if self.reusable and not rest and not connection.expired:
-            connection.rest_in_pool(self.done_at)
+        self.done, self.connection, self.parser, self.done_at = True, None, None, now
+        if self.reusable and not rest and not connection.clock.expired:
+            connection.rest_in_pool(now)
         else:
             connection.close()
 
@@ -1423,13 +1422,15 @@ class Body:
             raise TimedOut("no end of decoding within the whole call's deadline",
                            phase="more of the body", seconds=self.seconds)
 
+    def allow(self, until: float) -> None:
+        """Say when the call's time is over; until more is read, nothing else is watched."""
+        self.deadline = until
+        if self.connection is not None:
+            self.connection.clock.deadline = self.connection.clock.limit = until
+
     async def hurry(self, seconds: float) -> None:
         """Allow the rest of the body so many seconds at most."""
-        connection = self.connection
-        now = await self.turn() if connection is None else connection.loop.time()
-        self.deadline = min(self.deadline, now + seconds)
-        if connection is not None:
-            connection.deadline = self.deadline
+        self.allow(min(self.deadline, await self.turn() + seconds))
 
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
@@ -1454,30 +1455,26 @@ class Response:
         after get() or read()       all of them work as often as one likes
     """
 
-    started = 0.0                          # the loop's clock when the call began
-    peer: Any = None                       # the remote address
-    local: Any = None                      # ours
-    proxied = False                        # by way of a proxy
-    request_bytes = 0                      # sent for this hop
-    _marks = (0.0, 0.0, 0.0)               # connected, sent, head, on the loop's clock
-    _reused = False
-    _headers: Headers | None = None
-    _encoding = ""
-    _content: bytes | None = None          # the whole body, once it was read
-    _missing = _UNREAD                     # why it is not there
-    _ended = False                         # the last of the body is in _decoded
-    _decoder: Decoder | None = None
-    _decoded: Iterator[bytes] = iter(())   # what has come and was not handed out yet
-    _cutter: LineCutter | None = None      # the same, of a line that is not whole
-
-    def __init__(self, head: Head, url: URL, body: Body, decode: bool = True) -> None:
+    def __init__(self, head: Head, url: URL, body: Body, decode: bool = True,
+                 started: float = 0.0) -> None:
         self.status_code = head.status
-        self.raw_head = head.raw           # as received, without folds
+        self.raw_head = head.raw               # as received, without folds
         self.history: list[Response] = []
-        self._url = url._replace(userinfo="") if url.userinfo else url
-        self._body = body
+        self.proxied = False                   # by way of a proxy
+        self.request_bytes = 0                 # sent for it
+        self.started = started                 # the loop's clock when the call began
         # What is to be undone; for one that is the file's own a download makes it "identity".
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
+        self._url = url
+        self._body = body
+        self._headers: Headers | None = None
+        self._encoding = ""
+        self._content = b""                    # the whole body, once it was read
+        self._missing = _UNREAD                # why it is not there; "" when it is
+        self._ended = False                    # the last of the body is in _decoded
+        self._decoder: Decoder | None = None
+        self._decoded: Iterator[bytes] | None = None  # what has come and was not handed out yet
+        self._cutter: LineCutter | None = None  # the same, of a line that is not whole
 
     # ---- the head
 
@@ -1533,25 +1530,14 @@ class Response:
 
         `Link: </p?2>; rel="next"` gives `{"next": {"url": "/p?2", "rel": "next"}}`.
         """
-        links: dict[str, dict[str, str]] = {}
-        link: dict[str, str] = {}
-        pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
-        for url, name, quoted, token in re.findall(
-                pattern, ", ".join(octets_text(self.raw_head, "link"))):
-            if not name:
-                link = {"url": url}
-            elif link and name.lower() not in link:
-                link[name.lower()] = quoted or token
-                if name.lower() == "rel":
-                    links.update((rel, link) for rel in (quoted or token).split())
-        return links
+        return parse_links(", ".join(octets_text(self.raw_head, "link")))
 
     # ---- the body
 
     @property
     def content(self) -> bytes:
         """The body, decoded."""
-        if self._content is None:
+        if self._missing:
             raise AsyncGetError(self._missing, url=self.url, response=self)
         return self._content
 
@@ -1584,20 +1570,19 @@ class Response:
 
     async def read(self, limit: int | None = None) -> bytes:
         """Read the body into `content`; raise TooLarge beyond limit."""
-        if self._content is None:
-            if self._missing != _UNREAD:
-                raise AsyncGetError(self._missing, url=self.url, response=self)
-            content: bytes | bytearray = b""
-            while piece := await self._next_piece():
-                if not content:
-                    content = piece  # mostly it is all there is
-                else:
-                    content = bytearray(content) if isinstance(content, bytes) else content
+        if self._missing == _UNREAD:
+            content: bytes | bytearray = bytearray()
+            what = "bytes of body: raise max_size, or stream it"
+            if self._body.done and not self.coding:  # it came with the head
+                content = self._body.ready
+                self._check_size(len(content), limit, what)
+            else:
+                while piece := await self._next_piece():
                     content += piece
-                self._check_size(len(content), limit,
-                                 "bytes of body: raise max_size, or stream it")
-            self._content = bytes(content)
-        return self._content
+                    self._check_size(len(content), limit, what)
+            self._content, self._missing = bytes(content), ""
+            return self._content
+        return self.content
 
     def _check_size(self, size: int, limit: int | None, what: str) -> None:
         if limit is not None and size > limit:
@@ -1606,7 +1591,7 @@ class Response:
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """Yield the body, decoded, in pieces as they arrive."""
-        if self._content is not None:
+        if not self._missing:
             if self._content:
                 yield self._content
             return
@@ -1624,15 +1609,16 @@ class Response:
 
         What is left when the loop is left is there for the next one, of either kind.
         """
-        if self._content is not None:
-            cutter, more = LineCutter(self.encoding, self._content), False
-        else:
-            cutter = self._cutter = self._cutter or LineCutter(self.encoding)
-            more = True
+        read = not self._missing
+        cutter = LineCutter(self.encoding, self._content) if read else (
+            self._cutter or LineCutter(self.encoding))
+        more = not read
+        if more:
+            self._cutter = cutter
         while True:
             while line := cutter.take(not more):
                 self._check_size(len(line) - 1, MAX_LINE_BYTES, "bytes in a line")
-                if self._content is None:
+                if not read:
                     self._missing = _IN_PIECES
                 yield cutter.decode(line).removesuffix("\n").removesuffix("\r")
             if not more:
@@ -1655,33 +1641,28 @@ class Response:
 
     async def keep_short(self) -> None:
         """Read a body that is short, and comes at once, for the error that will hold it."""
-        if self._content is None and self._missing == _UNREAD:
+        if self._missing == _UNREAD:
             await self._body.hurry(MAX_DISCARD_SECONDS)
             with contextlib.suppress(AsyncGetError):
                 await self.read(MAX_DISCARD_BYTES)
 
     async def stand_by(self, something: Awaitable[object]) -> None:
         """Await what the server has no part in: meanwhile the call's clock stands still."""
-        body, connection = self._body, self._body.connection
+        body = self._body
         left = body.deadline - await body.turn()
-        body.deadline = _FOREVER
-        if connection is not None:
-            connection.deadline = connection.limit = _FOREVER
+        body.allow(_FOREVER)
         try:
             await something
         finally:
-            body.deadline = await body.turn() + left
-            if connection is not None:
-                connection.deadline = connection.limit = body.deadline
+            body.allow(await body.turn() + left)
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
         whole = self._ended and self._decoder is None and not (
             self._cutter and self._cutter.pending)
-        if self._content is None and not (whole and self._missing == _IN_PIECES):
+        if self._missing and not (whole and self._missing == _IN_PIECES):
             self._missing = _GIVEN_UP
-        self._decoder, self._decoded = None, iter(())
-        self._cutter = None
+        self._decoder = self._decoded = self._cutter = None
         self._body.abort()
 
     async def _next_piece(self) -> bytes:
@@ -1690,33 +1671,33 @@ class Response:
             if self._missing == _GIVEN_UP:  # lest what was cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
             while True:
-                for piece in self._decoded:
+                for piece in self._decoded or ():
                     if self._decoder and self._decoder.work > MAX_WORK_BYTES:
                         self._decoder.work = 0
                         await self._body.breathe()
                     if piece:
                         return piece
-                self._decoded = iter(())  # for pickle, which takes no generator
+                self._decoded = None
                 if self._ended:
                     return b""
                 piece = await self._body.read_piece()
                 self._ended = self._body.done
                 if not self.coding:
                     return piece
-                self._decoded = self._decode(piece, self._ended)
+                self._decoded = self._decode(piece)
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
             if isinstance(error, AsyncGetError):
                 error.url, error.response = self.url, self
             raise
 
-    def _decode(self, data: bytes, last: bool) -> Iterator[bytes]:
+    def _decode(self, data: bytes) -> Iterator[bytes]:
         """Yield what data decodes to; with the last of it the coding must end, too."""
         if self._decoder is None and data:  # an empty body is whole, even in a coding unknown
             self._decoder = Decoder(content_codings(self.coding))
         if self._decoder is not None:
             yield from self._decoder.feed(data)
-            if last:
+            if self._ended:
                 self._decoder.finish()
                 self._decoder = None
 
@@ -1735,9 +1716,10 @@ class Response:
     @property
     def timing(self) -> Timing:
         """When what was done, in seconds since the call began; 0 for what is not."""
-        connected, sent, head, done = (max(0.0, mark - self.started)
-                                       for mark in (*self._marks, self._body.done_at))
-        return Timing(connected, sent, head, done, self._reused)
+        body = self._body
+        sent, head, done = (max(0.0, moment - self.started)
+                            for moment in (body.sent_at, body.head_at, body.done_at))
+        return Timing(sent, sent, head, done, body.reused)
 
     @property
     def elapsed(self) -> timedelta:
@@ -1749,22 +1731,40 @@ class Response:
         return f"<Response {self.status_code} {self.url}>"
 
 
-# ==== 8. Connection ===========================================================
-# One TCP connection, from the first packet to the last: how it is opened (straight,
-# over TLS, through a proxy), how one request and its response go over it, and the
-# one clock that watches it. The clock is a single timer handle for the connection's
-# whole life: a new limit is mostly just a number moved further away, which the timer
-# finds when it wakes. wait_for, or a timer for each read, would cost a task or a
-# handle a time; that is half the price of a small GET.
+def parse_links(value: str) -> dict[str, dict[str, str]]:
+    """What Link fields say, by rel (RFC 8288 section 3).
 
-_STRICT_X509 = range(80, 95)  # OpenSSL's codes for what VERIFY_X509_STRICT adds
+    >>> parse_links('</p?2>; rel="next"; title=more')
+    {'next': {'url': '/p?2', 'rel': 'next', 'title': 'more'}}
+    """
+    links: dict[str, dict[str, str]] = {}
+    link: dict[str, str] = {}
+    pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
+    for url, name, quoted, token in re.findall(pattern, value):
+        if not name:
+            link = {"url": url}
+        elif link and name.lower() not in link:
+            link[name.lower()] = quoted or token
+            if name.lower() == "rel":
+                links.update((rel, link) for rel in (quoted or token).split())
+    return links
+
+
+# ==== 8. Connection ===========================================================
+# One TCP connection, from the first packet to the last: how it is opened, how one
+# request and its response go over it, and the one clock that watches it. What lies
+# between us and the origin (names with many addresses, proxies) stands at the end.
+#
+#     new --open--> busy --exchange, Body--> idle --exchange--> busy ...   closed
+#
+# A new and a busy connection belong to one call, an idle one to the pool. From any
+# of these states it can be closed, and nothing leads out of that.
+
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _STUMBLES = (TypeError, AttributeError)  # asyncio's, over an error in TLS in TLS, until 3.12.2
-_SOCKS_REPLIES = {1: "general failure", 2: "not allowed by its rules", 3: "network unreachable",
-                  4: "host unreachable", 5: "connection refused", 6: "expired on the way",
-                  7: "command not supported", 8: "address type not supported"}
 
-Connector = Callable[..., Awaitable["tuple[asyncio.StreamReader, asyncio.StreamWriter]"]]
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Connector = Callable[..., Awaitable[Stream]]
 Trace = Callable[[str, Union[str, bytes]], object]
 
 
@@ -1803,6 +1803,122 @@ class Route(NamedTuple):
     verify: Any = True   # as the caller gave it, for the error texts
 
 
+class Clock:
+    """One timer for a connection's whole life, which watches one wait after another.
+
+    A new limit is mostly just a number moved further away, which the timer finds when it
+    rings. wait_for, or a timer for each read, would cost a task or a handle each time; that
+    is half the price of a small GET.
+    """
+
+    __slots__ = ("loop", "ring", "phase", "seconds", "limit", "deadline", "call_seconds", "expired",
+                 "timer", "wakes_at", "excused")
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.ring = ring              # ends whatever waits on the connection
+        self.phase = "connection"     # what is waited for
+        self.seconds = _FOREVER       # how long that may take
+        self.limit = _FOREVER         # the moment when that is over
+        self.deadline = _FOREVER      # the moment when the whole call is
+        self.call_seconds = 0.0       # how long that was
+        self.expired = False
+        self.timer: asyncio.Handle | None = None
+        self.wakes_at = _FOREVER      # when it rings
+        self.excused = 0.0            # a limit that was moved, as the loop had stood still
+
+    def watch(self, phase: str, seconds: float | None) -> float:
+        """Allow phase so many seconds from now, within the deadline; return now."""
+        now = self.loop.time()
+        self.phase = phase
+        self.seconds = _FOREVER if seconds is None else seconds
+        self.limit = limit = min(now + self.seconds, self.deadline)
+        if limit < self.wakes_at:
+            self.set_timer()
+        return now
+
+    def set_timer(self) -> None:
+        """Have the timer ring at the limit."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.wakes_at = self.limit
+        self.timer = self.loop.call_at(self.limit, self._wake) if self.limit < _FOREVER else None
+
+    def _wake(self, turns: int = LAST_TURNS) -> None:
+        """The timer rings. The limit may have been moved on; if not, whatever waits is ended.
+
+        But not at once: while the program was busy elsewhere the answer may have come, and
+        lie in the kernel. So the loop has its turns to bring it in, before the clock is
+        believed. If it rings late, we were away for so long and could not take our part in a
+        handshake: that time, once, is given back, within the deadline.
+        """
+        self.timer, self.wakes_at = None, _FOREVER
+        late, idle = self.loop.time() - self.limit, self.phase == "idle"
+        if late < 0:
+            self.set_timer()
+        elif (late > LATE_SECONDS and self.limit < self.deadline and self.limit != self.excused
+              and not idle):
+            self.excused = self.limit = min(self.loop.time() + min(late, self.seconds),
+                                            self.deadline)
+            self.set_timer()
+        elif turns and not idle:
+            self.wakes_at = -_FOREVER  # this look is all that is due: no timer beside it
+            self.timer = self.loop.call_soon(self._wake, turns - 1)
+        else:
+            self.expired = True
+            self.ring()
+
+    def error(self, where: str) -> TimedOut:
+        """The error for a wait that took too long."""
+        seconds, what = self.seconds, self.phase
+        if self.limit >= self.deadline:
+            seconds, what = self.call_seconds, f"{self.phase} (the whole call's deadline)"
+        return TimedOut(f"no {what} within {seconds:g} s: {where}", phase=self.phase,
+                        seconds=seconds)
+
+
+class Reading:
+    """A read that is begun now and awaited later.
+
+    What lies there before we asked would be taken for the answer (CVE-2026-6733), and an end
+    would be found too late: so the next read of a connection begins as soon as it is idle.
+    `await` does nothing but step a coroutine: send(None) takes it to where it has to wait,
+    and hands us the future that it waits for. We do the first step here, and leave the others
+    to who awaits us. Has it nothing to wait for, then it ends in that very step.
+    """
+
+    __slots__ = ("coroutine", "waits_for", "future", "data")
+
+    def __init__(self, reader: Any) -> None:
+        self.coroutine = reader.read(READ_BYTES)
+        self.waits_for: Any = None
+        self.future: asyncio.Future[Any] | None = None  # that, where the reader is asyncio's
+        self.data: bytes | None = None    # what was there already; b"": the end
+        try:
+            self.waits_for = self.coroutine.send(None)
+        except StopIteration as end:
+            self.data = end.value
+        if asyncio.isfuture(self.waits_for):
+            self.future = self.waits_for
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        try:
+            while self.data is None:
+                self.waits_for = self.coroutine.send((yield self.waits_for))
+        except StopIteration as end:
+            self.data = end.value
+        finally:
+            self.coroutine.close()
+        return self.data or b""
+
+    def give_up(self) -> None:
+        """Nobody will await it; an error is known, and asyncio is not to complain of it."""
+        future = self.future
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()
+        self.coroutine.close()
+
+
 async def turn_of_loop() -> float:
     """Let others run; then the time on the loop's clock."""
     await asyncio.sleep(0)
@@ -1816,125 +1932,13 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def error_of_all(errors: Sequence[BaseException]) -> BaseException:
-    """The error when no address of a name would do: TLS's word, else what each one said."""
-    for error in errors:
-        if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
-            return error
-    told = OSError("; ".join(dict.fromkeys(map(str, errors))) or "the name has no address")
-    told.errno = errors[0].errno if errors and isinstance(errors[0], OSError) else None
-    return told
-
-
-async def open_first(host: str, port: int, family: int = 0, **options: Any) -> tuple[
-        asyncio.StreamReader, asyncio.StreamWriter]:
-    """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305)."""
-    return await open_any(await look_up(host, port, family), port, **options)
-
-
-async def look_up(host: str, port: int, family: int = 0) -> list[str]:
-    """The addresses of a name, families by turns (RFC 8305 section 4), or of a list "a,b"."""
-    if "," in host:
-        return host.split(",")
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
-                                                         type=socket.SOCK_STREAM)
-    by_family: dict[int, list[str]] = {}
-    for kind, _, _, _, address in found:
-        zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of fe80::1%eth0
-        by_family.setdefault(kind, []).append(without_zone(str(address[0])) + zone)
-    names = [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
-    return names[:MAX_ADDRESSES]
-
-
-async def open_any(addresses: Iterable[str], port: int, **options: Any) -> tuple[
-        asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to that address which answers first; each has a start on the next one.
-
-    With happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled
-    at the wrong moment; and uvloop does not.
-    """
-    todo = list(addresses)
-    if len(todo) == 1:
-        return await asyncio.open_connection(todo[0], port, **options)
-    attempts: set[asyncio.Future[Any]] = set()
-    errors: list[BaseException] = []
-    try:
-        while todo or attempts:
-            if todo:
-                attempts.add(asyncio.ensure_future(
-                    asyncio.open_connection(todo.pop(0), port, **options)))
-            done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
-                                         timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
-            for attempt in done:
-                attempts.remove(attempt)
-                if not attempt.exception():
-                    opened: tuple[asyncio.StreamReader, asyncio.StreamWriter] = attempt.result()
-                    return opened
-                errors.append(attempt.exception() or OSError())
-        raise error_of_all(errors)
-    finally:
-        errors.clear()  # else their tracebacks would hold us, and we them
-        for attempt in attempts:
-            attempt.add_done_callback(drop_opened)  # it won as well, or while we were cancelled
-        await cancel(attempts)
-
-
-def drop_opened(attempt: asyncio.Future[Any]) -> None:
-    """Close a connection that nobody waits for any more."""
-    if not attempt.cancelled() and not attempt.exception():
-        attempt.result()[1].transport.abort()
-
-
-def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
-    """What a proxy, and nobody else, is told of its own credentials."""
-    if not proxy.userinfo:
-        return []
-    return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
-
-
-def trusted(verify: Any) -> str:
-    """Where the trusted certificates come from, for the error texts."""
-    if isinstance(verify, ssl.SSLContext):
-        return "the SSLContext that is verify="
-    if verify is not True:
-        named = ", under the names that `openssl rehash` gives" if os.path.isdir(verify) else ""
-        return f"verify={os.fspath(verify)!r}{named}"
-    paths = ssl.get_default_verify_paths()
-    found = []
-    for variable, usual in ((paths.openssl_cafile_env, paths.openssl_cafile),
-                            (paths.openssl_capath_env, paths.openssl_capath)):
-        path = os.environ.get(variable, usual)
-        missing = "" if os.path.exists(path) else ", which is not there"
-        found.append(f"{variable} ({path}{missing})")
-    return " and ".join(found) + "; a private CA's file goes into the first, or verify="
-
-
-def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContext | None,
-                     verify: Any) -> str:
-    """What to do about a certificate that did not pass."""
-    strict = getattr(ssl, "VERIFY_X509_STRICT", 0)
-    if context and context.verify_flags & strict and error.verify_code in _STRICT_X509:
-        return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
-                "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
-    if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
-        return ""
-    return f"; trusted are those in {trusted(verify)}"
-
-
-def handshake_hint(reason: str) -> str:
-    """What to do about a handshake that failed."""
-    if reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE",
-                  "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
-        return "; no TLS is spoken there: does the URL begin with http://, not https://?"
-    if "CERTIFICATE_REQUIRED" in reason:
-        return "; a client certificate is wanted: cert="
-    if "HANDSHAKE_FAILURE" in reason:  # all that TLS 1.2 has for it
-        return "; perhaps a client certificate is wanted (cert=), or no cipher is shared"
-    return ""
-
-
 class Connection:
     """A connection on a route: made by the pool, opened, used, kept or closed."""
+
+    __slots__ = (
+        "route", "connector", "trace", "on_idle", "on_close", "loop", "turn", "clock", "reader",
+        "writer", "outer", "peer", "local", "closed", "exchanges", "silent", "interim", "opener",
+        "rest", "broken", "reading", "timeout", "opened_at", "sent_at", "head_at", "idle_at")
 
     def __init__(self, route: Route, connector: Connector,
                  on_idle: Callable[[Connection], None],
@@ -1945,6 +1949,7 @@ class Connection:
         self.on_idle, self.on_close = on_idle, on_close
         self.loop = asyncio.get_running_loop()
         self.turn = turn_of_loop
+        self.clock = Clock(self._end_waiting)
         self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or doubles
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
@@ -1954,88 +1959,21 @@ class Connection:
         self.exchanges = 0            # requests sent so far
         self.silent = True            # no byte of the current response has come
         self.interim = 0              # 1xx responses ahead of it
-        # the clock
-        self.phase = "connect"        # what is waited for
-        self.seconds = _FOREVER       # how long that may take
-        self.limit = _FOREVER         # the moment when that is over
-        self.deadline = _FOREVER      # the moment when the whole call is
-        self.call_seconds = 0.0       # how long that was
-        self.expired = False
-        self.timer: asyncio.Handle | None = None
-        self.wakes_at = _FOREVER      # when it rings
-        self.excused = 0.0            # a limit that was moved, as the loop had stood still
         self.opener: asyncio.Task[Any] | None = None
-        # the response being read
         self.rest = b""               # received, not used yet
         self.broken: Exception | None = None  # told by the socket behind the last byte
-        self.reading: Any = None      # a read begun before the request was sent
+        self.reading: Any = None      # a Reading, begun before the request was sent
         self.timeout: float | None = None
-        self.opened_at = self.sent_at = self.idle_at = 0.0
+        self.opened_at = self.sent_at = self.head_at = self.idle_at = 0.0
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else self.phase if self.writer else "new"
+        state = "closed" if self.closed else self.clock.phase if self.writer else "new"
         return f"<Connection {self.route.origin.authority} {state}, {self.exchanges} requests>"
 
     def note(self, text: str) -> None:
         """Tell whoever traces what is going on."""
         if self.trace:
             self.trace("*", text)
-
-    # ---- the clock
-
-    def watch(self, phase: str, seconds: float | None) -> float:
-        """Allow phase so many seconds from now, within the deadline; return now."""
-        now = self.loop.time()
-        self.phase = phase
-        self.seconds = _FOREVER if seconds is None else seconds
-        self.limit = limit = min(now + self.seconds, self.deadline)
-        if limit < self.wakes_at:
-            self._set_timer()
-        return now
-
-    def _set_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        self.wakes_at = self.limit
-        self.timer = self.loop.call_at(self.limit, self._wake) if self.limit < _FOREVER else None
-
-    def _wake(self, turns: int = LAST_TURNS) -> None:
-        """The clock rings. It may have been moved on; if not, whatever waits is ended.
-
-        But not at once: while the program was busy elsewhere the answer may have come, and
-        lie in the kernel. So the loop has its turns to bring it in, before the clock is
-        believed. If it rings late, we were away for so long and could not take our part in a
-        handshake: that time, once, is given back, within the deadline.
-        """
-        self.timer, self.wakes_at = None, _FOREVER
-        late = self.loop.time() - self.limit
-        if late < 0:
-            self._set_timer()
-        elif self.phase == "idle":
-            self.close()
-        elif late > LATE_SECONDS and self.limit < self.deadline and self.limit != self.excused:
-            self.excused = self.limit = min(self.loop.time() + min(late, self.seconds),
-                                            self.deadline)
-            self._set_timer()
-        elif turns:
-            self.wakes_at = -_FOREVER  # this look is all that is due: no timer beside it
-            self.timer = self.loop.call_soon(self._wake, turns - 1)
-        else:
-            self.expired = True
-            if self.opener is not None:
-                self.opener.cancel()
-            else:
-                self.writer.transport.abort()  # ends every wait on this connection
-
-    def ended(self) -> AsyncGetError:
-        """The error for a clock that ran out, or a session closed by someone else."""
-        if not self.expired:
-            return AsyncGetError(f"the connection to {self.where()} was closed on our side")
-        seconds, what = self.seconds, self.phase
-        if self.limit >= self.deadline:
-            seconds, what = self.call_seconds, f"{self.phase} (the whole call's deadline)"
-        return TimedOut(f"no {what} within {seconds:g} s: {self.hop()}",
-                        phase=self.phase, seconds=seconds)
 
     def where(self) -> str:
         """Which address this is, and by which way, for error texts."""
@@ -2049,7 +1987,7 @@ class Connection:
     def hop(self) -> str:
         """The same, but the proxy alone while we are not even there."""
         proxy = self.route.proxy
-        return f"proxy {proxy}" if proxy and self.phase == "connection" else self.where()
+        return f"proxy {proxy}" if proxy and self.clock.phase == "connection" else self.where()
 
     # ---- opening
 
@@ -2063,13 +2001,11 @@ class Connection:
         self.timeout = timeout
         self.opener = task = asyncio.current_task()
         cancels = task.cancelling() if task and hasattr(task, "cancelling") else 0  # 3.11
-        self.opened_at = self.watch("connection", timeout)
+        self.opened_at = self.clock.watch("connection", timeout)
         try:
             await self._dial()
-            if self.route.proxy:
-                await self._pass_proxy(self.route.proxy)
         except asyncio.CancelledError:
-            ours = self.expired or self.closed
+            ours = self.clock.expired or self.closed
             self.close()
             if not ours or task is None or (
                     hasattr(task, "uncancel") and task.uncancel() > cancels):
@@ -2080,7 +2016,7 @@ class Connection:
             raise
         except Exception as error:
             self.close()
-            raise self.open_error(error) from error
+            raise self.failure(error) from error
         finally:
             self.opener = None
         self.peer = self.writer.get_extra_info("peername")
@@ -2088,198 +2024,77 @@ class Connection:
         self.note(f"connected to {self.where()}")
 
     async def _dial(self) -> None:
-        """Open the stream to the first hop: the origin, its stand-in, or the proxy."""
-        route, proxy = self.route, self.route.proxy
-        host, port = (proxy.host, proxy.port) if proxy else (route.origin.host, route.origin.port)
-        tls = route.proxy_tls if proxy else route.tls
-        if tls and proxy and route.tls and sys.version_info < (3, 11):
-            raise ProxyError(f"{self.hop()}: TLS inside the TLS of an https:// proxy needs "
-                             "Python 3.11; an http:// proxy tunnels https, too")
+        """Open the stream to the origin, or to what stands in for it."""
+        route, origin = self.route, self.route.origin
+        if route.proxy:
+            await pass_proxy(self, route.proxy)
+        elif route.unix_socket:
+            await self.connect(open_unix, origin.host, route.unix_socket, tls=route.tls)
+        else:
+            await self.connect(self.connector, origin.host, route.address or origin.host,
+                               origin.port, tls=route.tls)
+
+    async def connect(self, connector: Connector, host: str, *address: str | int,
+                      tls: ssl.SSLContext | None) -> None:
+        """Open a stream to an address, and speak TLS there if asked to, with the name of host."""
         options: dict[str, Any] = {"limit": READ_BYTES}
         if tls:
-            options.update(self._tls_options(host), ssl=tls)
-        if route.unix_socket:
-            if not hasattr(asyncio, "open_unix_connection"):
-                raise ConnectError(f"no unix sockets on {sys.platform}: {route.unix_socket!r}")
-            self.reader, self.writer = await asyncio.open_unix_connection(
-                route.unix_socket, **options)
-            return
-        if not proxy and route.address:
-            host = route.address
-        races = self.connector is asyncio.open_connection and (
-            "," in host or not is_address(host))
-        self.reader, self.writer = await (open_first if races else self.connector)(
-            host, port, **options)
+            options.update(tls_options(host), ssl=tls)
+        where = str(address[0])
+        if connector is asyncio.open_connection and ("," in where or not is_address(where)):
+            connector = open_first  # a name may have many addresses: section 12
+        self.reader, self.writer = await connector(*address, **options)
 
-    def _tls_options(self, host: str) -> dict[str, Any]:
-        """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
-        return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
+    def _end_waiting(self) -> None:
+        """The clock has run out."""
+        if self.opener is not None:
+            self.opener.cancel()
+        elif self.clock.phase == "idle":
+            self.close()
+        else:
+            self.writer.transport.abort()  # ends every wait on this connection
 
-    async def _pass_proxy(self, proxy: Proxy) -> None:
-        """Have the proxy connect us to the origin; for http it is just asked, later on."""
-        if proxy.scheme.startswith("socks"):
-            self.watch("answer of the proxy", self.timeout)
-            await self._socks(proxy)
-            if self.rest:
-                raise self.proxy_error(f"sent bytes before it was asked: {shown(self.rest)}", 56)
-        elif self.route.tls:
-            await self._connect_tunnel(proxy)
-        if self.route.tls:
-            self.watch("TLS handshake", self.timeout)
-            await self._start_tls(self.route.tls)
+    def ended(self) -> AsyncGetError:
+        """The error for a clock that ran out, or a session closed by someone else."""
+        if self.clock.expired:
+            return self.clock.error(self.hop())
+        return AsyncGetError(f"the connection to {self.where()} was closed on our side")
 
-    async def _connect_tunnel(self, proxy: Proxy) -> None:
-        """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); nothing of the request is told."""
-        origin = self.route.origin
-        target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
-        fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"),
-                  *proxy_fields(proxy))
-        request = b"CONNECT %b HTTP/1.1\r\n%b" % (target.encode("ascii"),
-                                                  render_fields(fields, origin))
-        try:
-            head = await self.exchange(request, self.timeout, "answer of the proxy")
-        except ProtocolError as error:
-            raise self.proxy_error(f"did not answer CONNECT {target}: {error}") from error
-        self.exchanges = 0  # none with the origin
-        if head.status // 100 != 2:
-            hint = ""
-            if head.status in (401, 407):  # 401 is tinyproxy's word for it
-                hint = " (give user and password in the proxy's URL)"
-            if hint and proxy.userinfo:
-                asked = [value.split(" ")[0] for value in
-                         octets_text(head.raw, "proxy-authenticate")]
-                wants = printable(", ".join(asked))[:MAX_SHOWN_BYTES]
-                hint = (" (the user and password in its URL were refused"
-                        + (f"; it asks for {wants})" if wants else ")"))
-            raise self.proxy_error(f"refused a tunnel to {target}: {head.status} "
-                                   + printable(status_reason(head.raw)[:MAX_SHOWN_BYTES]) + hint
-                                   + await self._refusal(head), 56)
-
-    async def _refusal(self, head: Head) -> str:
-        """What the proxy says about it: the first line of text in a body that may be to come.
-
-        Not by way of Body, which might keep the connection as if it were the origin's.
-        """
-        text = b""
-        try:
-            framing = body_framing(head)
-            if framing != 0:
-                data = self.rest or await asyncio.wait_for(self.receive(), REFUSAL_SECONDS)
-                text = body_parser(framing).send(data)
-        except StopIteration as end:
-            text = end.value[0]
-        except (AsyncGetError, asyncio.TimeoutError):
-            pass
-        lines = re.sub(rb"<[^<>]*>", b"", text).split(b"\n")
-        return next((f"; it says {shown(line.strip())}" for line in lines if line.strip()), "")
-
-    async def _socks(self, proxy: Proxy) -> None:
-        """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929)."""
-        origin, read, write = self.route.origin, self._read_exactly, self.writer.write
-        write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
-        version, method = start = await read(2)
-        if version != 5:
-            raise self.proxy_error(f"is no SOCKS5 proxy: its answer begins with {shown(start)}")
-        if method == 2 and proxy.userinfo:
-            user, password = (text.encode("utf-8", "surrogateescape")
-                              for text in split_userinfo(proxy.userinfo))
-            write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
-            if (await read(2))[1]:
-                raise self.proxy_error("refused the user and password in its URL")
-        elif method:
-            raise self.proxy_error("wants something else than the password in its URL"
-                                   if proxy.userinfo else "wants a user and password in its URL")
-        write(b"\x05\x01\x00%b%b" % (await self._socks_address(proxy),
-                                     origin.port.to_bytes(2, "big")))
-        version, reply, _, kind = start = await read(4)
-        if version != 5 or reply == 0 and kind not in (1, 3, 4):
-            raise self.proxy_error(f"is no SOCKS5 proxy: it answers {shown(start)}")
-        if reply:
-            raise self.proxy_error(f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
-                                   + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
-        size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]
-        await read(size + 2)  # the address that it connects from
-
-    async def _read_exactly(self, count: int) -> bytes:
-        """So many of the proxy's next bytes."""
-        while len(self.rest) < count:
-            try:
-                data = await self.receive()
-            except IncompleteBody as error:
-                raise self.proxy_error(f"closed the connection: {error}") from error
-            if not data:
-                raise self.proxy_error(f"closed the connection behind {shown(self.rest)}")
-            self.rest += data
-        data, self.rest = self.rest[:count], self.rest[count:]
-        return data
-
-    async def _socks_address(self, proxy: Proxy) -> bytes:
-        """The origin's host as SOCKS has it: an address, or a name for socks5h."""
-        import ipaddress
-        host = self.route.address or self.route.origin.host
-        if "," in host or not is_address(host):
-            if proxy.scheme == "socks5h":
-                return b"\x03%c%b" % (len(host), host.encode("ascii"))
-            host = (await look_up(host, self.route.origin.port))[0]
-        address = ipaddress.ip_address(host)
-        return (b"\x01" if address.version == 4 else b"\x04") + address.packed
-
-    async def _start_tls(self, tls: ssl.SSLContext) -> None:
-        """Begin TLS inside a tunnel, on a fresh reader.
-
-        StreamWriter.start_tls (3.11) would keep the old reader, and hand out plain bytes
-        that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
-        loop.start_tls does for 3.9, too.
-        """
-        if self.rest or not self.begin_read():
-            raise self.proxy_error("ended the tunnel, or sent bytes before it was in use: "
-                                   + shown(self.rest), 56)
-        self.reading[0].close()
-        self.reading = None
-        self.outer, self.writer = self.writer, None  # collected, it would close the transport
-        self.reader = asyncio.StreamReader(limit=READ_BYTES, loop=self.loop)
-        protocol = asyncio.StreamReaderProtocol(self.reader, loop=self.loop)
-        try:
-            transport = await self.loop.start_tls(self.outer.transport, protocol, tls,
-                                                  **self._tls_options(self.route.origin.host))
-        except _STUMBLES as error:
-            raise error.__context__ or ConnectionResetError("closed in the handshake") from None
-        if transport is None or transport.is_closing():  # the connection ended meanwhile
-            raise ConnectionResetError("closed during the handshake")
-        protocol.connection_made(transport)
-        self.writer = asyncio.StreamWriter(transport, protocol, self.reader, self.loop)
-
-    def proxy_error(self, text: str, exit_code: int = 97) -> ProxyError:
-        """The error for what a proxy said, or did not say."""
-        return ProxyError(f"proxy {self.route.proxy} {text}{self.after()}", exit_code=exit_code)
-
-    def after(self) -> str:
-        """How long opening took, for the error texts."""
-        return f" (after {self.loop.time() - self.opened_at:.2f} s)"
-
-    def open_error(self, error: Exception) -> Exception:
-        """Our error for what went wrong on the way: at which hop, and what to do about it."""
-        route, hop = self.route, self.hop()
-        proxy = route.proxy if self.phase == "connection" else None
+    def failure(self, error: BaseException) -> Exception:
+        """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
+        if isinstance(error, _STUMBLES) and self.clock.phase != "connection":
+            error = error.__context__ or ConnectionResetError("closed in the handshake")
+        if self.clock.expired:
+            return self.ended()
+        route, phase, hop = self.route, self.clock.phase, self.hop()
+        proxy = route.proxy if phase == "connection" else None
         tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
         if isinstance(error, ssl.SSLCertVerificationError):
             return TLSError(f"certificate of {hop} refused: {error.verify_message}{self.after()}"
                             + certificate_hint(error, tls, route.verify), exit_code=60)
-        if isinstance(error, ssl.SSLError):
-            return TLSError(f"TLS handshake with {hop} failed: {error.reason or text}"
-                            + self.after() + handshake_hint(error.reason or ""))
+        if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client behind the handshake
+            what = "TLS handshake" if self.opener else "TLS"
+            return TLSError(f"{what} with {hop} failed: {error.reason or text}{self.after()}"
+                            + handshake_hint(error.reason or ""))
+        if self.opener is None:
+            return IncompleteBody(f"connection to {hop} lost: {text}", exit_code=56)
         if isinstance(error, (socket.gaierror, UnicodeError)):
             return (ProxyError if proxy else ConnectError)(
                 f"cannot resolve {(proxy or route.origin).host!r}, for {hop}: {text}{self.after()}",
                 exit_code=5 if proxy else 6, errno=getattr(error, "errno", None))
         if not isinstance(error, (OSError, ValueError, EOFError)):
-            return error  # a fault of ours, or of the caller's open_connection
-        if self.phase == "answer of the proxy":
-            return self.proxy_error(f"closed the connection: {text}")
-        if self.phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
+            return error if isinstance(error, Exception) else AsyncGetError(text)
+        if phase == "answer of the proxy":
+            return proxy_error(self, f"closed the connection: {text}")
+        if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
             return TLSError(f"TLS handshake with {hop} failed: {text}{self.after()}")
         return ConnectError(f"cannot connect to {hop}: {text}{self.after()}",
                             errno=getattr(error, "errno", None))
+
+    def after(self) -> str:
+        """How long opening took, for the error texts."""
+        seconds = self.loop.time() - self.opened_at
+        return f" (after {seconds:.2f} s)" if self.opener else ""
 
     # ---- one exchange
 
@@ -2294,7 +2109,7 @@ class Connection:
             self.trace(">", request)
         self.exchanges += 1
         self.silent, self.timeout = True, timeout
-        self.sent_at = self.watch(phase, timeout)
+        self.sent_at = self.clock.watch(phase, timeout)
         self.writer.write(request)  # no drain: there is no more to come, and little of it
         for self.interim in range(MAX_INTERIM + 1):
             data = self.rest or await self.receive()
@@ -2309,6 +2124,7 @@ class Connection:
                 self.trace("<", data[:end])
             head = parse_head(data[:end])
             if head.status >= 200:
+                self.head_at = self.loop.time()
                 return head
             if head.status == 101:
                 raise ProtocolError("101 Switching Protocols, which was not asked for")
@@ -2330,46 +2146,27 @@ class Connection:
             end = find_head_end(data, searched)
         return bytes(data), end or MAX_HEAD_BYTES + 1
 
-    @types.coroutine
-    def receive(self) -> Generator[Any, None, bytes]:
+    async def receive(self) -> bytes:
         """The next bytes, b"" at the end; errors are ours, and so is a clock that ran out."""
-        begun, self.reading = self.reading, None
-        reading = begun[0] if begun else self.reader.read(READ_BYTES)
         try:
-            arrival = begun[1] if begun else reading.send(None)
-            while True:  # as `await reading` would, from where begin_read left it
-                arrival = reading.send((yield arrival))
-        except StopIteration as end:
-            data: bytes = end.value
+            reading, self.reading = self.reading or Reading(self.reader), None
+            data = await reading
         except (OSError, *_STUMBLES) as error:
             if self.broken or not isinstance(self.reader, asyncio.StreamReader):
-                raise self.lost(error) from error
+                raise self.failure(error) from error
             # The reader tells of an error before it hands out what came ahead of it: a whole
             # response, say, behind which the server reset the connection.
             self.broken = error
             self.reader.set_exception(None)  # type: ignore[arg-type]
             self.reader.feed_eof()
-            data = yield from self.reader.read(READ_BYTES)
-        finally:
-            reading.close()
+            data = await self.reader.read(READ_BYTES)
         if data:
             self.silent = False
         elif self.broken:
-            raise self.lost(self.broken) from self.broken
-        elif self.expired or self.closed:
+            raise self.failure(self.broken) from self.broken
+        elif self.clock.expired or self.closed:
             raise self.ended()
         return data
-
-    def lost(self, error: BaseException) -> AsyncGetError:
-        """Our error for a connection that broke."""
-        if isinstance(error, _STUMBLES):
-            error = error.__context__ or error
-        if self.expired:
-            return self.ended()
-        if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client this late
-            return TLSError(f"TLS with {self.where()} failed: {error.reason or error}"
-                            + handshake_hint(error.reason or ""))
-        return IncompleteBody(f"connection to {self.where()} lost: {error}", exit_code=56)
 
     def ended_cleanly(self) -> bool:
         """Whether the end that was read was meant: TLS says so, lest somebody cut it (9.8)."""
@@ -2388,15 +2185,21 @@ class Connection:
 
     def rest_in_pool(self, now: float) -> None:
         """Wait for the next exchange, for a while; end as soon as the server says anything."""
-        if self.reading is None and not self.begin_read():
+        try:
+            self.reading = self.reading or Reading(self.reader)
+        except OSError:
             self.close()
             return
-        if asyncio.isfuture(self.reading[1]):
-            self.reading[1].add_done_callback(self._spoke)
-        self.phase, self.idle_at = "idle", now
-        self.deadline, self.limit = _FOREVER, now + IDLE_SECONDS
-        if self.limit < self.wakes_at:  # else it wakes before, and finds the new limit
-            self._set_timer()
+        if self.reading.data is not None:  # it goes on, or has ended
+            self.close()
+            return
+        if self.reading.future is not None:
+            self.reading.future.add_done_callback(self._spoke)
+        clock = self.clock
+        clock.phase, self.idle_at = "idle", now
+        clock.deadline, clock.limit = _FOREVER, now + IDLE_SECONDS
+        if clock.limit < clock.wakes_at:  # else it wakes before, and finds the new limit
+            clock.set_timer()
         self.on_idle(self)
 
     def _spoke(self, _: object) -> None:
@@ -2405,31 +2208,15 @@ class Connection:
 
     def is_quiet(self) -> bool:
         """Whether an idle connection can be used; from now on its end is for who uses it."""
-        if self.closed:
-            return False
-        future = self.reading[1]
-        if not asyncio.isfuture(future):
-            return True
+        future = self.reading.future
+        if future is None or self.closed:
+            return not self.closed
         future.remove_done_callback(self._spoke)
         return not future.done()
 
     def has_rested(self) -> bool:
         """Whether it was idle for so long that a look into the kernel is due."""
         return self.loop.time() - self.idle_at > IDLE_MOMENT_SECONDS
-
-    def begin_read(self) -> bool:
-        """Begin to read what is to come; False if there is something already.
-
-        What lies there before we asked would be taken for the answer (CVE-2026-6733),
-        and an end would be found too late. A coroutine can be stepped by hand: if a
-        read has to wait, it hands us the future that it waits for.
-        """
-        reading: Any = self.reader.read(READ_BYTES)
-        try:
-            self.reading = reading, reading.send(None)
-        except (StopIteration, OSError):  # bytes, the end, or an error
-            return False
-        return True
 
     def close(self) -> None:
         """Close at once, waiting for nobody."""
@@ -2438,19 +2225,94 @@ class Connection:
         self.closed = True
         if self.loop.is_closed():
             return  # all that was open went with it
-        if self.timer is not None:
-            self.timer.cancel()
+        if self.clock.timer is not None:
+            self.clock.timer.cancel()
         if self.reading is not None:
-            reading, future = self.reading
-            if asyncio.isfuture(future) and future.done() and not future.cancelled():
-                future.exception()  # it is known: asyncio is not to complain of it
-            reading.close()
+            self.reading.give_up()
         for writer in (self.writer, self.outer):
             if writer is not None:
                 writer.close()            # says close_notify (RFC 9112 9.8),
                 writer.transport.abort()  # and does not wait for the answer
         self.on_close(self)
 
+
+# ---- names with many addresses, unix sockets
+
+async def open_first(host: str, port: int, family: int = 0, **options: Any) -> Stream:
+    """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305)."""
+    return await open_any(await look_up(host, port, family), port, **options)
+
+
+async def open_unix(path: str, **options: Any) -> Stream:
+    """The same to a unix socket, where the system has such."""
+    if not hasattr(asyncio, "open_unix_connection"):
+        raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
+    return await asyncio.open_unix_connection(path, **options)
+
+
+async def look_up(host: str, port: int, family: int = 0) -> list[str]:
+    """The addresses of a name, families by turns (RFC 8305 section 4), or of a list "a,b"."""
+    if "," in host:
+        return host.split(",")
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
+                                                         type=socket.SOCK_STREAM)
+    by_family: dict[int, list[str]] = {}
+    for kind, _, _, _, address in found:
+        zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of fe80::1%eth0
+        by_family.setdefault(kind, []).append(without_zone(str(address[0])) + zone)
+    names = [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
+    return names[:MAX_ADDRESSES]
+
+
+async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
+    """A connection to that address which answers first; each has a start on the next one.
+
+    With happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled
+    at the wrong moment; and uvloop does not.
+    """
+    todo = list(addresses)
+    if len(todo) == 1:
+        return await asyncio.open_connection(todo[0], port, **options)
+    attempts: set[asyncio.Future[Any]] = set()
+    errors: list[BaseException] = []
+    try:
+        while todo or attempts:
+            if todo:
+                attempts.add(asyncio.ensure_future(
+                    asyncio.open_connection(todo.pop(0), port, **options)))
+            done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
+                                         timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
+            for attempt in done:
+                attempts.remove(attempt)
+                if not attempt.exception():
+                    opened: Stream = attempt.result()
+                    return opened
+                errors.append(attempt.exception() or OSError())
+        raise error_of_all(errors)
+    finally:
+        errors.clear()  # else their tracebacks would hold us, and we them
+        for attempt in attempts:
+            attempt.add_done_callback(drop_opened)  # it won as well, or while we were cancelled
+        await cancel(attempts)
+
+
+def drop_opened(attempt: asyncio.Future[Any]) -> None:
+    """Close a connection that nobody waits for any more."""
+    if not attempt.cancelled() and not attempt.exception():
+        attempt.result()[1].transport.abort()
+
+
+def error_of_all(errors: Sequence[BaseException]) -> BaseException:
+    """The error when no address of a name would do: TLS's word, else what each one said."""
+    for error in errors:
+        if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
+            return error
+    told = OSError("; ".join(dict.fromkeys(map(str, errors))) or "the name has no address")
+    told.errno = errors[0].errno if errors and isinstance(errors[0], OSError) else None
+    return told
+
+
+# ---- TLS: what is trusted, and what to do when it fails
 
 def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     """The TLS settings for `verify` and `cert`.
@@ -2487,6 +2349,215 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
                            "cert= is a path, (cert, key) or (cert, key, password)",
                            exit_code=58) from None
     return context
+
+
+def tls_options(host: str) -> dict[str, Any]:
+    """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
+    return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
+
+
+def trusted(verify: Any) -> str:
+    """Where the trusted certificates come from, for the error texts."""
+    if isinstance(verify, ssl.SSLContext):
+        return "the SSLContext that is verify="
+    if verify is not True:
+        named = ", under the names that `openssl rehash` gives" if os.path.isdir(verify) else ""
+        return f"verify={os.fspath(verify)!r}{named}"
+    paths = ssl.get_default_verify_paths()
+    found = []
+    for variable, usual in ((paths.openssl_cafile_env, paths.openssl_cafile),
+                            (paths.openssl_capath_env, paths.openssl_capath)):
+        path = os.environ.get(variable, usual)
+        missing = "" if os.path.exists(path) else ", which is not there"
+        found.append(f"{variable} ({path}{missing})")
+    return " and ".join(found) + "; a private CA's file goes into the first, or verify="
+
+
+def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContext | None,
+                     verify: Any) -> str:
+    """What to do about a certificate that did not pass."""
+    strict = getattr(ssl, "VERIFY_X509_STRICT", 0)
+    if context and context.verify_flags & strict and error.verify_code in range(80, 95):
+        return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
+                "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
+    if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
+        return ""
+    return f"; trusted are those in {trusted(verify)}"
+
+
+# What to do about a handshake that failed, by what is in OpenSSL's reason.
+_HANDSHAKE_HINTS = (
+    ("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL",
+     "; no TLS is spoken there: does the URL begin with http://, not https://?"),
+    ("CERTIFICATE_REQUIRED", "; a client certificate is wanted: cert="),
+    ("HANDSHAKE_FAILURE",  # all that TLS 1.2 has for it
+     "; perhaps a client certificate is wanted (cert=), or no cipher is shared"),
+)
+
+
+def handshake_hint(reason: str) -> str:
+    """What to do about a handshake that failed."""
+    return next((hint for words, hint in _HANDSHAKE_HINTS if re.search(words, reason)), "")
+
+
+# ---- proxies
+
+_SOCKS_REPLIES = {1: "general failure", 2: "not allowed by its rules", 3: "network unreachable",
+                  4: "host unreachable", 5: "connection refused", 6: "expired on the way",
+                  7: "command not supported", 8: "address type not supported"}
+
+
+def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
+    """What a proxy, and nobody else, is told of its own credentials."""
+    if not proxy.userinfo:
+        return []
+    return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
+
+
+def proxy_error(connection: Connection, text: str, exit_code: int = 97) -> ProxyError:
+    """The error for what a proxy said, or did not say."""
+    return ProxyError(f"proxy {connection.route.proxy} {text}{connection.after()}",
+                      exit_code=exit_code)
+
+
+async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
+    """Have a proxy connect us to the origin; for http it is just asked, later on."""
+    route, timeout = connection.route, connection.timeout
+    if route.proxy_tls and route.tls and sys.version_info < (3, 11):
+        raise ProxyError(f"{connection.hop()}: TLS inside the TLS of an https:// proxy needs "
+                         "Python 3.11; an http:// proxy tunnels https, too")
+    await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
+                             tls=route.proxy_tls)
+    if proxy.scheme.startswith("socks"):
+        connection.clock.watch("answer of the proxy", timeout)
+        await ask_socks(connection, proxy)
+    elif route.tls:
+        await ask_for_tunnel(connection, proxy)
+    else:
+        return
+    early = Reading(connection.reader)
+    early.give_up()
+    if connection.rest or early.data is not None:
+        raise proxy_error(connection, "ended the tunnel, or sent bytes before it was in use: "
+                          + shown(connection.rest), 56)
+    if route.tls:
+        connection.clock.watch("TLS handshake", timeout)
+        await start_tls(connection, route.tls)
+
+
+async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
+    """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); nothing of the request is told."""
+    origin = connection.route.origin
+    target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
+    fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
+    request = b"CONNECT %b HTTP/1.1\r\n%b" % (target.encode("ascii"),
+                                              render_fields(fields, origin))
+    try:
+        head = await connection.exchange(request, connection.timeout, "answer of the proxy")
+    except ProtocolError as error:
+        raise proxy_error(connection, f"did not answer CONNECT {target}: {error}") from error
+    connection.exchanges = 0  # none with the origin
+    if head.status // 100 != 2:
+        reason = printable(status_reason(head.raw)[:MAX_SHOWN_BYTES])
+        raise proxy_error(connection, f"refused a tunnel to {target}: {head.status} {reason}"
+                          + password_hint(head, proxy) + first_line(head, connection.rest), 56)
+
+
+def password_hint(head: Head, proxy: Proxy) -> str:
+    """What to do about a proxy that wants to know who asks (401 is tinyproxy's word for it)."""
+    if head.status not in (401, 407):
+        return ""
+    if not proxy.userinfo:
+        return " (give user and password in the proxy's URL)"
+    asked = [value.split(" ")[0] for value in octets_text(head.raw, "proxy-authenticate")]
+    wants = printable(", ".join(asked))[:MAX_SHOWN_BYTES]
+    return (" (the user and password in its URL were refused"
+            + (f"; it asks for {wants})" if wants else ")"))
+
+
+def first_line(head: Head, data: bytes) -> str:
+    """What a refusal says, where its body came along with its head."""
+    text = b""
+    try:
+        text = body_parser(body_framing(head)).send(data)
+    except StopIteration as end:
+        text = end.value[0]
+    except AsyncGetError:
+        pass
+    lines = re.sub(rb"<[^<>]*>", b"", text).split(b"\n")
+    return next((f"; it says {shown(line.strip())}" for line in lines if line.strip()), "")
+
+
+async def ask_socks(connection: Connection, proxy: Proxy) -> None:
+    """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929)."""
+    origin, write = connection.route.origin, connection.writer.write
+
+    async def read(count: int) -> bytes:
+        while len(connection.rest) < count:
+            data = await connection.receive()
+            if not data:
+                raise proxy_error(connection,
+                                  f"closed the connection behind {shown(connection.rest)}")
+            connection.rest += data
+        data, connection.rest = connection.rest[:count], connection.rest[count:]
+        return data
+
+    write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
+    version, method = start = await read(2)
+    if version != 5:
+        raise proxy_error(connection,
+                          f"is no SOCKS5 proxy: its answer begins with {shown(start)}")
+    if method == 2 and proxy.userinfo:
+        user, password = (text.encode("utf-8", "surrogateescape")
+                          for text in split_userinfo(proxy.userinfo))
+        write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
+        if (await read(2))[1]:
+            raise proxy_error(connection, "refused the user and password in its URL")
+    elif method:
+        raise proxy_error(connection, "wants something else than the password in its URL"
+                          if proxy.userinfo else "wants a user and password in its URL")
+    write(b"\x05\x01\x00%b%b" % (await socks_address(connection.route),
+                                 origin.port.to_bytes(2, "big")))
+    version, reply, _, kind = start = await read(4)
+    if version != 5 or reply == 0 and kind not in (1, 3, 4):
+        raise proxy_error(connection, f"is no SOCKS5 proxy: it answers {shown(start)}")
+    if reply:
+        raise proxy_error(connection, f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
+                          + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
+    size = (await read(1))[0] if kind == 3 else {1: 4, 4: 16}[kind]
+    await read(size + 2)  # the address that it connects from
+
+
+async def socks_address(route: Route) -> bytes:
+    """The origin's host as SOCKS has it: an address, or a name for socks5h."""
+    import ipaddress
+    host = route.address or route.origin.host
+    if "," in host or not is_address(host):
+        if route.proxy and route.proxy.scheme == "socks5h":
+            return b"\x03%c%b" % (len(host), host.encode("ascii"))
+        host = (await look_up(host, route.origin.port))[0]
+    address = ipaddress.ip_address(host)
+    return (b"\x01" if address.version == 4 else b"\x04") + address.packed
+
+
+async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
+    """Begin TLS inside a tunnel, on a fresh reader.
+
+    StreamWriter.start_tls (3.11) would keep the old reader, and hand out plain bytes
+    that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
+    loop.start_tls does for 3.9, too.
+    """
+    loop = connection.loop
+    outer, connection.writer = connection.writer, None  # collected, it would close the transport
+    connection.outer = outer
+    connection.reader = reader = asyncio.StreamReader(limit=READ_BYTES, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport = await loop.start_tls(outer.transport, protocol, tls,
+                                     **tls_options(connection.route.origin.host))
+    if transport is None or transport.is_closing():  # the connection ended meanwhile
+        raise ConnectionResetError("closed during the handshake")
+    protocol.connection_made(transport)
+    connection.writer = asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 # ==== 9. Pool =================================================================
@@ -3545,6 +3616,7 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 # say takes the session's rendered fields and its route for the origin from a dictionary:
 # most of the price of a small GET is what one does not do here.
 
+@runtime_checkable
 class Jar(Protocol):
     """What is asked of a jar of the caller's: http.cookiejar.CookieJar has it, and requests'."""
 
@@ -3555,15 +3627,15 @@ class Jar(Protocol):
 class RequestSettings(TypedDict, total=False):
     """The keywords of every call; given to a Session, they hold for all of its calls."""
 
-    params: Params | None                   # laid over the session's; None removes
-    headers: HeaderItems | None             # likewise
-    auth: Auth | None                       # (user, password), or a bearer token
+    params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
+    headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
+    auth: str | tuple[str, str] | list[str] | None  # (user, password), or a bearer token
     cookies: bool | Mapping[str, str | None] | Cookies | Jar | None
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
     follow_redirects: bool
     max_redirects: int | None
-    retries: int | RetryRule                # further tries, or a rule as retry_delay is one
+    retries: int | Callable[[int, Outcome], float | None]  # tries, or a rule as retry_delay is one
     verify: bool | str | os.PathLike[str] | ssl.SSLContext
     cert: str | os.PathLike[str] | Sequence[Any] | None  # path, (cert, key), (cert, key, password)
     proxy: str | None                       # a URL; None or "" for none
@@ -3576,7 +3648,7 @@ class RequestSettings(TypedDict, total=False):
     netrc: bool | str | os.PathLike[str]
     redirect_schemes: Iterable[str]         # that a redirect may lead to
     trust_redirects: bool                   # with the credentials for the first origin
-    trace: Trace | None                     # called with ">", "<" or "*" and what it is
+    trace: Callable[[str, str | bytes], object] | None  # told ">", "<" or "*" and what it is
 
 
 class ClientSettings(RequestSettings, total=False):
@@ -3585,7 +3657,7 @@ class ClientSettings(RequestSettings, total=False):
     base_url: str
     limit_per_host: int | None
     rate: float | None                      # requests a second to one host
-    open_connection: Connector
+    open_connection: Callable[..., Awaitable[Stream]]  # in place of asyncio.open_connection
 
 
 class SessionSettings(ClientSettings, total=False):
@@ -3594,45 +3666,56 @@ class SessionSettings(ClientSettings, total=False):
     limit: int | None                       # connections open at once
 
 
-_NONE = type(None)
-_PATH = (str, os.PathLike)
-_PAIRS = (Mapping, Iterable)
-# What a keyword is by default, of what types it may be, and how that is said. Of `proxy` and
-# `deadline` there is no default: not given, the environment and the kind of call decide.
-SETTINGS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
-    "params": ((), (*_PAIRS, _NONE), "a mapping, or pairs; a finished query goes into the URL"),
-    "headers": (None, (*_PAIRS, _NONE), "a mapping, or pairs, of text"),
-    "auth": (None, (str, tuple, list, _NONE), "(user, password), or a bearer token as text"),
-    "cookies": (True, (bool, Mapping, Cookies, _NONE), "a mapping, a jar, True or False"),
-    "timeout": (30.0, (int, float, _NONE), "a number of seconds, or None"),
-    "deadline": (..., (int, float, _NONE), "a number of seconds, or None"),
-    "follow_redirects": (True, (bool,), "True or False"),
-    "max_redirects": (20, (int, _NONE), "a number, or None"),
-    "retries": (0, (int, Callable), "a number, or a rule (attempt, outcome) -> seconds or None"),
-    "verify": (True, (bool, *_PATH, ssl.SSLContext),
-               "True, False, a CA file or folder, or an ssl.SSLContext"),
-    "cert": (None, (*_PATH, tuple, list, _NONE), "a path, (cert, key) or (cert, key, password)"),
-    "proxy": (..., (str, _NONE), "one URL, or None for none; for several kinds, leave it to the "
-              "environment's http_proxy, https_proxy and no_proxy"),
-    "trust_env": (True, (bool,), "True or False"),
-    "max_size": (64 * 2**20, (int, _NONE), "a number of bytes, or None"),
-    "decode": (True, (bool,), "True or False"),
-    "secret_headers": ((), (str, Iterable), "names of headers"),
-    "unix_socket": (None, (*_PATH, _NONE), "a path"),
-    "resolve": (None, (Mapping, _NONE), 'a mapping {"host:port": "address"}'),
-    "netrc": (False, (bool, *_PATH), "True, False, or a path"),
-    "redirect_schemes": (("http", "https"), (Iterable,), "some of http and https"),
-    "trust_redirects": (False, (bool,), "True or False"),
-    "trace": (None, (Callable, _NONE), "a function of a kind and a text"),
-    "base_url": ("", (str,), "a URL"),
-    "limit_per_host": (None, (int, _NONE), "a number, or None"),
-    "rate": (None, (int, float, _NONE), "requests a second, or None"),
-    "open_connection": (asyncio.open_connection, (Callable,), "what asyncio.open_connection is"),
-    "limit": (100, (int, _NONE), "a number, or None"),
-}
+# Of `proxy` and `deadline` there is no default: the environment and the kind of call decide.
+DEFAULTS: dict[str, Any] = {
+    "params": (), "headers": None, "auth": None, "cookies": True, "timeout": 30.0,
+    "follow_redirects": True, "max_redirects": 20, "retries": 0, "verify": True, "cert": None,
+    "trust_env": True, "max_size": 64 * 2**20, "decode": True, "secret_headers": (),
+    "unix_socket": None, "resolve": None, "netrc": False, "redirect_schemes": ("http", "https"),
+    "trust_redirects": False, "trace": None, "base_url": "", "limit_per_host": None, "rate": None,
+    "open_connection": asyncio.open_connection, "limit": 100}
 # What a number must be at least. A timeout of 0 means "none" to some, "at once" to others.
 _LEAST = {"timeout": 1e-6, "deadline": 1e-6, "max_redirects": 0, "max_size": 0, "retries": 0,
           "limit": 1, "limit_per_host": 1, "rate": 1e-6}
+_HINTS = {"proxy": "; for several kinds, leave it to the environment's http_proxy and no_proxy",
+          "params": "; a finished query goes into the URL",
+          "cert": ": a path, (cert, key) or (cert, key, password)"}
+
+
+@functools.cache
+def kinds_of(annotation: str) -> tuple[type, ...]:
+    """The classes that an annotation names: what a keyword may be.
+
+    >>> kinds_of("bool | Mapping[str, str | None] | None")
+    (<class 'bool'>, <class 'collections.abc.Mapping'>, <class 'NoneType'>)
+    """
+    while "[" in annotation:
+        annotation = re.sub(r"\[[^][]*\]", "", annotation)
+    kinds = tuple(eval(name) for name in annotation.split("|"))  # our own text, never a caller's
+    kinds = tuple(type(None) if kind is None else kind for kind in kinds)
+    return (*kinds, int) if float in kinds else kinds
+
+
+def annotation_of(name: str, settings: type) -> str:
+    """What stands behind a keyword's name."""
+    kind = settings.__annotations__[name]
+    return str(getattr(kind, "__forward_arg__", kind))
+
+
+def check_kind(value: object, kinds: tuple[type, ...]) -> None:
+    """Raise TypeError for a value that is of none of these classes."""
+    text = isinstance(value, bytes) or isinstance(value, str) and str not in kinds  # iterable, too
+    number = isinstance(value, bool) and bool not in kinds
+    if text or number or not isinstance(value, kinds):
+        raise TypeError
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise ValueError for a number that is too small, or none (nan)."""
+    least = _LEAST.get(name)
+    if (least is not None and isinstance(value, (int, float))
+            and not (least <= value < 1e18 or value == _FOREVER)):
+        raise ValueError(f"{name} must be at least {least}: not {value!r:.50}")
 
 
 def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> dict[str, Any]:
@@ -3649,41 +3732,37 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
         if name not in allowed.__annotations__:
             raise TypeError(f"unknown keyword {name!r}; there are "
                             + ", ".join(allowed.__annotations__))
-        _, types_, expected = SETTINGS[name]
-        fits = isinstance(value, types_) and (bool in types_ or not isinstance(value, bool))
-        if name == "cookies":  # a jar is known by the two calls that all such jars have
-            fits = fits or hasattr(value, "extract_cookies")
-        elif name in ("params", "headers"):
-            fits = fits and not isinstance(value, (str, bytes))
-        if not fits:
-            raise TypeError(f"{name} must be {expected}: not {type(value).__name__}")
-        if (isinstance(value, (int, float)) and name in _LEAST  # nan is not at least anything
-                and not (value >= _LEAST[name] and value < 1e18 or value == _FOREVER)):
-            raise ValueError(f"{name} must be at least {_LEAST[name]}: not {value!r:.50}")
-        settings[name] = value
-    for name in settings.keys() & {"params", "headers"}:
-        value = settings[name] or ()
-        pairs = value.items() if isinstance(value, Mapping) else value
+        check_number(name, value)
         try:
-            settings[name] = tuple((key, item) for key, item in pairs)
-            hash(tuple(key for key, _ in settings[name]))  # a name is text, or a number
+            check_kind(value, kinds_of(annotation_of(name, allowed)))
+            settings[name] = as_carried(name, value)
         except (TypeError, ValueError):
-            raise TypeError(f"{name} must be {SETTINGS[name][2]}") from None
-    if "secret_headers" in settings:
-        names = settings["secret_headers"]
-        settings["secret_headers"] = (names,) if isinstance(names, str) else tuple(names)
-    resolve, cert = settings.get("resolve") or {}, settings.get("cert") or ()
-    for name, parts, kinds in (
-            ("secret_headers", settings.get("secret_headers", ()), (str,)),
-            ("resolve", [*resolve, *resolve.values()], (str,)),
-            ("cert", cert if isinstance(cert, (tuple, list)) else (), (*_PATH, bytes, _NONE))):
-        if not all(isinstance(part, kinds) for part in parts):
-            raise TypeError(f"{name} must be {SETTINGS[name][2]}")
-    if isinstance(cert, list):
-        settings["cert"] = tuple(cert)
-    for name in settings.keys() & {"limit", "max_redirects"}:
-        settings[name] = sys.maxsize if settings[name] is None else settings[name]
+            raise TypeError(f"{name} must be {annotation_of(name, allowed)}"
+                            f"{_HINTS.get(name, '')}: not {type(value).__name__}") from None
     return settings
+
+
+def as_carried(name: str, value: Any) -> Any:
+    """A setting in the one form that the rest of this section knows; TypeError for none."""
+    if name in ("params", "headers"):
+        pairs = value.items() if isinstance(value, Mapping) else value or ()
+        value = tuple((key, item) for key, item in pairs)
+        hash(tuple(key for key, _ in value))  # a name is text, or a number
+        return value
+    if name in ("limit", "max_redirects") and value is None:
+        return sys.maxsize
+    kinds: tuple[type, ...] = (str,)
+    parts: Iterable[object] = ()
+    if name == "secret_headers":
+        value = parts = (value,) if isinstance(value, str) else tuple(value)
+    elif name == "resolve" and value:
+        parts = [*value, *value.values()]
+    elif name == "cert" and isinstance(value, (tuple, list)):
+        value = parts = tuple(value)
+        kinds = (str, os.PathLike, bytes, type(None))
+    if not all(isinstance(part, kinds) for part in parts):
+        raise TypeError
+    return value
 
 
 def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
@@ -3730,10 +3809,10 @@ def spelled_out(settings: type) -> Callable[[Function], Function]:
         signature = inspect.signature(function)
         shown = [parameter for parameter in signature.parameters.values()
                  if parameter.kind is not parameter.VAR_KEYWORD]
-        for name, kind in settings.__annotations__.items():
+        for name in settings.__annotations__:
             shown.append(inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=SETTINGS[name][0],
-                annotation=getattr(kind, "__forward_arg__", kind)))
+                name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name, ...),
+                annotation=annotation_of(name, settings)))
         function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
         return function
 
@@ -3746,91 +3825,293 @@ _MAY_PASS = (ConnectError, TimedOut, ProtocolError, DecodingError)
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
 
 
+def remember(cache: dict[Any, Any], key: Any, value: Any) -> Any:
+    """Put a value into a cache, which begins anew when it is full: of a crawl over many hosts."""
+    if len(cache) >= MAX_REMEMBERED:
+        cache.clear()
+    cache[key] = value
+    return value
+
+
 class Call:
-    """One call of the caller's: its settings, and its clock over all redirects and retries."""
+    """One call of the caller's: its settings, its request, its clock over all hops and tries."""
 
-    __slots__ = ("url", "settings", "options", "cert", "first", "cookies", "replaced", "started",
-                 "seconds", "deadline")
+    __slots__ = ("session", "url", "settings", "options", "shared", "cert", "first", "cookies",
+                 "replaced", "started", "seconds", "deadline")
 
-    def __init__(self, url: str, settings: Mapping[str, Any], options: Mapping[str, Any],
-                 usual: float | None) -> None:
-        self.url = url            # as the caller gave it
-        self.settings = settings  # the session's and the call's
-        self.options = options    # the call's own
+    def __init__(self, session: Session, url: str, settled: Settled, usual: float | None) -> None:
+        if not isinstance(url, str):
+            raise InvalidURL(f"a URL is text, not {type(url).__name__}")
+        self.session = session
+        self.url = url                                # as the caller gave it
+        self.settings, self.options, self.shared = settled
         self.cert: Any = None     # the client's certificate, while it is where it belongs
         self.first: Origin | None = None
-        self.cookies: dict[str, str | None] = {}  # the call's own, while it is at its first origin
+        self.cookies: Mapping[str, str | None] = {}  # the call's own, while at its first origin
         self.replaced: set[str] = set()  # names of those that the server has set anew
-        self.started = asyncio.get_running_loop().time()
-        seconds = settings.get("deadline", usual)
+        self.started = session._time()
+        seconds = self.settings.get("deadline", usual)
         self.seconds = _FOREVER if seconds is None else seconds
         self.deadline = _FOREVER  # until there is a connection: queueing is not counted
 
-    def retry_delay(self, attempt: int, outcome: Response | AsyncGetError) -> float | None:
+    async def run(self, finish: Finish | None = None,
+                  begin: Callable[[], Request] | None = None) -> Response:
+        """Begin a request, follow it, finish its response; all of it again as the rule says.
+
+        `finish` is what the caller wants of a response: None to read it; what gives None
+        has found that it is not what `begin` had asked for, and has all of it begun anew.
+        """
+        request: Request | None = None
+        history: list[Response] = []
+        attempt = 1
+        while True:
+            response, outcome = None, ""
+            try:
+                request = request or (begin or self.first_request)()
+                response = await self.exchange(request)
+                if response.status_code // 100 == 3:
+                    following = self.redirected(request, response, history)
+                    if following is not None:
+                        await response.discard()
+                        request = following
+                        continue
+                response.history = history
+                delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
+                if delay is None:
+                    if finish is None:
+                        await response.read(self.settings["max_size"])
+                        return response
+                    finished = await finish(response)
+                    if finished is not None:
+                        return finished
+                    request, history = None, []
+                    continue
+                await response.discard()
+                outcome = repr(response)
+            except BaseException as error:
+                if response is not None:  # whose Location, say, is no URL: nobody will read it
+                    response.close()
+                if not isinstance(error, AsyncGetError):
+                    raise
+                error.url = error.url or (str(request.url) if request else masked(self.url)[1:-1])
+                delay = self.retry_delay(attempt, error)
+                if delay is None:
+                    raise
+                outcome = str(error)
+            if self.settings["trace"]:
+                self.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
+            await asyncio.sleep(delay)
+            request, history, attempt = None, [], attempt + 1
+
+    def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds to wait before trying again, None for no more."""
-        if isinstance(outcome, AsyncGetError) and not isinstance(outcome, _MAY_PASS):
-            return None
         rule = self.settings["retries"]
+        if not rule or isinstance(outcome, AsyncGetError) and not isinstance(outcome, _MAY_PASS):
+            return None
         delay = (rule(attempt, outcome) if callable(rule) else
                  retry_delay(attempt, outcome, rule))
-        if delay is not None and not (isinstance(delay, (int, float)) and delay >= 0):
+        if delay is None:
+            return None
+        if not (isinstance(delay, (int, float)) and delay >= 0):
             raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
-        late = delay is not None and (
-            delay == _FOREVER or asyncio.get_running_loop().time() + delay > self.deadline)
-        return None if late else delay
+        late = self.session._time() + delay > self.deadline
+        return None if late or delay == _FOREVER else delay
+
+    def redirected(self, request: Request, response: Response,
+                   history: list[Response]) -> Request | None:
+        """The request that a response leads to, if any; the response is history then."""
+        settings = self.settings
+        if not settings["follow_redirects"]:
+            return None
+        following = next_request(request, response, settings["secret_headers"],
+                                 settings["trust_redirects"])
+        if following is None:
+            return None
+        if following.url.origin.scheme not in settings["redirect_schemes"]:
+            raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
+                             "redirect_schemes", exit_code=1)
+        history.append(response)
+        if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
+            raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
+                           limit=MAX_HISTORY_BYTES, response=response)
+        if len(history) > settings["max_redirects"]:
+            response.history = history[:-1]
+            raise TooManyRedirects(f"more than {settings['max_redirects']} redirects",
+                                   history=history, response=response)
+        if following.url.origin != request.url.origin and not settings["trust_redirects"]:
+            self.cookies, self.cert = {}, None
+        return following
+
+    def first_request(self) -> Request:
+        """The first request of a call, with all that the caller wants in it."""
+        session, settings, options = self.session, self.settings, self.options
+        base = session._base
+        url = join_url(base, self.url.strip()) if base else parse_url(self.url)
+        fields = session._base_fields if options else session._fields
+        self.first, self.cert = url.origin, settings["cert"]
+        session._meet(url.origin)
+        if base and url.origin != base.origin:  # the session's secrets are the base's
+            fields = without_secrets(fields, settings["secret_headers"])
+            self.cert = options.get("cert")
+        elif base and not url.userinfo and "auth" not in options:
+            url = url._replace(userinfo=base.userinfo)
+        if settings["params"]:
+            url = add_params(url, settings["params"])
+        if options:
+            fields = with_codings(fields_of(fields, options), settings["decode"])
+            self.cookies = {name: value for name, value in own_cookies(options).items()
+                            if name not in self.replaced}
+        if not url.userinfo:
+            return Request(url, fields)
+        request = Request(url._replace(userinfo=""), fields)
+        if request.has("authorization"):
+            return request
+        user, password = split_userinfo(url.userinfo)
+        known = (netrc_auth(settings["netrc"], url.origin.host, user)
+                 if settings["netrc"] and ":" not in url.userinfo else None)
+        return request.adding("Authorization", render_auth(known or (user, password)))
+
+    async def exchange(self, request: Request) -> Response:
+        """A response for one request over one connection.
+
+        A kept connection may have been closed by the server while our request was on its
+        way: if not a byte came back, or no more than 408 and goodbye, the request goes once
+        more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
+        """
+        session, settings = self.session, self.settings
+        route = session._route(request.url.origin, self)
+        data = self.render(request, route)
+        connection = session._pool.take(route) or await self.acquire(route)
+        while True:
+            clock = connection.clock
+            # The first connection's is the earliest: from then on the call's time runs.
+            self.deadline = clock.deadline = min(self.deadline, session._time() + self.seconds)
+            clock.call_seconds, connection.trace = self.seconds, settings["trace"]
+            try:
+                if connection.writer is None:
+                    await connection.open(settings["timeout"])
+                head = await connection.exchange(data, settings["timeout"])
+                if not (head.status == 408 and connection.exchanges > 1
+                        and not connection.interim and not may_reuse(head, 0)):
+                    body = Body(connection, head, CLOSE_FIELD not in request.fields)
+                    response = Response(head, request.url, body, settings["decode"], self.started)
+                    response.proxied, response.request_bytes = route.proxy is not None, len(data)
+                    if b"set-cookie" in head.fields:
+                        self.keep_cookies(response)
+                    return response
+            except BaseException as error:
+                if not (connection.exchanges > 1 and connection.silent
+                        and isinstance(error, (IncompleteBody, TLSError))):
+                    connection.close()
+                    raise
+            connection.close()
+            connection.note("the kept connection ended unanswered: once more on a new one")
+            connection = await self.acquire(route, fresh=True)
+
+    async def acquire(self, route: Route, fresh: bool = False) -> Connection:
+        """A connection; what one waits for it is not the call's time, as long as others move."""
+        timeout, came = self.settings["timeout"], self.session._time()
+        left, patience = self.deadline - came, self.seconds if timeout is None else timeout
+        try:
+            connection = await self.session._pool.acquire(route, min(left, patience), fresh)
+        except TimedOut as error:
+            if left > patience:
+                raise
+            raise TimedOut(f"{error} (what the whole call's deadline left)", phase=error.phase,
+                           seconds=self.seconds) from None
+        self.deadline += self.session._time() - came
+        return connection
+
+    def render(self, request: Request, route: Route) -> bytes:
+        """The bytes of a request as they go over a route."""
+        origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
+        cookies = (jar.pairs_for(request.url) if isinstance(jar, Cookies) else
+                   ask_jar(jar, request.url) if jar is not None else ())
+        if cookies or self.cookies:
+            own = [(name, value) for name, value in self.cookies.items() if value is not None]
+            others = [pair for pair in cookies if pair[0] not in self.cookies]
+            request = request.with_cookies([*own, *others])  # cut, if at all, at the end
+        if self.settings["netrc"] and not request.has("authorization"):
+            request = self.with_password(request)
+        fields = request.fields
+        if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
+            target = f"http://{origin.authority}{target}"
+            fields = (*fields, *proxy_fields(route.proxy))
+        if fields is not self.session._fields:
+            return render_request(target, fields, origin)
+        known = self.session._lines
+        lines = known.get(origin) or remember(known, origin, render_fields(fields, origin))
+        return render_request(target, lines, origin)
+
+    def with_password(self, request: Request) -> Request:
+        """The request with what netrc has for its host.
+
+        A password that was meant for https is not for whoever listens to http (or another port).
+        """
+        origin = request.url.origin
+        same = self.first is not None and self.first._replace(host=origin.host) == origin
+        known = same and "auth" not in self.options and netrc_auth(self.settings["netrc"],
+                                                                   origin.host)
+        return request.adding("Authorization", render_auth(known)) if known else request
+
+    def keep_cookies(self, response: Response) -> None:
+        """Put what a response sets into the jar; it replaces what the call brought along."""
+        jar = self.settings["cookies"]
+        if isinstance(jar, Cookies):
+            names = jar.store(response._url, octets_text(response.raw_head, "set-cookie"))
+            self.replaced.update(names)
+            self.cookies = {name: value for name, value in self.cookies.items()
+                            if name not in self.replaced}
+        elif jar is not None:
+            fill_jar(jar, response)
+
+
+def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
+    """The cookies that a call brings along, if it has any; None for one that is not to go."""
+    cookies = options.get("cookies")
+    if not isinstance(cookies, Mapping) or is_jar(cookies):
+        return {}
+    for name, value in cookies.items():
+        check_cookie(name, "" if value is None else value)
+    return cookies
 
 
 Urls = Union[Iterable[str], AsyncIterable[str]]
 
 
-class SharedIterator:
-    """One iterator for many workers, over an iterable of either kind."""
+class Numbered:
+    """One iterator for many workers, over an iterable of either kind: each URL with its number."""
 
-    def __init__(self, items: Urls) -> None:
-        self.items = items.__aiter__() if isinstance(items, AsyncIterable) else iter(items)
+    def __init__(self, urls: Urls) -> None:
+        self.urls = urls.__aiter__() if isinstance(urls, AsyncIterable) else iter(urls)
         self.lock = asyncio.Lock()  # an async generator cannot be asked by two at once
+        self.count = -1
 
-    def __aiter__(self) -> SharedIterator:
+    def __aiter__(self) -> Numbered:
         return self
 
-    async def __anext__(self) -> str:
-        if isinstance(self.items, AsyncIterator):
+    async def __anext__(self) -> tuple[int, str]:
+        if isinstance(self.urls, AsyncIterator):
             async with self.lock:
-                return await self.items.__anext__()
-        for item in self.items:
-            return item
-        raise StopAsyncIteration
+                url = await self.urls.__anext__()
+        else:
+            try:
+                url = next(self.urls)
+            except StopIteration:
+                raise StopAsyncIteration from None
+        self.count += 1
+        return self.count, url
 
 
-def worker_count(urls: object, limit: int) -> int:
-    """How many workers to start: no more than there are URLs, where that is known."""
-    if isinstance(urls, (str, bytes)):
-        raise TypeError("urls are a list of URLs, or another iterable of them, not one")
-    if not isinstance(limit, int) or limit < 1:
-        raise ValueError("limit must be at least 1: it is how many are fetched at once")
-    return min(limit, len(urls)) if isinstance(urls, Sized) else limit
-
-
-async def work_together(work: Callable[[SharedIterator], Coroutine[Any, Any, None]],
-                        urls: Urls, limit: int) -> None:
-    """Let `limit` workers take URLs from one iterator; the first failure ends them all."""
-    shared = SharedIterator(urls)
-    workers = [asyncio.ensure_future(work(shared)) for _ in range(worker_count(urls, limit))]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        await cancel(workers)
-
-
-async def read_whole(response: Response, call: Call) -> Response:
-    """How `get` finishes a response."""
-    await response.read(call.settings["max_size"])
-    return response
-
-
-Finish = Callable[[Response, Call], Awaitable[Optional[Response]]]
-Settled = tuple[dict[str, Any], dict[str, Any]]  # a call's settings in all, and those of its own
+Finish = Callable[[Response], Awaitable[Optional[Response]]]
+Settled = tuple[dict[str, Any], dict[str, Any], bool]  # in all, the call's own, the usual routes
 Outcome = Union[Response, AsyncGetError]
+Deliver = Callable[[int, str, Outcome], Awaitable[object]]
+
+
+async def leave_unread(response: Response) -> Response:
+    """How `stream` finishes a response."""
+    return response
 
 
 class Session:
@@ -3846,9 +4127,7 @@ class Session:
     @spelled_out(SessionSettings)
     def __init__(self, **settings: Unpack[SessionSettings]) -> None:
         own = checked(settings, SessionSettings)
-        self.settings: dict[str, Any] = {
-            name: default for name, (default, *_) in SETTINGS.items() if default is not ...}
-        self.settings.update(own)
+        self.settings: dict[str, Any] = {**DEFAULTS, **own}
         self._base: URL | None = None
         if self.settings["base_url"]:
             base = parse_url(self.settings["base_url"])
@@ -3859,15 +4138,16 @@ class Session:
         given = self.settings["cookies"]
         self.cookies: Any = given if is_jar(given) else Cookies(
             given if isinstance(given, Mapping) else None)
-        if self._base and isinstance(self.cookies, Cookies):
-            self.cookies.home(self._base.origin)
+        self.settings["cookies"] = None if given is False else self.cookies
+        self._plain: Settled = self.settings, {}, True
         self._routes: dict[tuple[Origin, Any], Route] = {}
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self.tls_version: ssl.TLSVersion | None = None  # at least
+        self._first: Origin | None = None      # whose the cookies are that were set for nobody
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
-                          self.settings["open_connection"], self.settings["rate"])
+                         self.settings["open_connection"], self.settings["rate"])
         # asyncio receives into a fresh 256 KiB each time, which a young process of glibc
         # maps and unmaps. One larger block, freed, ends that: half the time of a small GET.
         bytes(4 * READ_BYTES)
@@ -3882,12 +4162,18 @@ class Session:
         """Close all connections, those in use as well."""
         self._pool.closed = True
         if self._loop is not None and not self._loop.is_closed():
-            self._check_loop()
+            self._time()
             await self._pool.close()
 
-    def _check_loop(self) -> None:
-        if self._loop is not asyncio.get_running_loop():
-            raise AsyncGetError("this Session belongs to another event loop: make one in each")
+    def _time(self) -> float:
+        """The clock of the loop that all of the session's calls are on."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise AsyncGetError("this Session belongs to another event loop: "
+                                    "make one in each")
+            self._loop = loop
+        return loop.time()
 
     def __repr__(self) -> str:
         pool = getattr(self, "_pool", None)  # none, where the settings were refused
@@ -3898,8 +4184,8 @@ class Session:
     @spelled_out(RequestSettings)
     async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
         """GET a URL and read its body. What the server does can raise AsyncGetError alone."""
-        call = self._call(url, self._settled(options), GET_DEADLINE_SECONDS)
-        return await self._run(call, read_whole)
+        settled = self._settled(options) if options else self._plain
+        return await Call(self, url, settled, GET_DEADLINE_SECONDS).run()
 
     @spelled_out(RequestSettings)
     @contextlib.asynccontextmanager
@@ -3909,7 +4195,7 @@ class Session:
             async with session.stream(url) as response:
                 async for piece in response.iter_bytes(): ...
         """
-        response = await self._run(self._call(url, self._settled(options), None))
+        response = await Call(self, url, self._settled(options), None).run(leave_unread)
         try:
             yield response
         except StatusError as error:
@@ -3936,23 +4222,15 @@ class Session:
         The first failure cancels the rest and is raised; with return_exceptions each
         AsyncGetError stands in the list in its place instead.
         """
-        outcomes: list[Any] = []
-        settled = self._settled(options)
+        outcomes: dict[int, Outcome] = {}
 
-        async def work(urls: SharedIterator) -> None:
-            async for url in urls:
-                index = len(outcomes)
-                outcomes.append(None)
-                try:
-                    call = self._call(url, settled, GET_DEADLINE_SECONDS)
-                    outcomes[index] = await self._run(call, read_whole)
-                except AsyncGetError as error:
-                    if not return_exceptions:
-                        raise
-                    outcomes[index] = error
+        async def deliver(number: int, url: str, outcome: Outcome) -> None:
+            if isinstance(outcome, AsyncGetError) and not return_exceptions:
+                raise outcome
+            outcomes[number] = outcome
 
-        await work_together(work, urls, limit)
-        return outcomes
+        await self._get_each(urls, limit, self._settled(options), deliver)
+        return [outcomes[number] for number in range(len(outcomes))]
 
     @spelled_out(RequestSettings)
     def as_completed(self, urls: Urls, *, limit: int = 20, **options: Unpack[RequestSettings]
@@ -3966,7 +4244,7 @@ class Session:
         return self._outcomes(urls, limit, self._settled(options))
 
     async def _outcomes(self, urls: Urls, limit: int, settled: Settled,
-                        close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
+                       close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
         """What as_completed gives; with `close` its end is the session's.
 
         Not one generator around another: asyncio would close both at once, which fails.
@@ -3974,32 +4252,49 @@ class Session:
         finished: asyncio.Queue[Any] = asyncio.Queue()
         taken = asyncio.Semaphore(0)
 
-        async def work(urls: SharedIterator) -> None:
-            async for url in urls:
-                try:
-                    call = self._call(url, settled, GET_DEADLINE_SECONDS)
-                    outcome: Outcome = await self._run(call, read_whole)
-                except AsyncGetError as error:
-                    outcome = error
-                finished.put_nowait((url, outcome))
-                await taken.acquire()
+        async def deliver(_: int, url: str, outcome: Outcome) -> None:
+            finished.put_nowait((url, outcome))
+            await taken.acquire()
 
-        async def work_together_and_close() -> None:
+        async def get_each_and_close() -> None:
             try:
-                await work_together(work, urls, limit)
+                await self._get_each(urls, limit, settled, deliver)
             finally:  # not in the generator's: asyncio may end it without a word
                 if close:
                     await self.close()
 
-        workers = asyncio.ensure_future(work_together_and_close())
-        workers.add_done_callback(lambda _: finished.put_nowait(None))
+        getting = asyncio.ensure_future(get_each_and_close())
+        getting.add_done_callback(lambda _: finished.put_nowait(None))
         try:
             while (item := await finished.get()) is not None:
                 taken.release()
                 yield item
-            await workers
+            await getting
         finally:
-            await cancel([workers])
+            await cancel([getting])
+
+    async def _get_each(self, urls: Urls, limit: int, settled: Settled, deliver: Deliver) -> None:
+        """Have `limit` workers GET URLs from one iterator; the first failure ends them all."""
+        if isinstance(urls, (str, bytes)):
+            raise TypeError("urls are a list of URLs, or another iterable of them, not one")
+        if not isinstance(limit, int) or limit < 1:
+            raise ValueError("limit must be at least 1: it is how many are fetched at once")
+        numbered = Numbered(urls)
+
+        async def work() -> None:
+            async for number, url in numbered:
+                try:
+                    outcome: Outcome = await Call(self, url, settled, GET_DEADLINE_SECONDS).run()
+                except AsyncGetError as error:
+                    outcome = error
+                await deliver(number, url, outcome)
+
+        count = min(limit, len(urls)) if isinstance(urls, Sized) else limit
+        workers = [asyncio.ensure_future(work()) for _ in range(count)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            await cancel(workers)
 
     @spelled_out(RequestSettings)
     async def download(self, url: str, path: FilePath | PathRule, *,
@@ -4011,277 +4306,67 @@ class Session:
         for name, function in (("progress", progress), ("on_response", on_response)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be a function: not {type(function).__name__}")
-        call = self._call(url, self._settled(options), None)
-        return await download_to(self, call, path, progress=progress, resume=resume,
+        call = Call(self, url, self._settled(options), None)
+        return await download_to(call, path, progress=progress, resume=resume,
                                  overwrite=overwrite, any_status=any_status,
                                  on_response=on_response)
 
-    # ---- one call
+    # ---- what its calls share
 
     def _settled(self, options: Mapping[str, object]) -> Settled:
-        """The settings of calls with these options, and the options, checked, by themselves."""
-        if not options:
-            return self.settings, {}
+        """The settings of calls with these options, merged and checked once for all of them."""
         own = checked(options)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
-        if not is_jar(own.get("cookies")) and isinstance(own.get("cookies"), Mapping):
-            settings["cookies"] = self.settings["cookies"]  # the call's own go beside its jar's
-        return settings, own
+        cookies = own.get("cookies")
+        if isinstance(cookies, Mapping) and not is_jar(cookies):  # they go beside the jar's
+            settings["cookies"] = self.settings["cookies"]
+        elif "cookies" in own and not is_jar(cookies):
+            settings["cookies"] = None if cookies is False else self.cookies
+        return settings, own, own.keys().isdisjoint(_ROUTING)
 
-    def _call(self, url: str, settled: Settled, usual: float | None) -> Call:
-        """One call, on the loop that all of the session's are on."""
-        self._loop = self._loop or asyncio.get_running_loop()
-        self._check_loop()
-        if not isinstance(url, str):
-            raise InvalidURL(f"a URL is text, not {type(url).__name__}")
-        return Call(url, *settled, usual)
-
-    async def _run(self, call: Call, finish: Finish | None = None,
-                   begin: Callable[[Call], Request] | None = None) -> Response:
-        """Begin a request, follow it, finish its response; all of it again as the rule says."""
-        begin, retries, attempt = begin or self._request, call.settings["retries"], 1
-        while True:
-            response, outcome = None, ""
-            try:
-                response = await self._follow(begin(call), call)
-                delay = call.retry_delay(attempt, response) if retries and not response.ok else None
-                if delay is None:
-                    finished = await finish(response, call) if finish else response
-                    if finished is None:  # it was not what begin had asked for: ask anew
-                        continue
-                    return finished
-                await response.discard()
-                outcome = repr(response)
-            except BaseException as error:
-                if response is not None:
-                    response.close()
-                if not isinstance(error, AsyncGetError):
-                    raise
-                error.url = error.url or masked(call.url)[1:-1]
-                delay = call.retry_delay(attempt, error) if retries else None
-                if delay is None:
-                    raise
-                outcome = str(error)
-            if call.settings["trace"]:
-                call.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
-            await asyncio.sleep(delay)
-            attempt += 1
-
-    async def _follow(self, request: Request, call: Call) -> Response:
-        """The response that a request leads to, over all redirects; its body is unread."""
-        settings, response = call.settings, None
-        history: list[Response] = []
-        try:
-            while True:
-                response = await self._exchange(request, call)
-                following = (next_request(request, response, settings["secret_headers"],
-                                          settings["trust_redirects"])
-                             if settings["follow_redirects"] and response.status_code // 100 == 3
-                             else None)
-                if following is None:
-                    response.history = history
-                    return response
-                if following.url.origin.scheme not in settings["redirect_schemes"]:
-                    raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
-                                     "redirect_schemes", exit_code=1)
-                await response.discard()
-                history.append(response)
-                if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
-                    raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
-                                   limit=MAX_HISTORY_BYTES, response=response)
-                if len(history) > settings["max_redirects"]:
-                    response.history = history[:-1]
-                    raise TooManyRedirects(f"more than {settings['max_redirects']} redirects",
-                                           history=history, response=response)
-                if following.url.origin != request.url.origin and not settings["trust_redirects"]:
-                    call.cookies, call.cert = {}, None
-                request = following
-        except BaseException as error:
-            if response is not None:  # whose Location, say, is no URL: nobody will read it
-                response.close()
-            if isinstance(error, AsyncGetError) and not error.url:
-                error.url = str(request.url)
-            raise
-
-    def _request(self, call: Call, extra: HeaderItems = ()) -> Request:
-        """The first request of a call, with all that the caller wants in it."""
-        settings, options, base = call.settings, call.options, self._base
-        url = join_url(base, call.url.strip()) if base else parse_url(call.url)
-        fields = self._base_fields if options else self._fields
-        call.first, call.cert = url.origin, settings["cert"]
-        if base and url.origin != base.origin:  # the session's secrets are the base's
-            fields = without_secrets(fields, settings["secret_headers"])
-            call.cert = options.get("cert")
-        elif base and not url.userinfo and "auth" not in options:
-            url = url._replace(userinfo=base.userinfo)
-        if settings["params"]:
-            url = add_params(url, settings["params"])
-        if options:
-            fields = with_codings(fields_of(fields, options), settings["decode"])
-        request = Request(url, merge_fields(fields, extra) if extra else fields)
-        if self._base is None and isinstance(self.cookies, Cookies):
-            self.cookies.home(url.origin)
-        cookies = options.get("cookies")
-        if isinstance(cookies, Mapping) and not is_jar(cookies):
-            for name, value in cookies.items():
-                check_cookie(name, "" if value is None else value)
-            call.cookies = {name: value for name, value in cookies.items()
-                            if name not in call.replaced}
-        if url.userinfo and not request.has("authorization"):
-            user, password = split_userinfo(url.userinfo)
-            known = (netrc_auth(settings["netrc"], url.origin.host, user)
-                     if settings["netrc"] and ":" not in url.userinfo else None)
-            request = request.adding("Authorization", render_auth(known or (user, password)))
-        return request
-
-    async def _exchange(self, request: Request, call: Call) -> Response:
-        """A response for one request over one connection.
-
-        A kept connection may have been closed by the server while our request was on its
-        way: if not a byte came back, or no more than 408 and goodbye, the request goes once
-        more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
-        """
-        settings = call.settings
-        route = self._route(request.url.origin, call)
-        data = self._render(request, route, call)
-        connection = self._pool.take(route) or await self._acquire(route, call)
-        while True:
-            connected = connection.loop.time()
-            # The first connection's is the earliest: from then on the call's time runs.
-            call.deadline = connection.deadline = min(call.deadline, connected + call.seconds)
-            connection.call_seconds, connection.trace = call.seconds, settings["trace"]
-            try:
-                if connection.writer is None:
-                    await connection.open(settings["timeout"])
-                    connected = connection.loop.time()
-                head = await connection.exchange(data, settings["timeout"])
-                stale = (head.status == 408 and connection.exchanges > 1
-                         and not connection.interim and not may_reuse(head, 0))
-                if not stale:
-                    head_at = connection.loop.time()
-                    body = Body(connection, head, CLOSE_FIELD not in request.fields)
-                    response = Response(head, request.url, body, settings["decode"])
-                    response.started, response.proxied = call.started, bool(route.proxy)
-                    response.peer, response.local = connection.peer, connection.local
-                    response.request_bytes = len(data)
-                    response._marks = connected, connection.sent_at, head_at
-                    response._reused = connection.exchanges > 1
-                    if b"set-cookie" in head.fields:
-                        self._keep_cookies(response, call)
-                    return response
-            except BaseException as error:
-                stale = (connection.exchanges > 1 and connection.silent
-                         and isinstance(error, (IncompleteBody, TLSError)))
-                if not stale:
-                    connection.close()
-                    raise
-            connection.close()
-            connection.note("the kept connection ended unanswered: once more on a new one")
-            connection = await self._acquire(route, call, fresh=True)
-
-    async def _acquire(self, route: Route, call: Call, fresh: bool = False) -> Connection:
-        """A connection; what one waits for it is not the call's time, as long as others move."""
-        loop, timeout = asyncio.get_running_loop(), call.settings["timeout"]
-        came = loop.time()
-        left, patience = call.deadline - came, call.seconds if timeout is None else timeout
-        try:
-            connection = await self._pool.acquire(route, min(left, patience), fresh)
-        except TimedOut as error:
-            if left > patience:
-                raise
-            raise TimedOut(f"{error} (what the whole call's deadline left)", phase=error.phase,
-                           seconds=call.seconds) from None
-        call.deadline += loop.time() - came
-        return connection
-
-    def _render(self, request: Request, route: Route, call: Call) -> bytes:
-        """The bytes of a request as they go over a route."""
-        origin, target = request.url.origin, request.url.target
-        jar = self._jar(call.settings)
-        cookies = [] if jar is None else (jar.pairs_for(request.url) if isinstance(jar, Cookies)
-                                          else ask_jar(jar, request.url))
-        if cookies or call.cookies:
-            own = [(name, value) for name, value in call.cookies.items() if value is not None]
-            others = [pair for pair in cookies if pair[0] not in call.cookies]
-            request = request.with_cookies([*own, *others])  # cut, if at all, at the end
-        # A password that was meant for https is not for whoever listens to http (or another port).
-        same = call.first is not None and call.first._replace(host=origin.host) == origin
-        if (call.settings["netrc"] and same and "auth" not in call.options
-                and not request.has("authorization")):
-            auth = netrc_auth(call.settings["netrc"], origin.host)
-            if auth:
-                request = request.adding("Authorization", render_auth(auth))
-        fields = request.fields
-        if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
-            target = f"http://{origin.authority}{target}"
-            fields = (*fields, *proxy_fields(route.proxy))
-        if fields is not self._fields:
-            return render_request(target, fields, origin)
-        lines = self._lines.get(origin)
-        if lines is None:
-            if len(self._lines) >= 1000:  # of a crawl over many hosts
-                self._lines.clear()
-            lines = self._lines[origin] = render_fields(fields, origin)
-        return render_request(target, lines, origin)
-
-    def _jar(self, settings: Mapping[str, Any]) -> Any:
-        """The jar of a call: the session's, one of the caller's, or None."""
-        given = settings["cookies"]
-        return given if is_jar(given) else None if given is False else self.cookies
-
-    def _keep_cookies(self, response: Response, call: Call) -> None:
-        """Put what a response sets into the jar; it replaces what the call brought along."""
-        jar = self._jar(call.settings)
-        if isinstance(jar, Cookies):
-            names = jar.store(response._url, octets_text(response.raw_head, "set-cookie"))
-            call.replaced.update(names)
-            for name in names:
-                call.cookies.pop(name, None)
-        elif jar is not None:
-            fill_jar(jar, response)
-
-    # ---- routes
+    def _meet(self, origin: Origin) -> None:
+        """Take note of the first origin: cookies that were set for nobody are for it."""
+        if self._first is None:
+            self._first = self._base.origin if self._base else origin
+            if isinstance(self.cookies, Cookies):
+                self.cookies.home(self._first)
 
     def _route(self, origin: Origin, call: Call) -> Route:
         """The route to an origin; remembered for the session's own settings."""
-        shared, key = call.options.keys().isdisjoint(_ROUTING), (origin, call.cert)
-        if shared:
-            route = self._routes.get(key)
-            if route is not None:
-                return route
+        key = (origin, call.cert)
+        route = self._routes.get(key) if call.shared else None
+        if route is not None:
+            return route
         settings = call.settings
-        proxy, verify = self._proxy(origin, settings), settings["verify"]
+        proxy, verify = choose_way(origin, settings), settings["verify"]
         tls = self._context(verify, call.cert) if origin.scheme == "https" else None
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # the others look names up themselves
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
         path = settings["unix_socket"]
         route = Route(origin, tls, proxy, path and os.fspath(path), address, proxy_tls, verify)
-        if shared:
-            if len(self._routes) >= 1000:  # of a crawl over many hosts
-                self._routes.clear()
-            self._routes[key] = route
-        return route
-
-    def _proxy(self, origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
-        if settings["unix_socket"] or "proxy" in settings and not settings["proxy"]:
-            return None
-        if "proxy" in settings:
-            return parse_proxy(settings["proxy"], "proxy=")
-        return choose_proxy(origin, os.environ) if settings["trust_env"] else None
+        return remember(self._routes, key, route) if call.shared else route
 
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
+        """The TLS settings for `verify` and `cert`, remembered."""
         if isinstance(verify, ssl.SSLContext):  # made anew for each call, they would pile up
             return tls_context(verify, cert)
         key = (verify, cert)
         if key not in self._contexts:
-            if len(self._contexts) >= 100:
-                self._contexts.clear()
-            self._contexts[key] = tls_context(verify, cert)
+            context = remember(self._contexts, key, tls_context(verify, cert))
             if self.tls_version is not None:
-                self._contexts[key].minimum_version = self.tls_version
+                context.minimum_version = self.tls_version
         return self._contexts[key]
+
+
+def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
+    """The proxy for an origin: what the caller says, else what the environment does."""
+    if settings["unix_socket"] or "proxy" in settings and not settings["proxy"]:
+        return None
+    if "proxy" in settings:
+        return parse_proxy(settings["proxy"], "proxy=")
+    return choose_proxy(origin, os.environ) if settings["trust_env"] else None
 
 
 @spelled_out(SessionSettings)
@@ -4322,7 +4407,7 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
                  ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
     session = Session(limit=limit, **settings)
-    return session._outcomes(urls, limit, session._settled({}), close=True)
+    return session._outcomes(urls, limit, session._plain, close=True)
 
 
 # ==== 12. Downloads ===========================================================
@@ -4731,7 +4816,7 @@ async def save_body(response: Response, path: str, plan: str, known: Partial | N
             publish_part(file, path, size, overwrite)
 
 
-async def download_to(session: Session, call: Call, path: FilePath | PathRule, *,
+async def download_to(call: Call, path: FilePath | PathRule, *,
                       progress: Progress | None, resume: bool, overwrite: bool,
                       any_status: bool, on_response: OnResponse | None) -> Response:
     """GET a URL into a file, which gets its name when it is whole, and return the response.
@@ -4755,14 +4840,14 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
         check_target(place, overwrite)
     known, own_range, wrote = None, False, False
 
-    def begin(call: Call) -> Request:
+    def begin() -> Request:
         nonlocal known, own_range
-        request = session._request(call)
+        request = call.first_request()
         own_range = request.has("range")  # then the piece is the file
         known = read_partial(place) if resume and place is not None and not own_range else None
         return request._replace(fields=merge_fields(request.fields, resume_request(known)))
 
-    async def finish(response: Response, call: Call) -> Response | None:
+    async def finish(response: Response) -> Response | None:
         nonlocal place, resume, wrote
         met = on_response(response) if on_response else None
         if isinstance(met, Awaitable):
@@ -4783,7 +4868,7 @@ async def download_to(session: Session, call: Call, path: FilePath | PathRule, *
         await save_body(response, place, plan, known, overwrite, progress)
         return response
 
-    return await session._run(call, finish, begin)
+    return await call.run(finish, begin)
 
 
 @spelled_out(SessionSettings)
@@ -5879,7 +5964,7 @@ def response_values(response: Response) -> dict[str, Any]:
     hops = (*response.history, response)
     (peer, peer_port), (local, local_port) = (
         (address[0], address[1]) if isinstance(address, tuple) else (None, 0)
-        for address in (response.peer, response.local))
+        for address in (response._body.peer, response._body.local))
     timing = response.timing
     return {
         "content_type": response.headers.get("content-type"),
