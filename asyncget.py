@@ -2605,9 +2605,9 @@ class Host:
 class Pool:
     """The connections of one session; a new one counts from before it is opened."""
 
-    def __init__(self, limit: int, limit_per_host: int | None, connector: Connector,
+    def __init__(self, limit: int | None, limit_per_host: int | None, connector: Connector,
                  rate: float | None = None) -> None:
-        self.limit = limit
+        self.limit = limit or sys.maxsize
         self.interval = 1 / rate if rate else 0.0  # seconds between two requests to one host
         self.limit_per_host = sys.maxsize if limit_per_host is None else limit_per_host
         self.connector = connector
@@ -3749,8 +3749,6 @@ def as_carried(name: str, value: Any) -> Any:
         value = tuple((key, item) for key, item in pairs)
         hash(tuple(key for key, _ in value))  # a name is text, or a number
         return value
-    if name in ("limit", "max_redirects") and value is None:
-        return sys.maxsize
     kinds: tuple[type, ...] = (str,)
     parts: Iterable[object] = ()
     if name == "secret_headers":
@@ -3934,10 +3932,11 @@ class Call:
         if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
             raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
                            limit=MAX_HISTORY_BYTES, response=response)
-        if len(history) > settings["max_redirects"]:
+        limit = settings["max_redirects"]
+        if limit is not None and len(history) > limit:
             response.history = history[:-1]
-            raise TooManyRedirects(f"more than {settings['max_redirects']} redirects",
-                                   history=history, response=response)
+            raise TooManyRedirects(f"more than {limit} redirects", history=history,
+                                   response=response)
         if following.url.origin != request.url.origin and not settings["trust_redirects"]:
             self.cookies, self.cert = {}, None
         return following
@@ -3985,7 +3984,7 @@ class Call:
         while True:
             clock = connection.clock
             # The first connection's is the earliest: from then on the call's time runs.
-            self.deadline = clock.deadline = min(self.deadline, session._time() + self.seconds)
+            self.deadline = clock.deadline = min(self.deadline, clock.loop.time() + self.seconds)
             clock.call_seconds, connection.trace = self.seconds, settings["trace"]
             try:
                 if connection.writer is None:
