@@ -5166,7 +5166,8 @@ def find_flag(word: str, flags: Mapping[str, Flag]) -> Flag:
     if word in flags:
         return flags[word]
     from difflib import get_close_matches
-    hints = [line.strip() for line in MORE_FLAGS.splitlines() if word in line.split()]
+    hints = [line.strip().partition("  ")[2].strip() for line in MORE_FLAGS.splitlines()
+             if word in line.split()]
     hints += [f"try {flag}" for flag in get_close_matches(word, flags, 1, 0.8)]
     raise AsyncGetError(f"there is no flag {word}; " + (hints or ["try --help all"])[0])
 
@@ -5410,7 +5411,7 @@ def expand_glob(text: str) -> list[tuple[str, list[str]]]:
         found.append(("".join(pieces), list(values)))
     literal = re.sub(r"^([^/]*//)?\[[0-9A-Fa-f:.%]*\]|\[\]", "", " ".join(pieces[::2]))
     if not 0 < len(found) <= MAX_GLOB or re.search(r"[][{}]", literal):
-        raise AsyncGetError(f"no list or range, or one of none or of more than {MAX_GLOB} URLs: "
+        raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
                             f"{text!r:.100}; -g takes it as it is", exit_code=3)
     return found
 
