@@ -3988,7 +3988,7 @@ class Call:
             clock.call_seconds, connection.trace = self.seconds, settings["trace"]
             try:
                 if connection.writer is None:
-                    await connection.open(settings["timeout"])
+                    await connection.open(session.connect_timeout or settings["timeout"])
                 head = await connection.exchange(data, settings["timeout"])
                 if not (head.status == 408 and connection.exchanges > 1
                         and not connection.interim and not may_reuse(head, 0)):
@@ -4143,6 +4143,7 @@ class Session:
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self.tls_version: ssl.TLSVersion | None = None  # at least
+        self.connect_timeout: float | None = None  # where it is not as `timeout`
         self._first: Origin | None = None      # whose the cookies are that were set for nobody
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
@@ -5201,57 +5202,58 @@ taken, and not needed
   --parallel-immediate
   --remove-on-error
   -1 --tlsv1
+of curl's, and not here
+   -K --config                write the flags on the command line
+   --interface                the system's routes decide
+   --stderr                   the shell does it: 2>FILE
+   --trace --trace-ascii      -v shows the wire
+   --ciphers --tls13-ciphers  OpenSSL's settings decide
+   --path-as-is               dot segments are taken out, as browsers do
+   -F --form -T --upload-file --json  GET is the only method
+   -: --next                  all flags are for all URLs
+   -0 --http1.0 --http2-prior-knowledge --http3  HTTP/1.1 is spoken
+   --digest --ntlm --negotiate --anyauth  -u is Basic, --oauth2-bearer the rest
 """
-NOT_HERE = {  # curl's, and what to do instead
-    "-K --config": "write the flags on the command line",
-    "--interface": "the system's routes decide",
-    "--stderr": "the shell does it: 2>FILE",
-    "--trace --trace-ascii": "-v shows the wire",
-    "--ciphers --tls13-ciphers": "OpenSSL's settings decide",
-    "--path-as-is": "dot segments are taken out, as browsers do",
-    "-F --form -T --upload-file --json -: --next -0 --http1.0 --http2-prior-knowledge --http3 "
-    "--digest --ntlm --negotiate --anyauth": "this is a client for GET over HTTP/1.1",
-}
 NUMBERS = {"SECONDS": r"[0-9]*\.?[0-9]+", "NUMBER": "[0-9]+", "LIMIT": "-1|[0-9]+",
            "BYTES": "[0-9]+[kKmMgG]?"}
 Options = types.SimpleNamespace  # an attribute for each flag
 
 
 class Flag(NamedTuple):
-    """One flag: its name in the options, and what its value is, "" if it has none."""
+    """One spelling: its name in the options, and what its value is, "" if it has none."""
 
     name: str
     value: str
     repeats: bool
+    on: bool = True  # what it says, where it has no value
 
 
 def known_flags() -> dict[str, Flag]:
-    """Each spelling in FLAGS.
+    """Each spelling in FLAGS; where there is no value, --no-X turns X off.
 
     >>> known_flags()["-m"]
-    Flag(name='max_time', value='SECONDS', repeats=False)
+    Flag(name='max_time', value='SECONDS', repeats=False, on=True)
     """
     flags = {}
-    pattern = r"^  (?:(-\S) )?--(\S+)(?: ([A-Z0-9:]+)(\.\.\.)?)?(?:  .*)?$"
+    pattern = r"^  (?:(-\S) )?--(\S+) ?([A-Z0-9:]*)(\.\.\.)?"
     for short, name, value, dots in re.findall(pattern, FLAGS + MORE_FLAGS, re.M):
         flag = Flag(re.sub("[-.]", "_", name), value, bool(dots))
         flags[short or "--" + name] = flags["--" + name] = flag
+        if not value:
+            opposite = name[3:] if name.startswith("no-") else "no-" + name
+            flags["--" + opposite] = flag._replace(on=False)
     return flags
 
 
-def find_flag(word: str, flags: Mapping[str, Flag]) -> tuple[Flag, bool]:
-    """The flag that a word spells, and whether it turns it on: --no-X turns X off."""
-    opposite = "--" + word[5:] if word.startswith("--no-") else "--no-" + word[2:]
+def find_flag(word: str, flags: Mapping[str, Flag]) -> Flag:
+    """The flag that a word spells: in full, as another might begin with the same letters."""
     if word in flags:
-        return flags[word], True
-    if opposite in flags and not flags[opposite].value:
-        return flags[opposite], False
-    for spellings, instead in NOT_HERE.items():
-        if word in spellings.split():
-            raise AsyncGetError(f"{word} of curl's is not here: {instead}")
+        return flags[word]
     from difflib import get_close_matches
-    nearest = get_close_matches(word, flags, 1, 0.8) or ["--help all"]
-    raise AsyncGetError(f"there is no flag {word}; try {nearest[0]}")
+    hints = [line.strip().partition("  ")[2].strip() for line in MORE_FLAGS.splitlines()
+             if word in line.split()]
+    hints += [f"try {flag}" for flag in get_close_matches(word, flags, 1, 0.8)]
+    raise AsyncGetError(f"there is no flag {word}; " + (hints or ["try --help all"])[0])
 
 
 def parse_value(flag: Flag, text: str) -> str | int | float:
@@ -5264,35 +5266,21 @@ def parse_value(flag: Flag, text: str) -> str | int | float:
         return text
     if not re.fullmatch(NUMBERS[flag.value], text):
         raise AsyncGetError(f"--{flag.name.replace('_', '-')} needs a number, not {text!r}")
-    if flag.value == "BYTES":
-        unit = {"k": 2**10, "m": 2**20, "g": 2**30}.get(text[-1].lower(), 1)
-        return int(text.rstrip("kKmMgG")) * unit
-    return float(text) if flag.value == "SECONDS" else int(text)
+    if flag.value == "SECONDS":
+        return float(text)
+    number = text.rstrip("kKmMgG")
+    return int(number) << 10 * " kmg".index(text[len(number):].lower())
 
 
-def split_flag(word: str) -> tuple[str, str | None]:
-    """A flag and what is stuck to it.
-
-    >>> split_flag("--output=f"), split_flag("-of"), split_flag("-s")
-    (('--output', 'f'), ('-o', 'f'), ('-s', None))
-    """
-    if word.startswith("--"):
-        spelling, equals, value = word.partition("=")
-        return spelling, value if equals else None
-    return word[:2], word[2:] or None
-
-
-def store_flag(options: Options, flag: Flag, value: str, on: bool) -> None:
+def store_flag(options: Options, flag: Flag, value: str) -> None:
     """Put a flag into the options, behind its earlier values or in their place."""
     if flag.repeats:
         getattr(options, flag.name).append(value)
     else:
-        setattr(options, flag.name, parse_value(flag, value) if flag.value else on)
-    if flag.name == "output" and not value:
-        raise AsyncGetError("-o needs the name of a file")
+        setattr(options, flag.name, parse_value(flag, value) if flag.value else flag.on)
     if flag.name.startswith("data"):
         options.sent.append((flag.name, value))
-    if flag.name == "remote_name" and on:
+    if flag.name == "remote_name" and flag.on:
         options.output.append(None)  # -o and -O are paired with the URLs in one order
 
 
@@ -5304,35 +5292,38 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     (False, True, 5.0, ['x.org/a'], ['f', None])
 
     A value is taken as it is, even one that looks like a flag: -r -500 asks for the last
-    500 bytes. argparse, with its own opinion on that, would not take curl's command lines.
+    500 bytes. argparse, with its own opinion on that, would not take curl's command lines;
+    getopt takes them, but not -o and --url in the order of the URLs.
     """
     flags = known_flags()
-    options = Options(**{flag.name: [] if flag.repeats else None if flag.value else False
-                         for flag in flags.values()})
-    options.location = options.compressed = True
-    options.sent = []  # what the data flags say, in their order
-    words = list(reversed(arguments))
+    options = Options(location=True, compressed=True, max_redirs=50,
+                      sent=[])  # what the data flags say, in their order
+    for flag in flags.values():
+        vars(options).setdefault(flag.name, [] if flag.repeats else None)
+    words, bare = list(arguments), False
     while words:
-        word = words.pop()
-        if word.startswith("@"):  # a URL may come from anywhere: it must not read a file
-            raise AsyncGetError(f"a list of URLs goes behind --url: {word}")
-        if word == "-" or not word.startswith("-"):
+        word = words.pop(0)
+        if bare or word[:1] != "-" or word == "-":
+            if word[:1] == "@":  # a URL may come from anywhere: it must not read a file
+                raise AsyncGetError(f"a list of URLs goes behind --url: {word}")
             options.url.append(word)
             continue
         if word == "--":
-            options.url += [f"./{url}" if url[:1] == "@" else url for url in reversed(words)]
-            break
-        spelling, value = split_flag(word)
-        flag, on = find_flag(spelling, flags)
-        if flag.value and value is None:
+            bare = True
+            continue
+        spelling, stuck, value = word[:2], word[2:], word[2:]
+        if spelling == "--":
+            spelling, stuck, value = word.partition("=")
+        flag = find_flag(spelling, flags)
+        if flag.value and not stuck:
             if not words:
                 raise AsyncGetError(f"{spelling} needs a value: {flag.value}")
-            value = words.pop()
-        elif value is not None and not flag.value:
-            if spelling.startswith("--"):
+            value = words.pop(0)
+        if stuck and not flag.value:
+            if stuck == "=":
                 raise AsyncGetError(f"{spelling} takes no value")
-            words.append("-" + value)  # -sSf is -s -Sf
-        store_flag(options, flag, value or "", on)
+            words.insert(0, "-" + value)  # -sSf is -s -Sf
+        store_flag(options, flag, value)
     return options
 
 
@@ -5342,6 +5333,7 @@ def check_options(options: Options) -> None:
         (options.request not in (None, "GET"), "-X: this client only GETs"),
         (options.sent and not options.get,
          "data would make it a POST; with -G it goes into the URL"),
+        ("" in options.output, "-o needs the name of a file"),
         (options.include and options.remote_header_name, "-i would put heads into -J's file"),
         (not re.fullmatch("-|[0-9]+", options.continue_at or "-"), "-C takes - or a number"),
         (options.continue_at and options.remote_header_name,
@@ -5387,23 +5379,24 @@ def parse_header(line: str) -> list[tuple[str, str | None]]:
     return [(line[:-1], "")] if line.endswith(";") else []
 
 
-def condition(text: str) -> list[tuple[str, str | None]]:
+def condition(text: str) -> dict[str, str]:
     """The header for -z: a date, or a file whose date is meant; "-" before it turns it about.
 
-    >>> condition("1 Jan 2020"), condition("2 Jan 2020 01:00:00 +0100"), condition("no file yet")
+    >>> condition("1 Jan 2020"), condition("-2 Jan 2020 01:00:00 +0100"), condition("no file yet")
     ... # doctest: +NORMALIZE_WHITESPACE
-    ([('If-Modified-Since', 'Wed, 01 Jan 2020 00:00:00 GMT')],
-     [('If-Modified-Since', 'Thu, 02 Jan 2020 00:00:00 GMT')], [])
+    ({'If-Modified-Since': 'Wed, 01 Jan 2020 00:00:00 GMT'},
+     {'If-Unmodified-Since': 'Thu, 02 Jan 2020 00:00:00 GMT'}, {})
     """
-    from email.utils import formatdate
+    from email.utils import formatdate, mktime_tz, parsedate_tz
     name = "If-Unmodified-Since" if text.startswith("-") else "If-Modified-Since"
-    text, zone, minutes = text.removeprefix("-"), re.search(r"([-+][0-9]{2})([0-9]{2})$", text), 0
+    text = text.removeprefix("-")
     if os.path.exists(text):
-        return [(name, formatdate(os.stat(text).st_mtime, usegmt=True))]
-    if zone:
-        minutes = 60 * int(zone[1]) + int(zone[1][0] + zone[2])
-    found = [when for rest in ("", " 00:00:00", ":00") if (when := parse_date(text + rest))]
-    return [(name, formatdate(found[0] - 60 * minutes, usegmt=True))] if found else []
+        return {name: formatdate(os.path.getmtime(text), usegmt=True)}
+    date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
+    with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
+        if date:
+            return {name: formatdate(mktime_tz(date), usegmt=True)}
+    return {}
 
 
 def request_headers(options: Options) -> list[tuple[str, str | None]]:
@@ -5411,18 +5404,20 @@ def request_headers(options: Options) -> list[tuple[str, str | None]]:
     headers: list[tuple[str, str | None]] = []
     for text in options.header:
         for line in read_lines(text[1:]) if text[:1] == "@" else [text]:
-            headers += [] if line[:1] == "#" else parse_header(line)
+            if line[:1] != "#":
+                headers += parse_header(line)
     given = {name.lower() for name, _ in headers}  # -H has the last word
-    cookies = "; ".join(text for text in options.cookie if "=" in text)
-    wanted = options.range and re.sub("^[0-9]+$", r"\g<0>-", options.range)  # -r 5 is 5-
-    named: list[tuple[str, str | None]] = [
-        ("User-Agent", options.user_agent), ("Referer", options.referer),
-        ("Cookie", cookies or None), ("Range", wanted and f"bytes={wanted}")]
+    named = {"User-Agent": options.user_agent, "Referer": options.referer}
+    if options.range:  # -r 5 is 5-
+        named["Range"] = f"bytes={options.range}" + ("-" if options.range.isdigit() else "")
+    cookies = [text for text in options.cookie if "=" in text]
+    if cookies:
+        named["Cookie"] = "; ".join(cookies)
     if options.etag_compare and os.path.exists(options.etag_compare):
-        named.append(("If-None-Match", read_text(options.etag_compare).strip() or '""'))
+        named["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
     if options.time_cond:
-        named += condition(options.time_cond)
-    return headers + [(name, value or None) for name, value in named
+        named.update(condition(options.time_cond))
+    return headers + [(name, value or None) for name, value in named.items()
                       if value is not None and name.lower() not in given]
 
 
@@ -5433,11 +5428,10 @@ def encode_data(text: str) -> str:
     ('a+b', 'a%26b', 'n=a%3Db', '%C3%A9')
     """
     from urllib.parse import quote_plus
-    name, equals, content = text.partition("=")
-    data = os.fsencode(content)
-    if not equals:
-        name, at, file = text.partition("@")
-        name, data = (name, read_named(file)) if at else ("", os.fsencode(text))
+    name, mark, content = text.partition("=" if "=" in text else "@")
+    if not mark:
+        name, content = "", text
+    data = read_named(content) if mark == "@" else os.fsencode(content)
     return (name and name + "=") + quote_plus(data)
 
 
@@ -5449,9 +5443,11 @@ def queries(options: Options) -> list[str]:
             text = encode_data(text)
         elif flag != "data_raw" and text[:1] == "@":
             text = read_text(text[1:])
-            text = text if flag == "data_binary" else re.sub("[\r\n]", "", text)
+            if flag != "data_binary":
+                text = re.sub("[\r\n]", "", text)
         found.append(text)
-    return found + [q[1:] if q[:1] == "+" else encode_data(q) for q in options.url_query]
+    return found + [text[1:] if text[:1] == "+" else encode_data(text)
+                    for text in options.url_query]
 
 
 def complete_url(text: str, added: Iterable[str] = ()) -> str:
@@ -5466,7 +5462,23 @@ def complete_url(text: str, added: Iterable[str] = ()) -> str:
     return ("" if re.match("[A-Za-z0-9+.-]+://", url) else "http://") + url + hash_sign + fragment
 
 
-_GLOB = re.compile(r"\{([^{}]*)\}|\[(?:([0-9]+)-([0-9]+)|([A-Za-z])-([A-Za-z]))(?::([0-9]+))?\]")
+_GLOB = re.compile(r"(\{[^{}]+\}|\[(?:[0-9]{1,18}-[0-9]{1,18}|[A-Za-z]-[A-Za-z])"
+                   r"(?::0*[1-9][0-9]{0,17})?\])")
+
+
+def glob_values(pattern: str) -> Sequence[str]:
+    """What a {list} or [range] stands for.
+
+    >>> glob_values("{a,b}"), glob_values("[08-10]"), glob_values("[a-e:2]")
+    (['a', 'b'], ['08', '09', '10'], ['a', 'c', 'e'])
+    """
+    if pattern[0] == "{":
+        return pattern[1:-1].split(",")
+    limits, _, step = pattern[1:-1].partition(":")
+    first, _, last = limits.partition("-")
+    number_of, shape = (int, f"0{len(first)}") if first.isdigit() else (ord, "c")
+    numbers = range(number_of(first), number_of(last) + 1, int(step or 1))
+    return [format(number, shape) for number in numbers[:MAX_GLOB + 1]]
 
 
 def expand_glob(text: str) -> list[tuple[str, list[str]]]:
@@ -5475,24 +5487,17 @@ def expand_glob(text: str) -> list[tuple[str, list[str]]]:
     >>> expand_glob("h/{a,b}[08-10:2]")
     [('h/a08', ['a', '08']), ('h/a10', ['a', '10']), ('h/b08', ['b', '08']), ('h/b10', ['b', '10'])]
     """
-    choices: list[Sequence[str]] = []
-    for listed, first, last, start, end, step in _GLOB.findall(text):
-        each = range(int(first or ord(start or "a")), int(last or ord(end or "a")) + 1,
-                     int(step or 1) or 1)
-        empty = not (listed or first or start) or step and not int(step)
-        if empty or not 0 < len(each) <= MAX_GLOB:
-            raise AsyncGetError(f"a range of none, or of too many URLs: {text!r:.100}; -g takes "
-                                "it as it is", exit_code=3)
-        choices.append([chr(n) for n in each] if start else
-                       [f"{n:0{len(first)}}" for n in each] if first else listed.split(","))
-    if functools.reduce(lambda product, found: product * len(found), choices, 1) > MAX_GLOB:
-        raise AsyncGetError(f"more than {MAX_GLOB} URLs: {text!r:.100}", exit_code=3)
-    fixed = _GLOB.split(text)[::7]
-    if re.search(r"[][{}]", re.sub(r"^([^/]*//)?\[[0-9A-Fa-f:.%]*\]|\[\]", "", " ".join(fixed))):
-        raise AsyncGetError(f"a bracket or brace without its end: {text!r:.100}; -g takes it as it "
-                            "is", exit_code=3)
-    return [("".join(itertools.chain(*itertools.zip_longest(fixed, found, fillvalue=""))),
-             list(found)) for found in itertools.product(*choices)]
+    pieces = _GLOB.split(text)
+    choices = itertools.product(*map(glob_values, pieces[1::2]))
+    found = []
+    for values in itertools.islice(choices, MAX_GLOB + 1):
+        pieces[1::2] = values
+        found.append(("".join(pieces), list(values)))
+    literal = re.sub(r"^([^/]*//)?\[[0-9A-Fa-f:.%]*\]|\[\]", "", " ".join(pieces[::2]))
+    if not 0 < len(found) <= MAX_GLOB or re.search(r"[][{}]", literal):
+        raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
+                            f"{text!r:.100}; -g takes it as it is", exit_code=3)
+    return found
 
 
 def schemes(text: str | None, base: Iterable[str] = ("http", "https")) -> list[str]:
@@ -5503,10 +5508,15 @@ def schemes(text: str | None, base: Iterable[str] = ("http", "https")) -> list[s
     """
     found = set(base)
     for entry in (text or "").lower().split(","):
-        sign, name = (entry[0], entry[1:]) if entry[:1] in ("=", "-", "+") else ("+", entry)
-        named = {"http", "https"} & ({"http", "https"} if name == "all" else {name})
-        found = named if sign == "=" else found - named if sign == "-" else found | named
-    return sorted(found)
+        name = entry.lstrip("=+-")
+        named = {"http", "https"} if name == "all" else {name}
+        if entry.startswith("-"):
+            found -= named
+        elif entry.startswith("="):
+            found = named
+        else:
+            found |= named
+    return sorted(found & {"http", "https"})
 
 
 def parse_resolve(entries: Iterable[str]) -> dict[str, str]:
@@ -5516,19 +5526,19 @@ def parse_resolve(entries: Iterable[str]) -> dict[str, str]:
     {'h:80': '1.2.3.4,[::1]'}
     """
     found: dict[str, str] = {}
-    for entry in entries:
-        match = re.fullmatch(r"([-+]?)(\[[^]]*\]|[^:]+):([0-9]{1,5})(?::(.+))?", entry.lower())
-        if match is None or not match[4] and match[1] != "-":
-            raise AsyncGetError(f"--resolve is HOST:PORT:ADDRESS, not {entry!r:.100}", exit_code=49)
-        for address in match[4].split(",") if match[4] else []:
-            try:
+    for entry in map(str.lower, entries):
+        if entry.startswith("-"):
+            found.pop(entry[1:], None)
+            continue
+        match = re.fullmatch(r"\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", entry)
+        host, addresses = match.groups() if match else (entry, "")
+        try:
+            for address in addresses.split(","):
                 parse_address(address.strip("[] "), 6 if ":" in address else 4)
-            except InvalidURL as error:
-                raise AsyncGetError(f"--resolve: {error}", exit_code=49) from None
-        if match[1] == "-":
-            found.pop(f"{match[2]}:{match[3]}", None)
-        else:
-            found[f"{match[2]}:{match[3]}"] = match[4]
+        except InvalidURL:
+            raise AsyncGetError(f"--resolve is HOST:PORT:ADDRESS, not {entry!r:.100}",
+                                exit_code=49) from None
+        found[host] = addresses
     return found
 
 
@@ -5540,72 +5550,61 @@ def parse_rate(text: str | None) -> float | None:
     """
     if not text:
         return None
-    match = re.fullmatch("([0-9]+)(?:/([0-9]*)([smhd]))?", text)
-    if match is None or not int(match[1]):
+    match = re.fullmatch("([1-9][0-9]*)(?:/([1-9][0-9]*)?([smhd]))?", text)
+    if match is None:
         raise AsyncGetError(f"--rate is a number and a unit, 10/s or 30/m, not {text!r:.50}")
-    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[3] or "h"] * int(match[2] or 1)
-    return int(match[1]) / seconds
+    number, units, unit = match.groups()
+    seconds = {"s": 1, "m": 60, "d": 86400}.get(unit, 3600)
+    return int(number) / seconds / int(units or 1)
 
 
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
 def connector(options: Options) -> Connector:
-    """open_connection as -4, -6, --connect-to and --connect-timeout want it."""
-    family = socket.AF_INET if options.ipv4 else socket.AF_INET6 if options.ipv6 else 0
-    limit = options.connect_timeout or None
-    elsewhere = {}
+    """open_connection as -4, -6 and --connect-to want it."""
+    family = socket.AF_INET if options.ipv4 else 0
+    if options.ipv6:
+        family = socket.AF_INET6
+    elsewhere = []
     for entry in options.connect_to:
-        match = re.fullmatch(r"(\[[^]]*\]|[^:]*):([0-9]*):(\[[^]]*\]|[^:]*):([0-9]*)", entry)
+        host_and_port = r"(\[[^]]*\]|[^:]*):([0-9]*)"
+        match = re.fullmatch(f"{host_and_port}:{host_and_port}", entry.lower())
         if match is None:
             raise AsyncGetError(f"--connect-to is HOST1:PORT1:HOST2:PORT2, not {entry!r:.100}",
                                 exit_code=49)
-        elsewhere[match[1].strip("[]").lower(), match[2]] = match[3].strip("[]"), match[4]
+        elsewhere.append([part.strip("[]") for part in match.groups()])
 
     async def connect(host: str, port: int, **how: Any) -> Any:
-        for name, number in itertools.product((host, ""), (str(port), "")):
-            if (name, number) in elsewhere:
-                new = elsewhere[name, number]
-                host, port = new[0] or host, int(new[1] or port)
+        for old_host, old_port, new_host, new_port in elsewhere:
+            if old_host in ("", host) and old_port in ("", str(port)):
+                host, port = new_host or host, int(new_port or port)
                 break
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         addresses = await look_up(host, port, family)
-        TRANSFER.get().looked_up = asyncio.get_running_loop().time() - began
+        TRANSFER.get().looked_up = time.monotonic() - began
         return await open_any(addresses, port, **how)
 
-    async def connect_in_time(host: str, port: int, **how: Any) -> Any:
-        opening = asyncio.ensure_future(connect(host, port, **how))
-        try:
-            await asyncio.wait([opening], timeout=limit)
-            for _ in range(LAST_TURNS):  # as with every clock: see Connection
-                await asyncio.sleep(0)
-            if not opening.done():
-                raise TimedOut(f"no connection to {host} within {limit:g} s", phase="connection",
-                               seconds=limit)
-            return await opening
-        finally:
-            await cancel([opening])
-
-    return connect_in_time if limit else connect
+    return connect
 
 
 def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
     """-x, -U and --noproxy as the variables that the library obeys: it decides for each hop."""
-    from urllib.parse import quote
-    found = {} if options.noproxy is None else {"no_proxy": options.noproxy}
-    url = options.proxy
-    for kind, address in (("socks5", options.socks5), ("socks5h", options.socks5_hostname)):
-        url = f"{kind}://{address}" if address else url
-    names = {name: environ.get(name, environ.get(name.upper(), ""))
-             for name in ("http_proxy", "https_proxy", "all_proxy")} if url is None else {
-                 "http_proxy": url, "https_proxy": url}
-    user = options.proxy_user and quote(os.fsencode(options.proxy_user), safe=":") + "@"
-    for name, text in names.items():
-        scheme, mark, address = text.rpartition("://")
-        if text and user:
-            found[name] = f"{scheme}{mark}{user}{address.rpartition('@')[2]}"
-        elif url is not None:
-            found[name] = text
+    found: dict[str, str] = {}
+    for scheme, address in (("", options.proxy), ("socks5://", options.socks5),
+                            ("socks5h://", options.socks5_hostname)):
+        if address is not None:
+            found = {"http_proxy": scheme + address, "https_proxy": scheme + address}
+    if options.proxy_user:
+        from urllib.parse import quote
+        user = quote(os.fsencode(options.proxy_user), safe=":")
+        names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+        found = found or {name.lower(): environ[name] for name in names if name in environ}
+        for name, url in found.items():
+            scheme, mark, address = url.rpartition("://")
+            found[name] = url and f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
+    if options.noproxy is not None:
+        found["no_proxy"] = options.noproxy
     return found
 
 
@@ -5625,32 +5624,25 @@ def credentials(text: str) -> tuple[str, str]:
     return user, password
 
 
-def tls_settings(options: Options) -> dict[str, Any]:
-    """What the flags say about TLS, as `verify` and `cert`."""
-    certificate, _, password = (options.cert or "").partition(":")
-    cert = (certificate, options.key, password or None) if options.cert else None
-    verify = not options.insecure and (options.cacert or options.capath or True)
-    return {"verify": verify, "cert": cert}
-
-
 def session_settings(options: Options) -> dict[str, Any]:
     """The flags as keywords of Session."""
-    redirects = 50 if options.max_redirs is None else options.max_redirs
     silence = options.speed_time
     if silence is None:
         silence = max(SILENCE_SECONDS, options.max_time or 0)
-    asked = options.netrc or options.netrc_optional
+    certificate, _, password = (options.cert or "").partition(":")
     return {
         "headers": request_headers(options),
         "auth": options.oauth2_bearer or (credentials(options.user) if options.user else None),
-        "netrc": options.netrc_file or asked and os.path.exists(os.path.expanduser("~/.netrc")),
+        "netrc": options.netrc_file or bool(options.netrc or options.netrc_optional)
+        and os.path.exists(os.path.expanduser("~/.netrc")),
         "timeout": silence or None,
         "deadline": options.max_time or None,
         "follow_redirects": options.location,
-        "max_redirects": redirects if redirects >= 0 else None,
+        "max_redirects": options.max_redirs if options.max_redirs >= 0 else None,
         "redirect_schemes": schemes(options.proto_redir, schemes(options.proto)),
-        "trust_redirects": options.location_trusted,
-        **tls_settings(options),
+        "trust_redirects": bool(options.location_trusted),
+        "verify": not options.insecure and (options.cacert or options.capath or True),
+        "cert": (certificate, options.key, password or None) if options.cert else None,
         "decode": options.compressed and not options.range,  # no part of a gzip unpacks
         "unix_socket": options.unix_socket,
         "resolve": parse_resolve(options.resolve),
@@ -5661,6 +5653,9 @@ def session_settings(options: Options) -> dict[str, Any]:
 
 
 COOKIE_FILE_HEAD = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html"]
+_COOKIE_LINE = re.compile(  # domain, below it too?, path, secure?, expires, name, value
+    r"(#HttpOnly_)?\.?([^\t#.][^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)"
+    r"\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
 
 
 def parse_cookie_line(line: str) -> Cookie | None:
@@ -5671,27 +5666,24 @@ def parse_cookie_line(line: str) -> Cookie | None:
     Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
            http_only=True, expires=None, port=None, created=0)
     """
-    line = line.removesuffix("\r")
-    fields = line.removeprefix("#HttpOnly_").split("\t")
-    if (not 6 <= len(fields) <= 7 or fields[0][:1] == "#" or not _VALUE.fullmatch(line)
-            or not re.fullmatch(r"[0-9]{0,18}(\.[0-9]{0,18})?", fields[4])):
+    match = _COOKIE_LINE.fullmatch(line)
+    if match is None or not _VALUE.fullmatch(line):
         return None
-    domain, below, path, secure, expires, name, value = (fields + [""])[:7]
-    cookie = Cookie(name, value, domain.removeprefix(".").lower(),
-                    path if path[:1] == "/" else "/", below.upper() != "TRUE",
-                    secure.upper() == "TRUE", line[:1] == "#",
+    http_only, domain, below, path, secure, expires, name, value = match.groups("")
+    cookie = Cookie(name, value, domain.lower(), path if path[:1] == "/" else "/",
+                    below.upper() != "TRUE", secure.upper() == "TRUE", http_only != "",
                     float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
-    return cookie if cookie.domain and (name or value) and keeps_prefix(cookie) else None
+    return cookie if (name or value) and keeps_prefix(cookie) else None
 
 
 def parse_cookie_file(text: str) -> tuple[list[Cookie], list[str]]:
     """The cookies of such a file, and the lines that are neither these nor what we write."""
     cookies, unknown = [], []
     for line in text.split("\n"):  # splitlines would part a value at U+2028, too
-        cookie = parse_cookie_line(line)
+        cookie = parse_cookie_line(line.removesuffix("\r"))
         if cookie:
             cookies.append(cookie)
-        elif line.strip() and line.strip() not in COOKIE_FILE_HEAD:
+        elif line.strip() not in ("", *COOKIE_FILE_HEAD):
             unknown.append(line)
     return cookies, unknown
 
@@ -5700,27 +5692,28 @@ def render_cookie_file(cookies: Iterable[Cookie], unknown: Iterable[str] = ()) -
     """Cookies as curl writes them, those without an end included, the caller's guesses not."""
     lines = [*COOKIE_FILE_HEAD, "", *unknown]
     for cookie in cookies:
-        fields = ("#HttpOnly_" * cookie.http_only + "." * (not cookie.host_only) + cookie.domain,
-                  str(not cookie.host_only).upper(), cookie.path, str(cookie.secure).upper(),
-                  str(int(cookie.expires or 0)), cookie.name, cookie.value)
-        # A tab or line end would make a cookie of its own; a port has no column.
-        if cookie.domain and cookie.port is None and not re.search(r"[\x00-\x1f\x7f]",
-                                                                   "".join(fields)):
-            lines.append("\t".join(fields))
+        domain = cookie.domain if cookie.host_only else "." + cookie.domain
+        line = "\t".join((
+            "#HttpOnly_" + domain if cookie.http_only else domain,
+            "FALSE" if cookie.host_only else "TRUE", cookie.path,
+            "TRUE" if cookie.secure else "FALSE", str(int(cookie.expires or 0)),
+            cookie.name, cookie.value))
+        if cookie.port is None and parse_cookie_line(line):  # no column for a port, or a tab
+            lines.append(line)
     return "\n".join(lines) + "\n"
 
 
 def safe_name(name: str, hidden: bool) -> str:
     """The name, if it is one of a file in this very folder."""
-    encoded = b""
-    with contextlib.suppress(UnicodeError):  # of a locale without it
-        encoded = os.fsencode(name)
+    try:
+        size = len(os.fsencode(name))
+    except UnicodeError:  # of a locale without it
+        size = 0
     theirs = not hidden and (  # a server's: nor what we ourselves read later, as ours
         name.startswith(".") or name.lower().endswith((".part", ".part.meta")))
     windows = os.name == "nt" and re.search(  # a drive, a stream, a device, or an end it drops
         r'[:*?"<>|]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d) *(\.|$)', name, re.I)
-    if (name in ("", ".", "..") or printable(name) != name or theirs or windows
-            or not encoded or len(encoded) > 255):
+    if name in (".", "..") or printable(name) != name or theirs or windows or not 0 < size < 256:
         raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
     return name
 
@@ -5733,8 +5726,9 @@ def name_from_url(url: str) -> str:
 
     The last two are what curl does from 8.10 on; before, it refused.
     """
-    pieces = re.split(r"[/\\]", re.split("[?#]", url)[0].partition("://")[2])[1:]
-    return safe_name(next(filter(None, reversed(pieces)), "curl_response"), hidden=True)
+    address = re.split("[?#]", url)[0].partition("://")[2].replace("\\", "/")
+    path = address.partition("/")[2].rstrip("/")
+    return safe_name(path.rpartition("/")[2] or "curl_response", hidden=True)
 
 
 def name_from_header(disposition: str) -> str | None:
@@ -5752,9 +5746,9 @@ def name_from_header(disposition: str) -> str | None:
     for part in re.findall(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)+', disposition):
         name, _, value = part.partition("=")
         found[name.strip().lower()] = value.strip()
-    charset, _, coded = found.get("filename*", "").partition("'")
-    if charset.lower() in ("utf-8", "iso-8859-1"):
-        name = unquote(coded.partition("'")[2], charset)
+    coded = re.fullmatch("(?i)(utf-8|iso-8859-1)'[^']*'(.*)", found.get("filename*", ""))
+    if coded:
+        name = unquote(coded[2], coded[1])
     elif "filename" in found:
         name = re.sub(r"\\([\"\\])", r"\1", found["filename"].strip('"'))
         with contextlib.suppress(UnicodeError):  # many send UTF-8 where Latin-1 is due
@@ -5773,24 +5767,23 @@ def key_of(path: str) -> str:
 
 def free_name(path: str, taken: Container[str]) -> str:
     """The name that --no-clobber gives: path, or the first of path.1, path.2 ... not taken."""
-    for suffix in ("", *(f".{number}" for number in range(1, 100))):
-        if key_of(path + suffix) not in taken and not os.path.lexists(path + suffix):
-            return path + suffix
-    raise AsyncGetError(f"{path} to {path}.99 exist already", exit_code=23)
+    name, number = path, 0
+    while key_of(name) in taken or os.path.lexists(name):
+        number += 1
+        name = f"{path}.{number}"
+    return name
 
 
 def is_direct(path: str) -> bool:
     """Whether a name of -o's can only be written to as it is: a device, a pipe, a descriptor,
     or a file in a folder where no other can be made.
     """
-    last = path
-    for _ in range(40):  # as many links as Linux follows
-        if not os.path.islink(last) or last.startswith(("/dev/fd/", "/proc/")):
-            break
-        last = os.path.join(os.path.dirname(last), os.readlink(last))
-    real = os.path.realpath(path)
-    return os.path.abspath(last).startswith(("/dev/fd/", "/proc/")) or os.path.exists(real) and (
-        not os.path.isfile(real) or not os.access(os.path.dirname(real), os.W_OK))
+    folder = os.path.realpath(os.path.dirname(path))
+    if folder in ("/dev", "/dev/fd") or folder.startswith("/proc/"):
+        return True
+    behind_links = os.path.dirname(os.path.realpath(path))
+    return os.path.exists(path) and not (
+        os.path.isfile(path) and os.access(behind_links, os.W_OK))
 
 
 def is_stdout(path: str) -> bool:
@@ -6198,6 +6191,7 @@ class Command:
         os.environ.update(proxy_environment(options, os.environ))
         self.settings = session_settings(options)
         self.session = Session(cookies=False if self.jar is None else self.jar, **self.settings)
+        self.session.connect_timeout = options.connect_timeout
         if options.tlsv1_3 or options.tlsv1_2:
             self.session.tls_version = (ssl.TLSVersion.TLSv1_3 if options.tlsv1_3 else
                                         ssl.TLSVersion.TLSv1_2)

@@ -11463,7 +11463,7 @@ class Section15CommandLine(Folder):
             ("--retrys 3 u", "try --retry"), ("-Q u", "no flag -Q"), ("--fai u", "--fail"),
             ("-F a=b u", "-F"), ("-T f u", "GET"), ("--silent=1 u", "takes no value"),
             ("-K f u", "command line"), ("--interface eth0 u", "routes"), ("--stderr f u", "2>"),
-            ("--trace-ascii f u", "-v"), ("--ciphers X u", "OpenSSL"), ("--next u", "GET"),
+            ("--trace-ascii f u", "-v"), ("--ciphers X u", "OpenSSL"), ("--next u", "all URLs"),
             ("u -o", "needs a value"), ("-m x u", "needs a number"), ("-m -1 u", "number"),
             ("-m nan u", "number"), ("--retry 1.5 u", "number"), ("--max-filesize 1x u", "number"),
             ("--no-output u", "no flag"), ("-X POST u", "GET"), ("-d a u", "-G"),
@@ -11495,7 +11495,7 @@ class Section15CommandLine(Folder):
                 --parallel-immediate --remove-on-error"""
         for name in names.split():
             self.assertIn(name, flags)
-        long = {name: flag for name, flag in flags.items() if name.startswith("--")}
+        long = {name: flag for name, flag in flags.items() if name.startswith("--") and flag.on}
         self.assertEqual(len({flag.name for flag in long.values()}), len(long))
 
     def test_urls(self) -> None:
@@ -11516,14 +11516,6 @@ class Section15CommandLine(Folder):
                     return [transfer.url for transfer in transfers]
 
                 self.assertEqual(asyncio.run(plan(arguments.split())), expected.split())
-
-    def test_data_from_files(self) -> None:
-        name = self.write("data", b"a b&\n")
-        self.assertEqual(asyncget.encode_data("@" + name), "a+b%26%0A")
-        self.assertEqual(asyncget.encode_data("n@" + name), "n=a+b%26%0A")
-        with self.assertRaises(asyncget.AsyncGetError) as caught:
-            asyncget.encode_data("@" + self.path("none"))
-        self.assertEqual(caught.exception.exit_code, 26)
 
     def test_names_from_urls_keep_to_the_folder(self) -> None:
         for url, expected in (
@@ -11577,12 +11569,6 @@ class Section15CommandLine(Folder):
                     self.assertEqual(caught.exception.exit_code, 23)
                 else:
                     self.assertEqual(asyncget.name_from_header(disposition), expected)
-
-    def test_no_disposition_is_slow_to_read(self) -> None:
-        for hostile in ("a;" * 30000, '"' * 60000, "a=" * 30000, 'f="' + '\\' * 60000, " " * 60000):
-            started = time.perf_counter()
-            asyncget.name_from_header(hostile)
-            self.assertLess(time.perf_counter() - started, 10)
 
     def test_write_out(self) -> None:
         values = {"http_code": 200, "time_total": 1.5, "content_type": None, "url": "a\x1bb"}
@@ -11923,7 +11909,8 @@ class Section15CommandLine(Folder):
         ("-G --data-raw @d -d e", "GET /?@d&e HTTP/1.1", "GET"),
         ("-G -d e --data-raw @d", "GET /?e&@d HTTP/1.1", "GET"),
         ("-G --data @d --data-ascii @d", "GET /?a=b&c&a=b&c HTTP/1.1", "GET"),
-        ("-G --data-urlencode n@d --data-urlencode =a=b", "GET /?n=a%3Db%0D%0A%26c%0A&a%3Db HTTP/1.1", "GET"),
+        ("-G --data-urlencode n@d --data-urlencode @d --data-urlencode =a=b",
+         "GET /?n=a%3Db%0D%0A%26c%0A&a%3Db%0D%0A%26c%0A&a%3Db HTTP/1.1", "GET"),
         ("--url-query a=b|c --url-query +d%20e", "GET /?a=b+c&d%20e HTTP/1.1", "GET"),
         ("-z Sun,|06|Nov|1994|08:49:37|GMT", "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT", ""),
         ("-z -heads", "If-Unmodified-Since: Sun, 09 Sep 2001 01:46:40 GMT", ""),
@@ -12021,7 +12008,7 @@ class Section15CommandLine(Folder):
                         self.assertEqual(result.stdout, b"18")  # self-signed
         with socket.create_server(("127.0.0.1", 0)) as listener:  # a handshake that never comes
             silent = f"https://127.0.0.1:{listener.getsockname()[1]}"
-            self.assertEqual(self.get("--connect-timeout", "0.5", silent).returncode, 28)
+            self.assertEqual(self.get("--connect-timeout", "0.5", "-y", "0", silent).returncode, 28)
 
     def test_a_password_follows_a_redirect_only_where_it_may(self) -> None:
         with Scripted({"/": ok()}) as second:
@@ -12647,7 +12634,7 @@ class Section15CommandLine(Folder):
         self.assertLessEqual(len(rows), 2 * 23)  # two screens, with a line for the pager
         everything = run_command("--help", "all").stdout.decode()
         self.assertTrue(everything.startswith(result.stdout.decode().rstrip()))
-        for name in asyncget.known_flags():
+        for name in (name for name, flag in asyncget.known_flags().items() if flag.on):
             self.assertRegex(everything, rf"(?m)^  (-\S )?(--\S+)?.*{re.escape(name)}\b|{name} ")
         self.assertRegex(run_command("-V").stdout, rb"^asyncget \d")
 
@@ -13000,13 +12987,12 @@ class FoundByReviewInPlace(unittest.TestCase):
 
     def test_a_list_of_urls_is_named_by_the_flag_alone(self) -> None:
         """A URL may come from anywhere: @/etc/hostname must not read a file."""
-        for arguments in (["@list"], ["-s", "@-"], ["http://h.test", "@list"]):
+        for arguments in (["@list"], ["-s", "@-"], ["http://h.test", "@list"], ["--", "@list"]):
             with self.subTest(arguments):
                 with self.assertRaises(asyncget.AsyncGetError) as caught:
                     parse_arguments(arguments)
                 self.assertEqual(caught.exception.exit_code, 2)
         self.assertEqual(parse_arguments(["--url", "@list"]).url, ["@list"])
-        self.assertNotEqual(parse_arguments(["--", "@list"]).url[0][0], "@")
 
 
 class FoundByReviewCommand(Folder):
