@@ -2493,8 +2493,9 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
 # Which connection a request gets is decided without waiting: one kept on its route, or a
 # new one if the limits allow (the longest idle one may have to go for it), or none yet.
 # Only then does it wait, in the queue of its origin. Whatever comes free is handed to who
-# is next: who came first, of all whom it can serve. A connection handed out is not open yet
-# when it is new: opening is the caller's.
+# came first, of all whom it can serve: itself, since who is merely told of it would find it
+# taken by somebody who has just come. A new connection is handed out before it is opened:
+# that is for who gets it.
 
 async def comes_in_time(future: asyncio.Future[Any], seconds: float) -> bool:
     """Wait for a future. When time is up, what lies in the kernel may still bring it."""
@@ -2534,7 +2535,7 @@ class Pool:
         self.idle: dict[Route, dict[Connection, None]] = {}  # the latest used last
         self.paused: dict[Origin, float] = {}      # until when `rate` allows no request
         self.waiting: dict[Origin, Queue] = {}
-        self.turns: list[tuple[int, Origin]] = []  # a heap: the first in each queue
+        self.turns: list[tuple[int, Origin]] = []  # a heap: who is first in each queue
         self.arrivals = 0
         self.moved_at = 0.0                        # when anybody was served
 
@@ -2654,7 +2655,7 @@ class Pool:
             self._enter(origin)
         else:
             del self.waiting[origin]
-        if len(self.turns) > 2 * len(self.waiting) + 64:  # mostly of those who have left
+        if len(self.turns) > 2 * len(self.waiting) + 64:  # most of them have left
             self.turns = sorted((next(iter(queue)), where) for where, queue in self.waiting.items())
 
     # ---- who is next
@@ -2680,8 +2681,8 @@ class Pool:
         That is the first of the same origin, unless somebody else has come more than `limit`
         places earlier: to close a connection and to open another for each who waits would
         cost more than their turns are worth. Else it is the first of all whom it can serve.
-        Who waits at an origin that is full steps aside until something of it comes free, so
-        that the work does not grow with the number of those who wait.
+        Of each queue only the first is looked at, and at origins that are full not even
+        they, until something there comes free: the work does not grow with who waits.
         """
         if origin in self.waiting:
             self._enter(origin)
@@ -2692,7 +2693,7 @@ class Pool:
             here = number in self.waiting.get(origin, ())  # else they have left, or were served
             if here and not self._give(origin) and not self.is_full(origin):
                 self._enter(origin)
-                return
+                return  # all connections are in use
 
     def _give(self, origin: Origin) -> bool:
         """Hand the first in a queue a connection, if there is one for them."""
@@ -2712,13 +2713,14 @@ class Pool:
         for queue in waiting.values():
             for waiter in queue.values():
                 waiter.future.set_exception(AsyncGetError("the session was closed"))
-        connections = list(self.all)
-        for connection in connections:
+        writers = [connection.writer for connection in self.all if connection.writer]
+        for connection in list(self.all):
             connection.close()
             if connection.opener:
                 connection.opener.cancel()
-        await asyncio.gather(*(connection.writer.wait_closed() for connection in connections
-                               if connection.writer), return_exceptions=True)
+        for writer in writers:
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
         await asyncio.sleep(0)  # for those that were closed just before
 
 
