@@ -2561,45 +2561,34 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
 
 
 # ==== 9. Pool =================================================================
-# Which connection a request gets is decided without waiting: one kept on its route,
-# or a new one if the limits allow, or none yet. Only in the last case is there a
-# queue, one for each origin; whatever comes free is given to whoever has waited longest
-# among those whom it can serve. A connection handed out is not open yet when it is new:
-# opening is the caller's.
+# Which connection a request gets is decided without waiting: one kept on its route, or a
+# new one if the limits allow (the longest idle one may have to go for it), or none yet.
+# Only then does it wait, in the queue of its origin. Whatever comes free is handed to who
+# came first, of all whom it can serve: itself, since who is merely told of it would find it
+# taken by somebody who has just come. A new connection is handed out before it is opened:
+# that is for who gets it.
 
-class Waiter:
-    """A call that waits for a connection, and how long it may stand still."""
-
-    __slots__ = ("number", "route", "fresh", "future", "patience", "joined", "timer")
-
-    def __init__(self, number: int, route: Route, fresh: bool, patience: float) -> None:
-        loop = asyncio.get_running_loop()
-        self.number = number      # of its arrival
-        self.route = route
-        self.fresh = fresh        # a kept connection will not do
-        self.future: asyncio.Future[Connection] = loop.create_future()
-        self.patience = patience  # seconds
-        self.joined = loop.time()
-        self.timer: asyncio.Handle | None = None
+async def comes_in_time(future: asyncio.Future[Any], seconds: float) -> bool:
+    """Wait for a future. When time is up, what lies in the kernel may still bring it."""
+    await asyncio.wait([future], timeout=seconds)
+    for _ in range(LAST_TURNS):
+        if not future.done():
+            await asyncio.sleep(0)
+    return future.done()
 
 
-class Host:
-    """What the pool knows of one origin."""
+class Waiter(NamedTuple):
+    """A call that waits for a connection."""
 
-    __slots__ = ("open", "waiting", "in_turn", "moved_at", "next_at")
+    route: Route
+    fresh: bool  # a kept connection will not do
+    future: asyncio.Future[Connection]
 
-    def __init__(self) -> None:
-        self.open = 0            # connections
-        self.waiting: collections.OrderedDict[Waiter, None] = collections.OrderedDict()
-        self.in_turn = False     # whether it is in Pool.turns
-        self.moved_at = 0.0      # when one of its connections came free
-        self.next_at = 0.0       # when `rate` allows the next request; 0: now
 
-    def first(self) -> Waiter | None:
-        """Who has waited longest, of those who have not left."""
-        for waiter in list(itertools.takewhile(lambda one: one.future.done(), self.waiting)):
-            del self.waiting[waiter]
-        return next(iter(self.waiting), None)
+class Queue(collections.OrderedDict[int, Waiter]):
+    """Who waits at one origin, by the number of their arrival."""
+
+    moved_at = 0.0  # when one of them was served
 
 
 class Pool:
@@ -2608,34 +2597,34 @@ class Pool:
     def __init__(self, limit: int | None, limit_per_host: int | None, connector: Connector,
                  rate: float | None = None) -> None:
         self.limit = limit or sys.maxsize
-        self.interval = 1 / rate if rate else 0.0  # seconds between two requests to one host
-        self.limit_per_host = sys.maxsize if limit_per_host is None else limit_per_host
+        self.limit_per_host = limit_per_host or sys.maxsize
         self.connector = connector
+        self.interval = 1 / rate if rate else 0.0  # seconds between two requests to one host
         self.closed = False
         self.all: set[Connection] = set()
+        self.open: collections.Counter[Origin] = collections.Counter()  # how many of them
         self.idle: dict[Route, dict[Connection, None]] = {}  # the latest used last
-        self.hosts: dict[Origin, Host] = {}       # with connections, or with who waits for one
-        self.turns: list[tuple[int, Origin]] = []  # a heap: the first to wait at each, by arrival
+        self.paused: dict[Origin, float] = {}      # until when `rate` allows no request
+        self.waiting: dict[Origin, Queue] = {}
+        self.turns: list[tuple[int, Origin]] = []  # a heap: who is first in each queue
         self.arrivals = 0
-        self.left = 0                              # of turns, those for nobody, about
-        self.moved_at = 0.0                        # when any connection came free
+        self.moved_at = 0.0                        # when anybody was served
 
     def __repr__(self) -> str:
         idle = sum(map(len, self.idle.values()))
-        waiting = sum(len(host.waiting) for host in self.hosts.values())
+        waiting = sum(map(len, self.waiting.values()))
         return f"<Pool {len(self.all)} of {self.limit}, {idle} idle, {waiting} waiting>"
+
+    # ---- which connection a request gets
 
     def take(self, route: Route) -> Connection | None:
         """A connection that was in use a moment ago, if there is one: no waiting at all."""
         idle = self.idle.get(route)
         if idle and not self.interval:
-            connection, _ = idle.popitem()
-            if connection.has_rested():
-                idle[connection] = None  # acquire looks into the kernel first
-            elif connection.is_quiet():
+            connection = next(reversed(idle))
+            if not connection.has_rested() and connection.is_quiet():
+                del idle[connection]
                 return connection
-            else:
-                connection.close()
         return None
 
     async def acquire(self, route: Route, patience: float, fresh: bool = False) -> Connection:
@@ -2644,206 +2633,157 @@ class Pool:
         Raises TimedOut when none that could serve came free for `patience` seconds; while
         others are served, one may wait as long as it takes.
         """
-        number = 0
+        if self.idle.get(route):    # two turns of the loop bring in what the kernel has
+            await asyncio.sleep(0)  # received: those that the server has left are closed then
+            await asyncio.sleep(0)
         while True:
-            connection = self.decide(route, fresh)
-            if connection is None:
-                number = number or self.arrivals + 1
-                connection = await self._queue(route, patience, fresh, number)
-            if connection.writer is None:
+            connection = self.decide(route, fresh) or await self._wait(route, patience, fresh)
+            if connection.writer is None or connection.is_quiet():
                 return connection
-            if connection.is_quiet() and connection.has_rested():
-                try:  # two turns of the loop bring in what the kernel has received
-                    await asyncio.sleep(0)
-                    await asyncio.sleep(0)
-                except BaseException:  # cancelled
-                    connection.close()
-                    raise
-            if connection.is_quiet():
-                return connection
-            if not connection.closed:
-                self.strike(connection)  # the server has hung up: the place stays ours
-                connection.close()
-                return self.add(route)
-
-    def add(self, route: Route) -> Connection:
-        """A new connection on the books; to open it is for who gets it."""
-        if self.closed:
-            raise AsyncGetError("the session is closed")
-        connection = Connection(route, self.connector, self.keep, self.forget)
-        self.all.add(connection)
-        self.hosts.setdefault(route.origin, Host()).open += 1
-        return connection
+            if not connection.closed:  # the server hangs up just now: its place is ours
+                self.drop(connection)
 
     def decide(self, route: Route, fresh: bool) -> Connection | None:
         """The connection for a request, or None while it has to wait."""
-        host, idle = self.hosts.get(route.origin), self.idle.get(route)
-        if host and host.next_at:  # `rate` says: not yet
+        if self.closed:
+            raise AsyncGetError("the session is closed")
+        origin, idle = route.origin, self.idle.get(route)
+        if origin in self.paused:
             return None
         if idle and not fresh:
-            connection = idle.popitem()[0]
+            connection, _ = idle.popitem()
+            connection.is_quiet()  # from now on its end is for who gets it
         else:
-            host_full = host is not None and host.open >= self.limit_per_host
-            if host_full or len(self.all) >= self.limit:  # another must go: the longest idle one
+            host_full = self.open[origin] >= self.limit_per_host
+            if host_full or len(self.all) >= self.limit:
                 unused = min((kept for idle in self.idle.values() for kept in idle
-                              if not host_full or kept.route.origin == route.origin),
+                              if not host_full or kept.route.origin == origin),
                              key=lambda kept: kept.idle_at, default=None)
                 if unused is None:
                     return None
-                self.strike(unused)  # first: its place is taken already
-                unused.close()
-            connection = self.add(route)
+                self.drop(unused)
+            connection = Connection(route, self.connector, self.keep, self.forget)
+            self.all.add(connection)
+            self.open[origin] += 1
         if self.interval:
-            next_at = connection.loop.time() + self.interval
-            self.hosts[route.origin].next_at = next_at
-            connection.loop.call_at(next_at, self._resume, route.origin)
+            loop = connection.loop
+            self.paused[origin] = loop.time() + self.interval
+            loop.call_at(self.paused[origin], self._resume, origin)
         return connection
 
-    def _resume(self, origin: Origin) -> None:
-        if host := self.hosts.get(origin):
-            host.next_at = 0.0
-            self.serve(origin)
-            self._tidy(origin)
+    def drop(self, connection: Connection) -> None:
+        """Close a connection, if it is open yet; nobody who waits is told of its place."""
+        route, origin = connection.route, connection.route.origin
+        self.all.remove(connection)  # before it is closed: see forget
+        idle = self.idle.get(route, {})
+        idle.pop(connection, None)
+        if not idle:
+            self.idle.pop(route, None)
+        self.open[origin] -= 1
+        if not self.open[origin]:
+            del self.open[origin]
+        connection.close()
 
-    def is_held(self, origin: Origin) -> bool:
-        """Whether an origin has all that it may have: connections, or requests by `rate`."""
-        host = self.hosts.get(origin)
-        return host is not None and (host.open >= self.limit_per_host or host.next_at > 0)
+    # ---- who waits
 
-    async def _queue(self, route: Route, patience: float, fresh: bool, number: int) -> Connection:
-        host = self.hosts.setdefault(route.origin, Host())
-        waiter = Waiter(number, route, fresh, patience)
-        host.waiting[waiter] = None
-        if number <= self.arrivals:  # it waits again, for what it was given was no good
-            host.waiting.move_to_end(waiter, last=False)
-        self.arrivals = max(number, self.arrivals)
-        self._enter(route.origin, host)
-        self._look(waiter)
+    async def _wait(self, route: Route, patience: float, fresh: bool) -> Connection:
+        """Stand in the queue until a connection is handed over."""
+        loop, origin = asyncio.get_running_loop(), route.origin
+        future: asyncio.Future[Connection] = loop.create_future()
+        self.arrivals = number = self.arrivals + 1
+        queue = self.waiting.setdefault(origin, Queue())
+        queue[number] = Waiter(route, fresh, future)
+        self._enter(origin)
+        left = patience
         try:
-            return await waiter.future
-        except asyncio.CancelledError:
-            if not waiter.future.cancelled() and not waiter.future.exception():
-                connection = waiter.future.result()  # given one a moment ago
-                if connection.writer is None:
-                    connection.close()
-                elif not connection.closed:
-                    connection.rest_in_pool(connection.loop.time())
+            while not await comes_in_time(future, left):
+                moved_at = queue.moved_at if self.is_full(origin) else self.moved_at
+                left = max(moved_at, self.paused.get(origin, 0.0)) + patience - loop.time()
+                if left <= 0:
+                    raise TimedOut(f"no free connection within {patience:g} s: "
+                                   f"{self.open[origin]} to this host and {len(self.all)} in all "
+                                   "are in use", phase="free connection", seconds=patience)
+            return future.result()
+        except BaseException:
+            if not future.done():
+                self._leave(origin, number)
+            elif not future.exception():  # cancelled, and given one a moment ago
+                future.result().close()
             raise
-        finally:
-            if waiter.timer is not None:
-                waiter.timer.cancel()
-            host.waiting.pop(waiter, None)
-            if not host.waiting and host.in_turn:
-                self._leave()
-            self._tidy(route.origin)
 
-    def _leave(self) -> None:
-        """Nobody waits at an origin that is in turn: forget such turns when they are many."""
-        self.left += 1
-        if self.left > 64 and 2 * self.left > len(self.turns):
-            self.left, turns = 0, self.turns
-            self.turns = [turn for turn in turns if self.hosts[turn[1]].waiting]
-            heapq.heapify(self.turns)
-            for _, origin in turns:
-                if not self.hosts[origin].waiting:
-                    self.hosts[origin].in_turn = False
-                    self._tidy(origin)
+    def is_full(self, origin: Origin) -> bool:
+        """Whether an origin has all that it may have: connections, or requests by `rate`."""
+        return origin in self.paused or self.open[origin] >= self.limit_per_host
 
-    def _look(self, waiter: Waiter, turns: int = LAST_TURNS) -> None:
-        """End the waiting of who stands still; look again later while it may yet move."""
-        if waiter.future.done():
-            return
-        loop, host = waiter.future.get_loop(), self.hosts[waiter.route.origin]
-        moved_at = host.moved_at if self.is_held(waiter.route.origin) else self.moved_at
-        end = max(waiter.joined, moved_at, host.next_at) + waiter.patience
-        if loop.time() < end:
-            waiter.timer = loop.call_at(end, self._look, waiter) if end < _FOREVER else None
-        elif turns:  # a connection may come free in what lies in the kernel
-            waiter.timer = loop.call_soon(self._look, waiter, turns - 1)
+    def _enter(self, origin: Origin) -> None:
+        """Let the first in the queue of an origin take part in what comes free."""
+        heapq.heappush(self.turns, (next(iter(self.waiting[origin])), origin))
+
+    def _leave(self, origin: Origin, number: int) -> None:
+        queue = self.waiting[origin]
+        del queue[number]
+        if queue:
+            self._enter(origin)
         else:
-            waiter.future.set_exception(TimedOut(
-                f"no free connection within {waiter.patience:g} s: {host.open} to this host and "
-                f"{len(self.all)} in all are in use", phase="free connection",
-                seconds=waiter.patience))
+            del self.waiting[origin]
+        if len(self.turns) > 2 * len(self.waiting) + 64:  # most of them have left
+            self.turns = sorted((next(iter(queue)), where) for where, queue in self.waiting.items())
 
-    def _enter(self, origin: Origin, host: Host) -> None:
-        """Let the first who waits at an origin take part in what comes free."""
-        if host.waiting and not host.in_turn:
-            heapq.heappush(self.turns, (next(iter(host.waiting)).number, origin))
-            host.in_turn = True
-
-    def _tidy(self, origin: Origin) -> None:
-        host = self.hosts.get(origin)
-        if host and not (host.open or host.waiting or host.in_turn or host.next_at):
-            del self.hosts[origin]
+    # ---- who is next
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange and may serve another."""
         self.idle.setdefault(connection.route, {})[connection] = None
-        self.moved_at = connection.loop.time()
         self.serve(connection.route.origin)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed: its place is free."""
         if connection in self.all:
-            self.strike(connection)
-            self.moved_at = connection.loop.time()
+            self.drop(connection)
             self.serve(connection.route.origin)
 
-    def strike(self, connection: Connection) -> None:
-        """Take a connection off the books."""
-        route = connection.route
-        self.all.discard(connection)
-        idle = self.idle.get(route, {})
-        idle.pop(connection, None)
-        if not idle:
-            self.idle.pop(route, None)
-        host = self.hosts[route.origin]
-        host.open -= 1
-        self._tidy(route.origin)
+    def _resume(self, origin: Origin) -> None:
+        del self.paused[origin]
+        self.serve(origin)
 
     def serve(self, origin: Origin) -> None:
-        """A connection of an origin came free, or its place: give it to who has waited longest.
+        """Something of an origin came free: hand it to who is next.
 
-        Only those are looked at who could gain by it: of each origin the first, and none of
-        an origin that has all that it may have. A kept connection is first offered to its own
-        origin, unless somebody else has come more than `limit` places earlier: to close one
-        and to open another for each who waits would cost more than their turns are worth.
+        That is the first of the same origin, unless somebody else has come more than `limit`
+        places earlier: to close a connection and to open another for each who waits would
+        cost more than their turns are worth. Else it is the first of all whom it can serve.
+        Of each queue only the first is looked at, and at origins that are full not even
+        they, until something there comes free: the work does not grow with who waits.
         """
-        if host := self.hosts.get(origin):
-            host.moved_at = self.moved_at
-            self._enter(origin, host)
-            waiter = host.first()
-            if (waiter and waiter.route in self.idle
-                    and waiter.number < self.turns[0][0] + self.limit):
-                self._give(waiter, host)
+        if origin in self.waiting:
+            self._enter(origin)
+            if next(iter(self.waiting[origin])) < self.turns[0][0] + self.limit:
+                self._give(origin)
         while self.turns:
-            number, origin = self.turns[0]
-            host = self.hosts[origin]
-            waiter = host.first()
-            if (waiter and waiter.number == number  # else who stood here has left
-                    and not self._give(waiter, host) and not self.is_held(origin)):
-                return  # all are in use, and nobody can gain
-            heapq.heappop(self.turns)
-            host.in_turn = False
-            if not self.is_held(origin):
-                self._enter(origin, host)
-            self._tidy(origin)
+            number, origin = heapq.heappop(self.turns)
+            here = number in self.waiting.get(origin, ())  # else they have left, or were served
+            if here and not self._give(origin) and not self.is_full(origin):
+                self._enter(origin)
+                return  # all connections are in use
 
-    def _give(self, waiter: Waiter, host: Host) -> bool:
+    def _give(self, origin: Origin) -> bool:
+        """Hand the first in a queue a connection, if there is one for them."""
+        queue = self.waiting[origin]
+        number, waiter = next(iter(queue.items()))
         connection = self.decide(waiter.route, waiter.fresh)
         if connection is None:
             return False
-        del host.waiting[waiter]
+        queue.moved_at = self.moved_at = connection.loop.time()
+        self._leave(origin, number)
         waiter.future.set_result(connection)
         return True
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and see their sockets closed."""
-        for host in self.hosts.values():
-            for waiter in host.waiting:
-                if not waiter.future.done():
-                    waiter.future.set_exception(AsyncGetError("the session was closed"))
+        waiting, self.waiting = self.waiting, {}
+        for queue in waiting.values():
+            for waiter in queue.values():
+                waiter.future.set_exception(AsyncGetError("the session was closed"))
         writers = [connection.writer for connection in self.all if connection.writer]
         for connection in list(self.all):
             connection.close()
