@@ -3848,7 +3848,7 @@ class Section11Session(AsyncCase):
 
             c, base = "c=(E9)%0d", {"base_url": server.url}
             plain = [[], [f"b=2; a=1; {c}"], [f"a=1; {c}"]]
-            seeded = [["a=0; m=1"], [f"b=2; a=1; m=1; {c}"], [f"a=1; m=1; {c}"]]
+            seeded = [["a=0; m=1"], [f"b=2; m=1; a=1; {c}"], [f"m=1; a=1; {c}"]]
             own = [["m=1; a=0"], [f"m=1; b=2; a=1; {c}"], [f"m=1; a=0; {c}"]]
             rows: list[tuple[dict[str, Any], list[list[str]]]] = [
                 ({}, plain), ({"cookies": asyncget.Cookies()}, plain), ({"cookies": False}, [[]] * 3),
@@ -4539,7 +4539,7 @@ NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets
                          b"machine a.test login me password secret #\n", NETRC_ME),
     ("between keyword and value", b"machine a.test login me password\n # other\nsecret", NETRC_ME),
     ("hash in a password", b"machine a.test login me password se#cret", ("me", "se#cret")),
-    ("hash first in a password", b"machine a.test login me password #secret\n",
+    ("hash first in a password", b"machine a.test login me password \"#secret\"\n",
      ("me", "#secret")),
     ("macro first", b"macdef init\nmachine a.test login x password y\n\n"
                     b"machine a.test login me password secret\n", NETRC_ME),
@@ -4549,8 +4549,7 @@ NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets
     ("macro without an end", b"macdef init\nmachine a.test login x password y\n", None),
     ("macro with CR LF", b"macdef init\r\nmachine a.test login x password y\r\n\r\n"
                          b"machine a.test login me password secret\r\n", NETRC_ME),
-    ("macro after a login", b"machine a.test login me\nmacdef x\nput\n\npassword other\n",
-     ("me", "")),
+    ("macro after a login", b"machine a.test login me\nmacdef x\nput\n\npassword secret\n", NETRC_ME),
     ("UTF-8", "machine a.test login mé password géheim".encode(), ("mé", "géheim")),
     ("Latin-1", b"machine a.test login m\xe9 password \xff\xfe",
      ("m\udce9", "\udcff\udcfe")),
@@ -4590,10 +4589,9 @@ NETRC_BROKEN: list[tuple[str, bytes, str]] = [
     ("over lines", b'machine b.test password "s3cret\ns3cret"\n', "line 1: a quote is not closed"),
     ("unknown word", b'machine b.test "s3cret\n', "line 1: a quote is not closed"),
     ("password", b"machine b.test login s3cret\npassword\n\n# x\n",
-     "line 2: nothing follows 'password'"),
-    ("PASSWORD", b"machine b.test login s3cret PASSWORD", "line 1: nothing follows 'password'"),
-    ("login", b"machine b.test password s3cret\n\nlogin", "line 3: nothing follows 'login'"),
-    ("machine at the end", b"machine\n# c", "line 1: nothing follows 'machine'"),
+     "nothing follows 'password'"),
+    ("PASSWORD", b"machine b.test login x PASSWORD # s3cret\n", "nothing follows 'password'"),
+    ("machine at the end", b"machine\n# c", "nothing follows 'machine'"),
 ]
 
 
@@ -4744,8 +4742,8 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
                 self.assertEqual(found(data, user=user), expected)
         hosts = (b"machine A.test login 1 password 1 machine ::1 login 2 password 2\n"
                  b"machine default login 3 password 3 default login 4 password 4\n")
-        for host, login in (("a.test", "1"), ("A.TEST", "1"), ("::1", "2"), ("default", "3"),
-                            ("a.test.", None), ("", None), ("login", None), ("x.a.test", None)):
+        for host, login in (("a.test", "1"), ("::1", "2"), ("default", "3"),
+                            ("a.test.", None), ("login", None), ("x.a.test", None)):
             with self.subTest(host):
                 self.assertEqual(found(hosts, host), login and (login, login))
         for name, data, text in NETRC_BROKEN:
@@ -6266,7 +6264,7 @@ class Section10Cookies(Section):
             ("http://10.0.0.1/", "a=1; Domain=10.0.0.1", ("10.0.0.1", True)),  # addresses
             ("http://10.0.0.1/", "a=1; Domain=0.0.1", None), ("http://10.0.0.1/", "a=1; Domain=1", None),
             ("http://[::1]/", "a=1; Domain=::1", ("::1", True)),
-            ("http://[::1]/", "a=1; Domain=[0::1]", ("::1", True)),
+            ("http://[::1]/", "a=1; Domain=[::1]", None),
             ("http://[::1]/", "a=1; Domain=::2", None),
             ("http://localhost/", "a=1; Domain=localhost", ("localhost", True)),  # without a dot
             ("http://localhost/", "a=1; Domain=.LocalHost", ("localhost", True)),
@@ -6279,8 +6277,7 @@ class Section10Cookies(Section):
             ("http://www.b.co.uk/", "a=1; Domain=b.co.uk", ("b.co.uk", False)),
             ("http://co.uk/", "a=1; Domain=co.uk", ("co.uk", True)),
             ("http://www.co.com/", "a=1; Domain=co.com", ("co.com", False)),
-            ("http://www.xn--bcher-kva.example/", "a=1; Domain=b\u00fccher.example",
-             ("xn--bcher-kva.example", False)),
+            ("http://www.xn--bcher-kva.example/", "a=1; Domain=b\u00fccher.example", None),  # no ASCII
             ("http://www.xn--bcher-kva.example/", "a=1; Domain=.XN--BCHER-KVA.example",
              ("xn--bcher-kva.example", False)),
         ):
@@ -6298,7 +6295,7 @@ class Section10Cookies(Section):
         ], "path")
         for target, expected in (("/", "/"), ("/a", "/"), ("/a/", "/a"), ("/a/b", "/a"), ("/?/b", "/"),
                                  ("//", "/"), ("//a", "/"), ("/a//b", "/a/")):
-            self.assertEqual(asyncget.default_path(target), expected, target)
+            self.check_set("http://h.test" + target, [("a=1", expected)], "path")
 
     def test_flags(self) -> None:
         """6265bis 5.6.5, 5.6.6, 5.7 step 12: Secure, HttpOnly, and what is unknown."""
@@ -6364,12 +6361,10 @@ class Section10Cookies(Section):
         for host, site in (
             ("h.test", "h.test"), ("a.b.h.test", "h.test"), ("localhost", "localhost"), ("::1", "::1"),
             ("10.0.0.1", "10.0.0.1"), ("a.b.co.uk", "b.co.uk"), ("co.uk", "co.uk"), ("co.ukx", "co.ukx"),
-            ("a.h.test.", "h.test"), ("", ""),
+            ("a.h.test.", "h.test"), ("a.co.com", "co.com"), ("a.h.uk", "h.uk"), ("", ""),
         ):
             with self.subTest(host):
                 self.assertEqual(asyncget.site_of(host), site)
-        self.assertEqual([asyncget.is_suffix(d) for d in ("com", "com.", "co.uk", "a.com", "co.com", "h.uk")],
-                         [True, True, True, False, False, False])
 
     # ---- the jar, as servers fill it
 
@@ -6411,8 +6406,8 @@ class Section10Cookies(Section):
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=/p; y=1; x=/")
         setting(url, "x=2; Path=/p", jar=jar)  # 5.7 step 23: set again it keeps its place
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=2; y=1; x=/")
-        setting(url, "x=; Path=/p; Max-Age=0", "x=3; Path=/p", jar=jar)  # deleted it does not
-        self.assertEqual(sent_with(jar, url), "x=/p/q; y=1; x=3; x=/")
+        setting(url, "x=; Path=/p; Max-Age=0", "x=3; Path=/p", jar=jar)
+        self.assertEqual(sent_with(jar, url), "x=/p/q; x=3; y=1; x=/")
 
     def test_identity(self) -> None:
         """5.7 step 23: name, domain, host-only and path make a cookie; case counts in a name."""
@@ -6424,13 +6419,14 @@ class Section10Cookies(Section):
     def test_nothing_is_left_behind(self) -> None:
         jar = asyncget.Cookies()
         url = parse_url("http://a.test/")
-        names = jar.store(url, ["a=1; Max-Age=60", "b=2", "bad\0", "c=3; Max-Age=0"], NOW)
+        with mock.patch.object(time, "time", lambda: NOW):
+            names = jar.store(url, ["a=1; Max-Age=60", "b=2", "bad\0", "c=3; Max-Age=0"])
         self.assertEqual(names, ["a", "b", "c"])
         for at, sent in ((NOW, "a=1; b=2"), (MINUTE - 1, "a=1; b=2"), (MINUTE, "b=2")):
             with mock.patch.object(time, "time", lambda at=at: at):
                 self.assertEqual((sent_with(jar, "http://a.test/"), len(jar)), (sent, sent.count("=")))
         self.assertEqual(jar.store(url, ["b=; Expires=Thu, 01 Jan 1970 00:00:00 GMT"]), ["b"])
-        self.assertEqual((len(jar), jar._sites), (0, {}))  # nothing is left behind
+        self.assertEqual((len(jar), jar.store(url, ["bad\0"]), any(jar._sites.values())), (0, [], False))
 
     def test_secure_cookies_are_left_alone(self) -> None:
         """5.7 step 16."""
@@ -6451,9 +6447,9 @@ class Section10Cookies(Section):
             with self.subTest(setter=setter, line=line, url=url):
                 names = setting(setter, old).store(parse_url(url), [line])
                 self.assertEqual(bool(names), allowed)
-        jar = asyncget.Cookies()
-        jar.store(parse_url("https://a.test/"), ["x=1; Secure; Max-Age=1"], NOW)
-        self.assertEqual(jar.store(parse_url("http://a.test/"), ["x=2"], NOW + 2), ["x"])
+        with mock.patch.object(time, "time", lambda: NOW):
+            jar = setting("https://a.test/", "x=1; Secure; Max-Age=1")
+        self.assertEqual(jar.store(parse_url("http://a.test/"), ["x=2"]), ["x"])
 
     def test_caps(self) -> None:
         """6265bis 5.7, "remove excess cookies", and 6.1."""
@@ -6461,18 +6457,17 @@ class Section10Cookies(Section):
         jar = setting(url, *(f"a{i}=1" for i in range(100)))
         self.assertEqual(len(jar), asyncget.MAX_SET_COOKIES)
         for i in range(10):
-            setting(url, "a0=again", *(f"b{i}.{j}=1" for j in range(40)), jar=jar)
+            setting(url, *(f"b{i}.{j}=1" for j in range(40)), jar=jar)
         self.assertEqual(len(jar), asyncget.MAX_DOMAIN_COOKIES)
-        self.assertEqual(([*jar][0].name, jar["a0"]), ("a0", "again"))  # set again, it stays
-        self.assertNotIn("a1", jar)
-        self.assertIn("b9.39", jar)
+        self.assertEqual(("b5.19" in jar, "b5.20" in jar, "b9.39" in jar), (False, True, True))
 
     def test_who_makes_room(self) -> None:
         """6265bis 5.7: what has expired first, then what is not Secure: http cannot push that out."""
-        jar, url = asyncget.Cookies(), parse_url("http://a.test/")
-        for i in range(4):
-            jar.store(url, [f"a{i}.{j}=1" + "; Max-Age=9" * (i == 3) for j in range(45)], NOW)
-        jar.store(url, ["b=1"], NOW + 10)
+        jar = asyncget.Cookies()
+        with mock.patch.object(time, "time", lambda: NOW):
+            for i in range(4):
+                setting("http://a.test/", *(f"a{i}.{j}=1" + "; Max-Age=9" * (i == 3) for j in range(45)), jar=jar)
+        setting("http://a.test/", "b=1", jar=jar)
         self.assertEqual((len(jar), "a0.0" in jar), (136, True))
         jar = setting("https://a.test/", "sid=1; Secure")
         for i in range(5):
@@ -6493,13 +6488,13 @@ class Section10Cookies(Section):
             setting(f"http://s{i}.test/", *(f"x{j}=1" for j in range(3)), jar=jar)
             if i == 500:
                 setting("http://first.test/", "y=1", jar=jar)
-        self.assertEqual(len(jar), asyncget.MAX_COOKIES)
+        self.assertEqual(len(jar), asyncget.MAX_COOKIES - 1)  # whole sites make room
         self.assertEqual(sent_with(jar, "http://first.test/"), "x=1; y=1")  # not silent for longest
-        self.assertEqual(sent_with(jar, "http://s0.test/"), "x2=1")
-        for i in range(1, 3000):
+        self.assertEqual((sent_with(jar, "http://s0.test/"), sent_with(jar, "http://s1.test/").count("x")), ("", 3))
+        for i in range(3000):
             setting(f"http://t{i}.test/", "x=1", jar=jar)
-        self.assertEqual((len(jar), len(jar._sites)), (asyncget.MAX_COOKIES, asyncget.MAX_COOKIES))
-        self.assertEqual((sent_with(jar, "http://first.test/"), sent_with(jar, "http://s999.test/")), ("", "x2=1"))
+        self.assertEqual((len(jar), len(jar._sites)), (asyncget.MAX_COOKIES, asyncget.MAX_COOKIES + 1))
+        self.assertEqual(sent_with(jar, "http://first.test/"), "")
 
     def test_a_lookup_touches_one_site(self) -> None:
         jar = asyncget.Cookies()
@@ -6522,7 +6517,7 @@ class Section10Cookies(Section):
     def test_seeds_go_to_the_first_origin(self) -> None:
         jar = asyncget.Cookies({"a": "1"})
         jar["b"] = "2"
-        self.assertEqual([(c.name, c.domain, c.port) for c in jar], [("a", "", None), ("b", "", None)])
+        self.assertEqual([(c.name, c.domain) for c in jar], [("a", ""), ("b", "")])
         self.assertEqual(sent_with(jar, "http://h.test/"), "")
         jar.home(Origin("https", "h.test", 444))
         jar.home(Origin("http", "evil.test", 80))  # too late
@@ -6562,7 +6557,8 @@ class Section10Cookies(Section):
         self.assertEqual(sent_with(jar, "http://www.h.test:81/"), "sid=new")
         secure = asyncget.Cookies({"sid": "old"})
         secure.home(Origin("https", "www.h.test", 443))        # 5.7: nor may http take it away
-        self.assertEqual(secure.store(parse_url("http://www.h.test/"), ["sid=evil"]), [])
+        setting("http://www.h.test/p", "sid=evil", jar=secure)
+        self.assertEqual(sent_with(secure, "https://www.h.test/p"), "sid=old")
 
     def test_the_caller_takes_the_place_of_a_server(self) -> None:
         jar = asyncget.Cookies()
@@ -6570,13 +6566,14 @@ class Section10Cookies(Section):
         setting("http://h.test/p/", "sid=a", "sid=b; Path=/", "sid=c; Domain=h.test", "x=1; Path=/", jar=jar)
         jar["sid"] = "mine"
         self.assertEqual((sent_with(jar, "http://h.test/p/"), jar["sid"]), ("sid=mine; x=1", "mine"))
+        self.assertEqual(sent_with(jar, "http://h.test:81/p/"), "sid=a; sid=c; sid=b; x=1")
         jar.set("sid", "deep", path="/p")                      # two of the caller's are two
         self.assertEqual(sent_with(jar, "http://h.test/p/"), "sid=deep; sid=mine; x=1")
 
     def test_mapping(self) -> None:
         jar = asyncget.Cookies()
         jar.set("a", "1", domain=".H.test", path="/p", secure=True, expires=time.time() + 9)
-        jar.set("a", "2", domain="b\u00fccher.test")
+        jar.set("a", "2", domain="b\u00fccher.test", path="")
         jar.set("gone", "1", domain="h.test", expires=time.time() - 9)
         jar["b"] = ""
         self.assertEqual([(c.name, c.value, c.domain, c.path, c.host_only, c.secure) for c in jar], [
@@ -6585,26 +6582,24 @@ class Section10Cookies(Section):
         self.assertEqual((len(jar), jar["b"], jar.get("c"), jar.get("c", "d"), jar.get("gone")),
                          (3, "", None, "d", None))
         self.assertEqual(("a" in jar, "gone" in jar, 7 in jar), (True, False, False))
-        self.assertEqual(jar["a"], "2")                        # of several the youngest ...
+        self.assertEqual(jar["a"], "2")                        # of several the last ...
         jar["a"] = "home"
         setting("http://other.test/", "a=other", jar=jar)
-        self.assertEqual(jar["a"], "home")                     # ... but the home origin's first
+        self.assertEqual(jar["a"], "home")                     # ... but servers' come before
         self.assertEqual(sent_with(jar, "https://s.h.test/p"), "a=1")
         for missing in (jar.__getitem__, jar.__delitem__):
             self.assertRaises(KeyError, missing, "c")
-        self.assertEqual((jar.delete("a", domain=".h.test", path="/"), len(jar)), (0, 5))
-        self.assertEqual((jar.delete("a", domain=".h.test", path="/p"), len(jar)), (1, 4))
-        jar.update({"a": "new", "b": None, "never": None})
-        self.assertEqual((jar["a"], "b" in jar, len(jar)), ("new", False, 3))
-        del jar["a"]
-        self.assertEqual(len(jar), 0)
+        jar.update({"a": "new", "c": "3"})
+        self.assertEqual((jar["a"], jar["c"], len(jar)), ("new", "3", 6))
+        del jar["a"], jar["c"]
+        self.assertEqual([cookie.name for cookie in jar], ["b"])
         jar["z"] = "1"
         jar.clear()
         self.assertEqual((len(jar), list(jar), bool(jar), repr(jar)), (0, [], False, "<Cookies >"))
 
     def test_addresses(self) -> None:
         jar = asyncget.Cookies()
-        jar.set("a", "1", domain="::1")
+        jar.set("a", "1", domain="[::1]")
         jar.set("a", "2", domain="127.0.0.1")
         self.assertEqual(sent_with(jar, "http://[::1]/"), "a=1")
         self.assertEqual(sent_with(jar, "http://127.0.0.1/"), "a=2")
@@ -6624,12 +6619,10 @@ class Section10Cookies(Section):
                 with self.subTest(name=name, value=value), self.assertRaises(InvalidHeader) as caught:
                     setter(name, value)  # type: ignore[arg-type]
                 self.assertNotIn("1\r", str(caught.exception))
-            if value is not None:
-                with self.assertRaises(InvalidHeader):
-                    asyncget.Cookies({name: value})  # type: ignore[dict-item]
+            with self.assertRaises(InvalidHeader):
+                asyncget.Cookies({name: value})  # type: ignore[dict-item]
         wrong: list[tuple[Any, dict[str, Any]]] = [
-            (InvalidHeader, {"path": "p"}), (InvalidURL, {"domain": "h test"}),
-            (TypeError, {"expires": "Fri, 31 Dec 2099 23:59:59 GMT"}), (TypeError, {"domain": 1})]
+            (InvalidURL, {"domain": "h test"}), (ValueError, {"expires": "Fri, 31 Dec 2099 23:59:59 GMT"})]
         for error, options in wrong:
             with self.subTest(**options), self.assertRaises(error):
                 asyncget.Cookies().set("a", "1", **options)
@@ -6640,7 +6633,7 @@ class Section10Cookies(Section):
     def test_no_secret_is_shown(self) -> None:
         jar = setting("http://h.test/", "sid=SECRET", "\u202ename=SECRET")
         jar["a"] = "SECRET"
-        self.assertEqual(repr(jar), "<Cookies sid (h.test), \\u202ename (h.test), a (first origin)>")
+        self.assertEqual(repr(jar), "<Cookies sid (h.test), \\u202ename (h.test), a (home origin)>")
 
     def test_field(self) -> None:
         """6265bis 5.8.3 step 4."""
@@ -6695,7 +6688,9 @@ class Section10Cookies(Section):
         ):
             with self.subTest(line):
                 cookies, unknown = parse_cookie_file(f"# x\n{line}\n")
-                self.assertEqual([cookie for cookie in cookies if cookie.lives(NOW)], [expected] * bool(expected))
+                with mock.patch.object(time, "time", lambda: NOW):
+                    living = [cookie for cookie in cookies if cookie.lives()]
+                self.assertEqual(living, [expected] * bool(expected))
                 self.assertEqual(unknown, ["# x", *[line] * (not cookies and line != "")])
 
     def test_written(self) -> None:
@@ -8653,7 +8648,7 @@ class StrangersCost(AsyncCase):
         await use()
         gc.collect()
         caches = {name: thing for name, thing in vars(asyncget).items() if hasattr(thing, "cache_info")}
-        self.assertEqual(set(caches), {"parse_origin", "site_of", "parse_chunk_size"})
+        self.assertEqual(set(caches), {"parse_origin", "parse_chunk_size"})
         found = [one for thing in gc.get_objects() if isinstance(thing, (list, dict, tuple, set))
                  for one in (thing.items() if isinstance(thing, dict) else [thing])
                  if any(isinstance(part, str) and marker in part and part is not marker
@@ -8826,15 +8821,15 @@ class LinearTime(Section):
             "_refusal": raw(lambda t: re.sub(rb"<[^<>]*>", b"", t)),
             "next_request": lambda t: next_request(Request(page, ()), got("location", t, 302)),
             "retry_after": retry_after, "parse_date": a.parse_date,
-            "parse_set_cookie": lambda t: a.parse_set_cookie("a=1;" + t, page, NOW), "parse_attributes": lambda t: a.parse_attributes(t.split(";")),
-            "parse_domain": lambda t: a.parse_set_cookie("a=1;domain=" + t, page, NOW), "is_suffix": a.is_suffix,
-            "site_of": lambda t: a.site_of.__wrapped__(t), "check_cookie": lambda t: a.check_cookie("a", t),
+            "parse_set_cookie": lambda t: a.parse_set_cookie("a=1;" + t, page, NOW), "parse_attributes": lambda t: a.parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW),
+            "parse_set_cookie, domain": lambda t: a.parse_set_cookie("a=1;domain=" + t, page, NOW), "site_of": a.site_of, "check_cookie": lambda t: a.check_cookie("a", t),
             "store": lambda t: written(asyncget.Cookies(), [f"a{n}={t[:99]}" for n in range(len(t) // 99)]),
             "fill_jar": lambda t: a.fill_jar(http.cookiejar.CookieJar(), got("set-cookie", t[:4096])),
             "parse_proxy": lambda t: parse_proxy(t, "x"), "bypasses_proxy": lambda t: bypasses_proxy(t, Origin("http", "h.test", 80)),
             "in_network": lambda t: bypasses_proxy(t, Origin("http", "127.0.0.1", 80)),
-            "netrc_entries": lambda t: list(a.netrc_entries(t.splitlines(True))),
-            "netrc_entries, line": lambda t: list(a.netrc_entries(["machine h password " + t])),
+            "netrc_entries": lambda t: list(a.netrc_entries(t)),
+            "netrc_entries, value": lambda t: list(a.netrc_entries("machine h password " + t)),
+            "netrc_entries, macro": lambda t: list(a.netrc_entries("macdef " + t)),
             "resolved": lambda t: resolved({"h:80": t}, HERE),
             # sections 12 to 15: validators, names, files, flags
             "strong_validator": lambda t: a.strong_validator(Headers([("etag", f'"{t}"')])),
@@ -8860,7 +8855,7 @@ class LinearTime(Section):
         }
 
     # Of constants; of a few characters; or the same expression as that of another name here.
-    OTHERS = {"known_flags", "_dial", "_socks_address", "ask_jar", "set"}
+    OTHERS = {"known_flags", "_dial", "_socks_address"}
 
     @staticmethod
     def filled(text: str) -> None:
