@@ -2821,12 +2821,10 @@ class Request(NamedTuple):
 
 # ---- redirects
 
-_CREDENTIALS = ("authorization", "cookie", "proxy-authorization")
-
-
 def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
     """The fields that another origin may see: no credentials, and not the caller's Host."""
-    return merge_fields(fields, {**dict.fromkeys((*_CREDENTIALS, *secret_headers)), "Host": ""})
+    secret = ("Authorization", "Cookie", "Proxy-Authorization", *secret_headers)
+    return merge_fields(fields, {**dict.fromkeys(secret), "Host": ""})
 
 
 def next_request(request: Request, response: Response,
@@ -2849,14 +2847,13 @@ def next_request(request: Request, response: Response,
         raise ProtocolError("a redirect to several places: "
                             + ", ".join(map(masked, sorted(locations))))
     url = join_url(request.url, locations.pop())._replace(userinfo="")
-    if "%" in url.origin.host and url.origin != request.url.origin:
+    if url.origin == request.url.origin:
+        return Request(url, request.fields)
+    if "%" in url.origin.host:
         raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
-    fields = request.fields
-    if url.origin != request.url.origin and trusted:  # the caller says that all of them are one
-        fields = merge_fields(fields, {"Host": ""})
-    elif url.origin != request.url.origin:
-        fields = without_secrets(fields, secret_headers)
-    return Request(url, fields)
+    if trusted:  # the caller says that all of them are one
+        return Request(url, request.fields).adding("Host", "")
+    return Request(url, without_secrets(request.fields, secret_headers))
 
 
 # ---- retries
@@ -2864,16 +2861,14 @@ def next_request(request: Request, response: Response,
 RetryRule = Callable[[int, Union[Response, AsyncGetError]], Optional[float]]
 
 
-def retry_after(text: str) -> float | None:
-    """The seconds that a Retry-After asks for (RFC 9110 10.2.3), None where there is none.
+def retry_after(text: str) -> float:
+    """The seconds that a Retry-After asks for (RFC 9110 10.2.3).
 
-    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT"), retry_after("")
-    (120.0, 0.0, None)
+    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
+    (120.0, 0.0)
     >>> retry_after("soon")  # not understood is not "at once"
     inf
     """
-    if not text:
-        return None
     if re.fullmatch("[0-9]+", text):
         return float(text)
     when = parse_date(text)
@@ -2895,15 +2890,14 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
     if isinstance(outcome, Response):
         if outcome.status_code not in (408, 429, 500, 502, 503, 504):
             return None
-        asked = retry_after(outcome.headers.get("retry-after", ""))
-        if asked is not None:
+        if outcome.headers.get("retry-after"):
+            asked = retry_after(outcome.headers["retry-after"])
             return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
     elif (isinstance(outcome, (TLSError, ProxyError))
           or not isinstance(outcome, (ConnectError, TimedOut, IncompleteBody))):
         return None
     import random
-    delay = min(0.5 * 2.0 ** min(attempt - 1, 6), 30.0)
-    return delay * random.uniform(0.5, 1.0)  # apart from others
+    return 0.5 * 2.0 ** min(attempt - 1, 6) * random.uniform(0.5, 1.0)  # apart from others
 
 
 # ---- cookies
@@ -2960,8 +2954,6 @@ def parse_date(text: str) -> float | None:
     return when.timestamp() if year >= 1601 else None
 
 
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}  # on no wire: as curl and browsers have it
-
 # Under these everyone has a domain, and so no cookie is for all of them. The list of all
 # public suffixes is long and changes by the week; http.cookiejar has the same few.
 _SUFFIX = re.compile(r"([^.]*|(ac|co|com|edu|gov|mil|net|org)\.[a-z]{2})\.?")
@@ -3011,7 +3003,7 @@ class Cookie(NamedTuple):
     expires: float | None = None  # seconds since 1970; None: with the session
 
     @property
-    def key(self) -> tuple[str, str, str, bool]:
+    def key(self) -> tuple[object, ...]:
         """What no two cookies of a jar have in common (6265bis 5.7)."""
         return self.name, self.domain, self.path, self.host_only
 
@@ -3022,11 +3014,10 @@ class Cookie(NamedTuple):
     def belongs(self, url: URL) -> bool:
         """Whether it goes out with a request (6265bis 5.8.3)."""
         scheme, host, _ = url.origin
-        return (self.lives()
-                and (self.domain in ("", host) if self.host_only
-                     else domain_match(host, self.domain))
-                and path_match(url.target.partition("?")[0], self.path)
-                and (not self.secure or scheme == "https" or host in _LOOPBACK))
+        safe = scheme == "https" or host in ("localhost", "127.0.0.1", "::1")  # these: on no wire
+        told = self.domain in ("", host) if self.host_only else domain_match(host, self.domain)
+        return (self.lives() and told and (safe or not self.secure)
+                and path_match(url.target.partition("?")[0], self.path))
 
 
 def parse_attributes(attributes: Iterable[Sequence[str]]) -> dict[str, str]:
@@ -3082,15 +3073,16 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
         expires = min(expires, now + MAX_COOKIE_SECONDS)
     host = url.origin.host
     domain = found.get("domain", host).removeprefix(".").lower()
-    alone = is_address(domain) or _SUFFIX.fullmatch(domain) is not None
+    host_only = "domain" not in found or is_address(domain) or bool(_SUFFIX.fullmatch(domain))
     path = found.get("path", "")
     if path[:1] != "/":  # the folder that the target lies in (5.1.4)
         path = url.target.partition("?")[0].rpartition("/")[0] or "/"
-    cookie = Cookie(name, value, domain, path, alone or "domain" not in found,
+    cookie = Cookie(name, value, domain, path, host_only,
                     "secure" in found, "httponly" in found, expires)
-    allowed = (domain == host or (not alone and domain_match(host, domain))) and (
-        url.origin.scheme == "https" or not cookie.secure)
-    return cookie if allowed and keeps_prefix(cookie, "path" in found) else None
+    if not (host == domain or (domain_match(host, domain) and not host_only)) or (
+            cookie.secure and url.origin.scheme != "https"):
+        return None
+    return cookie if keeps_prefix(cookie, "path" in found) else None
 
 
 def overlays(new: Cookie, old: Cookie) -> bool:
@@ -3200,17 +3192,14 @@ class Cookies:
         """Put a cookie in as it is; one without a domain is the home origin's."""
         self._sites.setdefault(site_of(cookie.domain), {})[cookie.key] = cookie
 
-    def set(self, name: str, value: str, *, domain: str = "", path: str = "/",
-            secure: bool = False, expires: float | None = None) -> None:
+    def set(self, name: str, value: str, *, domain: str = "", path: str = "/") -> None:
         """Set a cookie: for a domain and all below it, or without one for the home origin.
 
-        `expires` is in seconds since 1970. Raises InvalidHeader, or InvalidURL for the domain.
+        Raises InvalidHeader, or InvalidURL for the domain.
         """
         check_cookie(name, value)
-        self.add(Cookie(
-            name, value, domain and parse_host(domain.removeprefix(".")),
-            "/" + path.removeprefix("/"), host_only=not domain, secure=secure,
-            expires=None if expires is None else float(expires)))
+        host = domain and parse_host(domain.removeprefix("."))
+        self.add(Cookie(name, value, host, "/" + path.removeprefix("/"), host_only=not host))
 
     __setitem__ = set
 
@@ -3320,11 +3309,10 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
         corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
     """
     host = origin.host.rstrip(".")
-    for entry in re.split(r"[\s,]+", no_proxy.lower()):
-        match = re.fullmatch(r"(\[[^\]]*\]|[^:]*):([0-9]{1,5})", entry)
-        name, port = match.groups() if match else (entry, origin.port)
+    for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # of IPv6: all of it
+                                 r"(?::([0-9]{1,5}))?(?![^\s,])", no_proxy.lower()):
         below = f".{host}".endswith("." + name.removeprefix("*.").strip("."))
-        if int(port) == origin.port and (name == "*" or (
+        if int(port or origin.port) == origin.port and (name == "*" or (
                 in_network(host, name.strip("[]")) if is_address(host) else below)):
             return True
     return False
