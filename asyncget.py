@@ -3020,25 +3020,6 @@ class Cookie(NamedTuple):
                 and path_match(url.target.partition("?")[0], self.path))
 
 
-def parse_attributes(attributes: Iterable[Sequence[str]]) -> dict[str, str]:
-    """What follows a cookie's value; the last of a name counts (6265bis 5.6).
-
-    >>> parse_attributes([("MAX-AGE", "=", "9"), ("max-age", "=", "soon"), ("Secure", "", "")])
-    {'max-age': '9', 'secure': ''}
-
-    One that makes no sense is as if it were not there, and so leaves an earlier one in force.
-    """
-    found: dict[str, str] = {}
-    for name, _, value in attributes:
-        name = name.lower()
-        if not (octets(value) > MAX_ATTRIBUTE_BYTES
-                or (name == "domain" and value in ("", "."))
-                or (name == "expires" and parse_date(value) is None)
-                or (name == "max-age" and not re.fullmatch(r"-?[0-9]+", value))):
-            found[name] = value
-    return found
-
-
 def keeps_prefix(cookie: Cookie, has_path: bool = True) -> bool:
     """Whether a cookie is what the prefix of its name promises (6265bis 4.1.3, 5.7).
 
@@ -3065,15 +3046,17 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     if (not _VALUE.fullmatch(line) or not (name or value)
             or octets(name + value) > MAX_COOKIE_BYTES):
         return None
-    found = parse_attributes(attributes)
+    found = {key.lower(): text for key, _, text in attributes  # the last of each counts
+             if octets(text) <= MAX_ATTRIBUTE_BYTES}
     expires = parse_date(found.get("expires", ""))
-    if "max-age" in found:
+    if re.fullmatch("-?[0-9]+", found.get("max-age", "")):
         expires = now + max(0.0, float(found["max-age"]))
     if expires is not None:
         expires = min(expires, now + MAX_COOKIE_SECONDS)
     host = url.origin.host
-    domain = found.get("domain", host).removeprefix(".").lower()
-    host_only = "domain" not in found or is_address(domain) or bool(_SUFFIX.fullmatch(domain))
+    named = found.get("domain", "").removeprefix(".").lower()
+    domain = named or host
+    host_only = not named or is_address(named) or bool(_SUFFIX.fullmatch(named))
     path = found.get("path", "")
     if path[:1] != "/":  # the folder that the target lies in (5.1.4)
         path = url.target.partition("?")[0].rpartition("/")[0] or "/"
@@ -3112,7 +3095,7 @@ def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
     'a=1; nameless; b='
     """
-    ended = "".join(f"{name}={value}; " if name else f"{value}; " for name, value in pairs)
+    ended = "".join(f"{name}={value}; ".removeprefix("=") for name, value in pairs)
     room = MAX_COOKIE_FIELD_BYTES + len("; ")
     data = ended.encode("utf-8", "surrogateescape")[:room].rpartition(b"; ")[0]
     return data.decode("utf-8", "surrogateescape")
@@ -3318,7 +3301,7 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
     return False
 
 
-def choose_proxy(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
+def choose_proxy(origin: Origin) -> Proxy | None:
     """The proxy that the environment names for an origin.
 
         http_proxy, HTTP_PROXY     for http; upper case not under CGI, where a request's
@@ -3327,23 +3310,17 @@ def choose_proxy(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
         all_proxy, ALL_PROXY       for both, where those are not set
         no_proxy, NO_PROXY         none for these: see bypasses_proxy
 
-    Lower case wins; an empty value means none. Where nothing is set, macOS and Windows
+    Lower case wins; an empty value is as if not set. Where nothing is set, macOS and Windows
     are asked for the settings of the system.
     """
-    for name in (f"{origin.scheme}_proxy", "all_proxy"):
-        if name not in environ:
-            name = name.upper()
-        if name in environ and not (name == "HTTP_PROXY" and "REQUEST_METHOD" in environ):
-            no_proxy = environ.get("no_proxy", environ.get("NO_PROXY", ""))
-            if not environ[name] or bypasses_proxy(no_proxy, origin):
-                return None
-            return parse_proxy(environ[name], name)
-    if sys.platform in ("darwin", "win32"):
-        from urllib.request import getproxies, proxy_bypass
-        found = getproxies().get(origin.scheme)
-        if found and not proxy_bypass(origin.host):
-            return parse_proxy(found, "the system's settings")
-    return None
+    from urllib.request import getproxies, getproxies_environment, proxy_bypass
+    ours = getproxies_environment()
+    found = ours or getproxies()
+    kind = origin.scheme if origin.scheme in found else "all"
+    if kind not in found or bypasses_proxy(found.get("no", ""), origin) or (
+            not ours and proxy_bypass(origin.host)):
+        return None
+    return parse_proxy(found[kind], f"{kind}_proxy" if ours else "the system's settings")
 
 
 _NETRC_WORD = re.compile(
@@ -4155,7 +4132,7 @@ class Session:
             return None
         if "proxy" in settings:
             return parse_proxy(settings["proxy"], "proxy=")
-        return choose_proxy(origin, os.environ) if settings["trust_env"] else None
+        return choose_proxy(origin) if settings["trust_env"] else None
 
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
         if isinstance(verify, ssl.SSLContext):  # made anew for each call, they would pile up

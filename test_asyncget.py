@@ -4655,8 +4655,9 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
         for no_proxy, url, direct in rows:
             with self.subTest(no_proxy=no_proxy[:60], url=url):
                 self.assertIs(bypasses_proxy(no_proxy, parse_url(url).origin), direct)
-                chosen = choose_proxy(parse_url(url).origin, {
-                    "all_proxy": "proxy.test", "no_proxy": no_proxy, "NO_PROXY": "*"})
+                with mock.patch.dict(os.environ, {
+                        "all_proxy": "proxy.test", "no_proxy": no_proxy, "NO_PROXY": "*"}, clear=True):
+                    chosen = choose_proxy(parse_url(url).origin)
                 self.assertIs(chosen is None, direct)  # lower case wins
 
     def test_choose_proxy(self) -> None:
@@ -4664,18 +4665,19 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
             ({}, None, None),
             ({"http_proxy": "p"}, "http://p:80 (from http_proxy)", None),
             ({"https_proxy": "http://p:3128"}, None, "http://p:3128 (from https_proxy)"),
-            ({"HTTP_PROXY": "p:1"}, "http://p:1 (from HTTP_PROXY)", None),
-            ({"HTTPS_PROXY": "p:1"}, None, "http://p:1 (from HTTPS_PROXY)"),
+            ({"HTTP_PROXY": "p:1"}, "http://p:1 (from http_proxy)", None),
+            ({"HTTPS_PROXY": "p:1"}, None, "http://p:1 (from https_proxy)"),
             ({"http_proxy": "p:1", "HTTP_PROXY": "q:1"}, "http://p:1 (from http_proxy)", None),
             ({"HTTP_PROXY": "p:1", "REQUEST_METHOD": "GET"}, None, None),  # httpoxy
             ({"HTTP_PROXY": "p:1", "REQUEST_METHOD": "GET", "ALL_PROXY": "q:1"},
-             "http://q:1 (from ALL_PROXY)", "http://q:1 (from ALL_PROXY)"),
+             "http://q:1 (from all_proxy)", "http://q:1 (from all_proxy)"),
             ({"http_proxy": "p:1", "REQUEST_METHOD": "GET"}, "http://p:1 (from http_proxy)", None),
             ({"HTTPS_PROXY": "p:1", "REQUEST_METHOD": "GET"}, None,
-             "http://p:1 (from HTTPS_PROXY)"),
+             "http://p:1 (from https_proxy)"),
             ({"all_proxy": "socks5h://p", "https_proxy": "q:1"},
              "socks5h://p:1080 (from all_proxy)", "http://q:1 (from https_proxy)"),
-            ({"all_proxy": "p:1", "https_proxy": ""}, "http://p:1 (from all_proxy)", None),
+            ({"all_proxy": "p:1", "https_proxy": ""},               # as curl has it
+             "http://p:1 (from all_proxy)", "http://p:1 (from all_proxy)"),
             ({"http_proxy": "", "HTTP_PROXY": "p:1"}, None, None),
             ({"all_proxy": "p:1", "NO_PROXY": "h.test"}, None, None),
             ({"all_proxy": "p:1", "NO_PROXY": "h.test", "no_proxy": ""},
@@ -4683,20 +4685,21 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
             ({"all_proxy": "p:1", "no_proxy": "h.test:443"}, "http://p:1 (from all_proxy)", None),
         ]
         for environ, *expected in rows:
-            with self.subTest(environ=environ):
-                found = [choose_proxy(Origin(scheme, "h.test", port), environ)
+            with self.subTest(environ=environ), mock.patch.dict(os.environ, environ, clear=True):
+                found = [choose_proxy(Origin(scheme, "h.test", port))
                          for scheme, port in (("http", 80), ("https", 443))]
                 self.assertEqual([proxy and str(proxy) for proxy in found], expected)
 
     def test_settings_of_the_system(self) -> None:
-        with mock.patch("sys.platform", "darwin"), mock.patch(
+        with mock.patch.dict(os.environ, clear=True), mock.patch(
                 "urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), mock.patch(
                 "urllib.request.proxy_bypass", lambda host: host == "inside.test"):
-            chosen = choose_proxy(Origin("https", "h.test", 443), {})
+            chosen = choose_proxy(Origin("https", "h.test", 443))
             self.assertEqual(str(chosen), "http://mac:8080 (from the system's settings)")
-            self.assertIsNone(choose_proxy(Origin("https", "inside.test", 443), {}))
-            self.assertIsNone(choose_proxy(Origin("http", "h.test", 80), {}))
-            chosen = choose_proxy(Origin("https", "h.test", 443), {"all_proxy": "p:1"})
+            self.assertIsNone(choose_proxy(Origin("https", "inside.test", 443)))
+            self.assertIsNone(choose_proxy(Origin("http", "h.test", 80)))
+            os.environ["ALL_PROXY"] = "p:1"
+            chosen = choose_proxy(Origin("https", "h.test", 443))
             self.assertEqual(str(chosen), "http://p:1 (from all_proxy)")
 
     def test_parse_proxy(self) -> None:
@@ -5208,7 +5211,7 @@ class SomebodyElsesNetworkProxies(AsyncCase):
             with mock.patch.dict(os.environ, HTTPS_PROXY=f"http://127.0.0.1:{port}"):
                 with self.assertRaisesRegex(
                         ConnectError, rf"cannot connect to proxy http://127.0.0.1:{port} \(from "
-                        rf"HTTPS_PROXY\): .*127.0.0.1', {port}.*\(after 0.0. s\)") as caught:
+                        rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.0. s\)") as caught:
                     await asyncget.get("https://h.test/")
             self.assertEqual(caught.exception.exit_code, 7)
             with self.assertRaisesRegex(ConnectError, rf"to h.test:{port} at 127.0.0.1: .*after 0"):
@@ -6222,7 +6225,7 @@ class Section10Cookies(Section):
             ("a=1; Expires=Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
             ("a=1; Expires=Mon, 01 Jan 1900 00:00:00 GMT", -2_208_988_800.0),
             ("a=1; Expires=soon", None), ("a=1; Expires", None), ("a=1; Expires=", None),
-            (f"a=1; Expires={date}; Expires=soon", MINUTE),   # ignored, and so not the last
+            (f"a=1; Expires={date}; Expires=soon", None),     # the last counts, as in browsers
             (f"a=1; Expires=1 Jan 1970 0:0:0; Expires={date}", MINUTE),
             ("a=1; Expires=" + " " * 1012 + date, MINUTE),    # blanks around are no part of it
             ("a=1; Expires=" + "x " * 600 + date, None),      # more than 1024 octets
@@ -6234,7 +6237,7 @@ class Section10Cookies(Section):
             ("a=1; Max-Age=0", NOW), ("a=1; Max-Age=-1", NOW), ("a=1; Max-Age=-0", NOW),
             ("a=1; Max-Age=" + "9" * 1024, FAR), ("a=1; Max-Age=-" + "9" * 1023, NOW),
             ("a=1; Max-Age=" + "9" * 1025, None), ("a=1; Max-Age=" + "9" * 30_000, None),
-            ("a=1; Max-Age=1; Max-Age=60", MINUTE), ("a=1; Max-Age=60; Max-Age=x", MINUTE),
+            ("a=1; Max-Age=1; Max-Age=60", MINUTE), ("a=1; Max-Age=60; Max-Age=x", None),
             *((f"a=1; Max-Age={age}", None) for age in
               ("", "x", "1x", "+1", "1.5", "1e3", "-", "--1", "- 1", "\u0661", "0x1", "1_0")),
         ], "expires")
@@ -6249,7 +6252,7 @@ class Section10Cookies(Section):
             ("a=1; Domain=.H.TEST", ("h.test", False)),
             ("a=1; domain = h.test ", ("h.test", False)),
             ("a=1; Domain=www.h.test", ("www.h.test", False)),
-            ("a=1; Domain=h.test; Domain=", ("h.test", False)),
+            ("a=1; Domain=h.test; Domain=", host_only),
             ("a=1; Domain=x.test; Domain=h.test", ("h.test", False)),
             ("a=1; Domain=h.test; Domain=x.test", None),      # the last counts
             *((f"a=1; Domain={domain}", None) for domain in (
@@ -8817,7 +8820,7 @@ class LinearTime(Section):
             "_refusal": raw(lambda t: re.sub(rb"<[^<>]*>", b"", t)),
             "next_request": lambda t: next_request(Request(page, ()), got("location", t, 302)),
             "retry_after": retry_after, "parse_date": a.parse_date,
-            "parse_set_cookie": lambda t: a.parse_set_cookie("a=1;" + t, page, NOW), "parse_attributes": lambda t: a.parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW),
+            "parse_set_cookie": lambda t: a.parse_set_cookie("a=1;" + t, page, NOW), "parse_set_cookie, many": lambda t: a.parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW),
             "parse_set_cookie, domain": lambda t: a.parse_set_cookie("a=1;domain=" + t, page, NOW), "site_of": a.site_of, "check_cookie": lambda t: a.check_cookie("a", t),
             "store": lambda t: written(asyncget.Cookies(), [f"a{n}={t[:99]}" for n in range(len(t) // 99)]),
             "fill_jar": lambda t: a.fill_jar(http.cookiejar.CookieJar(), got("set-cookie", t[:4096])),
