@@ -3025,7 +3025,8 @@ def keeps_prefix(cookie: Cookie, has_path: bool = True) -> bool:
 
     A nameless "__Host-a=1" would look to the server like a cookie of that name.
     """
-    start, fits = (cookie.name or cookie.value).lower(), cookie.name != "" and cookie.secure
+    start = (cookie.name or cookie.value).lower()
+    fits = cookie.name != "" and cookie.secure
     if start.startswith("__host-"):
         return fits and cookie.host_only and cookie.path == "/" and has_path
     return fits or not start.startswith("__secure-")
@@ -3039,14 +3040,14 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     Cookie(name='a', value='1', domain='h.test', path='/x', host_only=False, secure=False,
            http_only=False, expires=59.0)
     """
-    (name, mark, value), *attributes = ([text.strip(" \t") for text in part.partition("=")]
-                                        for part in line.split(";"))
+    parts = [[text.strip(" \t") for text in part.partition("=")] for part in line.split(";")]
+    name, mark, value = parts[0]
     if not mark:
         name, value = "", name
     if (not _VALUE.fullmatch(line) or not (name or value)
             or octets(name + value) > MAX_COOKIE_BYTES):
         return None
-    found = {key.lower(): text for key, _, text in attributes  # the last of each counts
+    found = {key.lower(): text for key, _, text in parts[1:]  # the last of each counts
              if octets(text) <= MAX_ATTRIBUTE_BYTES}
     expires = parse_date(found.get("expires", ""))
     if re.fullmatch("-?[0-9]+", found.get("max-age", "")):
@@ -3159,11 +3160,11 @@ class Cookies:
         """The names and values that a request is sent with, in their order (6265bis 5.8.3)."""
         if not self._sites:
             return []
-        own = self._sites.get("", {}).values() if url.origin == self._home else ()
-        names = {cookie.name for cookie in own}
-        found = [*own, *(cookie for cookie in self._sites.get(site_of(url.origin.host), {}).values()
-                         if cookie.name not in names)]
-        found = [cookie for cookie in found if cookie.belongs(url)]
+        own = self._sites.get("", {}) if url.origin == self._home else {}
+        kept = self._sites.get(site_of(url.origin.host), {})
+        names = {cookie.name for cookie in own.values()}
+        found = [cookie for cookie in (*own.values(), *kept.values())
+                 if cookie.belongs(url) and (not cookie.domain or cookie.name not in names)]
         found.sort(key=lambda cookie: -len(cookie.path))
         return [(cookie.name, cookie.value) for cookie in found]
 
@@ -3195,12 +3196,15 @@ class Cookies:
         """Delete all."""
         self._sites.clear()
 
+    def _values(self) -> dict[str, str]:
+        return {cookie.name: cookie.value for cookie in self}  # of several the last
+
     def get(self, name: str, default: str | None = None) -> str | None:
         """The value of a cookie; of several the last."""
-        return {cookie.name: cookie.value for cookie in self}.get(name, default)
+        return self._values().get(name, default)
 
     def __getitem__(self, name: str) -> str:
-        return {cookie.name: cookie.value for cookie in self}[name]
+        return self._values()[name]
 
     def __delitem__(self, name: str) -> None:
         if name not in self:
@@ -3210,7 +3214,7 @@ class Cookies:
                 del self._sites[site_of(cookie.domain)][cookie.key]
 
     def __contains__(self, name: object) -> bool:
-        return any(cookie.name == name for cookie in self)
+        return name in self._values()
 
     def __iter__(self) -> Iterator[Cookie]:
         return iter([cookie for kept in self._sites.values() for cookie in kept.values()
@@ -3259,7 +3263,9 @@ def parse_proxy(text: str, source: str) -> Proxy:
     the proxy is there to prevent.
     """
     scheme, mark, rest = text.strip().partition("://")
-    scheme, rest = (scheme.lower(), rest) if mark else ("http", scheme)
+    if not mark:
+        scheme, rest = "http", scheme
+    scheme = scheme.lower()
     if scheme not in _PROXY_PORTS:
         raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
                          f"not {masked(text)}", exit_code=7)
@@ -3269,9 +3275,10 @@ def parse_proxy(text: str, source: str) -> Proxy:
         raise ProxyError(f"{source}: {error}", exit_code=5) from None
     if max(map(octets, split_userinfo(url.userinfo))) > 255:
         raise ProxyError(f"{source}: user and password have at most 255 bytes each")  # RFC 1929
-    has_port = re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest)
-    return Proxy(scheme, url.origin.host, url.origin.port if has_port else _PROXY_PORTS[scheme],
-                 url.userinfo, source)
+    _, host, port = url.origin
+    if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # it is that of http
+        port = _PROXY_PORTS[scheme]
+    return Proxy(scheme, host, port, url.userinfo, source)
 
 
 def in_network(address: str, network: str) -> bool:
@@ -3294,9 +3301,11 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
     host = origin.host.rstrip(".")
     for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # of IPv6: all of it
                                  r"(?::([0-9]{1,5}))?(?![^\s,])", no_proxy.lower()):
-        below = f".{host}".endswith("." + name.removeprefix("*.").strip("."))
-        if int(port or origin.port) == origin.port and (name == "*" or (
-                in_network(host, name.strip("[]")) if is_address(host) else below)):
+        if is_address(host):
+            exempt = in_network(host, name.strip("[]"))
+        else:
+            exempt = f".{host}".endswith("." + name.removeprefix("*.").strip("."))
+        if (exempt or name == "*") and int(port or origin.port) == origin.port:
             return True
     return False
 
@@ -3317,8 +3326,9 @@ def choose_proxy(origin: Origin) -> Proxy | None:
     ours = getproxies_environment()
     found = ours or getproxies()
     kind = origin.scheme if origin.scheme in found else "all"
-    if kind not in found or bypasses_proxy(found.get("no", ""), origin) or (
-            not ours and proxy_bypass(origin.host)):
+    if kind not in found or bypasses_proxy(found.get("no", ""), origin):
+        return None
+    if not ours and proxy_bypass(origin.host):
         return None
     return parse_proxy(found[kind], f"{kind}_proxy" if ours else "the system's settings")
 
@@ -5377,7 +5387,7 @@ def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str,
         url = f"{kind}://{address}" if address else url
     names = {name: environ.get(name, environ.get(name.upper(), ""))
              for name in ("http_proxy", "https_proxy", "all_proxy")} if url is None else {
-                 "http_proxy": url, "https_proxy": url}
+                 "http_proxy": url, "https_proxy": url, "all_proxy": url}
     user = options.proxy_user and quote(os.fsencode(options.proxy_user), safe=":") + "@"
     for name, text in names.items():
         scheme, mark, address = text.rpartition("://")

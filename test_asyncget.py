@@ -11588,16 +11588,20 @@ class Section15CommandLine(Folder):
         environ: dict[str, str] = {}
         for arguments, expected in (
             ("u", {}), ("--noproxy * u", {"no_proxy": "*"}),
-            ("--socks5 p:1 u", dict.fromkeys(("http_proxy", "https_proxy"), "socks5://p:1")),
-            ("--socks5-hostname p u", dict.fromkeys(("http_proxy", "https_proxy"), "socks5h://p")),
-            ("-x p:1 u", dict.fromkeys(("http_proxy", "https_proxy"), "p:1")),
+            ("--socks5 p:1 u", dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "socks5://p:1")),
+            ("--socks5-hostname p u",
+             dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "socks5h://p")),
+            ("-x p:1 u", dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "p:1")),
             ("-x http://p -U a:b@c u",
-             dict.fromkeys(("http_proxy", "https_proxy"), "http://a:b%40c@p")),
+             dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://a:b%40c@p")),
             ("-U a:b u", {}),
         ):
             with self.subTest(arguments):
                 found = asyncget.proxy_environment(parse_arguments(arguments.split()), environ)
                 self.assertEqual({k: v for k, v in found.items() if v}, expected)
+        with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
+            os.environ.update(asyncget.proxy_environment(parse_arguments(["-x", "", "u"]), os.environ))
+            self.assertIsNone(choose_proxy(HERE))
         environ = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q"}
         options = parse_arguments(["-U", "a:b", "u"])
         self.assertEqual(asyncget.proxy_environment(options, environ),
