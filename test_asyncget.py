@@ -3252,12 +3252,14 @@ class Section10Policy(AsyncCase):
             ("//b.test", "http://b.test/#top", bare),
             ("https://h.test/", "https://h.test/#top", bare),
             ("http://h.test:81/", "http://h.test:81/#top", bare),
+            ("https://h.test:80/", "https://h.test:80/#top", bare), ("//hh.test", "http://hh.test/#top", bare),
             ("http://www.h.test/", "http://www.h.test/#top", bare),
             ("http://h.test./", "http://h.test./#top", bare),
             ("file:///etc/passwd", None, None), ("ftp://h.test/", None, None),
             ("javascript:x", None, None), ("http:x", None, None), ("http:///x", None, None),
             ("http://h.test:99999/", None, None), ("http://127.1/", None, None),
             ("http://a\\@b/", None, None), ("//[::1%25eth0]/", None, None), ("//[::1/", None, None),
+            ("http://[::1%25.h.test]/", None, None),                 # CVE-2023-45289
         ]
         request = Request(parse_url("http://me:pw@h.test/a/b#top"), fields)
         for location, url, kept in cases:
@@ -3271,6 +3273,7 @@ class Section10Policy(AsyncCase):
                 assert following
                 self.assertEqual((str(following.url), following.url.userinfo), (url, ""))
                 self.assertEqual(following.fields, kept)
+        # CVE-2024-45336: what was dropped stays dropped
         away = next_request(request, self.response("http://h.test/", "Location: //b/", status=302))
         assert away
         back = next_request(away, self.response("http://b/", "Location: //h.test/", status=302))
@@ -4803,36 +4806,6 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
             with self.subTest(key), self.assertRaises(InvalidURL):
                 resolved({key: "127.0.0.1"}, h)
 
-    def test_redirects_keep_secrets_at_home(self) -> None:
-        """An origin is scheme, host and port, compared exactly."""
-        a = "https://a.test/x"
-        same = [a, "/y", "?q", "//a.test/", "https://A.TEST:443/", "https://me:pw@a.test/"]
-        other = ["http://a.test/", "https://a.test:444/", "https://x.a.test/", "//b.test/",
-                 "https://test/", "https://a.test./", "http://a.test:443/", "https://aa.test/"]
-        secret = [("authorization", "1"), ("AUTHORIZATION", "2"), ("Cookie", "3"), ("cookie", "4"),
-                  ("X-Key", "5"), ("x-key", "6")]
-        public = [("Accept", "*/*"), ("X-Other", "7")]
-        request = Request(parse_url(a), (("Host", "odd.test"), *secret, *public))
-
-        def follow(from_: Request, location: str) -> Request:
-            head = parse_head(redirect_to(location))
-            response = Response(head, from_.url, Body(Source(), head))  # type: ignore[arg-type]
-            result = next_request(from_, response, ["X-KEY"])
-            assert result
-            return result
-
-        for location in same:
-            with self.subTest(location):
-                self.assertEqual(follow(request, location).fields, request.fields)
-                self.assertEqual(follow(request, location).url.userinfo, "")
-        for location in other:
-            with self.subTest(location):
-                away = follow(request, location)
-                self.assertEqual(away.fields, (("Host", ""), *public))
-                self.assertEqual(follow(away, a).fields, away.fields)  # CVE-2024-45336
-        with self.assertRaises(InvalidURL):
-            follow(request, "https://[::1%25.a.test]/")  # CVE-2023-45289
-
     def test_callers_may_not_speak_to_the_proxy(self) -> None:
         for name in ("Proxy-Authorization", "Connection", "TE", "Upgrade", "Expect"):
             with self.subTest(name), self.assertRaises(InvalidHeader) as caught:
@@ -6329,36 +6302,6 @@ class Section10Cookies(Section):
         self.assertTrue(all(asyncget.parse_set_cookie(line, parse_url("http://h.test/"), NOW) is None
                             for line in good[:4]))
         self.assertTrue(asyncget.keeps_prefix(asyncget.Cookie("__Host-a", "", "h.test", secure=True)))
-
-    def test_hostile_ones_take_no_time(self) -> None:
-        """bpo-38804, CVE-2024-7592: made to be slow."""
-        url = parse_url("https://h.test/")
-        for piece in (";", "=", " ", "1", "1-", "1:1:", "jan ", "a=b;", ";Max-Age=9", ";Max-Age=x",
-                      ";Expires=1-1-1", "99:99:99 ", "\t", ";Domain=.h.test", ";Domain=...", ";Path=/",
-                      "; ;", "\udcff"):
-            long = piece * (asyncget.MAX_HEAD_BYTES // len(piece))
-            with self.subTest(piece):
-                self.quick(asyncget.parse_date, long)
-                for start in ("", "a=1;Expires=", "a=1; Max-Age=", "a=1;Domain=", "a=1; Path=/"):
-                    self.quick(asyncget.parse_set_cookie, start + long, url, NOW)
-
-    # ---- what matches
-
-    def test_matches(self) -> None:
-        """6265bis 5.1.3, 5.1.4; bpo-35121."""
-        for match, rows in (
-            (asyncget.domain_match, (
-                ("h.test", "h.test", True), ("a.b.h.test", "h.test", True), ("nh.test", "h.test", False),
-                ("h.test", "a.h.test", False), ("h.test", "", False), ("10.0.0.1", "0.0.1", False),
-                ("10.0.0.1", "10.0.0.1", True), ("::1", "::1", True), ("h.test.", "h.test", False),
-                ("a.h.test.", "h.test.", True), ("a.1x", "1x", True))),
-            (asyncget.path_match, (
-                ("/", "/", True), ("/a", "/", True), ("/any", "/any", True), ("/any/", "/any", True),
-                ("/any/x", "/any", True), ("/anybad", "/any", False), ("/any", "/any/", False),
-                ("/any/", "/any/", True), ("/an", "/any", False), ("/ANY", "/any", False)))):
-            for ours, theirs, expected in rows:
-                with self.subTest(match.__name__, ours=ours, theirs=theirs):
-                    self.assertIs(match(ours, theirs), expected)
 
     def test_sites(self) -> None:
         for host, site in (
@@ -8819,7 +8762,7 @@ class LinearTime(Section):
             # sections 8 to 11: proxies, redirects, cookies, netrc
             "_refusal": raw(lambda t: re.sub(rb"<[^<>]*>", b"", t)),
             "next_request": lambda t: next_request(Request(page, ()), got("location", t, 302)),
-            "retry_after": retry_after, "parse_date": a.parse_date,
+            "retry_after": retry_after, "parse_date": a.parse_date,  # bpo-38804, CVE-2024-7592
             "parse_set_cookie": lambda t: a.parse_set_cookie("a=1;" + t, page, NOW), "parse_set_cookie, many": lambda t: a.parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW),
             "parse_set_cookie, domain": lambda t: a.parse_set_cookie("a=1;domain=" + t, page, NOW), "site_of": a.site_of, "check_cookie": lambda t: a.check_cookie("a", t),
             "store": lambda t: written(asyncget.Cookies(), [f"a{n}={t[:99]}" for n in range(len(t) // 99)]),
