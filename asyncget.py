@@ -2978,7 +2978,7 @@ def domain_match(host: str, domain: str) -> bool:
     >>> [domain_match(h, "h.test") for h in ("h.test", "www.h.test", "noth.test")]
     [True, True, False]
     """
-    return host == domain or (host.endswith("." + domain) and not is_address(host))
+    return f".{host}".endswith(f".{domain}")
 
 
 def path_match(path: str, folder: str) -> bool:
@@ -3054,17 +3054,16 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
         expires = now + max(0.0, float(found["max-age"]))
     if expires is not None:
         expires = min(expires, now + MAX_COOKIE_SECONDS)
-    host = url.origin.host
-    named = found.get("domain", "").removeprefix(".").lower()
-    domain = named or host
-    host_only = not named or is_address(named) or bool(_SUFFIX.fullmatch(named))
+    domain = found.get("domain", "").removeprefix(".").lower()
     path = found.get("path", "")
     if path[:1] != "/":  # the folder that the target lies in (5.1.4)
         path = url.target.partition("?")[0].rpartition("/")[0] or "/"
-    cookie = Cookie(name, value, domain, path, host_only,
+    scheme, host, _ = url.origin
+    cookie = Cookie(name, value, domain or host, path, not domain,
                     "secure" in found, "httponly" in found, expires)
-    if not (host == domain or (domain_match(host, domain) and not host_only)) or (
-            cookie.secure and url.origin.scheme != "https"):
+    if not domain_match(host, cookie.domain) or site_of(host) != site_of(cookie.domain):
+        return None
+    if cookie.secure and scheme != "https":
         return None
     return cookie if keeps_prefix(cookie, "path" in found) else None
 

@@ -6237,21 +6237,21 @@ class Section10Cookies(Section):
             (f"a=1; Domain={'x' * 1024}", None),
         ], "domain", "host_only")
         for url, line, expected in (
-            ("http://10.0.0.1/", "a=1; Domain=10.0.0.1", ("10.0.0.1", True)),  # addresses
+            ("http://10.0.0.1/", "a=1; Domain=10.0.0.1", ("10.0.0.1", False)),  # addresses
             ("http://10.0.0.1/", "a=1; Domain=0.0.1", None), ("http://10.0.0.1/", "a=1; Domain=1", None),
-            ("http://[::1]/", "a=1; Domain=::1", ("::1", True)),
+            ("http://[::1]/", "a=1; Domain=::1", ("::1", False)),
             ("http://[::1]/", "a=1; Domain=[::1]", None),
             ("http://[::1]/", "a=1; Domain=::2", None),
-            ("http://localhost/", "a=1; Domain=localhost", ("localhost", True)),  # without a dot
-            ("http://localhost/", "a=1; Domain=.LocalHost", ("localhost", True)),
+            ("http://localhost/", "a=1; Domain=localhost", ("localhost", False)),  # without a dot
+            ("http://localhost/", "a=1; Domain=.LocalHost", ("localhost", False)),
             ("http://x.localhost/", "a=1; Domain=localhost", None),
-            ("http://com/", "a=1; Domain=com", ("com", True)),
+            ("http://com/", "a=1; Domain=com", ("com", False)),                # and so for no other site
             ("http://a.com./", "a=1; Domain=com.", None),
             ("http://h.test./", "a=1; Domain=h.test.", ("h.test.", False)),  # as they are
             ("http://h.test./", "a=1; Domain=h.test", None),
             ("http://www.b.co.uk/", "a=1; Domain=co.uk", None),
             ("http://www.b.co.uk/", "a=1; Domain=b.co.uk", ("b.co.uk", False)),
-            ("http://co.uk/", "a=1; Domain=co.uk", ("co.uk", True)),
+            ("http://co.uk/", "a=1; Domain=co.uk", ("co.uk", False)),
             ("http://www.co.com/", "a=1; Domain=co.com", ("co.com", False)),
             ("http://www.xn--bcher-kva.example/", "a=1; Domain=b\u00fccher.example", None),  # no ASCII
             ("http://www.xn--bcher-kva.example/", "a=1; Domain=.XN--BCHER-KVA.example",
@@ -6327,6 +6327,12 @@ class Section10Cookies(Section):
             ("http://a.test./", "x=1", "http://a.test/", ""),
             ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://10.0.0.1/", "x=1"),
             ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://9.10.0.0.1.test/", ""),
+            ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://x.10.0.0.1/", ""),
+            ("http://[::1]/", "x=1; Domain=::1", "http://[::1]/", "x=1"),
+            ("http://com/", "x=1; Domain=com", "http://h.com/", ""),
+            ("http://co.uk/", "x=1; Domain=co.uk", "http://h.co.uk/", ""),
+            ("http://localhost/", "x=1; Domain=localhost", "http://localhost/", "x=1"),
+            ("http://localhost/", "x=1; Domain=localhost", "http://x.localhost/", ""),
             ("http://a.test/", "x=1; Path=/any", "http://a.test/anybad", ""),
             ("http://a.test/", "x=1; Path=/any", "http://a.test/any?q", "x=1"),
             ("http://a.test/", "x=1; Path=/any", "http://a.test/q?/any", ""),
