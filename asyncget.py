@@ -2810,7 +2810,7 @@ class Request(NamedTuple):
         (('Cookie', 'a=1; b=2'),)
         """
         own = [value for name, value in self.fields if name.lower() == "cookie"]
-        named = {pair.partition("=")[0].strip() for pair in ";".join(own).split(";")}
+        named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
         text = render_cookies(pair for pair in cookies if pair[0] not in named)
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
@@ -3133,8 +3133,7 @@ class Cookies:
         site that has set none for longest: endless subdomains push out nobody else's.
         """
         site, names = site_of(url.origin.host), []
-        kept = {cookie.key: cookie for cookie in self._sites.pop(site, {}).values()
-                if cookie.lives()}
+        kept = {key: old for key, old in self._sites.pop(site, {}).items() if old.lives()}
         for line in itertools.islice(lines, MAX_SET_COOKIES):
             cookie = parse_set_cookie(line, url, time.time())
             if cookie is None or (url.origin.scheme != "https"
@@ -3335,7 +3334,7 @@ def choose_proxy(origin: Origin) -> Proxy | None:
 _NETRC_WORD = re.compile(
     r'#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*'  # a comment; commands for ftp, up to an empty line
     r'|"((?:[^"\\\n]|\\.)*)"|([^" \t\n][^ \t\n]*)|"', re.I)
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
+_ESCAPES = str.maketrans("nrt", "\n\r\t")
 
 
 def netrc_entries(text: str) -> Iterator[dict[str, str]]:
@@ -3357,7 +3356,7 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
             raise ValueError(f"line {line}: a quote is not closed")
         if wanted and (plain or quoted is not None):
             entry[wanted] = plain or re.sub(
-                r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), quoted)
+                r"\\(.)", lambda escape: escape[1].translate(_ESCAPES), quoted)
             wanted = ""
             continue
         if keyword in ("machine", "default"):

@@ -8769,6 +8769,7 @@ class LinearTime(Section):
             "_refusal": raw(lambda t: re.sub(rb"<[^<>]*>", b"", t)),
             "next_request": lambda t: next_request(Request(page, ()), got("location", t, 302)),
             "retry_after": retry_after, "parse_date": a.parse_date,  # bpo-38804, CVE-2024-7592
+            "with_cookies": lambda t: Request(page, (("Cookie", t),)).with_cookies([("a", "1")]),
             "parse_set_cookie": lambda t: a.parse_set_cookie("a=1;" + t, page, NOW), "parse_set_cookie, many": lambda t: a.parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW),
             "parse_set_cookie, domain": lambda t: a.parse_set_cookie("a=1;domain=" + t, page, NOW), "site_of": a.site_of, "check_cookie": lambda t: a.check_cookie("a", t),
             "store": lambda t: written(asyncget.Cookies(), [f"a{n}={t[:99]}" for n in range(len(t) // 99)]),
