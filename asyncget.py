@@ -3020,7 +3020,7 @@ class Cookie(NamedTuple):
                 and path_match(url.target.partition("?")[0], self.path))
 
 
-def keeps_prefix(cookie: Cookie, has_path: bool = True) -> bool:
+def keeps_prefix(cookie: Cookie) -> bool:
     """Whether a cookie is what the prefix of its name promises (6265bis 4.1.3, 5.7).
 
     A nameless "__Host-a=1" would look to the server like a cookie of that name.
@@ -3028,7 +3028,7 @@ def keeps_prefix(cookie: Cookie, has_path: bool = True) -> bool:
     start = (cookie.name or cookie.value).lower()
     fits = cookie.name != "" and cookie.secure
     if start.startswith("__host-"):
-        return fits and cookie.host_only and cookie.path == "/" and has_path
+        return fits and cookie.host_only and cookie.path == "/"
     return fits or not start.startswith("__secure-")
 
 
@@ -3055,17 +3055,17 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     if expires is not None:
         expires = min(expires, now + MAX_COOKIE_SECONDS)
     domain = found.get("domain", "").removeprefix(".").lower()
-    path = found.get("path", "")
-    if path[:1] != "/":  # the folder that the target lies in (5.1.4)
-        path = url.target.partition("?")[0].rpartition("/")[0] or "/"
     scheme, host, _ = url.origin
-    cookie = Cookie(name, value, domain or host, path, not domain,
+    cookie = Cookie(name, value, domain or host, found.get("path", ""), not domain,
                     "secure" in found, "httponly" in found, expires)
     if not domain_match(host, cookie.domain) or site_of(host) != site_of(cookie.domain):
         return None
-    if cookie.secure and scheme != "https":
+    if not keeps_prefix(cookie) or (cookie.secure and scheme != "https"):
         return None
-    return cookie if keeps_prefix(cookie, "path" in found) else None
+    if cookie.path[:1] != "/":  # then it is the folder that the target lies in (5.1.4)
+        folder = url.target.partition("?")[0].rpartition("/")[0]
+        cookie = cookie._replace(path=folder or "/")
+    return cookie
 
 
 def overlays(new: Cookie, old: Cookie) -> bool:
