@@ -8804,7 +8804,7 @@ class LinearTime(Section):
         }
 
     # Of constants; of a few characters; or the same expression as that of another name here.
-    OTHERS = {"known_flags", "_dial", "_socks_address"}
+    OTHERS = {"known_flags"}
 
     @staticmethod
     def filled(text: str) -> None:
