@@ -2820,29 +2820,22 @@ class Request(NamedTuple):
         ...     [("a", "old"), ("b", "2")]).fields
         (('Cookie', 'a=1; b=2'),)
         """
-        own = "; ".join(value for name, value in self.fields if name.lower() == "cookie")
-        named = {pair.partition("=")[0].strip() for pair in own.split(";")}
+        own = [value for name, value in self.fields if name.lower() == "cookie"]
+        named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
         text = render_cookies(pair for pair in cookies if pair[0] not in named)
-        if not text:
-            return self
-        return self._replace(fields=merge_fields(
-            self.fields, {"Cookie": f"{own}; {text}" if own else text}))
+        return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
     def adding(self, name: str, value: str) -> Request:
-        """The same request with one more field."""
-        return self._replace(fields=(*self.fields, (name, value)))
+        """The same request with a field, in place of those of that name."""
+        return self._replace(fields=merge_fields(self.fields, {name: value}))
 
 
 # ---- redirects
 
-_CREDENTIALS = {"authorization", "cookie", "proxy-authorization"}
-
-
 def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
     """The fields that another origin may see: no credentials, and not the caller's Host."""
-    secret = _CREDENTIALS.union(name.lower() for name in secret_headers)
-    return tuple(("Host", "") if name.lower() == "host" else (name, value)
-                 for name, value in fields if name.lower() not in secret)
+    secret = ("Authorization", "Cookie", "Proxy-Authorization", *secret_headers)
+    return merge_fields(fields, {**dict.fromkeys(secret), "Host": ""})
 
 
 def next_request(request: Request, response: Response,
@@ -2858,21 +2851,19 @@ def next_request(request: Request, response: Response,
                                             dropped stays dropped for the rest of the way
         user and password in Location       ignored (RFC 9110 4.2.4)
     """
-    if response.status_code not in (301, 302, 303, 307, 308):
-        return None
     locations = set(octets_text(response.raw_head, "location"))
-    if len(locations) > 1:
-        raise ProtocolError("a redirect to several places: " + printable(
-            ", ".join(map(masked, sorted(locations)))))
-    if not any(locations):
+    if response.status_code not in (301, 302, 303, 307, 308) or not any(locations):
         return None
+    if len(locations) > 1:
+        raise ProtocolError("a redirect to several places: "
+                            + ", ".join(map(masked, sorted(locations))))
     url = join_url(request.url, locations.pop())._replace(userinfo="")
-    if "%" in url.origin.host and url.origin != request.url.origin:
-        raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
     if url.origin == request.url.origin:
         return Request(url, request.fields)
+    if "%" in url.origin.host:
+        raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
     if trusted:  # the caller says that all of them are one
-        return Request(url, merge_fields(request.fields, {"Host": ""}))
+        return Request(url, request.fields).adding("Host", "")
     return Request(url, without_secrets(request.fields, secret_headers))
 
 
@@ -2881,16 +2872,14 @@ def next_request(request: Request, response: Response,
 RetryRule = Callable[[int, Union[Response, AsyncGetError]], Optional[float]]
 
 
-def retry_after(text: str) -> float | None:
-    """The seconds that a Retry-After asks for (RFC 9110 10.2.3), None where there is none.
+def retry_after(text: str) -> float:
+    """The seconds that a Retry-After asks for (RFC 9110 10.2.3).
 
-    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT"), retry_after("")
-    (120.0, 0.0, None)
+    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
+    (120.0, 0.0)
     >>> retry_after("soon")  # not understood is not "at once"
     inf
     """
-    if not text:
-        return None
     if re.fullmatch("[0-9]+", text):
         return float(text)
     when = parse_date(text)
@@ -2912,15 +2901,14 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
     if isinstance(outcome, Response):
         if outcome.status_code not in (408, 429, 500, 502, 503, 504):
             return None
-        asked = retry_after(outcome.headers.get("retry-after", ""))
-        if asked is not None:
+        if outcome.headers.get("retry-after"):
+            asked = retry_after(outcome.headers["retry-after"])
             return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
     elif (isinstance(outcome, (TLSError, ProxyError))
           or not isinstance(outcome, (ConnectError, TimedOut, IncompleteBody))):
         return None
     import random
-    delay = min(0.5 * 2.0 ** min(attempt - 1, 6), 30.0)
-    return delay * random.uniform(0.5, 1.0)  # apart from others
+    return 0.5 * 2.0 ** min(attempt - 1, 6) * random.uniform(0.5, 1.0)  # apart from others
 
 
 # ---- cookies
@@ -2938,12 +2926,13 @@ def octets(text: str) -> int:
 # A token is what stands between delimiters (6265bis 5.1.1). Each part of a date is the first
 # token that looks like it and was no part before; re.A: else "ſep" would be September.
 _DATE_TOKEN = re.compile(r"[^\t -/;-@\[-`{-~]+")
-_DATE_PARTS = tuple(re.compile(pattern, re.I | re.A) for pattern in (
-    r"([0-9]{1,2}):([0-9]{1,2}):([0-9]{1,2})(?![0-9])",        # time
-    r"([0-9]{1,2})(?![0-9])",                                  # day of the month
-    r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)",
-    r"([0-9]{2,4})(?![0-9])"))                                 # year
-_MONTHS = "janfebmaraprmayjunjulaugsepoctnovdec"
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_DATE_PARTS = [re.compile(part, re.I | re.A) for part in (
+    r"(\d{1,2}):(\d{1,2}):(\d{1,2})(?!\d)",  # hour, minute, second
+    r"(\d{1,2})(?!\d)",                      # day of the month
+    f"({_MONTHS})",
+    r"(\d{2,4})(?!\d)",                      # year
+)]
 
 
 def parse_date(text: str) -> float | None:
@@ -2955,48 +2944,43 @@ def parse_date(text: str) -> float | None:
     HTTP's own three formats (RFC 9110 5.6.7) are among them; a zone is not looked at.
     """
     from datetime import datetime, timezone
-    found: dict[int, re.Match[str]] = {}
-    for token in _DATE_TOKEN.findall(text):
-        for part, pattern in enumerate(_DATE_PARTS):
-            match = None if part in found else pattern.match(token)
-            if match:
-                found[part] = match
-                break
-    if len(found) < 4:
-        return None
-    year = int(found[3][1])
-    year += 1900 if 70 <= year <= 99 else 2000 if year <= 69 else 0
-    month = _MONTHS.index(found[2][1].lower()) // 3 + 1
-    hour, minute, second = map(int, found[0].groups())
+    tokens = _DATE_TOKEN.findall(text)
+    found: list[str] = []
+    for part in _DATE_PARTS:
+        match = next(filter(None, map(part.match, tokens)), None)
+        if match is None:
+            return None
+        tokens.remove(match.string)
+        found.extend(match.groups())
+    hour, minute, second, day, name, digits = found
+    year = int(digits)
+    if year < 100:
+        year += 2000 if year < 70 else 1900
+    month = _MONTHS.index(name.lower()) // 4 + 1
     try:
-        when = datetime(year, month, int(found[1][1]), hour, minute, second, tzinfo=timezone.utc)
+        when = datetime(year, month, int(day), int(hour), int(minute), int(second),
+                        tzinfo=timezone.utc)
     except ValueError:  # 30 February, 24:00:00
         return None
     return when.timestamp() if year >= 1601 else None
 
 
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}  # on no wire: as curl and browsers have it
-
 # Under these everyone has a domain, and so no cookie is for all of them. The list of all
 # public suffixes is long and changes by the week; http.cookiejar has the same few.
-_SUFFIX = re.compile(r"[^.]*|(?:ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}")
+_SUFFIX = re.compile(r"([^.]*|(ac|co|com|edu|gov|mil|net|org)\.[a-z]{2})\.?")
 
 
-def is_suffix(domain: str) -> bool:
-    """Whether a domain is no single owner's: "com", "com.", "co.uk"."""
-    return bool(_SUFFIX.fullmatch(domain.rstrip(".")))
-
-
-@functools.lru_cache(maxsize=1024)
 def site_of(host: str) -> str:
     """What no cookie crosses: a host's last labels, one more than those of its suffix.
 
     >>> site_of("www.h.test"), site_of("a.b.co.uk"), site_of("10.0.0.1")
     ('h.test', 'b.co.uk', '10.0.0.1')
     """
+    if is_address(host):
+        return host
     labels = host.rstrip(".").split(".")
-    return host if is_address(host) else ".".join(
-        labels[-3 if is_suffix(".".join(labels[-2:])) else -2:])
+    below = 3 if _SUFFIX.fullmatch(".".join(labels[-2:])) else 2
+    return ".".join(labels[-below:])
 
 
 def domain_match(host: str, domain: str) -> bool:
@@ -3005,26 +2989,7 @@ def domain_match(host: str, domain: str) -> bool:
     >>> [domain_match(h, "h.test") for h in ("h.test", "www.h.test", "noth.test")]
     [True, True, False]
     """
-    return host == domain or (host.endswith("." + domain) and not is_address(host))
-
-
-def parse_domain(text: str) -> str:
-    """A Domain as the host that it is compared to (6265bis 5.6.3); IPv6 without brackets, too.
-
-    >>> parse_domain(".BÜCHER.example"), parse_domain("0::1")
-    ('xn--bcher-kva.example', '::1')
-    """
-    return parse_host(f"[{text.strip('[]')}]" if ":" in text else text.removeprefix("."))
-
-
-def default_path(target: str) -> str:
-    """The folder that a target lies in (6265bis 5.1.4).
-
-    >>> default_path("/a/b?c=/d"), default_path("/a")
-    ('/a', '/')
-    """
-    path = target.partition("?")[0]
-    return path[:path.rindex("/")] or "/"
+    return f".{host}".endswith(f".{domain}")
 
 
 def path_match(path: str, folder: str) -> bool:
@@ -3033,7 +2998,7 @@ def path_match(path: str, folder: str) -> bool:
     >>> [path_match(p, "/any") for p in ("/any", "/any/x", "/anybad")]
     [True, True, False]
     """
-    return path == folder or path.startswith(folder if folder[-1:] == "/" else folder + "/")
+    return path == folder or path.startswith(folder.removesuffix("/") + "/")
 
 
 class Cookie(NamedTuple):
@@ -3041,63 +3006,41 @@ class Cookie(NamedTuple):
 
     name: str               # "" for one that is but a value
     value: str
-    domain: str             # as a host, without a dot before it; "": of an origin yet unknown
+    domain: str             # as a host, without a dot before it; "": the jar's home origin
     path: str = "/"
     host_only: bool = True  # else for all hosts below the domain, too
     secure: bool = False
     http_only: bool = False
     expires: float | None = None  # seconds since 1970; None: with the session
-    port: int | None = None       # the only one that it goes to; servers' cookies have none
-    created: int = 0              # the jar's running number
 
     @property
-    def key(self) -> tuple[str, str, str, bool]:
+    def key(self) -> tuple[object, ...]:
         """What no two cookies of a jar have in common (6265bis 5.7)."""
         return self.name, self.domain, self.path, self.host_only
 
-    def lives(self, now: float) -> bool:
+    def lives(self) -> bool:
         """Whether it has not expired."""
-        return self.expires is None or self.expires > now
+        return self.expires is None or self.expires > time.time()
 
     def belongs(self, url: URL) -> bool:
-        """Whether it goes out with a request (6265bis 5.8.3), its time apart."""
-        scheme, host, port = url.origin
-        return ((host == self.domain if self.host_only else domain_match(host, self.domain))
-                and path_match(url.target.partition("?")[0], self.path)
-                and (not self.secure or scheme == "https" or host in _LOOPBACK)
-                and self.port in (None, port))
+        """Whether it goes out with a request (6265bis 5.8.3)."""
+        scheme, host, _ = url.origin
+        safe = scheme == "https" or host in ("localhost", "127.0.0.1", "::1")  # these: on no wire
+        told = self.domain in ("", host) if self.host_only else domain_match(host, self.domain)
+        return (self.lives() and told and (safe or not self.secure)
+                and path_match(url.target.partition("?")[0], self.path))
 
 
-def parse_attributes(parts: Iterable[str]) -> dict[str, str]:
-    """What follows a cookie's value; the last of a name counts (6265bis 5.6).
-
-    >>> parse_attributes([" Path=/a", "MAX-AGE = 9", "max-age=soon", "Secure"])
-    {'path': '/a', 'max-age': '9', 'secure': ''}
-
-    One that makes no sense is as if it were not there, and so leaves an earlier one in force.
-    """
-    found: dict[str, str] = {}
-    for part in parts:
-        name, _, value = part.partition("=")
-        name, value = name.strip(" \t").lower(), value.strip(" \t")
-        if not (octets(value) > MAX_ATTRIBUTE_BYTES
-                or (name == "domain" and value in ("", "."))
-                or (name == "expires" and parse_date(value) is None)
-                or (name == "max-age" and not re.fullmatch(r"-?[0-9]+", value))):
-            found[name] = value
-    return found
-
-
-def keeps_prefix(cookie: Cookie, has_path: bool = True) -> bool:
+def keeps_prefix(cookie: Cookie) -> bool:
     """Whether a cookie is what the prefix of its name promises (6265bis 4.1.3, 5.7).
 
     A nameless "__Host-a=1" would look to the server like a cookie of that name.
     """
     start = (cookie.name or cookie.value).lower()
-    if not start.startswith(("__secure-", "__host-")):
-        return True
-    return cookie.name != "" and cookie.secure and (
-        start.startswith("__secure-") or (cookie.host_only and cookie.path == "/" and has_path))
+    fits = cookie.name != "" and cookie.secure
+    if start.startswith("__host-"):
+        return fits and cookie.host_only and cookie.path == "/"
+    return fits or not start.startswith("__secure-")
 
 
 def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
@@ -3106,34 +3049,34 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     >>> parse_set_cookie("a=1; Domain=h.test; Max-Age=9", parse_url("http://www.h.test/x/y"), 50.0)
     ... # doctest: +NORMALIZE_WHITESPACE
     Cookie(name='a', value='1', domain='h.test', path='/x', host_only=False, secure=False,
-           http_only=False, expires=59.0, port=None, created=0)
+           http_only=False, expires=59.0)
     """
-    pair, *parts = line.split(";")
-    name, value = (text.strip(" \t") for text in
-                   (pair.split("=", 1) if "=" in pair else ("", pair)))
+    parts = [[text.strip(" \t") for text in part.partition("=")] for part in line.split(";")]
+    name, mark, value = parts[0]
+    if not mark:
+        name, value = "", name
     if (not _VALUE.fullmatch(line) or not (name or value)
-            or octets(name) + octets(value) > MAX_COOKIE_BYTES):
+            or octets(name + value) > MAX_COOKIE_BYTES):
         return None
-    found = parse_attributes(parts)
+    found = {key.lower(): text for key, _, text in parts[1:]  # the last of each counts
+             if octets(text) <= MAX_ATTRIBUTE_BYTES}
     expires = parse_date(found.get("expires", ""))
-    if "max-age" in found:
-        expires = now + max(0, min(int(found["max-age"]), MAX_COOKIE_SECONDS))
+    if re.fullmatch("-?[0-9]+", found.get("max-age", "")):
+        expires = now + max(0.0, float(found["max-age"]))
     if expires is not None:
         expires = min(expires, now + MAX_COOKIE_SECONDS)
-    domain = host = url.origin.host
-    if "domain" in found:
-        try:
-            domain = parse_domain(found["domain"])
-        except InvalidURL:
-            return None
-    alone = is_suffix(domain) or is_address(domain)
-    if domain != host and (alone or not domain_match(host, domain)):
+    domain = found.get("domain", "").removeprefix(".").lower()
+    scheme, host, _ = url.origin
+    cookie = Cookie(name, value, domain or host, found.get("path", ""), not domain,
+                    "secure" in found, "httponly" in found, expires)
+    if not domain_match(host, cookie.domain) or site_of(host) != site_of(cookie.domain):
         return None
-    path = found.get("path", "")
-    cookie = Cookie(name, value, domain, path if path[:1] == "/" else default_path(url.target),
-                    alone or "domain" not in found, "secure" in found, "httponly" in found, expires)
-    refused = cookie.secure and url.origin.scheme != "https"
-    return None if refused or not keeps_prefix(cookie, "path" in found) else cookie
+    if not keeps_prefix(cookie) or (cookie.secure and scheme != "https"):
+        return None
+    if cookie.path[:1] != "/":  # then it is the folder that the target lies in (5.1.4)
+        folder = url.target.partition("?")[0].rpartition("/")[0]
+        cookie = cookie._replace(path=folder or "/")
+    return cookie
 
 
 def overlays(new: Cookie, old: Cookie) -> bool:
@@ -3147,18 +3090,14 @@ def overlays(new: Cookie, old: Cookie) -> bool:
 
 def check_cookie(name: str, value: str) -> None:
     """Raise InvalidHeader for a caller's cookie that would not arrive as it is (RFC 6265 4.2.1)."""
-    if not isinstance(name, str) or not isinstance(value, str):
-        raise InvalidHeader(f"a cookie's name and value are text, unlike those of {name!r:.99}")
-    if not _NAME.fullmatch(name) or ";" in value or not _VALUE.fullmatch(value):
-        raise InvalidHeader("not a cookie's name, or a value with a ';' or control characters: "
-                            f"{name!r:.100}")
     try:
-        fits = octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES
-    except UnicodeError:
-        fits = False
-    if not fits:
-        raise InvalidHeader(f"the cookie {name:.100} is not Unicode, or more than "
-                            f"{MAX_COOKIE_FIELD_BYTES} bytes")
+        sound = (_NAME.fullmatch(name) and _VALUE.fullmatch(value) and ";" not in value
+                 and octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES)
+    except (TypeError, UnicodeError):  # no text, or half a character
+        sound = False
+    if not sound:
+        raise InvalidHeader(f"a cookie's name and value are text of {MAX_COOKIE_FIELD_BYTES} bytes "
+                            f"at most, without ';' and controls: not those of {name!r:.100}")
 
 
 def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
@@ -3167,17 +3106,10 @@ def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
     'a=1; nameless; b='
     """
-    sent, room = [], MAX_COOKIE_FIELD_BYTES + len("; ")
-    for name, value in pairs:
-        text = f"{name}={value}" if name else value
-        room -= octets(text) + len("; ")
-        if room < 0:
-            break
-        sent.append(text)
-    return "; ".join(sent)
-
-
-_Kept = dict[tuple[str, str, str, bool], Cookie]  # by Cookie.key
+    ended = "".join(f"{name}={value}; ".removeprefix("=") for name, value in pairs)
+    room = MAX_COOKIE_FIELD_BYTES + len("; ")
+    data = ended.encode("utf-8", "surrogateescape")[:room].rpartition(b"; ")[0]
+    return data.decode("utf-8", "surrogateescape")
 
 
 class Cookies:
@@ -3189,171 +3121,120 @@ class Cookies:
     >>> cookies["sid"], "b" in cookies, [cookie.domain for cookie in cookies]
     ('7', False, ['', '', 'h.test'])
     >>> cookies
-    <Cookies sid (first origin), lang (first origin), a (h.test)>
+    <Cookies sid (home origin), lang (home origin), a (h.test)>
 
     A cookie that you set without a domain goes to one origin, scheme and port included: the
     session's base_url, or else the first that it asks. It is a guess at what that server would
-    set: of your cookie and the server's of one name on that host, whatever their paths, the
-    later takes the other's place. Iterating gives Cookie tuples, the oldest first.
+    set, and goes out instead of any other of its name until that server sets one itself.
+    Iterating gives Cookie tuples; an item is the last of its name.
     """
 
-    def __init__(self, cookies: Mapping[str, str | None] | None = None) -> None:
+    def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
         self._home: Origin | None = None
-        self._created = 0
-        self._seeded = False  # whether there is a cookie of the caller's for one port
-        # All that a host may be told is in its site's dict; no other is looked at. Both levels
-        # are in the order in which they were last set, so the first to go stand first.
-        self._sites: dict[str, _Kept] = {}
+        # All that a host may be told is in its site's dict, and no other is looked at: by
+        # Cookie.key, in the order in which they were made. The sites are in the order in which
+        # they last set one. The caller's for the home origin are under "".
+        self._sites: dict[str, dict[Any, Cookie]] = {}
         self.update(cookies or {})
 
-    # ---- what servers set and are told
-
-    def store(self, url: URL, lines: Iterable[str], now: float | None = None) -> list[str]:
+    def store(self, url: URL, lines: Iterable[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; the names of those that it may.
 
-        Past MAX_DOMAIN_COOKIES of a site, its cookie that was set longest ago makes room; past
-        MAX_COOKIES in sum, one of the site that has set none for longest: endless subdomains
-        of one site push out nobody else's.
+        Past MAX_DOMAIN_COOKIES of a site, its oldest makes room; past MAX_COOKIES in sum, the
+        site that has set none for longest: endless subdomains push out nobody else's.
         """
-        now = time.time() if now is None else now
         site, names = site_of(url.origin.host), []
-        kept = {cookie.key: cookie for cookie in self._sites.pop(site, {}).values()
-                if cookie.lives(now)}
+        kept = {key: old for key, old in self._sites.pop(site, {}).items() if old.lives()}
         for line in itertools.islice(lines, MAX_SET_COOKIES):
-            cookie = parse_set_cookie(line, url, now)
+            cookie = parse_set_cookie(line, url, time.time())
             if cookie is None or (url.origin.scheme != "https"
                                   and any(overlays(cookie, old) for old in kept.values())):
                 continue
-            self._put(cookie, url.origin.host, kept)
+            kept[cookie.key] = cookie  # or deletes it: then it has expired
             names.append(cookie.name)
-            if not cookie.lives(now):  # this is how a server deletes
-                del kept[cookie.key]
         # Those that http has set go first: it must not push out what only https may set.
         for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
             del kept[cookie.key]
+        own = self._sites.pop("", {})
+        if url.origin == self._home:
+            own = {key: cookie for key, cookie in own.items() if cookie.name not in names}
         if kept:
             self._sites[site] = kept
-        for _ in range(sum(map(len, self._sites.values())) - MAX_COOKIES):
-            self._remove(next(iter(next(iter(self._sites.values())).values())))
+        self._sites[""] = own  # last, and so the last to go
+        while sum(map(len, self._sites.values())) > MAX_COOKIES:
+            del self._sites[next(iter(self._sites))]
         return names
-
-    def _put(self, cookie: Cookie, host: str, kept: _Kept) -> None:
-        """Put a cookie that a host set, or the caller for it, last of those of its site."""
-        old = kept.pop(cookie.key, None)
-        self._created += 1
-        self._seeded = self._seeded or cookie.port is not None
-        for other in list(kept.values()) if self._seeded else ():  # else: "sid=old; sid=new"
-            if (other.name == cookie.name and other.domain == host
-                    and (other.port is None) != (cookie.port is None)):
-                del kept[other.key]
-        # Set again it keeps its number, for the order in which they are sent.
-        kept[cookie.key] = cookie._replace(created=old.created if old else self._created)
-
-    def _remove(self, cookie: Cookie) -> None:
-        site = site_of(cookie.domain)
-        del self._sites[site][cookie.key]
-        if not self._sites[site]:
-            del self._sites[site]
 
     def pairs_for(self, url: URL) -> list[tuple[str, str]]:
         """The names and values that a request is sent with, in their order (6265bis 5.8.3)."""
-        kept = self._sites.get(site_of(url.origin.host)) if self._sites else None
-        if not kept:
+        if not self._sites:
             return []
-        now = time.time()
-        found = [cookie for cookie in kept.values() if cookie.lives(now) and cookie.belongs(url)]
-        found.sort(key=lambda cookie: (-len(cookie.path), cookie.created))
+        own = self._sites.get("", {}) if url.origin == self._home else {}
+        kept = self._sites.get(site_of(url.origin.host), {})
+        names = {cookie.name for cookie in own.values()}
+        found = [cookie for cookie in (*own.values(), *kept.values())
+                 if cookie.belongs(url) and (not cookie.domain or cookie.name not in names)]
+        found.sort(key=lambda cookie: -len(cookie.path))
         return [(cookie.name, cookie.value) for cookie in found]
-
-    # ---- what the caller sets and reads
 
     def home(self, origin: Origin) -> None:
         """Say whose the cookies without a domain are; only the first call counts."""
-        if self._home is None:
-            self._home = origin
-            for cookie in self._sites.pop("", {}).values():
-                self.add(cookie)
+        self._home = self._home or origin
 
     def add(self, cookie: Cookie) -> None:
         """Put a cookie in as it is; one without a domain is the home origin's."""
-        if self._home and not cookie.domain:
-            scheme, host, port = self._home
-            cookie = cookie._replace(domain=host, host_only=True, port=port,
-                                     secure=cookie.secure or scheme == "https")
-        site = site_of(cookie.domain)
-        kept = self._sites.pop(site, {})
-        self._put(cookie, cookie.domain, kept)
-        self._sites[site] = kept
+        self._sites.setdefault(site_of(cookie.domain), {})[cookie.key] = cookie
 
-    def set(self, name: str, value: str, *, domain: str = "", path: str = "/",
-            secure: bool = False, expires: float | None = None) -> None:
+    def set(self, name: str, value: str, *, domain: str = "", path: str = "/") -> None:
         """Set a cookie: for a domain and all below it, or without one for the home origin.
 
-        `expires` is in seconds since 1970. Raises InvalidHeader, or InvalidURL for the domain.
+        Raises InvalidHeader, or InvalidURL for the domain.
         """
         check_cookie(name, value)
-        if not isinstance(path, str) or path[:1] != "/" or not _VALUE.fullmatch(path):
-            raise InvalidHeader(f"a cookie's path begins with '/', unlike {path!r:.100}")
-        if not isinstance(expires, (int, float, type(None))) or not isinstance(domain, str):
-            raise TypeError("a cookie's domain is text, and it expires at a number of seconds")
-        self.add(Cookie(name, value, domain and parse_domain(domain), path,
-                        not domain, secure, False, expires))
+        host = domain and parse_host(domain.removeprefix("."))
+        self.add(Cookie(name, value, host, "/" + path.removeprefix("/"), host_only=not host))
 
-    def update(self, cookies: Mapping[str, str | None] | Iterable[tuple[str, str | None]]) -> None:
-        """Set several for the home origin; a value of None deletes."""
-        for name, value in dict(cookies).items():
-            if value is None:
-                self.delete(name)
-            else:
-                self.set(name, value)
+    __setitem__ = set
 
-    def delete(self, name: str, domain: str | None = None, path: str | None = None) -> int:
-        """Delete all of a name, or those of one domain or path; how many there were."""
-        gone = [cookie for cookie in self if cookie.name == name
-                and domain in (None, cookie.domain, "." + cookie.domain)
-                and path in (None, cookie.path)]
-        for cookie in gone:
-            self._remove(cookie)
-        return len(gone)
+    def update(self, cookies: Mapping[str, str]) -> None:
+        """Set several for the home origin."""
+        for name, value in cookies.items():
+            self.set(name, value)
 
     def clear(self) -> None:
         """Delete all."""
         self._sites.clear()
 
+    def _values(self) -> dict[str, str]:
+        return {cookie.name: cookie.value for cookie in self}  # of several the last
+
     def get(self, name: str, default: str | None = None) -> str | None:
-        """The value of a cookie; of several the home origin's, and of those the youngest."""
-        home = self._home.host if self._home else ""
-        found = [cookie for cookie in self if cookie.name == name]
-        found.sort(key=lambda cookie: cookie.domain == home)
-        return found[-1].value if found else default
+        """The value of a cookie; of several the last."""
+        return self._values().get(name, default)
 
     def __getitem__(self, name: str) -> str:
-        value = self.get(name)
-        if value is None:
-            raise KeyError(name)
-        return value
-
-    def __setitem__(self, name: str, value: str) -> None:
-        self.set(name, value)
+        return self._values()[name]
 
     def __delitem__(self, name: str) -> None:
-        if not self.delete(name):
+        if name not in self:
             raise KeyError(name)
+        for cookie in self:
+            if cookie.name == name:
+                del self._sites[site_of(cookie.domain)][cookie.key]
 
     def __contains__(self, name: object) -> bool:
-        return any(cookie.name == name for cookie in self)
+        return name in self._values()
 
     def __iter__(self) -> Iterator[Cookie]:
-        now = time.time()
-        return iter(sorted((cookie for kept in self._sites.values() for cookie in kept.values()
-                            if cookie.lives(now)), key=lambda cookie: cookie.created))
+        return iter([cookie for kept in self._sites.values() for cookie in kept.values()
+                     if cookie.lives()])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:  # no values: they are secrets
         return printable("<Cookies " + ", ".join(
-            f"{cookie.name} ({cookie.domain or 'first origin'})" for cookie in self) + ">")
+            f"{cookie.name} ({cookie.domain or 'home origin'})" for cookie in self) + ">")
 
 
 def ask_jar(jar: Any, url: URL) -> list[tuple[str, str]]:
@@ -3361,9 +3242,8 @@ def ask_jar(jar: Any, url: URL) -> list[tuple[str, str]]:
     from urllib.request import Request as CookieRequest
     request = CookieRequest(str(url).partition("?")[0])  # urllib would remember the query
     jar.add_cookie_header(request)
-    pairs = (pair.partition("=") for pair in request.get_header("Cookie", "").split("; ")
-             if pair and _VALUE.fullmatch(pair))
-    return [(name, value) for name, _, value in pairs]
+    pairs = request.get_header("Cookie", "").split("; ")
+    return [(name, value) for name, _, value in (pair.partition("=") for pair in pairs) if name]
 
 
 def fill_jar(jar: Any, response: Response) -> None:
@@ -3372,12 +3252,15 @@ def fill_jar(jar: Any, response: Response) -> None:
     lines = [line for line in octets_text(response.raw_head, "set-cookie")[:MAX_SET_COOKIES]
              if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
     headers = types.SimpleNamespace(
-        get_all=lambda name, default: lines if name.lower() == "set-cookie" else default)
+        get_all=lambda name, default: lines if name == "Set-Cookie" else default)
     url = response.url.partition("?")[0]
     jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), CookieRequest(url))
 
 
 # ---- proxies and passwords
+
+_PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+
 
 def parse_proxy(text: str, source: str) -> Proxy:
     """A proxy's URL; without a scheme it is http.
@@ -3389,9 +3272,10 @@ def parse_proxy(text: str, source: str) -> Proxy:
     the proxy is there to prevent.
     """
     scheme, mark, rest = text.strip().partition("://")
-    scheme, rest = (scheme.lower(), rest) if mark else ("http", scheme)
-    ports = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
-    if scheme not in ports:
+    if not mark:
+        scheme, rest = "http", scheme
+    scheme = scheme.lower()
+    if scheme not in _PROXY_PORTS:
         raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
                          f"not {masked(text)}", exit_code=7)
     try:
@@ -3400,9 +3284,10 @@ def parse_proxy(text: str, source: str) -> Proxy:
         raise ProxyError(f"{source}: {error}", exit_code=5) from None
     if max(map(octets, split_userinfo(url.userinfo))) > 255:
         raise ProxyError(f"{source}: user and password have at most 255 bytes each")  # RFC 1929
-    has_port = re.search(r":[0-9]+$", re.split("[/?#]", rest)[0])
-    return Proxy(scheme, url.origin.host, url.origin.port if has_port else ports[scheme],
-                 url.userinfo, source)
+    _, host, port = url.origin
+    if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # it is that of http
+        port = _PROXY_PORTS[scheme]
+    return Proxy(scheme, host, port, url.userinfo, source)
 
 
 def in_network(address: str, network: str) -> bool:
@@ -3423,18 +3308,18 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
         corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
     """
     host = origin.host.rstrip(".")
-    for entry in re.split(r"[\s,]+", no_proxy.lower()):
-        match = re.fullmatch(r"(\[[^\]]*\]|[^:]*):([0-9]{1,5})", entry)
-        name, port = match.groups() if match else (entry, None)
-        if port is not None and int(port) != origin.port:
-            continue
-        below = f".{host}".endswith("." + name.removeprefix("*.").strip("."))
-        if name == "*" or (in_network(host, name.strip("[]")) if is_address(host) else below):
+    for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # of IPv6: all of it
+                                 r"(?::([0-9]{1,5}))?(?![^\s,])", no_proxy.lower()):
+        if is_address(host):
+            exempt = in_network(host, name.strip("[]"))
+        else:
+            exempt = f".{host}".endswith("." + name.removeprefix("*.").strip("."))
+        if (exempt or name == "*") and int(port or origin.port) == origin.port:
             return True
     return False
 
 
-def choose_proxy(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
+def choose_proxy(origin: Origin) -> Proxy | None:
     """The proxy that the environment names for an origin.
 
         http_proxy, HTTP_PROXY     for http; upper case not under CGI, where a request's
@@ -3443,66 +3328,58 @@ def choose_proxy(origin: Origin, environ: Mapping[str, str]) -> Proxy | None:
         all_proxy, ALL_PROXY       for both, where those are not set
         no_proxy, NO_PROXY         none for these: see bypasses_proxy
 
-    Lower case wins; an empty value means none. Where nothing is set, macOS and Windows
+    Lower case wins; an empty value is as if not set. Where nothing is set, macOS and Windows
     are asked for the settings of the system.
     """
-    for name in (f"{origin.scheme}_proxy", "all_proxy"):
-        if name not in environ:
-            name = name.upper()
-        if name in environ and not (name == "HTTP_PROXY" and "REQUEST_METHOD" in environ):
-            no_proxy = environ.get("no_proxy", environ.get("NO_PROXY", ""))
-            if not environ[name] or bypasses_proxy(no_proxy, origin):
-                return None
-            return parse_proxy(environ[name], name)
-    if sys.platform in ("darwin", "win32"):
-        from urllib.request import getproxies, proxy_bypass
-        found = getproxies().get(origin.scheme)
-        if found and not proxy_bypass(origin.host):
-            return parse_proxy(found, "the system's settings")
-    return None
+    if sys.platform not in ("darwin", "win32") and not any(
+            name.lower().endswith("_proxy") for name in os.environ):
+        return None  # before urllib.request is imported: that takes as long as ten GETs
+    from urllib.request import getproxies, getproxies_environment, proxy_bypass
+    ours = getproxies_environment()
+    found = ours or getproxies()
+    kind = origin.scheme if origin.scheme in found else "all"
+    if kind not in found or bypasses_proxy(found.get("no", ""), origin):
+        return None
+    if not ours and proxy_bypass(origin.host):
+        return None
+    return parse_proxy(found[kind], f"{kind}_proxy" if ours else "the system's settings")
 
 
-_NETRC_WORD = re.compile(r'"((?:[^"\\\n]|\\.)*)"|([^" \t\n][^ \t\n]*)|"')
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
+_NETRC_WORD = re.compile(
+    r'#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*'  # a comment; commands for ftp, up to an empty line
+    r'|"((?:[^"\\\n]|\\.)*)"|([^" \t\n][^ \t\n]*)|"', re.I)
+_ESCAPES = str.maketrans("nrt", "\n\r\t")
 
 
-def netrc_entries(lines: Iterable[str]) -> Iterator[dict[str, str]]:
+def netrc_entries(text: str) -> Iterator[dict[str, str]]:
     r"""What stands between one `machine` and the next, as curl reads it.
 
-    >>> list(netrc_entries(['machine h login me password "a \\"b"  # mine\n']))[1]
+    >>> list(netrc_entries('machine h login me password "a \\"b"  # mine\n'))[1]
     {'machine': 'h', 'login': 'me', 'password': 'a "b'}
 
     An entry of `default` has no machine, so that it fits nobody. Words unknown here are passed
     over: one of them, written for another program, must not make every use of the file fail.
     """
     entry: dict[str, str] = {}
-    wanted, since, in_macro = "", 0, False
-    for number, line in enumerate(lines, 1):
-        if in_macro:  # its lines are commands for ftp, up to an empty one
-            in_macro = bool(line.strip())
+    wanted = ""
+    for word in _NETRC_WORD.finditer(text):
+        quoted, plain = word.groups()
+        keyword = (plain or "").lower()  # in quotes it would be no keyword
+        if word[0] == '"':
+            line = text.count("\n", 0, word.start()) + 1
+            raise ValueError(f"line {line}: a quote is not closed")
+        if wanted and (plain or quoted is not None):
+            entry[wanted] = plain or re.sub(
+                r"\\(.)", lambda escape: escape[1].translate(_ESCAPES), quoted)
+            wanted = ""
             continue
-        for match in _NETRC_WORD.finditer(line):
-            quoted, plain = match.groups()
-            if quoted is None and plain is None:
-                raise ValueError(f"line {number}: a quote is not closed")
-            keyword = (plain or "").lower()  # in quotes it would be no keyword
-            if keyword.startswith("#") and not (wanted and since == number):
-                break  # a comment; but behind `password`, on its line, it is the password
-            if wanted:
-                entry[wanted] = plain or re.sub(
-                    r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), quoted)
-                wanted = ""
-                continue
-            if keyword in ("machine", "default", "macdef"):
-                yield entry
-                entry = {}
-            if keyword == "macdef":
-                in_macro = True
-                break
-            if keyword in ("machine", "login", "password", "account"):
-                wanted, since = keyword, number
+        if keyword in ("machine", "default"):
+            yield entry
+            entry = {}
+        if keyword in ("machine", "login", "password", "account"):
+            wanted = keyword
     if wanted:
-        raise ValueError(f"line {since}: nothing follows {wanted!r}")
+        raise ValueError(f"nothing follows {wanted!r}")
     yield entry
 
 
@@ -3518,13 +3395,12 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
     try:
         # Bytes that are no UTF-8 stay what they are; a byte order mark would hide `machine`.
         with open(name, encoding="utf-8-sig", errors="surrogateescape") as file:
-            for entry in netrc_entries(file):
-                login, password = entry.get("login"), entry.get("password")
+            for entry in netrc_entries(file.read()):
+                login, password = entry.get("login", user), entry.get("password", "")
                 # With a user asked for, an entry without a password has nothing to say.
-                if host.lower() == entry.get("machine", "").lower() != "" and (
-                        password is not None and login in (user, None) if user else
-                        login or password):
-                    return login or user, password or ""
+                useful = "password" in entry if user else login or password
+                if useful and entry.get("machine", "").lower() == host and user in ("", login):
+                    return login, password
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error  # never the file's own text
         raise AsyncGetError(f"cannot read {name!r}: {why}", exit_code=26) from None
@@ -3540,11 +3416,9 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
     '::1'
     """
     for key, address in resolve.items():
-        host, _, port = key.rpartition(":")
-        if not re.fullmatch("[0-9]{1,5}", port):
+        if not re.search(":[0-9]{1,5}$", key):
             raise InvalidURL(f"resolve: {key!r} is not host:port")
-        if int(port) == origin.port and (
-                host == "*" or parse_origin(origin.scheme, host).host == origin.host):
+        if parse_origin(origin.scheme, key.replace("*", bracketed(origin.host))) == origin:
             return re.sub(r"[][\s]", "", address)
     return None
 
@@ -4306,7 +4180,7 @@ def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
         return None
     if "proxy" in settings:
         return parse_proxy(settings["proxy"], "proxy=")
-    return choose_proxy(origin, os.environ) if settings["trust_env"] else None
+    return choose_proxy(origin) if settings["trust_env"] else None
 
 
 @spelled_out(SessionSettings)
@@ -5534,7 +5408,7 @@ def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str,
     for scheme, address in (("", options.proxy), ("socks5://", options.socks5),
                             ("socks5h://", options.socks5_hostname)):
         if address is not None:
-            found = {"http_proxy": scheme + address, "https_proxy": scheme + address}
+            found = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), scheme + address)
     if options.proxy_user:
         from urllib.parse import quote
         user = quote(os.fsencode(options.proxy_user), safe=":")
@@ -5604,7 +5478,7 @@ def parse_cookie_line(line: str) -> Cookie | None:
     >>> parse_cookie_line("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7")
     ... # doctest: +NORMALIZE_WHITESPACE
     Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
-           http_only=True, expires=None, port=None, created=0)
+           http_only=True, expires=None)
     """
     match = _COOKIE_LINE.fullmatch(line)
     if match is None or not _VALUE.fullmatch(line):
@@ -5638,7 +5512,7 @@ def render_cookie_file(cookies: Iterable[Cookie], unknown: Iterable[str] = ()) -
             "FALSE" if cookie.host_only else "TRUE", cookie.path,
             "TRUE" if cookie.secure else "FALSE", str(int(cookie.expires or 0)),
             cookie.name, cookie.value))
-        if cookie.port is None and parse_cookie_line(line):  # no column for a port, or a tab
+        if parse_cookie_line(line):  # no column for a home origin, or a tab
             lines.append(line)
     return "\n".join(lines) + "\n"
 

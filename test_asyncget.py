@@ -3255,12 +3255,14 @@ class Section10Policy(AsyncCase):
             ("//b.test", "http://b.test/#top", bare),
             ("https://h.test/", "https://h.test/#top", bare),
             ("http://h.test:81/", "http://h.test:81/#top", bare),
+            ("https://h.test:80/", "https://h.test:80/#top", bare), ("//hh.test", "http://hh.test/#top", bare),
             ("http://www.h.test/", "http://www.h.test/#top", bare),
             ("http://h.test./", "http://h.test./#top", bare),
             ("file:///etc/passwd", None, None), ("ftp://h.test/", None, None),
             ("javascript:x", None, None), ("http:x", None, None), ("http:///x", None, None),
             ("http://h.test:99999/", None, None), ("http://127.1/", None, None),
             ("http://a\\@b/", None, None), ("//[::1%25eth0]/", None, None), ("//[::1/", None, None),
+            ("http://[::1%25.h.test]/", None, None),                 # CVE-2023-45289
         ]
         request = Request(parse_url("http://me:pw@h.test/a/b#top"), fields)
         for location, url, kept in cases:
@@ -3274,6 +3276,7 @@ class Section10Policy(AsyncCase):
                 assert following
                 self.assertEqual((str(following.url), following.url.userinfo), (url, ""))
                 self.assertEqual(following.fields, kept)
+        # CVE-2024-45336: what was dropped stays dropped
         away = next_request(request, self.response("http://h.test/", "Location: //b/", status=302))
         assert away
         back = next_request(away, self.response("http://b/", "Location: //h.test/", status=302))
@@ -3851,7 +3854,7 @@ class Section11Session(AsyncCase):
 
             c, base = "c=(E9)%0d", {"base_url": server.url}
             plain = [[], [f"b=2; a=1; {c}"], [f"a=1; {c}"]]
-            seeded = [["a=0; m=1"], [f"b=2; a=1; m=1; {c}"], [f"a=1; m=1; {c}"]]
+            seeded = [["a=0; m=1"], [f"b=2; m=1; a=1; {c}"], [f"m=1; a=1; {c}"]]
             own = [["m=1; a=0"], [f"m=1; b=2; a=1; {c}"], [f"m=1; a=0; {c}"]]
             rows: list[tuple[dict[str, Any], list[list[str]]]] = [
                 ({}, plain), ({"cookies": asyncget.Cookies()}, plain), ({"cookies": False}, [[]] * 3),
@@ -4542,7 +4545,7 @@ NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets
                          b"machine a.test login me password secret #\n", NETRC_ME),
     ("between keyword and value", b"machine a.test login me password\n # other\nsecret", NETRC_ME),
     ("hash in a password", b"machine a.test login me password se#cret", ("me", "se#cret")),
-    ("hash first in a password", b"machine a.test login me password #secret\n",
+    ("hash first in a password", b"machine a.test login me password \"#secret\"\n",
      ("me", "#secret")),
     ("macro first", b"macdef init\nmachine a.test login x password y\n\n"
                     b"machine a.test login me password secret\n", NETRC_ME),
@@ -4552,8 +4555,7 @@ NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets
     ("macro without an end", b"macdef init\nmachine a.test login x password y\n", None),
     ("macro with CR LF", b"macdef init\r\nmachine a.test login x password y\r\n\r\n"
                          b"machine a.test login me password secret\r\n", NETRC_ME),
-    ("macro after a login", b"machine a.test login me\nmacdef x\nput\n\npassword other\n",
-     ("me", "")),
+    ("macro after a login", b"machine a.test login me\nmacdef x\nput\n\npassword secret\n", NETRC_ME),
     ("UTF-8", "machine a.test login mé password géheim".encode(), ("mé", "géheim")),
     ("Latin-1", b"machine a.test login m\xe9 password \xff\xfe",
      ("m\udce9", "\udcff\udcfe")),
@@ -4593,10 +4595,9 @@ NETRC_BROKEN: list[tuple[str, bytes, str]] = [
     ("over lines", b'machine b.test password "s3cret\ns3cret"\n', "line 1: a quote is not closed"),
     ("unknown word", b'machine b.test "s3cret\n', "line 1: a quote is not closed"),
     ("password", b"machine b.test login s3cret\npassword\n\n# x\n",
-     "line 2: nothing follows 'password'"),
-    ("PASSWORD", b"machine b.test login s3cret PASSWORD", "line 1: nothing follows 'password'"),
-    ("login", b"machine b.test password s3cret\n\nlogin", "line 3: nothing follows 'login'"),
-    ("machine at the end", b"machine\n# c", "line 1: nothing follows 'machine'"),
+     "nothing follows 'password'"),
+    ("PASSWORD", b"machine b.test login x PASSWORD # s3cret\n", "nothing follows 'password'"),
+    ("machine at the end", b"machine\n# c", "nothing follows 'machine'"),
 ]
 
 
@@ -4660,8 +4661,9 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
         for no_proxy, url, direct in rows:
             with self.subTest(no_proxy=no_proxy[:60], url=url):
                 self.assertIs(bypasses_proxy(no_proxy, parse_url(url).origin), direct)
-                chosen = choose_proxy(parse_url(url).origin, {
-                    "all_proxy": "proxy.test", "no_proxy": no_proxy, "NO_PROXY": "*"})
+                with mock.patch.dict(os.environ, {
+                        "all_proxy": "proxy.test", "no_proxy": no_proxy, "NO_PROXY": "*"}, clear=True):
+                    chosen = choose_proxy(parse_url(url).origin)
                 self.assertIs(chosen is None, direct)  # lower case wins
 
     def test_choose_proxy(self) -> None:
@@ -4669,18 +4671,19 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
             ({}, None, None),
             ({"http_proxy": "p"}, "http://p:80 (from http_proxy)", None),
             ({"https_proxy": "http://p:3128"}, None, "http://p:3128 (from https_proxy)"),
-            ({"HTTP_PROXY": "p:1"}, "http://p:1 (from HTTP_PROXY)", None),
-            ({"HTTPS_PROXY": "p:1"}, None, "http://p:1 (from HTTPS_PROXY)"),
+            ({"HTTP_PROXY": "p:1"}, "http://p:1 (from http_proxy)", None),
+            ({"HTTPS_PROXY": "p:1"}, None, "http://p:1 (from https_proxy)"),
             ({"http_proxy": "p:1", "HTTP_PROXY": "q:1"}, "http://p:1 (from http_proxy)", None),
             ({"HTTP_PROXY": "p:1", "REQUEST_METHOD": "GET"}, None, None),  # httpoxy
             ({"HTTP_PROXY": "p:1", "REQUEST_METHOD": "GET", "ALL_PROXY": "q:1"},
-             "http://q:1 (from ALL_PROXY)", "http://q:1 (from ALL_PROXY)"),
+             "http://q:1 (from all_proxy)", "http://q:1 (from all_proxy)"),
             ({"http_proxy": "p:1", "REQUEST_METHOD": "GET"}, "http://p:1 (from http_proxy)", None),
             ({"HTTPS_PROXY": "p:1", "REQUEST_METHOD": "GET"}, None,
-             "http://p:1 (from HTTPS_PROXY)"),
+             "http://p:1 (from https_proxy)"),
             ({"all_proxy": "socks5h://p", "https_proxy": "q:1"},
              "socks5h://p:1080 (from all_proxy)", "http://q:1 (from https_proxy)"),
-            ({"all_proxy": "p:1", "https_proxy": ""}, "http://p:1 (from all_proxy)", None),
+            ({"all_proxy": "p:1", "https_proxy": ""},               # as curl has it
+             "http://p:1 (from all_proxy)", "http://p:1 (from all_proxy)"),
             ({"http_proxy": "", "HTTP_PROXY": "p:1"}, None, None),
             ({"all_proxy": "p:1", "NO_PROXY": "h.test"}, None, None),
             ({"all_proxy": "p:1", "NO_PROXY": "h.test", "no_proxy": ""},
@@ -4688,20 +4691,21 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
             ({"all_proxy": "p:1", "no_proxy": "h.test:443"}, "http://p:1 (from all_proxy)", None),
         ]
         for environ, *expected in rows:
-            with self.subTest(environ=environ):
-                found = [choose_proxy(Origin(scheme, "h.test", port), environ)
+            with self.subTest(environ=environ), mock.patch.dict(os.environ, environ, clear=True):
+                found = [choose_proxy(Origin(scheme, "h.test", port))
                          for scheme, port in (("http", 80), ("https", 443))]
                 self.assertEqual([proxy and str(proxy) for proxy in found], expected)
 
     def test_settings_of_the_system(self) -> None:
-        with mock.patch("sys.platform", "darwin"), mock.patch(
+        with mock.patch.dict(os.environ, clear=True), mock.patch(
                 "urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), mock.patch(
                 "urllib.request.proxy_bypass", lambda host: host == "inside.test"):
-            chosen = choose_proxy(Origin("https", "h.test", 443), {})
+            chosen = choose_proxy(Origin("https", "h.test", 443))
             self.assertEqual(str(chosen), "http://mac:8080 (from the system's settings)")
-            self.assertIsNone(choose_proxy(Origin("https", "inside.test", 443), {}))
-            self.assertIsNone(choose_proxy(Origin("http", "h.test", 80), {}))
-            chosen = choose_proxy(Origin("https", "h.test", 443), {"all_proxy": "p:1"})
+            self.assertIsNone(choose_proxy(Origin("https", "inside.test", 443)))
+            self.assertIsNone(choose_proxy(Origin("http", "h.test", 80)))
+            os.environ["ALL_PROXY"] = "p:1"
+            chosen = choose_proxy(Origin("https", "h.test", 443))
             self.assertEqual(str(chosen), "http://p:1 (from all_proxy)")
 
     def test_parse_proxy(self) -> None:
@@ -4747,8 +4751,8 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
                 self.assertEqual(found(data, user=user), expected)
         hosts = (b"machine A.test login 1 password 1 machine ::1 login 2 password 2\n"
                  b"machine default login 3 password 3 default login 4 password 4\n")
-        for host, login in (("a.test", "1"), ("A.TEST", "1"), ("::1", "2"), ("default", "3"),
-                            ("a.test.", None), ("", None), ("login", None), ("x.a.test", None)):
+        for host, login in (("a.test", "1"), ("::1", "2"), ("default", "3"),
+                            ("a.test.", None), ("login", None), ("x.a.test", None)):
             with self.subTest(host):
                 self.assertEqual(found(hosts, host), login and (login, login))
         for name, data, text in NETRC_BROKEN:
@@ -4804,36 +4808,6 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
         for key in ("h.test", "h.test:", "443", "h.test:https", "a/b:443"):
             with self.subTest(key), self.assertRaises(InvalidURL):
                 resolved({key: "127.0.0.1"}, h)
-
-    def test_redirects_keep_secrets_at_home(self) -> None:
-        """An origin is scheme, host and port, compared exactly."""
-        a = "https://a.test/x"
-        same = [a, "/y", "?q", "//a.test/", "https://A.TEST:443/", "https://me:pw@a.test/"]
-        other = ["http://a.test/", "https://a.test:444/", "https://x.a.test/", "//b.test/",
-                 "https://test/", "https://a.test./", "http://a.test:443/", "https://aa.test/"]
-        secret = [("authorization", "1"), ("AUTHORIZATION", "2"), ("Cookie", "3"), ("cookie", "4"),
-                  ("X-Key", "5"), ("x-key", "6")]
-        public = [("Accept", "*/*"), ("X-Other", "7")]
-        request = Request(parse_url(a), (("Host", "odd.test"), *secret, *public))
-
-        def follow(from_: Request, location: str) -> Request:
-            head = parse_head(redirect_to(location))
-            response = Response(head, from_.url, Body(Source(), head))  # type: ignore[arg-type]
-            result = next_request(from_, response, ["X-KEY"])
-            assert result
-            return result
-
-        for location in same:
-            with self.subTest(location):
-                self.assertEqual(follow(request, location).fields, request.fields)
-                self.assertEqual(follow(request, location).url.userinfo, "")
-        for location in other:
-            with self.subTest(location):
-                away = follow(request, location)
-                self.assertEqual(away.fields, (("Host", ""), *public))
-                self.assertEqual(follow(away, a).fields, away.fields)  # CVE-2024-45336
-        with self.assertRaises(InvalidURL):
-            follow(request, "https://[::1%25.a.test]/")  # CVE-2023-45289
 
     def test_callers_may_not_speak_to_the_proxy(self) -> None:
         for name in ("Proxy-Authorization", "Connection", "TE", "Upgrade", "Expect"):
@@ -5213,7 +5187,7 @@ class SomebodyElsesNetworkProxies(AsyncCase):
             with mock.patch.dict(os.environ, HTTPS_PROXY=f"http://127.0.0.1:{port}"):
                 with self.assertRaisesRegex(
                         ConnectError, rf"cannot connect to proxy http://127.0.0.1:{port} \(from "
-                        rf"HTTPS_PROXY\): .*127.0.0.1', {port}.*\(after 0.0. s\)") as caught:
+                        rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.0. s\)") as caught:
                     await asyncget.get("https://h.test/")
             self.assertEqual(caught.exception.exit_code, 7)
             with self.assertRaisesRegex(ConnectError, rf"to h.test:{port} at 127.0.0.1: .*after 0"):
@@ -6227,7 +6201,7 @@ class Section10Cookies(Section):
             ("a=1; Expires=Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
             ("a=1; Expires=Mon, 01 Jan 1900 00:00:00 GMT", -2_208_988_800.0),
             ("a=1; Expires=soon", None), ("a=1; Expires", None), ("a=1; Expires=", None),
-            (f"a=1; Expires={date}; Expires=soon", MINUTE),   # ignored, and so not the last
+            (f"a=1; Expires={date}; Expires=soon", None),     # the last counts, as in browsers
             (f"a=1; Expires=1 Jan 1970 0:0:0; Expires={date}", MINUTE),
             ("a=1; Expires=" + " " * 1012 + date, MINUTE),    # blanks around are no part of it
             ("a=1; Expires=" + "x " * 600 + date, None),      # more than 1024 octets
@@ -6239,7 +6213,7 @@ class Section10Cookies(Section):
             ("a=1; Max-Age=0", NOW), ("a=1; Max-Age=-1", NOW), ("a=1; Max-Age=-0", NOW),
             ("a=1; Max-Age=" + "9" * 1024, FAR), ("a=1; Max-Age=-" + "9" * 1023, NOW),
             ("a=1; Max-Age=" + "9" * 1025, None), ("a=1; Max-Age=" + "9" * 30_000, None),
-            ("a=1; Max-Age=1; Max-Age=60", MINUTE), ("a=1; Max-Age=60; Max-Age=x", MINUTE),
+            ("a=1; Max-Age=1; Max-Age=60", MINUTE), ("a=1; Max-Age=60; Max-Age=x", None),
             *((f"a=1; Max-Age={age}", None) for age in
               ("", "x", "1x", "+1", "1.5", "1e3", "-", "--1", "- 1", "\u0661", "0x1", "1_0")),
         ], "expires")
@@ -6254,7 +6228,7 @@ class Section10Cookies(Section):
             ("a=1; Domain=.H.TEST", ("h.test", False)),
             ("a=1; domain = h.test ", ("h.test", False)),
             ("a=1; Domain=www.h.test", ("www.h.test", False)),
-            ("a=1; Domain=h.test; Domain=", ("h.test", False)),
+            ("a=1; Domain=h.test; Domain=", host_only),
             ("a=1; Domain=x.test; Domain=h.test", ("h.test", False)),
             ("a=1; Domain=h.test; Domain=x.test", None),      # the last counts
             *((f"a=1; Domain={domain}", None) for domain in (
@@ -6266,24 +6240,23 @@ class Section10Cookies(Section):
             (f"a=1; Domain={'x' * 1024}", None),
         ], "domain", "host_only")
         for url, line, expected in (
-            ("http://10.0.0.1/", "a=1; Domain=10.0.0.1", ("10.0.0.1", True)),  # addresses
+            ("http://10.0.0.1/", "a=1; Domain=10.0.0.1", ("10.0.0.1", False)),  # addresses
             ("http://10.0.0.1/", "a=1; Domain=0.0.1", None), ("http://10.0.0.1/", "a=1; Domain=1", None),
-            ("http://[::1]/", "a=1; Domain=::1", ("::1", True)),
-            ("http://[::1]/", "a=1; Domain=[0::1]", ("::1", True)),
+            ("http://[::1]/", "a=1; Domain=::1", ("::1", False)),
+            ("http://[::1]/", "a=1; Domain=[::1]", None),
             ("http://[::1]/", "a=1; Domain=::2", None),
-            ("http://localhost/", "a=1; Domain=localhost", ("localhost", True)),  # without a dot
-            ("http://localhost/", "a=1; Domain=.LocalHost", ("localhost", True)),
+            ("http://localhost/", "a=1; Domain=localhost", ("localhost", False)),  # without a dot
+            ("http://localhost/", "a=1; Domain=.LocalHost", ("localhost", False)),
             ("http://x.localhost/", "a=1; Domain=localhost", None),
-            ("http://com/", "a=1; Domain=com", ("com", True)),
+            ("http://com/", "a=1; Domain=com", ("com", False)),                # and so for no other site
             ("http://a.com./", "a=1; Domain=com.", None),
             ("http://h.test./", "a=1; Domain=h.test.", ("h.test.", False)),  # as they are
             ("http://h.test./", "a=1; Domain=h.test", None),
             ("http://www.b.co.uk/", "a=1; Domain=co.uk", None),
             ("http://www.b.co.uk/", "a=1; Domain=b.co.uk", ("b.co.uk", False)),
-            ("http://co.uk/", "a=1; Domain=co.uk", ("co.uk", True)),
+            ("http://co.uk/", "a=1; Domain=co.uk", ("co.uk", False)),
             ("http://www.co.com/", "a=1; Domain=co.com", ("co.com", False)),
-            ("http://www.xn--bcher-kva.example/", "a=1; Domain=b\u00fccher.example",
-             ("xn--bcher-kva.example", False)),
+            ("http://www.xn--bcher-kva.example/", "a=1; Domain=b\u00fccher.example", None),  # no ASCII
             ("http://www.xn--bcher-kva.example/", "a=1; Domain=.XN--BCHER-KVA.example",
              ("xn--bcher-kva.example", False)),
         ):
@@ -6301,7 +6274,7 @@ class Section10Cookies(Section):
         ], "path")
         for target, expected in (("/", "/"), ("/a", "/"), ("/a/", "/a"), ("/a/b", "/a"), ("/?/b", "/"),
                                  ("//", "/"), ("//a", "/"), ("/a//b", "/a/")):
-            self.assertEqual(asyncget.default_path(target), expected, target)
+            self.check_set("http://h.test" + target, [("a=1", expected)], "path")
 
     def test_flags(self) -> None:
         """6265bis 5.6.5, 5.6.6, 5.7 step 12: Secure, HttpOnly, and what is unknown."""
@@ -6333,46 +6306,14 @@ class Section10Cookies(Section):
                             for line in good[:4]))
         self.assertTrue(asyncget.keeps_prefix(asyncget.Cookie("__Host-a", "", "h.test", secure=True)))
 
-    def test_hostile_ones_take_no_time(self) -> None:
-        """bpo-38804, CVE-2024-7592: made to be slow."""
-        url = parse_url("https://h.test/")
-        for piece in (";", "=", " ", "1", "1-", "1:1:", "jan ", "a=b;", ";Max-Age=9", ";Max-Age=x",
-                      ";Expires=1-1-1", "99:99:99 ", "\t", ";Domain=.h.test", ";Domain=...", ";Path=/",
-                      "; ;", "\udcff"):
-            long = piece * (asyncget.MAX_HEAD_BYTES // len(piece))
-            with self.subTest(piece):
-                self.quick(asyncget.parse_date, long)
-                for start in ("", "a=1;Expires=", "a=1; Max-Age=", "a=1;Domain=", "a=1; Path=/"):
-                    self.quick(asyncget.parse_set_cookie, start + long, url, NOW)
-
-    # ---- what matches
-
-    def test_matches(self) -> None:
-        """6265bis 5.1.3, 5.1.4; bpo-35121."""
-        for match, rows in (
-            (asyncget.domain_match, (
-                ("h.test", "h.test", True), ("a.b.h.test", "h.test", True), ("nh.test", "h.test", False),
-                ("h.test", "a.h.test", False), ("h.test", "", False), ("10.0.0.1", "0.0.1", False),
-                ("10.0.0.1", "10.0.0.1", True), ("::1", "::1", True), ("h.test.", "h.test", False),
-                ("a.h.test.", "h.test.", True), ("a.1x", "1x", True))),
-            (asyncget.path_match, (
-                ("/", "/", True), ("/a", "/", True), ("/any", "/any", True), ("/any/", "/any", True),
-                ("/any/x", "/any", True), ("/anybad", "/any", False), ("/any", "/any/", False),
-                ("/any/", "/any/", True), ("/an", "/any", False), ("/ANY", "/any", False)))):
-            for ours, theirs, expected in rows:
-                with self.subTest(match.__name__, ours=ours, theirs=theirs):
-                    self.assertIs(match(ours, theirs), expected)
-
     def test_sites(self) -> None:
         for host, site in (
             ("h.test", "h.test"), ("a.b.h.test", "h.test"), ("localhost", "localhost"), ("::1", "::1"),
             ("10.0.0.1", "10.0.0.1"), ("a.b.co.uk", "b.co.uk"), ("co.uk", "co.uk"), ("co.ukx", "co.ukx"),
-            ("a.h.test.", "h.test"), ("", ""),
+            ("a.h.test.", "h.test"), ("a.co.com", "co.com"), ("a.h.uk", "h.uk"), ("", ""),
         ):
             with self.subTest(host):
                 self.assertEqual(asyncget.site_of(host), site)
-        self.assertEqual([asyncget.is_suffix(d) for d in ("com", "com.", "co.uk", "a.com", "co.com", "h.uk")],
-                         [True, True, True, False, False, False])
 
     # ---- the jar, as servers fill it
 
@@ -6389,6 +6330,12 @@ class Section10Cookies(Section):
             ("http://a.test./", "x=1", "http://a.test/", ""),
             ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://10.0.0.1/", "x=1"),
             ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://9.10.0.0.1.test/", ""),
+            ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://x.10.0.0.1/", ""),
+            ("http://[::1]/", "x=1; Domain=::1", "http://[::1]/", "x=1"),
+            ("http://com/", "x=1; Domain=com", "http://h.com/", ""),
+            ("http://co.uk/", "x=1; Domain=co.uk", "http://h.co.uk/", ""),
+            ("http://localhost/", "x=1; Domain=localhost", "http://localhost/", "x=1"),
+            ("http://localhost/", "x=1; Domain=localhost", "http://x.localhost/", ""),
             ("http://a.test/", "x=1; Path=/any", "http://a.test/anybad", ""),
             ("http://a.test/", "x=1; Path=/any", "http://a.test/any?q", "x=1"),
             ("http://a.test/", "x=1; Path=/any", "http://a.test/q?/any", ""),
@@ -6414,8 +6361,8 @@ class Section10Cookies(Section):
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=/p; y=1; x=/")
         setting(url, "x=2; Path=/p", jar=jar)  # 5.7 step 23: set again it keeps its place
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=2; y=1; x=/")
-        setting(url, "x=; Path=/p; Max-Age=0", "x=3; Path=/p", jar=jar)  # deleted it does not
-        self.assertEqual(sent_with(jar, url), "x=/p/q; y=1; x=3; x=/")
+        setting(url, "x=; Path=/p; Max-Age=0", "x=3; Path=/p", jar=jar)
+        self.assertEqual(sent_with(jar, url), "x=/p/q; x=3; y=1; x=/")
 
     def test_identity(self) -> None:
         """5.7 step 23: name, domain, host-only and path make a cookie; case counts in a name."""
@@ -6427,13 +6374,14 @@ class Section10Cookies(Section):
     def test_nothing_is_left_behind(self) -> None:
         jar = asyncget.Cookies()
         url = parse_url("http://a.test/")
-        names = jar.store(url, ["a=1; Max-Age=60", "b=2", "bad\0", "c=3; Max-Age=0"], NOW)
+        with mock.patch.object(time, "time", lambda: NOW):
+            names = jar.store(url, ["a=1; Max-Age=60", "b=2", "bad\0", "c=3; Max-Age=0"])
         self.assertEqual(names, ["a", "b", "c"])
         for at, sent in ((NOW, "a=1; b=2"), (MINUTE - 1, "a=1; b=2"), (MINUTE, "b=2")):
             with mock.patch.object(time, "time", lambda at=at: at):
                 self.assertEqual((sent_with(jar, "http://a.test/"), len(jar)), (sent, sent.count("=")))
         self.assertEqual(jar.store(url, ["b=; Expires=Thu, 01 Jan 1970 00:00:00 GMT"]), ["b"])
-        self.assertEqual((len(jar), jar._sites), (0, {}))  # nothing is left behind
+        self.assertEqual((len(jar), jar.store(url, ["bad\0"]), any(jar._sites.values())), (0, [], False))
 
     def test_secure_cookies_are_left_alone(self) -> None:
         """5.7 step 16."""
@@ -6454,9 +6402,9 @@ class Section10Cookies(Section):
             with self.subTest(setter=setter, line=line, url=url):
                 names = setting(setter, old).store(parse_url(url), [line])
                 self.assertEqual(bool(names), allowed)
-        jar = asyncget.Cookies()
-        jar.store(parse_url("https://a.test/"), ["x=1; Secure; Max-Age=1"], NOW)
-        self.assertEqual(jar.store(parse_url("http://a.test/"), ["x=2"], NOW + 2), ["x"])
+        with mock.patch.object(time, "time", lambda: NOW):
+            jar = setting("https://a.test/", "x=1; Secure; Max-Age=1")
+        self.assertEqual(jar.store(parse_url("http://a.test/"), ["x=2"]), ["x"])
 
     def test_caps(self) -> None:
         """6265bis 5.7, "remove excess cookies", and 6.1."""
@@ -6464,18 +6412,17 @@ class Section10Cookies(Section):
         jar = setting(url, *(f"a{i}=1" for i in range(100)))
         self.assertEqual(len(jar), asyncget.MAX_SET_COOKIES)
         for i in range(10):
-            setting(url, "a0=again", *(f"b{i}.{j}=1" for j in range(40)), jar=jar)
+            setting(url, *(f"b{i}.{j}=1" for j in range(40)), jar=jar)
         self.assertEqual(len(jar), asyncget.MAX_DOMAIN_COOKIES)
-        self.assertEqual(([*jar][0].name, jar["a0"]), ("a0", "again"))  # set again, it stays
-        self.assertNotIn("a1", jar)
-        self.assertIn("b9.39", jar)
+        self.assertEqual(("b5.19" in jar, "b5.20" in jar, "b9.39" in jar), (False, True, True))
 
     def test_who_makes_room(self) -> None:
         """6265bis 5.7: what has expired first, then what is not Secure: http cannot push that out."""
-        jar, url = asyncget.Cookies(), parse_url("http://a.test/")
-        for i in range(4):
-            jar.store(url, [f"a{i}.{j}=1" + "; Max-Age=9" * (i == 3) for j in range(45)], NOW)
-        jar.store(url, ["b=1"], NOW + 10)
+        jar = asyncget.Cookies()
+        with mock.patch.object(time, "time", lambda: NOW):
+            for i in range(4):
+                setting("http://a.test/", *(f"a{i}.{j}=1" + "; Max-Age=9" * (i == 3) for j in range(45)), jar=jar)
+        setting("http://a.test/", "b=1", jar=jar)
         self.assertEqual((len(jar), "a0.0" in jar), (136, True))
         jar = setting("https://a.test/", "sid=1; Secure")
         for i in range(5):
@@ -6496,13 +6443,13 @@ class Section10Cookies(Section):
             setting(f"http://s{i}.test/", *(f"x{j}=1" for j in range(3)), jar=jar)
             if i == 500:
                 setting("http://first.test/", "y=1", jar=jar)
-        self.assertEqual(len(jar), asyncget.MAX_COOKIES)
+        self.assertEqual(len(jar), asyncget.MAX_COOKIES - 1)  # whole sites make room
         self.assertEqual(sent_with(jar, "http://first.test/"), "x=1; y=1")  # not silent for longest
-        self.assertEqual(sent_with(jar, "http://s0.test/"), "x2=1")
-        for i in range(1, 3000):
+        self.assertEqual((sent_with(jar, "http://s0.test/"), sent_with(jar, "http://s1.test/").count("x")), ("", 3))
+        for i in range(3000):
             setting(f"http://t{i}.test/", "x=1", jar=jar)
-        self.assertEqual((len(jar), len(jar._sites)), (asyncget.MAX_COOKIES, asyncget.MAX_COOKIES))
-        self.assertEqual((sent_with(jar, "http://first.test/"), sent_with(jar, "http://s999.test/")), ("", "x2=1"))
+        self.assertEqual((len(jar), len(jar._sites)), (asyncget.MAX_COOKIES, asyncget.MAX_COOKIES + 1))
+        self.assertEqual(sent_with(jar, "http://first.test/"), "")
 
     def test_a_lookup_touches_one_site(self) -> None:
         jar = asyncget.Cookies()
@@ -6525,7 +6472,7 @@ class Section10Cookies(Section):
     def test_seeds_go_to_the_first_origin(self) -> None:
         jar = asyncget.Cookies({"a": "1"})
         jar["b"] = "2"
-        self.assertEqual([(c.name, c.domain, c.port) for c in jar], [("a", "", None), ("b", "", None)])
+        self.assertEqual([(c.name, c.domain) for c in jar], [("a", ""), ("b", "")])
         self.assertEqual(sent_with(jar, "http://h.test/"), "")
         jar.home(Origin("https", "h.test", 444))
         jar.home(Origin("http", "evil.test", 80))  # too late
@@ -6565,7 +6512,8 @@ class Section10Cookies(Section):
         self.assertEqual(sent_with(jar, "http://www.h.test:81/"), "sid=new")
         secure = asyncget.Cookies({"sid": "old"})
         secure.home(Origin("https", "www.h.test", 443))        # 5.7: nor may http take it away
-        self.assertEqual(secure.store(parse_url("http://www.h.test/"), ["sid=evil"]), [])
+        setting("http://www.h.test/p", "sid=evil", jar=secure)
+        self.assertEqual(sent_with(secure, "https://www.h.test/p"), "sid=old")
 
     def test_the_caller_takes_the_place_of_a_server(self) -> None:
         jar = asyncget.Cookies()
@@ -6573,41 +6521,40 @@ class Section10Cookies(Section):
         setting("http://h.test/p/", "sid=a", "sid=b; Path=/", "sid=c; Domain=h.test", "x=1; Path=/", jar=jar)
         jar["sid"] = "mine"
         self.assertEqual((sent_with(jar, "http://h.test/p/"), jar["sid"]), ("sid=mine; x=1", "mine"))
+        self.assertEqual(sent_with(jar, "http://h.test:81/p/"), "sid=a; sid=c; sid=b; x=1")
         jar.set("sid", "deep", path="/p")                      # two of the caller's are two
         self.assertEqual(sent_with(jar, "http://h.test/p/"), "sid=deep; sid=mine; x=1")
 
     def test_mapping(self) -> None:
         jar = asyncget.Cookies()
-        jar.set("a", "1", domain=".H.test", path="/p", secure=True, expires=time.time() + 9)
-        jar.set("a", "2", domain="b\u00fccher.test")
-        jar.set("gone", "1", domain="h.test", expires=time.time() - 9)
+        jar.set("a", "1", domain=".H.test", path="/p")
+        jar.set("a", "2", domain="b\u00fccher.test", path="")
+        jar.add(asyncget.Cookie("gone", "1", "h.test", expires=time.time() - 9))
         jar["b"] = ""
         self.assertEqual([(c.name, c.value, c.domain, c.path, c.host_only, c.secure) for c in jar], [
-            ("a", "1", "h.test", "/p", False, True), ("a", "2", "xn--bcher-kva.test", "/", False, False),
+            ("a", "1", "h.test", "/p", False, False), ("a", "2", "xn--bcher-kva.test", "/", False, False),
             ("b", "", "", "/", True, False)])
         self.assertEqual((len(jar), jar["b"], jar.get("c"), jar.get("c", "d"), jar.get("gone")),
                          (3, "", None, "d", None))
         self.assertEqual(("a" in jar, "gone" in jar, 7 in jar), (True, False, False))
-        self.assertEqual(jar["a"], "2")                        # of several the youngest ...
+        self.assertEqual(jar["a"], "2")                        # of several the last ...
         jar["a"] = "home"
         setting("http://other.test/", "a=other", jar=jar)
-        self.assertEqual(jar["a"], "home")                     # ... but the home origin's first
+        self.assertEqual(jar["a"], "home")                     # ... but servers' come before
         self.assertEqual(sent_with(jar, "https://s.h.test/p"), "a=1")
         for missing in (jar.__getitem__, jar.__delitem__):
             self.assertRaises(KeyError, missing, "c")
-        self.assertEqual((jar.delete("a", domain=".h.test", path="/"), len(jar)), (0, 5))
-        self.assertEqual((jar.delete("a", domain=".h.test", path="/p"), len(jar)), (1, 4))
-        jar.update({"a": "new", "b": None, "never": None})
-        self.assertEqual((jar["a"], "b" in jar, len(jar)), ("new", False, 3))
-        del jar["a"]
-        self.assertEqual(len(jar), 0)
+        jar.update({"a": "new", "c": "3"})
+        self.assertEqual((jar["a"], jar["c"], len(jar)), ("new", "3", 6))
+        del jar["a"], jar["c"]
+        self.assertEqual([cookie.name for cookie in jar], ["b"])
         jar["z"] = "1"
         jar.clear()
         self.assertEqual((len(jar), list(jar), bool(jar), repr(jar)), (0, [], False, "<Cookies >"))
 
     def test_addresses(self) -> None:
         jar = asyncget.Cookies()
-        jar.set("a", "1", domain="::1")
+        jar.set("a", "1", domain="[::1]")
         jar.set("a", "2", domain="127.0.0.1")
         self.assertEqual(sent_with(jar, "http://[::1]/"), "a=1")
         self.assertEqual(sent_with(jar, "http://127.0.0.1/"), "a=2")
@@ -6627,15 +6574,10 @@ class Section10Cookies(Section):
                 with self.subTest(name=name, value=value), self.assertRaises(InvalidHeader) as caught:
                     setter(name, value)  # type: ignore[arg-type]
                 self.assertNotIn("1\r", str(caught.exception))
-            if value is not None:
-                with self.assertRaises(InvalidHeader):
-                    asyncget.Cookies({name: value})  # type: ignore[dict-item]
-        wrong: list[tuple[Any, dict[str, Any]]] = [
-            (InvalidHeader, {"path": "p"}), (InvalidURL, {"domain": "h test"}),
-            (TypeError, {"expires": "Fri, 31 Dec 2099 23:59:59 GMT"}), (TypeError, {"domain": 1})]
-        for error, options in wrong:
-            with self.subTest(**options), self.assertRaises(error):
-                asyncget.Cookies().set("a", "1", **options)
+            with self.assertRaises(InvalidHeader):
+                asyncget.Cookies({name: value})  # type: ignore[dict-item]
+        with self.assertRaises(InvalidURL):
+            asyncget.Cookies().set("a", "1", domain="h test")
         for value in ("", "a=b, c", '"q"', "\u00e9", "\udcff", " x\ty "):
             asyncget.check_cookie("!#$%&'*+-.^_`|~a0", value)
         asyncget.check_cookie("a", "x" * (asyncget.MAX_COOKIE_FIELD_BYTES - 2))
@@ -6643,7 +6585,7 @@ class Section10Cookies(Section):
     def test_no_secret_is_shown(self) -> None:
         jar = setting("http://h.test/", "sid=SECRET", "\u202ename=SECRET")
         jar["a"] = "SECRET"
-        self.assertEqual(repr(jar), "<Cookies sid (h.test), \\u202ename (h.test), a (first origin)>")
+        self.assertEqual(repr(jar), "<Cookies sid (h.test), \\u202ename (h.test), a (home origin)>")
 
     def test_field(self) -> None:
         """6265bis 5.8.3 step 4."""
@@ -6698,7 +6640,9 @@ class Section10Cookies(Section):
         ):
             with self.subTest(line):
                 cookies, unknown = parse_cookie_file(f"# x\n{line}\n")
-                self.assertEqual([cookie for cookie in cookies if cookie.lives(NOW)], [expected] * bool(expected))
+                with mock.patch.object(time, "time", lambda: NOW):
+                    living = [cookie for cookie in cookies if cookie.lives()]
+                self.assertEqual(living, [expected] * bool(expected))
                 self.assertEqual(unknown, ["# x", *[line] * (not cookies and line != "")])
 
     def test_written(self) -> None:
@@ -7358,8 +7302,7 @@ class HostileFuzz(unittest.TestCase):
 
         def check(text: str) -> None:
             seconds = retry_after(text)
-            self.assertTrue(seconds is None or seconds >= 0, seconds)
-            self.assertEqual(seconds is None, not text)
+            self.assertGreaterEqual(seconds, 0)
             b"\xff\xfe\x1b$B\x80abc~{".decode(charset_of(text), "replace")
             printed = printable(text) + shown(text.encode("utf-8", "replace")) + masked(text)
             self.assertTrue(printed.isprintable())
@@ -8663,7 +8606,7 @@ class StrangersCost(AsyncCase):
         await use()
         gc.collect()
         caches = {name: thing for name, thing in vars(asyncget).items() if hasattr(thing, "cache_info")}
-        self.assertEqual(set(caches), {"kinds_of", "parse_origin", "site_of", "parse_chunk_size"})
+        self.assertEqual(set(caches), {"kinds_of", "parse_origin", "parse_chunk_size"})
         found = [one for thing in gc.get_objects() if isinstance(thing, (list, dict, tuple, set))
                  for one in (thing.items() if isinstance(thing, dict) else [thing])
                  if any(isinstance(part, str) and marker in part and part is not marker
@@ -8835,16 +8778,17 @@ class LinearTime(Section):
             # sections 8 to 11: proxies, redirects, cookies, netrc
             "_refusal": raw(lambda t: re.sub(rb"<[^<>]*>", b"", t)),
             "next_request": lambda t: next_request(Request(page, ()), got("location", t, 302)),
-            "retry_after": retry_after, "parse_date": a.parse_date,
-            "parse_set_cookie": lambda t: a.parse_set_cookie("a=1;" + t, page, NOW), "parse_attributes": lambda t: a.parse_attributes(t.split(";")),
-            "parse_domain": lambda t: a.parse_set_cookie("a=1;domain=" + t, page, NOW), "is_suffix": a.is_suffix,
-            "site_of": lambda t: a.site_of.__wrapped__(t), "check_cookie": lambda t: a.check_cookie("a", t),
+            "retry_after": retry_after, "parse_date": a.parse_date,  # bpo-38804, CVE-2024-7592
+            "with_cookies": lambda t: Request(page, (("Cookie", t),)).with_cookies([("a", "1")]),
+            "parse_set_cookie": lambda t: a.parse_set_cookie("a=1;" + t, page, NOW), "parse_set_cookie, many": lambda t: a.parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW),
+            "parse_set_cookie, domain": lambda t: a.parse_set_cookie("a=1;domain=" + t, page, NOW), "site_of": a.site_of, "check_cookie": lambda t: a.check_cookie("a", t),
             "store": lambda t: written(asyncget.Cookies(), [f"a{n}={t[:99]}" for n in range(len(t) // 99)]),
             "fill_jar": lambda t: a.fill_jar(http.cookiejar.CookieJar(), got("set-cookie", t[:4096])),
             "parse_proxy": lambda t: parse_proxy(t, "x"), "bypasses_proxy": lambda t: bypasses_proxy(t, Origin("http", "h.test", 80)),
             "in_network": lambda t: bypasses_proxy(t, Origin("http", "127.0.0.1", 80)),
-            "netrc_entries": lambda t: list(a.netrc_entries(t.splitlines(True))),
-            "netrc_entries, line": lambda t: list(a.netrc_entries(["machine h password " + t])),
+            "netrc_entries": lambda t: list(a.netrc_entries(t)),
+            "netrc_entries, value": lambda t: list(a.netrc_entries("machine h password " + t)),
+            "netrc_entries, macro": lambda t: list(a.netrc_entries("macdef " + t)),
             "resolved": lambda t: resolved({"h:80": t}, HERE),
             # sections 12 to 15: validators, names, files, flags
             "strong_validator": lambda t: a.strong_validator(Headers([("etag", f'"{t}"')])),
@@ -8870,7 +8814,7 @@ class LinearTime(Section):
         }
 
     # Of constants; of a few characters; or the same expression as that of another name here.
-    OTHERS = {"known_flags", "_dial", "_socks_address", "ask_jar", "set"}
+    OTHERS = {"known_flags"}
 
     @staticmethod
     def filled(text: str) -> None:
@@ -11590,16 +11534,20 @@ class Section15CommandLine(Folder):
         environ: dict[str, str] = {}
         for arguments, expected in (
             ("u", {}), ("--noproxy * u", {"no_proxy": "*"}),
-            ("--socks5 p:1 u", dict.fromkeys(("http_proxy", "https_proxy"), "socks5://p:1")),
-            ("--socks5-hostname p u", dict.fromkeys(("http_proxy", "https_proxy"), "socks5h://p")),
-            ("-x p:1 u", dict.fromkeys(("http_proxy", "https_proxy"), "p:1")),
+            ("--socks5 p:1 u", dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "socks5://p:1")),
+            ("--socks5-hostname p u",
+             dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "socks5h://p")),
+            ("-x p:1 u", dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "p:1")),
             ("-x http://p -U a:b@c u",
-             dict.fromkeys(("http_proxy", "https_proxy"), "http://a:b%40c@p")),
+             dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://a:b%40c@p")),
             ("-U a:b u", {}),
         ):
             with self.subTest(arguments):
                 found = asyncget.proxy_environment(parse_arguments(arguments.split()), environ)
                 self.assertEqual({k: v for k, v in found.items() if v}, expected)
+        with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
+            os.environ.update(asyncget.proxy_environment(parse_arguments(["-x", "", "u"]), os.environ))
+            self.assertIsNone(choose_proxy(HERE))
         environ = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q"}
         options = parse_arguments(["-U", "a:b", "u"])
         self.assertEqual(asyncget.proxy_environment(options, environ),
@@ -12978,7 +12926,7 @@ class FoundByReviewInPlace(unittest.TestCase):
         for attempt in (1025, 10**6):
             delay = asyncget.retry_delay(attempt, TimedOut(), 10**6)
             assert delay is not None
-            self.assertTrue(15 <= delay <= 30)
+            self.assertTrue(16 <= delay <= 32)
 
     def test_an_unknown_variable_of_write_out_stays_text(self) -> None:
         for name in ("error_code", "my_code_too"):
