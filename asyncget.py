@@ -1341,11 +1341,10 @@ class Body:
 
     __slots__ = ("connection", "framing", "reusable", "parser", "ready", "fault", "done",
                  "received", "done_at", "trailers", "deadline", "seconds", "turn", "sent_at",
-                 "head_at", "reused", "peer", "local")
+                 "head_at", "reused")
 
     def __init__(self, connection: Connection, head: Head, keep: bool = True) -> None:
         self.connection: Connection | None = connection
-        self.peer, self.local = connection.peer, connection.local  # addresses
         self.sent_at, self.head_at = connection.sent_at, connection.head_at
         self.reused = connection.exchanges > 1
         self.framing = body_framing(head)
@@ -1460,6 +1459,8 @@ class Response:
         self.status_code = head.status
         self.raw_head = head.raw               # as received, without folds
         self.history: list[Response] = []
+        self.peer: Any = None                  # the remote address
+        self.local: Any = None                 # ours
         self.proxied = False                   # by way of a proxy
         self.request_bytes = 0                 # sent for it
         self.started = started                 # the loop's clock when the call began
@@ -3808,6 +3809,7 @@ class Call:
                         and not connection.interim and not may_reuse(head, 0)):
                     body = Body(connection, head, CLOSE_FIELD not in request.fields)
                     response = Response(head, request.url, body, settings["decode"], self.started)
+                    response.peer, response.local = connection.peer, connection.local
                     response.proxied, response.request_bytes = route.proxy is not None, len(data)
                     if b"set-cookie" in head.fields:
                         self.keep_cookies(response)
@@ -5642,42 +5644,103 @@ def write_secret(name: str, data: bytes) -> None:
             write_named(path, data)  # a mount of one file: nothing can take its place
 
 
-class Transfer:
-    """One URL on its way: where its body goes, and what has become of it."""
+class Enough(Exception):
+    """Ends a try behind its head, with the seconds until the next one, None for none.
 
-    def __init__(self, number: int, url: str, output: str | None = None,
-                 saved: bool = False) -> None:
+    Or all of them: --fail-early, and the one that failed has been reported.
+    """
+
+
+def clock() -> float:
+    """The time, as the event loop counts it."""
+    return asyncio.get_running_loop().time()
+
+
+def goes_on(response: Response, offset: int, path: str, given: bool) -> bool:
+    """Whether a body goes on at an offset, from the flag or else the file's; False at its end.
+
+    Exit code 33 where the server's file is not the one that we have a part of.
+    """
+    status, headers = response.status_code, response.headers
+    rest = body_length(response) or 0 if status == 206 else 0
+    changed = parse_date(headers.get("last-modified", "")) or 0
+    if (status in (206, 416)
+            and headers.get("content-range", "").lower() == range_of_rest(offset, rest)
+            and (given or not rest or changed <= os.path.getmtime(path))):
+        return rest > 0
+    if status != 416 or given:
+        response.raise_for_status()
+    raise AsyncGetError("the server does not go on in the middle: -C is not for it", exit_code=33)
+
+
+NO_RESPONSE: Any = Options(  # what stands for one in -w
+    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), peer=None, local=None, proxied=False,
+    raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(), received=0,
+    request_bytes=0, url="")
+
+
+class Transfer:
+    """One URL, from its flags to its report: where its body goes, what has become of it."""
+
+    command: Command       # the run that it is a part of
+    path = ""              # of the file, if there is one
+    response = NO_RESPONSE
+    error: AsyncGetError | None = None
+    started = ended = looked_up = 0.0
+    tries = received = 0
+    expected: int | None = None
+    window = 0.0, 0        # for --speed-limit: since when, from how many bytes on
+    wrote = 0              # bytes of the body that are where they cannot be taken back
+    mode = ""              # for a body that goes neither to stdout nor to a .part: how its
+    file: Any = None       # file is opened, "wb" or "ab", when the first byte has come
+
+    def __init__(self, options: Options, number: int, url: str, output: str | None) -> None:
+        self.options = options
         self.number = number
         self.url = url
         self.shown_url = printable(without_userinfo(url))
-        self.output = output  # what -o said, if anything
-        self.to_stdout = not saved
-        self.path = ""        # of the file
-        self.response: Response | None = None
-        self.error: AsyncGetError | None = None
-        self.started = self.ended = self.looked_up = 0.0
-        self.tries = 0
-        self.received = 0
-        self.expected: int | None = None
-        self.window = 0.0, 0         # for --speed-limit: since when, from how many bytes on
+        self.output = output         # what -o said: "" is nothing, "-" stdout; None is -O
         self.turn = asyncio.Event()  # set when stdout is ours
         self.held = bytearray()      # what came before that
-        self.wrote = False           # bytes of this URL are out, and cannot be taken back
-        self.file: Any = None        # where heads and body go, if not to stdout or a .part
-        self.mode = ""               # how it is opened, at the first byte: "wb", or "ab" to go on
-        self.appended = 0            # bytes that -C NUMBER has put behind others
 
     @property
     def exit_code(self) -> int:
         """curl's code for the outcome."""
         return self.error.exit_code if self.error else 0
 
-    def bars(self) -> list[Bar]:
-        """The rows of --waterfall; without a response it was all one wait."""
-        if self.response is not None:
-            return response_bars(self.response)
-        label = f"({self.exit_code}) {self.shown_url.partition('://')[2]}"
-        return [Bar(label, self.started, self.started, self.ended, self.ended)]
+    # ---- where its bytes go
+
+    def prepare(self) -> None:
+        """Refuse what --proto does not allow, and find the file's name if it is known yet."""
+        options, scheme = self.options, self.url.partition("://")[0].lower()
+        if scheme in DEFAULT_PORTS and scheme not in schemes(options.proto):
+            raise AsyncGetError(f"--proto does not allow {scheme}", exit_code=1)
+        name = self.output
+        if name is None and not options.remote_header_name:
+            name = name_from_url(self.url)
+        if name and is_stdout(os.path.join(options.output_dir or "", name)):
+            self.output = "-"
+        elif name and name != "-":
+            self.place(name)
+
+    def place(self, name: str) -> None:
+        """Make a file name the path, which no other URL of this run may have."""
+        options, claimed = self.options, self.command.claimed
+        self.path = os.path.join(options.output_dir or "", name)
+        if self.output:  # who named it means what it leads to
+            if is_direct(self.path) and not os.path.isfile(self.path):
+                return
+            if os.path.islink(self.path):
+                self.path = os.path.realpath(self.path)
+        if options.no_clobber:
+            self.path = free_name(self.path, claimed)
+        part = part_of(self.path)
+        for taken in (self.path, part, part + ".meta"):
+            if claimed.setdefault(key_of(taken), self.number) != self.number:
+                raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
+        if options.create_dirs:
+            with disk_errors(self.path):
+                os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
 
     def write(self, data: bytes) -> None:
         """Write to the file, or to stdout if it is our turn; else keep the data till then."""
@@ -5688,25 +5751,137 @@ class Transfer:
                     self.file = open(self.path, self.mode, opener=lambda name, how: os.open(
                         name, how | flags, 0o666))
                 write_all(self.file, data)
-            self.appended += len(data)
             return
-        if not self.turn.is_set():
-            self.held += data
-            return
-        self.flush()
-        write_stdout(data)
-
-    def close(self) -> None:
-        """Close the file, if there is one."""
-        if self.file is not None:
-            with disk_errors(self.path):
-                self.file.close()
-        self.file, self.mode = None, ""
+        self.held += data
+        if self.turn.is_set():
+            self.flush()
 
     def flush(self) -> None:
         """Write what was kept; our turn has come."""
         held, self.held = self.held, bytearray()
         write_stdout(held)
+
+    # ---- one try
+
+    def trace(self, kind: str, data: str | bytes) -> None:
+        """What a call tells: for -v, and each head as it comes for -i, -I and -D."""
+        options = self.options
+        if options.verbose:
+            self.command.show_wire(kind, data)
+        if kind != "<" or isinstance(data, str):
+            return
+        head = data
+        if sys.stdout.isatty() and not self.mode:
+            head = "".join(printable(line) + "\n" for line in data.splitlines()).encode()
+        if options.include or options.head:
+            self.write(head)
+        if options.dump_header == "-":
+            self.write(head)
+        elif options.dump_header:
+            write_named(options.dump_header, data, "ab")
+
+    async def meet(self, response: Response) -> None:
+        """Look at a head, before its body is read."""
+        options, self.response = self.options, response
+        delay = self.command.retry_in(self, response)
+        if delay is not None or response.status_code == 304:  # what is there, stays
+            await response.discard()
+            raise Enough(delay)
+        if options.fail:
+            response.raise_for_status()
+        if options.etag_save and response.status_code == 200:
+            write_named(options.etag_save, response.headers.get("etag", "").encode() + b"\n")
+        self.window = clock(), 0
+        await self.advance(0, body_length(response))
+
+    async def advance(self, received: int, expected: int | None) -> None:
+        """Note how far a body is; hold it up, or give it up, as the flags say."""
+        options, now = self.options, clock()
+        self.received, self.expected = received, expected
+        self.command.redraw()
+        if options.max_filesize and max(received, expected or 0) > options.max_filesize:
+            raise TooLarge(f"{self.shown_url} is larger than --max-filesize, "
+                           f"{options.max_filesize} bytes")
+        since, before = self.window
+        came = self.response.received - before
+        span = options.speed_time or SILENCE_SECONDS
+        if options.speed_limit and now - since >= span:
+            if came < options.speed_limit * span:
+                raise TimedOut(f"slower than --speed-limit, {options.speed_limit} bytes a second, "
+                               f"for {span:g} s")
+            self.window = now, before + came
+        if options.limit_rate:
+            await asyncio.sleep(max(0.0, since + came / options.limit_rate - now))
+
+    async def stream(self, offset: int) -> None:
+        """Hand on a body as it comes, from an offset on: to stdout, or to a file in place."""
+        wary = self.output == "" and sys.stdout.isatty()
+        fields = [("Range", f"bytes={offset}-")] if offset else []
+        async with self.command.session.stream(
+                self.url, headers=self.command.headers + fields, trace=self.trace) as response:
+            await self.meet(response)
+            given = self.options.continue_at != "-"
+            if offset and not goes_on(response, offset, self.path, given) or self.options.head:
+                return
+            if is_own_coding(response, self.path):
+                response.coding = b"identity"
+            async for piece in response.iter_bytes():
+                if wary and b"\0" in piece:
+                    raise AsyncGetError(BINARY, exit_code=23)
+                wary = False  # the first piece tells, as it does for curl
+                self.write(piece)
+                if self.mode != "wb":
+                    self.wrote += len(piece)
+                await self.advance(self.received + len(piece), self.expected)
+                if len(self.held) > HELD_BYTES:
+                    await response.stand_by(self.turn.wait())
+            self.write(b"")  # a file, even if it is an empty one
+
+    async def fetch_once(self) -> None:
+        """Take the body to stdout, or to a file, which gets its name when it is whole.
+
+        Not so a device such as /dev/null, nor what begins with a head, nor, with -C, a file
+        that bears its final name: these are gone on with where they are, as in curl.
+        """
+        options, path = self.options, self.path
+        to_stdout, going_on = self.output in ("", "-"), options.continue_at == "-"
+        in_place = (to_stdout or options.include or options.head
+                    or self.output and is_direct(path))
+        offset = 0 if going_on else int(options.continue_at or 0) + self.wrote
+        if going_on and os.path.isfile(path) and (in_place or not read_partial(path)):
+            offset = os.path.getsize(path)
+        if in_place or offset:
+            self.mode = "" if to_stdout else "ab" if offset else "wb"
+            try:
+                await self.stream(offset)
+                return
+            except AsyncGetError as error:
+                if error.exit_code != 33 or in_place or not going_on:
+                    raise
+            finally:
+                if self.file:
+                    self.file.close()
+                self.file, self.mode = None, ""
+
+        def choose(response: Response) -> str:
+            name = name_from_header(response.headers.get("content-disposition", ""))
+            self.place(name or name_from_url(self.url))
+            return self.path
+
+        await self.command.session.download(
+            self.url, path or choose,  # what is there must be known first
+            headers=self.command.headers, trace=self.trace,
+            on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
+            overwrite=not options.remote_header_name, any_status=not options.fail)
+
+    def finish(self) -> None:
+        """What -R and --fail-with-body want behind the body."""
+        changed = parse_date(self.response.headers.get("last-modified", ""))
+        if self.options.remote_time and self.path and changed is not None:
+            with disk_errors(self.path):
+                os.utime(self.path, (changed, changed))
+        if self.options.fail_with_body:
+            self.response.raise_for_status()
 
 
 def plan_transfers(options: Options) -> list[Transfer]:
@@ -5718,185 +5893,165 @@ def plan_transfers(options: Options) -> list[Transfer]:
         found: list[tuple[str, list[str]]] = (
             [(line, []) for line in read_lines(text[1:]) if line[0] != "#"] if listed else
             [(text, [])] if options.globoff else expand_glob(text))
-        output: str | None = ""
+        unnamed = None if listed or options.remote_name_all else ""
+        output = None
         for number, (url, put_in) in enumerate(found):
             if listed or number == 0:
-                output = next(outputs, "")  # "" is none, None is -O
-            name = output or ""
+                output = next(outputs, os.devnull if options.out_null else unnamed)
+            name = output
             for index, value in enumerate(put_in, 1):
-                name = re.sub(f"#{index}(?![0-9])", value.replace("\\", r"\\"), name)
-            if output == "" and options.out_null:
-                name = os.devnull
-            saved = output is None or not name and (listed or options.remote_name_all)
-            transfers.append(Transfer(len(transfers), complete_url(url, added), name or None,
-                                      saved or name not in ("", "-")))
+                name = name and re.sub(f"#{index}(?![0-9])", value.replace("\\", r"\\"), name)
+            transfers.append(Transfer(options, len(transfers), complete_url(url, added), name))
     if not transfers:
         raise AsyncGetError("there is no URL in the list")
     return transfers
 
+
+# ---- what -w tells
 
 def redirect_url(response: Response) -> str | None:
     """Where a redirect that was not followed would have led."""
     location = "".join(octets_text(response.raw_head, "location")[:1])
     if response.status_code // 100 != 3 or not location:
         return None
-    try:
+    with contextlib.suppress(AsyncGetError):
         return str(join_url(parse_url(response.url), location))
-    except AsyncGetError:  # not one of ours
-        return location
+    return location  # not one of ours
 
 
-def url_parts(url: str, prefix: str) -> dict[str, Any]:
+_URL_PARTS = re.compile(r"((?P<scheme>[^:/?#]*)://([^/?#]*@)?(?P<host>\[[^]]*\]|[^:/?#]*)"
+                        r"(:(?P<port>[0-9]*))?)?(?P<path>[^?#]*)(\?(?P<query>[^#]*))?"
+                        r"(#(?P<fragment>.*))?", re.S)
+
+
+def url_parts(url: str, prefix: str) -> dict[str, str]:
     """A URL's parts as -w names them; the password is not among them.
 
     >>> list(url_parts("http://me@[::1]:81?b#c", "url").values())
     ['http', '[::1]', '81', '/', 'b', 'c']
     """
-    from urllib.parse import urlsplit
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # what was asked for is no URL
-        parts = urlsplit("")
-    host = parts.netloc.rpartition("@")[2]
-    port = re.search(":([0-9]*)$", host)  # [::1] has none
-    return {f"{prefix}.{name}": value for name, value in (
-        ("scheme", parts.scheme), ("host", host[:port.start()] if port else host),
-        ("port", port and port[1] or str(DEFAULT_PORTS.get(parts.scheme, ""))),
-        ("path", parts.path or "/"), ("query", parts.query), ("fragment", parts.fragment))}
+    found = next(_URL_PARTS.finditer(url)).groupdict("")
+    found["port"] = found["port"] or str(DEFAULT_PORTS.get(found["scheme"], ""))
+    found["path"] = found["path"] or "/"
+    return {f"{prefix}.{name}": value for name, value in found.items()}
 
 
-def response_values(response: Response) -> dict[str, Any]:
+def response_values(response: Response, url: str) -> dict[str, Any]:
     """What only a response can tell, under curl's names."""
     hops = (*response.history, response)
-    (peer, peer_port), (local, local_port) = (
-        (address[0], address[1]) if isinstance(address, tuple) else (None, 0)
-        for address in (response._body.peer, response._body.local))
     timing = response.timing
+    remote, local = (address if isinstance(address, tuple) else (None, 0)
+                     for address in (response.peer, response.local))
     return {
         "content_type": response.headers.get("content-type"),
         "http_code": response.status_code,
         "http_version": response.http_version[5:],
-        "local_ip": local,
-        "local_port": local_port,
+        "local_ip": local[0],
+        "local_port": local[1],
         "num_connects": sum(not hop.timing.reused for hop in hops),
         "num_headers": len(response.headers.pairs),
         "num_redirects": len(response.history),
         "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
-        "remote_ip": peer,
-        "remote_port": peer_port,
+        "remote_ip": remote[0],
+        "remote_port": remote[1],
         "response_code": response.status_code,
-        "size_download": response.received,
+        "scheme": url.partition("://")[0],
         "size_header": sum(len(hop.raw_head) for hop in hops),
         "size_request": sum(hop.request_bytes for hop in hops),
-        "time_appconnect": timing.connected if response.url[:6] == "https:" else 0.0,
+        "time_appconnect": timing.connected if url[:6] == "https:" else 0.0,
         "time_connect": timing.connected,
         "time_pretransfer": timing.connected,
         "time_redirect": response.history[-1].timing.done if response.history else 0.0,
         "time_starttransfer": timing.head,
-        "url_effective": response.url,
+        "url_effective": url,
+        **url_parts(url, "urle"),
     }
 
 
-NO_RESPONSE = {  # the same, where there was none
-    "content_type": None, "http_code": 0, "http_version": "0", "local_ip": None, "local_port": 0,
-    "num_connects": 0, "num_headers": 0, "num_redirects": 0, "proxy_used": 0, "redirect_url": None,
-    "remote_ip": None, "remote_port": 0, "response_code": 0, "size_download": 0, "size_header": 0,
-    "size_request": 0, "time_appconnect": 0.0, "time_connect": 0.0, "time_pretransfer": 0.0,
-    "time_redirect": 0.0, "time_starttransfer": 0.0}
-
-
-def write_out_values(transfer: Transfer, began: float, referer: str | None) -> dict[str, Any]:
+def write_out_values(transfer: Transfer) -> dict[str, Any]:
     """All that -w can tell: times in seconds, sizes in bytes."""
+    import json
     response, seconds = transfer.response, transfer.ended - transfer.started
-    values = {"url_effective": transfer.shown_url,
-              **(response_values(response) if response else NO_RESPONSE)}
+    url = transfer.shown_url
+    received = response.received if transfer.received else 0
     cause = getattr(transfer.error, "__cause__", None)
-    return {
-        **{name: round(value, 6) if isinstance(value, float) else value
-           for name, value in values.items()},
+    values = {
+        **response_values(response, response.url or url),
+        "curl_version": f"asyncget {__version__}",
         "errormsg": str(transfer.error) if transfer.error else None,
         "exitcode": transfer.exit_code,
         "filename_effective": transfer.path or None,
         "method": "GET",
         "num_retries": transfer.tries - 1,
-        "referer": referer,
-        "scheme": values["url_effective"].partition("://")[0],
+        "referer": transfer.options.referer,
         "size_delivered": transfer.received,
-        "size_download": values["size_download"] if transfer.received else 0,
+        "size_download": received,
         "size_upload": 0,
-        "speed_download": int(values["size_download"] / seconds) if seconds else 0,
+        "speed_download": int(received / seconds) if seconds else 0,
         "speed_upload": 0,
         "ssl_verify_result": getattr(cause, "verify_code", 0),
-        "time_namelookup": round(transfer.looked_up, 6),
-        "time_queue": round(max(0.0, transfer.started - began), 6),
-        "time_total": round(seconds, 6),
+        "time_namelookup": transfer.looked_up,
+        "time_queue": transfer.started - transfer.command.began,
+        "time_total": seconds,
         "tls_earlydata": 0,
-        "url": transfer.shown_url,
+        "url": url,
         "urlnum": transfer.number,
-        **url_parts(transfer.shown_url, "url"),
-        **url_parts(values["url_effective"], "urle"),
+        **url_parts(url, "url"),
     }
+    values = {name: round(value, 6) if isinstance(value, float) else value
+              for name, value in values.items()}
+    fields = {name.lower(): response.headers.get_all(name) for name in response.headers}
+    return {**values, "json": json.dumps(values), "header_json": json.dumps(fields)}
 
 
 def render_write_out(template: str, values: Mapping[str, Any],
-                     headers: Headers) -> list[tuple[str, str]]:
+                     headers: Headers) -> list[list[str]]:
     r"""A -w template filled in; each piece with where it goes: "stdout", "stderr" or a file.
 
     >>> values = {"http_code": 7, "time_total": 0.5, "exitcode": 0}
     >>> render_write_out(r"%{http_code}\t%{time_total}%{stderr}%header{x}%%%output{f}.%{onerror}!",
     ...                  values, Headers([("X", "y")]))
-    [('stdout', '007\t0.500000'), ('stderr', 'y%'), ('f', '.')]
+    [['stdout', '007\t0.500000'], ['stderr', 'y%'], ['f', '.']]
     """
-    escapes = {r"\n": "\n", r"\r": "\r", r"\t": "\t", "%%": "%"}
-    pieces: list[tuple[str, list[str]]] = [("stdout", [])]
-    for match in re.finditer(r"%\{([\w.]+)\}|%(header|output)\{([^{}]*)\}|(\\[nrt]|%%)|.[^%\\]*",
-                             template, re.S):
-        variable, kind, name, escape = match.groups()
-        if variable in ("stdout", "stderr") or kind == "output":
-            pieces.append((variable or name, []))
-        elif variable == "onerror":
-            if not values["exitcode"]:
-                break
-        else:
-            pieces[-1][1].append(escapes[escape] if escape else
-                                 printable(headers.get(name, "")) if kind else
-                                 write_out_value(variable, values, headers, match[0]) if variable
-                                 else match[0])
-    return [(where, "".join(texts)) for where, texts in pieces if texts]
+    plain = {r"\n": "\n", r"\r": "\r", r"\t": "\t", "%%": "%", "%{onerror}": ""}
+    pieces = [["stdout", ""]]
+    for match in re.finditer(r"%\{([\w.]+)\}|%(?:header\{([^{}]*)|output\{([^{}]*))\}|\\[nrt]|%%"
+                             r"|.[^%\\]*", template, re.S):
+        variable, header, output = match.groups()
+        if variable == "onerror" and not values["exitcode"]:
+            break
+        if output or variable in ("stdout", "stderr"):
+            pieces.append([output or variable, ""])
+        elif variable in values:
+            value = values[variable]
+            shape = ".6f" if isinstance(value, float) else "03" if "_code" in variable else ""
+            text = "" if value is None else format(value, shape)
+            pieces[-1][1] += text if "json" in variable else printable(text)
+        elif header is not None:
+            pieces[-1][1] += printable(headers.get(header, ""))
+        else:  # one that we do not know stays visible
+            pieces[-1][1] += plain.get(match[0], match[0])
+    return pieces
 
 
-def write_out_value(name: str, values: Mapping[str, Any], headers: Headers, as_is: str) -> str:
-    """One variable of -w as text; one that we do not know stays visible."""
-    if name in ("json", "header_json"):
-        import json
-        fields = {field.lower(): headers.get_all(field) for field in headers}
-        return json.dumps({**values, "curl_version": f"asyncget {__version__}"}
-                          if name == "json" else fields)
-    value = values.get(name, as_is)
-    shape = ".6f" if isinstance(value, float) else "03d" if isinstance(
-        value, int) and "_code" in name else ""
-    return printable("" if value is None else format(value, shape))
+# ---- what stderr shows
 
-
-def render_progress(received: int, expected: int | None, seconds: float, done: str = "",
-                    failed: int = 0) -> str:
-    """How far the bytes are; `done` is "3/10" for many URLs.
-
-    >>> render_progress(3_000_000, 12_000_000, 2.0)
-    '3.0 MB of 12.0 MB   25%   1.5 MB/s   0:06 left'
-    >>> render_progress(3_000_000, None, 2.0, "3/10", 1)
-    '3/10 done   1 failed   3.0 MB   1.5 MB/s'
-    """
+def render_progress(transfers: Sequence[Transfer], seconds: float) -> str:
+    """How far they are: "3.0 MB of 12.0 MB   25%   1.5 MB/s   0:06 left"."""
+    received, count = sum(transfer.received for transfer in transfers), len(transfers)
     rate = received / (seconds or 1)
-    parts = [f"{done} done"] if done else []
-    parts += [f"{failed} failed"] if failed else []
-    parts += [render_size(received) + (f" of {render_size(expected)}" if expected else "")]
-    parts += [f"{100 * received // expected}%"] if expected else []
-    parts += [render_size(rate) + "/s"]
-    if expected and rate:
-        parts.append("{}:{:02} left".format(*divmod(int((expected - received) / rate), 60)))
-    return "   ".join(parts)
+    size, speed = render_size(received), render_size(rate) + "/s"
+    if count > 1:
+        ended = sum(transfer.ended > 0 for transfer in transfers)
+        failed = sum(transfer.error is not None for transfer in transfers)
+        return f"{ended}/{count} done   {failed} failed   {size}   {speed}"
+    expected = transfers[0].expected
+    if not expected or not rate:
+        return f"{size}   {speed}"
+    minutes, left = divmod(int((expected - received) / rate), 60)
+    return (f"{size} of {render_size(expected)}   {100 * received // expected}%   {speed}   "
+            f"{minutes}:{left:02} left")
 
 
 def terminal_width() -> int:
@@ -5918,409 +6073,12 @@ def mask_field(match: re.Match[str]) -> str:
     return f"{name}:" + re.sub(r"([/\\])[^/\\\s?#<>@]*@", r"\1***@", value)
 
 
-def for_terminal(data: bytes) -> bytes:
-    """A head as a terminal may show it: without its controls."""
-    return "".join(printable(line) + "\n" for line in data.splitlines()).encode()
-
-
 def tell(text: str) -> None:
     """Write to stderr; trouble there must not end a download."""
     try:
         print(text, end="", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         sys.stderr = open(os.devnull, "w")  # Python would stumble over the old one at the end
-
-
-class Screen:
-    """stderr: messages, and below them the progress line while somebody can see it."""
-
-    def __init__(self, transfers: Sequence[Transfer], shown: bool) -> None:
-        self.transfers = transfers
-        self.shown = shown
-        self.clock = asyncio.get_running_loop().time
-        self.began = self.drawn = self.clock()
-        self.width = 0  # of what is drawn now
-
-    def redraw(self) -> None:
-        """Bring the progress line up to date, ten times a second at most."""
-        now, count = self.clock(), len(self.transfers)
-        if not self.shown or now - self.drawn < REDRAW_SECONDS:
-            return
-        self.drawn = now
-        ended = sum(transfer.ended > 0 for transfer in self.transfers)
-        line = render_progress(
-            sum(transfer.received for transfer in self.transfers),
-            self.transfers[0].expected if count == 1 else None, now - self.began,
-            f"{ended}/{count}" if count > 1 else "",
-            sum(transfer.error is not None for transfer in self.transfers))[:terminal_width() - 3]
-        tell("\r" + line.ljust(self.width))
-        self.width = len(line)
-
-    def wipe(self) -> None:
-        """Take the progress line away."""
-        if self.width:
-            tell("\r" + " " * self.width + "\r")
-            self.width = 0
-
-    def say(self, *words: str) -> None:
-        """A line on stderr, with the controls in it made harmless."""
-        self.wipe()
-        tell(" ".join(map(printable, words)) + "\n")
-
-    def show_wire(self, kind: str, data: str | bytes) -> None:
-        """What a call traces, as -v shows it: > sent, < received, * a note."""
-        text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
-        for line in _FIELD.sub(mask_field, text.removesuffix("\n")).split("\n"):
-            self.say(kind, line.removesuffix("\r"))
-
-
-class Changed(AsyncGetError):
-    """The server's file is not the one that there is a part of."""
-
-
-class TryAgain(Exception):
-    """Ends a try whose answer --retry does not take; after so many seconds comes the next."""
-
-
-class Unchanged(Exception):
-    """Ends a try whose answer is 304: what is there, stays, and that is a success."""
-
-
-class EarlyEnd(Exception):
-    """Ends all transfers for --fail-early; the one that failed has been reported."""
-
-
-class Command:
-    """One run: its transfers, the session that they share, the screen that shows them."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.transfers = plan_transfers(options)
-        mixed = sys.stdout.isatty() and any(transfer.to_stdout for transfer in self.transfers)
-        quiet = options.silent or options.no_progress_meter
-        self.screen = Screen(self.transfers, sys.stderr.isatty() and not mixed and not quiet)
-        self.claimed: dict[str, int] = {}  # each name that is written to, and by which URL
-        self.unknown_lines: list[str] = []  # of the cookie file
-        self.jar = self.open_jar()
-        os.environ.update(proxy_environment(options, os.environ))
-        self.settings = session_settings(options)
-        self.session = Session(cookies=False if self.jar is None else self.jar, **self.settings)
-        self.session.connect_timeout = options.connect_timeout
-        if options.tlsv1_3 or options.tlsv1_2:
-            self.session.tls_version = (ssl.TLSVersion.TLSv1_3 if options.tlsv1_3 else
-                                        ssl.TLSVersion.TLSv1_2)
-        allowed = schemes(options.proto)
-        for transfer in self.transfers:
-            try:
-                scheme = transfer.url.partition("://")[0].lower()
-                if scheme in DEFAULT_PORTS and scheme not in allowed:
-                    raise AsyncGetError(f"--proto does not allow {scheme}", exit_code=1)
-                if transfer.output and is_stdout(os.path.join(
-                        options.output_dir or "", transfer.output)):
-                    transfer.output, transfer.to_stdout = "-", True
-                if not transfer.to_stdout and (transfer.output or not options.remote_header_name):
-                    transfer.path = self.place(transfer.output or name_from_url(transfer.url),
-                                               transfer)
-            except AsyncGetError as error:
-                if error.exit_code == 2:  # it cannot be meant
-                    raise
-                transfer.error = error
-
-    def open_jar(self) -> Cookies | None:
-        """The cookie jar that -c and -b FILE ask for; as in curl there is none without."""
-        names = [name for name in self.options.cookie if "=" not in name]
-        if not names and self.options.cookie_jar is None:
-            return None
-        jar, own = Cookies(), self.options.cookie_jar
-        for name in names:
-            if name == "-" or os.path.exists(name):  # a first run may well name a file to come
-                for cookie in parse_cookie_file(read_text(name))[0]:
-                    jar.add(cookie)
-        if own and own != "-" and os.path.isfile(own):
-            self.unknown_lines = parse_cookie_file(read_text(own))[1]
-        return jar
-
-    def place(self, name: str, transfer: Transfer) -> str:
-        """The path for a file name, which no other URL of this run may have."""
-        path = os.path.join(self.options.output_dir or "", name)
-        if transfer.output and is_direct(path) and not os.path.isfile(path):
-            return path
-        if transfer.output and os.path.islink(path):
-            path = os.path.realpath(path)  # who named it means what it leads to
-        if self.options.no_clobber:
-            path = free_name(path, self.claimed)
-        part = part_of(path)
-        for taken in (path, part, part + ".meta"):
-            if self.claimed.setdefault(key_of(taken), transfer.number) != transfer.number:
-                raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
-        return path
-
-    # ---- one URL
-
-    def trace(self, transfer: Transfer, kind: str, data: str | bytes) -> None:
-        """What a call tells: for -v, and each head as it comes for -i, -I and -D."""
-        options = self.options
-        if options.verbose:
-            self.screen.show_wire(kind, data)
-        if kind == "<" and isinstance(data, bytes):
-            shown = for_terminal(data) if sys.stdout.isatty() else data
-            if options.include or options.head:
-                transfer.write(data if transfer.mode else shown)
-            if options.dump_header == "-":
-                transfer.write(data if transfer.mode else shown)
-            elif options.dump_header:
-                write_named(options.dump_header, data, "ab")
-
-    async def meet(self, transfer: Transfer, response: Response) -> None:
-        """Look at a head, before its body is read."""
-        options, transfer.response = self.options, response
-        transfer.expected = body_length(response)
-        delay = self.retry_in(transfer, response)
-        if delay is not None:
-            await response.discard()
-            raise TryAgain(delay)
-        if response.status_code == 304:
-            raise Unchanged
-        if options.fail:
-            response.raise_for_status()
-        if options.etag_save and response.status_code == 200:
-            write_named(options.etag_save, response.headers.get("etag", "").encode() + b"\n")
-        transfer.window = self.screen.clock(), 0
-        await self.advance(transfer, 0, transfer.expected)
-
-    async def advance(self, transfer: Transfer, received: int, expected: int | None) -> None:
-        """Note how far a body is; hold it up, or give it up, as the flags say."""
-        options, now = self.options, self.screen.clock()
-        transfer.received, transfer.expected = received, expected
-        self.screen.redraw()
-        if options.max_filesize and max(received, expected or 0) > options.max_filesize:
-            raise TooLarge(f"{transfer.shown_url} is larger than --max-filesize, "
-                           f"{options.max_filesize} bytes", limit=options.max_filesize)
-        since, before = transfer.window
-        span = options.speed_time or SILENCE_SECONDS
-        if options.speed_limit and now - since >= span:
-            if received - before < options.speed_limit * span:
-                raise TimedOut(f"slower than --speed-limit, {options.speed_limit} bytes a second, "
-                               f"for {span:g} s", phase="more of the body", seconds=span)
-            transfer.window = now, received
-        if options.limit_rate and transfer.response:
-            begun = transfer.started + transfer.response.timing.head
-            await asyncio.sleep(max(0.0, begun + received / options.limit_rate - now))
-
-    def call_settings(self, transfer: Transfer, *headers: tuple[str, str]) -> dict[str, Any]:
-        """What a call of this URL's has of its own."""
-        return {"trace": functools.partial(self.trace, transfer),
-                "headers": [*self.settings["headers"], *headers]}
-
-    async def stream(self, transfer: Transfer, offset: int = 0) -> None:
-        """Hand on a body as it comes: to stdout, and to what no .part can stand for.
-
-        With an offset it is gone on from there, as curl does.
-        """
-        wary = transfer.output is None and not transfer.mode and sys.stdout.isatty()
-        fields = [("Range", f"bytes={offset}-"), ("Accept-Encoding", "identity")] if offset else []
-        async with self.session.stream(
-                transfer.url, **self.call_settings(transfer, *fields)) as response:
-            await self.meet(transfer, response)
-            if offset and not self.goes_on(transfer, response, offset):
-                return
-            if is_own_coding(response, transfer.path):
-                response.coding = b"identity"
-            if self.options.head:
-                return
-            async for piece in response.iter_bytes():
-                if wary and b"\0" in piece:
-                    raise AsyncGetError(BINARY, exit_code=23)
-                wary = False  # the first piece tells, as it does for curl
-                transfer.write(piece)
-                transfer.wrote = not transfer.mode
-                await self.advance(transfer, transfer.received + len(piece), transfer.expected)
-                if len(transfer.held) > HELD_BYTES:
-                    await response.stand_by(transfer.turn.wait())
-
-    def goes_on(self, transfer: Transfer, response: Response, offset: int) -> bool:
-        """Whether a response goes on at an offset; False where nothing is to come.
-
-        Raises Changed where the server's file is not the one that we have a part of.
-        """
-        told, length = response.headers.get("content-range", "").lower(), body_length(response)
-        if response.status_code == 416 and told == range_of_rest(offset, 0):
-            return False
-        given = self.options.continue_at != "-"
-        if response.status_code != 416 or given:
-            response.raise_for_status()
-        fits = response.status_code == 206 and length and told == range_of_rest(offset, length)
-        changed = parse_date(response.headers.get("last-modified", ""))
-        if fits and (given or changed is None or changed <= os.path.getmtime(transfer.path)):
-            return True
-        raise Changed("the server does not go on in the middle: -C is not for it", exit_code=33)
-
-    async def save(self, transfer: Transfer) -> None:
-        """Take a body to a file, which appears under its name when it is whole.
-
-        Not so a device such as /dev/null, nor what begins with a head, nor, with -C, a file
-        that bears its final name: these are gone on with where they are.
-        """
-        options, path = self.options, transfer.path
-        if options.create_dirs and os.path.dirname(path):
-            with disk_errors(path):
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-        in_place = options.include or options.head or transfer.output and is_direct(path)
-        offset = 0
-        if options.continue_at == "-":
-            ours = not in_place and read_partial(path)
-            followed = transfer.output or not os.path.islink(path)
-            offset = os.path.getsize(path) if (
-                os.path.isfile(path) and followed and not ours) else 0
-        elif options.continue_at:
-            offset = int(options.continue_at) + transfer.appended
-        if in_place or offset:
-            transfer.mode = "ab" if offset else "wb"
-            try:
-                await self.stream(transfer, offset)
-                if in_place and not transfer.file:
-                    transfer.write(b"")
-                self.touch(transfer)
-                return
-            except Changed:
-                if options.continue_at != "-" or in_place:
-                    raise
-            finally:
-                transfer.close()
-        await self.download(transfer)
-
-    async def download(self, transfer: Transfer) -> None:
-        """The same by way of a .part."""
-        options = self.options
-        resume = options.continue_at == "-" or transfer.tries > 1
-
-        def choose(response: Response) -> str:
-            name = name_from_header(response.headers.get("content-disposition", ""))
-            transfer.path = self.place(name or name_from_url(transfer.url), transfer)
-            return transfer.path
-
-        transfer.response = await self.session.download(
-            transfer.url, transfer.path or choose,  # what is there must be known first
-            on_response=functools.partial(self.meet, transfer),
-            progress=functools.partial(self.advance, transfer), resume=resume,
-            overwrite=not options.remote_header_name, any_status=not options.fail,
-            **self.call_settings(transfer))
-        self.touch(transfer)
-
-    def touch(self, transfer: Transfer) -> None:
-        """Give a file the server's date, for -R."""
-        headers = transfer.response.headers if transfer.response else {}
-        changed = parse_date(headers.get("last-modified", ""))
-        if self.options.remote_time and changed is not None:
-            with disk_errors(transfer.path):
-                os.utime(transfer.path, (changed, changed))
-
-    def retry_in(self, transfer: Transfer, outcome: Outcome) -> float | None:
-        """Seconds until the next try of a URL, None for none: what the --retry flags say."""
-        options = self.options
-        if transfer.tries > (options.retry or 0) or transfer.wrote:
-            return None
-        delay = retry_delay(transfer.tries, outcome, options.retry)
-        failed = isinstance(outcome, AsyncGetError) or options.fail and not outcome.ok
-        if delay is None and options.retry_all_errors and failed:
-            delay = retry_delay(transfer.tries, ConnectError(), options.retry)
-        if delay is None:
-            return None
-        delay = options.retry_delay or delay
-        late = self.screen.clock() + delay - transfer.started
-        return None if options.retry_max_time and late > options.retry_max_time else delay
-
-    async def fetch(self, transfer: Transfer) -> None:
-        """Carry out a transfer, by as many tries as it takes; an error becomes its outcome."""
-        TRANSFER.set(transfer)
-        transfer.started = self.screen.clock()
-        delay: float | None = 0.0 if transfer.error is None else None
-        while delay is not None:
-            await asyncio.sleep(delay)
-            delay, transfer.error = None, None
-            transfer.tries += 1
-            try:
-                if transfer.to_stdout:
-                    given = (self.options.continue_at or "-").replace("-", "0")
-                    await self.stream(transfer, int(given))
-                else:
-                    await self.save(transfer)
-                if self.options.fail_with_body and transfer.response:
-                    transfer.response.raise_for_status()
-            except Unchanged:
-                pass
-            except TryAgain as again:
-                delay = again.args[0]
-            except AsyncGetError as error:
-                transfer.error = error
-                transfer.response = error.response or transfer.response
-                status = isinstance(error, StatusError) and error.response
-                delay = self.retry_in(transfer, status or error)
-            if delay is not None and self.options.verbose:
-                why = transfer.error or transfer.response
-                self.screen.say("*", f"trying again in {delay:.1f} s: {why}")
-        transfer.ended = self.screen.clock()
-        self.screen.redraw()
-
-    # ---- all of them
-
-    def report(self, transfer: Transfer) -> None:
-        """Say what has become of a transfer: all that its flags ask for behind the body."""
-        self.screen.wipe()
-        transfer.flush()
-        options, response = self.options, transfer.response
-        if transfer.error and (options.show_error or not options.silent):
-            which = f" [{transfer.shown_url}]" if len(self.transfers) > 1 else ""
-            self.screen.say(f"asyncget: ({transfer.exit_code}) "
-                            f"{in_flags(str(transfer.error))}{which}")
-        if not (template := options.write_out):
-            return
-        if template.startswith("@"):
-            template = re.sub("[\r\n]", "", read_text(template[1:]))
-        values = write_out_values(transfer, self.screen.began, options.referer)
-        headers = response.headers if response else Headers()
-        for where, text in render_write_out(template, values, headers):
-            data = text.encode("utf-8", "surrogateescape")
-            if where == "stderr":
-                tell(text)
-            elif where == "stdout":
-                write_stdout(data)
-            else:
-                write_named(where.removeprefix(">>"), data, "ab" if where[:2] == ">>" else "wb")
-
-    async def work(self, queue: Iterator[Transfer]) -> None:
-        """Take one transfer after another off the queue that all workers share."""
-        for transfer in queue:
-            await self.fetch(transfer)
-            early = self.options.fail_early and transfer.error
-            if not early:
-                await transfer.turn.wait()  # holding our place, so that few bodies wait
-            self.report(transfer)
-            if early:
-                raise EarlyEnd
-            if transfer.number + 1 < len(self.transfers):
-                self.transfers[transfer.number + 1].turn.set()
-
-    async def run(self) -> int:
-        """Fetch all and report all; the exit code is that of the first failure in their order."""
-        self.transfers[0].turn.set()
-        queue = iter(self.transfers)
-        workers = [asyncio.ensure_future(self.work(queue))
-                   for _ in self.transfers[:self.options.parallel_max or 50]]
-        async with self.session:
-            try:
-                with contextlib.suppress(EarlyEnd):
-                    await asyncio.gather(*workers)
-            finally:
-                await cancel(workers)
-                self.screen.wipe()
-        if self.options.waterfall:
-            bars = [bar for transfer in self.transfers if transfer.ended for bar in transfer.bars()]
-            tell(render_timeline(bars, terminal_width() - 1) + "\n")
-        if self.jar is not None and self.options.cookie_jar:
-            text = render_cookie_file(self.jar, self.unknown_lines)
-            write_secret(self.options.cookie_jar, text.encode("utf-8", "surrogateescape"))
-        return next((t.exit_code for t in self.transfers if t.error), 0)
 
 
 def in_flags(text: str) -> str:
@@ -6338,20 +6096,203 @@ def in_flags(text: str) -> str:
     return text
 
 
+def open_jar(options: Options) -> Cookies | Literal[False]:
+    """The cookie jar that -c and -b FILE ask for; as in curl there is none without."""
+    names = [name for name in options.cookie if "=" not in name]
+    if not names and options.cookie_jar is None:
+        return False
+    jar = Cookies()
+    for name in names:
+        if name == "-" or os.path.exists(name):  # a first run may well name a file to come
+            for cookie in parse_cookie_file(read_text(name))[0]:
+                jar.add(cookie)
+    return jar
+
+
+def save_jar(jar: Cookies, name: str) -> None:
+    """Write the cookies for -c; lines of the file that are none of ours stay."""
+    known = name != "-" and os.path.isfile(name)
+    text = render_cookie_file(jar, parse_cookie_file(read_text(name))[1] if known else ())
+    write_secret(name, text.encode("utf-8", "surrogateescape"))
+
+
+def bars_of(transfer: Transfer) -> list[Bar]:
+    """The rows of --waterfall; without a response it was all one wait."""
+    if transfer.response is not NO_RESPONSE:
+        return response_bars(transfer.response)
+    label = f"({transfer.exit_code}) {transfer.shown_url.partition('://')[2]}"
+    return [Bar(label, transfer.started, transfer.started, transfer.ended, transfer.ended)]
+
+
+class Command:
+    """One run: its transfers, the session that they share, and what stderr shows of them."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.transfers = plan_transfers(options)
+        self.began = self.drawn = clock()
+        self.width = 0  # of the progress line, while one is drawn
+        self.claimed: dict[str, int] = {}  # each name that is written to, and by which URL
+        os.environ.update(proxy_environment(options, os.environ))
+        settings = session_settings(options)
+        self.headers = settings["headers"]  # for each call: an Authorization then beats -u
+        self.session = Session(cookies=open_jar(options), **settings)
+        self.session.connect_timeout = options.connect_timeout
+        if options.tlsv1_2:
+            self.session.tls_version = ssl.TLSVersion.TLSv1_2
+        if options.tlsv1_3:
+            self.session.tls_version = ssl.TLSVersion.TLSv1_3
+        for transfer in self.transfers:
+            transfer.command = self
+            try:
+                transfer.prepare()
+            except AsyncGetError as error:
+                if error.exit_code == 2:  # it cannot be meant
+                    raise
+                transfer.error = error
+        mixed = sys.stdout.isatty() and any(
+            transfer.output in ("", "-") for transfer in self.transfers)
+        self.shown = sys.stderr.isatty() and not (
+            mixed or options.silent or options.no_progress_meter)
+
+    # ---- stderr: messages, and below them the progress line while somebody can see it
+
+    def redraw(self) -> None:
+        """Bring the progress line up to date, ten times a second at most."""
+        now = clock()
+        if not self.shown or now - self.drawn < REDRAW_SECONDS:
+            return
+        self.drawn = now
+        line = render_progress(self.transfers, now - self.began)[:terminal_width() - 3]
+        tell("\r" + line.ljust(self.width))
+        self.width = len(line)
+
+    def wipe(self) -> None:
+        """Take the progress line away."""
+        if self.width:
+            tell("\r" + " " * self.width + "\r")
+            self.width = 0
+
+    def say(self, line: str) -> None:
+        """A line on stderr, with the controls in it made harmless."""
+        self.wipe()
+        tell(printable(line) + "\n")
+
+    def show_wire(self, kind: str, data: str | bytes) -> None:
+        """What a call traces, as -v shows it: > sent, < received, * a note."""
+        text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
+        text = _FIELD.sub(mask_field, text).replace("\r\n", "\n")
+        for line in text.removesuffix("\n").split("\n"):
+            self.say(f"{kind} {line}")
+
+    # ---- one transfer
+
+    def retry_in(self, transfer: Transfer, outcome: Outcome) -> float | None:
+        """Seconds until the next try, None for none: what the --retry flags say."""
+        options = self.options
+        if options.retry_all_errors and isinstance(outcome, AsyncGetError):
+            outcome = ConnectError()  # which is worth another try
+        delay = retry_delay(transfer.tries, outcome, options.retry or 0)
+        if delay is None or transfer.wrote and not transfer.path:
+            return None
+        delay = options.retry_delay or delay
+        late = clock() + delay - transfer.started
+        return None if options.retry_max_time and late > options.retry_max_time else delay
+
+    async def fetch(self, transfer: Transfer) -> None:
+        """Carry a transfer out, by as many tries as it takes; an error becomes its outcome."""
+        TRANSFER.set(transfer)
+        transfer.started = clock()
+        delay = None if transfer.error else 0.0
+        while delay is not None:
+            await asyncio.sleep(delay)
+            delay, transfer.error = None, None
+            transfer.tries += 1
+            try:
+                await transfer.fetch_once()
+                transfer.finish()
+            except Enough as end:
+                delay = end.args[0]
+            except AsyncGetError as error:
+                transfer.error = error
+                transfer.response = error.response or transfer.response
+                delay = self.retry_in(transfer, error)
+            if delay is not None and self.options.verbose:
+                why = transfer.error or transfer.response
+                self.say(f"* trying again in {delay:.1f} s: {why}")
+        transfer.ended = clock()
+        self.redraw()
+
+    def report(self, transfer: Transfer) -> None:
+        """Say what has become of a transfer: all that its flags ask for behind the body."""
+        self.wipe()
+        options, headers = self.options, transfer.response.headers
+        transfer.flush()
+        if transfer.error and (options.show_error or not options.silent):
+            which = f" [{transfer.shown_url}]" if len(self.transfers) > 1 else ""
+            self.say(f"asyncget: ({transfer.exit_code}) {in_flags(str(transfer.error))}{which}")
+        if not options.write_out:
+            return
+        for where, text in render_write_out(options.write_out, write_out_values(transfer), headers):
+            data = text.encode("utf-8", "surrogateescape")
+            if where == "stderr":
+                tell(text)
+            elif where == "stdout":
+                write_stdout(data)
+            else:
+                write_named(where.removeprefix(">>"), data, "ab" if where[:2] == ">>" else "wb")
+
+    # ---- all of them
+
+    async def run(self) -> int:
+        """Fetch all and report all; the exit code is that of the first failure in their order."""
+        options, transfers = self.options, self.transfers
+        queue, turns = iter(transfers), iter(transfers)
+        next(turns).turn.set()
+
+        async def work() -> None:
+            for transfer in queue:
+                await self.fetch(transfer)
+                early = options.fail_early and transfer.error
+                if not early:
+                    await transfer.turn.wait()  # holding our place, so that few bodies wait
+                self.report(transfer)
+                if early:
+                    raise Enough
+                next(turns, transfer).turn.set()
+
+        workers = [asyncio.ensure_future(work()) for _ in transfers[:options.parallel_max or 50]]
+        async with self.session:
+            try:
+                with contextlib.suppress(Enough):
+                    await asyncio.gather(*workers)
+            finally:
+                await cancel(workers)
+                self.wipe()
+        if options.waterfall:
+            bars = [bar for transfer in transfers if transfer.ended for bar in bars_of(transfer)]
+            tell(render_timeline(bars, terminal_width() - 1) + "\n")
+        if options.cookie_jar:
+            save_jar(self.session.cookies, options.cookie_jar)
+        return next((transfer.exit_code for transfer in transfers if transfer.error), 0)
+
+
 async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
         await demo()
         return 0
     check_options(options)
+    if (options.write_out or "").startswith("@"):
+        options.write_out = re.sub("[\r\n]", "", read_text(options.write_out[1:]))
     command = Command(options)
     if options.dump_header not in (None, "-"):
         write_named(options.dump_header, b"")
     code = await command.run()
     # Name look-ups sit in threads, and nothing cancels those: -m is not to wait for one.
     threads = asyncio.ensure_future(asyncio.get_running_loop().shutdown_default_executor())
-    ended, _ = await asyncio.wait([threads], timeout=0.2)
-    if not ended:
+    await asyncio.wait([threads], timeout=0.2)
+    if not threads.done():
         os._exit(code)
     return code
 
@@ -6367,18 +6308,14 @@ def interrupted(*_: object) -> None:
 
 
 def fill_descriptors() -> None:
-    """Put something in the place of closed standard streams.
+    """Put something in the place of closed standard streams, to which writing fails.
 
     Else the next file or socket becomes stdout, and what is meant for one goes to the other.
-    Writing to such a stdout fails, as it should.
     """
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)  # the lowest one free
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, closefd=False))
+            os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -6391,14 +6328,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fill_descriptors()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted)
+    code = 0
     try:
         options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        if options.help or options.version:
-            version = (f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
-                       f"Python {sys.version.split()[0]})")
-            print(version if options.version else
-                  FLAGS + MORE_FLAGS if "all" in options.url else FLAGS, flush=True)
-            code = 0
+        if options.version:
+            print(f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
+                  f"Python {sys.version.split()[0]})")
+        elif options.help:
+            print(FLAGS + MORE_FLAGS if "all" in options.url else FLAGS)
         else:
             code = asyncio.run(run_command(options))
         sys.stdout.flush()
