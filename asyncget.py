@@ -3238,24 +3238,40 @@ class Cookies:
             f"{cookie.name} ({cookie.domain or 'home origin'})" for cookie in self) + ">")
 
 
-def ask_jar(jar: Any, url: URL) -> list[tuple[str, str]]:
-    """What a jar of the caller's has for a URL: http.cookiejar's, requests', or a like one."""
-    from urllib.request import Request as CookieRequest
-    request = CookieRequest(str(url).partition("?")[0])  # urllib would remember the query
-    jar.add_cookie_header(request)
-    pairs = request.get_header("Cookie", "").split("; ")
-    return [(name, value) for name, _, value in (pair.partition("=") for pair in pairs) if name]
+class OthersJar:
+    """A jar of the caller's, http.cookiejar's, requests' or a like one, asked as ours is."""
+
+    def __init__(self, jar: Any) -> None:
+        self.jar = jar
+
+    def pairs_for(self, url: URL) -> list[tuple[str, str]]:
+        """The names and values that a request is sent with."""
+        from urllib.request import Request as CookieRequest
+        request = CookieRequest(str(url).partition("?")[0])  # urllib would remember the query
+        self.jar.add_cookie_header(request)
+        pairs = (pair.partition("=") for pair in request.get_header("Cookie", "").split("; "))
+        return [(name, value) for name, _, value in pairs if name]
+
+    def store(self, url: URL, lines: Iterable[str]) -> list[str]:
+        """Put in what a response's Set-Cookie fields set; it tells no names."""
+        from urllib.request import Request as CookieRequest
+        fit = [line for line in itertools.islice(lines, MAX_SET_COOKIES)
+               if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
+        headers = types.SimpleNamespace(
+            get_all=lambda name, default: fit if name == "Set-Cookie" else default)
+        self.jar.extract_cookies(types.SimpleNamespace(info=lambda: headers),
+                                 CookieRequest(str(url).partition("?")[0]))
+        return []
 
 
-def fill_jar(jar: Any, response: Response) -> None:
-    """Put what a response sets into such a jar."""
-    from urllib.request import Request as CookieRequest
-    lines = [line for line in octets_text(response.raw_head, "set-cookie")[:MAX_SET_COOKIES]
-             if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
-    headers = types.SimpleNamespace(
-        get_all=lambda name, default: lines if name == "Set-Cookie" else default)
-    url = response.url.partition("?")[0]
-    jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), CookieRequest(url))
+def is_jar(cookies: object) -> bool:
+    """Whether `cookies` is a jar of any kind, not a mapping (though requests' is that, too)."""
+    return isinstance(cookies, Cookies) or hasattr(cookies, "extract_cookies")
+
+
+def as_jar(jar: Any) -> Cookies | OthersJar:
+    """A jar of either kind as one that a call can ask."""
+    return jar if isinstance(jar, Cookies) else OthersJar(jar)
 
 
 # ---- proxies and passwords
@@ -3605,11 +3621,6 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
                  for name, value in fields)
 
 
-def is_jar(cookies: object) -> bool:
-    """Whether `cookies` is a jar of any kind, not a mapping (though requests' is that, too)."""
-    return isinstance(cookies, Cookies) or hasattr(cookies, "extract_cookies")
-
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -3840,8 +3851,7 @@ class Call:
     def render(self, request: Request, route: Route) -> bytes:
         """The bytes of a request as they go over a route."""
         origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
-        cookies = (jar.pairs_for(request.url) if isinstance(jar, Cookies) else
-                   ask_jar(jar, request.url) if jar is not None else ())
+        cookies = jar.pairs_for(request.url) if jar is not None else ()
         if cookies or self.cookies:
             own = [(name, value) for name, value in self.cookies.items() if value is not None]
             others = [pair for pair in cookies if pair[0] not in self.cookies]
@@ -3872,13 +3882,11 @@ class Call:
     def keep_cookies(self, response: Response) -> None:
         """Put what a response sets into the jar; it replaces what the call brought along."""
         jar = self.settings["cookies"]
-        if isinstance(jar, Cookies):
-            names = jar.store(response._url, octets_text(response.raw_head, "set-cookie"))
-            self.replaced.update(names)
+        if jar is not None:
+            lines = octets_text(response.raw_head, "set-cookie")
+            self.replaced.update(jar.store(response._url, lines))
             self.cookies = {name: value for name, value in self.cookies.items()
                             if name not in self.replaced}
-        elif jar is not None:
-            fill_jar(jar, response)
 
 
 def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
@@ -3953,7 +3961,7 @@ class Session:
         given = self.settings["cookies"]
         self.cookies: Any = given if is_jar(given) else Cookies(
             given if isinstance(given, Mapping) else None)
-        self.settings["cookies"] = None if given is False else self.cookies
+        self.settings["cookies"] = None if given is False else as_jar(self.cookies)
         self._plain: Settled = self.settings, {}, True
         self._routes: dict[tuple[Origin, Any], Route] = {}
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
@@ -4135,10 +4143,12 @@ class Session:
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         cookies = own.get("cookies")
-        if isinstance(cookies, Mapping) and not is_jar(cookies):  # they go beside the jar's
+        if is_jar(cookies):
+            settings["cookies"] = as_jar(cookies)
+        elif isinstance(cookies, Mapping):  # they go beside the jar's
             settings["cookies"] = self.settings["cookies"]
-        elif "cookies" in own and not is_jar(cookies):
-            settings["cookies"] = None if cookies is False else self.cookies
+        elif "cookies" in own:
+            settings["cookies"] = None if cookies is False else as_jar(self.cookies)
         return settings, own, own.keys().isdisjoint(_ROUTING)
 
     def _meet(self, origin: Origin) -> None:

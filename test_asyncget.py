@@ -8783,7 +8783,7 @@ class LinearTime(Section):
             "parse_set_cookie": lambda t: a.parse_set_cookie("a=1;" + t, page, NOW), "parse_set_cookie, many": lambda t: a.parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW),
             "parse_set_cookie, domain": lambda t: a.parse_set_cookie("a=1;domain=" + t, page, NOW), "site_of": a.site_of, "check_cookie": lambda t: a.check_cookie("a", t),
             "store": lambda t: written(asyncget.Cookies(), [f"a{n}={t[:99]}" for n in range(len(t) // 99)]),
-            "fill_jar": lambda t: a.fill_jar(http.cookiejar.CookieJar(), got("set-cookie", t[:4096])),
+            "store": lambda t: a.OthersJar(http.cookiejar.CookieJar()).store(parse_url("http://h/"), [t[:4096]]),
             "parse_proxy": lambda t: parse_proxy(t, "x"), "bypasses_proxy": lambda t: bypasses_proxy(t, Origin("http", "h.test", 80)),
             "in_network": lambda t: bypasses_proxy(t, Origin("http", "127.0.0.1", 80)),
             "netrc_entries": lambda t: list(a.netrc_entries(t)),
@@ -12727,7 +12727,7 @@ class FoundByReview(AsyncCase):
         for kind in (http.cookiejar.CookieJar, JarAndMapping):
             jar: Any = kind()
             for url, cookie in (("http://bank.test/", b"session=SECRET"), ("http://127.0.0.1/", b"mine=1")):
-                asyncget.fill_jar(jar, response(fields=[b"Set-Cookie: " + cookie], url=url))
+                asyncget.OthersJar(jar).store(parse_url(url), [cookie.decode()])
             with self.subTest(kind.__name__):
                 async with scripted([READ, sets, LOOP], again=True) as server:
                     async with Session(cookies=jar) as session:
