@@ -3579,6 +3579,16 @@ class RequestSettings(TypedDict, total=False):
     trace: Trace | None                     # called with ">", "<" or "*" and what it is
 
 
+class DownloadSettings(RequestSettings, total=False):
+    """The keywords of a download."""
+
+    progress: Callable[[int, int | None], object] | None  # of bytes received, and expected
+    resume: bool
+    overwrite: bool
+    any_status: bool
+    on_response: Callable[[Response], object] | None  # both are awaited, if they give what can be
+
+
 class ClientSettings(RequestSettings, total=False):
     """What is the session's alone, since each would need a pool of its own; limit apart."""
 
@@ -3592,6 +3602,10 @@ class SessionSettings(ClientSettings, total=False):
     """The keywords of a Session."""
 
     limit: int | None                       # connections open at once
+
+
+class LoneDownloadSettings(DownloadSettings, SessionSettings, total=False):
+    """The keywords of a download that has a session of its own."""
 
 
 _NONE = type(None)
@@ -3624,6 +3638,11 @@ SETTINGS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "redirect_schemes": (("http", "https"), (Iterable,), "some of http and https"),
     "trust_redirects": (False, (bool,), "True or False"),
     "trace": (None, (Callable, _NONE), "a function of a kind and a text"),
+    "progress": (None, (Callable, _NONE), "a function of the bytes received and expected"),
+    "resume": (True, (bool,), "True or False"),
+    "overwrite": (True, (bool,), "True or False"),
+    "any_status": (False, (bool,), "True or False"),
+    "on_response": (None, (Callable, _NONE), "a function of a response"),
     "base_url": ("", (str,), "a URL"),
     "limit_per_host": (None, (int, _NONE), "a number, or None"),
     "rate": (None, (int, float, _NONE), "requests a second, or None"),
@@ -4001,28 +4020,36 @@ class Session:
         finally:
             await cancel([workers])
 
-    @spelled_out(RequestSettings)
-    async def download(self, url: str, path: FilePath | PathRule, *,
-                       progress: Progress | None = None, resume: bool = True,
-                       overwrite: bool = True, any_status: bool = False,
-                       on_response: OnResponse | None = None,
-                       **options: Unpack[RequestSettings]) -> Response:
-        """GET a URL into a file that gets its name when it is whole: see section 12."""
-        for name, function in (("progress", progress), ("on_response", on_response)):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} must be a function: not {type(function).__name__}")
-        call = self._call(url, self._settled(options), None)
-        return await download_to(self, call, path, progress=progress, resume=resume,
-                                 overwrite=overwrite, any_status=any_status,
-                                 on_response=on_response)
+    @spelled_out(DownloadSettings)
+    async def download(self, url: str, path: FilePath | PathRule,
+                       **options: Unpack[DownloadSettings]) -> Response:
+        """GET a URL into a file, which gets its name when it is whole, and return the response.
+
+            await session.download(url, "big.iso", progress=lambda size, total: ...)
+
+        What this call, or an earlier one, has left in big.iso.part is gone on from where the
+        server can tell that the file is still the same. Whatever ends us, kill -9 as well,
+        leaves it for the next time. The response is then a 206, or a 416 if all was there.
+
+        `path` may be a function of the response, for names that the server chooses; what an
+        earlier call has left is not resumed then. `on_response` sees each response before its
+        body is read; what it raises ends the call. `overwrite=False` never replaces a file. A
+        status that is no success raises StatusError; with `any_status` its body is saved, as
+        curl does, though not in the place of a partial file. A coding that the file's name or
+        type announces (a.tar.gz) stays as it is. What the file system refuses is an
+        AsyncGetError with exit code 23.
+        """
+        call = self._call(url, self._settled(options, DownloadSettings), None)
+        download = Download(self, path, call)
+        return await self._run(call, download.finish, download.begin)
 
     # ---- one call
 
-    def _settled(self, options: Mapping[str, object]) -> Settled:
+    def _settled(self, options: Mapping[str, object], allowed: type = RequestSettings) -> Settled:
         """The settings of calls with these options, and the options, checked, by themselves."""
         if not options:
             return self.settings, {}
-        own = checked(options)
+        own = checked(options, allowed)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         if not is_jar(own.get("cookies")) and isinstance(own.get("cookies"), Mapping):
@@ -4334,13 +4361,14 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 #
 # Between any two of these there is a whole PATH, or bytes and the name of their
 # version, or nothing that a later run would trust. A PATH.part that has bytes but no
-# such sidecar is not of our making, and is left alone. What to trust is decided first,
+# such a sidecar is not of our making, and is left alone. What to trust is decided first,
 # from values alone; the disk comes after that.
 
-_STRONG_ETAG = r'"[\x21\x23-\x7e]*"'  # RFC 9110 8.8.3; a weak one begins with W/
-_DATE = r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT"
-_SIDECAR = re.compile(rf"({_STRONG_ETAG}|{_DATE}|\?)\n([0-9]{{1,18}}|\?)\n([0-9a-f]{{64}})\n")
-SIDECAR_BYTES = 1024  # at most; a longer ETag is not noted
+# What may name a version: a strong ETag (RFC 9110 8.8.3; a weak one begins with W/), or a date.
+_VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
+              r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
+_SIDECAR = re.compile(rf"({_VALIDATOR}|\?)\n([0-9]{{1,18}}|chunked|close)\n([0-9a-f]{{64}})\n")
+SIDECAR_BYTES = 1024  # more than it can have
 
 
 class Partial(NamedTuple):
@@ -4348,7 +4376,7 @@ class Partial(NamedTuple):
 
     size: int             # bytes that we have
     validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '?': cannot be resumed
-    total: int | None     # bytes of the whole, where the server told
+    framing: str          # of the whole: '11', or 'chunked' or 'close', which tell no length
     source: str           # of which URL: see source_of
 
 
@@ -4362,13 +4390,13 @@ def strong_validator(headers: Headers) -> str | None:
     Dates have a grain of a second, in which a file may change twice. So one counts
     only when the file had been left alone for a while, and where there is no ETag.
     """
-    etag, changed = headers.get("etag"), headers.get("last-modified", "")
-    if etag is not None:
-        return etag if re.fullmatch(_STRONG_ETAG, etag) and len(etag) < 512 else None
-    then, now = parse_date(changed), parse_date(headers.get("date", ""))
-    if then is None or now is None or not re.fullmatch(_DATE, changed):
-        return None
-    return changed if now - then >= SETTLED_SECONDS else None
+    validator = headers.get("etag")
+    if validator is None:
+        validator = headers.get("last-modified", "")
+        now = parse_date(headers.get("date", "")) or 0
+        if now - (parse_date(validator) or now) < SETTLED_SECONDS:
+            return None
+    return validator if re.fullmatch(_VALIDATOR, validator) else None
 
 
 def source_of(response: Response) -> str:
@@ -4379,14 +4407,14 @@ def source_of(response: Response) -> str:
     alone. A digest, since a query may be a key, and the sidecar lies about on the disk.
     """
     import hashlib
-    asked = response.history[0].url if response.history else response.url
-    answered = response.url.partition("?")[0]
+    asked, answered = [*response.history, response][0].url, response.url.partition("?")[0]
     return hashlib.sha256(f"{asked} {answered}".encode("utf-8", "replace")).hexdigest()
 
 
-_OWN_CODINGS: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] = {  # ends of names, and types
-    b"gzip": ((".gz", ".tgz", ".svgz"), ("gzip", "tar", "tgz", "tar-gz", "gtar", "compressed-tar")),
-    b"zstd": ((".zst", ".tzst"), ("zstd",)),
+_OWN_CODINGS = {  # ends of names, and types
+    b"gzip": re.compile(r"(?im)\.(gz|tgz|svgz)$"
+                        r"|^application/(x-)?(gzip|tar|tgz|tar-gz|gtar|compressed-tar)$"),
+    b"zstd": re.compile(r"(?im)\.t?zst$|^application/(x-)?zstd$"),
 }
 
 
@@ -4395,60 +4423,29 @@ def is_own_coding(response: Response, path: str) -> bool:
 
     So Apache's usual settings have it; undone, it would leave a tar under that name.
     """
-    codings = [coding.removeprefix(b"x-") for coding in applied_codings(response.coding)]
-    known = len(codings) == 1 and response.status_code < 300
-    ends, types_ = _OWN_CODINGS.get(codings[0], ((), ())) if known else ((), ())
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
     url = re.split("[?#]", response.url)[0]
-    return (path.lower().endswith(ends) or url.lower().endswith(ends)
-            or kind.removeprefix("application/").removeprefix("x-") in types_)
+    kind = response.headers.get("content-type", "").partition(";")[0].strip()
+    return bool(own and response.status_code < 300 and own.search(f"{path}\n{url}\n{kind}"))
 
 
 def is_coded(response: Response) -> bool:
     """Whether the bytes on the wire are not the file's own."""
-    coding = response.headers.get("content-encoding", "").lower().encode("utf-8")
-    return response.coding != b"identity" and applied_codings(coding) != []
+    coding = response.headers.get("content-encoding", "").lower()
+    return response.coding != b"identity" and coding not in ("", "identity", "none")
 
 
 def body_length(response: Response) -> int | None:
     """How long the head says that the body is, None where it does not or a coding hides it."""
-    framing = body_framing(parse_head(response.raw_head))
+    framing = response._body.framing
     return framing if isinstance(framing, int) and not is_coded(response) else None
 
 
 def render_sidecar(response: Response) -> bytes:
     """What to remember of a response; "?" for a validator whose middle cannot be asked for."""
-    validator, total = strong_validator(response.headers), body_length(response)
-    if response.status_code != 200 or is_coded(response):
-        validator = None
-    length = "?" if total is None else total
-    return f"{validator or '?'}\n{length}\n{source_of(response)}\n".encode()
-
-
-def parse_sidecar(data: bytes, size: int) -> Partial | None:
-    r"""What a sidecar says, None when a byte is missing or strange.
-
-    >>> parse_sidecar(b'"v1"\n11\n' + b"5e1f" * 16 + b"\n", 5).total
-    11
-    """
-    match = _SIDECAR.fullmatch(data.decode("latin-1"))
-    if match is None:
-        return None
-    return Partial(size, match[1], None if match[2] == "?" else int(match[2]), match[3])
-
-
-def resume_request(known: Partial | None) -> dict[str, str]:
-    """The fields that ask for the rest of a file, or for all of it if it has changed.
-
-    >>> resume_request(Partial(5, '"v1"', 11, "..."))
-    {'Accept-Encoding': 'identity', 'Range': 'bytes=5-', 'If-Range': '"v1"'}
-
-    Identity, since a range would be one of the coded bytes, and those vary.
-    """
-    fields = {"Accept-Encoding": "identity"}
-    if known is not None:
-        fields.update({"Range": f"bytes={known.size}-", "If-Range": known.validator})
-    return fields
+    whole = response.status_code == 200 and not is_coded(response)
+    validator = strong_validator(response.headers) if whole else None
+    return f"{validator or '?'}\n{response._body.framing}\n{source_of(response)}\n".encode()
 
 
 def range_of_rest(start: int, length: int) -> str:
@@ -4461,42 +4458,30 @@ def range_of_rest(start: int, length: int) -> str:
     return f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
 
 
-def resume_plan(response: Response, known: Partial | None) -> str:
-    """What a response means to the bytes that we have.
+def resume_at(response: Response, known: Partial | None) -> int | None:
+    """Where in the file a response goes on.
 
-        append     206 with all that comes after our bytes, and nothing else
-        done       416, as nothing comes after them
-        restart    another status: its body is the file, or tells of an error
-        again      a 206 or 416 that is not exactly that: ask for all of the file
+        behind all that we have    206 with all that comes after it, and nothing else;
+                                   416, as nothing comes after it
+        0                          another status: its body is the file, or tells of an error
+        None                       a 206 or 416 that is not exactly that: ask for all of the file
 
     A server that is bad at ranges must not cost us the file, and one that mixes up
-    versions must not get into it. So each doubt means "again", which touches nothing on
+    versions must not get into it. So each doubt means None, which touches nothing on
     the disk (RFC 9110 14.4, 15.3.7, 15.5.17). A 206 of N bytes has one right Content-Range,
     and comparing leaves nothing to parse: no `5-4/11`, no `+5-10/11`.
     """
     headers, status = response.headers, response.status_code
     if known is None or status not in (206, 416):
-        return "restart"
-    length = body_length(response) if status == 206 else None  # None: it could end anywhere
-    rest = length or 0
+        return 0
+    length = body_length(response) if status == 206 else 0  # None: it could end anywhere
     field = "etag" if known.validator.startswith('"') else "last-modified"
-    fits = (headers.get("content-range", "").lower() == range_of_rest(known.size, rest)
-            and known.total in (None, known.size + rest)
+    fits = (length is not None
+            and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
+            and known.framing in ("chunked", "close", str(known.size + length))
             and headers.get(field, known.validator) == known.validator
-            and not headers.get("content-type", "").lower().startswith("multipart/byteranges")
             and source_of(response) == known.source)
-    if not fits or status == 206 and not length:
-        return "again"
-    return "append" if length else "done"
-
-
-def check_status(response: Response, any_status: bool, own_range: bool) -> None:
-    """Refuse a body that is not the file: an error's, a redirect's, or a piece not asked for."""
-    piece = response.status_code == 206 and not own_range
-    if piece or response.status_code >= 300 and not any_status:
-        response.raise_for_status()
-        raise StatusError(f"{response.status_code} for {response.url}: this is not the file",
-                          url=response.url, response=response)
+    return known.size if fits else None
 
 
 # ---- on the disk
@@ -4516,43 +4501,34 @@ def disk_errors(path: str, **facts: Any) -> Iterator[None]:
 def write_all(stream: Any, data: bytes | bytearray) -> None:
     """Write all of data, and at once: whoever reads a pipe should not wait for us.
 
-    A raw file may take a part of it, a pipe that does not block may take nothing yet.
+    So it goes past Python's buffer. The kernel may take a part of it, or nothing yet from
+    one that does not block.
     """
-    unwritten = memoryview(data)
+    raw, unwritten = getattr(stream, "raw", stream), memoryview(data)
     while unwritten:
-        try:
-            count = stream.write(unwritten)
-        except BlockingIOError as error:
-            count = error.characters_written
-        if not count:
-            select.select([], [stream], [])
+        count = raw.write(unwritten)
+        if count is None:
+            select.select([], [raw], [])
         unwritten = unwritten[count or 0:]
-    while True:
-        try:
-            stream.flush()
-            return
-        except BlockingIOError:
-            select.select([], [stream], [])
 
 
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
     with disk_errors(path):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-            os.lstat(path)  # a name that is too long
         special = os.path.exists(path) and not os.path.isfile(path)
         if special or not os.path.basename(path) or "\0" in path:
             raise OSError("not the name of a file")
-        if not overwrite and os.path.lexists(path):
-            raise OSError("it exists")
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # says what else is wrong with a name, such as its length
+            if not overwrite:
+                raise OSError("it exists")
 
 
 def part_of(path: str) -> str:
     """PATH.part; shortened where no name is so long, or its sidecar's would be."""
     folder, name = os.path.split(os.fsencode(path))
     if len(name) > 245:  # of 255, less .part.meta
-        import hashlib
-        name = name[:180] + b"." + hashlib.sha256(name).hexdigest().encode()
+        name = name[:230] + b".%08x" % zlib.crc32(name)
     return os.fsdecode(os.path.join(folder, name + b".part"))
 
 
@@ -4562,14 +4538,11 @@ def open_ours(name: str, flags: int) -> int:
     Where others may write, too, they can foretell the name, and put there a link to a file
     of ours, a file that remains theirs, or a pipe that would hold us for ever.
     """
-    flags |= (getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-              | getattr(os, "O_BINARY", 0))
-    if flags & os.O_CREAT:
-        with contextlib.suppress(FileExistsError):
-            return os.open(name, flags | os.O_EXCL, 0o666)
-    number = os.open(name, flags)
+    if os.name != "nt":
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK
+    number = os.open(name, flags, 0o666)
     found = os.fstat(number)
-    theirs = hasattr(os, "geteuid") and found.st_uid != os.geteuid()
+    theirs = os.name != "nt" and found.st_uid != os.geteuid()
     if theirs or found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
         os.close(number)
         raise OSError(f"{os.path.basename(name)} is a link, no plain file, or somebody else's")
@@ -4577,16 +4550,13 @@ def open_ours(name: str, flags: int) -> int:
 
 
 def read_sidecar(part: str) -> Partial | None:
-    """What there is of a file; None where it is not ours to go on from."""
-    try:
-        size = os.lstat(part).st_size
-        number = open_ours(part + ".meta", os.O_RDONLY)
-        try:
-            return parse_sidecar(os.read(number, SIDECAR_BYTES + 1), size)
-        finally:
-            os.close(number)
-    except (OSError, ValueError):
-        return None
+    """What there is of a file; None where it is not ours, or a byte of what says so is strange."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(part + ".meta", "rb", opener=open_ours) as sidecar:
+            match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
+        if match:
+            return Partial(os.path.getsize(part), *match.groups())
+    return None
 
 
 def read_partial(path: str) -> Partial | None:
@@ -4595,54 +4565,30 @@ def read_partial(path: str) -> Partial | None:
     return known if known and known.size and known.validator != "?" else None
 
 
-def open_part(part: str) -> io.FileIO:
+@contextlib.contextmanager
+def open_part(part: str) -> Iterator[io.FileIO]:
     """Open a .part to append to it, ours alone from now on and before.
 
     Unbuffered: what has arrived is the kernel's at once, and no kill takes it back. The
     lock keeps other downloads off, and dies with us.
     """
-    new = not os.path.lexists(part)
-    file = open(part, "ab", buffering=0, opener=open_ours)
-    try:
-        with contextlib.suppress(ImportError):  # Windows
+    with open(part, "ab", buffering=0, opener=open_ours) as file:
+        locked = True
+        try:
             import fcntl
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OSError("another download is writing it") from None
-            except OSError:  # a file system without locks
-                pass
-        if not os.path.samestat(os.fstat(file.fileno()), os.lstat(part)):
-            raise OSError("another download is writing it")  # it had the lock before us
-        theirs = os.fstat(file.fileno()).st_size and read_sidecar(part) is None
-        if new and os.path.lexists(part + ".meta"):
-            found = os.lstat(part + ".meta")  # a link is just taken away
-            theirs = (stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size
-                      and read_sidecar(part) is None)
-            if theirs:
-                os.unlink(part)
-        if theirs:
-            raise OSError(f"{os.path.basename(part)}{'.meta' if new else ''} is not of our making: "
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locked = False
+        except (ImportError, OSError):  # Windows, or a file system without locks
+            pass
+        found = os.fstat(file.fileno())
+        # Who had the lock before us may have given the file its name meanwhile.
+        if not locked or not os.path.samestat(found, os.lstat(part)):
+            raise OSError("another download is writing it")
+        if found.st_size and read_sidecar(part) is None:
+            raise OSError(f"{os.path.basename(part)} is not of our making: "
                           "move it away, or choose another name")
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def restart_part(file: io.FileIO, part: str, sidecar: bytes) -> None:
-    """Make a .part the beginning of another version: no bytes, a new sidecar."""
-    file.truncate(0)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(part + ".meta")
-    with open(part + ".meta", "xb") as meta:  # x: follows no link that was planted
-        meta.write(sidecar)
-
-
-def take_mode(part: str, path: str, more: int) -> None:
-    """Let nobody read a .part who may not read what it will replace."""
-    if os.path.isfile(path) and not os.path.islink(path):
-        os.chmod(part, os.stat(path).st_mode & 0o777 | more)
+        yield file
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
@@ -4654,7 +4600,6 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
     if (not os.path.samestat(found, os.lstat(part)) or found.st_nlink > 1
             or found.st_size != size):
         raise OSError("its .part was changed by somebody else meanwhile")
-    take_mode(part, path, 0)
     if os.name == "nt":
         file.close()  # Windows renames no open file
     try:
@@ -4662,141 +4607,123 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.replace(part, path)
         else:
             os.link(part, path)
-            os.unlink(part)
-    except FileExistsError:
-        raise
     except OSError as error:
-        if overwrite and error.errno != errno.EBUSY:
-            raise
-        if overwrite:  # a mount of one file, as containers have them: nothing can take its place
+        if not overwrite:  # PATH is there, or the file system has no links
+            check_target(path, overwrite)
+            os.replace(part, path)
+        elif error.errno == errno.EBUSY:  # a mount of one file: nothing can take its place
             import shutil
             shutil.copyfile(part, path)
-            os.unlink(part)
-        else:  # a file system without links: take the name, then fill it
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            try:
-                os.replace(part, path)
-            except OSError:
-                os.unlink(path)
-                raise
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(part + ".meta")
+        else:
+            raise
+    for left in (part, part + ".meta"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(left)
 
 
 # ---- from the wire to the disk
 
 FilePath = Union[str, "os.PathLike[str]"]
 PathRule = Callable[[Response], FilePath]
-OnResponse = Callable[[Response], object]  # awaited, if it gives something to await
-Progress = Callable[[int, Optional[int]], object]  # awaited, if it gives something to await
 
 
-async def write_body(response: Response, file: io.FileIO, start: int,
-                     progress: Progress | None) -> int:
-    """Write a body as it arrives, behind the `start` bytes there are; return how many then.
-
-    This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
-    to hand each to a thread costs more, and makes a slow disk no faster.
-    """
-    size, length = start, body_length(response)
-    expected = None if length is None else start + length
-    async for piece in response.iter_bytes():
-        size += len(piece)
-        write_all(file, piece)
-        if progress:
-            step = progress(size, expected)
-            if isinstance(step, Awaitable):
-                await step
-    return size
+async def inform(listener: Callable[..., object] | None, *facts: object) -> None:
+    """Call a function of the caller's, and await what it gives, if that is to be awaited."""
+    outcome = listener(*facts) if listener else None
+    if isinstance(outcome, Awaitable):
+        await outcome
 
 
-async def save_body(response: Response, path: str, plan: str, known: Partial | None,
-                    overwrite: bool, progress: Progress | None) -> None:
-    """Carry out a plan, and give the file its name when it is whole."""
-    check_target(path, overwrite)
-    part = part_of(path)
-    with disk_errors(path, url=response.url, response=response):
+class Download:
+    """A file on its way: what there is of it, over all tries of one call."""
+
+    def __init__(self, session: Session, path: FilePath | PathRule, call: Call) -> None:
+        self.session, self.rule, self.settings = session, path, call.settings
+        self.resume = self.settings["resume"]
+        self.known: Partial | None = None  # what we have asked to go on from
+        self.ranged = False                # the caller asks for a piece: then that is the file
+        self.path = ""                     # until it is chosen
+        if not callable(path):
+            self.path = os.fsdecode(path)
+            check_target(self.path, self.settings["overwrite"])
+
+    def begin(self, call: Call) -> Request:
+        """Ask for the rest of a file, or for all of it if it has changed.
+
+        Identity, since a range would be one of the coded bytes, and those vary.
+        """
+        request, fields = self.session._request(call), {"Accept-Encoding": "identity"}
+        self.known, self.ranged = None, request.has("range")
+        if self.resume and self.path and not self.ranged:
+            self.known = read_partial(self.path)
+        if self.known:
+            fields["Range"] = f"bytes={self.known.size}-"
+            fields["If-Range"] = self.known.validator
+        return request._replace(fields=merge_fields(request.fields, fields))
+
+    async def finish(self, response: Response, call: Call) -> Response | None:
+        """Save what came; None for what does not fit, and the file is to be asked for anew."""
+        await inform(self.settings["on_response"], response)
+        if callable(self.rule) and not self.path:
+            self.path = os.fsdecode(self.rule(response))
+        if is_own_coding(response, self.path):
+            response.coding = b"identity"
+        start = resume_at(response, self.known)
+        if start is None:
+            response.close()
+            self.resume = False
+            return None
+        page = self.settings["any_status"] and self.known is None  # an error's, as curl saves it
+        if start == 0 and not (page or response.status_code < 300) or (
+                response.status_code == 206 and not self.known and not self.ranged):
+            response.raise_for_status()
+            raise StatusError(f"{response.status_code} for {response.url}: this is not the file",
+                              url=response.url, response=response)
+        self.resume = True  # what is there from now on, this call has put there
+        check_target(self.path, self.settings["overwrite"])
+        with disk_errors(self.path):
+            await self.save(response, start)
+        return response
+
+    async def save(self, response: Response, start: int) -> None:
+        """Write a body behind the `start` bytes there are; name the file when it is whole.
+
+        This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
+        to hand each to a thread costs more, and makes a slow disk no faster.
+        """
+        part, size, length = part_of(self.path), start, body_length(response)
         with open_part(part) as file:
-            take_mode(part, path, 0o200)  # it has to be opened again to go on
-            size = known.size if known and plan != "restart" else 0
-            if plan == "restart":
-                restart_part(file, part, render_sidecar(response))
-            elif read_partial(path) != known:
+            if os.path.isfile(self.path) and not os.path.islink(self.path):
+                # Nobody reads it who may not read what it will replace.
+                os.chmod(part, os.stat(self.path).st_mode & 0o777 | 0o200)
+            if start == 0:
+                file.truncate(0)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(part + ".meta")
+                with open(part + ".meta", "xb") as meta:  # x: follows no link that was planted
+                    meta.write(render_sidecar(response))
+            elif read_partial(self.path) != self.known:
                 raise OSError("another download has changed what there was")
-            if plan != "done":
-                size = await write_body(response, file, size, progress)
+            if start == 0 or response.status_code != 416:
+                async for piece in response.iter_bytes():
+                    write_all(file, piece)
+                    size += len(piece)
+                    await inform(self.settings["progress"], size,
+                                 None if length is None else start + length)
             # Else a power cut could leave the name on a file whose bytes never got to
             # the disk. In a thread, as the disk may need seconds for a GiB.
             await asyncio.to_thread(os.fsync, file.fileno())
-            publish_part(file, path, size, overwrite)
+            publish_part(file, self.path, size, self.settings["overwrite"])
 
 
-async def download_to(session: Session, call: Call, path: FilePath | PathRule, *,
-                      progress: Progress | None, resume: bool, overwrite: bool,
-                      any_status: bool, on_response: OnResponse | None) -> Response:
-    """GET a URL into a file, which gets its name when it is whole, and return the response.
-
-        await session.download(url, "big.iso", progress=lambda size, total: ...)
-
-    What this call, or an earlier one, has left in big.iso.part is gone on from where the
-    server can tell that the file is still the same. Whatever ends us, kill -9 as well,
-    leaves it for the next time. The response is then a 206, or a 416 if all was there.
-
-    `path` may be a function of the response, for names that the server chooses; what an
-    earlier call has left is not resumed then. `on_response` sees each response before its body
-    is read; what it raises ends the call. `overwrite=False` never replaces a file. A
-    status that is no success raises StatusError; with `any_status` its body is saved, as
-    curl does, though not in the place of a partial file. A coding that the file's name or
-    type announces (a.tar.gz) stays as it is. What the file system refuses is an
-    AsyncGetError with exit code 23.
-    """
-    place = None if callable(path) else os.fsdecode(path)
-    if place is not None:
-        check_target(place, overwrite)
-    known, own_range, wrote = None, False, False
-
-    def begin(call: Call) -> Request:
-        nonlocal known, own_range
-        request = session._request(call)
-        own_range = request.has("range")  # then the piece is the file
-        known = read_partial(place) if resume and place is not None and not own_range else None
-        return request._replace(fields=merge_fields(request.fields, resume_request(known)))
-
-    async def finish(response: Response, call: Call) -> Response | None:
-        nonlocal place, resume, wrote
-        met = on_response(response) if on_response else None
-        if isinstance(met, Awaitable):
-            await met
-        if not wrote:
-            place = os.fsdecode(path(response) if callable(path) else path)
-        assert place is not None
-        if is_own_coding(response, place):
-            response.coding = b"identity"
-        plan = resume_plan(response, known)
-        if plan == "again":
-            response.close()
-            resume = False
-            return None
-        if plan == "restart":
-            check_status(response, any_status and known is None, own_range)
-        resume = wrote = True  # what is there from now on, this call has put there
-        await save_body(response, place, plan, known, overwrite, progress)
-        return response
-
-    return await session._run(call, finish, begin)
-
-
-@spelled_out(SessionSettings)
-async def download(url: str, path: FilePath | PathRule, *,
-                   progress: Progress | None = None, resume: bool = True,
-                   overwrite: bool = True, any_status: bool = False,
-                   on_response: OnResponse | None = None,
-                   **settings: Unpack[SessionSettings]) -> Response:
+@spelled_out(LoneDownloadSettings)
+async def download(url: str, path: FilePath | PathRule,
+                   **settings: Unpack[LoneDownloadSettings]) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
-    async with Session(**settings) as session:
-        return await session.download(
-            url, path, progress=progress, resume=resume, overwrite=overwrite,
-            any_status=any_status, on_response=on_response)
+    given: dict[str, Any] = dict(settings)
+    own = {name: given.pop(name) for name in given.keys() & DownloadSettings.__annotations__}
+    async with Session(**given) as session:
+        return await session.download(url, path, **own)
 
 
 # ==== 13. Timeline ============================================================
@@ -4892,47 +4819,24 @@ DEMO_PAGES = {  # what goes over the wire, to the byte
     "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
                b"6\r\nI end \r\n19\r\nwith a chunk of 0 bytes.\n\r\n0\r\n\r\n",
     "close": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nI end when I hang up.\n",
-    "drip": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\ndrip drop\n",
+    "redirect": b"HTTP/1.1 302 Found\r\nLocation: /length\r\nContent-Length: 0\r\n\r\n",
 }
-
-
-def render_answer(body: bytes, *fields: str, status: str = "200 OK") -> bytes:
-    r"""An answer whose length is told in front: head, empty line, body.
-
-    >>> render_answer(b"hello")
-    b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
-    """
-    head = (f"HTTP/1.1 {status}", *fields, f"Content-Length: {len(body)}", "", "")
-    return "\r\n".join(head).encode() + body
-
-
-async def demo_page(name: str, argument: str) -> bytes:
-    """The whole answer to /name/argument; /delay/N thinks for N seconds first."""
-    if name == "delay":
-        await asyncio.sleep(float(argument))
-        return render_answer(f"I thought for {argument} s.\n".encode())
-    if name == "redirect" and int(argument):
-        return render_answer(b"", f"Location: /redirect/{int(argument) - 1}", status="302 Found")
-    if name == "redirect":
-        return render_answer(b"You have arrived.\n")
-    if name == "gzip":
-        import gzip
-        return render_answer(gzip.compress(b"I was squeezed.\n" * 99), "Content-Encoding: gzip")
-    return DEMO_PAGES.get(name) or render_answer(b"No such page.\n", status="404 Not Found")
+NO_PAGE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nNo such page.\n"
 
 
 async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer one GET after another on a connection, until somebody hangs up."""
+    """Answer one GET after another on a connection; /delay/N thinks for N seconds first."""
     name = ""
     with contextlib.suppress(OSError, EOFError, ValueError):  # ValueError: /delay/soon
         while name != "close":
             request = await reader.readuntil(b"\r\n\r\n")
-            name, _, argument = request.split(b" ", 2)[1].decode().strip("/").partition("/")
-            answer = await demo_page(name, argument)
-            step = 1 if name == "drip" else len(answer)
-            for start in range(0, len(answer), step):
-                writer.write(answer[start:start + step])
-                await asyncio.sleep(0.02 if name == "drip" else 0)
+            name, _, seconds = request.split(b" ", 2)[1].decode().strip("/").partition("/")
+            answer = DEMO_PAGES.get(name, NO_PAGE)
+            if name == "delay":
+                await asyncio.sleep(float(seconds))
+                text = f"I thought for {seconds} s.\n"
+                answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
+            writer.write(answer)
     writer.close()
 
 
@@ -4950,32 +4854,25 @@ async def count_seconds() -> None:
         print(f"   {second} s ... still waiting, still counting", flush=True)
 
 
-async def demo_waiting(session: Session) -> tuple[list[Response], list[Response]]:
-    """One slow page, and a counter meanwhile; then ten of them, at once and in a row."""
-    clock = asyncio.get_running_loop().time
-    print("\n1. One slow page, and a counter that runs while we wait for it", flush=True)
-    counter = asyncio.create_task(count_seconds())
-    response = await session.get("/delay/3.2")
-    counter.cancel()
-    print(f"   {response.status_code} {response.reason}: {response.text.strip()}")
-    urls = ["/delay/0.3"] * 10
-    print("\n2. Ten pages of 0.3 s each, gathered: one wait for all of them", flush=True)
-    started = clock()
-    gathered = await asyncio.gather(*map(session.get, urls))
-    print(f"   {clock() - started:.1f} s\n\n3. The same ten in a row: ten waits", flush=True)
-    started = clock()
-    in_a_row = [await session.get(url) for url in urls]
-    print(f"   {clock() - started:.1f} s")
-    return gathered, in_a_row
-
-
 async def demo() -> None:
     """Tell in seven seconds what asyncio is for, on a server of our own."""
     server = await asyncio.start_server(serve_demo, "127.0.0.1", 0)
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
     print(f"A small server answers on {origin}; nothing leaves this machine.")
     async with Session(base_url=origin, trust_env=False) as session:
-        gathered, in_a_row = await demo_waiting(session)
+        print("\n1. One slow page, and a counter that runs while we wait for it", flush=True)
+        counter = asyncio.create_task(count_seconds())
+        response = await session.get("/delay/3.2")
+        counter.cancel()
+        print(f"   {response.status_code} {response.reason}: {response.text.strip()}")
+        drawings = []
+        for title, limit in (("2. Ten pages of 0.3 s each, gathered: one wait for all of them", 10),
+                             ("3. The same ten in a row: ten waits", 1)):
+            print("\n" + title, flush=True)
+            pages = await session.get_all(["/delay/0.3"] * 10, limit=limit)
+            bars = [bar for page in pages for bar in response_bars(page)]
+            print(f"   {bars[-1].done - bars[0].started:.1f} s")
+            drawings.append(f"\n{title}\n{render_timeline(bars)}")
         print("\n4. Where does a body end? The server tells, in one of three ways")
         for url in ("/length", "/chunked", "/close"):
             response = await session.get(url)
@@ -4983,10 +4880,7 @@ async def demo() -> None:
     server.close()
     print("\n5. Then the next line of the program runs, an ordinary function")
     print(f"   add_two_numbers(2, 3) = {add_two_numbers(2, 3)}")
-    for title, responses in (("gathered", gathered), ("in a row", in_a_row)):
-        bars = [response_bars(response)[0]._replace(label=f"page {number}")
-                for number, response in enumerate(responses, 1)]
-        print(f"\nThe ten {title}:\n{render_timeline(bars)}")
+    print(*drawings, sep="\n")
 
 
 # ==== 15. Command line ========================================================

@@ -129,7 +129,6 @@ from asyncget import (
     parse_head,
     parse_host,
     parse_proxy,
-    parse_sidecar,
     parse_url,
     printable,
     render_auth,
@@ -141,7 +140,7 @@ from asyncget import (
     render_timeline,
     render_write_out,
     resolved,
-    resume_plan,
+    resume_at,
     retry_after,
     retry_delay,
     session_settings,
@@ -8838,7 +8837,7 @@ class LinearTime(Section):
             "resolved": lambda t: resolved({"h:80": t}, HERE),
             # sections 12 to 15: validators, names, files, flags
             "strong_validator": lambda t: a.strong_validator(Headers([("etag", f'"{t}"')])),
-            "is_own_coding": lambda t: a.is_own_coding(got("content-type", t), t), "parse_sidecar": raw(lambda t: parse_sidecar(t, 1)),
+            "is_own_coding": lambda t: a.is_own_coding(got("content-type", t), t), "read_sidecar": a._SIDECAR.fullmatch,
             "condition": a.condition, "complete_url": a.complete_url, "expand_glob": a.expand_glob, "parse_resolve": lambda t: a.parse_resolve([t]),
             "parse_rate": a.parse_rate, "parse_value": lambda t: a.parse_value(a.known_flags()["-m"], t),
             "connector": lambda t: a.connector(parse_arguments(["u", "--connect-to", t])),
@@ -9323,43 +9322,51 @@ class Decisions(unittest.TestCase):
         dated = ("Last-Modified", monday), ("Date", "Mon, 02 Jan 2023 11:00:00 GMT")
         tag = ("ETag", '"v1"')
         for expected, answer in [
-            (Partial(5, '"v1"', 11, source), reply(200, tag, body=WHOLE)),
-            (Partial(5, '"v1"', 0, source), reply(200, tag)),
-            (Partial(5, monday, 11, source), reply(200, *dated, body=WHOLE)),
-            (Partial(5, '"v1"', None, source), reply(200, tag, length=False)),
+            (Partial(5, '"v1"', "11", source), reply(200, tag, body=WHOLE)),
+            (Partial(5, '"v1"', "0", source), reply(200, tag)),
+            (Partial(5, monday, "11", source), reply(200, *dated, body=WHOLE)),
+            (Partial(5, '"v1"', "close", source), reply(200, tag, length=False)),
             (
-                Partial(5, '"v1"', None, source),
+                Partial(5, '"v1"', "chunked", source),
                 reply(200, tag, ("Transfer-Encoding", "chunked"), length=False),
             ),
             (
-                Partial(5, '"v1"', 11, source),
+                Partial(5, '"v1"', "11", source),
                 reply(200, tag, ("Content-Encoding", "identity"), body=WHOLE),
             ),
             (
-                Partial(5, '"v1"', 11, source),
+                Partial(5, '"v1"', "11", source),
                 reply(200, tag, ("Content-Length", "11"), body=WHOLE),
             ),
-            (Partial(5, "?", 11, source), reply(200, ("ETag", 'W/"v1"'), body=WHOLE)),
-            (Partial(5, "?", 11, source), reply(200, ("ETag", f'"{"x" * 999}"'), body=WHOLE)),
-            (Partial(5, "?", None, source),
+            (Partial(5, "?", "11", source), reply(200, ("ETag", 'W/"v1"'), body=WHOLE)),
+            (Partial(5, "?", "11", source), reply(200, ("ETag", f'"{"x" * 999}"'), body=WHOLE)),
+            (Partial(5, "?", "11", source),
              reply(200, tag, ("Content-Encoding", "gzip"), body=WHOLE)),
-            (Partial(5, "?", 11, source), reply(206, tag, body=WHOLE)),
-            (Partial(5, "?", 11, source), reply(404, tag, body=WHOLE)),
+            (Partial(5, "?", "11", source), reply(206, tag, body=WHOLE)),
+            (Partial(5, "?", "11", source), reply(404, tag, body=WHOLE)),
         ]:
             with self.subTest(answer):
                 data = render_sidecar(parsed(answer))
-                self.assertEqual(parse_sidecar(data, 5), expected)
+                self.assertEqual(self.noted(data), expected)
                 self.assertLess(len(data), asyncget.SIDECAR_BYTES)
                 for end in range(len(data)):  # torn anywhere, it is none
-                    self.assertIsNone(parse_sidecar(data[:end], 5))
-                self.assertIsNone(parse_sidecar(data + b"\n", 5))
+                    self.assertIsNone(self.noted(data[:end]))
+                self.assertIsNone(self.noted(data + b"\n"))
         for name in (b'W/"v1"', b'"v1"\r', b'"a"\nX: y', b"\xff", b"??", b'"\xc3\xa9"', b"v1"):
-            self.assertIsNone(parse_sidecar(name + b"\n11\n" + b"0f" * 32 + b"\n", 5))
+            self.assertIsNone(self.noted(name + b"\n11\n" + b"0f" * 32 + b"\n"))
+
+    def noted(self, sidecar: bytes) -> Partial | None:
+        """What that says of a .part of five bytes."""
+        with tempfile.TemporaryDirectory() as folder:
+            part = os.path.join(folder, "f.part")
+            for name, data in ((part, b"hello"), (part + ".meta", sidecar)):
+                Path(name).write_bytes(data)
+            return asyncget.read_sidecar(part)
 
     def test_plan(self) -> None:
         source = asyncget.source_of(parsed(reply(200)))
-        known = Partial(5, '"v1"', 11, source)
-        undated, full = known._replace(total=None), known._replace(size=11)
+        known = Partial(5, '"v1"', "11", source)
+        undated, full = known._replace(framing="chunked"), known._replace(size=11)
 
         def ranged(
             text: str = "bytes 5-10/11", *more: tuple[str, str], body: bytes = b" world"
@@ -9383,8 +9390,7 @@ class Decisions(unittest.TestCase):
                 reply(206, ("Content-Range", "bytes 5-10/11"), length=False),
             ),
             ("in capitals", "append", known, ranged("Bytes 5-10/11")),
-            ("nothing", "again", full._replace(total=None), ranged("bytes 11-10/11", body=b"")),
-            ("nothing, unmet", "again", full, ranged("bytes */11", body=b"")),
+            ("nothing", "again", full._replace(framing="close"), ranged("bytes 11-10/11", body=b"")),
             (
                 "identity",
                 "append",
@@ -9435,12 +9441,6 @@ class Decisions(unittest.TestCase):
             ("longer than the range", "again", known, ranged(body=b" world!")),
             ("shorter than the range", "again", known, ranged(body=b" worl")),
             ("coded", "again", known, ranged("bytes 5-10/11", ("Content-Encoding", "gzip"))),
-            (
-                "multipart",
-                "again",
-                known,
-                ranged("bytes 5-10/11", ("Content-Type", "Multipart/Byteranges; boundary=x")),
-            ),
             ("from elsewhere", "again", known._replace(source="0" * 64), ranged()),
             ("whole", "restart", known, whole()),
             ("error", "restart", known, reply(503)),
@@ -9458,11 +9458,13 @@ class Decisions(unittest.TestCase):
             ("416, unasked", "restart", None, unmet("bytes */11")),
         ]:
             with self.subTest(name):
-                self.assertEqual(resume_plan(parsed(answer), ours), expected)
+                size = ours.size if ours else 0
+                starts = {"append": size, "done": size, "restart": 0, "again": None}
+                self.assertEqual(resume_at(parsed(answer), ours), starts[expected])
 
     def test_plan_by_date(self) -> None:
         monday, source = "Mon, 02 Jan 2023 10:00:00 GMT", asyncget.source_of(parsed(reply(200)))
-        for expected, changed in [("append", monday), ("again", "Mon, 02 Jan 2023 10:00:01 GMT")]:
+        for expected, changed in [(5, monday), (None, "Mon, 02 Jan 2023 10:00:01 GMT")]:
             answer = reply(
                 206,
                 ("Content-Range", "bytes 5-10/11"),
@@ -9470,7 +9472,7 @@ class Decisions(unittest.TestCase):
                 ("ETag", '"new"'),
                 body=b" world",
             )
-            self.assertEqual(resume_plan(parsed(answer), Partial(5, monday, 11, source)), expected)
+            self.assertEqual(resume_at(parsed(answer), Partial(5, monday, "11", source)), expected)
 
     def test_source(self) -> None:
         def source(*urls: str) -> str:
@@ -10049,7 +10051,7 @@ class Files(Case):
                     await self.refused("not the name of a file", path)
                     await self.refused("not the name of a file", lambda _, path=path: path, asks=1)
         await self.refused("No such file", self.folder + "/absent/f", asks=1)
-        await self.refused("Not a directory", __file__ + "/f", asks=1)
+        await self.refused("Not a directory", __file__ + "/f")
         await self.refused("not the name of a file", "a\0b")
         os.mkdir(self.folder + "/g.part")
         await self.refused("irectory", self.folder + "/g", asks=1)
@@ -10166,7 +10168,6 @@ class Files(Case):
             ("huge sidecar", sparse),
             ("pipe as sidecar", lambda: fifo(meta, b"mine")),
             ("pipe as part", lambda: fifo(self.part, b"")),
-            ("sidecar alone", lambda: self.write(meta, b"my notes\n")),
             *((f"{plant.__name__} as {name[-4:]}",
                functools.partial(leads, plant, name, valid if name == meta else b"mine"))
               for plant in (os.symlink, os.link) for name in (self.part, meta)),
@@ -11382,17 +11383,15 @@ class Section14DemoServer(unittest.TestCase):
             "/length": (200, "I end after 22 bytes.\n"),
             "/chunked": (200, "I end with a chunk of 0 bytes.\n"),
             "/close": (200, "I end when I hang up.\n"),
-            "/gzip": (200, "I was squeezed.\n" * 99),
-            "/drip": (200, "drip drop\n"),
             "/delay/0.1": (200, "I thought for 0.1 s.\n"),
-            "/redirect/2": (200, "You have arrived.\n"),
+            "/redirect": (200, "I end after 22 bytes.\n"),
             "/other": (404, "No such page.\n"),
         }
         responses = self.served(*pages)
         for response, (path, expected) in zip(responses, pages.items()):
             with self.subTest(path):
                 self.assertEqual((response.status_code, response.text), expected)
-        self.assertEqual([len(r.history) for r in responses], [0, 0, 0, 0, 0, 0, 2, 0])
+        self.assertEqual([len(r.history) for r in responses], [0, 0, 0, 0, 1, 0])
         self.assertTrue(responses[1].timing.reused)
 
     def test_nonsense_gets_no_answer_and_no_traceback(self) -> None:
@@ -11416,7 +11415,7 @@ class Section14DemoServer(unittest.TestCase):
         self.assertGreaterEqual(in_a_row, 3)
         self.assertIn("add_two_numbers(2, 3) = 5", text)
         self.assertRegex(text.splitlines()[-1], "s in all; one after another")
-        self.assertEqual(len(re.findall(r"^page \d+ +\|", text, re.M)), 20)
+        self.assertEqual(len(re.findall(r"^200 127.* \|", text, re.M)), 20)
 
 
 class Section15CommandLine(Folder):
