@@ -4361,7 +4361,7 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 #
 # Between any two of these there is a whole PATH, or bytes and the name of their
 # version, or nothing that a later run would trust. A PATH.part that has bytes but no
-# such a sidecar is not of our making, and is left alone. What to trust is decided first,
+# such sidecar is not of our making, and is left alone. What to trust is decided first,
 # from values alone; the disk comes after that.
 
 # What may name a version: a strong ETag (RFC 9110 8.8.3; a weak one begins with W/), or a date.
@@ -4413,8 +4413,8 @@ def source_of(response: Response) -> str:
 
 _OWN_CODINGS = {  # ends of names, and types
     b"gzip": re.compile(r"(?im)\.(gz|tgz|svgz)$"
-                        r"|^application/(x-)?(gzip|tar|tgz|tar-gz|gtar|compressed-tar)$"),
-    b"zstd": re.compile(r"(?im)\.t?zst$|^application/(x-)?zstd$"),
+                        r"|^application/(x-)?(gzip|tar|tgz|tar-gz|gtar|compressed-tar)\s*(;|$)"),
+    b"zstd": re.compile(r"(?im)\.t?zst$|^application/(x-)?zstd\s*(;|$)"),
 }
 
 
@@ -4424,8 +4424,7 @@ def is_own_coding(response: Response, path: str) -> bool:
     So Apache's usual settings have it; undone, it would leave a tar under that name.
     """
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
-    url = re.split("[?#]", response.url)[0]
-    kind = response.headers.get("content-type", "").partition(";")[0].strip()
+    url, kind = re.split("[?#]", response.url)[0], response.headers.get("content-type", "")
     return bool(own and response.status_code < 300 and own.search(f"{path}\n{url}\n{kind}"))
 
 
@@ -4458,36 +4457,28 @@ def range_of_rest(start: int, length: int) -> str:
     return f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
 
 
-def resume_at(response: Response, known: Partial | None) -> int | None:
-    """Where in the file a response goes on.
-
-        behind all that we have    206 with all that comes after it, and nothing else;
-                                   416, as nothing comes after it
-        0                          another status: its body is the file, or tells of an error
-        None                       a 206 or 416 that is not exactly that: ask for all of the file
+def is_rest(response: Response, known: Partial) -> bool:
+    """Whether a 206 has all that comes after our bytes, or a 416 says that nothing does.
 
     A server that is bad at ranges must not cost us the file, and one that mixes up
-    versions must not get into it. So each doubt means None, which touches nothing on
-    the disk (RFC 9110 14.4, 15.3.7, 15.5.17). A 206 of N bytes has one right Content-Range,
-    and comparing leaves nothing to parse: no `5-4/11`, no `+5-10/11`.
+    versions must not get into it. So at each doubt all of the file is asked for, and nothing
+    on the disk is touched (RFC 9110 14.4, 15.3.7, 15.5.17). A 206 of N bytes has one right
+    Content-Range, and comparing leaves nothing to parse: no `5-4/11`, no `+5-10/11`.
     """
-    headers, status = response.headers, response.status_code
-    if known is None or status not in (206, 416):
-        return 0
-    length = body_length(response) if status == 206 else 0  # None: it could end anywhere
+    headers = response.headers
+    length = body_length(response) if response.status_code == 206 else 0
     field = "etag" if known.validator.startswith('"') else "last-modified"
-    fits = (length is not None
+    return (length is not None  # else it could end anywhere
             and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
             and known.framing in ("chunked", "close", str(known.size + length))
             and headers.get(field, known.validator) == known.validator
             and source_of(response) == known.source)
-    return known.size if fits else None
 
 
 # ---- on the disk
 
 @contextlib.contextmanager
-def disk_errors(path: str, **facts: Any) -> Iterator[None]:
+def disk_errors(path: str) -> Iterator[None]:
     """Make an error of ours, with curl's code, out of what the file system says."""
     try:
         yield
@@ -4495,7 +4486,7 @@ def disk_errors(path: str, **facts: Any) -> Iterator[None]:
         raise
     except OSError as error:
         raise AsyncGetError(f"cannot write {printable(path)}: {error.strerror or error}",
-                            exit_code=23, **facts) from error
+                            exit_code=23) from error
 
 
 def write_all(stream: Any, data: bytes | bytearray) -> None:
@@ -4506,10 +4497,10 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
     """
     raw, unwritten = getattr(stream, "raw", stream), memoryview(data)
     while unwritten:
-        count = raw.write(unwritten)
-        if count is None:
+        count = raw.write(unwritten) or 0
+        if count == 0:
             select.select([], [raw], [])
-        unwritten = unwritten[count or 0:]
+        unwritten = unwritten[count:]
 
 
 def check_target(path: str, overwrite: bool) -> None:
@@ -4526,10 +4517,10 @@ def check_target(path: str, overwrite: bool) -> None:
 
 def part_of(path: str) -> str:
     """PATH.part; shortened where no name is so long, or its sidecar's would be."""
-    folder, name = os.path.split(os.fsencode(path))
-    if len(name) > 245:  # of 255, less .part.meta
-        name = name[:230] + b".%08x" % zlib.crc32(name)
-    return os.fsdecode(os.path.join(folder, name + b".part"))
+    folder, name = os.path.split(path)
+    if len(os.fsencode(name)) > 245:  # of 255, less .part.meta
+        name = f"{name[:50]}.{zlib.crc32(os.fsencode(name)):08x}"
+    return os.path.join(folder, name + ".part")
 
 
 def open_ours(name: str, flags: int) -> int:
@@ -4596,9 +4587,8 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
 
     A rename replaces what bears the name, a link does not.
     """
-    part, found = part_of(path), os.fstat(file.fileno())
-    if (not os.path.samestat(found, os.lstat(part)) or found.st_nlink > 1
-            or found.st_size != size):
+    part, ours = part_of(path), os.fstat(file.fileno())
+    if not os.path.samestat(ours, os.lstat(part)) or ours.st_size != size:
         raise OSError("its .part was changed by somebody else meanwhile")
     if os.name == "nt":
         file.close()  # Windows renames no open file
@@ -4637,15 +4627,15 @@ async def inform(listener: Callable[..., object] | None, *facts: object) -> None
 class Download:
     """A file on its way: what there is of it, over all tries of one call."""
 
+    known: Partial | None  # what we have asked to go on from
+    ranged: bool           # the caller asks for a piece: then that is the file
+
     def __init__(self, session: Session, path: FilePath | PathRule, call: Call) -> None:
-        self.session, self.rule, self.settings = session, path, call.settings
-        self.resume = self.settings["resume"]
-        self.known: Partial | None = None  # what we have asked to go on from
-        self.ranged = False                # the caller asks for a piece: then that is the file
-        self.path = ""                     # until it is chosen
-        if not callable(path):
-            self.path = os.fsdecode(path)
-            check_target(self.path, self.settings["overwrite"])
+        self.session, self.settings = session, call.settings
+        self.resume = call.settings["resume"]
+        self.path = path if callable(path) else os.fsdecode(path)
+        if isinstance(self.path, str):
+            check_target(self.path, call.settings["overwrite"])
 
     def begin(self, call: Call) -> Request:
         """Ask for the rest of a file, or for all of it if it has changed.
@@ -4654,7 +4644,7 @@ class Download:
         """
         request, fields = self.session._request(call), {"Accept-Encoding": "identity"}
         self.known, self.ranged = None, request.has("range")
-        if self.resume and self.path and not self.ranged:
+        if self.resume and isinstance(self.path, str) and not self.ranged:
             self.known = read_partial(self.path)
         if self.known:
             fields["Range"] = f"bytes={self.known.size}-"
@@ -4664,47 +4654,48 @@ class Download:
     async def finish(self, response: Response, call: Call) -> Response | None:
         """Save what came; None for what does not fit, and the file is to be asked for anew."""
         await inform(self.settings["on_response"], response)
-        if callable(self.rule) and not self.path:
-            self.path = os.fsdecode(self.rule(response))
+        if callable(self.path):
+            self.path = os.fsdecode(self.path(response))
         if is_own_coding(response, self.path):
             response.coding = b"identity"
-        start = resume_at(response, self.known)
-        if start is None:
-            response.close()
-            self.resume = False
-            return None
-        page = self.settings["any_status"] and self.known is None  # an error's, as curl saves it
-        if start == 0 and not (page or response.status_code < 300) or (
-                response.status_code == 206 and not self.known and not self.ranged):
+        known, status = self.known, response.status_code
+        if known and status in (206, 416):
+            if not is_rest(response, known):
+                response.close()
+                self.resume = False
+                return None
+        elif (status == 206 and not self.ranged  # a piece that nobody has asked for
+                or status >= 300 and (known or not self.settings["any_status"])):
             response.raise_for_status()
-            raise StatusError(f"{response.status_code} for {response.url}: this is not the file",
+            raise StatusError(f"{status} for {response.url}: this is not the file",
                               url=response.url, response=response)
+        else:
+            known = None  # what there is makes way for another version
         self.resume = True  # what is there from now on, this call has put there
         check_target(self.path, self.settings["overwrite"])
-        with disk_errors(self.path):
-            await self.save(response, start)
+        await self.save(response, self.path, known)
         return response
 
-    async def save(self, response: Response, start: int) -> None:
-        """Write a body behind the `start` bytes there are; name the file when it is whole.
+    async def save(self, response: Response, path: str, known: Partial | None) -> None:
+        """Write a body, behind what is known or from the start; name the file when it is whole.
 
         This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
         to hand each to a thread costs more, and makes a slow disk no faster.
         """
-        part, size, length = part_of(self.path), start, body_length(response)
-        with open_part(part) as file:
-            if os.path.isfile(self.path) and not os.path.islink(self.path):
+        part, length, start = part_of(path), body_length(response), known.size if known else 0
+        size = start
+        with disk_errors(path), open_part(part) as file:
+            if os.path.isfile(path) and not os.path.islink(path):
                 # Nobody reads it who may not read what it will replace.
-                os.chmod(part, os.stat(self.path).st_mode & 0o777 | 0o200)
-            if start == 0:
+                os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
+            if known is None:
                 file.truncate(0)
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(part + ".meta")
-                with open(part + ".meta", "xb") as meta:  # x: follows no link that was planted
-                    meta.write(render_sidecar(response))
-            elif read_partial(self.path) != self.known:
+                with open(part + ".meta", "ab", opener=open_ours) as sidecar:
+                    sidecar.truncate(0)
+                    sidecar.write(render_sidecar(response))
+            elif read_partial(path) != known:
                 raise OSError("another download has changed what there was")
-            if start == 0 or response.status_code != 416:
+            if known is None or response.status_code == 206:
                 async for piece in response.iter_bytes():
                     write_all(file, piece)
                     size += len(piece)
@@ -4713,7 +4704,7 @@ class Download:
             # Else a power cut could leave the name on a file whose bytes never got to
             # the disk. In a thread, as the disk may need seconds for a GiB.
             await asyncio.to_thread(os.fsync, file.fileno())
-            publish_part(file, self.path, size, self.settings["overwrite"])
+            publish_part(file, path, size, self.settings["overwrite"])
 
 
 @spelled_out(LoneDownloadSettings)
@@ -4747,12 +4738,13 @@ class Bar(NamedTuple):
 def response_bars(response: Response) -> list[Bar]:
     """The bars of a response and of the redirects that led to it, each after the other."""
     bars: list[Bar] = []
+    begun = response.started
     for hop in (*response.history, response):
-        marks = [bars[-1].done if bars else hop.started]
-        for seconds in (hop.timing.connected, hop.timing.head, hop.timing.done):
-            marks.append(max(marks[-1], hop.started + seconds))  # 0 is for what never came
         label = f"{hop.status_code} {hop.url.partition('://')[2]}"
-        bars.append(Bar._make((label, *marks, hop.timing.reused, hop.received)))
+        moments = [begun, *(hop.started + seconds for seconds in hop.timing[:4])]
+        _, connected, _, head, done = itertools.accumulate(moments, max)  # 0: it never came
+        bars.append(Bar(label, begun, connected, head, done, hop.timing.reused, hop.received))
+        begun = done
     return bars
 
 
@@ -4778,14 +4770,6 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[:half - 1] + "..." + text[3 - half:]
 
 
-def draw_bar(bar: Bar, column: Callable[[float], int]) -> str:
-    """One bar as text; `column` says where a moment lies."""
-    started, connected, head, done = map(column, bar[1:5])
-    drawing = "=" * (connected - started) + "." * (head - connected) + "#" * (done - head)
-    drawing = drawing or "#"  # too short for the scale, and yet it took place
-    return " " * started + (">" + drawing[1:] if bar.reused else drawing)
-
-
 def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     """Draw requests over time, and say what they would have cost one after another.
 
@@ -4798,12 +4782,20 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     1.00 s in all; one after another 1.40 s
     """
     first, last = min(bar.started for bar in bars), max(bar.done for bar in bars)
-    label_width = min(max(len(bar.label) for bar in bars), max(8, (width - 21) // 2))
-    columns = max(8, width - 21 - label_width)  # 21 for borders, size and time
+    width = max(width, 40) - 21  # for borders, size and time
+    label_width = min(max(len(bar.label) for bar in bars), width // 2)
+    columns = width - label_width
     scale = (columns - 1) / ((last - first) or 1.0)
-    rows = [f"{shorten(bar.label, label_width):{label_width}} "
-            f"|{draw_bar(bar, lambda moment: int((moment - first) * scale)):{columns}}| "
-            f"{render_size(bar.size):>8} {bar.done - bar.started:6.2f} s" for bar in bars]
+    rows = []
+    for bar in bars:
+        started, connected, head, done = (int((moment - first) * scale) for moment in bar[1:5])
+        drawing = "=" * (connected - started) + "." * (head - connected) + "#" * (done - head)
+        drawing = drawing or "#"  # too short for the scale, and yet it took place
+        if bar.reused:
+            drawing = ">" + drawing[1:]
+        rows.append(f"{shorten(bar.label, label_width):{label_width}} "
+                    f"|{' ' * started + drawing:{columns}}| "
+                    f"{render_size(bar.size):>8} {bar.done - bar.started:6.2f} s")
     in_a_row = sum(bar.done - bar.started for bar in bars)
     return "\n".join([*rows, "= connect   . wait   # receive   > on a kept connection",
                       f"{last - first:.2f} s in all; one after another {in_a_row:.2f} s"])
@@ -4819,6 +4811,7 @@ DEMO_PAGES = {  # what goes over the wire, to the byte
     "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
                b"6\r\nI end \r\n19\r\nwith a chunk of 0 bytes.\n\r\n0\r\n\r\n",
     "close": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nI end when I hang up.\n",
+    "delay": b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nI thought about it.\n",
     "redirect": b"HTTP/1.1 302 Found\r\nLocation: /length\r\nContent-Length: 0\r\n\r\n",
 }
 NO_PAGE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nNo such page.\n"
@@ -4831,12 +4824,9 @@ async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
         while name != "close":
             request = await reader.readuntil(b"\r\n\r\n")
             name, _, seconds = request.split(b" ", 2)[1].decode().strip("/").partition("/")
-            answer = DEMO_PAGES.get(name, NO_PAGE)
             if name == "delay":
                 await asyncio.sleep(float(seconds))
-                text = f"I thought for {seconds} s.\n"
-                answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
-            writer.write(answer)
+            writer.write(DEMO_PAGES.get(name, NO_PAGE))
     writer.close()
 
 
@@ -4847,10 +4837,8 @@ def add_two_numbers(first: int, second: int) -> int:
 
 async def count_seconds() -> None:
     """Count aloud, once a second, until somebody cancels."""
-    second = 0
-    while True:
+    for second in itertools.count(1):
         await asyncio.sleep(1)
-        second += 1
         print(f"   {second} s ... still waiting, still counting", flush=True)
 
 
@@ -4865,14 +4853,11 @@ async def demo() -> None:
         response = await session.get("/delay/3.2")
         counter.cancel()
         print(f"   {response.status_code} {response.reason}: {response.text.strip()}")
-        drawings = []
         for title, limit in (("2. Ten pages of 0.3 s each, gathered: one wait for all of them", 10),
                              ("3. The same ten in a row: ten waits", 1)):
-            print("\n" + title, flush=True)
+            print(f"\n{title}", flush=True)
             pages = await session.get_all(["/delay/0.3"] * 10, limit=limit)
-            bars = [bar for page in pages for bar in response_bars(page)]
-            print(f"   {bars[-1].done - bars[0].started:.1f} s")
-            drawings.append(f"\n{title}\n{render_timeline(bars)}")
+            print(render_timeline([bar for page in pages for bar in response_bars(page)]))
         print("\n4. Where does a body end? The server tells, in one of three ways")
         for url in ("/length", "/chunked", "/close"):
             response = await session.get(url)
@@ -4880,7 +4865,6 @@ async def demo() -> None:
     server.close()
     print("\n5. Then the next line of the program runs, an ordinary function")
     print(f"   add_two_numbers(2, 3) = {add_two_numbers(2, 3)}")
-    print(*drawings, sep="\n")
 
 
 # ==== 15. Command line ========================================================

@@ -115,6 +115,7 @@ from asyncget import (
     content_codings,
     field_text,
     find_head_end,
+    is_rest,
     join_target,
     join_url,
     masked,
@@ -140,7 +141,6 @@ from asyncget import (
     render_timeline,
     render_write_out,
     resolved,
-    resume_at,
     retry_after,
     retry_delay,
     session_settings,
@@ -9380,41 +9380,41 @@ class Decisions(unittest.TestCase):
             206, ("Content-Range", "bytes 5-10/11"), ("Transfer-Encoding", "chunked"), length=False
         )
         for name, expected, ours, answer in [
-            ("fits", "append", known, ranged()),
-            ("same ETag", "append", known, ranged("bytes 5-10/11", ("ETag", '"v1"'))),
-            ("chunked: where does it end?", "again", known, chunks),
+            ("fits", True, known, ranged()),
+            ("same ETag", True, known, ranged("bytes 5-10/11", ("ETag", '"v1"'))),
+            ("chunked: where does it end?", False, known, chunks),
             (
                 "until close",
-                "again",
+                False,
                 known,
                 reply(206, ("Content-Range", "bytes 5-10/11"), length=False),
             ),
-            ("in capitals", "append", known, ranged("Bytes 5-10/11")),
-            ("nothing", "again", full._replace(framing="close"), ranged("bytes 11-10/11", body=b"")),
+            ("in capitals", True, known, ranged("Bytes 5-10/11")),
+            ("nothing", False, full._replace(framing="close"), ranged("bytes 11-10/11", body=b"")),
             (
                 "identity",
-                "append",
+                True,
                 known,
                 ranged("bytes 5-10/11", ("Content-Encoding", "identity")),
             ),
-            ("total from them", "append", undated, ranged()),
-            ("a shorter piece", "again", known, ranged("bytes 5-7/11", body=b" wo")),
-            ("no total", "again", known, ranged("bytes 5-10/*")),
-            ("other ETag", "again", known, ranged("bytes 5-10/11", ("ETag", '"v2"'))),
-            ("weak ETag", "again", known, ranged("bytes 5-10/11", ("ETag", 'W/"v1"'))),
+            ("total from them", True, undated, ranged()),
+            ("a shorter piece", False, known, ranged("bytes 5-7/11", body=b" wo")),
+            ("no total", False, known, ranged("bytes 5-10/*")),
+            ("other ETag", False, known, ranged("bytes 5-10/11", ("ETag", '"v2"'))),
+            ("weak ETag", False, known, ranged("bytes 5-10/11", ("ETag", 'W/"v1"'))),
             (
                 "two ETags",
-                "again",
+                False,
                 known,
                 ranged("bytes 5-10/11", ("ETag", '"v1"'), ("ETag", '"v2"')),
             ),
-            ("other total", "again", known, ranged("bytes 5-11/12", body=b" world!")),
-            ("behind total", "again", known, ranged("bytes 5-11/11", body=b" world!")),
-            ("other start", "again", known, ranged("bytes 4-10/11", body=b"o world")),
-            ("from zero", "again", known, ranged("bytes 0-10/11", body=WHOLE)),
-            ("backwards", "again", known, ranged("bytes 5-4/11")),
+            ("other total", False, known, ranged("bytes 5-11/12", body=b" world!")),
+            ("behind total", False, known, ranged("bytes 5-11/11", body=b" world!")),
+            ("other start", False, known, ranged("bytes 4-10/11", body=b"o world")),
+            ("from zero", False, known, ranged("bytes 0-10/11", body=WHOLE)),
+            ("backwards", False, known, ranged("bytes 5-4/11")),
             *(
-                (text, "again", known, ranged(text))
+                (text, False, known, ranged(text))
                 for text in (
                     "bytes +5-10/11",
                     "bytes=5-10/11",
@@ -9432,39 +9432,33 @@ class Decisions(unittest.TestCase):
             ),
             (
                 "two ranges",
-                "again",
+                False,
                 known,
                 ranged("bytes 5-10/11", ("Content-Range", "bytes 5-10/11")),
             ),
-            ("no range", "again", known, reply(206, body=b" world")),
-            ("unsatisfied", "again", known, ranged("bytes */11")),
-            ("longer than the range", "again", known, ranged(body=b" world!")),
-            ("shorter than the range", "again", known, ranged(body=b" worl")),
-            ("coded", "again", known, ranged("bytes 5-10/11", ("Content-Encoding", "gzip"))),
-            ("from elsewhere", "again", known._replace(source="0" * 64), ranged()),
-            ("whole", "restart", known, whole()),
-            ("error", "restart", known, reply(503)),
-            ("nothing known", "restart", None, ranged()),
-            ("416", "done", full, unmet("bytes */11")),
-            ("416, total unknown", "done", undated, unmet("bytes */5")),
-            ("416, same ETag", "done", full, unmet("bytes */11", ("ETag", '"v1"'))),
-            ("416, other ETag", "again", full, unmet("bytes */11", ("ETag", '"v2"'))),
-            ("416, from elsewhere", "again", full._replace(source="0" * 64), unmet("bytes */11")),
-            ("416, other size", "again", known, unmet("bytes */3")),
-            ("416, other total", "again", known, unmet("bytes */5")),
-            ("416, not all of it", "again", known, unmet("bytes */11")),
-            ("416, no size", "again", known, reply(416)),
-            ("416, a range", "again", undated, unmet("bytes 0-4/5")),
-            ("416, unasked", "restart", None, unmet("bytes */11")),
+            ("no range", False, known, reply(206, body=b" world")),
+            ("unsatisfied", False, known, ranged("bytes */11")),
+            ("longer than the range", False, known, ranged(body=b" world!")),
+            ("shorter than the range", False, known, ranged(body=b" worl")),
+            ("coded", False, known, ranged("bytes 5-10/11", ("Content-Encoding", "gzip"))),
+            ("from elsewhere", False, known._replace(source="0" * 64), ranged()),
+            ("416", True, full, unmet("bytes */11")),
+            ("416, total unknown", True, undated, unmet("bytes */5")),
+            ("416, same ETag", True, full, unmet("bytes */11", ("ETag", '"v1"'))),
+            ("416, other ETag", False, full, unmet("bytes */11", ("ETag", '"v2"'))),
+            ("416, from elsewhere", False, full._replace(source="0" * 64), unmet("bytes */11")),
+            ("416, other size", False, known, unmet("bytes */3")),
+            ("416, other total", False, known, unmet("bytes */5")),
+            ("416, not all of it", False, known, unmet("bytes */11")),
+            ("416, no size", False, known, reply(416)),
+            ("416, a range", False, undated, unmet("bytes 0-4/5")),
         ]:
             with self.subTest(name):
-                size = ours.size if ours else 0
-                starts = {"append": size, "done": size, "restart": 0, "again": None}
-                self.assertEqual(resume_at(parsed(answer), ours), starts[expected])
+                self.assertEqual(is_rest(parsed(answer), ours), expected)
 
     def test_plan_by_date(self) -> None:
         monday, source = "Mon, 02 Jan 2023 10:00:00 GMT", asyncget.source_of(parsed(reply(200)))
-        for expected, changed in [(5, monday), (None, "Mon, 02 Jan 2023 10:00:01 GMT")]:
+        for expected, changed in [(True, monday), (False, "Mon, 02 Jan 2023 10:00:01 GMT")]:
             answer = reply(
                 206,
                 ("Content-Range", "bytes 5-10/11"),
@@ -9472,7 +9466,7 @@ class Decisions(unittest.TestCase):
                 ("ETag", '"new"'),
                 body=b" world",
             )
-            self.assertEqual(resume_at(parsed(answer), Partial(5, monday, "11", source)), expected)
+            self.assertEqual(is_rest(parsed(answer), Partial(5, monday, "11", source)), expected)
 
     def test_source(self) -> None:
         def source(*urls: str) -> str:
@@ -10121,13 +10115,10 @@ class Files(Case):
                 await self.refused("link", asks=1)
                 os.unlink(self.part)
                 plant(victim, self.part + ".meta")
-                async with playing(whole()) as (url, _):
-                    await self.get(url)
+                await self.refused("link", asks=1)
                 self.assertEqual(self.read(victim), b"precious")
-                self.assertEqual(self.read(self.path), WHOLE)
-                self.assertEqual(self.names(), ["f", "fictim"])
-                self.assertFalse(os.path.islink(self.path))
-                os.unlink(self.path)
+                os.unlink(self.part + ".meta")
+                os.unlink(self.part)
 
     async def test_what_is_not_ours_is_left_alone(self) -> None:
         """Nor does it hold us, or fill the memory."""
@@ -10201,24 +10192,12 @@ class Files(Case):
         """What another process does while we are not looking: each gap in turn."""
         import fcntl
 
-        victim, unlink, flock = self.path + "ictim", os.unlink, fcntl.flock
+        victim, flock = self.path + "ictim", fcntl.flock
 
         os.symlink(victim, self.part)  # leads nowhere yet: creating it is an attack, too
         await self.refused("link", asks=1)
         self.assertFalse(os.path.exists(victim))
         os.unlink(self.part)
-
-        def unlink_and_plant(path: str) -> None:
-            if path.endswith(".meta"):
-                if os.path.lexists(path):
-                    unlink(path)
-                os.symlink(victim, path)
-
-        with mock.patch.object(os, "unlink", unlink_and_plant):
-            await self.refused("exists", asks=1)
-        self.assertFalse(os.path.exists(victim))
-        os.unlink(self.part)
-        os.unlink(self.part + ".meta")
 
         def rename_and_lock(file: Any, how: int) -> None:  # another download has finished,
             os.rename(self.part, victim)                   # and a third one has begun
@@ -10242,7 +10221,6 @@ class Files(Case):
             ("renamed", [do(os.rename, self.part, other)]),
             ("begun anew", [do(os.unlink, self.part), do(self.write, self.part, b"he")]),
             ("a link now", [do(os.rename, self.part, other), do(os.symlink, other, self.part)]),
-            ("of two names", [do(os.link, self.part, other)]),
             ("grown", [do(os.truncate, self.part, 12)]),
             ("cut", [do(os.truncate, self.part, 3)]),
         ]
@@ -11383,7 +11361,7 @@ class Section14DemoServer(unittest.TestCase):
             "/length": (200, "I end after 22 bytes.\n"),
             "/chunked": (200, "I end with a chunk of 0 bytes.\n"),
             "/close": (200, "I end when I hang up.\n"),
-            "/delay/0.1": (200, "I thought for 0.1 s.\n"),
+            "/delay/0.1": (200, "I thought about it.\n"),
             "/redirect": (200, "I end after 22 bytes.\n"),
             "/other": (404, "No such page.\n"),
         }
@@ -11409,12 +11387,11 @@ class Section14DemoServer(unittest.TestCase):
         self.assertEqual((result.returncode, result.stderr), (0, b""))
         ticks = [text.index(f"{second} s ... still") for second in (1, 2)]
         self.assertEqual(ticks, sorted(ticks))
-        self.assertLess(ticks[-1], text.index("I thought for 3.2 s."))
-        gathered, in_a_row = map(float, re.findall(r"^   ([0-9.]+) s$", text, re.M))
+        self.assertLess(ticks[-1], text.index("I thought about it."))
+        gathered, in_a_row = map(float, re.findall(r"^([0-9.]+) s in all", text, re.M))
         self.assertLess(gathered, in_a_row)
         self.assertGreaterEqual(in_a_row, 3)
         self.assertIn("add_two_numbers(2, 3) = 5", text)
-        self.assertRegex(text.splitlines()[-1], "s in all; one after another")
         self.assertEqual(len(re.findall(r"^200 127.* \|", text, re.M)), 20)
 
 
@@ -13145,7 +13122,7 @@ class TheText(unittest.TestCase):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(quick, "README.md", "exec"), {})
         self.assertEqual(printed.getvalue(),
-                         "1\n2\n3\n4\n5\n200 I thought for 0.5 s.\n\n5\n")
+                         "1\n2\n3\n4\n5\n200 I thought about it.\n\n5\n")
 
     def test_every_public_name_is_told(self) -> None:
         text = README.read_text(encoding="utf-8")
