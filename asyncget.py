@@ -4424,7 +4424,7 @@ def is_own_coding(response: Response, path: str) -> bool:
     So Apache's usual settings have it; undone, it would leave a tar under that name.
     """
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
-    url, kind = re.split("[?#]", response.url)[0], response.headers.get("content-type", "")
+    url, kind = response.url.partition("?")[0], response.headers.get("content-type", "")
     return bool(own and response.status_code < 300 and own.search(f"{path}\n{url}\n{kind}"))
 
 
@@ -4509,16 +4509,14 @@ def check_target(path: str, overwrite: bool) -> None:
         special = os.path.exists(path) and not os.path.isfile(path)
         if special or not os.path.basename(path) or "\0" in path:
             raise OSError("not the name of a file")
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(path)  # says what else is wrong with a name, such as its length
-            if not overwrite:
-                raise OSError("it exists")
+        if os.path.lexists(path) and not overwrite:
+            raise OSError("it exists")
 
 
 def part_of(path: str) -> str:
     """PATH.part; shortened where no name is so long, or its sidecar's would be."""
     folder, name = os.path.split(path)
-    if len(os.fsencode(name)) > 245:  # of 255, less .part.meta
+    if 245 < len(os.fsencode(name)) <= 255:  # of 255, less .part.meta
         name = f"{name[:50]}.{zlib.crc32(os.fsencode(name)):08x}"
     return os.path.join(folder, name + ".part")
 
@@ -4542,7 +4540,7 @@ def open_ours(name: str, flags: int) -> int:
 
 def read_sidecar(part: str) -> Partial | None:
     """What there is of a file; None where it is not ours, or a byte of what says so is strange."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError):
         with open(part + ".meta", "rb", opener=open_ours) as sidecar:
             match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
         if match:
@@ -4682,8 +4680,8 @@ class Download:
         This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
         to hand each to a thread costs more, and makes a slow disk no faster.
         """
-        part, length, start = part_of(path), body_length(response), known.size if known else 0
-        size = start
+        part, size, length = part_of(path), known.size if known else 0, body_length(response)
+        expected = None if length is None else size + length
         with disk_errors(path), open_part(part) as file:
             if os.path.isfile(path) and not os.path.islink(path):
                 # Nobody reads it who may not read what it will replace.
@@ -4699,8 +4697,7 @@ class Download:
                 async for piece in response.iter_bytes():
                     write_all(file, piece)
                     size += len(piece)
-                    await inform(self.settings["progress"], size,
-                                 None if length is None else start + length)
+                    await inform(self.settings["progress"], size, expected)
             # Else a power cut could leave the name on a file whose bytes never got to
             # the disk. In a thread, as the disk may need seconds for a GiB.
             await asyncio.to_thread(os.fsync, file.fileno())
@@ -4760,16 +4757,6 @@ def render_size(count: float) -> str:
     return f"{count / 1000**power:.1f} {' kMGT'[power]}B"
 
 
-def shorten(text: str, width: int) -> str:
-    """Cut the middle out of a long text: a URL says most at its ends.
-
-    >>> shorten("example.com/a/long/way/to/page", 20)
-    'example.c...to/page'
-    """
-    half = width // 2
-    return text if len(text) <= width else text[:half - 1] + "..." + text[3 - half:]
-
-
 def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     """Draw requests over time, and say what they would have cost one after another.
 
@@ -4784,7 +4771,7 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     first, last = min(bar.started for bar in bars), max(bar.done for bar in bars)
     width = max(width, 40) - 21  # for borders, size and time
     label_width = min(max(len(bar.label) for bar in bars), width // 2)
-    columns = width - label_width
+    columns, half = width - label_width, (label_width - 3) // 2
     scale = (columns - 1) / ((last - first) or 1.0)
     rows = []
     for bar in bars:
@@ -4793,8 +4780,10 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
         drawing = drawing or "#"  # too short for the scale, and yet it took place
         if bar.reused:
             drawing = ">" + drawing[1:]
-        rows.append(f"{shorten(bar.label, label_width):{label_width}} "
-                    f"|{' ' * started + drawing:{columns}}| "
+        label = bar.label
+        if len(label) > label_width:  # a URL says most at its ends
+            label = label[:half] + "..." + label[-half:]
+        rows.append(f"{label:{label_width}} |{' ' * started + drawing:{columns}}| "
                     f"{render_size(bar.size):>8} {bar.done - bar.started:6.2f} s")
     in_a_row = sum(bar.done - bar.started for bar in bars)
     return "\n".join([*rows, "= connect   . wait   # receive   > on a kept connection",
@@ -4814,7 +4803,6 @@ DEMO_PAGES = {  # what goes over the wire, to the byte
     "delay": b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nI thought about it.\n",
     "redirect": b"HTTP/1.1 302 Found\r\nLocation: /length\r\nContent-Length: 0\r\n\r\n",
 }
-NO_PAGE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nNo such page.\n"
 
 
 async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -4826,7 +4814,8 @@ async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
             name, _, seconds = request.split(b" ", 2)[1].decode().strip("/").partition("/")
             if name == "delay":
                 await asyncio.sleep(float(seconds))
-            writer.write(DEMO_PAGES.get(name, NO_PAGE))
+            writer.write(DEMO_PAGES.get(
+                name, b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nNo such page.\n"))
     writer.close()
 
 
@@ -4848,14 +4837,14 @@ async def demo() -> None:
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
     print(f"A small server answers on {origin}; nothing leaves this machine.")
     async with Session(base_url=origin, trust_env=False) as session:
-        print("\n1. One slow page, and a counter that runs while we wait for it", flush=True)
+        print("\n1. One slow page, and a counter that runs while we wait for it")
         counter = asyncio.create_task(count_seconds())
         response = await session.get("/delay/3.2")
         counter.cancel()
         print(f"   {response.status_code} {response.reason}: {response.text.strip()}")
         for title, limit in (("2. Ten pages of 0.3 s each, gathered: one wait for all of them", 10),
                              ("3. The same ten in a row: ten waits", 1)):
-            print(f"\n{title}", flush=True)
+            print("\n" + title)
             pages = await session.get_all(["/delay/0.3"] * 10, limit=limit)
             print(render_timeline([bar for page in pages for bar in response_bars(page)]))
         print("\n4. Where does a body end? The server tells, in one of three ways")

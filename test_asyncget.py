@@ -8855,7 +8855,7 @@ class LinearTime(Section):
             "report": lambda t: re.sub("[\r\n]", "", t), "show_wire": lambda t: a._FIELD.sub(a.mask_field, t),
             "mask_field": lambda t: a._FIELD.sub(a.mask_field, f"x{t.strip()}: {t}"),
             "mask_field, Location": lambda t: a._FIELD.sub(a.mask_field, "Location: http://" + t), "for_terminal": raw(a.for_terminal),
-            "in_flags": a.in_flags, "shorten": lambda t: a.shorten(t, 80),
+            "in_flags": a.in_flags,
         }
 
     # Of constants; of a few characters; or the same expression as that of another name here.
@@ -10045,7 +10045,7 @@ class Files(Case):
                     await self.refused("not the name of a file", path)
                     await self.refused("not the name of a file", lambda _, path=path: path, asks=1)
         await self.refused("No such file", self.folder + "/absent/f", asks=1)
-        await self.refused("Not a directory", __file__ + "/f")
+        await self.refused("Not a directory", __file__ + "/f", asks=1)
         await self.refused("not the name of a file", "a\0b")
         os.mkdir(self.folder + "/g.part")
         await self.refused("irectory", self.folder + "/g", asks=1)
