@@ -3598,14 +3598,10 @@ class ClientSettings(RequestSettings, total=False):
     open_connection: Connector
 
 
-class SessionSettings(ClientSettings, total=False):
+class SessionSettings(ClientSettings, DownloadSettings, total=False):
     """The keywords of a Session."""
 
     limit: int | None                       # connections open at once
-
-
-class LoneDownloadSettings(DownloadSettings, SessionSettings, total=False):
-    """The keywords of a download that has a session of its own."""
 
 
 _NONE = type(None)
@@ -4595,6 +4591,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.replace(part, path)
         else:
             os.link(part, path)
+            os.unlink(part)
     except OSError as error:
         if not overwrite:  # PATH is there, or the file system has no links
             check_target(path, overwrite)
@@ -4602,11 +4599,11 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         elif error.errno == errno.EBUSY:  # a mount of one file: nothing can take its place
             import shutil
             shutil.copyfile(part, path)
+            os.unlink(part)
         else:
             raise
-    for left in (part, part + ".meta"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(left)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(part + ".meta")
 
 
 # ---- from the wire to the disk
@@ -4666,7 +4663,7 @@ class Download:
                 or status >= 300 and (known or not self.settings["any_status"])):
             response.raise_for_status()
             raise StatusError(f"{status} for {response.url}: this is not the file",
-                              url=response.url, response=response)
+                              response=response)
         else:
             known = None  # what there is makes way for another version
         self.resume = True  # what is there from now on, this call has put there
@@ -4704,14 +4701,12 @@ class Download:
             publish_part(file, path, size, self.settings["overwrite"])
 
 
-@spelled_out(LoneDownloadSettings)
+@spelled_out(SessionSettings)
 async def download(url: str, path: FilePath | PathRule,
-                   **settings: Unpack[LoneDownloadSettings]) -> Response:
+                   **settings: Unpack[SessionSettings]) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
-    given: dict[str, Any] = dict(settings)
-    own = {name: given.pop(name) for name in given.keys() & DownloadSettings.__annotations__}
-    async with Session(**given) as session:
-        return await session.download(url, path, **own)
+    async with Session(**settings) as session:
+        return await session.download(url, path)
 
 
 # ==== 13. Timeline ============================================================

@@ -3663,10 +3663,11 @@ class Section11Session(AsyncCase):
         calls = set(asyncget.RequestSettings.__annotations__)
         client, session = (set(kind.__annotations__) for kind in (
             asyncget.ClientSettings, asyncget.SessionSettings))
+        many, load = {"urls", "limit"}, {"progress", "resume", "overwrite", "any_status",
+                                         "on_response"}
         self.assertEqual((client - calls, session - client), (
-            {"base_url", "limit_per_host", "rate", "open_connection"}, {"limit"}))
-        many, load = {"urls", "limit"}, {"url", "path", "progress", "resume", "overwrite",
-                                         "any_status", "on_response"}
+            {"base_url", "limit_per_host", "rate", "open_connection"}, {"limit"} | load))
+        load |= {"url", "path"}
         rows: list[tuple[Any, set[str]]] = [
             (Session, session), (Session.get, calls | {"self", "url"}),
             (Session.stream, calls | {"self", "url"}), (Session.download, calls | load | {"self"}),
