@@ -4629,8 +4629,6 @@ class Download:
         self.session, self.settings = session, call.settings
         self.resume = call.settings["resume"]
         self.path = path if callable(path) else os.fsdecode(path)
-        if isinstance(self.path, str):
-            check_target(self.path, call.settings["overwrite"])
 
     def begin(self, call: Call) -> Request:
         """Ask for the rest of a file, or for all of it if it has changed.
@@ -4639,11 +4637,12 @@ class Download:
         """
         request, fields = self.session._request(call), {"Accept-Encoding": "identity"}
         self.known, self.ranged = None, request.has("range")
-        if self.resume and isinstance(self.path, str) and not self.ranged:
-            self.known = read_partial(self.path)
+        if isinstance(self.path, str):
+            check_target(self.path, self.settings["overwrite"])
+            if self.resume and not self.ranged:
+                self.known = read_partial(self.path)
         if self.known:
-            fields["Range"] = f"bytes={self.known.size}-"
-            fields["If-Range"] = self.known.validator
+            fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
         return request._replace(fields=merge_fields(request.fields, fields))
 
     async def finish(self, response: Response, call: Call) -> Response | None:
