@@ -3582,11 +3582,11 @@ class RequestSettings(TypedDict, total=False):
 class DownloadSettings(RequestSettings, total=False):
     """The keywords of a download."""
 
-    progress: Callable[[int, int | None], object] | None  # of bytes received, and expected
-    resume: bool
-    overwrite: bool
-    any_status: bool
-    on_response: Callable[[Response], object] | None  # both are awaited, if they give what can be
+    progress: Callable[[int, int | None], object] | None  # of the bytes so far, and in all
+    resume: bool                            # what an earlier call has left
+    overwrite: bool                         # what bears the name
+    any_status: bool                        # save the page of an error, too
+    on_response: Callable[[Response], object] | None  # it and progress may be coroutine functions
 
 
 class ClientSettings(RequestSettings, total=False):
@@ -4654,7 +4654,7 @@ class Download:
             response.coding = b"identity"
         known, status = self.known, response.status_code
         if known and status in (206, 416):
-            if not is_rest(response, known):
+            if not is_rest(response, known):  # then what is there stays, until something fits
                 response.close()
                 self.resume = False
                 return None

@@ -9242,6 +9242,21 @@ async def playing(*answers: Answer) -> AsyncIterator[tuple[str, list[bytes]]]:
         await server.wait_closed()
 
 
+@contextlib.asynccontextmanager
+async def stalling(answer: Answer) -> AsyncIterator[str]:
+    """A server that is silent after its answer, until the client hangs up."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer(request) if callable(answer) else answer)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/f"
+    server.close()
+
+
 class Case(unittest.IsolatedAsyncioTestCase):
     """A folder, and a session that asks nobody but us."""
 
@@ -9477,19 +9492,15 @@ class Downloads(Case):
         self.assertEqual(seen[-1], (11, 11))
         await self.leave()
         seen.clear()
-        async with playing(piece(5)) as (url, _):
-            await self.get(url, progress=lambda *a: seen.append(a))
+        async with playing(piece(5)) as (url, requests):
+            answer = await self.get(url, progress=lambda *a: seen.append(a))
+        self.assertEqual(answer.status_code, 206)
+        self.assert_whole()
+        for name, value in (("range", "bytes=5-"), ("if-range", '"v1"'),
+                            ("accept-encoding", "identity")):
+            self.assertEqual(header(requests[0], name), value)
         self.assertEqual(seen[-1], (11, 11))
         self.assertTrue(all(5 < received <= 11 for received, _ in seen))
-
-    async def test_resumes(self) -> None:
-        await self.leave()
-        async with playing(piece(5)) as (url, requests):
-            self.assertEqual((await self.get(url)).status_code, 206)
-        self.assert_whole()
-        self.assertEqual(header(requests[0], "range"), "bytes=5-")
-        self.assertEqual(header(requests[0], "if-range"), '"v1"')
-        self.assertEqual(header(requests[0], "accept-encoding"), "identity")
 
     async def test_resumes_by_date(self) -> None:
         monday = "Mon, 02 Jan 2023 10:00:00 GMT"
@@ -9838,26 +9849,19 @@ class Downloads(Case):
 
     async def test_retries_after_silence(self) -> None:
         """A body that stops coming is gone on from, until the deadline for it all."""
-        done = asyncio.Event()
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            request = await reader.readuntil(b"\r\n\r\n")
+        def four_more(request: bytes) -> bytes:
             first = int((header(request, "range") or "bytes=0-")[6:-1])
-            writer.write(cut(piece(first) if first else whole(), 10 - first))
-            await done.wait()
-            writer.close()
+            return cut(piece(first) if first else whole(), 10 - first)
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/f"
-        with self.assertRaises(asyncget.TimedOut):
-            await self.get(url, timeout=0.8, retries=broken(3))
-        self.assertEqual(self.read(self.part), WHOLE[:4])
-        start = asyncio.get_running_loop().time()
-        with self.assertRaises(asyncget.TimedOut):
-            await self.get(url, timeout=0.2, retries=broken(100), deadline=0.5)
-        self.assertLess(asyncio.get_running_loop().time() - start, 10.0)
-        done.set()
-        server.close()
+        async with stalling(four_more) as url:
+            with self.assertRaises(asyncget.TimedOut):
+                await self.get(url, timeout=0.8, retries=broken(3))
+            self.assertEqual(self.read(self.part), WHOLE[:4])
+            start = asyncio.get_running_loop().time()
+            with self.assertRaises(asyncget.TimedOut):
+                await self.get(url, timeout=0.2, retries=broken(100), deadline=0.5)
+            self.assertLess(asyncio.get_running_loop().time() - start, 10.0)
         self.assertIsNone(self.read(self.path))
 
     async def test_retries_before_the_head_are_the_sessions(self) -> None:
@@ -9870,22 +9874,13 @@ class Downloads(Case):
 
     async def test_deadline(self) -> None:
         """It holds for a body, and nobody sleeps beyond it."""
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(cut(whole(), 6))
-            await reader.read()
-            writer.close()
-
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/f"
         start = asyncio.get_running_loop().time()
-        with self.assertRaises(asyncget.TimedOut):
-            await self.get(url, deadline=0.3)
-        with self.assertRaises(asyncget.TimedOut):
-            await self.get(url, timeout=0.1, deadline=0.3, retries=broken(1, 60.0))
+        async with stalling(cut(whole(), 6)) as url:
+            with self.assertRaises(asyncget.TimedOut):
+                await self.get(url, deadline=0.3)
+            with self.assertRaises(asyncget.TimedOut):
+                await self.get(url, timeout=0.1, deadline=0.3, retries=broken(1, 60.0))
         self.assertLess(asyncio.get_running_loop().time() - start, 20.0)
-        server.close()
 
     async def test_redirect(self) -> None:
         async with playing(cut(whole(), 6), piece(5)) as (url, requests):
@@ -9905,21 +9900,12 @@ class Downloads(Case):
 
     async def test_cancelled(self) -> None:
         arrived = asyncio.Event()
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(cut(whole(), 6))
-            await reader.read()
-            writer.close()
-
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/f"
-        task = asyncio.ensure_future(self.get(url, progress=lambda *_: arrived.set()))
-        await asyncio.wait_for(arrived.wait(), 60)
-        task.cancel()
-        with self.assertRaises(asyncio.CancelledError):
-            await task
-        server.close()
+        async with stalling(cut(whole(), 6)) as url:
+            task = asyncio.ensure_future(self.get(url, progress=lambda *_: arrived.set()))
+            await asyncio.wait_for(arrived.wait(), 60)
+            task.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await task
         self.assertEqual(self.read(self.part), WHOLE[:5])
         self.assertEqual(self.names(), ["f.part", "f.part.meta"])
 
