@@ -3482,6 +3482,16 @@ class RequestSettings(TypedDict, total=False):
     trace: Callable[[str, str | bytes], object] | None  # told ">", "<" or "*" and what it is
 
 
+class DownloadSettings(RequestSettings, total=False):
+    """The keywords of a download."""
+
+    progress: Callable[[int, int | None], object] | None  # told the bytes so far, and in all
+    resume: bool                            # what an earlier call has left
+    overwrite: bool                         # what bears the name
+    any_status: bool                        # save the page of an error, too
+    on_response: Callable[[Response], object] | None  # both may be coroutine functions
+
+
 class ClientSettings(RequestSettings, total=False):
     """What is the session's alone, since each would need a pool of its own; limit apart."""
 
@@ -3497,13 +3507,18 @@ class SessionSettings(ClientSettings, total=False):
     limit: int | None                       # connections open at once
 
 
+class LoneDownloadSettings(SessionSettings, DownloadSettings, total=False):
+    """The keywords of a download with a session of its own."""
+
+
 # Of `proxy` and `deadline` there is no default: the environment and the kind of call decide.
 DEFAULTS: dict[str, Any] = {
     "params": (), "headers": None, "auth": None, "cookies": True, "timeout": 30.0,
     "follow_redirects": True, "max_redirects": 20, "retries": 0, "verify": True, "cert": None,
     "trust_env": True, "max_size": 64 * 2**20, "decode": True, "secret_headers": (),
     "unix_socket": None, "resolve": None, "netrc": False, "redirect_schemes": ("http", "https"),
-    "trust_redirects": False, "trace": None, "base_url": "", "limit_per_host": None, "rate": None,
+    "trust_redirects": False, "trace": None, "progress": None, "resume": True, "overwrite": True,
+    "any_status": False, "on_response": None, "base_url": "", "limit_per_host": None, "rate": None,
     "open_connection": asyncio.open_connection, "limit": 100}
 # What a number must be at least. A timeout of 0 means "none" to some, "at once" to others.
 _LEAST = {"timeout": 1e-6, "deadline": 1e-6, "max_redirects": 0, "max_size": 0, "retries": 0,
@@ -4120,26 +4135,34 @@ class Session:
         finally:
             await cancel(workers)
 
-    @spelled_out(RequestSettings)
-    async def download(self, url: str, path: FilePath | PathRule, *,
-                       progress: Progress | None = None, resume: bool = True,
-                       overwrite: bool = True, any_status: bool = False,
-                       on_response: OnResponse | None = None,
-                       **options: Unpack[RequestSettings]) -> Response:
-        """GET a URL into a file that gets its name when it is whole: see section 12."""
-        for name, function in (("progress", progress), ("on_response", on_response)):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} must be a function: not {type(function).__name__}")
-        call = Call(self, url, self._settled(options), None)
-        return await download_to(call, path, progress=progress, resume=resume,
-                                 overwrite=overwrite, any_status=any_status,
-                                 on_response=on_response)
+    @spelled_out(DownloadSettings)
+    async def download(self, url: str, path: FilePath | PathRule,
+                       **options: Unpack[DownloadSettings]) -> Response:
+        """GET a URL into a file, which gets its name when it is whole, and return the response.
+
+            await session.download(url, "big.iso", progress=lambda size, total: ...)
+
+        What this call, or an earlier one, has left in big.iso.part is gone on from where the
+        server can tell that the file is still the same. Whatever ends us, kill -9 as well,
+        leaves it for the next time. The response is then a 206, or a 416 if all was there.
+
+        `path` may be a function of the response, for names that the server chooses; what an
+        earlier call has left is not resumed then. `on_response` sees each response before its
+        body is read; what it raises ends the call. `overwrite=False` never replaces a file. A
+        status that is no success raises StatusError; with `any_status` its body is saved, as
+        curl does, though not in the place of a partial file. A coding that the file's name or
+        type announces (a.tar.gz) stays as it is. What the file system refuses is an
+        AsyncGetError with exit code 23.
+        """
+        call = Call(self, url, self._settled(options, DownloadSettings), None)
+        download = Download(path, call)
+        return await call.run(download.finish, download.begin)
 
     # ---- what its calls share
 
-    def _settled(self, options: Mapping[str, object]) -> Settled:
+    def _settled(self, options: Mapping[str, object], allowed: type = RequestSettings) -> Settled:
         """The settings of calls with these options, merged and checked once for all of them."""
-        own = checked(options)
+        own = checked(options, allowed)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         cookies = own.get("cookies")
@@ -4248,10 +4271,11 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 # such sidecar is not of our making, and is left alone. What to trust is decided first,
 # from values alone; the disk comes after that.
 
-_STRONG_ETAG = r'"[\x21\x23-\x7e]*"'  # RFC 9110 8.8.3; a weak one begins with W/
-_DATE = r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT"
-_SIDECAR = re.compile(rf"({_STRONG_ETAG}|{_DATE}|\?)\n([0-9]{{1,18}}|\?)\n([0-9a-f]{{64}})\n")
-SIDECAR_BYTES = 1024  # at most; a longer ETag is not noted
+# What may name a version: a strong ETag (RFC 9110 8.8.3; a weak one begins with W/), or a date.
+_VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
+              r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
+_SIDECAR = re.compile(rf"({_VALIDATOR}|\?)\n([0-9]{{1,18}}|chunked|close)\n([0-9a-f]{{64}})\n")
+SIDECAR_BYTES = 1024  # more than it can have
 
 
 class Partial(NamedTuple):
@@ -4259,7 +4283,7 @@ class Partial(NamedTuple):
 
     size: int             # bytes that we have
     validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '?': cannot be resumed
-    total: int | None     # bytes of the whole, where the server told
+    framing: str          # of the whole: '11', or 'chunked' or 'close', which tell no length
     source: str           # of which URL: see source_of
 
 
@@ -4273,13 +4297,13 @@ def strong_validator(headers: Headers) -> str | None:
     Dates have a grain of a second, in which a file may change twice. So one counts
     only when the file had been left alone for a while, and where there is no ETag.
     """
-    etag, changed = headers.get("etag"), headers.get("last-modified", "")
-    if etag is not None:
-        return etag if re.fullmatch(_STRONG_ETAG, etag) and len(etag) < 512 else None
-    then, now = parse_date(changed), parse_date(headers.get("date", ""))
-    if then is None or now is None or not re.fullmatch(_DATE, changed):
-        return None
-    return changed if now - then >= SETTLED_SECONDS else None
+    validator = headers.get("etag")
+    if validator is None:
+        validator = headers.get("last-modified", "")
+        now = parse_date(headers.get("date", "")) or 0
+        if now - (parse_date(validator) or now) < SETTLED_SECONDS:
+            return None
+    return validator if re.fullmatch(_VALIDATOR, validator) else None
 
 
 def source_of(response: Response) -> str:
@@ -4290,14 +4314,14 @@ def source_of(response: Response) -> str:
     alone. A digest, since a query may be a key, and the sidecar lies about on the disk.
     """
     import hashlib
-    asked = response.history[0].url if response.history else response.url
-    answered = response.url.partition("?")[0]
+    asked, answered = [*response.history, response][0].url, response.url.partition("?")[0]
     return hashlib.sha256(f"{asked} {answered}".encode("utf-8", "replace")).hexdigest()
 
 
-_OWN_CODINGS: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] = {  # ends of names, and types
-    b"gzip": ((".gz", ".tgz", ".svgz"), ("gzip", "tar", "tgz", "tar-gz", "gtar", "compressed-tar")),
-    b"zstd": ((".zst", ".tzst"), ("zstd",)),
+_OWN_CODINGS = {  # ends of names, and types
+    b"gzip": re.compile(r"(?im)\.(gz|tgz|svgz)$"
+                        r"|^application/(x-)?(gzip|tar|tgz|tar-gz|gtar|compressed-tar)\s*(;|$)"),
+    b"zstd": re.compile(r"(?im)\.t?zst$|^application/(x-)?zstd\s*(;|$)"),
 }
 
 
@@ -4306,60 +4330,28 @@ def is_own_coding(response: Response, path: str) -> bool:
 
     So Apache's usual settings have it; undone, it would leave a tar under that name.
     """
-    codings = [coding.removeprefix(b"x-") for coding in applied_codings(response.coding)]
-    known = len(codings) == 1 and response.status_code < 300
-    ends, types_ = _OWN_CODINGS.get(codings[0], ((), ())) if known else ((), ())
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    url = re.split("[?#]", response.url)[0]
-    return (path.lower().endswith(ends) or url.lower().endswith(ends)
-            or kind.removeprefix("application/").removeprefix("x-") in types_)
+    own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
+    url, kind = response.url.partition("?")[0], response.headers.get("content-type", "")
+    return bool(own and response.status_code < 300 and own.search(f"{path}\n{url}\n{kind}"))
 
 
 def is_coded(response: Response) -> bool:
     """Whether the bytes on the wire are not the file's own."""
-    coding = response.headers.get("content-encoding", "").lower().encode("utf-8")
-    return response.coding != b"identity" and applied_codings(coding) != []
+    coding = response.headers.get("content-encoding", "").lower()
+    return response.coding != b"identity" and coding not in ("", "identity", "none")
 
 
 def body_length(response: Response) -> int | None:
     """How long the head says that the body is, None where it does not or a coding hides it."""
-    framing = body_framing(parse_head(response.raw_head))
+    framing = response._body.framing
     return framing if isinstance(framing, int) and not is_coded(response) else None
 
 
 def render_sidecar(response: Response) -> bytes:
     """What to remember of a response; "?" for a validator whose middle cannot be asked for."""
-    validator, total = strong_validator(response.headers), body_length(response)
-    if response.status_code != 200 or is_coded(response):
-        validator = None
-    length = "?" if total is None else total
-    return f"{validator or '?'}\n{length}\n{source_of(response)}\n".encode()
-
-
-def parse_sidecar(data: bytes, size: int) -> Partial | None:
-    r"""What a sidecar says, None when a byte is missing or strange.
-
-    >>> parse_sidecar(b'"v1"\n11\n' + b"5e1f" * 16 + b"\n", 5).total
-    11
-    """
-    match = _SIDECAR.fullmatch(data.decode("latin-1"))
-    if match is None:
-        return None
-    return Partial(size, match[1], None if match[2] == "?" else int(match[2]), match[3])
-
-
-def resume_request(known: Partial | None) -> dict[str, str]:
-    """The fields that ask for the rest of a file, or for all of it if it has changed.
-
-    >>> resume_request(Partial(5, '"v1"', 11, "..."))
-    {'Accept-Encoding': 'identity', 'Range': 'bytes=5-', 'If-Range': '"v1"'}
-
-    Identity, since a range would be one of the coded bytes, and those vary.
-    """
-    fields = {"Accept-Encoding": "identity"}
-    if known is not None:
-        fields.update({"Range": f"bytes={known.size}-", "If-Range": known.validator})
-    return fields
+    whole = response.status_code == 200 and not is_coded(response)
+    validator = strong_validator(response.headers) if whole else None
+    return f"{validator or '?'}\n{response._body.framing}\n{source_of(response)}\n".encode()
 
 
 def range_of_rest(start: int, length: int) -> str:
@@ -4372,48 +4364,28 @@ def range_of_rest(start: int, length: int) -> str:
     return f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
 
 
-def resume_plan(response: Response, known: Partial | None) -> str:
-    """What a response means to the bytes that we have.
-
-        append     206 with all that comes after our bytes, and nothing else
-        done       416, as nothing comes after them
-        restart    another status: its body is the file, or tells of an error
-        again      a 206 or 416 that is not exactly that: ask for all of the file
+def is_rest(response: Response, known: Partial) -> bool:
+    """Whether a 206 has all that comes after our bytes, or a 416 says that nothing does.
 
     A server that is bad at ranges must not cost us the file, and one that mixes up
-    versions must not get into it. So each doubt means "again", which touches nothing on
-    the disk (RFC 9110 14.4, 15.3.7, 15.5.17). A 206 of N bytes has one right Content-Range,
-    and comparing leaves nothing to parse: no `5-4/11`, no `+5-10/11`.
+    versions must not get into it. So at each doubt all of the file is asked for, and nothing
+    on the disk is touched (RFC 9110 14.4, 15.3.7, 15.5.17). A 206 of N bytes has one right
+    Content-Range, and comparing leaves nothing to parse: no `5-4/11`, no `+5-10/11`.
     """
-    headers, status = response.headers, response.status_code
-    if known is None or status not in (206, 416):
-        return "restart"
-    length = body_length(response) if status == 206 else None  # None: it could end anywhere
-    rest = length or 0
+    headers = response.headers
+    length = body_length(response) if response.status_code == 206 else 0
     field = "etag" if known.validator.startswith('"') else "last-modified"
-    fits = (headers.get("content-range", "").lower() == range_of_rest(known.size, rest)
-            and known.total in (None, known.size + rest)
+    return (length is not None  # else it could end anywhere
+            and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
+            and known.framing in ("chunked", "close", str(known.size + length))
             and headers.get(field, known.validator) == known.validator
-            and not headers.get("content-type", "").lower().startswith("multipart/byteranges")
             and source_of(response) == known.source)
-    if not fits or status == 206 and not length:
-        return "again"
-    return "append" if length else "done"
-
-
-def check_status(response: Response, any_status: bool, own_range: bool) -> None:
-    """Refuse a body that is not the file: an error's, a redirect's, or a piece not asked for."""
-    piece = response.status_code == 206 and not own_range
-    if piece or response.status_code >= 300 and not any_status:
-        response.raise_for_status()
-        raise StatusError(f"{response.status_code} for {response.url}: this is not the file",
-                          url=response.url, response=response)
 
 
 # ---- on the disk
 
 @contextlib.contextmanager
-def disk_errors(path: str, **facts: Any) -> Iterator[None]:
+def disk_errors(path: str) -> Iterator[None]:
     """Make an error of ours, with curl's code, out of what the file system says."""
     try:
         yield
@@ -4421,50 +4393,39 @@ def disk_errors(path: str, **facts: Any) -> Iterator[None]:
         raise
     except OSError as error:
         raise AsyncGetError(f"cannot write {printable(path)}: {error.strerror or error}",
-                            exit_code=23, **facts) from error
+                            exit_code=23) from error
 
 
 def write_all(stream: Any, data: bytes | bytearray) -> None:
     """Write all of data, and at once: whoever reads a pipe should not wait for us.
 
-    A raw file may take a part of it, a pipe that does not block may take nothing yet.
+    So it goes past Python's buffer. The kernel may take a part of it, or nothing yet from
+    one that does not block.
     """
-    unwritten = memoryview(data)
+    raw, unwritten = getattr(stream, "raw", stream), memoryview(data)
     while unwritten:
-        try:
-            count = stream.write(unwritten)
-        except BlockingIOError as error:
-            count = error.characters_written
-        if not count:
-            select.select([], [stream], [])
-        unwritten = unwritten[count or 0:]
-    while True:
-        try:
-            stream.flush()
-            return
-        except BlockingIOError:
-            select.select([], [stream], [])
+        count = raw.write(unwritten) or 0
+        if count == 0:
+            select.select([], [raw], [])
+        unwritten = unwritten[count:]
 
 
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
     with disk_errors(path):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-            os.lstat(path)  # a name that is too long
         special = os.path.exists(path) and not os.path.isfile(path)
         if special or not os.path.basename(path) or "\0" in path:
             raise OSError("not the name of a file")
-        if not overwrite and os.path.lexists(path):
+        if os.path.lexists(path) and not overwrite:
             raise OSError("it exists")
 
 
 def part_of(path: str) -> str:
     """PATH.part; shortened where no name is so long, or its sidecar's would be."""
-    folder, name = os.path.split(os.fsencode(path))
-    if len(name) > 245:  # of 255, less .part.meta
-        import hashlib
-        name = name[:180] + b"." + hashlib.sha256(name).hexdigest().encode()
-    return os.fsdecode(os.path.join(folder, name + b".part"))
+    folder, name = os.path.split(path)
+    if 245 < len(os.fsencode(name)) <= 255:  # of 255, less .part.meta
+        name = f"{name[:50]}.{zlib.crc32(os.fsencode(name)):08x}"
+    return os.path.join(folder, name + ".part")
 
 
 def open_ours(name: str, flags: int) -> int:
@@ -4473,14 +4434,11 @@ def open_ours(name: str, flags: int) -> int:
     Where others may write, too, they can foretell the name, and put there a link to a file
     of ours, a file that remains theirs, or a pipe that would hold us for ever.
     """
-    flags |= (getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-              | getattr(os, "O_BINARY", 0))
-    if flags & os.O_CREAT:
-        with contextlib.suppress(FileExistsError):
-            return os.open(name, flags | os.O_EXCL, 0o666)
-    number = os.open(name, flags)
+    if os.name != "nt":
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK
+    number = os.open(name, flags, 0o666)
     found = os.fstat(number)
-    theirs = hasattr(os, "geteuid") and found.st_uid != os.geteuid()
+    theirs = os.name != "nt" and found.st_uid != os.geteuid()
     if theirs or found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
         os.close(number)
         raise OSError(f"{os.path.basename(name)} is a link, no plain file, or somebody else's")
@@ -4488,16 +4446,14 @@ def open_ours(name: str, flags: int) -> int:
 
 
 def read_sidecar(part: str) -> Partial | None:
-    """What there is of a file; None where it is not ours to go on from."""
-    try:
-        size = os.lstat(part).st_size
-        number = open_ours(part + ".meta", os.O_RDONLY)
-        try:
-            return parse_sidecar(os.read(number, SIDECAR_BYTES + 1), size)
-        finally:
-            os.close(number)
-    except (OSError, ValueError):
-        return None
+    """What there is of a file; None where it is not ours, or a byte of what says so is strange."""
+    with contextlib.suppress(OSError):
+        with open(part + ".meta", "rb", opener=open_ours) as sidecar:
+            match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
+        if match:
+            size = os.path.getsize(part) if os.path.exists(part) else 0
+            return Partial(size, *match.groups())
+    return None
 
 
 def read_partial(path: str) -> Partial | None:
@@ -4506,54 +4462,33 @@ def read_partial(path: str) -> Partial | None:
     return known if known and known.size and known.validator != "?" else None
 
 
-def open_part(part: str) -> io.FileIO:
+@contextlib.contextmanager
+def open_part(part: str) -> Iterator[io.FileIO]:
     """Open a .part to append to it, ours alone from now on and before.
 
     Unbuffered: what has arrived is the kernel's at once, and no kill takes it back. The
     lock keeps other downloads off, and dies with us.
     """
-    new = not os.path.lexists(part)
-    file = open(part, "ab", buffering=0, opener=open_ours)
-    try:
-        with contextlib.suppress(ImportError):  # Windows
+    alone = os.path.lexists(part + ".meta") and not os.path.lexists(part)
+    if alone and read_sidecar(part) is None:
+        raise OSError(f"{os.path.basename(part)}.meta is not of our making: move it away")
+    with open(part, "ab", buffering=0, opener=open_ours) as file:
+        locked = True
+        try:
             import fcntl
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OSError("another download is writing it") from None
-            except OSError:  # a file system without locks
-                pass
-        if not os.path.samestat(os.fstat(file.fileno()), os.lstat(part)):
-            raise OSError("another download is writing it")  # it had the lock before us
-        theirs = os.fstat(file.fileno()).st_size and read_sidecar(part) is None
-        if new and os.path.lexists(part + ".meta"):
-            found = os.lstat(part + ".meta")  # a link is just taken away
-            theirs = (stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size
-                      and read_sidecar(part) is None)
-            if theirs:
-                os.unlink(part)
-        if theirs:
-            raise OSError(f"{os.path.basename(part)}{'.meta' if new else ''} is not of our making: "
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locked = False
+        except (ImportError, OSError):  # Windows, or a file system without locks
+            pass
+        found = os.fstat(file.fileno())
+        # Who had the lock before us may have given the file its name meanwhile.
+        if not locked or not os.path.samestat(found, os.lstat(part)):
+            raise OSError("another download is writing it")
+        if found.st_size and read_sidecar(part) is None:
+            raise OSError(f"{os.path.basename(part)} is not of our making: "
                           "move it away, or choose another name")
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def restart_part(file: io.FileIO, part: str, sidecar: bytes) -> None:
-    """Make a .part the beginning of another version: no bytes, a new sidecar."""
-    file.truncate(0)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(part + ".meta")
-    with open(part + ".meta", "xb") as meta:  # x: follows no link that was planted
-        meta.write(sidecar)
-
-
-def take_mode(part: str, path: str, more: int) -> None:
-    """Let nobody read a .part who may not read what it will replace."""
-    if os.path.isfile(path) and not os.path.islink(path):
-        os.chmod(part, os.stat(path).st_mode & 0o777 | more)
+        yield file
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
@@ -4561,11 +4496,10 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
 
     A rename replaces what bears the name, a link does not.
     """
-    part, found = part_of(path), os.fstat(file.fileno())
-    if (not os.path.samestat(found, os.lstat(part)) or found.st_nlink > 1
-            or found.st_size != size):
+    part, ours = part_of(path), os.fstat(file.fileno())
+    if (not os.path.samestat(ours, os.lstat(part)) or ours.st_nlink > 1
+            or ours.st_size != size):
         raise OSError("its .part was changed by somebody else meanwhile")
-    take_mode(part, path, 0)
     if os.name == "nt":
         file.close()  # Windows renames no open file
     try:
@@ -4574,22 +4508,16 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         else:
             os.link(part, path)
             os.unlink(part)
-    except FileExistsError:
-        raise
     except OSError as error:
-        if overwrite and error.errno != errno.EBUSY:
-            raise
-        if overwrite:  # a mount of one file, as containers have them: nothing can take its place
+        if not overwrite:  # PATH is there, or the file system has no links
+            check_target(path, overwrite)
+            os.replace(part, path)
+        elif error.errno == errno.EBUSY:  # a mount of one file: nothing can take its place
             import shutil
             shutil.copyfile(part, path)
             os.unlink(part)
-        else:  # a file system without links: take the name, then fill it
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            try:
-                os.replace(part, path)
-            except OSError:
-                os.unlink(path)
-                raise
+        else:
+            raise
     with contextlib.suppress(FileNotFoundError):
         os.unlink(part + ".meta")
 
@@ -4598,116 +4526,105 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
 
 FilePath = Union[str, "os.PathLike[str]"]
 PathRule = Callable[[Response], FilePath]
-OnResponse = Callable[[Response], object]  # awaited, if it gives something to await
-Progress = Callable[[int, Optional[int]], object]  # awaited, if it gives something to await
 
 
-async def write_body(response: Response, file: io.FileIO, start: int,
-                     progress: Progress | None) -> int:
-    """Write a body as it arrives, behind the `start` bytes there are; return how many then.
-
-    This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
-    to hand each to a thread costs more, and makes a slow disk no faster.
-    """
-    size, length = start, body_length(response)
-    expected = None if length is None else start + length
-    async for piece in response.iter_bytes():
-        size += len(piece)
-        write_all(file, piece)
-        if progress:
-            step = progress(size, expected)
-            if isinstance(step, Awaitable):
-                await step
-    return size
+async def inform(listener: Callable[..., object] | None, *facts: object) -> None:
+    """Call a function of the caller's, and await what it gives, if that is to be awaited."""
+    outcome = listener(*facts) if listener else None
+    if isinstance(outcome, Awaitable):
+        await outcome
 
 
-async def save_body(response: Response, path: str, plan: str, known: Partial | None,
-                    overwrite: bool, progress: Progress | None) -> None:
-    """Carry out a plan, and give the file its name when it is whole."""
-    check_target(path, overwrite)
-    part = part_of(path)
-    with disk_errors(path, url=response.url, response=response):
-        with open_part(part) as file:
-            take_mode(part, path, 0o200)  # it has to be opened again to go on
-            size = known.size if known and plan != "restart" else 0
-            if plan == "restart":
-                restart_part(file, part, render_sidecar(response))
+class Download:
+    """A file on its way: what there is of it, over all tries of one call."""
+
+    known: Partial | None  # what we have asked to go on from
+    ranged: bool           # the caller asks for a piece: then that is the file
+
+    def __init__(self, path: FilePath | PathRule, call: Call) -> None:
+        self.call, self.settings = call, call.settings
+        self.resume = call.settings["resume"]
+        self.path = path if callable(path) else os.fsdecode(path)
+
+    def begin(self) -> Request:
+        """Ask for the rest of a file, or for all of it if it has changed.
+
+        Identity, since a range would be one of the coded bytes, and those vary.
+        """
+        request, fields = self.call.first_request(), {"Accept-Encoding": "identity"}
+        self.known, self.ranged = None, request.has("range")
+        if isinstance(self.path, str):
+            check_target(self.path, self.settings["overwrite"])
+            if self.resume and not self.ranged:
+                self.known = read_partial(self.path)
+        if self.known:
+            fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
+        return request._replace(fields=merge_fields(request.fields, fields))
+
+    async def finish(self, response: Response) -> Response | None:
+        """Save what came; None for what does not fit, and the file is to be asked for anew."""
+        await inform(self.settings["on_response"], response)
+        if callable(self.path):
+            self.path = os.fsdecode(self.path(response))
+        if is_own_coding(response, self.path):
+            response.coding = b"identity"
+        known, status = self.known, response.status_code
+        if known and status in (206, 416):
+            if not is_rest(response, known):  # then what is there stays, until something fits
+                response.close()
+                self.resume = False
+                return None
+        elif (status == 206 and not self.ranged  # a piece that nobody has asked for
+                or status >= 300 and (known or not self.settings["any_status"])):
+            response.raise_for_status()
+            raise StatusError(f"{status} for {response.url}: this is not the file",
+                              response=response)
+        else:
+            known = None  # what there is makes way for another version
+        self.resume = True  # what is there from now on, this call has put there
+        check_target(self.path, self.settings["overwrite"])
+        await self.save(response, self.path, known)
+        return response
+
+    async def save(self, response: Response, path: str, known: Partial | None) -> None:
+        """Write a body, behind what is known or from the start; name the file when it is whole.
+
+        This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
+        to hand each to a thread costs more, and makes a slow disk no faster.
+        """
+        part, size, length = part_of(path), known.size if known else 0, body_length(response)
+        expected = None if length is None else size + length
+        with disk_errors(path), open_part(part) as file:
+            if os.path.isfile(path) and not os.path.islink(path):
+                # Nobody reads it who may not read what it will replace.
+                os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
+            if known is None:
+                file.truncate(0)
+                with open(part + ".meta", "ab", opener=open_ours) as sidecar:
+                    sidecar.truncate(0)
+                    sidecar.write(render_sidecar(response))
             elif read_partial(path) != known:
                 raise OSError("another download has changed what there was")
-            if plan != "done":
-                size = await write_body(response, file, size, progress)
+            if known is None or response.status_code == 206:
+                async for piece in response.iter_bytes():
+                    write_all(file, piece)
+                    size += len(piece)
+                    await inform(self.settings["progress"], size, expected)
             # Else a power cut could leave the name on a file whose bytes never got to
             # the disk. In a thread, as the disk may need seconds for a GiB.
             await asyncio.to_thread(os.fsync, file.fileno())
-            publish_part(file, path, size, overwrite)
+            publish_part(file, path, size, self.settings["overwrite"])
 
 
-async def download_to(call: Call, path: FilePath | PathRule, *,
-                      progress: Progress | None, resume: bool, overwrite: bool,
-                      any_status: bool, on_response: OnResponse | None) -> Response:
-    """GET a URL into a file, which gets its name when it is whole, and return the response.
-
-        await session.download(url, "big.iso", progress=lambda size, total: ...)
-
-    What this call, or an earlier one, has left in big.iso.part is gone on from where the
-    server can tell that the file is still the same. Whatever ends us, kill -9 as well,
-    leaves it for the next time. The response is then a 206, or a 416 if all was there.
-
-    `path` may be a function of the response, for names that the server chooses; what an
-    earlier call has left is not resumed then. `on_response` sees each response before its body
-    is read; what it raises ends the call. `overwrite=False` never replaces a file. A
-    status that is no success raises StatusError; with `any_status` its body is saved, as
-    curl does, though not in the place of a partial file. A coding that the file's name or
-    type announces (a.tar.gz) stays as it is. What the file system refuses is an
-    AsyncGetError with exit code 23.
-    """
-    place = None if callable(path) else os.fsdecode(path)
-    if place is not None:
-        check_target(place, overwrite)
-    known, own_range, wrote = None, False, False
-
-    def begin() -> Request:
-        nonlocal known, own_range
-        request = call.first_request()
-        own_range = request.has("range")  # then the piece is the file
-        known = read_partial(place) if resume and place is not None and not own_range else None
-        return request._replace(fields=merge_fields(request.fields, resume_request(known)))
-
-    async def finish(response: Response) -> Response | None:
-        nonlocal place, resume, wrote
-        met = on_response(response) if on_response else None
-        if isinstance(met, Awaitable):
-            await met
-        if not wrote:
-            place = os.fsdecode(path(response) if callable(path) else path)
-        assert place is not None
-        if is_own_coding(response, place):
-            response.coding = b"identity"
-        plan = resume_plan(response, known)
-        if plan == "again":
-            response.close()
-            resume = False
-            return None
-        if plan == "restart":
-            check_status(response, any_status and known is None, own_range)
-        resume = wrote = True  # what is there from now on, this call has put there
-        await save_body(response, place, plan, known, overwrite, progress)
-        return response
-
-    return await call.run(finish, begin)
-
-
-@spelled_out(SessionSettings)
-async def download(url: str, path: FilePath | PathRule, *,
-                   progress: Progress | None = None, resume: bool = True,
-                   overwrite: bool = True, any_status: bool = False,
-                   on_response: OnResponse | None = None,
-                   **settings: Unpack[SessionSettings]) -> Response:
+@spelled_out(LoneDownloadSettings)
+async def download(url: str, path: FilePath | PathRule,
+                   **settings: Unpack[LoneDownloadSettings]) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
-    async with Session(**settings) as session:
-        return await session.download(
-            url, path, progress=progress, resume=resume, overwrite=overwrite,
-            any_status=any_status, on_response=on_response)
+    given: dict[str, Any] = {**settings}
+    own = DownloadSettings.__annotations__.keys() - SessionSettings.__annotations__.keys()
+    options = {name: given.pop(name) for name in own & given.keys()}
+    async with Session(**given) as session:
+        return await session.download(url, path, **options)
 
 
 # ==== 13. Timeline ============================================================
@@ -4731,12 +4648,13 @@ class Bar(NamedTuple):
 def response_bars(response: Response) -> list[Bar]:
     """The bars of a response and of the redirects that led to it, each after the other."""
     bars: list[Bar] = []
+    begun = response.started
     for hop in (*response.history, response):
-        marks = [bars[-1].done if bars else hop.started]
-        for seconds in (hop.timing.connected, hop.timing.head, hop.timing.done):
-            marks.append(max(marks[-1], hop.started + seconds))  # 0 is for what never came
         label = f"{hop.status_code} {hop.url.partition('://')[2]}"
-        bars.append(Bar._make((label, *marks, hop.timing.reused, hop.received)))
+        moments = [begun, *(hop.started + seconds for seconds in hop.timing[:4])]
+        _, connected, _, head, done = itertools.accumulate(moments, max)  # 0: it never came
+        bars.append(Bar(label, begun, connected, head, done, hop.timing.reused, hop.received))
+        begun = done
     return bars
 
 
@@ -4752,24 +4670,6 @@ def render_size(count: float) -> str:
     return f"{count / 1000**power:.1f} {' kMGT'[power]}B"
 
 
-def shorten(text: str, width: int) -> str:
-    """Cut the middle out of a long text: a URL says most at its ends.
-
-    >>> shorten("example.com/a/long/way/to/page", 20)
-    'example.c...to/page'
-    """
-    half = width // 2
-    return text if len(text) <= width else text[:half - 1] + "..." + text[3 - half:]
-
-
-def draw_bar(bar: Bar, column: Callable[[float], int]) -> str:
-    """One bar as text; `column` says where a moment lies."""
-    started, connected, head, done = map(column, bar[1:5])
-    drawing = "=" * (connected - started) + "." * (head - connected) + "#" * (done - head)
-    drawing = drawing or "#"  # too short for the scale, and yet it took place
-    return " " * started + (">" + drawing[1:] if bar.reused else drawing)
-
-
 def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     """Draw requests over time, and say what they would have cost one after another.
 
@@ -4782,12 +4682,22 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     1.00 s in all; one after another 1.40 s
     """
     first, last = min(bar.started for bar in bars), max(bar.done for bar in bars)
-    label_width = min(max(len(bar.label) for bar in bars), max(8, (width - 21) // 2))
-    columns = max(8, width - 21 - label_width)  # 21 for borders, size and time
+    width = max(width, 40) - 21  # for borders, size and time
+    label_width = min(max(len(bar.label) for bar in bars), width // 2)
+    columns, half = width - label_width, (label_width - 3) // 2
     scale = (columns - 1) / ((last - first) or 1.0)
-    rows = [f"{shorten(bar.label, label_width):{label_width}} "
-            f"|{draw_bar(bar, lambda moment: int((moment - first) * scale)):{columns}}| "
-            f"{render_size(bar.size):>8} {bar.done - bar.started:6.2f} s" for bar in bars]
+    rows = []
+    for bar in bars:
+        started, connected, head, done = (int((moment - first) * scale) for moment in bar[1:5])
+        drawing = "=" * (connected - started) + "." * (head - connected) + "#" * (done - head)
+        drawing = drawing or "#"  # too short for the scale, and yet it took place
+        if bar.reused:
+            drawing = ">" + drawing[1:]
+        label = bar.label
+        if len(label) > label_width:  # a URL says most at its ends
+            label = label[:half] + "..." + label[-half:]
+        rows.append(f"{label:{label_width}} |{' ' * started + drawing:{columns}}| "
+                    f"{render_size(bar.size):>8} {bar.done - bar.started:6.2f} s")
     in_a_row = sum(bar.done - bar.started for bar in bars)
     return "\n".join([*rows, "= connect   . wait   # receive   > on a kept connection",
                       f"{last - first:.2f} s in all; one after another {in_a_row:.2f} s"])
@@ -4803,47 +4713,22 @@ DEMO_PAGES = {  # what goes over the wire, to the byte
     "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
                b"6\r\nI end \r\n19\r\nwith a chunk of 0 bytes.\n\r\n0\r\n\r\n",
     "close": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nI end when I hang up.\n",
-    "drip": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\ndrip drop\n",
+    "delay": b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nI thought about it.\n",
+    "redirect": b"HTTP/1.1 302 Found\r\nLocation: /length\r\nContent-Length: 0\r\n\r\n",
 }
 
 
-def render_answer(body: bytes, *fields: str, status: str = "200 OK") -> bytes:
-    r"""An answer whose length is told in front: head, empty line, body.
-
-    >>> render_answer(b"hello")
-    b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello'
-    """
-    head = (f"HTTP/1.1 {status}", *fields, f"Content-Length: {len(body)}", "", "")
-    return "\r\n".join(head).encode() + body
-
-
-async def demo_page(name: str, argument: str) -> bytes:
-    """The whole answer to /name/argument; /delay/N thinks for N seconds first."""
-    if name == "delay":
-        await asyncio.sleep(float(argument))
-        return render_answer(f"I thought for {argument} s.\n".encode())
-    if name == "redirect" and int(argument):
-        return render_answer(b"", f"Location: /redirect/{int(argument) - 1}", status="302 Found")
-    if name == "redirect":
-        return render_answer(b"You have arrived.\n")
-    if name == "gzip":
-        import gzip
-        return render_answer(gzip.compress(b"I was squeezed.\n" * 99), "Content-Encoding: gzip")
-    return DEMO_PAGES.get(name) or render_answer(b"No such page.\n", status="404 Not Found")
-
-
 async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer one GET after another on a connection, until somebody hangs up."""
+    """Answer one GET after another on a connection; /delay/N thinks for N seconds first."""
     name = ""
     with contextlib.suppress(OSError, EOFError, ValueError):  # ValueError: /delay/soon
         while name != "close":
             request = await reader.readuntil(b"\r\n\r\n")
-            name, _, argument = request.split(b" ", 2)[1].decode().strip("/").partition("/")
-            answer = await demo_page(name, argument)
-            step = 1 if name == "drip" else len(answer)
-            for start in range(0, len(answer), step):
-                writer.write(answer[start:start + step])
-                await asyncio.sleep(0.02 if name == "drip" else 0)
+            name, _, seconds = request.split(b" ", 2)[1].decode().strip("/").partition("/")
+            if name == "delay":
+                await asyncio.sleep(float(seconds))
+            writer.write(DEMO_PAGES.get(
+                name, b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nNo such page.\n"))
     writer.close()
 
 
@@ -4854,30 +4739,9 @@ def add_two_numbers(first: int, second: int) -> int:
 
 async def count_seconds() -> None:
     """Count aloud, once a second, until somebody cancels."""
-    second = 0
-    while True:
+    for second in itertools.count(1):
         await asyncio.sleep(1)
-        second += 1
         print(f"   {second} s ... still waiting, still counting", flush=True)
-
-
-async def demo_waiting(session: Session) -> tuple[list[Response], list[Response]]:
-    """One slow page, and a counter meanwhile; then ten of them, at once and in a row."""
-    clock = asyncio.get_running_loop().time
-    print("\n1. One slow page, and a counter that runs while we wait for it", flush=True)
-    counter = asyncio.create_task(count_seconds())
-    response = await session.get("/delay/3.2")
-    counter.cancel()
-    print(f"   {response.status_code} {response.reason}: {response.text.strip()}")
-    urls = ["/delay/0.3"] * 10
-    print("\n2. Ten pages of 0.3 s each, gathered: one wait for all of them", flush=True)
-    started = clock()
-    gathered = await asyncio.gather(*map(session.get, urls))
-    print(f"   {clock() - started:.1f} s\n\n3. The same ten in a row: ten waits", flush=True)
-    started = clock()
-    in_a_row = [await session.get(url) for url in urls]
-    print(f"   {clock() - started:.1f} s")
-    return gathered, in_a_row
 
 
 async def demo() -> None:
@@ -4885,8 +4749,20 @@ async def demo() -> None:
     server = await asyncio.start_server(serve_demo, "127.0.0.1", 0)
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
     print(f"A small server answers on {origin}; nothing leaves this machine.")
+    drawings: list[str] = []
     async with Session(base_url=origin, trust_env=False) as session:
-        gathered, in_a_row = await demo_waiting(session)
+        print("\n1. One slow page, and a counter that runs while we wait for it")
+        counter = asyncio.create_task(count_seconds())
+        response = await session.get("/delay/3.2")
+        counter.cancel()
+        print(f"   {response.status_code} {response.reason}: {response.text.strip()}")
+        for title, limit in (("2. Ten pages of 0.3 s each, gathered: one wait for all of them", 10),
+                             ("3. The same ten in a row: ten waits", 1)):
+            print("\n" + title)
+            pages = await session.get_all(["/delay/0.3"] * 10, limit=limit)
+            drawn = render_timeline([bar for page in pages for bar in response_bars(page)])
+            drawings.append(f"{title}\n{drawn}")
+            print("   " + drawn.splitlines()[-1])
         print("\n4. Where does a body end? The server tells, in one of three ways")
         for url in ("/length", "/chunked", "/close"):
             response = await session.get(url)
@@ -4894,10 +4770,7 @@ async def demo() -> None:
     server.close()
     print("\n5. Then the next line of the program runs, an ordinary function")
     print(f"   add_two_numbers(2, 3) = {add_two_numbers(2, 3)}")
-    for title, responses in (("gathered", gathered), ("in a row", in_a_row)):
-        bars = [response_bars(response)[0]._replace(label=f"page {number}")
-                for number, response in enumerate(responses, 1)]
-        print(f"\nThe ten {title}:\n{render_timeline(bars)}")
+    print("\nWhat 2 and 3 looked like, to scale\n", *drawings, sep="\n")
 
 
 # ==== 15. Command line ========================================================

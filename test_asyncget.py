@@ -115,6 +115,7 @@ from asyncget import (
     content_codings,
     field_text,
     find_head_end,
+    is_rest,
     join_target,
     join_url,
     masked,
@@ -129,7 +130,6 @@ from asyncget import (
     parse_head,
     parse_host,
     parse_proxy,
-    parse_sidecar,
     parse_url,
     printable,
     render_auth,
@@ -141,7 +141,6 @@ from asyncget import (
     render_timeline,
     render_write_out,
     resolved,
-    resume_plan,
     retry_after,
     retry_delay,
     session_settings,
@@ -3670,10 +3669,11 @@ class Section11Session(AsyncCase):
         calls = set(asyncget.RequestSettings.__annotations__)
         client, session = (set(kind.__annotations__) for kind in (
             asyncget.ClientSettings, asyncget.SessionSettings))
+        many, load = {"urls", "limit"}, {"progress", "resume", "overwrite", "any_status",
+                                         "on_response"}
         self.assertEqual((client - calls, session - client), (
             {"base_url", "limit_per_host", "rate", "open_connection"}, {"limit"}))
-        many, load = {"urls", "limit"}, {"url", "path", "progress", "resume", "overwrite",
-                                         "any_status", "on_response"}
+        load |= {"url", "path"}
         rows: list[tuple[Any, set[str]]] = [
             (Session, session), (Session.get, calls | {"self", "url"}),
             (Session.stream, calls | {"self", "url"}), (Session.download, calls | load | {"self"}),
@@ -8783,7 +8783,7 @@ class LinearTime(Section):
             "parse_set_cookie": lambda t: a.parse_set_cookie("a=1;" + t, page, NOW), "parse_set_cookie, many": lambda t: a.parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW),
             "parse_set_cookie, domain": lambda t: a.parse_set_cookie("a=1;domain=" + t, page, NOW), "site_of": a.site_of, "check_cookie": lambda t: a.check_cookie("a", t),
             "store": lambda t: written(asyncget.Cookies(), [f"a{n}={t[:99]}" for n in range(len(t) // 99)]),
-            "store": lambda t: a.OthersJar(http.cookiejar.CookieJar()).store(parse_url("http://h/"), [t[:4096]]),
+            "store, others": lambda t: a.OthersJar(http.cookiejar.CookieJar()).store(parse_url("http://h/"), [t[:4096]]),
             "parse_proxy": lambda t: parse_proxy(t, "x"), "bypasses_proxy": lambda t: bypasses_proxy(t, Origin("http", "h.test", 80)),
             "in_network": lambda t: bypasses_proxy(t, Origin("http", "127.0.0.1", 80)),
             "netrc_entries": lambda t: list(a.netrc_entries(t)),
@@ -8792,7 +8792,7 @@ class LinearTime(Section):
             "resolved": lambda t: resolved({"h:80": t}, HERE),
             # sections 12 to 15: validators, names, files, flags
             "strong_validator": lambda t: a.strong_validator(Headers([("etag", f'"{t}"')])),
-            "is_own_coding": lambda t: a.is_own_coding(got("content-type", t), t), "parse_sidecar": raw(lambda t: parse_sidecar(t, 1)),
+            "is_own_coding": lambda t: a.is_own_coding(got("content-type", t), t), "read_sidecar": a._SIDECAR.fullmatch,
             "condition": a.condition, "complete_url": a.complete_url, "expand_glob": a.expand_glob, "parse_resolve": lambda t: a.parse_resolve([t]),
             "parse_rate": a.parse_rate, "parse_value": lambda t: a.parse_value(a.known_flags()["-m"], t),
             "connector": lambda t: a.connector(parse_arguments(["u", "--connect-to", t])),
@@ -8810,7 +8810,7 @@ class LinearTime(Section):
             "run_command": lambda t: re.sub("[\r\n]", "", t), "show_wire": lambda t: a._FIELD.sub(a.mask_field, t),
             "mask_field": lambda t: a._FIELD.sub(a.mask_field, f"x{t.strip()}: {t}"),
             "mask_field, Location": lambda t: a._FIELD.sub(a.mask_field, "Location: http://" + t),
-            "in_flags": a.in_flags, "shorten": lambda t: a.shorten(t, 80),
+            "in_flags": a.in_flags,
         }
 
     # Of constants; of a few characters; or the same expression as that of another name here.
@@ -9196,6 +9196,21 @@ async def playing(*answers: Answer) -> AsyncIterator[tuple[str, list[bytes]]]:
         await server.wait_closed()
 
 
+@contextlib.asynccontextmanager
+async def stalling(answer: Answer) -> AsyncIterator[str]:
+    """A server that is silent after its answer, until the client hangs up."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer(request) if callable(answer) else answer)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/f"
+    server.close()
+
+
 class Case(unittest.IsolatedAsyncioTestCase):
     """A folder, and a session that asks nobody but us."""
 
@@ -9275,156 +9290,108 @@ class Decisions(unittest.TestCase):
     def test_sidecar(self) -> None:
         monday, source = "Mon, 02 Jan 2023 10:00:00 GMT", asyncget.source_of(parsed(reply(200)))
         dated = ("Last-Modified", monday), ("Date", "Mon, 02 Jan 2023 11:00:00 GMT")
-        tag = ("ETag", '"v1"')
-        for expected, answer in [
-            (Partial(5, '"v1"', 11, source), reply(200, tag, body=WHOLE)),
-            (Partial(5, '"v1"', 0, source), reply(200, tag)),
-            (Partial(5, monday, 11, source), reply(200, *dated, body=WHOLE)),
-            (Partial(5, '"v1"', None, source), reply(200, tag, length=False)),
-            (
-                Partial(5, '"v1"', None, source),
-                reply(200, tag, ("Transfer-Encoding", "chunked"), length=False),
-            ),
-            (
-                Partial(5, '"v1"', 11, source),
-                reply(200, tag, ("Content-Encoding", "identity"), body=WHOLE),
-            ),
-            (
-                Partial(5, '"v1"', 11, source),
-                reply(200, tag, ("Content-Length", "11"), body=WHOLE),
-            ),
-            (Partial(5, "?", 11, source), reply(200, ("ETag", 'W/"v1"'), body=WHOLE)),
-            (Partial(5, "?", 11, source), reply(200, ("ETag", f'"{"x" * 999}"'), body=WHOLE)),
-            (Partial(5, "?", None, source),
-             reply(200, tag, ("Content-Encoding", "gzip"), body=WHOLE)),
-            (Partial(5, "?", 11, source), reply(206, tag, body=WHOLE)),
-            (Partial(5, "?", 11, source), reply(404, tag, body=WHOLE)),
+        tag, chunks = ("ETag", '"v1"'), ("Transfer-Encoding", "chunked")
+        for validator, framing, answer in [
+            ('"v1"', "11", reply(200, tag, body=WHOLE)),
+            ('"v1"', "0", reply(200, tag)),
+            (monday, "11", reply(200, *dated, body=WHOLE)),
+            ('"v1"', "close", reply(200, tag, length=False)),
+            ('"v1"', "chunked", reply(200, tag, chunks, length=False)),
+            ('"v1"', "11", reply(200, tag, ("Content-Encoding", "identity"), body=WHOLE)),
+            ('"v1"', "11", reply(200, tag, ("Content-Length", "11"), body=WHOLE)),
+            ("?", "11", reply(200, ("ETag", 'W/"v1"'), body=WHOLE)),
+            ("?", "11", reply(200, ("ETag", f'"{"x" * 999}"'), body=WHOLE)),
+            ("?", "11", reply(200, tag, ("Content-Encoding", "gzip"), body=WHOLE)),
+            ("?", "11", reply(206, tag, body=WHOLE)),
+            ("?", "11", reply(404, tag, body=WHOLE)),
         ]:
             with self.subTest(answer):
                 data = render_sidecar(parsed(answer))
-                self.assertEqual(parse_sidecar(data, 5), expected)
+                self.assertEqual(self.noted(data), Partial(5, validator, framing, source))
                 self.assertLess(len(data), asyncget.SIDECAR_BYTES)
                 for end in range(len(data)):  # torn anywhere, it is none
-                    self.assertIsNone(parse_sidecar(data[:end], 5))
-                self.assertIsNone(parse_sidecar(data + b"\n", 5))
+                    self.assertIsNone(self.noted(data[:end]))
+                self.assertIsNone(self.noted(data + b"\n"))
         for name in (b'W/"v1"', b'"v1"\r', b'"a"\nX: y', b"\xff", b"??", b'"\xc3\xa9"', b"v1"):
-            self.assertIsNone(parse_sidecar(name + b"\n11\n" + b"0f" * 32 + b"\n", 5))
+            self.assertIsNone(self.noted(name + b"\n11\n" + b"0f" * 32 + b"\n"))
 
-    def test_plan(self) -> None:
+    def noted(self, sidecar: bytes) -> Partial | None:
+        """What that says of a .part of five bytes."""
+        with tempfile.TemporaryDirectory() as folder:
+            part = os.path.join(folder, "f.part")
+            for name, data in ((part, b"hello"), (part + ".meta", sidecar)):
+                Path(name).write_bytes(data)
+            return asyncget.read_sidecar(part)
+
+    def test_rest(self) -> None:
         source = asyncget.source_of(parsed(reply(200)))
-        known = Partial(5, '"v1"', 11, source)
-        undated, full = known._replace(total=None), known._replace(size=11)
+        known = Partial(5, '"v1"', "11", source)
+        undated, full = known._replace(framing="chunked"), known._replace(size=11)
+        elsewhere, exact = "0" * 64, ("Content-Range", "bytes 5-10/11")
 
-        def ranged(
-            text: str = "bytes 5-10/11", *more: tuple[str, str], body: bytes = b" world"
-        ) -> bytes:
+        def ranged(text: str, *more: tuple[str, str], body: bytes = b" world") -> bytes:
             return reply(206, ("Content-Range", text), *more, body=body)
+
+        def fitting(*more: tuple[str, str], body: bytes = b" world") -> bytes:
+            return reply(206, exact, *more, body=body)
 
         def unmet(text: str, *more: tuple[str, str]) -> bytes:
             return reply(416, ("Content-Range", text), *more)
 
-        chunks = reply(
-            206, ("Content-Range", "bytes 5-10/11"), ("Transfer-Encoding", "chunked"), length=False
-        )
-        for name, expected, ours, answer in [
-            ("fits", "append", known, ranged()),
-            ("same ETag", "append", known, ranged("bytes 5-10/11", ("ETag", '"v1"'))),
-            ("chunked: where does it end?", "again", known, chunks),
-            (
-                "until close",
-                "again",
-                known,
-                reply(206, ("Content-Range", "bytes 5-10/11"), length=False),
-            ),
-            ("in capitals", "append", known, ranged("Bytes 5-10/11")),
-            ("nothing", "again", full._replace(total=None), ranged("bytes 11-10/11", body=b"")),
-            ("nothing, unmet", "again", full, ranged("bytes */11", body=b"")),
-            (
-                "identity",
-                "append",
-                known,
-                ranged("bytes 5-10/11", ("Content-Encoding", "identity")),
-            ),
-            ("total from them", "append", undated, ranged()),
-            ("a shorter piece", "again", known, ranged("bytes 5-7/11", body=b" wo")),
-            ("no total", "again", known, ranged("bytes 5-10/*")),
-            ("other ETag", "again", known, ranged("bytes 5-10/11", ("ETag", '"v2"'))),
-            ("weak ETag", "again", known, ranged("bytes 5-10/11", ("ETag", 'W/"v1"'))),
-            (
-                "two ETags",
-                "again",
-                known,
-                ranged("bytes 5-10/11", ("ETag", '"v1"'), ("ETag", '"v2"')),
-            ),
-            ("other total", "again", known, ranged("bytes 5-11/12", body=b" world!")),
-            ("behind total", "again", known, ranged("bytes 5-11/11", body=b" world!")),
-            ("other start", "again", known, ranged("bytes 4-10/11", body=b"o world")),
-            ("from zero", "again", known, ranged("bytes 0-10/11", body=WHOLE)),
-            ("backwards", "again", known, ranged("bytes 5-4/11")),
-            *(
-                (text, "again", known, ranged(text))
-                for text in (
-                    "bytes +5-10/11",
-                    "bytes=5-10/11",
-                    "bytes  5-10/11",
-                    "bytes 5 - 10/11",
-                    "5-10/11",
-                    "",
-                    "bytes 5-/11",
-                    "bytes 0x5-10/11",
-                    "bytes 05-10/11",
-                    "lines 5-10/11",
-                    "bytes 5-10",
-                    "bytes 5-10/1" + "0" * 5000,
-                )
-            ),
-            (
-                "two ranges",
-                "again",
-                known,
-                ranged("bytes 5-10/11", ("Content-Range", "bytes 5-10/11")),
-            ),
-            ("no range", "again", known, reply(206, body=b" world")),
-            ("unsatisfied", "again", known, ranged("bytes */11")),
-            ("longer than the range", "again", known, ranged(body=b" world!")),
-            ("shorter than the range", "again", known, ranged(body=b" worl")),
-            ("coded", "again", known, ranged("bytes 5-10/11", ("Content-Encoding", "gzip"))),
-            (
-                "multipart",
-                "again",
-                known,
-                ranged("bytes 5-10/11", ("Content-Type", "Multipart/Byteranges; boundary=x")),
-            ),
-            ("from elsewhere", "again", known._replace(source="0" * 64), ranged()),
-            ("whole", "restart", known, whole()),
-            ("error", "restart", known, reply(503)),
-            ("nothing known", "restart", None, ranged()),
-            ("416", "done", full, unmet("bytes */11")),
-            ("416, total unknown", "done", undated, unmet("bytes */5")),
-            ("416, same ETag", "done", full, unmet("bytes */11", ("ETag", '"v1"'))),
-            ("416, other ETag", "again", full, unmet("bytes */11", ("ETag", '"v2"'))),
-            ("416, from elsewhere", "again", full._replace(source="0" * 64), unmet("bytes */11")),
-            ("416, other size", "again", known, unmet("bytes */3")),
-            ("416, other total", "again", known, unmet("bytes */5")),
-            ("416, not all of it", "again", known, unmet("bytes */11")),
-            ("416, no size", "again", known, reply(416)),
-            ("416, a range", "again", undated, unmet("bytes 0-4/5")),
-            ("416, unasked", "restart", None, unmet("bytes */11")),
+        for name, ours, answer in [
+            ("fits", known, fitting()),
+            ("same ETag", known, fitting(("ETag", '"v1"'))),
+            ("in capitals", known, ranged("Bytes 5-10/11")),
+            ("identity", known, fitting(("Content-Encoding", "identity"))),
+            ("total from them", undated, fitting()),
+            ("416", full, unmet("bytes */11")),
+            ("416, total unknown", undated, unmet("bytes */5")),
+            ("416, same ETag", full, unmet("bytes */11", ("ETag", '"v1"'))),
         ]:
             with self.subTest(name):
-                self.assertEqual(resume_plan(parsed(answer), ours), expected)
+                self.assertTrue(is_rest(parsed(answer), ours))
+        for name, ours, answer in [
+            ("chunked: where does it end?", known,
+             reply(206, exact, ("Transfer-Encoding", "chunked"), length=False)),
+            ("until close", known, reply(206, exact, length=False)),
+            ("nothing", full._replace(framing="close"), ranged("bytes 11-10/11", body=b"")),
+            ("a shorter piece", known, ranged("bytes 5-7/11", body=b" wo")),
+            ("no total", known, ranged("bytes 5-10/*")),
+            ("other ETag", known, fitting(("ETag", '"v2"'))),
+            ("weak ETag", known, fitting(("ETag", 'W/"v1"'))),
+            ("two ETags", known, fitting(("ETag", '"v1"'), ("ETag", '"v2"'))),
+            ("other total", known, ranged("bytes 5-11/12", body=b" world!")),
+            ("behind total", known, ranged("bytes 5-11/11", body=b" world!")),
+            ("other start", known, ranged("bytes 4-10/11", body=b"o world")),
+            ("from zero", known, ranged("bytes 0-10/11", body=WHOLE)),
+            *((text, known, ranged(text)) for text in (
+                "bytes 5-4/11", "bytes +5-10/11", "bytes=5-10/11", "bytes  5-10/11",
+                "bytes 5 - 10/11", "5-10/11", "", "bytes 5-/11", "bytes 0x5-10/11",
+                "bytes 05-10/11", "lines 5-10/11", "bytes 5-10", "bytes 5-10/1" + "0" * 5000)),
+            ("two ranges", known, fitting(exact)),
+            ("no range", known, reply(206, body=b" world")),
+            ("unsatisfied", known, ranged("bytes */11")),
+            ("longer than the range", known, fitting(body=b" world!")),
+            ("shorter than the range", known, fitting(body=b" worl")),
+            ("coded", known, fitting(("Content-Encoding", "gzip"))),
+            ("from elsewhere", known._replace(source=elsewhere), fitting()),
+            ("416, other ETag", full, unmet("bytes */11", ("ETag", '"v2"'))),
+            ("416, from elsewhere", full._replace(source=elsewhere), unmet("bytes */11")),
+            ("416, other size", known, unmet("bytes */3")),
+            ("416, other total", known, unmet("bytes */5")),
+            ("416, not all of it", known, unmet("bytes */11")),
+            ("416, no size", known, reply(416)),
+            ("416, a range", undated, unmet("bytes 0-4/5")),
+        ]:
+            with self.subTest(name):
+                self.assertFalse(is_rest(parsed(answer), ours))
 
-    def test_plan_by_date(self) -> None:
+    def test_rest_by_date(self) -> None:
         monday, source = "Mon, 02 Jan 2023 10:00:00 GMT", asyncget.source_of(parsed(reply(200)))
-        for expected, changed in [("append", monday), ("again", "Mon, 02 Jan 2023 10:00:01 GMT")]:
-            answer = reply(
-                206,
-                ("Content-Range", "bytes 5-10/11"),
-                ("Last-Modified", changed),
-                ("ETag", '"new"'),
-                body=b" world",
-            )
-            self.assertEqual(resume_plan(parsed(answer), Partial(5, monday, 11, source)), expected)
+        for expected, changed in [(True, monday), (False, "Mon, 02 Jan 2023 10:00:01 GMT")]:
+            answer = reply(206, ("Content-Range", "bytes 5-10/11"), ("Last-Modified", changed),
+                           ("ETag", '"new"'), body=b" world")
+            self.assertEqual(is_rest(parsed(answer), Partial(5, monday, "11", source)), expected)
 
     def test_source(self) -> None:
         def source(*urls: str) -> str:
@@ -9479,19 +9446,15 @@ class Downloads(Case):
         self.assertEqual(seen[-1], (11, 11))
         await self.leave()
         seen.clear()
-        async with playing(piece(5)) as (url, _):
-            await self.get(url, progress=lambda *a: seen.append(a))
+        async with playing(piece(5)) as (url, requests):
+            answer = await self.get(url, progress=lambda *a: seen.append(a))
+        self.assertEqual(answer.status_code, 206)
+        self.assert_whole()
+        for name, value in (("range", "bytes=5-"), ("if-range", '"v1"'),
+                            ("accept-encoding", "identity")):
+            self.assertEqual(header(requests[0], name), value)
         self.assertEqual(seen[-1], (11, 11))
         self.assertTrue(all(5 < received <= 11 for received, _ in seen))
-
-    async def test_resumes(self) -> None:
-        await self.leave()
-        async with playing(piece(5)) as (url, requests):
-            self.assertEqual((await self.get(url)).status_code, 206)
-        self.assert_whole()
-        self.assertEqual(header(requests[0], "range"), "bytes=5-")
-        self.assertEqual(header(requests[0], "if-range"), '"v1"')
-        self.assertEqual(header(requests[0], "accept-encoding"), "identity")
 
     async def test_resumes_by_date(self) -> None:
         monday = "Mon, 02 Jan 2023 10:00:00 GMT"
@@ -9517,40 +9480,24 @@ class Downloads(Case):
             ("Content-Encoding", "gzip"),
             body=gzip.compress(b" world"),
         )
+        short, ranged = ("Content-Range", "bytes 5-7/11"), ("Content-Range", "bytes 5-10/11")
         rows: list[tuple[str, list[bytes], Any]] = [
             ("206", [piece(5)], WHOLE),
             ("200: changed", [whole(OTHER, '"v2"')], OTHER),
             ("200: no ranges here", [whole()], WHOLE),
             ("206 of another version", [piece(5, OTHER, '"v2"'), whole(OTHER, '"v2"')], OTHER),
             ("206 from elsewhere", [piece(4), whole()], WHOLE),
-            (
-                "206 of other bytes",
-                [reply(206, ("Content-Range", "bytes 5-4/11"), body=b"x"), whole()],
-                WHOLE,
-            ),
+            ("206 of a shorter piece", [reply(206, short, body=b" wo"), whole()], WHOLE),
             ("206 without a range", [reply(206, body=b" world"), whole()], WHOLE),
-            (
-                "206 multipart",
-                [
-                    reply(
-                        206,
-                        ("Content-Range", "bytes 5-10/11"),
-                        ("Content-Type", "multipart/byteranges; boundary=b"),
-                        body=b"--b--\r\n",
-                    ),
-                    whole(),
-                ],
-                WHOLE,
-            ),
+            ("206 multipart", [
+                reply(206, ranged, ("Content-Type", "multipart/byteranges; boundary=b"),
+                      body=b"--b--\r\n"), whole()], WHOLE),
             ("206 coded", [gzipped, whole()], WHOLE),
             ("206 twice", [piece(4), piece(4)], StatusError),
             ("206 longer than its range", [long_piece, whole()], WHOLE),
             ("416: whole", [reply(416, ("Content-Range", "bytes */11"))], WHOLE),
-            (
-                "416: shorter now",
-                [reply(416, ("Content-Range", "bytes */3")), whole(b"abc", '"v2"')],
-                b"abc",
-            ),
+            ("416: shorter now", [reply(416, ("Content-Range", "bytes */3")),
+                                  whole(b"abc", '"v2"')], b"abc"),
             ("416 without size", [reply(416), whole()], WHOLE),
             ("404", [reply(404, body=b"gone")], StatusError),
             ("500", [reply(500, body=b"oops")], StatusError),
@@ -9575,37 +9522,6 @@ class Downloads(Case):
                         self.assertIsInstance(caught.exception, outcome)
                         self.assertEqual(self.read(self.part), WHOLE[:5])
                         self.assertEqual(self.names(), ["f.part", "f.part.meta"])
-
-    async def test_complete_part_is_verified(self) -> None:
-        for answers, outcome in [
-            ([reply(416, ("Content-Range", "bytes */11"))], WHOLE),
-            (
-                [reply(416, ("Content-Range", "bytes */11"), ("ETag", '"v2"')), whole(OTHER)],
-                OTHER,
-            ),
-            ([whole(OTHER, '"v2"')], OTHER),
-        ]:
-            await self.leave(WHOLE[:10])
-            self.write(self.part, WHOLE)
-            async with playing(*answers) as (url, requests):
-                await self.get(url)
-            self.assertEqual(header(requests[0], "range"), "bytes=11-")
-            self.assert_whole(outcome)
-
-    async def test_short_piece_is_not_the_end(self) -> None:
-        for fields in ((), (("Transfer-Encoding", "chunked"),)):
-            await self.leave()
-            short = reply(
-                206,
-                ("Content-Range", "bytes 5-7/11"),
-                *fields,
-                body=chunked(b" wo") if fields else b" wo",
-                length=not fields,
-            )
-            async with playing(short, whole()) as (url, _):
-                await self.get(url)
-            self.assert_whole()
-            os.unlink(self.path)
 
     async def test_cut_at_every_offset(self) -> None:
         """The connection ends behind each byte of the answer; then the rest is asked for."""
@@ -9887,26 +9803,19 @@ class Downloads(Case):
 
     async def test_retries_after_silence(self) -> None:
         """A body that stops coming is gone on from, until the deadline for it all."""
-        done = asyncio.Event()
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            request = await reader.readuntil(b"\r\n\r\n")
+        def four_more(request: bytes) -> bytes:
             first = int((header(request, "range") or "bytes=0-")[6:-1])
-            writer.write(cut(piece(first) if first else whole(), 10 - first))
-            await done.wait()
-            writer.close()
+            return cut(piece(first) if first else whole(), 10 - first)
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/f"
-        with self.assertRaises(asyncget.TimedOut):
-            await self.get(url, timeout=0.8, retries=broken(3))
-        self.assertEqual(self.read(self.part), WHOLE[:4])
-        start = asyncio.get_running_loop().time()
-        with self.assertRaises(asyncget.TimedOut):
-            await self.get(url, timeout=0.2, retries=broken(100), deadline=0.5)
-        self.assertLess(asyncio.get_running_loop().time() - start, 10.0)
-        done.set()
-        server.close()
+        async with stalling(four_more) as url:
+            with self.assertRaises(asyncget.TimedOut):
+                await self.get(url, timeout=0.8, retries=broken(3))
+            self.assertEqual(self.read(self.part), WHOLE[:4])
+            start = asyncio.get_running_loop().time()
+            with self.assertRaises(asyncget.TimedOut):
+                await self.get(url, timeout=0.2, retries=broken(100), deadline=0.5)
+            self.assertLess(asyncio.get_running_loop().time() - start, 10.0)
         self.assertIsNone(self.read(self.path))
 
     async def test_retries_before_the_head_are_the_sessions(self) -> None:
@@ -9919,22 +9828,13 @@ class Downloads(Case):
 
     async def test_deadline(self) -> None:
         """It holds for a body, and nobody sleeps beyond it."""
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(cut(whole(), 6))
-            await reader.read()
-            writer.close()
-
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/f"
         start = asyncio.get_running_loop().time()
-        with self.assertRaises(asyncget.TimedOut):
-            await self.get(url, deadline=0.3)
-        with self.assertRaises(asyncget.TimedOut):
-            await self.get(url, timeout=0.1, deadline=0.3, retries=broken(1, 60.0))
+        async with stalling(cut(whole(), 6)) as url:
+            with self.assertRaises(asyncget.TimedOut):
+                await self.get(url, deadline=0.3)
+            with self.assertRaises(asyncget.TimedOut):
+                await self.get(url, timeout=0.1, deadline=0.3, retries=broken(1, 60.0))
         self.assertLess(asyncio.get_running_loop().time() - start, 20.0)
-        server.close()
 
     async def test_redirect(self) -> None:
         async with playing(cut(whole(), 6), piece(5)) as (url, requests):
@@ -9954,21 +9854,12 @@ class Downloads(Case):
 
     async def test_cancelled(self) -> None:
         arrived = asyncio.Event()
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(cut(whole(), 6))
-            await reader.read()
-            writer.close()
-
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/f"
-        task = asyncio.ensure_future(self.get(url, progress=lambda *_: arrived.set()))
-        await asyncio.wait_for(arrived.wait(), 60)
-        task.cancel()
-        with self.assertRaises(asyncio.CancelledError):
-            await task
-        server.close()
+        async with stalling(cut(whole(), 6)) as url:
+            task = asyncio.ensure_future(self.get(url, progress=lambda *_: arrived.set()))
+            await asyncio.wait_for(arrived.wait(), 60)
+            task.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await task
         self.assertEqual(self.read(self.part), WHOLE[:5])
         self.assertEqual(self.names(), ["f.part", "f.part.meta"])
 
@@ -10073,13 +9964,10 @@ class Files(Case):
                 await self.refused("link", asks=1)
                 os.unlink(self.part)
                 plant(victim, self.part + ".meta")
-                async with playing(whole()) as (url, _):
-                    await self.get(url)
+                await self.refused("link", asks=1)
                 self.assertEqual(self.read(victim), b"precious")
-                self.assertEqual(self.read(self.path), WHOLE)
-                self.assertEqual(self.names(), ["f", "fictim"])
-                self.assertFalse(os.path.islink(self.path))
-                os.unlink(self.path)
+                os.unlink(self.part + ".meta")
+                os.unlink(self.part)
 
     async def test_what_is_not_ours_is_left_alone(self) -> None:
         """Nor does it hold us, or fill the memory."""
@@ -10120,7 +10008,6 @@ class Files(Case):
             ("huge sidecar", sparse),
             ("pipe as sidecar", lambda: fifo(meta, b"mine")),
             ("pipe as part", lambda: fifo(self.part, b"")),
-            ("sidecar alone", lambda: self.write(meta, b"my notes\n")),
             *((f"{plant.__name__} as {name[-4:]}",
                functools.partial(leads, plant, name, valid if name == meta else b"mine"))
               for plant in (os.symlink, os.link) for name in (self.part, meta)),
@@ -10154,24 +10041,12 @@ class Files(Case):
         """What another process does while we are not looking: each gap in turn."""
         import fcntl
 
-        victim, unlink, flock = self.path + "ictim", os.unlink, fcntl.flock
+        victim, flock = self.path + "ictim", fcntl.flock
 
         os.symlink(victim, self.part)  # leads nowhere yet: creating it is an attack, too
         await self.refused("link", asks=1)
         self.assertFalse(os.path.exists(victim))
         os.unlink(self.part)
-
-        def unlink_and_plant(path: str) -> None:
-            if path.endswith(".meta"):
-                if os.path.lexists(path):
-                    unlink(path)
-                os.symlink(victim, path)
-
-        with mock.patch.object(os, "unlink", unlink_and_plant):
-            await self.refused("exists", asks=1)
-        self.assertFalse(os.path.exists(victim))
-        os.unlink(self.part)
-        os.unlink(self.part + ".meta")
 
         def rename_and_lock(file: Any, how: int) -> None:  # another download has finished,
             os.rename(self.part, victim)                   # and a third one has begun
@@ -10195,7 +10070,6 @@ class Files(Case):
             ("renamed", [do(os.rename, self.part, other)]),
             ("begun anew", [do(os.unlink, self.part), do(self.write, self.part, b"he")]),
             ("a link now", [do(os.rename, self.part, other), do(os.symlink, other, self.part)]),
-            ("of two names", [do(os.link, self.part, other)]),
             ("grown", [do(os.truncate, self.part, 12)]),
             ("cut", [do(os.truncate, self.part, 3)]),
         ]
@@ -11336,17 +11210,15 @@ class Section14DemoServer(unittest.TestCase):
             "/length": (200, "I end after 22 bytes.\n"),
             "/chunked": (200, "I end with a chunk of 0 bytes.\n"),
             "/close": (200, "I end when I hang up.\n"),
-            "/gzip": (200, "I was squeezed.\n" * 99),
-            "/drip": (200, "drip drop\n"),
-            "/delay/0.1": (200, "I thought for 0.1 s.\n"),
-            "/redirect/2": (200, "You have arrived.\n"),
+            "/delay/0.1": (200, "I thought about it.\n"),
+            "/redirect": (200, "I end after 22 bytes.\n"),
             "/other": (404, "No such page.\n"),
         }
         responses = self.served(*pages)
         for response, (path, expected) in zip(responses, pages.items()):
             with self.subTest(path):
                 self.assertEqual((response.status_code, response.text), expected)
-        self.assertEqual([len(r.history) for r in responses], [0, 0, 0, 0, 0, 0, 2, 0])
+        self.assertEqual([len(r.history) for r in responses], [0, 0, 0, 0, 1, 0])
         self.assertTrue(responses[1].timing.reused)
 
     def test_nonsense_gets_no_answer_and_no_traceback(self) -> None:
@@ -11364,13 +11236,12 @@ class Section14DemoServer(unittest.TestCase):
         self.assertEqual((result.returncode, result.stderr), (0, b""))
         ticks = [text.index(f"{second} s ... still") for second in (1, 2)]
         self.assertEqual(ticks, sorted(ticks))
-        self.assertLess(ticks[-1], text.index("I thought for 3.2 s."))
-        gathered, in_a_row = map(float, re.findall(r"^   ([0-9.]+) s$", text, re.M))
+        self.assertLess(ticks[-1], text.index("I thought about it."))
+        gathered, in_a_row = map(float, re.findall(r"^([0-9.]+) s in all", text, re.M))
         self.assertLess(gathered, in_a_row)
         self.assertGreaterEqual(in_a_row, 3)
         self.assertIn("add_two_numbers(2, 3) = 5", text)
-        self.assertRegex(text.splitlines()[-1], "s in all; one after another")
-        self.assertEqual(len(re.findall(r"^page \d+ +\|", text, re.M)), 20)
+        self.assertEqual(len(re.findall(r"^200 127.* \|", text, re.M)), 20)
 
 
 class Section15CommandLine(Folder):
@@ -13051,7 +12922,7 @@ class TheText(unittest.TestCase):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(quick, "README.md", "exec"), {})
         self.assertEqual(printed.getvalue(),
-                         "1\n2\n3\n4\n5\n200 I thought for 0.5 s.\n\n5\n")
+                         "1\n2\n3\n4\n5\n200 I thought about it.\n\n5\n")
 
     def test_every_public_name_is_told(self) -> None:
         text = README.read_text(encoding="utf-8")
