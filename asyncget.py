@@ -75,6 +75,7 @@ import errno
 import functools
 import heapq
 import inspect
+import io
 import itertools
 import os
 import re
@@ -119,7 +120,6 @@ if sys.version_info >= (3, 11):
 elif TYPE_CHECKING:
     from typing_extensions import Unpack  # known to each type checker, and never imported
 if TYPE_CHECKING:
-    import io
     from datetime import timedelta
 
 __version__ = "0.1.0"
@@ -137,7 +137,7 @@ __all__ = [
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 MAX_HEAD_BYTES = 131_072         # one head or trailer section; curl 300 KB, aiohttp 8 KB a line
 MAX_INTERIM = 10                 # 1xx responses before the real one
-MAX_CHUNK_LINE_BYTES = 4096      # size and extensions of one chunk
+MAX_SIZES = 4096                 # of chunks, remembered
 MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
 MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
@@ -934,7 +934,8 @@ class Headers(Mapping[str, str]):
 
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+_sizes: dict[bytes, int] = {}  # of chunks, by what stands before them: many are alike
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
@@ -972,21 +973,20 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     return head.minor >= 1 or (b"keep-alive" in options and framing != "chunked")  # 6.1
 
 
-def parse_chunk_line(line: bytes) -> int:
-    """The size in a chunk's first line.
+def parse_border(border: bytes) -> int:
+    r"""The size of a chunk, from what stands before it: the CRLF of the last one, then its line.
 
-    >>> parse_chunk_line(b"1F ;name=value")
+    >>> parse_border(b"\r\n1F ;name=value\r\n")
     31
 
     int(line, 16) alone would take "+5", "0x5" and "0_5".
     """
-    match = _CHUNK_SIZE.fullmatch(line)
-    if match is None or len(line) > MAX_CHUNK_LINE_BYTES:
-        raise ProtocolError(f"not a chunk size: {shown(line)}")
+    if not border.startswith(b"\r\n"):
+        raise ProtocolError(f"no CRLF behind a chunk, but {shown(border[:20])}")
+    match = _BORDER.fullmatch(border)
+    if match is None or len(border) > MAX_EXTENSION_BYTES or int(match[1], 16) > sys.maxsize:
+        raise ProtocolError(f"not a chunk size: {shown(border[2:])}")
     return int(match[1], 16)
-
-
-parse_chunk_size = functools.lru_cache(maxsize=256)(parse_chunk_line)  # as many are alike
 
 
 def read_chunked() -> BodyParser:
@@ -999,37 +999,36 @@ def read_chunked() -> BodyParser:
     >>> body_parser("chunked").send(b"5\r\nhello\r\n6\r\n wor")
     b'hello wor'
     """
-    data, at, extensions = b"", 0, 0  # what came, how far it is used
-    pieces: list[bytes] = []          # payload that was not yielded yet
+    arrived = io.BytesIO(b"\r\n")  # so that the first line, too, has a CRLF before it
+    pieces: list[bytes] = []        # payload that was not yielded yet
+    extensions = 0
     try:
         while True:
-            while ((end := data.find(b"\r\n", at)) < 0
-                    and len(data) - at <= MAX_CHUNK_LINE_BYTES + 1):  # its CR may be there
-                arrived = yield b"".join(pieces)
-                data, at, pieces = data[at:] + arrived, 0, []
-            line = data[at:end] if end >= 0 else data[at:]
-            at = end + 2
-            if len(line) <= 16:
-                size = parse_chunk_size(line)
-            else:  # more than digits: not remembered; what payload comes with it is to its credit
-                size = parse_chunk_line(line)
-                extensions = max(0, extensions + len(line) - size)
-                if extensions > MAX_EXTENSION_BYTES:
-                    raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
+            border = arrived.read(2) + arrived.readline()
+            size = _sizes.get(border)
+            if size is None:
+                while not border[2:].endswith(b"\n") and len(border) <= MAX_EXTENSION_BYTES:
+                    arrived = io.BytesIO(border + (yield b"".join(pieces)))
+                    border, pieces = arrived.read(2) + arrived.readline(), []
+                size = parse_border(border)
+                if len(border) <= 20:
+                    if len(_sizes) >= MAX_SIZES:
+                        _sizes.clear()
+                    _sizes[border] = size
+                else:  # more than digits; what payload comes with it is to its credit
+                    extensions = max(0, extensions + len(border) - size)
+                    if extensions > MAX_EXTENSION_BYTES:
+                        raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
                 break
-            while len(data) - at < size + 2:  # it goes on in what is still to come
-                piece = data[at:at + size]
-                arrived = yield b"".join([*pieces, piece])
-                size -= len(piece)
-                data, at, pieces = data[at + len(piece):] + arrived, 0, []
-            pieces.append(data[at:at + size])
-            at += size + 2
-            if data[at - 2:at] != b"\r\n":
-                raise ProtocolError("no CRLF behind a chunk, but "
-                                    + shown(data[at - 2:at + 18]))
+            payload = arrived.read(size)
+            while len(payload) < size:  # it goes on in what is still to come
+                size -= len(payload)
+                arrived = io.BytesIO((yield b"".join([*pieces, payload])))
+                payload, pieces = arrived.read(size), []
+            pieces.append(payload)
         # With the CRLF behind the 0 the trailer section ends in two, even if there are none.
-        block, searched = bytearray(data[at - 2:]), 0
+        block, searched = bytearray(b"\r\n" + arrived.read()), 0
         while (end := block.find(b"\r\n\r\n", searched)) < 0 and len(block) - 2 <= MAX_HEAD_BYTES:
             searched = max(0, len(block) - 3)
             block += yield b"".join(pieces)
