@@ -302,9 +302,9 @@ _URL = re.compile(r"([^:/?#]*)://([^/?#]*)(.*)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%@-]*")
-_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_HOST = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")  # the last: the DNS root
 _NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
-_ZONE = re.compile(r"[A-Za-z0-9._~-]{1,63}")
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]{1,63})?")  # its zone: RFC 6874
 _ASCII = "".join(map(chr, range(0x21, 0x7F)))
 
 
@@ -373,19 +373,11 @@ def without_userinfo(text: str) -> str:
     >>> without_userinfo("http://me:pw@h/@b"), without_userinfo("http://me:p/w@h/")
     ('http://h/@b', 'http://***@h/')
     """
-    scheme, mark, rest = text.partition("://")
     try:
         userinfo = parse_url(text).userinfo
     except InvalidURL:
         return masked(text)[1:-1]
-    return scheme + mark + (rest[len(userinfo) + 1:] if userinfo else rest)
-
-
-def refuse_controls(text: str) -> None:
-    """Raise for control bytes: urllib.parse deletes them, and so asks for something else."""
-    control = re.search(r"[\x00-\x1f\x7f]", text)
-    if control:
-        raise InvalidURL(f"control character {control[0]!r} in URL {masked(text)}")
+    return text.replace(userinfo + "@", "", 1) if userinfo else text
 
 
 def percent_encode(text: str) -> str:
@@ -410,14 +402,10 @@ def parse_address(text: str, version: int) -> str:
     'fe80::1%eth0'
     """
     import ipaddress
-    address, percent, zone = text.partition("%25")  # RFC 6874
-    try:
-        if not percent or version == 6 and _ZONE.fullmatch(zone):
-            kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
-            if "%" not in address:
-                return str(kind(address)) + ("%" + zone if zone else "")
-    except ValueError:
-        pass
+    kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+    if _ADDRESS.fullmatch(text):
+        with contextlib.suppress(ValueError):
+            return str(kind(text.replace("%25", "%")))
     raise InvalidURL(f"not an IPv{version} address: {masked(text)}")
 
 
@@ -431,7 +419,7 @@ def ascii_label(label: str) -> str:
     from unicodedata import normalize
     lower = normalize("NFC", label.lower())
     # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts.
-    if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
+    if (normalize("NFKC", lower) != lower or lower.isascii()
             or re.search("[\ud800-\udfff]", label)):  # octets that are no UTF-8
         raise InvalidURL(f"not a host label: {masked(label)}")
     return "xn--" + lower.encode("punycode").decode("ascii")
@@ -450,12 +438,9 @@ def parse_host(text: str) -> str:
         return parse_address(text[1:-1], 6)
     if not 0 < len(text) <= 255:
         raise InvalidURL(f"no host, or one of more than 255 characters: {masked(text)}")
-    labels = [ascii_label(label) for label in text.split(".")]
-    if labels[-1] == "":  # the DNS root: "h.test."
-        labels.pop()
-    if not all(map(_LABEL.fullmatch, labels)) or sum(map(len, labels)) + len(labels) > 255:
+    host = ".".join(map(ascii_label, text.split(".")))
+    if not _HOST.fullmatch(host):
         raise InvalidURL(f"not a host: {masked(text)}")
-    host = ".".join(labels) + ("." if text.endswith(".") else "")
     return parse_address(text, 4) if _NUMBERS.fullmatch(host) else host
 
 
@@ -496,8 +481,10 @@ def parse_url(text: str) -> URL:
     text = text.strip(" \t\r\n\f")
     if len(text) > MAX_URL_CHARS:
         raise InvalidURL(f"a URL of {len(text)} characters: at most {MAX_URL_CHARS} are sent")
-    if not text.isprintable():
-        refuse_controls(text)
+    # urllib.parse deletes control bytes, and so asks for something else.
+    control = None if text.isprintable() else re.search(r"[\x00-\x1f\x7f]", text)
+    if control:
+        raise InvalidURL(f"control character {control[0]!r} in URL {masked(text)}")
     match = _URL.fullmatch(text)
     if match is None:
         raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path")
@@ -534,17 +521,6 @@ def remove_dots(path: str) -> str:
     return "/" + "/".join(segments)
 
 
-def join_target(base: str, reference: str) -> str:
-    """Resolve path and query (RFC 3986 5.2.2)."""
-    path, mark, query = reference.partition("?")
-    base_path = base.partition("?")[0]
-    if not path:
-        return base_path + mark + query if mark else base
-    if not path.startswith("/"):
-        path = base_path[:base_path.rindex("/") + 1] + path
-    return remove_dots(path) + mark + query
-
-
 def join_url(base: URL, reference: str) -> URL:
     """Resolve what a Location says against the URL that was asked (RFC 3986 5.2).
 
@@ -554,18 +530,14 @@ def join_url(base: URL, reference: str) -> URL:
 
     urllib.parse.urljoin is not used: it drops empty segments and a bare "?".
     """
-    refuse_controls(reference)
     if reference.startswith("//"):
         reference = f"{base.origin.scheme}:{reference}"
-    if _SCHEME.match(reference):
-        url = parse_url(reference)
-    else:
-        relative, _, fragment = percent_encode(reference).partition("#")
-        target = join_target(base.target, relative)
-        if len(target) > MAX_URL_CHARS:
-            raise InvalidURL(f"a target of {len(target)} characters: at most {MAX_URL_CHARS} "
-                             "are sent")
-        url = URL(base.origin, target, fragment, "")
+    if not _SCHEME.match(reference):
+        path = base.target.partition("?")[0]
+        folder = path[:path.rindex("/") + 1]
+        kept = {"/": "", "?": path, "#": base.target, "": base.target}.get(reference[:1], folder)
+        reference = str(base._replace(target=kept, fragment="")) + reference
+    url = parse_url(reference)
     return url if "#" in reference else url._replace(fragment=base.fragment)  # RFC 9110 10.2.2
 
 

@@ -115,7 +115,6 @@ from asyncget import (
     content_codings,
     field_text,
     find_head_end,
-    join_target,
     join_url,
     masked,
     may_reuse,
@@ -717,7 +716,7 @@ class Section2URLs(Section):
         ("full-width", "http://１２７.0.0.1/", "not a host label"),
         ("Kelvin sign", "http://\u212a/", "not a host label"),
         ("long s", "http://ſ/", "not a host"),
-        ("CVE-2022-45061", f"http://{'ü' * 64}/", "not a host label"),
+        ("CVE-2022-45061", f"http://{'ü' * 64}/", "not a host"),
         ("label", f"http://{'a' * 64}/", "not a host"),
         ("label", f"http://{'ü' * 60}x/", "not a host"),
         ("host", f"http://{'a.' * 128}/", "255"), ("labels", "http://a..b/", "not a host"),
@@ -745,7 +744,7 @@ class Section2URLs(Section):
                 self.refused(InvalidURL, said, join_url, base, text)
                 if text.startswith("http://"):
                     self.refused(InvalidURL, said, join_url, base, text[5:])
-        for text in ("/x HTTP/1.1\r\nY: 2", "?\t", "#\n", "a\0", "\x7f", "\\\r"):
+        for text in ("/x HTTP/1.1\r\nY: 2", "?\tx", "#\nx", "a\0", "\x7f", "\\\rx"):
             self.refused(InvalidURL, "control character", join_url, base, text)
 
     def test_no_secret_in_a_message(self) -> None:
@@ -771,9 +770,9 @@ class Section2URLs(Section):
         base = parse_url("http://h/")
         self.assertEqual(self.quick(parse_url, f"http://{'@' * 20_000}h/").origin,
                          HERE)  # CVE-2021-33503
-        self.assertEqual(self.quick(join_target, "/", "../" * 60_000), "/")  # CVE-2026-56860
-        self.assertEqual(self.quick(join_target, "/", "a/../" * 40_000), "/")
-        self.quick(join_target, "/" + "a/" * 60_000, "./" * 60_000)
+        for reference in ("../" * 21_000, "a/../" * 13_000):  # CVE-2026-56860
+            self.assertEqual(self.quick(join_url, base, reference).target, "/")
+        self.quick(join_url, base._replace(target="/" + "a/" * 16_000), "./" * 16_000)
         for host in ("ü" * 65_000, "ü." * 30_000, "a" * 65_000, "[" * 65_000, ":" * 65_000,
                      "\u0300" * 65_000, "1." * 30_000, "%" * 65_000):  # CVE-2024-3651
             with self.subTest(host[:2]):
@@ -8807,7 +8806,7 @@ class LinearTime(Section):
             "without_userinfo": lambda t: a.without_userinfo("http://" + t), "parse_url": lambda t: parse_url("http://" + t),
             "parse_url, path": lambda t: parse_url("http://h/" + t), "parse_host": parse_host,
             "ascii_label": a.ascii_label, "parse_address": lambda t: a.parse_address("::%25" + t, 6),
-            "parse_origin": lambda t: a.parse_origin.__wrapped__("http", t), "refuse_controls": a.refuse_controls,
+            "parse_origin": lambda t: a.parse_origin.__wrapped__("http", t),
             "percent_encode": a.percent_encode, "remove_dots": lambda t: a.remove_dots("/" + t),
             "join_url": lambda t: join_url(page, t), "is_close": lambda t: a.is_close("connection", t),
             "acceptable": a.acceptable, "render_fields": lambda t: render_fields((("Host", t),), HERE),
