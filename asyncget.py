@@ -979,7 +979,8 @@ def read_chunked() -> BodyParser:
             border = arrived.read(2) + arrived.readline()
             size = _sizes.get(border)
             if size is None:
-                while not border[2:].endswith(b"\n") and len(border) <= MAX_EXTENSION_BYTES:
+                while (b"\r\n".startswith(border[:2]) and not border[2:].endswith(b"\n")
+                        and len(border) <= MAX_EXTENSION_BYTES):  # it may become one
                     arrived = io.BytesIO(border + (yield b"".join(pieces)))
                     border, pieces = arrived.read(2) + arrived.readline(), []
                 size = parse_border(border)
