@@ -439,7 +439,7 @@ def parse_host(text: str) -> str:
     if not 0 < len(text) <= 255:
         raise InvalidURL(f"no host, or one of more than 255 characters: {masked(text)}")
     host = ".".join(map(ascii_label, text.split(".")))
-    if not _HOST.fullmatch(host):
+    if not _HOST.fullmatch(host) or len(host) > 255:  # punycode makes it longer
         raise InvalidURL(f"not a host: {masked(text)}")
     return parse_address(text, 4) if _NUMBERS.fullmatch(host) else host
 
@@ -1060,18 +1060,16 @@ _TEXT_CODEC = re.compile(
 # Japanese and Korean standards go texts with the characters that Windows added to these.
 _WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|win|dos|cp)-?(?=\d+$)", "cp"),
               (r"^iso8859(?=\d)", "iso8859-"))
-_WEB_CODECS = {
-    "mac": "mac-roman", "mac-ukrainian": "mac-cyrillic", "koi8": "koi8-r", "koi8-ru": "koi8-u",
-    "cn-big5": "big5", "gb_2312": "gb18030", "csgb2312": "gb18030", "ksc_5601": "cp949",
-    "cseuckr": "cp949", "visual": "iso8859-8", "logical": "iso8859-8", "ucs-2": "utf-16-le",
-    "unicode": "utf-16-le", "windows-31j": "cp932", "gb_2312-80": "gb18030",
-    "ks_c_5601-1989": "cp949",
-    "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949"}
+_WEB_CODECS = {name: codec for codec, names in {
+    "mac-roman": "mac", "mac-cyrillic": "mac-ukrainian", "koi8-r": "koi8", "koi8-u": "koi8-ru",
+    "big5": "cn-big5", "iso8859-8": "visual logical", "utf-16-le": "ucs-2 unicode",
+    "cp932": "windows-31j shift_jis", "cp949": "ksc_5601 ks_c_5601-1989 cseuckr euc_kr",
+    "gb18030": "gb_2312 gb_2312-80 csgb2312 gb2312 gbk",
+}.items() for name in names.split()}
 
 
-# How a further member begins, which goes on where one has ended (RFC 1952 2.2, RFC 8878 3.1).
-_MEMBER = {b"gzip": re.compile(rb"\x1f\x8b"), b"deflate": re.compile(rb"(?!)"),
-           b"zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", re.S)}
+# How a further member may begin, which goes on where one has ended (RFC 1952, RFC 8878 3.1).
+_MEMBER = {b"gzip": b"\x1f", b"deflate": b"", b"zstd": b"(PQRSTUVWXYZ[\\]^_"}
 
 
 class Inflater:
@@ -1084,7 +1082,6 @@ class Inflater:
 
     def __init__(self, coding: bytes) -> None:
         self.coding = coding
-        self.start = b""          # of a stream or member, until one can tell what it is
         self.stream: Any = None   # a decompressor: .decompress, .eof, .unused_data
         self.over = False         # what is still to come is no member
 
@@ -1097,10 +1094,13 @@ class Inflater:
         """Decode a slice so small that copying what is unused of it costs nothing."""
         full = False  # whether the last step stopped for want of room
         while data or full:
-            if self.stream is None or self.stream.eof:
-                data = self.begin(data)
-                if not data:
+            if self.stream and self.stream.eof:
+                data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
+                self.over = self.over or data[:1] not in _MEMBER[self.coding]
+                if self.over or not data:
                     return
+                self.stream = None
+            self.stream = self.stream or self.open(data[0])
             try:
                 piece = self.stream.decompress(data, MAX_DECODED_STEP_BYTES)
             except Exception as error:  # zlib.error or ZstdError: no common base
@@ -1110,24 +1110,8 @@ class Inflater:
             full = len(piece) == MAX_DECODED_STEP_BYTES and not self.stream.eof
             yield piece
 
-    def begin(self, data: bytes) -> bytes:
-        """Begin a stream or a member when enough of it has come; return its bytes, if so."""
-        if self.stream and not self.start:
-            data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
-        data, self.start = self.start + data, b""
-        if self.over:
-            return b""
-        if len(data) < (4 if self.coding == b"zstd" else 2):
-            self.start = data
-            return b""
-        self.over = self.stream is not None and not _MEMBER[self.coding].match(data)
-        if self.over:
-            return b""
-        self.stream = self.open(data)
-        return data
-
-    def open(self, start: bytes) -> Any:
-        """A decompressor for what begins with start (two bytes or more)."""
+    def open(self, first: int) -> Any:
+        """A decompressor for what begins with this byte."""
         if self.coding == b"zstd":
             from compression import zstd  # type: ignore[import-not-found, unused-ignore]
             window = {zstd.DecompressionParameter.window_log_max: 23}  # RFC 9659: 8 MiB
@@ -1135,12 +1119,11 @@ class Inflater:
         if self.coding == b"gzip":
             return zlib.decompressobj(31)
         # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
-        wrapped = start[0] & 15 == 8 and int.from_bytes(start[:2], "big") % 31 == 0
-        return zlib.decompressobj(15 if wrapped else -15)
+        return zlib.decompressobj(15 if first & 15 == 8 else -15)
 
     def finish(self) -> None:
         """Raise if the stream is cut short; an empty body is whole in any coding."""
-        if not self.stream.eof if self.stream else self.start:
+        if self.stream and not self.stream.eof:
             raise DecodingError(f"the {self.coding.decode()} stream ends too early: "
                                 "the content is cut short")
 
@@ -1240,55 +1223,45 @@ class LineCutter:
     >>> cutter.decode(cutter.take(False)), cutter.take(False), cutter.decode(cutter.take(True))
     ('é\n', b'', 'x')
 
-    A line ends at the byte 0x0A, which in all codecs here is nothing else, or where
-    characters are wider, at their line end. So each line can be decoded by itself; not so
-    in ISO 2022, where it matters what came before.
+    A line ends at the byte 0x0A, which in all codecs here is nothing else; or, where characters
+    are wider, at that byte among zeros, in either order: U+0A00 is no character. So each line
+    can be decoded by itself, but in ISO 2022 and behind a byte order mark.
     """
 
     def __init__(self, encoding: str, data: bytes = b"") -> None:
         self.encoding = encoding
         self.pending = bytearray(data)
         self.searched = 0
-        self.newline = b""  # until enough is there to know
+        self.width = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)  # of a line end
         self.decoder = (codecs.getincrementaldecoder(encoding)("replace")
-                        if encoding.startswith("iso2022") else None)
-
-    def begin(self) -> None:
-        """Find out what ends a line, by the mark that a UTF-16 or UTF-32 text may begin with."""
-        if self.encoding in ("utf-16", "utf-32"):
-            big, little = (codecs.BOM_UTF16_BE, codecs.BOM_UTF16_LE) if self.encoding[-1] == "6" \
-                else (codecs.BOM_UTF32_BE, codecs.BOM_UTF32_LE)
-            order = "be" if self.pending.startswith(big) else (
-                "le" if self.pending.startswith(little) else sys.byteorder[0] + "e")
-            if self.pending.startswith((big, little)):
-                del self.pending[:len(big)]
-            self.encoding += "-" + order
-        wide = self.encoding.startswith(("utf-16", "utf-32"))
-        self.newline = "\n".encode(self.encoding) if wide else b"\n"
+                        if self.width > 1 or encoding.startswith("iso2022") else None)
 
     def take(self, last: bool) -> bytes:
         """The next line with its end, b"" for none yet; with `last`, what is left is one, too."""
-        if not self.newline:
-            if len(self.pending) < 4 and not last:
-                return b""
-            self.begin()
-        width, end = len(self.newline), self.pending.find(self.newline, self.searched)
-        while end > 0 and end % width:
-            end = self.pending.find(self.newline, end + 1)
-        if end < 0 and not last:
-            self.searched = max(0, len(self.pending) // width - 1) * width
-            return b""
-        size = end + width if end >= 0 else len(self.pending)
+        size = len(self.pending) if last else 0
+        found = self.pending.find(b"\n", self.searched)
+        while found >= 0:
+            end = found - found % self.width + self.width
+            character = b"\n" if self.width == 1 else self.pending[end - self.width:end]
+            if end <= len(self.pending) and character.strip(b"\0") == b"\n":
+                size = end
+                break
+            found = self.pending.find(b"\n", end)
+        self.searched = 0 if size else max(0, len(self.pending) - self.width)
         line = bytes(self.pending[:size])
         del self.pending[:size]
-        self.searched = 0
         return line
 
     def decode(self, line: bytes) -> str:
         """A line as text; what does not decode is replaced."""
-        if self.decoder is not None:
-            return self.decoder.decode(line)
-        return line.decode(self.encoding, "replace")
+        if self.decoder is None:
+            return line.decode(self.encoding, "replace")
+        try:
+            return self.decoder.decode(line, True)
+        except UnicodeError:  # UTF-16 or UTF-32 without a mark: Python's own order, as in `text`
+            order = "-le" if sys.byteorder == "little" else "-be"
+            self.decoder = codecs.getincrementaldecoder(self.encoding + order)("replace")
+            return self.decoder.decode(line, True)
 
 
 # ==== 7. Response =============================================================
