@@ -731,32 +731,28 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 # One expression says what a head may look like, and it is asked once, about the whole
 # head. It is strict where laxity has been exploited (NUL, bare CR, a blank before the
 # colon) and lenient where servers need it: a bare LF ends a line, the reason may be
-# missing, a folded line is unfolded, a value may hold control bytes, as long as nothing is
-# decided from it. Of the fields only the few that decide what we do next are looked up at
-# once; what users read is made when they ask for it.
+# missing, a folded line is unfolded, a value may hold control bytes (a length or a coding
+# with one of them is none). Of the fields only the few that decide what we do next are
+# looked up at once; what users read is made when they ask for it.
 
 _TEXT = rb"[^\x00\r\n]*"
-_CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_STATUS_LINE = rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: " + _TEXT + rb")?\r?\n"
+_STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: " + _TEXT + rb")?\r?\n"
 _FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
     rb"^(" + TOKEN.encode() + rb"):(" + _TEXT + rb")\r?\n", re.M)
 _HEAD = re.compile(_STATUS_LINE + rb"(?:" + TOKEN.encode() + rb":" + _TEXT + rb"\r?\n)*\r?\n")
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
                        rb"|transfer-encoding):([^\r\n]*)")
-_FRAMING = (b"connection", b"content-length", b"transfer-encoding")
-_FOLD = re.compile(rb"\r?\n[ \t]+")
+_FOLD = re.compile(rb"\r?\n[ \t]+")  # RFC 9112 5.2
+_HEAD_END = re.compile(rb"\n\r?\n")
 
 
-class Head:
+class Head(NamedTuple):
     """A response head that passed. `fields` are those that we decide from, in lower case."""
 
-    __slots__ = ("raw", "minor", "status", "fields")
-
-    def __init__(self, raw: bytes, minor: int, status: int, fields: dict[bytes, bytes]) -> None:
-        self.raw = raw        # as received, but unfolded, with the empty line
-        self.minor = minor    # HTTP/1.minor
-        self.status = status  # 100 to 999
-        self.fields = fields  # name: value, repeats joined with commas (RFC 9110 5.3)
+    raw: bytes     # as received, but unfolded, with the empty line
+    minor: int     # HTTP/1.minor
+    status: int    # 100 to 999
+    fields: dict[bytes, bytes]  # name: value, repeats joined with commas (RFC 9110 5.3)
 
 
 def parse_list(value: bytes) -> list[bytes]:
@@ -775,9 +771,8 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
     >>> find_head_end(b"HTTP/1.1 200 OK\r\n\r\nhello"), find_head_end(b"HTTP/1.1 200 OK\r\n")
     (19, 0)
     """
-    end = data.find(b"\n\r\n", start)
-    bare = data.find(b"\n\n", start, end + 1 if end >= 0 else len(data))
-    return bare + 2 if bare >= 0 else end + 3 if end >= 0 else 0
+    match = _HEAD_END.search(data, start)
+    return match.end() if match else 0
 
 
 def check_fields(block: bytes, what: str) -> None:
@@ -785,11 +780,6 @@ def check_fields(block: bytes, what: str) -> None:
     for line in block.split(b"\n")[:-2]:
         if not _FIELD_LINE.fullmatch(line + b"\n"):
             raise ProtocolError(f"{what}: not a field line: {shown(line)}")
-
-
-def unfold(block: bytes) -> bytes:
-    """Join folded lines with a blank (RFC 9112 5.2); the first line cannot be folded."""
-    return _FOLD.sub(b" ", block)
 
 
 def parse_head(raw: bytes) -> Head:
@@ -801,25 +791,18 @@ def parse_head(raw: bytes) -> Head:
 
     Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
     """
-    match = _HEAD.fullmatch(raw)
-    if match is None:
+    if not _HEAD.fullmatch(raw):
         first = raw.find(b"\n") + 1
         if not re.fullmatch(_STATUS_LINE, raw[:first]):
             raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}",
                                 exit_code=1)
-        raw = raw[:first] + unfold(raw[first:])
+        raw = raw[:first] + _FOLD.sub(b" ", raw[first:])  # the first line cannot be folded
         check_fields(raw[first:], "response head")
-        match = _HEAD.fullmatch(raw)
-        assert match is not None  # as both of its parts have passed
     pairs = _DECISIVE.findall(raw.lower())
     fields = dict(pairs)
     if len(fields) < len(pairs):
         fields = {name: b",".join(v for n, v in pairs if n == name) for name in fields}
-    for name in _FRAMING:
-        if name in fields and _CONTROLS.search(fields[name]):
-            raise ProtocolError(f"response head: control bytes in {name.decode()}: "
-                                + shown(fields[name]))
-    return Head(raw, int(match[1]), int(match[2]), fields)
+    return Head(raw, int(raw[7:8]), int(raw[9:12]), fields)
 
 
 def octets_text(raw: bytes, name: str) -> list[str]:
@@ -835,26 +818,17 @@ def octets_text(raw: bytes, name: str) -> list[str]:
 
 
 def field_text(value: bytes) -> str:
-    """A field's value as text: UTF-8 where it is that, else its bytes as latin-1."""
-    value = value.strip(b" \t")
+    """A value as text: UTF-8 where it is that, else its bytes as latin-1."""
+    value = value.strip(b" \t\r")
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
         return value.decode("latin-1")
 
 
-def parse_fields(block: bytes) -> list[tuple[str, str]]:
-    r"""The (name, value) pairs of field lines that passed.
-
-    >>> parse_fields(b"A: 1\r\nB:\t2 \r\n\r\n")
-    [('A', '1'), ('B', '2')]
-    """
-    return [(name.decode("ascii"), field_text(value)) for name, value in _FIELD_LINE.findall(block)]
-
-
 def status_reason(raw: bytes) -> str:
     """The reason phrase of a head: for people, and often empty (RFC 9112 section 4)."""
-    return field_text(raw.partition(b"\n")[0][13:].rstrip(b"\r"))
+    return field_text(raw.partition(b"\n")[0][13:])
 
 
 class Headers(Mapping[str, str]):
@@ -869,23 +843,29 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs = tuple(pairs)  # all fields, as sent
-        self._values: dict[str, list[str]] = {}
+        self._values: dict[str, list[str]] = {}  # of each field, behind its name as first sent
         for name, value in self.pairs:
-            self._values.setdefault(name.lower(), []).append(value)
+            self._values.setdefault(name.lower(), [name]).append(value)
+
+    @classmethod
+    def parse(cls, block: bytes) -> Headers:
+        r"""The fields in a head, or in trailers, that passed.
+
+        >>> Headers.parse(b"HTTP/1.1 200 OK\r\nA: 1\r\nB:\t2 \r\n\r\n")
+        Headers([('A', '1'), ('B', '2')])
+        """
+        return cls((name.decode("ascii"), field_text(value))
+                   for name, value in _FIELD_LINE.findall(block))
 
     def get_all(self, name: str) -> list[str]:
         """Each value of a field on its own: commas do not part Set-Cookie (RFC 9110 5.3)."""
-        return list(self._values.get(name.lower(), ()))
+        return self._values.get(name.lower(), [])[1:]
 
     def __getitem__(self, name: str) -> str:
-        return ", ".join(self._values[name.lower()])
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in self._values
+        return ", ".join(self._values[name.lower()][1:])
 
     def __iter__(self) -> Iterator[str]:
-        first = {name.lower(): name for name, _ in reversed(self.pairs)}
-        return (first[key] for key in self._values)
+        return (name for name, *_ in self._values.values())
 
     def __len__(self) -> int:
         return len(self._values)
@@ -908,7 +888,7 @@ Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _sizes: dict[bytes, int] = {}  # of chunks, by what stands before them: many are alike
-_LENGTH = re.compile(rb"[0-9]{1,18}")
+_LENGTH = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*")  # "5, 5" says 5
 
 
 def body_framing(head: Head) -> Framing:
@@ -930,10 +910,10 @@ def body_framing(head: Head) -> Framing:
             raise ProtocolError(f"Transfer-Encoding is {shown(transfer)}, not just chunked")
         return "chunked"
     if length is not None:
-        first, *others = (value.strip(b" \t") for value in length.split(b","))
-        if not _LENGTH.fullmatch(first) or any(other != first for other in others):
+        match = _LENGTH.fullmatch(length)
+        if match is None:                                # 5
             raise ProtocolError(f"Content-Length is {shown(length)}")
-        return int(first)                                # 5: "5, 5" says 5, and "5," nothing
+        return int(match[1])                             # 6
     return "close"                                       # 8: all until the server closes
 
 
@@ -1008,7 +988,7 @@ def read_chunked() -> BodyParser:
             pieces = []
         if not 0 <= end <= MAX_HEAD_BYTES - 2:
             raise ProtocolError(f"more than {MAX_HEAD_BYTES} bytes of trailers")
-        trailers = unfold(bytes(block[2:end + 4]))  # they never join the head's fields
+        trailers = _FOLD.sub(b" ", block[2:end + 4])  # they never join the head's fields
         check_fields(trailers, "trailers")
     except ProtocolError as error:
         error.payload = b"".join(pieces)  # what was right so far is handed out first
@@ -1017,26 +997,21 @@ def read_chunked() -> BodyParser:
     return b"".join(pieces), bytes(block[end + 4:]), trailers
 
 
-def read_until_close() -> BodyParser:
-    """Take all until the connection ends."""
-    data = b""
-    while True:
-        data = yield data
-
-
 def read_sized(length: int) -> BodyParser:
     """Take `length` bytes."""
-    data, missing = (yield b""), length
-    while len(data) < missing:
-        missing -= len(data)
+    data = yield b""
+    while len(data) < length:
+        length -= len(data)
         data = yield data
-    return data[:missing], data[missing:], b""
+    return data[:length], data[length:], b""
 
 
 def body_parser(framing: Framing) -> BodyParser:
     """The parser for a framing, started: send it what arrives."""
-    parser = (read_chunked() if framing == "chunked" else
-              read_until_close() if framing == "close" else read_sized(int(framing)))
+    if framing == "chunked":
+        parser = read_chunked()
+    else:  # until the connection closes: as many as come
+        parser = read_sized(sys.maxsize if framing == "close" else int(framing))
     next(parser)
     return parser
 
@@ -1450,7 +1425,7 @@ class Response:
     def headers(self) -> Headers:
         """The fields of the head."""
         if self._headers is None:
-            self._headers = Headers(parse_fields(self.raw_head))
+            self._headers = Headers.parse(self.raw_head)
         return self._headers
 
     @property
@@ -1673,7 +1648,7 @@ class Response:
     @property
     def trailers(self) -> Headers:
         """The fields behind a chunked body, once it is read."""
-        return Headers(parse_fields(self._body.trailers))
+        return Headers.parse(self._body.trailers)
 
     # ---- the clock
 

@@ -1069,7 +1069,7 @@ class Section4ResponseHead(Section):
             with self.subTest(why, wire=wire):
                 parsed = parse_head(wire)
                 self.assertEqual((parsed.status, status_reason(parsed.raw)), (status, reason))
-                told = Headers(asyncget.parse_fields(parsed.raw))
+                told = Headers.parse(parsed.raw)
                 self.assertEqual({name.lower(): value.replace(", ", ",").lower()
                                   for name, value in told.items()},
                                  {name.decode(): field_text(value) for name, value in
@@ -1107,11 +1107,6 @@ class Section4ResponseHead(Section):
                 ("NUL", b"HTTP/1.1 200 O\0K\r\n\r\n", r"\x00"),
                 ("folded", line + b" X: 1\r\n\r\n", "' x: 1"),
                 ("CVE-2026-34520", line + b"X: a\0b\r\n\r\n", r"\x00"),
-                *[("they frame", line + b"%b: %b\r\n\r\n" % (name, value), "control bytes in " + name.decode().lower())
-                  for name in (b"Content-Length", b"TRANSFER-ENCODING", b"connection")
-                  for value in (b"5\x01", b"\x0c5", b"chunked\x7f", b"close\x1b")],
-                ("in the second", line + b"Content-Length: 5\r\ncontent-length: 5\x0b\r\n\r\n", "content-length"),
-                ("in a fold", line + b"Connection: x\r\n \x1b\r\n\r\n", "connection"),
                 ("in a name", line + b"X\x01: 1\r\n\r\n", r"\x01"), ("same", line + b"\x7fX: 1\r\n\r\n", r"\x7f"),
                 ("CVE-2023-30589", line + b"X: \rTransfer-Encoding: chunked\r\n\r\n",
                  r"\rtransfer"),
@@ -1179,8 +1174,7 @@ class Section4ResponseHead(Section):
             accepted += 1
             self.assertTrue(parsed.raw.count(b"\n") == 2 or strict(bytes(wire[:end])), bytes(wire))
             self.assertRegex(bytes(wire[:end]), rb"\AHTTP/1\.[0-9] [1-9][0-9][0-9][ \r\n]")
-            self.assertNotRegex(parsed.fields.get(b"content-length", b""), rb"[^\t -~\x80-\xff]")
-            listed = Headers(asyncget.parse_fields(parsed.raw))
+            listed = Headers.parse(parsed.raw)
             decisive = {"connection", "content-encoding", "content-length", "set-cookie",
                         "transfer-encoding"}
             self.assertEqual({name.lower() for name in listed} & decisive,
@@ -1200,7 +1194,7 @@ class Section4ResponseHead(Section):
                     pass
         self.quick(parse_head, b"HTTP/1.1 200 " + b" " * 131_000 + b"\r\n\r\n")
         many = self.quick(head, *[b"X%d: y" % at for at in range(10_000)])  # CVE-2023-38039: of bytes
-        self.assertEqual(len(self.quick(asyncget.parse_fields, many.raw)), 10_000)
+        self.assertEqual(len(self.quick(Headers.parse, many.raw).pairs), 10_000)
         self.assertEqual(len(self.quick(asyncget.octets_text, many.raw, "x9999")), 1)
 
     def test_text_of_a_value(self) -> None:
@@ -1219,8 +1213,7 @@ class Section4ResponseHead(Section):
         self.assertEqual(headers.pairs[2], ("set-cookie", "b"))
         self.assertEqual((headers.get("nope"), headers.get("x"), headers.get("nope", "d")),
         (None, "", "d"))
-        self.assertTrue("vARY" in headers and "y" not in headers
-                        and 5 not in headers)  # type: ignore[comparison-overlap]
+        self.assertTrue("vARY" in headers and "y" not in headers)
         self.assertEqual(dict(headers)["Vary"], "c")
         self.assertEqual(headers, pickle.loads(pickle.dumps(headers)))
         self.assertEqual(repr(Headers([("A", "1")])), "Headers([('A', '1')])")
@@ -1284,6 +1277,8 @@ class Section5BodyFraming(Section):
                 ("CVE-2026-53540", [b"Content-Length: -1"], "-1"),
                 ("CVE-2026-34525", [b"Content-Length: 5", b"Content-Length: 6"], "5, 6"),
                 ("CVE-2026-1525", [b"Content-Length: 5", b"content-length: 6"], "5, 6"),
+                *[("controls", [b"Content-Length: " + value], r"\x") for value in (b"5\x01", b"\x0c5", b"5, 5\x0b")],
+                *[("controls", [b"Transfer-Encoding: " + value], r"\x") for value in (b"chunked\x7f", b"\x0cchunked")],
                 ("empty", [b"Content-Length:"], "''"),
                 ("9112 5.2", [b"Content-Length: 5\r\n 0"], "5 0"),
                 ("trap 3", [b"Content-Length: 1_0"], "1_0"),
@@ -1311,6 +1306,7 @@ class Section5BodyFraming(Section):
                 ("5.6.1.2", b"HTTP/1.1 200", b"Connection: ,, close", 5, False),
                 ("two lines", b"HTTP/1.1 200", b"Connection: x\r\nConnection: close", 5, False),
                 ("not a token", b"HTTP/1.1 200", b"Connection: closed", 5, True),
+                ("controls", b"HTTP/1.0 200", b"Connection: keep-alive\x01", 5, False),
                 ("1.0", b"HTTP/1.0 200", b"X: 1", 5, False),
                 ("1.0", b"HTTP/1.0 200", b"Connection: Keep-Alive", 5, True),
                 ("6.1: faulty", b"HTTP/1.0 200", b"Connection: keep-alive", "chunked", False),
@@ -6848,9 +6844,6 @@ def second_opinion(wire: bytes) -> tuple[int, bytes, bytes] | None:
             return None
         wire, status = wire[head.end():], int(head["status"])
         fields = fields_in(head["fields"])
-        if any(name in (b"connection", b"content-length", b"transfer-encoding")
-               and not re.fullmatch(PRINTED, value) for name, value in fields):
-            return None
         if status >= 200:
             break
     else:
@@ -8812,11 +8805,11 @@ class LinearTime(Section):
             "acceptable": a.acceptable, "render_fields": lambda t: render_fields((("Host", t),), HERE),
             "render_fields, value": lambda t: render_fields((("X", t),), HERE), "render_auth": lambda t: render_auth((t, t)),
             "split_userinfo": split_userinfo, "parse_list": raw(a.parse_list), "find_head_end": raw(find_head_end),
-            "check_fields": raw(lambda t: a.check_fields(t + b"\n\n", "")), "unfold": raw(a.unfold),
+            "check_fields": raw(lambda t: a.check_fields(t + b"\n\n", "")),
             "parse_head": raw(lambda t: parse_head(b"HTTP/1.1 200 " + t + b"\r\n\r\n")),
             "parse_head, fields": raw(lambda t: parse_head(OK + t + b"\r\n\r\n")),
             "octets_text": raw(lambda t: a.octets_text(OK + b"location:" + t + b"\r\n", "location")),
-            "parse_fields": raw(a.parse_fields), "status_reason": raw(status_reason),
+            "parse": raw(Headers.parse), "status_reason": raw(status_reason),
             "Headers": lambda t: dict(got("x", t).headers), "body_framing": lambda t: got("content-length", t),
             "may_reuse": lambda t: got("connection", t), "parse_border": raw(lambda t: a.parse_border(b"\r\n1;" + t)),
             "read_chunked": raw(lambda t: take("chunked", [t])), "trailers": raw(lambda t: take("chunked", [b"0\r\n" + t])),
