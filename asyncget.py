@@ -586,14 +586,12 @@ TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 _NAME = re.compile(TOKEN)
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _HOST_VALUE = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
-# These frame messages or belong to one connection (RFC 9110 7.6.1). With the values that
-# browsers and other clients send they say nothing new, and are dropped; with any other, a
-# GET could be read in a second way by whoever stands between. Only "close" goes out.
-_HOP_FIELDS = {
-    "connection": r"(close|keep-alive|te|[, ])*", "content-length": "0", "expect": "",
-    "keep-alive": ".*", "proxy-authorization": "", "proxy-connection": ".*",
-    "te": "trailers", "trailer": "", "transfer-encoding": "", "upgrade": "",
-}
+# These frame messages, or are for the next hop alone (RFC 9110 7.6.1): with them a GET could be
+# read in a second way by whoever stands between. The others say, as browsers and other clients
+# send them, nothing new, and are dropped; only "close" goes out.
+_FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
+                   "transfer-encoding", "upgrade"}
+_HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
 CLOSE_FIELD = ("Connection", "close")  # our end, too, closes behind the response (RFC 9112 9.6)
 
 HAS_ZSTD = False
@@ -624,24 +622,17 @@ def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
         if not isinstance(name, str) or not isinstance(value, (str, type(None))):
             raise InvalidHeader("headers must be a mapping, or pairs, of text: not the value of "
                                 f"{name!r:.100}")
-        named.add(name.lower())
-        if value is not None and name.lower() in _HOP_FIELDS:
-            if is_close(name.lower(), value):
-                extra.append(CLOSE_FIELD)
-        elif value is not None:
+        lower = name.lower()
+        named.add(lower)
+        if lower in _FRAMING_FIELDS and value not in (None, "", "0"):
+            raise InvalidHeader(f"{lower} is not a caller's to set: it is between us and the "
+                                "next hop (a proxy's credentials go into the proxy's URL)")
+        if lower == "connection" and "close" in (value or "").lower():
+            extra.append(CLOSE_FIELD)
+        elif value is not None and lower not in _HOP_FIELDS:
             extra.append((name, value))
     kept = [pair for pair in base if pair[0].lower() not in named] + extra
-    host = [pair for pair in kept if pair[0].lower() == "host"]  # 7.2: it stands first
-    return (*host, *(pair for pair in kept if pair[0].lower() != "host"))
-
-
-def is_close(name: str, value: str) -> bool:
-    """Whether a field between us and the next hop asks to close; raise if it means more."""
-    value = value.strip().lower()
-    if value and not re.fullmatch(_HOP_FIELDS[name], value):
-        raise InvalidHeader(f"{name} with this value is not a caller's to set: it is between us "
-                            "and the next hop (a proxy's credentials go into the proxy's URL)")
-    return name == "connection" and "close" in value
+    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: it stands first
 
 
 def acceptable(accept_encoding: str) -> str:
@@ -666,10 +657,10 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
     """
     lines: list[str] = []
     for name, value in fields:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InvalidHeader(f"not a field name: {str(name).partition(':')[0]!r:.100}")
-        if not isinstance(value, str) or not _VALUE.fullmatch(value):
-            raise InvalidHeader(f"the value of {name} is no text, or has control characters")
+        if not _NAME.fullmatch(name):
+            raise InvalidHeader(f"not a field name: {name.partition(':')[0]!r:.100}")
+        if not _VALUE.fullmatch(value):
+            raise InvalidHeader(f"the value of {name} has control characters")
         if name.lower() == "host":
             value = value or origin.authority
             if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: there is but one
@@ -681,19 +672,18 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
         raise InvalidHeader("a header's value is not Unicode") from None
 
 
-def render_request(target: str, fields: Fields | bytes, origin: Origin) -> bytes:
+def render_request(target: str, lines: bytes) -> bytes:
     r"""The head of a GET (RFC 9112 section 3). The first line has one of three forms:
 
         GET /path?query HTTP/1.1          origin-form, to the server itself
         GET http://h/path HTTP/1.1        absolute-form, to a proxy
         CONNECT h:443 HTTP/1.1            authority-form, for a tunnel: section 8
 
-    >>> render_request("/x", (("Host", ""),), Origin("http", "h", 80))
+    >>> render_request("/x", render_fields((("Host", ""),), Origin("http", "h", 80)))
     b'GET /x HTTP/1.1\r\nHost: h\r\n\r\n'
     """
     if not target.isascii() or not target.isprintable() or " " in target:
         raise InvalidURL(f"not a request target: {masked(target)}")
-    lines = fields if isinstance(fields, bytes) else render_fields(fields, origin)
     return b"GET %b HTTP/1.1\r\n%b" % (target.encode("ascii"), lines)
 
 
@@ -4137,13 +4127,13 @@ class Session:
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(route.proxy))
         if fields is not self._fields:
-            return render_request(target, fields, origin)
+            return render_request(target, render_fields(fields, origin))
         lines = self._lines.get(origin)
         if lines is None:
             if len(self._lines) >= 1000:  # of a crawl over many hosts
                 self._lines.clear()
             lines = self._lines[origin] = render_fields(fields, origin)
-        return render_request(target, lines, origin)
+        return render_request(target, lines)
 
     def _jar(self, settings: Mapping[str, Any]) -> Any:
         """The jar of a call: the session's, one of the caller's, or None."""

@@ -890,12 +890,12 @@ class Section3RequestBytes(Section):
                 ("/x?q", b"GET /x?q HTTP/1.1"), ("http://h/x", b"GET http://h/x HTTP/1.1"),
                 ("/%0d%0aX:", b"GET /%0d%0aX: HTTP/1.1")]:  # CVE-2014-8150: never decoded
             with self.subTest(target):
-                self.assertEqual(render_request(target, (("Host", ""),), HERE),
+                self.assertEqual(render_request(target, b"Host: h\r\n\r\n"),
                                  line + b"\r\nHost: h\r\n\r\n")
 
     def test_the_head_that_is_sent_by_default(self) -> None:
         self.assertEqual(
-            render_request("/", asyncget.DEFAULT_FIELDS, Origin("https", "::1", 8443)),
+            render_request("/", render_fields(asyncget.DEFAULT_FIELDS, Origin("https", "::1", 8443))),
             b"GET / HTTP/1.1\r\nHost: [::1]:8443\r\nUser-Agent: asyncget/%b\r\nAccept: */*\r\n"
             b"Accept-Encoding: %b\r\n\r\n" % (asyncget.__version__.encode(),
                                               asyncget.ACCEPT_ENCODING.encode()))
@@ -907,7 +907,7 @@ class Section3RequestBytes(Section):
     def test_bad_targets(self) -> None:  # CVE-2019-9740, CVE-2022-31150
         for target in ["/x HTTP/1.1\r\nY: 2", "/ ", "/\t", "/\0", "/\x7f", "/é", "/\u2028", "/\n"]:
             with self.subTest(target):
-                self.refused(InvalidURL, "not a request target", render_request, target, (), HERE)
+                self.refused(InvalidURL, "not a request target", render_request, target, b"\r\n")
 
     def test_merge(self) -> None:
         base = (("Host", ""), ("Accept", "*/*"), ("X", "1"))
@@ -923,9 +923,10 @@ class Section3RequestBytes(Section):
                 *[({name: value}, base) for name, value in [
                     ("Connection", "keep-alive"), ("connection", "Keep-Alive, TE"),
                     ("Keep-Alive", "timeout=5"), ("TE", "Trailers"),
-                    ("Proxy-Connection", "Keep-Alive"), ("CONTENT-LENGTH", "0")]],
+                    ("Proxy-Connection", "Keep-Alive"), ("CONTENT-LENGTH", "0"), ("Connection", "Upgrade"),
+                    ("TE", "gzip"), ("Keep-Alive", "a\r\nb: c"), ("Expect", "")]],
                 *[({"connection": value}, (*base, asyncget.CLOSE_FIELD))
-                  for value in ("close", " Close", "TE, close", "close, keep-alive")]]
+                  for value in ("close", " Close", "TE, close", "close, keep-alive", "close\r\nX: 1")]]
         for headers, merged in cases:
             with self.subTest(headers):
                 self.assertEqual(merge_fields(base, headers), merged)
@@ -960,16 +961,13 @@ class Section3RequestBytes(Section):
         ("CVE-2023-29406", {"Host": "a:b"}, "Host"), ("same", {"Host": "é"}, "Host"),
         ("9112 3.2", [("Host", "a"), ("host", "b")], "second"),
         *[("RUSTSEC-2020-0008", {name: value}, name.lower()) for name, value in [
-            ("Connection", SECRET), ("connection", "upgrade"), ("Connection", "close, x"),
-            ("Connection", "keep-alive\r\nX: 1"), ("Content-Length", "5"),
-            ("Content-Length", "0, 0"), ("Expect", "100-continue"),
-            ("Keep-Alive", "a\nb"), ("Proxy-Authorization", SECRET), ("proxy-connection", "a\nb"),
-            ("TE", "gzip"), ("TE", "trailers, gzip"), ("Trailer", "x"),
+            ("Content-Length", "5"), ("Content-Length", "0, 0"), ("Expect", "100-continue"),
+            ("Proxy-Authorization", SECRET), ("Trailer", "x"),
             ("Transfer-Encoding", "chunked"), ("UPGRADE", "h2c")]]]
 
     def test_bad_headers(self) -> None:
         def sent(headers: Any) -> bytes:
-            return render_request("/", merge_fields(asyncget.DEFAULT_FIELDS, headers), HERE)
+            return render_fields(merge_fields(asyncget.DEFAULT_FIELDS, headers), HERE)
 
         for why, headers, said in self.BAD:
             with self.subTest(why, headers=headers):
@@ -996,7 +994,8 @@ class Section3RequestBytes(Section):
                             "".join(chance.choices(letters, k=4)))
                            for _ in range(chance.randint(0, 2)))
             try:
-                sent = render_request("/" + "".join(chance.choices(letters[:4], k=3)), fields, HERE)
+                sent = render_request("/" + "".join(chance.choices(letters[:4], k=3)),
+                                      render_fields(fields, HERE))
             except AsyncGetError:
                 refused += 1
                 continue
@@ -4832,7 +4831,7 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
             follow(request, "https://[::1%25.a.test]/")  # CVE-2023-45289
 
     def test_callers_may_not_speak_to_the_proxy(self) -> None:
-        for name in ("Proxy-Authorization", "Connection", "TE", "Upgrade", "Expect"):
+        for name in ("Proxy-Authorization", "Upgrade", "Expect"):
             with self.subTest(name), self.assertRaises(InvalidHeader) as caught:
                 Session(headers={name: "secret"})
             self.assertNotIn("secret", str(caught.exception))
@@ -7197,15 +7196,15 @@ class HostileFuzz(unittest.TestCase):
             return
         if following is not None:
             self.assertEqual(following.has("cookie"), following.url.origin == BASE.origin)
-            self.one_request(render_request(following.url.target, following.fields,
-                                            following.url.origin))
+            self.one_request(render_request(following.url.target, render_fields(
+                following.fields, following.url.origin)))
 
     def use_cookies(self, response: Response) -> None:
         """Whatever is set can be sent, and saved."""
         jar = asyncget.Cookies()
         jar.store(BASE, asyncget.octets_text(response.raw_head, "set-cookie"))
         request = Request(BASE, (("Host", ""),)).with_cookies(jar.pairs_for(BASE))
-        self.one_request(render_request("/", request.fields, BASE.origin), len(request.fields))
+        self.one_request(render_request("/", render_fields(request.fields, BASE.origin)), len(request.fields))
         text = render_cookie_file(jar)
         again = parse_cookie_file(text)[0]
         self.assertEqual(render_cookie_file(again), text)
@@ -7291,7 +7290,7 @@ class HostileFuzz(unittest.TestCase):
                                  r"|[0-9a-f:.]+(?:%[\w.~-]{1,63})?)\Z")
                 self.assertLessEqual(len(url.origin.host), 255)
                 self.assertNotRegex(url.target, r"\A[^?]*/\.\.?(?:[/?]|\Z)")
-                self.one_request(render_request(url.target, (("Host", ""),), url.origin), 1)
+                self.one_request(render_request(url.target, render_fields((("Host", ""),), url.origin)), 1)
                 self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
                 self.assertEqual(join_url(BASE, str(url)).target, url.target)
                 if text.isascii() and make is parse_url:
@@ -7317,7 +7316,7 @@ class HostileFuzz(unittest.TestCase):
                 cookie, auth = render_cookies([("c", other)]), render_auth((value, other))
                 merged += (("Cookie", cookie), ("Authorization", auth))
                 head = render_request(add_params(BASE, {name: value, "b": [other, None]}).target,
-                                      merged, BASE.origin)
+                                      render_fields(merged, BASE.origin))
             except AsyncGetError as error:
                 self.harmless(error)
                 return
@@ -8801,7 +8800,7 @@ class LinearTime(Section):
             "ascii_label": a.ascii_label, "parse_address": lambda t: a.parse_address("::%25" + t, 6),
             "parse_origin": lambda t: a.parse_origin.__wrapped__("http", t),
             "percent_encode": a.percent_encode, "remove_dots": lambda t: a.remove_dots("/" + t),
-            "join_url": lambda t: join_url(page, t), "is_close": lambda t: a.is_close("connection", t),
+            "join_url": lambda t: join_url(page, t), "merge_fields": lambda t: a.merge_fields((), {"connection": t}),
             "acceptable": a.acceptable, "render_fields": lambda t: render_fields((("Host", t),), HERE),
             "render_fields, value": lambda t: render_fields((("X", t),), HERE), "render_auth": lambda t: render_auth((t, t)),
             "split_userinfo": split_userinfo, "parse_list": raw(a.parse_list), "find_head_end": raw(find_head_end),
