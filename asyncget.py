@@ -305,7 +305,6 @@ _USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%@-]*")
 _HOST = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")  # the last: the DNS root
 _NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]{1,63})?")  # its zone: RFC 6874
-_ASCII = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def bracketed(host: str) -> str:
@@ -388,9 +387,10 @@ def percent_encode(text: str) -> str:
 
     Octets that were no UTF-8 go out as they came (RFC 9110 5.5): see octets_text.
     """
+    from string import punctuation
     from urllib.parse import quote
     try:
-        return quote(text, safe=_ASCII, errors="surrogateescape")
+        return quote(text, safe=punctuation, errors="surrogateescape")
     except UnicodeError:
         raise InvalidURL(f"not Unicode: {masked(text)}") from None
 
@@ -788,10 +788,9 @@ def parse_head(raw: bytes) -> Head:
                                 exit_code=1)
         raw = raw[:first] + _FOLD.sub(b" ", raw[first:])  # the first line cannot be folded
         check_fields(raw[first:], "response head")
-    pairs = _DECISIVE.findall(raw.lower())
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        fields = {name: b",".join(v for n, v in pairs if n == name) for name in fields}
+    fields: dict[bytes, bytes] = {}
+    for name, value in _DECISIVE.findall(raw.lower()):
+        fields[name] = fields[name] + b"," + value if name in fields else value
     return Head(raw, int(raw[7:8]), int(raw[9:12]), fields)
 
 
@@ -909,7 +908,7 @@ def body_framing(head: Head) -> Framing:
 
 def may_reuse(head: Head, framing: Framing) -> bool:
     """Whether the connection stays open behind this response (RFC 9112 9.3)."""
-    options = parse_list(head.fields[b"connection"]) if b"connection" in head.fields else []
+    options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
         return False
     return head.minor >= 1 or (b"keep-alive" in options and framing != "chunked")  # 6.1
@@ -1108,24 +1107,21 @@ class Decoder:
         self.budget = MAX_BETWEEN_BYTES  # that may yet be made between the stages
         self.work = 0                    # done so far, in bytes; whoever gives turns sets it back
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes, depth: int = 0) -> Iterator[bytes]:
         """Yield what data decodes to, and nothing now and then, for the work to be looked at."""
-        self.budget = min(self.budget, 4 * MAX_BETWEEN_BYTES) + 100 * len(data)
-        yield from self.decode(data, self.stages)
-
-    def decode(self, data: bytes, stages: Sequence[Inflater]) -> Iterator[bytes]:
-        """Yield what data decodes to by these stages."""
-        if not stages:
+        if depth == len(self.stages):
             yield data
             return
-        for piece in stages[0].feed(data):
+        if depth == 0:
+            self.budget = min(self.budget, 4 * MAX_BETWEEN_BYTES) + 100 * len(data)
+        for piece in self.stages[depth].feed(data):
             self.work += STEP_BYTES + len(piece)
-            if len(stages) > 1:
+            if depth < len(self.stages) - 1:
                 yield b""
                 self.budget -= len(piece)
                 if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
                     raise DecodingError("far more bytes between the codings than have arrived")
-            yield from self.decode(piece, stages[1:])
+            yield from self.feed(piece, depth + 1)
 
     def finish(self) -> None:
         """Raise DecodingError if any of the codings is cut short."""
@@ -1136,22 +1132,20 @@ class Decoder:
 def applied_codings(value: bytes) -> list[bytes]:
     r"""What a Content-Encoding, in lower case, says that was done to the bytes.
 
-    >>> applied_codings(b"identity, x-gzip, none")
-    [b'x-gzip']
+    >>> applied_codings(b"deflate, identity, x-gzip, none")
+    [b'deflate', b'gzip']
     """
-    return [coding for coding in parse_list(value) if coding not in (b"identity", b"none")]
+    return [b"gzip" if coding == b"x-gzip" else coding for coding in parse_list(value)
+            if coding not in (b"identity", b"none")]
 
 
 def content_codings(value: bytes) -> list[bytes]:
-    r"""The codings to undo, in the order in which they were applied; value is in lower case.
-
-    >>> content_codings(b" deflate, x-gzip, none")
-    [b'deflate', b'gzip']
+    """The codings to undo, in the order in which they were applied; value is in lower case.
 
     Raises DecodingError for what we cannot undo: br, for one, is not in the
     standard library, and handing out the coded bytes would be a silent lie.
     """
-    codings = [coding[2:] if coding == b"x-gzip" else coding for coding in applied_codings(value)]
+    codings = applied_codings(value)
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
     for coding in codings:
@@ -4305,7 +4299,7 @@ def is_own_coding(response: Response, path: str) -> bool:
 
     So Apache's usual settings have it; undone, it would leave a tar under that name.
     """
-    codings = [coding.removeprefix(b"x-") for coding in applied_codings(response.coding)]
+    codings = applied_codings(response.coding)
     known = len(codings) == 1 and response.status_code < 300
     ends, types_ = _OWN_CODINGS.get(codings[0], ((), ())) if known else ((), ())
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
