@@ -1217,9 +1217,8 @@ class LineCutter:
             return line.decode(self.encoding, "replace")
         try:
             return self.decoder.decode(line, True)
-        except UnicodeError:  # UTF-16 or UTF-32 without a mark: Python's own order, as in `text`
-            order = "-le" if sys.byteorder == "little" else "-be"
-            self.decoder = codecs.getincrementaldecoder(self.encoding + order)("replace")
+        except UnicodeError:  # UTF-16 or UTF-32 without a mark
+            self.decoder = codecs.getincrementaldecoder(self.encoding + "-le")("replace")
             return self.decoder.decode(line, True)
 
 

@@ -766,21 +766,6 @@ class Section2URLs(Section):
         base = parse_url("http://h/" + "a" * 60_000 + "/")
         self.refused(InvalidURL, "65536", join_url, base, "b" * 6000)
 
-    def test_hostile_shapes_take_no_time(self) -> None:
-        base = parse_url("http://h/")
-        self.assertEqual(self.quick(parse_url, f"http://{'@' * 20_000}h/").origin,
-                         HERE)  # CVE-2021-33503
-        for reference in ("../" * 21_000, "a/../" * 13_000):  # CVE-2026-56860
-            self.assertEqual(self.quick(join_url, base, reference).target, "/")
-        self.quick(join_url, base._replace(target="/" + "a/" * 16_000), "./" * 16_000)
-        for host in ("ü" * 65_000, "ü." * 30_000, "a" * 65_000, "[" * 65_000, ":" * 65_000,
-                     "\u0300" * 65_000, "1." * 30_000, "%" * 65_000):  # CVE-2024-3651
-            with self.subTest(host[:2]):
-                self.quick(self.refused, InvalidURL, "", parse_url, f"http://{host}/")
-                self.quick(self.refused, InvalidURL, "", join_url, base, f"//{host}/")
-        for text in ("@" * 99_999, "a:" * 50_000, "http:" + "/" * 99_999, "x" * 99_999 + "\n"):
-            self.quick(masked, text)
-
     def test_rfc_3986_examples(self) -> None:
         base = parse_url("http://a/b/c/d;p?q")
         for reference, target in [  # 5.4.1, 5.4.2
@@ -983,27 +968,6 @@ class Section3RequestBytes(Section):
             with self.subTest(value):
                 self.assertEqual(render_fields(((name, value),), HERE), line + b"\r\n\r\n")
 
-    def test_whatever_is_sent_is_one_request(self) -> None:
-        chance, refused = random.Random(3), 0
-        letters = ["a", "X", "-", ":", " ", "\t", "\r", "\n", "\r\n", "\0", "\x7f", "é", "\x85",
-                   "\u2028", "1", ""]
-        grammar = re.compile(rb"GET [!-~]+ HTTP/1\.1\r\n"
-                             rb"((?:[!#-'*+.^-z|~0-9A-Z-]+: [^\0-\10\12-\37\177]*\r\n)*)\r\n")
-        for _ in range(5000):
-            fields = tuple(("".join(chance.choices(letters, k=2)),
-                            "".join(chance.choices(letters, k=4)))
-                           for _ in range(chance.randint(0, 2)))
-            try:
-                sent = render_request("/" + "".join(chance.choices(letters[:4], k=3)),
-                                      render_fields(fields, HERE))
-            except AsyncGetError:
-                refused += 1
-                continue
-            match = grammar.fullmatch(sent)
-            assert match is not None, sent
-            self.assertEqual(match[1].count(b"\r\n"), len(fields), sent)
-        self.assertTrue(1000 < refused < 4500, refused)
-
     def test_auth(self) -> None:
         for auth, value in [
                 (("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),  # 7617 2
@@ -1143,59 +1107,6 @@ class Section4ResponseHead(Section):
                           for text in asyncget.octets_text(twice, "set-cookie")], [b"a=\xff", b"b=2"])
         self.assertEqual(asyncget.octets_text(twice, "cookie"), [])
 
-    def test_whatever_is_accepted_a_second_grammar_accepts(self) -> None:
-        def strict(wire: bytes) -> bool:
-            first, *lines = re.sub(rb"(?<=[^\r\n])\r?\n[ \t]+", b" ",
-                                   wire.split(b"\n", 1)[1]).split(b"\n")[:-2]
-            return bool(first is not None and all(
-                re.fullmatch(rb"[!#-'*+.^-z|~0-9A-Z-]+:[^\0\r\n]*\r?", x)
-                for x in [first, *lines]))
-
-        chance = random.Random(4)
-        seeds = [b"HTTP/1.1 200 OK\r\nA: 1\r\nContent-Length: 5\r\n\r\n",
-                 b"HTTP/1.0 404\nX-Y:z\n a\n\n"]
-        pieces = [b"\r", b"\n", b"\r\n", b" ", b"\t", b":", b"\0", b"\x85", b"A: 1\r\n", b"5",
-                  b"\xff", b"\x0b"]
-        accepted = 0
-        for _ in range(20_000):
-            wire = bytearray(chance.choice(seeds))
-            for _ in range(chance.randint(1, 3)):
-                at = chance.randrange(len(wire))
-                wire[at:at + chance.randint(0, 2)] = chance.choice(pieces)
-            end = find_head_end(wire)
-            if not end:
-                continue
-            try:
-                parsed = parse_head(bytes(wire[:end]))
-            except ProtocolError as error:
-                self.assertTrue(str(error).isprintable())
-                continue
-            accepted += 1
-            self.assertTrue(parsed.raw.count(b"\n") == 2 or strict(bytes(wire[:end])), bytes(wire))
-            self.assertRegex(bytes(wire[:end]), rb"\AHTTP/1\.[0-9] [1-9][0-9][0-9][ \r\n]")
-            listed = Headers.parse(parsed.raw)
-            decisive = {"connection", "content-encoding", "content-length", "set-cookie",
-                        "transfer-encoding"}
-            self.assertEqual({name.lower() for name in listed} & decisive,
-                             {name.decode() for name in parsed.fields}, parsed.raw)
-        self.assertGreater(accepted, 2000)
-
-    def test_hostile_shapes_take_no_time(self) -> None:  # CVE-2021-31525, CVE-2025-61724
-        for body in (b"a:\r\n" * 32_000, b"Content-Length: 5\r\n" * 6800,
-                     b"Connection: \x01\r\n" * 8000, b"a" * 131_000, b"a:" + b" " * 131_000,
-                     b"X: y\r\n z\r\n" * 13_000,
-                     b"\r" * 131_000, b"a:\r\n" * 32_000 + b"\0", b" \r\n" * 40_000,
-                     b"x: 1\r\n" + b"\r\n \t" * 30_000):
-            with self.subTest(body[:8]):
-                try:
-                    self.quick(parse_head, b"HTTP/1.1 200 OK\r\n" + body + b"\r\n\r\n")
-                except ProtocolError:
-                    pass
-        self.quick(parse_head, b"HTTP/1.1 200 " + b" " * 131_000 + b"\r\n\r\n")
-        many = self.quick(head, *[b"X%d: y" % at for at in range(10_000)])  # CVE-2023-38039: of bytes
-        self.assertEqual(len(self.quick(Headers.parse, many.raw).pairs), 10_000)
-        self.assertEqual(len(self.quick(asyncget.octets_text, many.raw, "x9999")), 1)
-
     def test_text_of_a_value(self) -> None:
         for value, text in [(b" a\t", "a"), (b"caf\xc3\xa9", "café"), (b"caf\xe9", "café"),
         (b"", ""),
@@ -1222,13 +1133,6 @@ class Section4ResponseHead(Section):
             headers["x"] = "1"  # type: ignore[index]
         with self.assertRaises(KeyError):
             headers["nope"]
-
-    def test_names_are_listed_in_one_pass(self) -> None:
-        names = [mock.Mock(wraps=f"x{at}", **{"lower.side_effect": f"x{at}".lower})
-                 for at in range(50)]
-        headers = Headers([(name, "") for name in names])
-        self.assertEqual(len(list(headers)), 50)
-        self.assertLessEqual(sum(name.lower.call_count for name in names), 100)
 
 
 class Section5BodyFraming(Section):
@@ -1442,29 +1346,6 @@ class Section5BodyFraming(Section):
             self.assertEqual((parser.send(start + b"x"), parser.send(b"y")), (b"x", b"y"))
         self.assertEqual(parse_border(b"\r\n7FFFFFFFFFFFFFFF\r\n"), 2**63 - 1)
 
-    def test_any_mixture_parses_alike_in_any_cut(self) -> None:
-        chance = random.Random(5)
-        parts = [b"5\r\nhello\r\n", b"0\r\n", b"\r\n", b"1;x\r\n\n\r\n", b"X: y\r\n", b"\n", b"\r",
-                 b"A\r\n", b"0123456789\r\n", b" "]
-
-        def outcome(pieces: list[bytes]) -> tuple[object, ...]:
-            try:
-                return take("chunked", pieces)
-            except (EOFError, ProtocolError) as error:
-                return type(error), getattr(error, "payload", error.args)
-
-        seen: Counter[object] = Counter()
-        for _ in range(3000):
-            wire = b"".join(chance.choices(parts, (9, 9, 9, 3, 3, 1, 1, 3, 3, 1),
-                                           k=chance.randint(1, 6)))
-            whole = outcome([wire])
-            seen[whole[0] if len(whole) == 2 else tuple] += 1
-            self.assertEqual(outcome([wire[at:at + 1] for at in range(len(wire))]), whole, wire)
-            at = chance.randrange(len(wire))
-            self.assertEqual(outcome([piece for piece in (wire[:at], wire[at:]) if piece]), whole,
-                             wire)
-        self.assertTrue(seen.keys() == {tuple, ProtocolError, EOFError} and min(seen.values()) > 100, seen)
-
     def test_uneven_chunks_in_uneven_cuts(self) -> None:
         chance = random.Random(5)
         for _ in range(200):
@@ -1571,18 +1452,6 @@ class Section6Decoding(Section):
                 for pieces in cuts(coded):
                     with self.assertRaises(DecodingError):
                         decode([coding], pieces)
-
-    def test_damaged_streams(self) -> None:  # bytes or DecodingError, never zlib.error
-        chance, damaged = random.Random(6), 0
-        for _ in range(3000):
-            _, codings, coded = chance.choice(self.CODED)
-            wire = bytearray(coded)
-            wire[chance.randrange(len(wire))] ^= 1 << chance.randrange(8)
-            try:
-                decode(codings, [bytes(wire)])
-            except DecodingError:
-                damaged += 1
-        self.assertGreater(damaged, 2000)
 
     def test_bombs_are_seen_while_small(self) -> None:  # CVE-2025-69223, CVE-2025-66471
         flat = gzip.compress(bytes(1 << 26))
