@@ -570,8 +570,11 @@ def add_params(url: URL, params: Params) -> URL:
         query = urlencode(pairs)
     except UnicodeError:
         raise InvalidURL("the name or the value of a parameter is not Unicode") from None
-    glue = "" if not query or url.target[-1] in "?&" else "&" if "?" in url.target else "?"
-    return url._replace(target=url.target + glue + query)
+    if not query:
+        return url
+    target = url.target if "?" in url.target else url.target + "?"
+    glue = "" if target.endswith(("?", "&")) else "&"
+    return url._replace(target=target + glue + query)
 
 
 # ==== 3. Request bytes ========================================================
@@ -941,7 +944,7 @@ def read_chunked() -> BodyParser:
     b'hello wor'
     """
     arrived = io.BytesIO(b"\r\n")  # so that the first line, too, has a CRLF before it
-    pieces: list[bytes] = []        # payload that was not yielded yet
+    pieces: list[bytes] = []       # payload that was not yielded yet
     extensions = 0
     try:
         while True:

@@ -828,7 +828,7 @@ class Section2URLs(Section):
     def test_params(self) -> None:
         cases: list[tuple[str, Any, str]] = [
                 ("/", {}, "/"), ("/", {"a": 1}, "/?a=1"), ("/?", {"a": 1}, "/?a=1"),
-                ("/?a=1", {"a": 2}, "/?a=1&a=2"), ("/?a=1&", [("b", 2)], "/?a=1&b=2"),
+                ("/?a=1", {"a": 2}, "/?a=1&a=2"), ("/?a=1&", [("b", 2)], "/?a=1&b=2"), ("/a&", {"b": 2}, "/a&?b=2"),
                 ("/", {"a": None}, "/"), ("/", {"a": True, "b": False}, "/?a=true&b=false"),
                 ("/", {"a": [1, "x", None]}, "/?a=1&a=x"),
                 ("/", {"a": (True, 0.5)}, "/?a=true&a=0.5"),
