@@ -75,6 +75,7 @@ import errno
 import functools
 import heapq
 import inspect
+import io
 import itertools
 import os
 import re
@@ -119,7 +120,6 @@ if sys.version_info >= (3, 11):
 elif TYPE_CHECKING:
     from typing_extensions import Unpack  # known to each type checker, and never imported
 if TYPE_CHECKING:
-    import io
     from datetime import timedelta
 
 __version__ = "0.1.0"
@@ -137,7 +137,7 @@ __all__ = [
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 MAX_HEAD_BYTES = 131_072         # one head or trailer section; curl 300 KB, aiohttp 8 KB a line
 MAX_INTERIM = 10                 # 1xx responses before the real one
-MAX_CHUNK_LINE_BYTES = 4096      # size and extensions of one chunk
+MAX_SIZES = 4096                 # of chunks, remembered
 MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
 MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
@@ -158,7 +158,7 @@ IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5
 IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
 LAST_TURNS = 12                  # of the loop, before a clock is believed; connecting takes most
-REFUSAL_SECONDS = 1.0            # for a proxy to say why there is no tunnel
+MAX_REMEMBERED = 1000            # routes, rendered heads, TLS contexts of a session
 HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address, too
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
@@ -168,7 +168,6 @@ MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 m
 STEP_BYTES = 1024                # that a step of decoding costs beside what it makes
 MAX_HISTORY_BYTES = 262_144      # heads of the redirects of one call
 MAX_ADDRESSES = 32               # of a name that are tried
-MAX_REMEMBERED = 1000            # routes, rendered heads, TLS contexts of a session
 
 
 _FOREVER = float("inf")
@@ -303,10 +302,9 @@ _URL = re.compile(r"([^:/?#]*)://([^/?#]*)(.*)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%@-]*")
-_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_HOST = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")  # the last: the DNS root
 _NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
-_ZONE = re.compile(r"[A-Za-z0-9._~-]{1,63}")
-_ASCII = "".join(map(chr, range(0x21, 0x7F)))
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]{1,63})?")  # its zone: RFC 6874
 
 
 def bracketed(host: str) -> str:
@@ -374,19 +372,11 @@ def without_userinfo(text: str) -> str:
     >>> without_userinfo("http://me:pw@h/@b"), without_userinfo("http://me:p/w@h/")
     ('http://h/@b', 'http://***@h/')
     """
-    scheme, mark, rest = text.partition("://")
     try:
         userinfo = parse_url(text).userinfo
     except InvalidURL:
         return masked(text)[1:-1]
-    return scheme + mark + (rest[len(userinfo) + 1:] if userinfo else rest)
-
-
-def refuse_controls(text: str) -> None:
-    """Raise for control bytes: urllib.parse deletes them, and so asks for something else."""
-    control = re.search(r"[\x00-\x1f\x7f]", text)
-    if control:
-        raise InvalidURL(f"control character {control[0]!r} in URL {masked(text)}")
+    return text.replace(userinfo + "@", "", 1) if userinfo else text
 
 
 def percent_encode(text: str) -> str:
@@ -397,9 +387,10 @@ def percent_encode(text: str) -> str:
 
     Octets that were no UTF-8 go out as they came (RFC 9110 5.5): see octets_text.
     """
+    from string import punctuation
     from urllib.parse import quote
     try:
-        return quote(text, safe=_ASCII, errors="surrogateescape")
+        return quote(text, safe=punctuation, errors="surrogateescape")
     except UnicodeError:
         raise InvalidURL(f"not Unicode: {masked(text)}") from None
 
@@ -411,14 +402,10 @@ def parse_address(text: str, version: int) -> str:
     'fe80::1%eth0'
     """
     import ipaddress
-    address, percent, zone = text.partition("%25")  # RFC 6874
-    try:
-        if not percent or version == 6 and _ZONE.fullmatch(zone):
-            kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
-            if "%" not in address:
-                return str(kind(address)) + ("%" + zone if zone else "")
-    except ValueError:
-        pass
+    kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+    if _ADDRESS.fullmatch(text):
+        with contextlib.suppress(ValueError):
+            return str(kind(text.replace("%25", "%")))
     raise InvalidURL(f"not an IPv{version} address: {masked(text)}")
 
 
@@ -432,7 +419,7 @@ def ascii_label(label: str) -> str:
     from unicodedata import normalize
     lower = normalize("NFC", label.lower())
     # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts.
-    if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
+    if (normalize("NFKC", lower) != lower or lower.isascii()
             or re.search("[\ud800-\udfff]", label)):  # octets that are no UTF-8
         raise InvalidURL(f"not a host label: {masked(label)}")
     return "xn--" + lower.encode("punycode").decode("ascii")
@@ -451,12 +438,9 @@ def parse_host(text: str) -> str:
         return parse_address(text[1:-1], 6)
     if not 0 < len(text) <= 255:
         raise InvalidURL(f"no host, or one of more than 255 characters: {masked(text)}")
-    labels = [ascii_label(label) for label in text.split(".")]
-    if labels[-1] == "":  # the DNS root: "h.test."
-        labels.pop()
-    if not all(map(_LABEL.fullmatch, labels)) or sum(map(len, labels)) + len(labels) > 255:
+    host = ".".join(map(ascii_label, text.split(".")))
+    if not _HOST.fullmatch(host) or len(host) > 255:  # punycode makes it longer
         raise InvalidURL(f"not a host: {masked(text)}")
-    host = ".".join(labels) + ("." if text.endswith(".") else "")
     return parse_address(text, 4) if _NUMBERS.fullmatch(host) else host
 
 
@@ -497,8 +481,10 @@ def parse_url(text: str) -> URL:
     text = text.strip(" \t\r\n\f")
     if len(text) > MAX_URL_CHARS:
         raise InvalidURL(f"a URL of {len(text)} characters: at most {MAX_URL_CHARS} are sent")
-    if not text.isprintable():
-        refuse_controls(text)
+    # urllib.parse deletes control bytes, and so asks for something else.
+    control = None if text.isprintable() else re.search(r"[\x00-\x1f\x7f]", text)
+    if control:
+        raise InvalidURL(f"control character {control[0]!r} in URL {masked(text)}")
     match = _URL.fullmatch(text)
     if match is None:
         raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path")
@@ -535,17 +521,6 @@ def remove_dots(path: str) -> str:
     return "/" + "/".join(segments)
 
 
-def join_target(base: str, reference: str) -> str:
-    """Resolve path and query (RFC 3986 5.2.2)."""
-    path, mark, query = reference.partition("?")
-    base_path = base.partition("?")[0]
-    if not path:
-        return base_path + mark + query if mark else base
-    if not path.startswith("/"):
-        path = base_path[:base_path.rindex("/") + 1] + path
-    return remove_dots(path) + mark + query
-
-
 def join_url(base: URL, reference: str) -> URL:
     """Resolve what a Location says against the URL that was asked (RFC 3986 5.2).
 
@@ -555,18 +530,14 @@ def join_url(base: URL, reference: str) -> URL:
 
     urllib.parse.urljoin is not used: it drops empty segments and a bare "?".
     """
-    refuse_controls(reference)
     if reference.startswith("//"):
         reference = f"{base.origin.scheme}:{reference}"
-    if _SCHEME.match(reference):
-        url = parse_url(reference)
-    else:
-        relative, _, fragment = percent_encode(reference).partition("#")
-        target = join_target(base.target, relative)
-        if len(target) > MAX_URL_CHARS:
-            raise InvalidURL(f"a target of {len(target)} characters: at most {MAX_URL_CHARS} "
-                             "are sent")
-        url = URL(base.origin, target, fragment, "")
+    if not _SCHEME.match(reference):
+        path = base.target.partition("?")[0]
+        folder = path[:path.rindex("/") + 1]
+        kept = {"/": "", "?": path, "#": base.target, "": base.target}.get(reference[:1], folder)
+        reference = str(base._replace(target=kept, fragment="")) + reference
+    url = parse_url(reference)
     return url if "#" in reference else url._replace(fragment=base.fragment)  # RFC 9110 10.2.2
 
 
@@ -599,8 +570,11 @@ def add_params(url: URL, params: Params) -> URL:
         query = urlencode(pairs)
     except UnicodeError:
         raise InvalidURL("the name or the value of a parameter is not Unicode") from None
-    glue = "" if not query or url.target[-1] in "?&" else "&" if "?" in url.target else "?"
-    return url._replace(target=url.target + glue + query)
+    if not query:
+        return url
+    target = url.target if "?" in url.target else url.target + "?"
+    glue = "" if target.endswith(("?", "&")) else "&"
+    return url._replace(target=target + glue + query)
 
 
 # ==== 3. Request bytes ========================================================
@@ -615,14 +589,12 @@ TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 _NAME = re.compile(TOKEN)
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _HOST_VALUE = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
-# These frame messages or belong to one connection (RFC 9110 7.6.1). With the values that
-# browsers and other clients send they say nothing new, and are dropped; with any other, a
-# GET could be read in a second way by whoever stands between. Only "close" goes out.
-_HOP_FIELDS = {
-    "connection": r"(close|keep-alive|te|[, ])*", "content-length": "0", "expect": "",
-    "keep-alive": ".*", "proxy-authorization": "", "proxy-connection": ".*",
-    "te": "trailers", "trailer": "", "transfer-encoding": "", "upgrade": "",
-}
+# These frame messages, or are for the next hop alone (RFC 9110 7.6.1): with them a GET could be
+# read in a second way by whoever stands between. The others say, as browsers and other clients
+# send them, nothing new, and are dropped; only "close" goes out.
+_FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
+                   "transfer-encoding", "upgrade"}
+_HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
 CLOSE_FIELD = ("Connection", "close")  # our end, too, closes behind the response (RFC 9112 9.6)
 
 HAS_ZSTD = False
@@ -653,24 +625,17 @@ def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
         if not isinstance(name, str) or not isinstance(value, (str, type(None))):
             raise InvalidHeader("headers must be a mapping, or pairs, of text: not the value of "
                                 f"{name!r:.100}")
-        named.add(name.lower())
-        if value is not None and name.lower() in _HOP_FIELDS:
-            if is_close(name.lower(), value):
-                extra.append(CLOSE_FIELD)
-        elif value is not None:
+        lower = name.lower()
+        named.add(lower)
+        if lower in _FRAMING_FIELDS and value not in (None, "", "0"):
+            raise InvalidHeader(f"{lower} is not a caller's to set: it is between us and the "
+                                "next hop (a proxy's credentials go into the proxy's URL)")
+        if lower == "connection" and "close" in (value or "").lower():
+            extra.append(CLOSE_FIELD)
+        elif value is not None and lower not in _HOP_FIELDS:
             extra.append((name, value))
     kept = [pair for pair in base if pair[0].lower() not in named] + extra
-    host = [pair for pair in kept if pair[0].lower() == "host"]  # 7.2: it stands first
-    return (*host, *(pair for pair in kept if pair[0].lower() != "host"))
-
-
-def is_close(name: str, value: str) -> bool:
-    """Whether a field between us and the next hop asks to close; raise if it means more."""
-    value = value.strip().lower()
-    if value and not re.fullmatch(_HOP_FIELDS[name], value):
-        raise InvalidHeader(f"{name} with this value is not a caller's to set: it is between us "
-                            "and the next hop (a proxy's credentials go into the proxy's URL)")
-    return name == "connection" and "close" in value
+    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: it stands first
 
 
 def acceptable(accept_encoding: str) -> str:
@@ -695,10 +660,10 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
     """
     lines: list[str] = []
     for name, value in fields:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InvalidHeader(f"not a field name: {str(name).partition(':')[0]!r:.100}")
-        if not isinstance(value, str) or not _VALUE.fullmatch(value):
-            raise InvalidHeader(f"the value of {name} is no text, or has control characters")
+        if not _NAME.fullmatch(name):
+            raise InvalidHeader(f"not a field name: {name.partition(':')[0]!r:.100}")
+        if not _VALUE.fullmatch(value):
+            raise InvalidHeader(f"the value of {name} has control characters")
         if name.lower() == "host":
             value = value or origin.authority
             if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: there is but one
@@ -710,19 +675,18 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
         raise InvalidHeader("a header's value is not Unicode") from None
 
 
-def render_request(target: str, fields: Fields | bytes, origin: Origin) -> bytes:
+def render_request(target: str, lines: bytes) -> bytes:
     r"""The head of a GET (RFC 9112 section 3). The first line has one of three forms:
 
         GET /path?query HTTP/1.1          origin-form, to the server itself
         GET http://h/path HTTP/1.1        absolute-form, to a proxy
         CONNECT h:443 HTTP/1.1            authority-form, for a tunnel: section 8
 
-    >>> render_request("/x", (("Host", ""),), Origin("http", "h", 80))
+    >>> render_request("/x", render_fields((("Host", ""),), Origin("http", "h", 80)))
     b'GET /x HTTP/1.1\r\nHost: h\r\n\r\n'
     """
     if not target.isascii() or not target.isprintable() or " " in target:
         raise InvalidURL(f"not a request target: {masked(target)}")
-    lines = fields if isinstance(fields, bytes) else render_fields(fields, origin)
     return b"GET %b HTTP/1.1\r\n%b" % (target.encode("ascii"), lines)
 
 
@@ -760,32 +724,28 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 # One expression says what a head may look like, and it is asked once, about the whole
 # head. It is strict where laxity has been exploited (NUL, bare CR, a blank before the
 # colon) and lenient where servers need it: a bare LF ends a line, the reason may be
-# missing, a folded line is unfolded, a value may hold control bytes, as long as nothing is
-# decided from it. Of the fields only the few that decide what we do next are looked up at
-# once; what users read is made when they ask for it.
+# missing, a folded line is unfolded, a value may hold control bytes (a length or a coding
+# with one of them is none). Of the fields only the few that decide what we do next are
+# looked up at once; what users read is made when they ask for it.
 
 _TEXT = rb"[^\x00\r\n]*"
-_CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_STATUS_LINE = rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: " + _TEXT + rb")?\r?\n"
+_STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: " + _TEXT + rb")?\r?\n"
 _FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
     rb"^(" + TOKEN.encode() + rb"):(" + _TEXT + rb")\r?\n", re.M)
 _HEAD = re.compile(_STATUS_LINE + rb"(?:" + TOKEN.encode() + rb":" + _TEXT + rb"\r?\n)*\r?\n")
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
                        rb"|transfer-encoding):([^\r\n]*)")
-_FRAMING = (b"connection", b"content-length", b"transfer-encoding")
-_FOLD = re.compile(rb"\r?\n[ \t]+")
+_FOLD = re.compile(rb"\r?\n[ \t]+")  # RFC 9112 5.2
+_HEAD_END = re.compile(rb"\n\r?\n")
 
 
-class Head:
+class Head(NamedTuple):
     """A response head that passed. `fields` are those that we decide from, in lower case."""
 
-    __slots__ = ("raw", "minor", "status", "fields")
-
-    def __init__(self, raw: bytes, minor: int, status: int, fields: dict[bytes, bytes]) -> None:
-        self.raw = raw        # as received, but unfolded, with the empty line
-        self.minor = minor    # HTTP/1.minor
-        self.status = status  # 100 to 999
-        self.fields = fields  # name: value, repeats joined with commas (RFC 9110 5.3)
+    raw: bytes     # as received, but unfolded, with the empty line
+    minor: int     # HTTP/1.minor
+    status: int    # 100 to 999
+    fields: dict[bytes, bytes]  # name: value, repeats joined with commas (RFC 9110 5.3)
 
 
 def parse_list(value: bytes) -> list[bytes]:
@@ -804,9 +764,8 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
     >>> find_head_end(b"HTTP/1.1 200 OK\r\n\r\nhello"), find_head_end(b"HTTP/1.1 200 OK\r\n")
     (19, 0)
     """
-    end = data.find(b"\n\r\n", start)
-    bare = data.find(b"\n\n", start, end + 1 if end >= 0 else len(data))
-    return bare + 2 if bare >= 0 else end + 3 if end >= 0 else 0
+    match = _HEAD_END.search(data, start)
+    return match.end() if match else 0
 
 
 def check_fields(block: bytes, what: str) -> None:
@@ -814,11 +773,6 @@ def check_fields(block: bytes, what: str) -> None:
     for line in block.split(b"\n")[:-2]:
         if not _FIELD_LINE.fullmatch(line + b"\n"):
             raise ProtocolError(f"{what}: not a field line: {shown(line)}")
-
-
-def unfold(block: bytes) -> bytes:
-    """Join folded lines with a blank (RFC 9112 5.2); the first line cannot be folded."""
-    return _FOLD.sub(b" ", block)
 
 
 def parse_head(raw: bytes) -> Head:
@@ -830,25 +784,17 @@ def parse_head(raw: bytes) -> Head:
 
     Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
     """
-    match = _HEAD.fullmatch(raw)
-    if match is None:
+    if not _HEAD.fullmatch(raw):
         first = raw.find(b"\n") + 1
         if not re.fullmatch(_STATUS_LINE, raw[:first]):
             raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}",
                                 exit_code=1)
-        raw = raw[:first] + unfold(raw[first:])
+        raw = raw[:first] + _FOLD.sub(b" ", raw[first:])  # the first line cannot be folded
         check_fields(raw[first:], "response head")
-        match = _HEAD.fullmatch(raw)
-        assert match is not None  # as both of its parts have passed
-    pairs = _DECISIVE.findall(raw.lower())
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        fields = {name: b",".join(v for n, v in pairs if n == name) for name in fields}
-    for name in _FRAMING:
-        if name in fields and _CONTROLS.search(fields[name]):
-            raise ProtocolError(f"response head: control bytes in {name.decode()}: "
-                                + shown(fields[name]))
-    return Head(raw, int(match[1]), int(match[2]), fields)
+    fields: dict[bytes, bytes] = {}
+    for name, value in _DECISIVE.findall(raw.lower()):
+        fields[name] = fields[name] + b"," + value if name in fields else value
+    return Head(raw, int(raw[7:8]), int(raw[9:12]), fields)
 
 
 def octets_text(raw: bytes, name: str) -> list[str]:
@@ -864,26 +810,17 @@ def octets_text(raw: bytes, name: str) -> list[str]:
 
 
 def field_text(value: bytes) -> str:
-    """A field's value as text: UTF-8 where it is that, else its bytes as latin-1."""
-    value = value.strip(b" \t")
+    """A value as text: UTF-8 where it is that, else its bytes as latin-1."""
+    value = value.strip(b" \t\r")
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
         return value.decode("latin-1")
 
 
-def parse_fields(block: bytes) -> list[tuple[str, str]]:
-    r"""The (name, value) pairs of field lines that passed.
-
-    >>> parse_fields(b"A: 1\r\nB:\t2 \r\n\r\n")
-    [('A', '1'), ('B', '2')]
-    """
-    return [(name.decode("ascii"), field_text(value)) for name, value in _FIELD_LINE.findall(block)]
-
-
 def status_reason(raw: bytes) -> str:
     """The reason phrase of a head: for people, and often empty (RFC 9112 section 4)."""
-    return field_text(raw.partition(b"\n")[0][13:].rstrip(b"\r"))
+    return field_text(raw.partition(b"\n")[0][13:])
 
 
 class Headers(Mapping[str, str]):
@@ -898,23 +835,29 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs = tuple(pairs)  # all fields, as sent
-        self._values: dict[str, list[str]] = {}
+        self._values: dict[str, list[str]] = {}  # of each field, behind its name as first sent
         for name, value in self.pairs:
-            self._values.setdefault(name.lower(), []).append(value)
+            self._values.setdefault(name.lower(), [name]).append(value)
+
+    @classmethod
+    def parse(cls, block: bytes) -> Headers:
+        r"""The fields in a head, or in trailers, that passed.
+
+        >>> Headers.parse(b"HTTP/1.1 200 OK\r\nA: 1\r\nB:\t2 \r\n\r\n")
+        Headers([('A', '1'), ('B', '2')])
+        """
+        return cls((name.decode("ascii"), field_text(value))
+                   for name, value in _FIELD_LINE.findall(block))
 
     def get_all(self, name: str) -> list[str]:
         """Each value of a field on its own: commas do not part Set-Cookie (RFC 9110 5.3)."""
-        return list(self._values.get(name.lower(), ()))
+        return self._values.get(name.lower(), [])[1:]
 
     def __getitem__(self, name: str) -> str:
-        return ", ".join(self._values[name.lower()])
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in self._values
+        return ", ".join(self._values[name.lower()][1:])
 
     def __iter__(self) -> Iterator[str]:
-        first = {name.lower(): name for name, _ in reversed(self.pairs)}
-        return (first[key] for key in self._values)
+        return (name for name, *_ in self._values.values())
 
     def __len__(self) -> int:
         return len(self._values)
@@ -935,8 +878,9 @@ class Headers(Mapping[str, str]):
 
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
+_BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+_sizes: dict[bytes, int] = {}  # of chunks, by what stands before them: many are alike
+_LENGTH = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*")  # "5, 5" says 5
 
 
 def body_framing(head: Head) -> Framing:
@@ -958,36 +902,35 @@ def body_framing(head: Head) -> Framing:
             raise ProtocolError(f"Transfer-Encoding is {shown(transfer)}, not just chunked")
         return "chunked"
     if length is not None:
-        first, *others = (value.strip(b" \t") for value in length.split(b","))
-        if not _LENGTH.fullmatch(first) or any(other != first for other in others):
+        match = _LENGTH.fullmatch(length)
+        if match is None:                                # 5
             raise ProtocolError(f"Content-Length is {shown(length)}")
-        return int(first)                                # 5: "5, 5" says 5, and "5," nothing
+        return int(match[1])                             # 6
     return "close"                                       # 8: all until the server closes
 
 
 def may_reuse(head: Head, framing: Framing) -> bool:
     """Whether the connection stays open behind this response (RFC 9112 9.3)."""
-    options = parse_list(head.fields[b"connection"]) if b"connection" in head.fields else []
+    options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
         return False
     return head.minor >= 1 or (b"keep-alive" in options and framing != "chunked")  # 6.1
 
 
-def parse_chunk_line(line: bytes) -> int:
-    """The size in a chunk's first line.
+def parse_border(border: bytes) -> int:
+    r"""The size of a chunk, from what stands before it: the CRLF of the last one, then its line.
 
-    >>> parse_chunk_line(b"1F ;name=value")
+    >>> parse_border(b"\r\n1F ;name=value\r\n")
     31
 
     int(line, 16) alone would take "+5", "0x5" and "0_5".
     """
-    match = _CHUNK_SIZE.fullmatch(line)
-    if match is None or len(line) > MAX_CHUNK_LINE_BYTES:
-        raise ProtocolError(f"not a chunk size: {shown(line)}")
+    if not border.startswith(b"\r\n"):
+        raise ProtocolError(f"no CRLF behind a chunk, but {shown(border[:20])}")
+    match = _BORDER.fullmatch(border)
+    if match is None or len(border) > MAX_EXTENSION_BYTES or int(match[1], 16) > sys.maxsize:
+        raise ProtocolError(f"not a chunk size: {shown(border[2:])}")
     return int(match[1], 16)
-
-
-parse_chunk_size = functools.lru_cache(maxsize=256)(parse_chunk_line)  # as many are alike
 
 
 def read_chunked() -> BodyParser:
@@ -1000,44 +943,44 @@ def read_chunked() -> BodyParser:
     >>> body_parser("chunked").send(b"5\r\nhello\r\n6\r\n wor")
     b'hello wor'
     """
-    data, at, extensions = b"", 0, 0  # what came, how far it is used
-    pieces: list[bytes] = []          # payload that was not yielded yet
+    arrived = io.BytesIO(b"\r\n")  # so that the first line, too, has a CRLF before it
+    pieces: list[bytes] = []       # payload that was not yielded yet
+    extensions = 0
     try:
         while True:
-            while ((end := data.find(b"\r\n", at)) < 0
-                    and len(data) - at <= MAX_CHUNK_LINE_BYTES + 1):  # its CR may be there
-                arrived = yield b"".join(pieces)
-                data, at, pieces = data[at:] + arrived, 0, []
-            line = data[at:end] if end >= 0 else data[at:]
-            at = end + 2
-            if len(line) <= 16:
-                size = parse_chunk_size(line)
-            else:  # more than digits: not remembered; what payload comes with it is to its credit
-                size = parse_chunk_line(line)
-                extensions = max(0, extensions + len(line) - size)
-                if extensions > MAX_EXTENSION_BYTES:
-                    raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
+            border = arrived.read(2) + arrived.readline()
+            size = _sizes.get(border)
+            if size is None:
+                while (b"\r\n".startswith(border[:2]) and not border[2:].endswith(b"\n")
+                        and len(border) <= MAX_EXTENSION_BYTES):  # it may become one
+                    arrived = io.BytesIO(border + (yield b"".join(pieces)))
+                    border, pieces = arrived.read(2) + arrived.readline(), []
+                size = parse_border(border)
+                if len(border) <= 20:
+                    if len(_sizes) >= MAX_SIZES:
+                        _sizes.clear()
+                    _sizes[border] = size
+                else:  # more than digits; what payload comes with it is to its credit
+                    extensions = max(0, extensions + len(border) - size)
+                    if extensions > MAX_EXTENSION_BYTES:
+                        raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
                 break
-            while len(data) - at < size + 2:  # it goes on in what is still to come
-                piece = data[at:at + size]
-                arrived = yield b"".join([*pieces, piece])
-                size -= len(piece)
-                data, at, pieces = data[at + len(piece):] + arrived, 0, []
-            pieces.append(data[at:at + size])
-            at += size + 2
-            if data[at - 2:at] != b"\r\n":
-                raise ProtocolError("no CRLF behind a chunk, but "
-                                    + shown(data[at - 2:at + 18]))
+            payload = arrived.read(size)
+            while len(payload) < size:  # it goes on in what is still to come
+                size -= len(payload)
+                arrived = io.BytesIO((yield b"".join([*pieces, payload])))
+                payload, pieces = arrived.read(size), []
+            pieces.append(payload)
         # With the CRLF behind the 0 the trailer section ends in two, even if there are none.
-        block, searched = bytearray(data[at - 2:]), 0
+        block, searched = bytearray(b"\r\n" + arrived.read()), 0
         while (end := block.find(b"\r\n\r\n", searched)) < 0 and len(block) - 2 <= MAX_HEAD_BYTES:
             searched = max(0, len(block) - 3)
             block += yield b"".join(pieces)
             pieces = []
         if not 0 <= end <= MAX_HEAD_BYTES - 2:
             raise ProtocolError(f"more than {MAX_HEAD_BYTES} bytes of trailers")
-        trailers = unfold(bytes(block[2:end + 4]))  # they never join the head's fields
+        trailers = _FOLD.sub(b" ", block[2:end + 4])  # they never join the head's fields
         check_fields(trailers, "trailers")
     except ProtocolError as error:
         error.payload = b"".join(pieces)  # what was right so far is handed out first
@@ -1046,26 +989,21 @@ def read_chunked() -> BodyParser:
     return b"".join(pieces), bytes(block[end + 4:]), trailers
 
 
-def read_until_close() -> BodyParser:
-    """Take all until the connection ends."""
-    data = b""
-    while True:
-        data = yield data
-
-
 def read_sized(length: int) -> BodyParser:
     """Take `length` bytes."""
-    data, missing = (yield b""), length
-    while len(data) < missing:
-        missing -= len(data)
+    data = yield b""
+    while len(data) < length:
+        length -= len(data)
         data = yield data
-    return data[:missing], data[missing:], b""
+    return data[:length], data[length:], b""
 
 
 def body_parser(framing: Framing) -> BodyParser:
     """The parser for a framing, started: send it what arrives."""
-    parser = (read_chunked() if framing == "chunked" else
-              read_until_close() if framing == "close" else read_sized(int(framing)))
+    if framing == "chunked":
+        parser = read_chunked()
+    else:  # until the connection closes: as many as come
+        parser = read_sized(sys.maxsize if framing == "close" else int(framing))
     next(parser)
     return parser
 
@@ -1089,18 +1027,16 @@ _TEXT_CODEC = re.compile(
 # Japanese and Korean standards go texts with the characters that Windows added to these.
 _WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|win|dos|cp)-?(?=\d+$)", "cp"),
               (r"^iso8859(?=\d)", "iso8859-"))
-_WEB_CODECS = {
-    "mac": "mac-roman", "mac-ukrainian": "mac-cyrillic", "koi8": "koi8-r", "koi8-ru": "koi8-u",
-    "cn-big5": "big5", "gb_2312": "gb18030", "csgb2312": "gb18030", "ksc_5601": "cp949",
-    "cseuckr": "cp949", "visual": "iso8859-8", "logical": "iso8859-8", "ucs-2": "utf-16-le",
-    "unicode": "utf-16-le", "windows-31j": "cp932", "gb_2312-80": "gb18030",
-    "ks_c_5601-1989": "cp949",
-    "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949"}
+_WEB_CODECS = {name: codec for codec, names in {
+    "mac-roman": "mac", "mac-cyrillic": "mac-ukrainian", "koi8-r": "koi8", "koi8-u": "koi8-ru",
+    "big5": "cn-big5", "iso8859-8": "visual logical", "utf-16-le": "ucs-2 unicode",
+    "cp932": "windows-31j shift_jis", "cp949": "ksc_5601 ks_c_5601-1989 cseuckr euc_kr",
+    "gb18030": "gb_2312 gb_2312-80 csgb2312 gb2312 gbk",
+}.items() for name in names.split()}
 
 
-# How a further member begins, which goes on where one has ended (RFC 1952 2.2, RFC 8878 3.1).
-_MEMBER = {b"gzip": re.compile(rb"\x1f\x8b"), b"deflate": re.compile(rb"(?!)"),
-           b"zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", re.S)}
+# How a further member may begin, which goes on where one has ended (RFC 1952, RFC 8878 3.1).
+_MEMBER = {b"gzip": b"\x1f", b"deflate": b"", b"zstd": b"(PQRSTUVWXYZ[\\]^_"}
 
 
 class Inflater:
@@ -1113,7 +1049,6 @@ class Inflater:
 
     def __init__(self, coding: bytes) -> None:
         self.coding = coding
-        self.start = b""          # of a stream or member, until one can tell what it is
         self.stream: Any = None   # a decompressor: .decompress, .eof, .unused_data
         self.over = False         # what is still to come is no member
 
@@ -1126,10 +1061,13 @@ class Inflater:
         """Decode a slice so small that copying what is unused of it costs nothing."""
         full = False  # whether the last step stopped for want of room
         while data or full:
-            if self.stream is None or self.stream.eof:
-                data = self.begin(data)
-                if not data:
+            if self.stream and self.stream.eof:
+                data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
+                self.over = self.over or data[:1] not in _MEMBER[self.coding]
+                if self.over or not data:
                     return
+                self.stream = None
+            self.stream = self.stream or self.open(data[0])
             try:
                 piece = self.stream.decompress(data, MAX_DECODED_STEP_BYTES)
             except Exception as error:  # zlib.error or ZstdError: no common base
@@ -1139,24 +1077,8 @@ class Inflater:
             full = len(piece) == MAX_DECODED_STEP_BYTES and not self.stream.eof
             yield piece
 
-    def begin(self, data: bytes) -> bytes:
-        """Begin a stream or a member when enough of it has come; return its bytes, if so."""
-        if self.stream and not self.start:
-            data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
-        data, self.start = self.start + data, b""
-        if self.over:
-            return b""
-        if len(data) < (4 if self.coding == b"zstd" else 2):
-            self.start = data
-            return b""
-        self.over = self.stream is not None and not _MEMBER[self.coding].match(data)
-        if self.over:
-            return b""
-        self.stream = self.open(data)
-        return data
-
-    def open(self, start: bytes) -> Any:
-        """A decompressor for what begins with start (two bytes or more)."""
+    def open(self, first: int) -> Any:
+        """A decompressor for what begins with this byte."""
         if self.coding == b"zstd":
             from compression import zstd  # type: ignore[import-not-found, unused-ignore]
             window = {zstd.DecompressionParameter.window_log_max: 23}  # RFC 9659: 8 MiB
@@ -1164,12 +1086,11 @@ class Inflater:
         if self.coding == b"gzip":
             return zlib.decompressobj(31)
         # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
-        wrapped = start[0] & 15 == 8 and int.from_bytes(start[:2], "big") % 31 == 0
-        return zlib.decompressobj(15 if wrapped else -15)
+        return zlib.decompressobj(15 if first & 15 == 8 else -15)
 
     def finish(self) -> None:
         """Raise if the stream is cut short; an empty body is whole in any coding."""
-        if not self.stream.eof if self.stream else self.start:
+        if self.stream and not self.stream.eof:
             raise DecodingError(f"the {self.coding.decode()} stream ends too early: "
                                 "the content is cut short")
 
@@ -1189,24 +1110,21 @@ class Decoder:
         self.budget = MAX_BETWEEN_BYTES  # that may yet be made between the stages
         self.work = 0                    # done so far, in bytes; whoever gives turns sets it back
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes, depth: int = 0) -> Iterator[bytes]:
         """Yield what data decodes to, and nothing now and then, for the work to be looked at."""
-        self.budget = min(self.budget, 4 * MAX_BETWEEN_BYTES) + 100 * len(data)
-        yield from self.decode(data, self.stages)
-
-    def decode(self, data: bytes, stages: Sequence[Inflater]) -> Iterator[bytes]:
-        """Yield what data decodes to by these stages."""
-        if not stages:
+        if depth == len(self.stages):
             yield data
             return
-        for piece in stages[0].feed(data):
+        if depth == 0:
+            self.budget = min(self.budget, 4 * MAX_BETWEEN_BYTES) + 100 * len(data)
+        for piece in self.stages[depth].feed(data):
             self.work += STEP_BYTES + len(piece)
-            if len(stages) > 1:
+            if depth < len(self.stages) - 1:
                 yield b""
                 self.budget -= len(piece)
                 if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
                     raise DecodingError("far more bytes between the codings than have arrived")
-            yield from self.decode(piece, stages[1:])
+            yield from self.feed(piece, depth + 1)
 
     def finish(self) -> None:
         """Raise DecodingError if any of the codings is cut short."""
@@ -1217,22 +1135,20 @@ class Decoder:
 def applied_codings(value: bytes) -> list[bytes]:
     r"""What a Content-Encoding, in lower case, says that was done to the bytes.
 
-    >>> applied_codings(b"identity, x-gzip, none")
-    [b'x-gzip']
+    >>> applied_codings(b"deflate, identity, x-gzip, none")
+    [b'deflate', b'gzip']
     """
-    return [coding for coding in parse_list(value) if coding not in (b"identity", b"none")]
+    return [b"gzip" if coding == b"x-gzip" else coding for coding in parse_list(value)
+            if coding not in (b"identity", b"none")]
 
 
 def content_codings(value: bytes) -> list[bytes]:
-    r"""The codings to undo, in the order in which they were applied; value is in lower case.
-
-    >>> content_codings(b" deflate, x-gzip, none")
-    [b'deflate', b'gzip']
+    """The codings to undo, in the order in which they were applied; value is in lower case.
 
     Raises DecodingError for what we cannot undo: br, for one, is not in the
     standard library, and handing out the coded bytes would be a silent lie.
     """
-    codings = [coding[2:] if coding == b"x-gzip" else coding for coding in applied_codings(value)]
+    codings = applied_codings(value)
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
     for coding in codings:
@@ -1269,55 +1185,44 @@ class LineCutter:
     >>> cutter.decode(cutter.take(False)), cutter.take(False), cutter.decode(cutter.take(True))
     ('é\n', b'', 'x')
 
-    A line ends at the byte 0x0A, which in all codecs here is nothing else, or where
-    characters are wider, at their line end. So each line can be decoded by itself; not so
-    in ISO 2022, where it matters what came before.
+    A line ends at the byte 0x0A, which in all codecs here is nothing else; or, where characters
+    are wider, at that byte among zeros, in either order: U+0A00 is no character. So each line
+    can be decoded by itself, but in ISO 2022 and behind a byte order mark.
     """
 
     def __init__(self, encoding: str, data: bytes = b"") -> None:
         self.encoding = encoding
         self.pending = bytearray(data)
         self.searched = 0
-        self.newline = b""  # until enough is there to know
+        self.width = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)  # of a line end
         self.decoder = (codecs.getincrementaldecoder(encoding)("replace")
-                        if encoding.startswith("iso2022") else None)
-
-    def begin(self) -> None:
-        """Find out what ends a line, by the mark that a UTF-16 or UTF-32 text may begin with."""
-        if self.encoding in ("utf-16", "utf-32"):
-            big, little = (codecs.BOM_UTF16_BE, codecs.BOM_UTF16_LE) if self.encoding[-1] == "6" \
-                else (codecs.BOM_UTF32_BE, codecs.BOM_UTF32_LE)
-            order = "be" if self.pending.startswith(big) else (
-                "le" if self.pending.startswith(little) else sys.byteorder[0] + "e")
-            if self.pending.startswith((big, little)):
-                del self.pending[:len(big)]
-            self.encoding += "-" + order
-        wide = self.encoding.startswith(("utf-16", "utf-32"))
-        self.newline = "\n".encode(self.encoding) if wide else b"\n"
+                        if self.width > 1 or encoding.startswith("iso2022") else None)
 
     def take(self, last: bool) -> bytes:
         """The next line with its end, b"" for none yet; with `last`, what is left is one, too."""
-        if not self.newline:
-            if len(self.pending) < 4 and not last:
-                return b""
-            self.begin()
-        width, end = len(self.newline), self.pending.find(self.newline, self.searched)
-        while end > 0 and end % width:
-            end = self.pending.find(self.newline, end + 1)
-        if end < 0 and not last:
-            self.searched = max(0, len(self.pending) // width - 1) * width
-            return b""
-        size = end + width if end >= 0 else len(self.pending)
+        size = len(self.pending) if last else 0
+        found = self.pending.find(b"\n", self.searched)
+        while found >= 0:
+            end = found - found % self.width + self.width
+            character = b"\n" if self.width == 1 else self.pending[end - self.width:end]
+            if end <= len(self.pending) and character.strip(b"\0") == b"\n":
+                size = end
+                break
+            found = self.pending.find(b"\n", end)
+        self.searched = 0 if size else max(0, len(self.pending) - self.width)
         line = bytes(self.pending[:size])
         del self.pending[:size]
-        self.searched = 0
         return line
 
     def decode(self, line: bytes) -> str:
         """A line as text; what does not decode is replaced."""
-        if self.decoder is not None:
-            return self.decoder.decode(line)
-        return line.decode(self.encoding, "replace")
+        if self.decoder is None:
+            return line.decode(self.encoding, "replace")
+        try:
+            return self.decoder.decode(line, True)
+        except UnicodeError:  # UTF-16 or UTF-32 without a mark
+            self.decoder = codecs.getincrementaldecoder(self.encoding + "-le")("replace")
+            return self.decoder.decode(line, True)
 
 
 # ==== 7. Response =============================================================
@@ -1503,7 +1408,7 @@ class Response:
     def headers(self) -> Headers:
         """The fields of the head."""
         if self._headers is None:
-            self._headers = Headers(parse_fields(self.raw_head))
+            self._headers = Headers.parse(self.raw_head)
         return self._headers
 
     @property
@@ -1710,7 +1615,7 @@ class Response:
     @property
     def trailers(self) -> Headers:
         """The fields behind a chunked body, once it is read."""
-        return Headers(parse_fields(self._body.trailers))
+        return Headers.parse(self._body.trailers)
 
     # ---- the clock
 
@@ -3878,10 +3783,10 @@ class Call:
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(route.proxy))
         if fields is not self.session._fields:
-            return render_request(target, fields, origin)
+            return render_request(target, render_fields(fields, origin))
         known = self.session._lines
         lines = known.get(origin) or remember(known, origin, render_fields(fields, origin))
-        return render_request(target, lines, origin)
+        return render_request(target, lines)
 
     def with_password(self, request: Request) -> Request:
         """The request with what netrc has for its host.
