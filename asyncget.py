@@ -603,12 +603,12 @@ if sys.version_info >= (3, 14):  # compression.zstd, which not every build has
     HAS_ZSTD = find_spec("_zstd") is not None
 
 ACCEPT_ENCODING = "gzip, deflate, zstd" if HAS_ZSTD else "gzip, deflate"
-DEFAULT_FIELDS = (
+PLAIN_FIELDS = (
     ("Host", ""),  # empty: filled in with the authority of each URL
     ("User-Agent", f"asyncget/{__version__}"),
     ("Accept", "*/*"),
-    ("Accept-Encoding", ACCEPT_ENCODING),
 )
+DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
 
 
 def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
@@ -1847,8 +1847,8 @@ class Connection:
         "rest", "broken", "reading", "timeout", "opened_at", "sent_at", "head_at", "idle_at")
 
     def __init__(self, route: Route, connector: Connector,
-                 on_idle: Callable[[Connection], None],
-                 on_close: Callable[[Connection], None]) -> None:
+                 on_idle: Callable[[Connection], object],
+                 on_close: Callable[[Connection], object]) -> None:
         self.route = route
         self.connector = connector
         self.trace: Trace | None = None  # of the call that uses it
@@ -2140,6 +2140,24 @@ class Connection:
                 writer.close()            # says close_notify (RFC 9112 9.8),
                 writer.transport.abort()  # and does not wait for the answer
         self.on_close(self)
+
+
+async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> Response:
+    """One GET over a connection of its own, of at most 64 MiB: all of this part in a row."""
+    parts = parse_url(url)
+    if parts.origin.scheme == "https":
+        tls = tls or ssl.create_default_context()
+    route = Route(parts.origin, tls, None, None, None)
+    connection = Connection(route, asyncio.open_connection, on_idle=id, on_close=id)
+    try:
+        await connection.open(timeout)
+        lines = render_fields(PLAIN_FIELDS, parts.origin)
+        head = await connection.exchange(render_request(parts.target, lines), timeout)
+        response = Response(head, parts, Body(connection, head, keep=False), decode=False)
+        await response.read(64 * 2**20)
+        return response
+    finally:
+        connection.close()
 
 
 # ---- names with many addresses, unix sockets
@@ -3878,10 +3896,12 @@ class Session:
             self._base = base._replace(target=path.removesuffix("/") + "/")
         self._base_fields = fields_of(DEFAULT_FIELDS, own)
         self._fields = with_codings(self._base_fields, self.settings["decode"])  # a plain GET's
+        self.cookies: Any = None
         given = self.settings["cookies"]
-        self.cookies: Any = given if is_jar(given) else Cookies(
-            given if isinstance(given, Mapping) else None)
-        self.settings["cookies"] = None if given is False else as_jar(self.cookies)
+        if given is not False:  # section 15
+            self.cookies = given if is_jar(given) else Cookies(
+                given if isinstance(given, Mapping) else {})
+        self.settings["cookies"] = as_jar(self.cookies) if self.cookies is not None else None
         self._plain: Settled = self.settings, {}, True
         self._routes: dict[tuple[Origin, Any], Route] = {}
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
@@ -4070,20 +4090,20 @@ class Session:
         own = checked(options, allowed)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
-        cookies = own.get("cookies")
-        if is_jar(cookies):
+        cookies = own.get("cookies", True)
+        if cookies is False:
+            settings["cookies"] = None
+        elif cookies in (True, None) or isinstance(cookies, Mapping) and not is_jar(cookies):
+            settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
+        else:
             settings["cookies"] = as_jar(cookies)
-        elif isinstance(cookies, Mapping):  # they go beside the jar's
-            settings["cookies"] = self.settings["cookies"]
-        elif "cookies" in own:
-            settings["cookies"] = None if cookies is False else as_jar(self.cookies)
         return settings, own, own.keys().isdisjoint(_ROUTING)
 
     def _meet(self, origin: Origin) -> None:
         """Take note of the first origin: cookies that were set for nobody are for it."""
         if self._first is None:
             self._first = self._base.origin if self._base else origin
-            if isinstance(self.cookies, Cookies):
+            if self.cookies is not None and isinstance(self.cookies, Cookies):
                 self.cookies.home(self._first)
 
     def _route(self, origin: Origin, call: Call) -> Route:
@@ -4104,11 +4124,11 @@ class Session:
 
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
         """The TLS settings for `verify` and `cert`, remembered."""
-        if isinstance(verify, ssl.SSLContext):  # made anew for each call, they would pile up
-            return tls_context(verify, cert)
+        if isinstance(verify, ssl.SSLContext) and not cert:
+            return verify
         key = (verify, cert)
         if key not in self._contexts:
-            context = remember(self._contexts, key, tls_context(verify, cert))
+            context = remember(self._contexts, key, tls_context(verify, cert))  # section 13
             if self.tls_version is not None:
                 context.minimum_version = self.tls_version
         return self._contexts[key]
