@@ -1,40 +1,56 @@
 """HTTP GET over asyncio in one file, with nothing but the standard library.
 
-A GET is four lines of text sent, a few lines and some bytes received. All that
-makes a client long is to find out where those bytes end, to use the connection
-again, and to believe nobody. This file does it in the order of the data:
+A GET is four lines of text sent, a few lines and some bytes received. What makes a client
+long is to find out where those bytes end, to use the connection again, and to get through
+networks and servers that were not made for it. This file does it in four parts, in the order
+of the data; one may stop behind each of them, having understood a whole client.
+
+I. One GET: what goes over the wire, and what Python does while it waits
+
+    1. Errors                  how it is said that something went wrong
+    2. URLs                    text to URL
+    3. Request bytes           the head that is sent
+    4. Response head           status line and fields
+    5. Body framing            where the body ends
+    6. Response                what the caller holds
+    7. Connection              one exchange over TCP and TLS, and one clock
+
+II. Many GETs: connections used again, and the loop around it all
+
+    8. Decoding                gzip, deflate, zstd, charsets, lines
+    9. Pool                    which connection a request gets, and who waits
+    10. Redirects and retries  what a response leads to
+    11. Settings               keywords, checked and merged; what they put into a request
+    12. Session                one call after another, or a million
+
+III. In somebody else's network: what a corporate machine adds
+
+    13. Addresses and TLS      names with many addresses, certificates, what to do about them
+    14. Proxies                tunnels, SOCKS, NO_PROXY
+    15. Cookies                RFC 6265bis: what may be kept, and who is told
+    16. Passwords              netrc
+
+IV. Tools: nothing new about HTTP
+
+    17. Downloads              a file that is whole, or not there
+    18. Timeline               a picture of where the time went
+    19. Demo server            the same bytes from the other side
+    20. Command line           python -m asyncget URL
+
+One GET, with the sections that tell it:
 
     get("http://h/x")
-        |                                             the section that tells it
         |  URL(origin=("http", "h", 80), target="/x")                        2
         v
     GET /x HTTP/1.1 \\r\\n Host: h \\r\\n \\r\\n          request bytes             3
         |
-        |  Connection.exchange, over one of the pool's connections        8, 9
+        |  Connection.exchange, over one of the pool's connections        7, 9
         v
     HTTP/1.1 200 OK \\r\\n Content-Length: 5 \\r\\n \\r\\n  response head            4
-    hello                                           body: framing, coding    5, 6
+    hello                                           body: framing, coding    5, 8
         |
         v
-    Response(200, content=b"hello")     or a redirect, or a retry         7, 10
-
-Sections 1 to 7 are plain functions of bytes: no socket, no clock, no asyncio.
-
-    1. Limits and errors       what is too much, and how it is said
-    2. URLs                    text to URL, references, parameters
-    3. Request bytes           fields, credentials, the head that is sent
-    4. Response head           status line and fields
-    5. Body framing            where the body ends
-    6. Decoding                gzip, deflate, zstd, charsets
-    7. Response                what the caller holds
-    8. Connection              TCP, TLS, tunnels, one exchange, one clock
-    9. Pool                    connections kept and shared
-    10. Policy                 redirects, retries, cookies, proxies: pure choices
-    11. Session                the loop around it all, one GET or a million
-    12. Downloads              a file that is whole, or not there
-    13. Timeline               a picture of where the time went
-    14. Demo server            the same bytes from the other side
-    15. Command line           python -m asyncget URL
+    Response(200, content=b"hello")     or a redirect, or a retry        6, 10
 
 Words, and what they look like here:
 
@@ -130,46 +146,39 @@ __all__ = [
     "TooManyRedirects", "StatusError",
 ]
 
-# ==== 1. Limits and errors ====================================================
-# Whatever a stranger sends is bounded here, by name: a server that talks for
-# ever meets one of these first. Beside each stands what others chose.
 
-MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
-MAX_HEAD_BYTES = 131_072         # one head or trailer section; curl 300 KB, aiohttp 8 KB a line
-MAX_INTERIM = 10                 # 1xx responses before the real one
-MAX_SIZES = 4096                 # of chunks, remembered
-MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
-MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
-MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
-MAX_DISCARD_SECONDS = 1.0        # that this may take
-MAX_LINE_BYTES = 16_777_216      # one line of iter_lines
-MAX_SET_COOKIES = 50             # of one response; curl's figure
-MAX_COOKIE_BYTES = 4096          # name and value of one; RFC 6265bis 5.6
-MAX_ATTRIBUTE_BYTES = 1024       # value of one attribute; 6265bis 5.6
-MAX_DOMAIN_COOKIES = 180         # kept of one site; Chrome's figure, 6265bis 6.1 asks for 50
-MAX_COOKIES = 3000               # kept in sum; 6265bis 6.1 asks for as many
-MAX_COOKIE_SECONDS = 34_560_000  # that one is kept at most: 400 days; 6265bis 5.5
-MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
+# #### Part I. One GET #########################################################
+# At its end one knows what goes over the wire for a GET, and what Python does while it waits.
+# The second is what `asyncio` is for, so here are its words. This program counts while a
+# slow server thinks (`python -m asyncget --demo` plays it):
+#
+#     async def count():                         async def main():
+#         while True:                                counter = asyncio.create_task(count())
+#             await asyncio.sleep(1)                 response = await get("http://h.test/slow")
+#             print("still counting")                counter.cancel()
+#
+#     seconds       0               1                 2                3
+#     main()     send, await ...............................................  the answer is here
+#     count()    await ...........  print, await ...  print, await .........  is cancelled
+#     event loop       waits for all of them at once, and calls who is next
+#
+# A *coroutine* is a function that can stop in its middle: `await` says "until this is there,
+# let others run". The *event loop* is who runs meanwhile: it asks the kernel which sockets
+# have bytes and which moments have come, and goes on with whoever waits for that. What one
+# waits for is, at the bottom of each chain of awaits, a *future*: a result that somebody
+# will set. A *task* is a coroutine that the loop runs for itself, beside the others. To
+# *cancel* a task is to have CancelledError raised at the await where it stands. A *transport*
+# is the loop's own end of a socket: it receives whenever there is something and hands it to
+# the StreamReader that we read from; what we write it sends, as the kernel takes it.
+# All of it is one thread: between two awaits nobody else runs. So nothing becomes faster, and
+# a loop that stands still stands still for all; but a thousand can wait at the price of one.
+
+# ==== 1. Errors ===============================================================
+# Whatever a server, a network or a URL does, it ends in one of these, whose text says what
+# to do about it. Whatever a stranger sends is bounded by a limit with a name, which stands at
+# the head of the section that obeys it; beside it, what others chose.
+
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
-MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
-GET_DEADLINE_SECONDS = 300.0     # get(), all in all; aiohttp's figure
-SETTLED_SECONDS = 60.0           # unchanged for so long: a date tells versions apart (9110 8.8.2.2)
-IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
-IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
-LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
-LAST_TURNS = 12                  # of the loop, before a clock is believed; connecting takes most
-MAX_REMEMBERED = 1000            # routes, rendered heads, TLS contexts of a session
-HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address, too
-READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
-INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
-MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
-MAX_BETWEEN_BYTES = 1_048_576    # made between stacked codings; and 100 for each that arrived
-MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
-STEP_BYTES = 1024                # that a step of decoding costs beside what it makes
-MAX_HISTORY_BYTES = 262_144      # heads of the redirects of one call
-MAX_ADDRESSES = 32               # of a name that are tried
-
-
 _FOREVER = float("inf")
 
 
@@ -297,9 +306,9 @@ def printable(text: str | bytes) -> str:
 # disagree about the host. What is asked for goes out byte for byte; only what
 # cannot be on a request line (blanks, non-ASCII) is percent-encoded.
 
+MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL = re.compile(r"([^:/?#]*)://([^/?#]*)(.*)")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%@-]*")
 _HOST = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")  # the last: the DNS root
@@ -364,19 +373,6 @@ def masked(text: str) -> str:
     """
     text = re.sub(r"^([a-z]+:/{0,2})?.*@", r"\1***@", text, flags=re.I | re.S)
     return shown(text[:MAX_SHOWN_BYTES + 1].encode("utf-8", "backslashreplace"))[1:]
-
-
-def without_userinfo(text: str) -> str:
-    """A URL as it was written, but for user and password; all before an "@" if it is none.
-
-    >>> without_userinfo("http://me:pw@h/@b"), without_userinfo("http://me:p/w@h/")
-    ('http://h/@b', 'http://***@h/')
-    """
-    try:
-        userinfo = parse_url(text).userinfo
-    except InvalidURL:
-        return masked(text)[1:-1]
-    return text.replace(userinfo + "@", "", 1) if userinfo else text
 
 
 def percent_encode(text: str) -> str:
@@ -521,133 +517,21 @@ def remove_dots(path: str) -> str:
     return "/" + "/".join(segments)
 
 
-def join_url(base: URL, reference: str) -> URL:
-    """Resolve what a Location says against the URL that was asked (RFC 3986 5.2).
-
-    >>> base = parse_url("http://h/a/b?q#top")
-    >>> [join_url(base, r).target for r in ("c", "../c", "/c?x", "?y", "")]
-    ['/a/c', '/c', '/c?x', '/a/b?y', '/a/b?q']
-
-    urllib.parse.urljoin is not used: it drops empty segments and a bare "?".
-    """
-    if reference.startswith("//"):
-        reference = f"{base.origin.scheme}:{reference}"
-    if not _SCHEME.match(reference):
-        path = base.target.partition("?")[0]
-        folder = path[:path.rindex("/") + 1]
-        kept = {"/": "", "?": path, "#": base.target, "": base.target}.get(reference[:1], folder)
-        reference = str(base._replace(target=kept, fragment="")) + reference
-    url = parse_url(reference)
-    return url if "#" in reference else url._replace(fragment=base.fragment)  # RFC 9110 10.2.2
-
-
-Params = Union[Mapping[str, Any], Iterable["tuple[str, Any]"]]
-
-
-def merge_params(base: Iterable[tuple[Any, Any]], params: Params) -> tuple[tuple[Any, Any], ...]:
-    """Lay a call's parameters over the session's, name by name; a value of None removes.
-
-    >>> merge_params([("key", "k"), ("page", 1)], {"page": None, "q": [1, 2]})
-    (('key', 'k'), ('page', None), ('q', [1, 2]))
-    """
-    extra = list(params.items() if isinstance(params, Mapping) else params)
-    named = {name for name, _ in extra}
-    return (*(pair for pair in base if pair[0] not in named), *extra)
-
-
-def add_params(url: URL, params: Params) -> URL:
-    """Append parameters to the query that is there.
-
-    >>> add_params(parse_url("http://h/?a=1"), {"b": [2, 3], "c": None, "d": True}).target
-    '/?a=1&b=2&b=3&d=true'
-    """
-    from urllib.parse import urlencode
-    pairs = [(name, str(item).lower() if isinstance(item, bool) else item)
-             for name, value in merge_params((), params)
-             for item in (value if isinstance(value, (list, tuple)) else [value])
-             if item is not None]
-    try:
-        query = urlencode(pairs)
-    except UnicodeError:
-        raise InvalidURL("the name or the value of a parameter is not Unicode") from None
-    if not query:
-        return url
-    target = url.target if "?" in url.target else url.target + "?"
-    glue = "" if target.endswith(("?", "&")) else "&"
-    return url._replace(target=target + glue + query)
-
-
 # ==== 3. Request bytes ========================================================
 # All that we ever send is one head, and this section is the only place where one
 # is made. Text that a caller or a redirect supplied could smuggle in a line of its
 # own, so the grammar is checked here, on the finished text, and nothing is mended.
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
-HeaderItems = Union[Mapping[str, Optional[str]], Iterable["tuple[str, str | None]"]]
-
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 _NAME = re.compile(TOKEN)
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _HOST_VALUE = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
-# These frame messages, or are for the next hop alone (RFC 9110 7.6.1): with them a GET could be
-# read in a second way by whoever stands between. The others say, as browsers and other clients
-# send them, nothing new, and are dropped; only "close" goes out.
-_FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
-                   "transfer-encoding", "upgrade"}
-_HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
-CLOSE_FIELD = ("Connection", "close")  # our end, too, closes behind the response (RFC 9112 9.6)
-
-HAS_ZSTD = False
-if sys.version_info >= (3, 14):  # compression.zstd, which not every build has
-    from importlib.util import find_spec
-    HAS_ZSTD = find_spec("_zstd") is not None
-
-ACCEPT_ENCODING = "gzip, deflate, zstd" if HAS_ZSTD else "gzip, deflate"
 PLAIN_FIELDS = (
     ("Host", ""),  # empty: filled in with the authority of each URL
     ("User-Agent", f"asyncget/{__version__}"),
     ("Accept", "*/*"),
 )
-DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
-
-
-def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
-    """Lay the caller's headers over others; a value of None removes (RFC 9110 5.1).
-
-    >>> merge_fields((("Accept", "*/*"), ("X", "1")), {"accept": "text/html", "x": None})
-    (('accept', 'text/html'),)
-    >>> merge_fields((), {"Connection": "keep-alive", "TE": "trailers"})
-    ()
-    """
-    extra: list[tuple[str, str]] = []
-    named: set[str] = set()
-    for name, value in headers.items() if isinstance(headers, Mapping) else headers:
-        if not isinstance(name, str) or not isinstance(value, (str, type(None))):
-            raise InvalidHeader("headers must be a mapping, or pairs, of text: not the value of "
-                                f"{name!r:.100}")
-        lower = name.lower()
-        named.add(lower)
-        if lower in _FRAMING_FIELDS and value not in (None, "", "0"):
-            raise InvalidHeader(f"{lower} is not a caller's to set: it is between us and the "
-                                "next hop (a proxy's credentials go into the proxy's URL)")
-        if lower == "connection" and "close" in (value or "").lower():
-            extra.append(CLOSE_FIELD)
-        elif value is not None and lower not in _HOP_FIELDS:
-            extra.append((name, value))
-    kept = [pair for pair in base if pair[0].lower() not in named] + extra
-    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: it stands first
-
-
-def acceptable(accept_encoding: str) -> str:
-    """Of an Accept-Encoding, what can be undone here.
-
-    >>> acceptable("gzip, deflate;q=0.5, br, *"), acceptable("br")
-    ('gzip, deflate;q=0.5', 'identity')
-    """
-    ours = {"identity", "x-gzip", *ACCEPT_ENCODING.split(", ")}
-    kept = [item.strip() for item in accept_encoding.split(",")
-            if item.partition(";")[0].strip().lower() in ours]
-    return ", ".join(kept) or "identity"
 
 
 def render_fields(fields: Fields, origin: Origin) -> bytes:
@@ -680,7 +564,7 @@ def render_request(target: str, lines: bytes) -> bytes:
 
         GET /path?query HTTP/1.1          origin-form, to the server itself
         GET http://h/path HTTP/1.1        absolute-form, to a proxy
-        CONNECT h:443 HTTP/1.1            authority-form, for a tunnel: section 8
+        CONNECT h:443 HTTP/1.1            authority-form, for a tunnel: section 14
 
     >>> render_request("/x", render_fields((("Host", ""),), Origin("http", "h", 80)))
     b'GET /x HTTP/1.1\r\nHost: h\r\n\r\n'
@@ -688,36 +572,6 @@ def render_request(target: str, lines: bytes) -> bytes:
     if not target.isascii() or not target.isprintable() or " " in target:
         raise InvalidURL(f"not a request target: {masked(target)}")
     return b"GET %b HTTP/1.1\r\n%b" % (target.encode("ascii"), lines)
-
-
-Auth = Union[str, "tuple[str, str]"]
-
-
-def render_auth(auth: Auth) -> str:
-    """The value of Authorization: Basic (RFC 7617) for a pair, Bearer (RFC 6750) for text.
-
-    >>> render_auth(("Aladdin", "open sesame"))
-    'Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=='
-    """
-    if isinstance(auth, str):
-        return f"Bearer {auth}"
-    try:
-        user, password = auth
-        pair = ":".join([user, password])
-        token = base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode("ascii")
-    except (TypeError, ValueError):
-        raise InvalidHeader("auth is (user, password), or a bearer token as text") from None
-    if ":" in user or not _VALUE.fullmatch(pair):
-        raise InvalidHeader("a user name has no ':', and neither it nor a password controls")
-    return f"Basic {token}"
-
-
-def split_userinfo(userinfo: str) -> tuple[str, str]:
-    """User and password of a URL, percent-decoded, which nothing else ever is."""
-    from urllib.parse import unquote
-    user, _, password = (unquote(part, errors="surrogateescape")
-                         for part in userinfo.partition(":"))
-    return user, password
 
 
 # ==== 4. Response head ========================================================
@@ -728,6 +582,7 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 # with one of them is none). Of the fields only the few that decide what we do next are
 # looked up at once; what users read is made when they ask for it.
 
+MAX_HEAD_BYTES = 131_072         # one head or trailer section; curl 300 KB, aiohttp 8 KB a line
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: " + _TEXT + rb")?\r?\n"
 _FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
@@ -876,6 +731,8 @@ class Headers(Mapping[str, str]):
 # and the trailer lines. Its place in the code is its state, and it can be left and
 # taken up again at any byte. That the connection has ended is seen by who reads it.
 
+MAX_SIZES = 4096                 # of chunks, remembered
+MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
@@ -890,7 +747,7 @@ def body_framing(head: Head) -> Framing:
     5
 
     The comments number the rules as RFC 9112 section 6.3 does. Rule 2, on CONNECT, is
-    the tunnel's own (section 8). Raises ProtocolError when the fields contradict.
+    the tunnel's own (section 14). Raises ProtocolError when the fields contradict.
     """
     if head.status < 200 or head.status in (204, 304):
         return 0                                         # 1: whatever the fields say
@@ -1008,228 +865,16 @@ def body_parser(framing: Framing) -> BodyParser:
     return parser
 
 
-# ==== 6. Decoding =============================================================
-# A coding is undone in small steps, so that a bomb (a kilobyte that says "a
-# gigabyte of zeros") is seen while it is small. A stream cut short is an error
-# even where the framing was whole: the length says that the bytes are all there,
-# only the coding says that the content is.
-
-_CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([A-Za-z0-9._:+-]{1,40})", re.I)
-# Text codecs alone: the rest of Python's codecs are slow on purpose-made input (punycode, idna),
-# or no charsets at all (rot13, unicode_escape, undefined). No EBCDIC either (cp037, cp500 and
-# such): lines are cut at the byte 0x0A, which there is no line end.
-_TEXT_CODEC = re.compile(
-    r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
-    r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
-    r"|tis-620|kz1048|ptcp154|johab")
-# The web's names that Python has not: by rule where there is one. Then what is to be decoded as
-# more than it says, since browsers do so and servers count on it: under the names of the Chinese,
-# Japanese and Korean standards go texts with the characters that Windows added to these.
-_WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|win|dos|cp)-?(?=\d+$)", "cp"),
-              (r"^iso8859(?=\d)", "iso8859-"))
-_WEB_CODECS = {name: codec for codec, names in {
-    "mac-roman": "mac", "mac-cyrillic": "mac-ukrainian", "koi8-r": "koi8", "koi8-u": "koi8-ru",
-    "big5": "cn-big5", "iso8859-8": "visual logical", "utf-16-le": "ucs-2 unicode",
-    "cp932": "windows-31j shift_jis", "cp949": "ksc_5601 ks_c_5601-1989 cseuckr euc_kr",
-    "gb18030": "gb_2312 gb_2312-80 csgb2312 gb2312 gbk",
-}.items() for name in names.split()}
-
-
-# How a further member may begin, which goes on where one has ended (RFC 1952, RFC 8878 3.1).
-_MEMBER = {b"gzip": b"\x1f", b"deflate": b"", b"zstd": b"(PQRSTUVWXYZ[\\]^_"}
-
-
-class Inflater:
-    """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
-
-    What lies behind a whole stream and is no further member (a line end, a comment, as
-    servers' templates leave it) is passed over: the stream's own check says that the content
-    is whole.
-    """
-
-    def __init__(self, coding: bytes) -> None:
-        self.coding = coding
-        self.stream: Any = None   # a decompressor: .decompress, .eof, .unused_data
-        self.over = False         # what is still to come is no member
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what data decodes to, in pieces of at most MAX_DECODED_STEP_BYTES."""
-        for at in range(0, len(data), INFLATE_BYTES):
-            yield from self.inflate(data[at:at + INFLATE_BYTES])
-
-    def inflate(self, data: bytes) -> Iterator[bytes]:
-        """Decode a slice so small that copying what is unused of it costs nothing."""
-        full = False  # whether the last step stopped for want of room
-        while data or full:
-            if self.stream and self.stream.eof:
-                data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
-                self.over = self.over or data[:1] not in _MEMBER[self.coding]
-                if self.over or not data:
-                    return
-                self.stream = None
-            self.stream = self.stream or self.open(data[0])
-            try:
-                piece = self.stream.decompress(data, MAX_DECODED_STEP_BYTES)
-            except Exception as error:  # zlib.error or ZstdError: no common base
-                raise DecodingError(f"not {self.coding.decode()}: {error}") from None
-            data = (self.stream.unused_data if self.stream.eof else
-                    getattr(self.stream, "unconsumed_tail", b""))  # zstd keeps it itself
-            full = len(piece) == MAX_DECODED_STEP_BYTES and not self.stream.eof
-            yield piece
-
-    def open(self, first: int) -> Any:
-        """A decompressor for what begins with this byte."""
-        if self.coding == b"zstd":
-            from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-            window = {zstd.DecompressionParameter.window_log_max: 23}  # RFC 9659: 8 MiB
-            return zstd.ZstdDecompressor(options=window)
-        if self.coding == b"gzip":
-            return zlib.decompressobj(31)
-        # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
-        return zlib.decompressobj(15 if first & 15 == 8 else -15)
-
-    def finish(self) -> None:
-        """Raise if the stream is cut short; an empty body is whole in any coding."""
-        if self.stream and not self.stream.eof:
-            raise DecodingError(f"the {self.coding.decode()} stream ends too early: "
-                                "the content is cut short")
-
-
-class Decoder:
-    """Undo the codings of a body, the last one applied first (RFC 9110 8.4).
-
-    >>> import gzip
-    >>> decoder = Decoder([b"gzip"])
-    >>> b"".join(decoder.feed(gzip.compress(b"hello")))
-    b'hello'
-    >>> decoder.finish()
-    """
-
-    def __init__(self, codings: list[bytes]) -> None:
-        self.stages = [Inflater(coding) for coding in reversed(codings)]
-        self.budget = MAX_BETWEEN_BYTES  # that may yet be made between the stages
-        self.work = 0                    # done so far, in bytes; whoever gives turns sets it back
-
-    def feed(self, data: bytes, depth: int = 0) -> Iterator[bytes]:
-        """Yield what data decodes to, and nothing now and then, for the work to be looked at."""
-        if depth == len(self.stages):
-            yield data
-            return
-        if depth == 0:
-            self.budget = min(self.budget, 4 * MAX_BETWEEN_BYTES) + 100 * len(data)
-        for piece in self.stages[depth].feed(data):
-            self.work += STEP_BYTES + len(piece)
-            if depth < len(self.stages) - 1:
-                yield b""
-                self.budget -= len(piece)
-                if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
-                    raise DecodingError("far more bytes between the codings than have arrived")
-            yield from self.feed(piece, depth + 1)
-
-    def finish(self) -> None:
-        """Raise DecodingError if any of the codings is cut short."""
-        for stage in self.stages:
-            stage.finish()
-
-
-def applied_codings(value: bytes) -> list[bytes]:
-    r"""What a Content-Encoding, in lower case, says that was done to the bytes.
-
-    >>> applied_codings(b"deflate, identity, x-gzip, none")
-    [b'deflate', b'gzip']
-    """
-    return [b"gzip" if coding == b"x-gzip" else coding for coding in parse_list(value)
-            if coding not in (b"identity", b"none")]
-
-
-def content_codings(value: bytes) -> list[bytes]:
-    """The codings to undo, in the order in which they were applied; value is in lower case.
-
-    Raises DecodingError for what we cannot undo: br, for one, is not in the
-    standard library, and handing out the coded bytes would be a silent lie.
-    """
-    codings = applied_codings(value)
-    if len(codings) > MAX_CODINGS:
-        raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
-    for coding in codings:
-        if coding not in parse_list(ACCEPT_ENCODING.encode()):  # we asked for no other
-            raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
-                                "decode=False gives the bytes as sent")
-    return codings
-
-
-def charset_of(content_type: str) -> str:
-    """The codec for a Content-Type: its charset if that is one of text, else utf-8.
-
-    >>> charset_of("text/html; charset=ISO-8859-1"), charset_of("text/html; charset=rot13")
-    ('iso8859-1', 'utf-8')
-    >>> charset_of("text/html; charset=x-sjis"), charset_of("text/html; charset=windows-874")
-    ('cp932', 'cp874')
-    """
-    match = _CHARSET.search(content_type)
-    name = match[1].lower() if match else "utf-8"
-    for pattern, python in _WEB_NAMES:
-        name = re.sub(pattern, python, name)
-    try:
-        codec = codecs.lookup(_WEB_CODECS.get(name, name)).name
-    except LookupError:
-        return "utf-8"
-    codec = _WEB_CODECS.get(codec, codec)
-    return codec if _TEXT_CODEC.fullmatch(codec) else "utf-8"
-
-
-class LineCutter:
-    r"""Lines out of the bytes of a text, as they come.
-
-    >>> cutter = LineCutter("utf-16", "\ufeffé\nx".encode("utf-16-be"))
-    >>> cutter.decode(cutter.take(False)), cutter.take(False), cutter.decode(cutter.take(True))
-    ('é\n', b'', 'x')
-
-    A line ends at the byte 0x0A, which in all codecs here is nothing else; or, where characters
-    are wider, at that byte among zeros, in either order: U+0A00 is no character. So each line
-    can be decoded by itself, but in ISO 2022 and behind a byte order mark.
-    """
-
-    def __init__(self, encoding: str, data: bytes = b"") -> None:
-        self.encoding = encoding
-        self.pending = bytearray(data)
-        self.searched = 0
-        self.width = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)  # of a line end
-        self.decoder = (codecs.getincrementaldecoder(encoding)("replace")
-                        if self.width > 1 or encoding.startswith("iso2022") else None)
-
-    def take(self, last: bool) -> bytes:
-        """The next line with its end, b"" for none yet; with `last`, what is left is one, too."""
-        size = len(self.pending) if last else 0
-        found = self.pending.find(b"\n", self.searched)
-        while found >= 0:
-            end = found - found % self.width + self.width
-            character = b"\n" if self.width == 1 else self.pending[end - self.width:end]
-            if end <= len(self.pending) and character.strip(b"\0") == b"\n":
-                size = end
-                break
-            found = self.pending.find(b"\n", end)
-        self.searched = 0 if size else max(0, len(self.pending) - self.width)
-        line = bytes(self.pending[:size])
-        del self.pending[:size]
-        return line
-
-    def decode(self, line: bytes) -> str:
-        """A line as text; what does not decode is replaced."""
-        if self.decoder is None:
-            return line.decode(self.encoding, "replace")
-        try:
-            return self.decoder.decode(line, True)
-        except UnicodeError:  # UTF-16 or UTF-32 without a mark
-            self.decoder = codecs.getincrementaldecoder(self.encoding + "-le")("replace")
-            return self.decoder.decode(line, True)
-
-
-# ==== 7. Response =============================================================
+# ==== 6. Response =============================================================
 # What the caller holds. It keeps the head as bytes and takes out of it what is
 # asked for: a hundred thousand responses kept are then mostly their bodies. The
 # body comes off a connection, which is handed in: it is asked for what arrives,
-# and told when the body is over.
+# and told when the body is over. So far no section knows of sockets or of a loop.
+
+MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
+MAX_DISCARD_SECONDS = 1.0        # that this may take
+MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
+
 
 class Timing(NamedTuple):
     """Seconds since the start of the call; `reused`: on a kept connection."""
@@ -1637,57 +1282,26 @@ class Response:
         return f"<Response {self.status_code} {self.url}>"
 
 
-def parse_links(value: str) -> dict[str, dict[str, str]]:
-    """What Link fields say, by rel (RFC 8288 section 3).
-
-    >>> parse_links('</p?2>; rel="next"; title=more')
-    {'next': {'url': '/p?2', 'rel': 'next', 'title': 'more'}}
-    """
-    links: dict[str, dict[str, str]] = {}
-    link: dict[str, str] = {}
-    pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
-    for url, name, quoted, token in re.findall(pattern, value):
-        if not name:
-            link = {"url": url}
-        elif link and name.lower() not in link:
-            link[name.lower()] = quoted or token
-            if name.lower() == "rel":
-                links.update((rel, link) for rel in (quoted or token).split())
-    return links
-
-
-# ==== 8. Connection ===========================================================
+# ==== 7. Connection ===========================================================
 # One TCP connection, from the first packet to the last: how it is opened, how one
-# request and its response go over it, and the one clock that watches it. What lies
-# between us and the origin (names with many addresses, proxies) stands at the end.
+# request and its response go over it, and the one clock that watches it.
 #
 #     new --open--> busy --exchange, Body--> idle --exchange--> busy ...   closed
 #
 # A new and a busy connection belong to one call, an idle one to the pool. From any
 # of these states it can be closed, and nothing leads out of that.
 
+READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
+MAX_INTERIM = 10                 # 1xx responses before the real one
+IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
+IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
+LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
+LAST_TURNS = 12                  # of the loop, before a clock is believed; connecting takes most
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _STUMBLES = (TypeError, AttributeError)  # asyncio's, over an error in TLS in TLS, until 3.12.2
-
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connector = Callable[..., Awaitable[Stream]]
 Trace = Callable[[str, Union[str, bytes]], object]
-
-
-class Proxy(NamedTuple):
-    """A proxy, and where its name came from, for the error texts."""
-
-    scheme: str    # "http", "https", "socks5" or "socks5h" (the proxy resolves names)
-    host: str
-    port: int
-    userinfo: str  # for the proxy alone; never in a text
-    source: str    # "proxy=", or the variable's name
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
-
-    def __repr__(self) -> str:
-        return f"<Proxy {self}>"
 
 
 class Route(NamedTuple):
@@ -1831,11 +1445,9 @@ async def turn_of_loop() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """End tasks and wait until they have cleaned up."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+def tls_options(host: str) -> dict[str, Any]:
+    """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
+    return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
 
 
 class Connection:
@@ -1948,7 +1560,7 @@ class Connection:
             options.update(tls_options(host), ssl=tls)
         where = str(address[0])
         if connector is asyncio.open_connection and ("," in where or not is_address(where)):
-            connector = open_first  # a name may have many addresses: section 12
+            connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
 
     def _end_waiting(self) -> None:
@@ -2144,10 +1756,10 @@ class Connection:
 
 async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> Response:
     """One GET over a connection of its own, of at most 64 MiB: all of this part in a row."""
-    parts = parse_url(url)
+    parts, context = parse_url(url), None
     if parts.origin.scheme == "https":
-        tls = tls or ssl.create_default_context()
-    route = Route(parts.origin, tls, None, None, None)
+        context = tls or ssl.create_default_context()
+    route = Route(parts.origin, context, None, None, None)
     connection = Connection(route, asyncio.open_connection, on_idle=id, on_close=id)
     try:
         await connection.open(timeout)
@@ -2160,328 +1772,242 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
         connection.close()
 
 
-# ---- names with many addresses, unix sockets
+# You may stop here. What you have read is a whole client for one GET; the rest is what makes it
+# one for many, for other people's networks, and for the shell. The later parts are reached from
+# here at a few places: pass_proxy (section 14), open_unix, open_first and the hints about
+# certificates (13), charset_of, LineCutter and Decoder (8), parse_links (10).
 
-async def open_first(host: str, port: int, family: int = 0, **options: Any) -> Stream:
-    """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305)."""
-    return await open_any(await look_up(host, port, family), port, **options)
+# #### Part II. Many GETs ######################################################
+# At its end one knows how a client is fast and polite at once: connections are used again,
+# shared by rules, and never trusted further than their last byte; a call follows redirects and
+# tries again, and its settings are checked once, where they are given.
+
+# ==== 8. Decoding =============================================================
+# A coding is undone in small steps, so that a bomb (a kilobyte that says "a
+# gigabyte of zeros") is seen while it is small. A stream cut short is an error
+# even where the framing was whole: the length says that the bytes are all there,
+# only the coding says that the content is.
+
+MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
+INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
+MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
+MAX_BETWEEN_BYTES = 1_048_576    # made between stacked codings; and 100 for each that arrived
+STEP_BYTES = 1024                # that a step of decoding costs beside what it makes
+MAX_LINE_BYTES = 16_777_216      # one line of iter_lines
+HAS_ZSTD = False
+if sys.version_info >= (3, 14):  # compression.zstd, which not every build has
+    from importlib.util import find_spec
+    HAS_ZSTD = find_spec("_zstd") is not None
+ACCEPT_ENCODING = "gzip, deflate, zstd" if HAS_ZSTD else "gzip, deflate"
+# How a further member may begin, which goes on where one has ended (RFC 1952, RFC 8878 3.1).
+_MEMBER = {b"gzip": b"\x1f", b"deflate": b"", b"zstd": b"(PQRSTUVWXYZ[\\]^_"}
 
 
-async def open_unix(path: str, **options: Any) -> Stream:
-    """The same to a unix socket, where the system has such."""
-    if not hasattr(asyncio, "open_unix_connection"):
-        raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    return await asyncio.open_unix_connection(path, **options)
+class Inflater:
+    """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
 
-
-async def look_up(host: str, port: int, family: int = 0) -> list[str]:
-    """The addresses of a name, families by turns (RFC 8305 section 4), or of a list "a,b"."""
-    if "," in host:
-        return host.split(",")
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
-                                                         type=socket.SOCK_STREAM)
-    by_family: dict[int, list[str]] = {}
-    for kind, _, _, _, address in found:
-        zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of fe80::1%eth0
-        by_family.setdefault(kind, []).append(without_zone(str(address[0])) + zone)
-    names = [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
-    return names[:MAX_ADDRESSES]
-
-
-async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
-    """A connection to that address which answers first; each has a start on the next one.
-
-    With happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled
-    at the wrong moment; and uvloop does not.
+    What lies behind a whole stream and is no further member (a line end, a comment, as
+    servers' templates leave it) is passed over: the stream's own check says that the content
+    is whole.
     """
-    todo = list(addresses)
-    if len(todo) == 1:
-        return await asyncio.open_connection(todo[0], port, **options)
-    attempts: set[asyncio.Future[Any]] = set()
-    errors: list[BaseException] = []
-    try:
-        while todo or attempts:
-            if todo:
-                attempts.add(asyncio.ensure_future(
-                    asyncio.open_connection(todo.pop(0), port, **options)))
-            done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
-                                         timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
-            for attempt in done:
-                attempts.remove(attempt)
-                if not attempt.exception():
-                    opened: Stream = attempt.result()
-                    return opened
-                errors.append(attempt.exception() or OSError())
-        raise error_of_all(errors)
-    finally:
-        errors.clear()  # else their tracebacks would hold us, and we them
-        for attempt in attempts:
-            attempt.add_done_callback(drop_opened)  # it won as well, or while we were cancelled
-        await cancel(attempts)
+
+    def __init__(self, coding: bytes) -> None:
+        self.coding = coding
+        self.stream: Any = None   # a decompressor: .decompress, .eof, .unused_data
+        self.over = False         # what is still to come is no member
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what data decodes to, in pieces of at most MAX_DECODED_STEP_BYTES."""
+        for at in range(0, len(data), INFLATE_BYTES):
+            yield from self.inflate(data[at:at + INFLATE_BYTES])
+
+    def inflate(self, data: bytes) -> Iterator[bytes]:
+        """Decode a slice so small that copying what is unused of it costs nothing."""
+        full = False  # whether the last step stopped for want of room
+        while data or full:
+            if self.stream and self.stream.eof:
+                data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
+                self.over = self.over or data[:1] not in _MEMBER[self.coding]
+                if self.over or not data:
+                    return
+                self.stream = None
+            self.stream = self.stream or self.open(data[0])
+            try:
+                piece = self.stream.decompress(data, MAX_DECODED_STEP_BYTES)
+            except Exception as error:  # zlib.error or ZstdError: no common base
+                raise DecodingError(f"not {self.coding.decode()}: {error}") from None
+            data = (self.stream.unused_data if self.stream.eof else
+                    getattr(self.stream, "unconsumed_tail", b""))  # zstd keeps it itself
+            full = len(piece) == MAX_DECODED_STEP_BYTES and not self.stream.eof
+            yield piece
+
+    def open(self, first: int) -> Any:
+        """A decompressor for what begins with this byte."""
+        if self.coding == b"zstd":
+            from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+            window = {zstd.DecompressionParameter.window_log_max: 23}  # RFC 9659: 8 MiB
+            return zstd.ZstdDecompressor(options=window)
+        if self.coding == b"gzip":
+            return zlib.decompressobj(31)
+        # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
+        return zlib.decompressobj(15 if first & 15 == 8 else -15)
+
+    def finish(self) -> None:
+        """Raise if the stream is cut short; an empty body is whole in any coding."""
+        if self.stream and not self.stream.eof:
+            raise DecodingError(f"the {self.coding.decode()} stream ends too early: "
+                                "the content is cut short")
 
 
-def drop_opened(attempt: asyncio.Future[Any]) -> None:
-    """Close a connection that nobody waits for any more."""
-    if not attempt.cancelled() and not attempt.exception():
-        attempt.result()[1].transport.abort()
+class Decoder:
+    """Undo the codings of a body, the last one applied first (RFC 9110 8.4).
 
-
-def error_of_all(errors: Sequence[BaseException]) -> BaseException:
-    """The error when no address of a name would do: TLS's word, else what each one said."""
-    for error in errors:
-        if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
-            return error
-    told = OSError("; ".join(dict.fromkeys(map(str, errors))) or "the name has no address")
-    told.errno = errors[0].errno if errors and isinstance(errors[0], OSError) else None
-    return told
-
-
-# ---- TLS: what is trusted, and what to do when it fails
-
-def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
-    """The TLS settings for `verify` and `cert`.
-
-    True checks against the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a
-    folder takes its place. Host matching is OpenSSL's: nobody should write that again.
+    >>> import gzip
+    >>> decoder = Decoder([b"gzip"])
+    >>> b"".join(decoder.feed(gzip.compress(b"hello")))
+    b'hello'
+    >>> decoder.finish()
     """
-    if isinstance(verify, ssl.SSLContext):
-        if cert:  # loaded into yours, it would be shown to others whom you ask with it
-            raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
-                           exit_code=58)
-        return verify
-    try:
-        if isinstance(verify, bool):
-            context = ssl.create_default_context()
-        elif os.path.isdir(verify):
-            context = ssl.create_default_context(capath=verify)
-        else:
-            context = ssl.create_default_context(cafile=verify)
-        if verify is False:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: the common name is no host
-            context.hostname_checks_common_name = False
-    except (OSError, ValueError, TypeError) as error:
-        raise TLSError(f"cannot use verify={verify!r}: {error}", exit_code=77) from None
-    if cert:
-        path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
-                               None, None)[:3]
-        try:  # without a password OpenSSL would ask the terminal for one
-            context.load_cert_chain(path, key, password or "")
-        except (OSError, ValueError, TypeError) as error:
-            raise TLSError(f"cannot use the client certificate {path!r}, key {key!r}: {error}; "
-                           "cert= is a path, (cert, key) or (cert, key, password)",
-                           exit_code=58) from None
-    return context
+
+    def __init__(self, codings: list[bytes]) -> None:
+        self.stages = [Inflater(coding) for coding in reversed(codings)]
+        self.budget = MAX_BETWEEN_BYTES  # that may yet be made between the stages
+        self.work = 0                    # done so far, in bytes; whoever gives turns sets it back
+
+    def feed(self, data: bytes, depth: int = 0) -> Iterator[bytes]:
+        """Yield what data decodes to, and nothing now and then, for the work to be looked at."""
+        if depth == len(self.stages):
+            yield data
+            return
+        if depth == 0:
+            self.budget = min(self.budget, 4 * MAX_BETWEEN_BYTES) + 100 * len(data)
+        for piece in self.stages[depth].feed(data):
+            self.work += STEP_BYTES + len(piece)
+            if depth < len(self.stages) - 1:
+                yield b""
+                self.budget -= len(piece)
+                if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
+                    raise DecodingError("far more bytes between the codings than have arrived")
+            yield from self.feed(piece, depth + 1)
+
+    def finish(self) -> None:
+        """Raise DecodingError if any of the codings is cut short."""
+        for stage in self.stages:
+            stage.finish()
 
 
-def tls_options(host: str) -> dict[str, Any]:
-    """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
-    return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
+def applied_codings(value: bytes) -> list[bytes]:
+    r"""What a Content-Encoding, in lower case, says that was done to the bytes.
 
-
-def trusted(verify: Any) -> str:
-    """Where the trusted certificates come from, for the error texts."""
-    if isinstance(verify, ssl.SSLContext):
-        return "the SSLContext that is verify="
-    if verify is not True:
-        named = ", under the names that `openssl rehash` gives" if os.path.isdir(verify) else ""
-        return f"verify={os.fspath(verify)!r}{named}"
-    paths = ssl.get_default_verify_paths()
-    found = []
-    for variable, usual in ((paths.openssl_cafile_env, paths.openssl_cafile),
-                            (paths.openssl_capath_env, paths.openssl_capath)):
-        path = os.environ.get(variable, usual)
-        missing = "" if os.path.exists(path) else ", which is not there"
-        found.append(f"{variable} ({path}{missing})")
-    return " and ".join(found) + "; a private CA's file goes into the first, or verify="
-
-
-def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContext | None,
-                     verify: Any) -> str:
-    """What to do about a certificate that did not pass."""
-    strict = getattr(ssl, "VERIFY_X509_STRICT", 0)
-    if context and context.verify_flags & strict and error.verify_code in range(80, 95):
-        return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
-                "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
-    if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
-        return ""
-    return f"; trusted are those in {trusted(verify)}"
-
-
-# What to do about a handshake that failed, by what is in OpenSSL's reason.
-_HANDSHAKE_HINTS = (
-    ("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL",
-     "; no TLS is spoken there: does the URL begin with http://, not https://?"),
-    ("CERTIFICATE_REQUIRED", "; a client certificate is wanted: cert="),
-    ("HANDSHAKE_FAILURE",  # all that TLS 1.2 has for it
-     "; perhaps a client certificate is wanted (cert=), or no cipher is shared"),
-)
-
-
-def handshake_hint(reason: str) -> str:
-    """What to do about a handshake that failed."""
-    return next((hint for words, hint in _HANDSHAKE_HINTS if re.search(words, reason)), "")
-
-
-# ---- proxies
-
-_SOCKS_REPLIES = {1: "general failure", 2: "not allowed by its rules", 3: "network unreachable",
-                  4: "host unreachable", 5: "connection refused", 6: "expired on the way",
-                  7: "command not supported", 8: "address type not supported"}
-
-
-def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
-    """What a proxy, and nobody else, is told of its own credentials."""
-    if not proxy.userinfo:
-        return []
-    return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
-
-
-def proxy_error(connection: Connection, text: str, exit_code: int = 97) -> ProxyError:
-    """The error for what a proxy said, or did not say."""
-    return ProxyError(f"proxy {connection.route.proxy} {text}{connection.after()}",
-                      exit_code=exit_code)
-
-
-async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
-    """Have a proxy connect us to the origin; for http it is just asked, later on."""
-    route, timeout = connection.route, connection.timeout
-    if route.proxy_tls and route.tls and sys.version_info < (3, 11):
-        raise ProxyError(f"{connection.hop()}: TLS inside the TLS of an https:// proxy needs "
-                         "Python 3.11; an http:// proxy tunnels https, too")
-    await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
-                             tls=route.proxy_tls)
-    if proxy.scheme.startswith("socks"):
-        connection.clock.watch("answer of the proxy", timeout)
-        await ask_socks(connection, proxy)
-    elif route.tls:
-        await ask_for_tunnel(connection, proxy)
-    else:
-        return
-    early = Reading(connection.reader)
-    early.give_up()
-    if connection.rest or early.data is not None:
-        raise proxy_error(connection, "ended the tunnel, or sent bytes before it was in use: "
-                          + shown(connection.rest), 56)
-    if route.tls:
-        connection.clock.watch("TLS handshake", timeout)
-        await start_tls(connection, route.tls)
-
-
-async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
-    """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); nothing of the request is told."""
-    origin = connection.route.origin
-    target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
-    fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
-    request = b"CONNECT %b HTTP/1.1\r\n%b" % (target.encode("ascii"),
-                                              render_fields(fields, origin))
-    try:
-        head = await connection.exchange(request, connection.timeout, "answer of the proxy")
-    except ProtocolError as error:
-        raise proxy_error(connection, f"did not answer CONNECT {target}: {error}") from error
-    connection.exchanges = 0  # none with the origin
-    if head.status // 100 != 2:
-        reason = printable(status_reason(head.raw)[:MAX_SHOWN_BYTES])
-        raise proxy_error(connection, f"refused a tunnel to {target}: {head.status} {reason}"
-                          + password_hint(head, proxy) + first_line(head, connection.rest), 56)
-
-
-def password_hint(head: Head, proxy: Proxy) -> str:
-    """What to do about a proxy that wants to know who asks (401 is tinyproxy's word for it)."""
-    if head.status not in (401, 407):
-        return ""
-    if not proxy.userinfo:
-        return " (give user and password in the proxy's URL)"
-    asked = [value.split(" ")[0] for value in octets_text(head.raw, "proxy-authenticate")]
-    wants = printable(", ".join(asked))[:MAX_SHOWN_BYTES]
-    return (" (the user and password in its URL were refused"
-            + (f"; it asks for {wants})" if wants else ")"))
-
-
-def first_line(head: Head, data: bytes) -> str:
-    """What a refusal says, where its body came along with its head."""
-    text = b""
-    try:
-        text = body_parser(body_framing(head)).send(data)
-    except StopIteration as end:
-        text = end.value[0]
-    except AsyncGetError:
-        pass
-    lines = re.sub(rb"<[^<>]*>", b"", text).split(b"\n")
-    return next((f"; it says {shown(line.strip())}" for line in lines if line.strip()), "")
-
-
-async def ask_socks(connection: Connection, proxy: Proxy) -> None:
-    """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929)."""
-    origin, write = connection.route.origin, connection.writer.write
-
-    async def read(count: int) -> bytes:
-        while len(connection.rest) < count:
-            data = await connection.receive()
-            if not data:
-                raise proxy_error(connection,
-                                  f"closed the connection behind {shown(connection.rest)}")
-            connection.rest += data
-        data, connection.rest = connection.rest[:count], connection.rest[count:]
-        return data
-
-    write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
-    version, method = start = await read(2)
-    if version != 5:
-        raise proxy_error(connection,
-                          f"is no SOCKS5 proxy: its answer begins with {shown(start)}")
-    if method == 2 and proxy.userinfo:
-        user, password = (text.encode("utf-8", "surrogateescape")
-                          for text in split_userinfo(proxy.userinfo))
-        write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
-        if (await read(2))[1]:
-            raise proxy_error(connection, "refused the user and password in its URL")
-    elif method:
-        raise proxy_error(connection, "wants something else than the password in its URL"
-                          if proxy.userinfo else "wants a user and password in its URL")
-    write(b"\x05\x01\x00%b%b" % (await socks_address(connection.route),
-                                 origin.port.to_bytes(2, "big")))
-    version, reply, _, kind = start = await read(4)
-    if version != 5 or reply == 0 and kind not in (1, 3, 4):
-        raise proxy_error(connection, f"is no SOCKS5 proxy: it answers {shown(start)}")
-    if reply:
-        raise proxy_error(connection, f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
-                          + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
-    size = (await read(1))[0] if kind == 3 else {1: 4, 4: 16}[kind]
-    await read(size + 2)  # the address that it connects from
-
-
-async def socks_address(route: Route) -> bytes:
-    """The origin's host as SOCKS has it: an address, or a name for socks5h."""
-    import ipaddress
-    host = route.address or route.origin.host
-    if "," in host or not is_address(host):
-        if route.proxy and route.proxy.scheme == "socks5h":
-            return b"\x03%c%b" % (len(host), host.encode("ascii"))
-        host = (await look_up(host, route.origin.port))[0]
-    address = ipaddress.ip_address(host)
-    return (b"\x01" if address.version == 4 else b"\x04") + address.packed
-
-
-async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
-    """Begin TLS inside a tunnel, on a fresh reader.
-
-    StreamWriter.start_tls (3.11) would keep the old reader, and hand out plain bytes
-    that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
-    loop.start_tls does for 3.9, too.
+    >>> applied_codings(b"deflate, identity, x-gzip, none")
+    [b'deflate', b'gzip']
     """
-    loop = connection.loop
-    outer, connection.writer = connection.writer, None  # collected, it would close the transport
-    connection.outer = outer
-    connection.reader = reader = asyncio.StreamReader(limit=READ_BYTES, loop=loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport = await loop.start_tls(outer.transport, protocol, tls,
-                                     **tls_options(connection.route.origin.host))
-    if transport is None or transport.is_closing():  # the connection ended meanwhile
-        raise ConnectionResetError("closed during the handshake")
-    protocol.connection_made(transport)
-    connection.writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+    return [b"gzip" if coding == b"x-gzip" else coding for coding in parse_list(value)
+            if coding not in (b"identity", b"none")]
+
+
+def content_codings(value: bytes) -> list[bytes]:
+    """The codings to undo, in the order in which they were applied; value is in lower case.
+
+    Raises DecodingError for what we cannot undo: br, for one, is not in the
+    standard library, and handing out the coded bytes would be a silent lie.
+    """
+    codings = applied_codings(value)
+    if len(codings) > MAX_CODINGS:
+        raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
+    for coding in codings:
+        if coding not in parse_list(ACCEPT_ENCODING.encode()):  # we asked for no other
+            raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
+                                "decode=False gives the bytes as sent")
+    return codings
+
+
+_CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([A-Za-z0-9._:+-]{1,40})", re.I)
+# Text codecs alone: the rest of Python's codecs are slow on purpose-made input (punycode, idna),
+# or no charsets at all (rot13, unicode_escape, undefined). No EBCDIC either (cp037, cp500 and
+# such): lines are cut at the byte 0x0A, which there is no line end.
+_TEXT_CODEC = re.compile(
+    r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
+    r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
+    r"|tis-620|kz1048|ptcp154|johab")
+# The web's names that Python has not: by rule where there is one. Then what is to be decoded as
+# more than it says, since browsers do so and servers count on it: under the names of the Chinese,
+# Japanese and Korean standards go texts with the characters that Windows added to these.
+_WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|win|dos|cp)-?(?=\d+$)", "cp"),
+              (r"^iso8859(?=\d)", "iso8859-"))
+_WEB_CODECS = {name: codec for codec, names in {
+    "mac-roman": "mac", "mac-cyrillic": "mac-ukrainian", "koi8-r": "koi8", "koi8-u": "koi8-ru",
+    "big5": "cn-big5", "iso8859-8": "visual logical", "utf-16-le": "ucs-2 unicode",
+    "cp932": "windows-31j shift_jis", "cp949": "ksc_5601 ks_c_5601-1989 cseuckr euc_kr",
+    "gb18030": "gb_2312 gb_2312-80 csgb2312 gb2312 gbk",
+}.items() for name in names.split()}
+
+
+def charset_of(content_type: str) -> str:
+    """The codec for a Content-Type: its charset if that is one of text, else utf-8.
+
+    >>> charset_of("text/html; charset=ISO-8859-1"), charset_of("text/html; charset=rot13")
+    ('iso8859-1', 'utf-8')
+    >>> charset_of("text/html; charset=x-sjis"), charset_of("text/html; charset=windows-874")
+    ('cp932', 'cp874')
+    """
+    match = _CHARSET.search(content_type)
+    name = match[1].lower() if match else "utf-8"
+    for pattern, python in _WEB_NAMES:
+        name = re.sub(pattern, python, name)
+    try:
+        codec = codecs.lookup(_WEB_CODECS.get(name, name)).name
+    except LookupError:
+        return "utf-8"
+    codec = _WEB_CODECS.get(codec, codec)
+    return codec if _TEXT_CODEC.fullmatch(codec) else "utf-8"
+
+
+class LineCutter:
+    r"""Lines out of the bytes of a text, as they come.
+
+    >>> cutter = LineCutter("utf-16", "\ufeffé\nx".encode("utf-16-be"))
+    >>> cutter.decode(cutter.take(False)), cutter.take(False), cutter.decode(cutter.take(True))
+    ('é\n', b'', 'x')
+
+    A line ends at the byte 0x0A, which in all codecs here is nothing else; or, where characters
+    are wider, at that byte among zeros, in either order: U+0A00 is no character. So each line
+    can be decoded by itself, but in ISO 2022 and behind a byte order mark.
+    """
+
+    def __init__(self, encoding: str, data: bytes = b"") -> None:
+        self.encoding = encoding
+        self.pending = bytearray(data)
+        self.searched = 0
+        self.width = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)  # of a line end
+        self.decoder = (codecs.getincrementaldecoder(encoding)("replace")
+                        if self.width > 1 or encoding.startswith("iso2022") else None)
+
+    def take(self, last: bool) -> bytes:
+        """The next line with its end, b"" for none yet; with `last`, what is left is one, too."""
+        size = len(self.pending) if last else 0
+        found = self.pending.find(b"\n", self.searched)
+        while found >= 0:
+            end = found - found % self.width + self.width
+            character = b"\n" if self.width == 1 else self.pending[end - self.width:end]
+            if end <= len(self.pending) and character.strip(b"\0") == b"\n":
+                size = end
+                break
+            found = self.pending.find(b"\n", end)
+        self.searched = 0 if size else max(0, len(self.pending) - self.width)
+        line = bytes(self.pending[:size])
+        del self.pending[:size]
+        return line
+
+    def decode(self, line: bytes) -> str:
+        """A line as text; what does not decode is replaced."""
+        if self.decoder is None:
+            return line.decode(self.encoding, "replace")
+        try:
+            return self.decoder.decode(line, True)
+        except UnicodeError:  # UTF-16 or UTF-32 without a mark
+            self.decoder = codecs.getincrementaldecoder(self.encoding + "-le")("replace")
+            return self.decoder.decode(line, True)
 
 
 # ==== 9. Pool =================================================================
@@ -2719,10 +2245,48 @@ class Pool:
         await asyncio.sleep(0)  # for those that were closed just before
 
 
-# ==== 10. Policy ==============================================================
-# What to do next, decided from values alone: where a redirect leads and what may
-# come along, whether and when to try again, which cookies to keep, which proxy to
-# take. Nothing here awaits; the loop that obeys is the next section.
+# ==== 10. Redirects and retries ===============================================
+# What a response leads to, decided from values alone: where a redirect goes and what
+# may come along, whether and when to try again. Nothing here awaits.
+
+MAX_HISTORY_BYTES = 262_144      # heads of the redirects of one call
+MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
+HeaderItems = Union[Mapping[str, Optional[str]], Iterable["tuple[str, str | None]"]]
+# These frame messages, or are for the next hop alone (RFC 9110 7.6.1): with them a GET could be
+# read in a second way by whoever stands between. The others say, as browsers and other clients
+# send them, nothing new, and are dropped; only "close" goes out.
+_FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
+                   "transfer-encoding", "upgrade"}
+_HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
+CLOSE_FIELD = ("Connection", "close")  # our end, too, closes behind the response (RFC 9112 9.6)
+
+
+def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
+    """Lay the caller's headers over others; a value of None removes (RFC 9110 5.1).
+
+    >>> merge_fields((("Accept", "*/*"), ("X", "1")), {"accept": "text/html", "x": None})
+    (('accept', 'text/html'),)
+    >>> merge_fields((), {"Connection": "keep-alive", "TE": "trailers"})
+    ()
+    """
+    extra: list[tuple[str, str]] = []
+    named: set[str] = set()
+    for name, value in headers.items() if isinstance(headers, Mapping) else headers:
+        if not isinstance(name, str) or not isinstance(value, (str, type(None))):
+            raise InvalidHeader("headers must be a mapping, or pairs, of text: not the value of "
+                                f"{name!r:.100}")
+        lower = name.lower()
+        named.add(lower)
+        if lower in _FRAMING_FIELDS and value not in (None, "", "0"):
+            raise InvalidHeader(f"{lower} is not a caller's to set: it is between us and the "
+                                "next hop (a proxy's credentials go into the proxy's URL)")
+        if lower == "connection" and "close" in (value or "").lower():
+            extra.append(CLOSE_FIELD)
+        elif value is not None and lower not in _HOP_FIELDS:
+            extra.append((name, value))
+    kept = [pair for pair in base if pair[0].lower() not in named] + extra
+    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: it stands first
+
 
 class Request(NamedTuple):
     """One hop of a call: whom to ask for what, and with which fields."""
@@ -2755,6 +2319,29 @@ class Request(NamedTuple):
 
 
 # ---- redirects
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+def join_url(base: URL, reference: str) -> URL:
+    """Resolve what a Location says against the URL that was asked (RFC 3986 5.2).
+
+    >>> base = parse_url("http://h/a/b?q#top")
+    >>> [join_url(base, r).target for r in ("c", "../c", "/c?x", "?y", "")]
+    ['/a/c', '/c', '/c?x', '/a/b?y', '/a/b?q']
+
+    urllib.parse.urljoin is not used: it drops empty segments and a bare "?".
+    """
+    if reference.startswith("//"):
+        reference = f"{base.origin.scheme}:{reference}"
+    if not _SCHEME.match(reference):
+        path = base.target.partition("?")[0]
+        folder = path[:path.rindex("/") + 1]
+        kept = {"/": "", "?": path, "#": base.target, "": base.target}.get(reference[:1], folder)
+        reference = str(base._replace(target=kept, fragment="")) + reference
+    url = parse_url(reference)
+    return url if "#" in reference else url._replace(fragment=base.fragment)  # RFC 9110 10.2.2
+
 
 def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
     """The fields that another origin may see: no credentials, and not the caller's Host."""
@@ -2791,61 +2378,26 @@ def next_request(request: Request, response: Response,
     return Request(url, without_secrets(request.fields, secret_headers))
 
 
+def parse_links(value: str) -> dict[str, dict[str, str]]:
+    """What Link fields say, by rel (RFC 8288 section 3).
+
+    >>> parse_links('</p?2>; rel="next"; title=more')
+    {'next': {'url': '/p?2', 'rel': 'next', 'title': 'more'}}
+    """
+    links: dict[str, dict[str, str]] = {}
+    link: dict[str, str] = {}
+    pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
+    for url, name, quoted, token in re.findall(pattern, value):
+        if not name:
+            link = {"url": url}
+        elif link and name.lower() not in link:
+            link[name.lower()] = quoted or token
+            if name.lower() == "rel":
+                links.update((rel, link) for rel in (quoted or token).split())
+    return links
+
+
 # ---- retries
-
-RetryRule = Callable[[int, Union[Response, AsyncGetError]], Optional[float]]
-
-
-def retry_after(text: str) -> float:
-    """The seconds that a Retry-After asks for (RFC 9110 10.2.3).
-
-    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
-    (120.0, 0.0)
-    >>> retry_after("soon")  # not understood is not "at once"
-    inf
-    """
-    if re.fullmatch("[0-9]+", text):
-        return float(text)
-    when = parse_date(text)
-    return _FOREVER if when is None else max(0.0, when - time.time())
-
-
-def retry_delay(attempt: int, outcome: Response | AsyncGetError,
-                retries: int) -> float | None:
-    """Seconds to wait before trying again; None: attempt (1 is the first) was the last.
-
-        408 429 500 502 503 504             again, when Retry-After says if that is soon
-        no connection, or none to be had    again
-        silence, or the end, before a head  again: GET is idempotent (RFC 9110 9.2.2)
-        the same amid the body              again, for get and download
-        TLS refused, malformed bytes, ...   not again: it would only repeat
-    """
-    if attempt > retries:
-        return None
-    if isinstance(outcome, Response):
-        if outcome.status_code not in (408, 429, 500, 502, 503, 504):
-            return None
-        if outcome.headers.get("retry-after"):
-            asked = retry_after(outcome.headers["retry-after"])
-            return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
-    elif (isinstance(outcome, (TLSError, ProxyError))
-          or not isinstance(outcome, (ConnectError, TimedOut, IncompleteBody))):
-        return None
-    import random
-    return 0.5 * 2.0 ** min(attempt - 1, 6) * random.uniform(0.5, 1.0)  # apart from others
-
-
-# ---- cookies
-
-# RFC 6265bis section 5, "6265bis" from here on. Text of a server's was decoded as UTF-8 with
-# surrogateescape, so that a cookie's bytes go back as they came: nothing in it is decoded,
-# unquoted or mended, and lengths count in octets.
-
-
-def octets(text: str) -> int:
-    """The length of a server's text as it was on the wire."""
-    return len(text.encode("utf-8", "surrogateescape"))
-
 
 # A token is what stands between delimiters (6265bis 5.1.1). Each part of a date is the first
 # token that looks like it and was no part before; re.A: else "ſep" would be September.
@@ -2889,6 +2441,1438 @@ def parse_date(text: str) -> float | None:
     return when.timestamp() if year >= 1601 else None
 
 
+RetryRule = Callable[[int, Union[Response, AsyncGetError]], Optional[float]]
+
+
+def retry_after(text: str) -> float:
+    """The seconds that a Retry-After asks for (RFC 9110 10.2.3).
+
+    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
+    (120.0, 0.0)
+    >>> retry_after("soon")  # not understood is not "at once"
+    inf
+    """
+    if re.fullmatch("[0-9]+", text):
+        return float(text)
+    when = parse_date(text)
+    return _FOREVER if when is None else max(0.0, when - time.time())
+
+
+def retry_delay(attempt: int, outcome: Response | AsyncGetError,
+                retries: int) -> float | None:
+    """Seconds to wait before trying again; None: attempt (1 is the first) was the last.
+
+        408 429 500 502 503 504             again, when Retry-After says if that is soon
+        no connection, or none to be had    again
+        silence, or the end, before a head  again: GET is idempotent (RFC 9110 9.2.2)
+        the same amid the body              again, for get and download
+        TLS refused, malformed bytes, ...   not again: it would only repeat
+    """
+    if attempt > retries:
+        return None
+    if isinstance(outcome, Response):
+        if outcome.status_code not in (408, 429, 500, 502, 503, 504):
+            return None
+        if outcome.headers.get("retry-after"):
+            asked = retry_after(outcome.headers["retry-after"])
+            return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
+    elif (isinstance(outcome, (TLSError, ProxyError))
+          or not isinstance(outcome, (ConnectError, TimedOut, IncompleteBody))):
+        return None
+    import random
+    return 0.5 * 2.0 ** min(attempt - 1, 6) * random.uniform(0.5, 1.0)  # apart from others
+
+
+# ==== 11. Settings ============================================================
+# The keywords of a session and of a call, each written down once, with its type: what
+# editors show, what type checkers check, and what is checked where it is given. Below
+# it, what they put into a request.
+
+@runtime_checkable
+class AskedJar(Protocol):
+    """What a call asks of a jar: section 15 has the session's own, Cookies."""
+
+    def pairs_for(self, url: URL) -> list[tuple[str, str]]: ...
+    def store(self, url: URL, lines: Iterable[str]) -> list[str]: ...
+
+
+@runtime_checkable
+class Jar(Protocol):
+    """What is asked of a jar of the caller's: http.cookiejar.CookieJar has it, and requests'."""
+
+    def add_cookie_header(self, request: Any) -> object: ...
+    def extract_cookies(self, response: Any, request: Any) -> object: ...
+
+
+class RequestSettings(TypedDict, total=False):
+    """The keywords of every call; given to a Session, they hold for all of its calls."""
+
+    params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
+    headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
+    auth: str | tuple[str, str] | list[str] | None  # (user, password), or a bearer token
+    cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None
+    timeout: float | None                   # seconds of silence
+    deadline: float | None                  # seconds for the whole call
+    follow_redirects: bool
+    max_redirects: int | None
+    retries: int | Callable[[int, Outcome], float | None]  # tries, or a rule as retry_delay is one
+    verify: bool | str | os.PathLike[str] | ssl.SSLContext
+    cert: str | os.PathLike[str] | Sequence[Any] | None  # path, (cert, key), (cert, key, password)
+    proxy: str | None                       # a URL; None or "" for none
+    trust_env: bool
+    max_size: int | None                    # bytes of a decoded body in memory
+    decode: bool
+    secret_headers: str | Iterable[str]
+    unix_socket: str | os.PathLike[str] | None
+    resolve: Mapping[str, str] | None       # {"host:port": "address"}
+    netrc: bool | str | os.PathLike[str]
+    redirect_schemes: Iterable[str]         # that a redirect may lead to
+    trust_redirects: bool                   # with the credentials for the first origin
+    trace: Callable[[str, str | bytes], object] | None  # told ">", "<" or "*" and what it is
+
+
+class DownloadSettings(RequestSettings, total=False):
+    """The keywords of a download."""
+
+    progress: Callable[[int, int | None], object] | None  # told the bytes so far, and in all
+    resume: bool                            # what an earlier call has left
+    overwrite: bool                         # what bears the name
+    any_status: bool                        # save the page of an error, too
+    on_response: Callable[[Response], object] | None  # both may be coroutine functions
+
+
+class ClientSettings(RequestSettings, total=False):
+    """What is the session's alone, since each would need a pool of its own; limit apart."""
+
+    base_url: str
+    limit_per_host: int | None
+    rate: float | None                      # requests a second to one host
+    open_connection: Callable[..., Awaitable[Stream]]  # in place of asyncio.open_connection
+
+
+class SessionSettings(ClientSettings, total=False):
+    """The keywords of a Session."""
+
+    limit: int | None                       # connections open at once
+
+
+class LoneDownloadSettings(SessionSettings, DownloadSettings, total=False):
+    """The keywords of a download with a session of its own."""
+
+
+# Of `proxy` and `deadline` there is no default: the environment and the kind of call decide.
+DEFAULTS: dict[str, Any] = {
+    "params": (), "headers": None, "auth": None, "cookies": True, "timeout": 30.0,
+    "follow_redirects": True, "max_redirects": 20, "retries": 0, "verify": True, "cert": None,
+    "trust_env": True, "max_size": 64 * 2**20, "decode": True, "secret_headers": (),
+    "unix_socket": None, "resolve": None, "netrc": False, "redirect_schemes": ("http", "https"),
+    "trust_redirects": False, "trace": None, "progress": None, "resume": True, "overwrite": True,
+    "any_status": False, "on_response": None, "base_url": "", "limit_per_host": None, "rate": None,
+    "open_connection": asyncio.open_connection, "limit": 100}
+# What a number must be at least. A timeout of 0 means "none" to some, "at once" to others.
+_LEAST = {"timeout": 1e-6, "deadline": 1e-6, "max_redirects": 0, "max_size": 0, "retries": 0,
+          "limit": 1, "limit_per_host": 1, "rate": 1e-6}
+_HINTS = {"proxy": "; for several kinds, leave it to the environment's http_proxy and no_proxy",
+          "params": "; a finished query goes into the URL",
+          "cert": ": a path, (cert, key) or (cert, key, password)"}
+
+
+@functools.cache
+def kinds_of(annotation: str) -> tuple[type, ...]:
+    """The classes that an annotation names: what a keyword may be.
+
+    >>> kinds_of("bool | Mapping[str, str | None] | None")
+    (<class 'bool'>, <class 'collections.abc.Mapping'>, <class 'NoneType'>)
+    """
+    while "[" in annotation:
+        annotation = re.sub(r"\[[^][]*\]", "", annotation)
+    kinds = tuple(eval(name) for name in annotation.split("|"))  # our own text, never a caller's
+    kinds = tuple(type(None) if kind is None else kind for kind in kinds)
+    return (*kinds, int) if float in kinds else kinds
+
+
+def annotation_of(name: str, settings: type) -> str:
+    """What stands behind a keyword's name."""
+    kind = settings.__annotations__[name]
+    return str(getattr(kind, "__forward_arg__", kind))
+
+
+def check_kind(value: object, kinds: tuple[type, ...]) -> None:
+    """Raise TypeError for a value that is of none of these classes."""
+    text = isinstance(value, bytes) or isinstance(value, str) and str not in kinds  # iterable, too
+    number = isinstance(value, bool) and bool not in kinds
+    if text or number or not isinstance(value, kinds):
+        raise TypeError
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise ValueError for a number that is too small, or none (nan)."""
+    least = _LEAST.get(name)
+    if (least is not None and isinstance(value, (int, float))
+            and not (least <= value < 1e18 or value == _FOREVER)):
+        raise ValueError(f"{name} must be at least {least}: not {value!r:.50}")
+
+
+def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> dict[str, Any]:
+    """Settings as they are carried, or an error that says what was expected.
+
+    >>> checked({"allow_redirects": False, "headers": {"a": "b"}})
+    {'follow_redirects': False, 'headers': (('a', 'b'),)}
+
+    What can be read but once is read here. allow_redirects is requests' name for one of them.
+    """
+    settings: dict[str, Any] = {}
+    for name, value in options.items():
+        name = "follow_redirects" if name == "allow_redirects" else name
+        if name not in allowed.__annotations__:
+            raise TypeError(f"unknown keyword {name!r}; there are "
+                            + ", ".join(allowed.__annotations__))
+        check_number(name, value)
+        try:
+            check_kind(value, kinds_of(annotation_of(name, allowed)))
+            settings[name] = as_carried(name, value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be {annotation_of(name, allowed)}"
+                            f"{_HINTS.get(name, '')}: not {type(value).__name__}") from None
+    return settings
+
+
+def as_carried(name: str, value: Any) -> Any:
+    """A setting in the one form that the rest of this section knows; TypeError for none."""
+    if name in ("params", "headers"):
+        pairs = value.items() if isinstance(value, Mapping) else value or ()
+        value = tuple((key, item) for key, item in pairs)
+        hash(tuple(key for key, _ in value))  # a name is text, or a number
+        return value
+    kinds: tuple[type, ...] = (str,)
+    parts: Iterable[object] = ()
+    if name == "secret_headers":
+        value = parts = (value,) if isinstance(value, str) else tuple(value)
+    elif name == "resolve" and value:
+        parts = [*value, *value.values()]
+    elif name == "cert" and isinstance(value, (tuple, list)):
+        value = parts = tuple(value)
+        kinds = (str, os.PathLike, bytes, type(None))
+    if not all(isinstance(part, kinds) for part in parts):
+        raise TypeError
+    return value
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def spelled_out(settings: type) -> Callable[[Function], Function]:
+    """Show the keywords behind a function's ** to help() and to editors.
+
+    Type checkers know them from the TypedDict; so they are written down only there.
+    """
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        shown = [parameter for parameter in signature.parameters.values()
+                 if parameter.kind is not parameter.VAR_KEYWORD]
+        for name in settings.__annotations__:
+            shown.append(inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name, ...),
+                annotation=annotation_of(name, settings)))
+        function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+# ---- what they put into a request
+
+DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
+Params = Union[Mapping[str, Any], Iterable["tuple[str, Any]"]]
+
+
+def merge_params(base: Iterable[tuple[Any, Any]], params: Params) -> tuple[tuple[Any, Any], ...]:
+    """Lay a call's parameters over the session's, name by name; a value of None removes.
+
+    >>> merge_params([("key", "k"), ("page", 1)], {"page": None, "q": [1, 2]})
+    (('key', 'k'), ('page', None), ('q', [1, 2]))
+    """
+    extra = list(params.items() if isinstance(params, Mapping) else params)
+    named = {name for name, _ in extra}
+    return (*(pair for pair in base if pair[0] not in named), *extra)
+
+
+def add_params(url: URL, params: Params) -> URL:
+    """Append parameters to the query that is there.
+
+    >>> add_params(parse_url("http://h/?a=1"), {"b": [2, 3], "c": None, "d": True}).target
+    '/?a=1&b=2&b=3&d=true'
+    """
+    from urllib.parse import urlencode
+    pairs = [(name, str(item).lower() if isinstance(item, bool) else item)
+             for name, value in merge_params((), params)
+             for item in (value if isinstance(value, (list, tuple)) else [value])
+             if item is not None]
+    try:
+        query = urlencode(pairs)
+    except UnicodeError:
+        raise InvalidURL("the name or the value of a parameter is not Unicode") from None
+    if not query:
+        return url
+    target = url.target if "?" in url.target else url.target + "?"
+    glue = "" if target.endswith(("?", "&")) else "&"
+    return url._replace(target=target + glue + query)
+
+
+Auth = Union[str, "tuple[str, str]"]
+
+
+def render_auth(auth: Auth) -> str:
+    """The value of Authorization: Basic (RFC 7617) for a pair, Bearer (RFC 6750) for text.
+
+    >>> render_auth(("Aladdin", "open sesame"))
+    'Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=='
+    """
+    if isinstance(auth, str):
+        return f"Bearer {auth}"
+    try:
+        user, password = auth
+        pair = ":".join([user, password])
+        token = base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode("ascii")
+    except (TypeError, ValueError):
+        raise InvalidHeader("auth is (user, password), or a bearer token as text") from None
+    if ":" in user or not _VALUE.fullmatch(pair):
+        raise InvalidHeader("a user name has no ':', and neither it nor a password controls")
+    return f"Basic {token}"
+
+
+def split_userinfo(userinfo: str) -> tuple[str, str]:
+    """User and password of a URL, percent-decoded, which nothing else ever is."""
+    from urllib.parse import unquote
+    user, _, password = (unquote(part, errors="surrogateescape")
+                         for part in userinfo.partition(":"))
+    return user, password
+
+
+def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
+    """The fields of a request: over base what `headers` and `auth` ask for."""
+    if options.get("headers"):
+        base = merge_fields(base, options["headers"])
+    if "auth" in options:  # None takes the session's away
+        auth = options["auth"]
+        base = merge_fields(base, {"Authorization": render_auth(auth) if auth else None})
+    return base
+
+
+def acceptable(accept_encoding: str) -> str:
+    """Of an Accept-Encoding, what can be undone here.
+
+    >>> acceptable("gzip, deflate;q=0.5, br, *"), acceptable("br")
+    ('gzip, deflate;q=0.5', 'identity')
+    """
+    ours = {"identity", "x-gzip", *ACCEPT_ENCODING.split(", ")}
+    kept = [item.strip() for item in accept_encoding.split(",")
+            if item.partition(";")[0].strip().lower() in ours]
+    return ", ".join(kept) or "identity"
+
+
+def with_codings(fields: Fields, decode: bool) -> Fields:
+    """The fields with those codings asked for that will be undone.
+
+    >>> with_codings((("Accept-Encoding", "gzip, br"),), decode=True)
+    (('Accept-Encoding', 'gzip'),)
+    """
+    names = {name.lower() for name, _ in fields}
+    if ("Accept-Encoding", ACCEPT_ENCODING) in fields:  # ours, so nobody insists on it
+        ranged = "range" in names  # no part of a gzip unpacks
+        return fields if decode and not ranged else merge_fields(
+            fields, {"Accept-Encoding": "identity" if decode else None})
+    if not decode or "accept-encoding" not in names:
+        return fields
+    return tuple((name, acceptable(value) if name.lower() == "accept-encoding" else value)
+                 for name, value in fields)
+
+
+# ==== 12. Session =============================================================
+# The loop around it all. Call.run is one call: a request is begun and followed to its last
+# response, what the caller wants of that is done, and if need be all of it again.
+# Call.exchange gets one response for one request. A request that has nothing of its own to
+# say takes the session's rendered fields and its route for the origin from a dictionary:
+# most of the price of a small GET is what one does not do here.
+
+GET_DEADLINE_SECONDS = 300.0     # get(), all in all; aiohttp's figure
+MAX_REMEMBERED = 1000            # routes, rendered heads, TLS contexts of a session
+# What the server, or the way to it, did; a rule for retries is asked about nothing else.
+_MAY_PASS = (ConnectError, TimedOut, ProtocolError, DecodingError)
+# What a call may say about the way; without any of these it goes by the session's routes.
+_ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
+Finish = Callable[[Response], Awaitable[Optional[Response]]]
+Settled = tuple[dict[str, Any], dict[str, Any], bool]  # in all, the call's own, the usual routes
+Outcome = Union[Response, AsyncGetError]
+Deliver = Callable[[int, str, Outcome], Awaitable[object]]
+Urls = Union[Iterable[str], AsyncIterable[str]]
+
+
+def remember(cache: dict[Any, Any], key: Any, value: Any) -> Any:
+    """Put a value into a cache, which begins anew when it is full: of a crawl over many hosts."""
+    if len(cache) >= MAX_REMEMBERED:
+        cache.clear()
+    cache[key] = value
+    return value
+
+
+def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
+    """The proxy for an origin: what the caller says, else what the environment does."""
+    if settings["unix_socket"] or "proxy" in settings and not settings["proxy"]:
+        return None
+    if "proxy" in settings:
+        return parse_proxy(settings["proxy"], "proxy=")
+    return choose_proxy(origin) if settings["trust_env"] else None
+
+
+def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
+    """The cookies that a call brings along, if it has any; None for one that is not to go."""
+    cookies = options.get("cookies")
+    if not isinstance(cookies, Mapping) or is_jar(cookies):
+        return {}
+    for name, value in cookies.items():
+        check_cookie(name, "" if value is None else value)
+    return cookies
+
+
+class Call:
+    """One call of the caller's: its settings, its request, its clock over all hops and tries."""
+
+    __slots__ = ("session", "url", "settings", "options", "shared", "cert", "first", "cookies",
+                 "replaced", "started", "seconds", "deadline")
+
+    def __init__(self, session: Session, url: str, settled: Settled, usual: float | None) -> None:
+        if not isinstance(url, str):
+            raise InvalidURL(f"a URL is text, not {type(url).__name__}")
+        self.session = session
+        self.url = url                                # as the caller gave it
+        self.settings, self.options, self.shared = settled
+        self.cert: Any = None     # the client's certificate, while it is where it belongs
+        self.first: Origin | None = None
+        self.cookies: Mapping[str, str | None] = {}  # the call's own, while at its first origin
+        self.replaced: set[str] = set()  # names of those that the server has set anew
+        self.started = session._time()
+        seconds = self.settings.get("deadline", usual)
+        self.seconds = _FOREVER if seconds is None else seconds
+        self.deadline = _FOREVER  # until there is a connection: queueing is not counted
+
+    async def run(self, finish: Finish | None = None,
+                  begin: Callable[[], Request] | None = None) -> Response:
+        """Begin a request, follow it, finish its response; all of it again as the rule says.
+
+        `finish` is what the caller wants of a response: None to read it; what gives None
+        has found that it is not what `begin` had asked for, and has all of it begun anew.
+        """
+        request: Request | None = None
+        history: list[Response] = []
+        attempt = 1
+        while True:
+            response, outcome = None, ""
+            try:
+                request = request or (begin or self.first_request)()
+                response = await self.exchange(request)
+                if response.status_code // 100 == 3:
+                    following = self.redirected(request, response, history)
+                    if following is not None:
+                        await response.discard()
+                        request = following
+                        continue
+                response.history = history
+                delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
+                if delay is None:
+                    if finish is None:
+                        await response.read(self.settings["max_size"])
+                        return response
+                    finished = await finish(response)
+                    if finished is not None:
+                        return finished
+                    request, history = None, []
+                    continue
+                await response.discard()
+                outcome = repr(response)
+            except BaseException as error:
+                if response is not None:  # whose Location, say, is no URL: nobody will read it
+                    response.close()
+                if not isinstance(error, AsyncGetError):
+                    raise
+                error.url = error.url or (str(request.url) if request else masked(self.url)[1:-1])
+                delay = self.retry_delay(attempt, error)
+                if delay is None:
+                    raise
+                outcome = str(error)
+            if self.settings["trace"]:
+                self.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
+            await asyncio.sleep(delay)
+            request, history, attempt = None, [], attempt + 1
+
+    def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
+        """Seconds to wait before trying again, None for no more."""
+        rule = self.settings["retries"]
+        if not rule or isinstance(outcome, AsyncGetError) and not isinstance(outcome, _MAY_PASS):
+            return None
+        delay = (rule(attempt, outcome) if callable(rule) else
+                 retry_delay(attempt, outcome, rule))
+        if delay is None:
+            return None
+        if not (isinstance(delay, (int, float)) and delay >= 0):
+            raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
+        late = self.session._time() + delay > self.deadline
+        return None if late or delay == _FOREVER else delay
+
+    def redirected(self, request: Request, response: Response,
+                   history: list[Response]) -> Request | None:
+        """The request that a response leads to, if any; the response is history then."""
+        settings = self.settings
+        if not settings["follow_redirects"]:
+            return None
+        following = next_request(request, response, settings["secret_headers"],
+                                 settings["trust_redirects"])
+        if following is None:
+            return None
+        if following.url.origin.scheme not in settings["redirect_schemes"]:
+            raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
+                             "redirect_schemes", exit_code=1)
+        history.append(response)
+        if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
+            raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
+                           limit=MAX_HISTORY_BYTES, response=response)
+        limit = settings["max_redirects"]
+        if limit is not None and len(history) > limit:
+            response.history = history[:-1]
+            raise TooManyRedirects(f"more than {limit} redirects", history=history,
+                                   response=response)
+        if following.url.origin != request.url.origin and not settings["trust_redirects"]:
+            self.cookies, self.cert = {}, None
+        return following
+
+    def first_request(self) -> Request:
+        """The first request of a call, with all that the caller wants in it."""
+        session, settings, options = self.session, self.settings, self.options
+        base = session._base
+        url = join_url(base, self.url.strip()) if base else parse_url(self.url)
+        fields = session._base_fields if options else session._fields
+        self.first, self.cert = url.origin, settings["cert"]
+        session._meet(url.origin)
+        if base and url.origin != base.origin:  # the session's secrets are the base's
+            fields = without_secrets(fields, settings["secret_headers"])
+            self.cert = options.get("cert")
+        elif base and not url.userinfo and "auth" not in options:
+            url = url._replace(userinfo=base.userinfo)
+        if settings["params"]:
+            url = add_params(url, settings["params"])
+        if options:
+            fields = with_codings(fields_of(fields, options), settings["decode"])
+            self.cookies = {name: value for name, value in own_cookies(options).items()
+                            if name not in self.replaced}
+        if not url.userinfo:
+            return Request(url, fields)
+        request = Request(url._replace(userinfo=""), fields)
+        if request.has("authorization"):
+            return request
+        user, password = split_userinfo(url.userinfo)
+        known = (netrc_auth(settings["netrc"], url.origin.host, user)
+                 if settings["netrc"] and ":" not in url.userinfo else None)
+        return request.adding("Authorization", render_auth(known or (user, password)))
+
+    async def exchange(self, request: Request) -> Response:
+        """A response for one request over one connection.
+
+        A kept connection may have been closed by the server while our request was on its
+        way: if not a byte came back, or no more than 408 and goodbye, the request goes once
+        more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
+        """
+        session, settings = self.session, self.settings
+        route = session._route(request.url.origin, self)
+        data = self.render(request, route)
+        connection = session._pool.take(route) or await self.acquire(route)
+        while True:
+            clock = connection.clock
+            # The first connection's is the earliest: from then on the call's time runs.
+            self.deadline = clock.deadline = min(self.deadline, clock.loop.time() + self.seconds)
+            clock.call_seconds, connection.trace = self.seconds, settings["trace"]
+            try:
+                if connection.writer is None:
+                    await connection.open(session.connect_timeout or settings["timeout"])
+                head = await connection.exchange(data, settings["timeout"])
+                if not (head.status == 408 and connection.exchanges > 1
+                        and not connection.interim and not may_reuse(head, 0)):
+                    body = Body(connection, head, CLOSE_FIELD not in request.fields)
+                    response = Response(head, request.url, body, settings["decode"], self.started)
+                    response.peer, response.local = connection.peer, connection.local
+                    response.proxied, response.request_bytes = route.proxy is not None, len(data)
+                    if b"set-cookie" in head.fields:
+                        self.keep_cookies(response)
+                    return response
+            except BaseException as error:
+                if not (connection.exchanges > 1 and connection.silent
+                        and isinstance(error, (IncompleteBody, TLSError))):
+                    connection.close()
+                    raise
+            connection.close()
+            connection.note("the kept connection ended unanswered: once more on a new one")
+            connection = await self.acquire(route, fresh=True)
+
+    async def acquire(self, route: Route, fresh: bool = False) -> Connection:
+        """A connection; what one waits for it is not the call's time, as long as others move."""
+        timeout, came = self.settings["timeout"], self.session._time()
+        left, patience = self.deadline - came, self.seconds if timeout is None else timeout
+        try:
+            connection = await self.session._pool.acquire(route, min(left, patience), fresh)
+        except TimedOut as error:
+            if left > patience:
+                raise
+            raise TimedOut(f"{error} (what the whole call's deadline left)", phase=error.phase,
+                           seconds=self.seconds) from None
+        self.deadline += self.session._time() - came
+        return connection
+
+    def render(self, request: Request, route: Route) -> bytes:
+        """The bytes of a request as they go over a route."""
+        origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
+        cookies = jar.pairs_for(request.url) if jar is not None else ()
+        if cookies or self.cookies:
+            own = [(name, value) for name, value in self.cookies.items() if value is not None]
+            others = [pair for pair in cookies if pair[0] not in self.cookies]
+            request = request.with_cookies([*own, *others])  # cut, if at all, at the end
+        if self.settings["netrc"] and not request.has("authorization"):
+            request = self.with_password(request)
+        fields = request.fields
+        if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
+            target = f"http://{origin.authority}{target}"
+            fields = (*fields, *proxy_fields(route.proxy))
+        if fields is not self.session._fields:
+            return render_request(target, render_fields(fields, origin))
+        known = self.session._lines
+        lines = known.get(origin) or remember(known, origin, render_fields(fields, origin))
+        return render_request(target, lines)
+
+    def with_password(self, request: Request) -> Request:
+        """The request with what netrc has for its host.
+
+        A password that was meant for https is not for whoever listens to http (or another port).
+        """
+        origin = request.url.origin
+        same = self.first is not None and self.first._replace(host=origin.host) == origin
+        known = same and "auth" not in self.options and netrc_auth(self.settings["netrc"],
+                                                                   origin.host)
+        return request.adding("Authorization", render_auth(known)) if known else request
+
+    def keep_cookies(self, response: Response) -> None:
+        """Put what a response sets into the jar; it replaces what the call brought along."""
+        jar = self.settings["cookies"]
+        if jar is not None:
+            lines = octets_text(response.raw_head, "set-cookie")
+            self.replaced.update(jar.store(response._url, lines))
+            self.cookies = {name: value for name, value in self.cookies.items()
+                            if name not in self.replaced}
+
+
+class Numbered:
+    """One iterator for many workers, over an iterable of either kind: each URL with its number."""
+
+    def __init__(self, urls: Urls) -> None:
+        self.urls = urls.__aiter__() if isinstance(urls, AsyncIterable) else iter(urls)
+        self.lock = asyncio.Lock()  # an async generator cannot be asked by two at once
+        self.count = -1
+
+    def __aiter__(self) -> Numbered:
+        return self
+
+    async def __anext__(self) -> tuple[int, str]:
+        if isinstance(self.urls, AsyncIterator):
+            async with self.lock:
+                url = await self.urls.__anext__()
+        else:
+            try:
+                url = next(self.urls)
+            except StopIteration:
+                raise StopAsyncIteration from None
+        self.count += 1
+        return self.count, url
+
+
+async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """End tasks and wait until they have cleaned up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def leave_unread(response: Response) -> Response:
+    """How `stream` finishes a response."""
+    return response
+
+
+class Session:
+    """GETs that share connections, cookies and settings.
+
+        async with Session(base_url="https://api.test/v1/", auth="token") as session:
+            response = await session.get("users/7", params={"full": True})
+
+    The keywords are those of SessionSettings. `cookies` is the jar: read, set, delete,
+    iterate. Belongs to the event loop that it is first used in.
+    """
+
+    @spelled_out(SessionSettings)
+    def __init__(self, **settings: Unpack[SessionSettings]) -> None:
+        own = checked(settings, SessionSettings)
+        self.settings: dict[str, Any] = {**DEFAULTS, **own}
+        self._base: URL | None = None
+        if self.settings["base_url"]:
+            base = parse_url(self.settings["base_url"])
+            path = base.target.partition("?")[0]
+            self._base = base._replace(target=path.removesuffix("/") + "/")
+        self._base_fields = fields_of(DEFAULT_FIELDS, own)
+        self._fields = with_codings(self._base_fields, self.settings["decode"])  # a plain GET's
+        self.cookies: Any = None
+        given = self.settings["cookies"]
+        if given is not False:  # section 15
+            self.cookies = given if is_jar(given) else Cookies(
+                given if isinstance(given, Mapping) else {})
+        self.settings["cookies"] = as_jar(self.cookies) if self.cookies is not None else None
+        self._plain: Settled = self.settings, {}, True
+        self._routes: dict[tuple[Origin, Any], Route] = {}
+        self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
+        self._contexts: dict[Any, ssl.SSLContext] = {}
+        self.tls_version: ssl.TLSVersion | None = None  # at least
+        self.connect_timeout: float | None = None  # where it is not as `timeout`
+        self._first: Origin | None = None      # whose the cookies are that were set for nobody
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
+                         self.settings["open_connection"], self.settings["rate"])
+        # asyncio receives into a fresh 256 KiB each time, which a young process of glibc
+        # maps and unmaps. One larger block, freed, ends that: half the time of a small GET.
+        bytes(4 * READ_BYTES)
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections, those in use as well."""
+        self._pool.closed = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._time()
+            await self._pool.close()
+
+    def _time(self) -> float:
+        """The clock of the loop that all of the session's calls are on."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise AsyncGetError("this Session belongs to another event loop: "
+                                    "make one in each")
+            self._loop = loop
+        return loop.time()
+
+    def __repr__(self) -> str:
+        pool = getattr(self, "_pool", None)  # none, where the settings were refused
+        return f"<Session {'closed' if pool is None or pool.closed else repr(pool)}>"
+
+    # ---- what users call
+
+    @spelled_out(RequestSettings)
+    async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
+        """GET a URL and read its body. What the server does can raise AsyncGetError alone."""
+        settled = self._settled(options) if options else self._plain
+        return await Call(self, url, settled, GET_DEADLINE_SECONDS).run()
+
+    @spelled_out(RequestSettings)
+    @contextlib.asynccontextmanager
+    async def stream(self, url: str, **options: Unpack[RequestSettings]) -> AsyncIterator[Response]:
+        """GET a URL and hand out the response with its body unread.
+
+            async with session.stream(url) as response:
+                async for piece in response.iter_bytes(): ...
+        """
+        response = await Call(self, url, self._settled(options), None).run(leave_unread)
+        try:
+            yield response
+        except StatusError as error:
+            if error.response is response:  # an error's body says why, and is mostly short
+                await response.keep_short()
+            raise
+        finally:
+            response.close()
+
+    @overload
+    async def get_all(self, urls: Urls, *, limit: int = ...,
+                      return_exceptions: Literal[False] = ...,
+                      **options: Unpack[RequestSettings]) -> list[Response]: ...
+
+    @overload
+    async def get_all(self, urls: Urls, *, limit: int = ..., return_exceptions: bool,
+                      **options: Unpack[RequestSettings]) -> list[Outcome]: ...
+
+    @spelled_out(RequestSettings)
+    async def get_all(self, urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
+                      **options: Unpack[RequestSettings]) -> Any:
+        """GET many URLs, `limit` at once; return the responses in the order of the URLs.
+
+        The first failure cancels the rest and is raised; with return_exceptions each
+        AsyncGetError stands in the list in its place instead.
+        """
+        outcomes: dict[int, Outcome] = {}
+
+        async def deliver(number: int, url: str, outcome: Outcome) -> None:
+            if isinstance(outcome, AsyncGetError) and not return_exceptions:
+                raise outcome
+            outcomes[number] = outcome
+
+        await self._get_each(urls, limit, self._settled(options), deliver)
+        return [outcomes[number] for number in range(len(outcomes))]
+
+    @spelled_out(RequestSettings)
+    def as_completed(self, urls: Urls, *, limit: int = 20, **options: Unpack[RequestSettings]
+                     ) -> AsyncGenerator[tuple[str, Outcome], None]:
+        """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
+
+        URLs are taken as places come free, and a place comes free when an outcome is taken:
+        a million URLs from a generator take no more memory than a hundred. The loop may be
+        left at any time: what is under way is cancelled, and waits for nobody.
+        """
+        return self._outcomes(urls, limit, self._settled(options))
+
+    async def _outcomes(self, urls: Urls, limit: int, settled: Settled,
+                       close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
+        """What as_completed gives; with `close` its end is the session's.
+
+        Not one generator around another: asyncio would close both at once, which fails.
+        """
+        finished: asyncio.Queue[Any] = asyncio.Queue()
+        taken = asyncio.Semaphore(0)
+
+        async def deliver(_: int, url: str, outcome: Outcome) -> None:
+            finished.put_nowait((url, outcome))
+            await taken.acquire()
+
+        async def get_each_and_close() -> None:
+            try:
+                await self._get_each(urls, limit, settled, deliver)
+            finally:  # not in the generator's: asyncio may end it without a word
+                if close:
+                    await self.close()
+
+        getting = asyncio.ensure_future(get_each_and_close())
+        getting.add_done_callback(lambda _: finished.put_nowait(None))
+        try:
+            while (item := await finished.get()) is not None:
+                taken.release()
+                yield item
+            await getting
+        finally:
+            await cancel([getting])
+
+    async def _get_each(self, urls: Urls, limit: int, settled: Settled, deliver: Deliver) -> None:
+        """Have `limit` workers GET URLs from one iterator; the first failure ends them all."""
+        if isinstance(urls, (str, bytes)):
+            raise TypeError("urls are a list of URLs, or another iterable of them, not one")
+        if not isinstance(limit, int) or limit < 1:
+            raise ValueError("limit must be at least 1: it is how many are fetched at once")
+        numbered = Numbered(urls)
+
+        async def work() -> None:
+            async for number, url in numbered:
+                try:
+                    outcome: Outcome = await Call(self, url, settled, GET_DEADLINE_SECONDS).run()
+                except AsyncGetError as error:
+                    outcome = error
+                await deliver(number, url, outcome)
+
+        count = min(limit, len(urls)) if isinstance(urls, Sized) else limit
+        workers = [asyncio.ensure_future(work()) for _ in range(count)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            await cancel(workers)
+
+    @spelled_out(DownloadSettings)
+    async def download(self, url: str, path: FilePath | PathRule,
+                       **options: Unpack[DownloadSettings]) -> Response:
+        """GET a URL into a file, which gets its name when it is whole, and return the response.
+
+            await session.download(url, "big.iso", progress=lambda size, total: ...)
+
+        What this call, or an earlier one, has left in big.iso.part is gone on from where the
+        server can tell that the file is still the same. Whatever ends us, kill -9 as well,
+        leaves it for the next time. The response is then a 206, or a 416 if all was there.
+
+        `path` may be a function of the response, for names that the server chooses; what an
+        earlier call has left is not resumed then. `on_response` sees each response before its
+        body is read; what it raises ends the call. `overwrite=False` never replaces a file. A
+        status that is no success raises StatusError; with `any_status` its body is saved, as
+        curl does, though not in the place of a partial file. A coding that the file's name or
+        type announces (a.tar.gz) stays as it is. What the file system refuses is an
+        AsyncGetError with exit code 23.
+        """
+        call = Call(self, url, self._settled(options, DownloadSettings), None)
+        download = Download(path, call)
+        return await call.run(download.finish, download.begin)
+
+    # ---- what its calls share
+
+    def _settled(self, options: Mapping[str, object], allowed: type = RequestSettings) -> Settled:
+        """The settings of calls with these options, merged and checked once for all of them."""
+        own = checked(options, allowed)
+        settings = {**self.settings, **own}
+        settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
+        cookies = own.get("cookies", True)
+        if cookies is False:
+            settings["cookies"] = None
+        elif cookies in (True, None) or isinstance(cookies, Mapping) and not is_jar(cookies):
+            settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
+        else:
+            settings["cookies"] = as_jar(cookies)
+        return settings, own, own.keys().isdisjoint(_ROUTING)
+
+    def _meet(self, origin: Origin) -> None:
+        """Take note of the first origin: cookies that were set for nobody are for it."""
+        if self._first is None:
+            self._first = self._base.origin if self._base else origin
+            if self.cookies is not None and isinstance(self.cookies, Cookies):
+                self.cookies.home(self._first)
+
+    def _route(self, origin: Origin, call: Call) -> Route:
+        """The route to an origin; remembered for the session's own settings."""
+        key = (origin, call.cert)
+        route = self._routes.get(key) if call.shared else None
+        if route is not None:
+            return route
+        settings = call.settings
+        proxy, verify = choose_way(origin, settings), settings["verify"]
+        tls = self._context(verify, call.cert) if origin.scheme == "https" else None
+        proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
+        here = proxy is None or proxy.scheme == "socks5"  # the others look names up themselves
+        address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
+        path = settings["unix_socket"]
+        route = Route(origin, tls, proxy, path and os.fspath(path), address, proxy_tls, verify)
+        return remember(self._routes, key, route) if call.shared else route
+
+    def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
+        """The TLS settings for `verify` and `cert`, remembered."""
+        if isinstance(verify, ssl.SSLContext) and not cert:
+            return verify
+        key = (verify, cert)
+        if key not in self._contexts:
+            context = remember(self._contexts, key, tls_context(verify, cert))  # section 13
+            if self.tls_version is not None:
+                context.minimum_version = self.tls_version
+        return self._contexts[key]
+
+
+@spelled_out(SessionSettings)
+async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
+    """GET a URL and read its body, with a session of its own."""
+    async with Session(**settings) as session:
+        return await session.get(url)
+
+
+@spelled_out(SessionSettings)
+@contextlib.asynccontextmanager
+async def stream(url: str, **settings: Unpack[SessionSettings]) -> AsyncIterator[Response]:
+    """GET a URL and hand out the response unread: see Session.stream."""
+    async with Session(**settings) as session, session.stream(url) as response:
+        yield response
+
+
+@overload
+async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: Literal[False] = ...,
+                  **settings: Unpack[ClientSettings]) -> list[Response]: ...
+
+
+@overload
+async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: bool,
+                  **settings: Unpack[ClientSettings]) -> list[Outcome]: ...
+
+
+@spelled_out(ClientSettings)
+async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
+                  **settings: Unpack[ClientSettings]) -> Any:
+    """GET many URLs, `limit` at once, in their order: see Session.get_all."""
+    async with Session(limit=limit, **settings) as session:
+        return await session.get_all(urls, limit=limit, return_exceptions=return_exceptions)
+
+
+@spelled_out(ClientSettings)
+def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
+                 ) -> AsyncGenerator[tuple[str, Outcome], None]:
+    """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
+    session = Session(limit=limit, **settings)
+    return session._outcomes(urls, limit, session._plain, close=True)
+
+
+# #### Part III. In somebody else's network ####################################
+# At its end one knows what stands between a program and a server in a corporate network:
+# names with many addresses, private certificates, proxies that must be asked first; and what
+# a server may leave with us, or be told, of secrets.
+
+# ==== 13. Addresses and TLS ===================================================
+# How a name becomes a connection, whom to believe at its end, and what to say when
+# one cannot.
+
+MAX_ADDRESSES = 32               # of a name that are tried
+HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address, too
+
+
+async def open_first(host: str, port: int, family: int = 0, **options: Any) -> Stream:
+    """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305)."""
+    return await open_any(await look_up(host, port, family), port, **options)
+
+
+async def look_up(host: str, port: int, family: int = 0) -> list[str]:
+    """The addresses of a name, families by turns (RFC 8305 section 4), or of a list "a,b"."""
+    if "," in host:
+        return host.split(",")
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
+                                                         type=socket.SOCK_STREAM)
+    by_family: dict[int, list[str]] = {}
+    for kind, _, _, _, address in found:
+        zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of fe80::1%eth0
+        by_family.setdefault(kind, []).append(without_zone(str(address[0])) + zone)
+    names = [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
+    return names[:MAX_ADDRESSES]
+
+
+async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
+    """A connection to that address which answers first; each has a start on the next one.
+
+    With happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled
+    at the wrong moment; and uvloop does not.
+    """
+    todo = list(addresses)
+    if len(todo) == 1:
+        return await asyncio.open_connection(todo[0], port, **options)
+    attempts: set[asyncio.Future[Any]] = set()
+    errors: list[BaseException] = []
+    try:
+        while todo or attempts:
+            if todo:
+                attempts.add(asyncio.ensure_future(
+                    asyncio.open_connection(todo.pop(0), port, **options)))
+            done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
+                                         timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
+            for attempt in done:
+                attempts.remove(attempt)
+                if not attempt.exception():
+                    opened: Stream = attempt.result()
+                    return opened
+                errors.append(attempt.exception() or OSError())
+        raise error_of_all(errors)
+    finally:
+        errors.clear()  # else their tracebacks would hold us, and we them
+        for attempt in attempts:
+            attempt.add_done_callback(drop_opened)  # it won as well, or while we were cancelled
+        await cancel(attempts)
+
+
+def drop_opened(attempt: asyncio.Future[Any]) -> None:
+    """Close a connection that nobody waits for any more."""
+    if not attempt.cancelled() and not attempt.exception():
+        attempt.result()[1].transport.abort()
+
+
+def error_of_all(errors: Sequence[BaseException]) -> BaseException:
+    """The error when no address of a name would do: TLS's word, else what each one said."""
+    for error in errors:
+        if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
+            return error
+    told = OSError("; ".join(dict.fromkeys(map(str, errors))) or "the name has no address")
+    told.errno = errors[0].errno if errors and isinstance(errors[0], OSError) else None
+    return told
+
+
+async def open_unix(path: str, **options: Any) -> Stream:
+    """The same to a unix socket, where the system has such."""
+    if not hasattr(asyncio, "open_unix_connection"):
+        raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
+    return await asyncio.open_unix_connection(path, **options)
+
+
+def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
+    """The address that `resolve` has for an origin, or several, parted by commas.
+
+    The host "*" is any, as in curl.
+
+    >>> resolved({"*:443": "[::1]"}, Origin("https", "h.test", 443))
+    '::1'
+    """
+    for key, address in resolve.items():
+        if not re.search(":[0-9]{1,5}$", key):
+            raise InvalidURL(f"resolve: {key!r} is not host:port")
+        if parse_origin(origin.scheme, key.replace("*", bracketed(origin.host))) == origin:
+            return re.sub(r"[][\s]", "", address)
+    return None
+
+
+# ---- whom to believe
+
+def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
+    """The TLS settings for `verify` and `cert`.
+
+    True checks against the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a
+    folder takes its place. Host matching is OpenSSL's: nobody should write that again.
+    """
+    if isinstance(verify, ssl.SSLContext):
+        if cert:  # loaded into yours, it would be shown to others whom you ask with it
+            raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
+                           exit_code=58)
+        return verify
+    try:
+        if isinstance(verify, bool):
+            context = ssl.create_default_context()
+        elif os.path.isdir(verify):
+            context = ssl.create_default_context(capath=verify)
+        else:
+            context = ssl.create_default_context(cafile=verify)
+        if verify is False:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: the common name is no host
+            context.hostname_checks_common_name = False
+    except (OSError, ValueError, TypeError) as error:
+        raise TLSError(f"cannot use verify={verify!r}: {error}", exit_code=77) from None
+    if cert:
+        path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
+                               None, None)[:3]
+        try:  # without a password OpenSSL would ask the terminal for one
+            context.load_cert_chain(path, key, password or "")
+        except (OSError, ValueError, TypeError) as error:
+            raise TLSError(f"cannot use the client certificate {path!r}, key {key!r}: {error}; "
+                           "cert= is a path, (cert, key) or (cert, key, password)",
+                           exit_code=58) from None
+    return context
+
+
+def trusted(verify: Any) -> str:
+    """Where the trusted certificates come from, for the error texts."""
+    if isinstance(verify, ssl.SSLContext):
+        return "the SSLContext that is verify="
+    if verify is not True:
+        named = ", under the names that `openssl rehash` gives" if os.path.isdir(verify) else ""
+        return f"verify={os.fspath(verify)!r}{named}"
+    paths = ssl.get_default_verify_paths()
+    found = []
+    for variable, usual in ((paths.openssl_cafile_env, paths.openssl_cafile),
+                            (paths.openssl_capath_env, paths.openssl_capath)):
+        path = os.environ.get(variable, usual)
+        missing = "" if os.path.exists(path) else ", which is not there"
+        found.append(f"{variable} ({path}{missing})")
+    return " and ".join(found) + "; a private CA's file goes into the first, or verify="
+
+
+def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContext | None,
+                     verify: Any) -> str:
+    """What to do about a certificate that did not pass."""
+    strict = getattr(ssl, "VERIFY_X509_STRICT", 0)
+    if context and context.verify_flags & strict and error.verify_code in range(80, 95):
+        return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
+                "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
+    if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
+        return ""
+    return f"; trusted are those in {trusted(verify)}"
+
+
+# What to do about a handshake that failed, by what is in OpenSSL's reason.
+_HANDSHAKE_HINTS = (
+    ("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL",
+     "; no TLS is spoken there: does the URL begin with http://, not https://?"),
+    ("CERTIFICATE_REQUIRED", "; a client certificate is wanted: cert="),
+    ("HANDSHAKE_FAILURE",  # all that TLS 1.2 has for it
+     "; perhaps a client certificate is wanted (cert=), or no cipher is shared"),
+)
+
+
+def handshake_hint(reason: str) -> str:
+    """What to do about a handshake that failed."""
+    return next((hint for words, hint in _HANDSHAKE_HINTS if re.search(words, reason)), "")
+
+
+# ==== 14. Proxies =============================================================
+# A proxy for http is asked for the whole URL. For https, and with SOCKS, it is asked for a
+# connection to the origin, through which we then speak as if there were no proxy.
+# Which one it is the caller says, or the environment.
+
+_PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+
+
+class Proxy(NamedTuple):
+    """A proxy, and where its name came from, for the error texts."""
+
+    scheme: str    # "http", "https", "socks5" or "socks5h" (the proxy resolves names)
+    host: str
+    port: int
+    userinfo: str  # for the proxy alone; never in a text
+    source: str    # "proxy=", or the variable's name
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
+
+    def __repr__(self) -> str:
+        return f"<Proxy {self}>"
+
+
+def octets(text: str) -> int:
+    """The length of a server's text as it was on the wire."""
+    return len(text.encode("utf-8", "surrogateescape"))
+
+
+def parse_proxy(text: str, source: str) -> Proxy:
+    """A proxy's URL; without a scheme it is http.
+
+    >>> print(parse_proxy("me:secret@proxy.corp:3128", "http_proxy"))
+    http://proxy.corp:3128 (from http_proxy)
+
+    An unknown kind of proxy is an error: going there directly might be the leak that
+    the proxy is there to prevent.
+    """
+    scheme, mark, rest = text.strip().partition("://")
+    if not mark:
+        scheme, rest = "http", scheme
+    scheme = scheme.lower()
+    if scheme not in _PROXY_PORTS:
+        raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
+                         f"not {masked(text)}", exit_code=7)
+    try:
+        url = parse_url("http://" + rest)
+    except InvalidURL as error:
+        raise ProxyError(f"{source}: {error}", exit_code=5) from None
+    if max(map(octets, split_userinfo(url.userinfo))) > 255:
+        raise ProxyError(f"{source}: user and password have at most 255 bytes each")  # RFC 1929
+    _, host, port = url.origin
+    if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # it is that of http
+        port = _PROXY_PORTS[scheme]
+    return Proxy(scheme, host, port, url.userinfo, source)
+
+
+def in_network(address: str, network: str) -> bool:
+    """Whether an address lies in a network, or is the one named."""
+    import ipaddress
+    try:
+        return ipaddress.ip_address(address) in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
+
+
+def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
+    """Whether NO_PROXY, a list parted by commas or blanks, exempts an origin.
+
+        *                                everything, wherever it stands in the list
+        corp.test .corp.test *.corp.test that domain and all below it, not notcorp.test
+        10.0.0.0/8  fd00::/8  ::1        addresses and networks, compared as such
+        corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
+    """
+    host = origin.host.rstrip(".")
+    for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # of IPv6: all of it
+                                 r"(?::([0-9]{1,5}))?(?![^\s,])", no_proxy.lower()):
+        if is_address(host):
+            exempt = in_network(host, name.strip("[]"))
+        else:
+            exempt = f".{host}".endswith("." + name.removeprefix("*.").strip("."))
+        if (exempt or name == "*") and int(port or origin.port) == origin.port:
+            return True
+    return False
+
+
+def choose_proxy(origin: Origin) -> Proxy | None:
+    """The proxy that the environment names for an origin.
+
+        http_proxy, HTTP_PROXY     for http; upper case not under CGI, where a request's
+                                   "Proxy:" field would set it (CVE-2016-1000110)
+        https_proxy, HTTPS_PROXY   for https
+        all_proxy, ALL_PROXY       for both, where those are not set
+        no_proxy, NO_PROXY         none for these: see bypasses_proxy
+
+    Lower case wins; an empty value is as if not set. Where nothing is set, macOS and Windows
+    are asked for the settings of the system.
+    """
+    if sys.platform not in ("darwin", "win32") and not any(
+            name.lower().endswith("_proxy") for name in os.environ):
+        return None  # before urllib.request is imported: that takes as long as ten GETs
+    from urllib.request import getproxies, getproxies_environment, proxy_bypass
+    ours = getproxies_environment()
+    found = ours or getproxies()
+    kind = origin.scheme if origin.scheme in found else "all"
+    if kind not in found or bypasses_proxy(found.get("no", ""), origin):
+        return None
+    if not ours and proxy_bypass(origin.host):
+        return None
+    return parse_proxy(found[kind], f"{kind}_proxy" if ours else "the system's settings")
+
+
+# ---- through it
+
+_SOCKS_REPLIES = {1: "general failure", 2: "not allowed by its rules", 3: "network unreachable",
+                  4: "host unreachable", 5: "connection refused", 6: "expired on the way",
+                  7: "command not supported", 8: "address type not supported"}
+
+
+def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
+    """What a proxy, and nobody else, is told of its own credentials."""
+    if not proxy.userinfo:
+        return []
+    return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
+
+
+def proxy_error(connection: Connection, text: str, exit_code: int = 97) -> ProxyError:
+    """The error for what a proxy said, or did not say."""
+    return ProxyError(f"proxy {connection.route.proxy} {text}{connection.after()}",
+                      exit_code=exit_code)
+
+
+async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
+    """Have a proxy connect us to the origin; for http it is just asked, later on."""
+    route, timeout = connection.route, connection.timeout
+    if route.proxy_tls and route.tls and sys.version_info < (3, 11):
+        raise ProxyError(f"{connection.hop()}: TLS inside the TLS of an https:// proxy needs "
+                         "Python 3.11; an http:// proxy tunnels https, too")
+    await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
+                             tls=route.proxy_tls)
+    if proxy.scheme.startswith("socks"):
+        connection.clock.watch("answer of the proxy", timeout)
+        await ask_socks(connection, proxy)
+    elif route.tls:
+        await ask_for_tunnel(connection, proxy)
+    else:
+        return
+    early = Reading(connection.reader)
+    early.give_up()
+    if connection.rest or early.data is not None:
+        raise proxy_error(connection, "ended the tunnel, or sent bytes before it was in use: "
+                          + shown(connection.rest), 56)
+    if route.tls:
+        connection.clock.watch("TLS handshake", timeout)
+        await start_tls(connection, route.tls)
+
+
+async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
+    """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); nothing of the request is told."""
+    origin = connection.route.origin
+    target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
+    fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
+    request = b"CONNECT %b HTTP/1.1\r\n%b" % (target.encode("ascii"),
+                                              render_fields(fields, origin))
+    try:
+        head = await connection.exchange(request, connection.timeout, "answer of the proxy")
+    except ProtocolError as error:
+        raise proxy_error(connection, f"did not answer CONNECT {target}: {error}") from error
+    connection.exchanges = 0  # none with the origin
+    if head.status // 100 != 2:
+        reason = printable(status_reason(head.raw)[:MAX_SHOWN_BYTES])
+        raise proxy_error(connection, f"refused a tunnel to {target}: {head.status} {reason}"
+                          + password_hint(head, proxy) + first_line(head, connection.rest), 56)
+
+
+def password_hint(head: Head, proxy: Proxy) -> str:
+    """What to do about a proxy that wants to know who asks (401 is tinyproxy's word for it)."""
+    if head.status not in (401, 407):
+        return ""
+    if not proxy.userinfo:
+        return " (give user and password in the proxy's URL)"
+    asked = [value.split(" ")[0] for value in octets_text(head.raw, "proxy-authenticate")]
+    wants = printable(", ".join(asked))[:MAX_SHOWN_BYTES]
+    return (" (the user and password in its URL were refused"
+            + (f"; it asks for {wants})" if wants else ")"))
+
+
+def first_line(head: Head, data: bytes) -> str:
+    """What a refusal says, where its body came along with its head."""
+    text = b""
+    try:
+        text = body_parser(body_framing(head)).send(data)
+    except StopIteration as end:
+        text = end.value[0]
+    except AsyncGetError:
+        pass
+    lines = re.sub(rb"<[^<>]*>", b"", text).split(b"\n")
+    return next((f"; it says {shown(line.strip())}" for line in lines if line.strip()), "")
+
+
+async def ask_socks(connection: Connection, proxy: Proxy) -> None:
+    """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929)."""
+    origin, write = connection.route.origin, connection.writer.write
+
+    async def read(count: int) -> bytes:
+        while len(connection.rest) < count:
+            data = await connection.receive()
+            if not data:
+                raise proxy_error(connection,
+                                  f"closed the connection behind {shown(connection.rest)}")
+            connection.rest += data
+        data, connection.rest = connection.rest[:count], connection.rest[count:]
+        return data
+
+    write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
+    version, method = start = await read(2)
+    if version != 5:
+        raise proxy_error(connection,
+                          f"is no SOCKS5 proxy: its answer begins with {shown(start)}")
+    if method == 2 and proxy.userinfo:
+        user, password = (text.encode("utf-8", "surrogateescape")
+                          for text in split_userinfo(proxy.userinfo))
+        write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
+        if (await read(2))[1]:
+            raise proxy_error(connection, "refused the user and password in its URL")
+    elif method:
+        raise proxy_error(connection, "wants something else than the password in its URL"
+                          if proxy.userinfo else "wants a user and password in its URL")
+    write(b"\x05\x01\x00%b%b" % (await socks_address(connection.route),
+                                 origin.port.to_bytes(2, "big")))
+    version, reply, _, kind = start = await read(4)
+    if version != 5 or reply == 0 and kind not in (1, 3, 4):
+        raise proxy_error(connection, f"is no SOCKS5 proxy: it answers {shown(start)}")
+    if reply:
+        raise proxy_error(connection, f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
+                          + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
+    size = (await read(1))[0] if kind == 3 else {1: 4, 4: 16}[kind]
+    await read(size + 2)  # the address that it connects from
+
+
+async def socks_address(route: Route) -> bytes:
+    """The origin's host as SOCKS has it: an address, or a name for socks5h."""
+    import ipaddress
+    host = route.address or route.origin.host
+    if "," in host or not is_address(host):
+        if route.proxy and route.proxy.scheme == "socks5h":
+            return b"\x03%c%b" % (len(host), host.encode("ascii"))
+        host = (await look_up(host, route.origin.port))[0]
+    address = ipaddress.ip_address(host)
+    return (b"\x01" if address.version == 4 else b"\x04") + address.packed
+
+
+async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
+    """Begin TLS inside a tunnel, on a fresh reader.
+
+    StreamWriter.start_tls (3.11) would keep the old reader, and hand out plain bytes
+    that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
+    loop.start_tls does for 3.9, too.
+    """
+    loop = connection.loop
+    outer, connection.writer = connection.writer, None  # collected, it would close the transport
+    connection.outer = outer
+    connection.reader = reader = asyncio.StreamReader(limit=READ_BYTES, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport = await loop.start_tls(outer.transport, protocol, tls,
+                                     **tls_options(connection.route.origin.host))
+    if transport is None or transport.is_closing():  # the connection ended meanwhile
+        raise ConnectionResetError("closed during the handshake")
+    protocol.connection_made(transport)
+    connection.writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+# ==== 15. Cookies =============================================================
+# RFC 6265bis section 5, "6265bis" from here on. Text of a server's was decoded as UTF-8 with
+# surrogateescape, so that a cookie's bytes go back as they came: nothing in it is decoded,
+# unquoted or mended, and lengths count in octets.
+
+MAX_SET_COOKIES = 50             # of one response; curl's figure
+MAX_COOKIE_BYTES = 4096          # name and value of one; RFC 6265bis 5.6
+MAX_ATTRIBUTE_BYTES = 1024       # value of one attribute; 6265bis 5.6
+MAX_DOMAIN_COOKIES = 180         # kept of one site; Chrome's figure, 6265bis 6.1 asks for 50
+MAX_COOKIES = 3000               # kept in sum; 6265bis 6.1 asks for as many
+MAX_COOKIE_SECONDS = 34_560_000  # that one is kept at most: 400 days; 6265bis 5.5
+MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
 # Under these everyone has a domain, and so no cookie is for all of them. The list of all
 # public suffixes is long and changes by the week; http.cookiejar has the same few.
 _SUFFIX = re.compile(r"([^.]*|(ac|co|com|edu|gov|mil|net|org)\.[a-z]{2})\.?")
@@ -3189,101 +4173,16 @@ class OthersJar:
 
 def is_jar(cookies: object) -> bool:
     """Whether `cookies` is a jar of any kind, not a mapping (though requests' is that, too)."""
-    return isinstance(cookies, Cookies) or hasattr(cookies, "extract_cookies")
+    return isinstance(cookies, (AskedJar, Jar))
 
 
-def as_jar(jar: Any) -> Cookies | OthersJar:
+def as_jar(jar: Any) -> AskedJar:
     """A jar of either kind as one that a call can ask."""
-    return jar if isinstance(jar, Cookies) else OthersJar(jar)
+    return jar if isinstance(jar, AskedJar) else OthersJar(jar)
 
 
-# ---- proxies and passwords
-
-_PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
-
-
-def parse_proxy(text: str, source: str) -> Proxy:
-    """A proxy's URL; without a scheme it is http.
-
-    >>> print(parse_proxy("me:secret@proxy.corp:3128", "http_proxy"))
-    http://proxy.corp:3128 (from http_proxy)
-
-    An unknown kind of proxy is an error: going there directly might be the leak that
-    the proxy is there to prevent.
-    """
-    scheme, mark, rest = text.strip().partition("://")
-    if not mark:
-        scheme, rest = "http", scheme
-    scheme = scheme.lower()
-    if scheme not in _PROXY_PORTS:
-        raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
-                         f"not {masked(text)}", exit_code=7)
-    try:
-        url = parse_url("http://" + rest)
-    except InvalidURL as error:
-        raise ProxyError(f"{source}: {error}", exit_code=5) from None
-    if max(map(octets, split_userinfo(url.userinfo))) > 255:
-        raise ProxyError(f"{source}: user and password have at most 255 bytes each")  # RFC 1929
-    _, host, port = url.origin
-    if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # it is that of http
-        port = _PROXY_PORTS[scheme]
-    return Proxy(scheme, host, port, url.userinfo, source)
-
-
-def in_network(address: str, network: str) -> bool:
-    """Whether an address lies in a network, or is the one named."""
-    import ipaddress
-    try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(network, strict=False)
-    except ValueError:
-        return False
-
-
-def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
-    """Whether NO_PROXY, a list parted by commas or blanks, exempts an origin.
-
-        *                                everything, wherever it stands in the list
-        corp.test .corp.test *.corp.test that domain and all below it, not notcorp.test
-        10.0.0.0/8  fd00::/8  ::1        addresses and networks, compared as such
-        corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
-    """
-    host = origin.host.rstrip(".")
-    for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # of IPv6: all of it
-                                 r"(?::([0-9]{1,5}))?(?![^\s,])", no_proxy.lower()):
-        if is_address(host):
-            exempt = in_network(host, name.strip("[]"))
-        else:
-            exempt = f".{host}".endswith("." + name.removeprefix("*.").strip("."))
-        if (exempt or name == "*") and int(port or origin.port) == origin.port:
-            return True
-    return False
-
-
-def choose_proxy(origin: Origin) -> Proxy | None:
-    """The proxy that the environment names for an origin.
-
-        http_proxy, HTTP_PROXY     for http; upper case not under CGI, where a request's
-                                   "Proxy:" field would set it (CVE-2016-1000110)
-        https_proxy, HTTPS_PROXY   for https
-        all_proxy, ALL_PROXY       for both, where those are not set
-        no_proxy, NO_PROXY         none for these: see bypasses_proxy
-
-    Lower case wins; an empty value is as if not set. Where nothing is set, macOS and Windows
-    are asked for the settings of the system.
-    """
-    if sys.platform not in ("darwin", "win32") and not any(
-            name.lower().endswith("_proxy") for name in os.environ):
-        return None  # before urllib.request is imported: that takes as long as ten GETs
-    from urllib.request import getproxies, getproxies_environment, proxy_bypass
-    ours = getproxies_environment()
-    found = ours or getproxies()
-    kind = origin.scheme if origin.scheme in found else "all"
-    if kind not in found or bypasses_proxy(found.get("no", ""), origin):
-        return None
-    if not ours and proxy_bypass(origin.host):
-        return None
-    return parse_proxy(found[kind], f"{kind}_proxy" if ours else "the system's settings")
-
+# ==== 16. Passwords ===========================================================
+# What ~/.netrc has for a host, read as curl reads it.
 
 _NETRC_WORD = re.compile(
     r'#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*'  # a comment; commands for ftp, up to an empty line
@@ -3347,844 +4246,11 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
     return None
 
 
-def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
-    """The address that `resolve` has for an origin, or several, parted by commas.
-
-    The host "*" is any, as in curl.
-
-    >>> resolved({"*:443": "[::1]"}, Origin("https", "h.test", 443))
-    '::1'
-    """
-    for key, address in resolve.items():
-        if not re.search(":[0-9]{1,5}$", key):
-            raise InvalidURL(f"resolve: {key!r} is not host:port")
-        if parse_origin(origin.scheme, key.replace("*", bracketed(origin.host))) == origin:
-            return re.sub(r"[][\s]", "", address)
-    return None
-
-
-# ==== 11. Session =============================================================
-# The loop around it all. `_run` is one call: a request is begun and followed to its last
-# response, what the caller wants of that is done, and if need be all of it again.
-# `_exchange` gets one response for one request. A request that has nothing of its own to
-# say takes the session's rendered fields and its route for the origin from a dictionary:
-# most of the price of a small GET is what one does not do here.
-
-@runtime_checkable
-class Jar(Protocol):
-    """What is asked of a jar of the caller's: http.cookiejar.CookieJar has it, and requests'."""
-
-    def add_cookie_header(self, request: Any) -> object: ...
-    def extract_cookies(self, response: Any, request: Any) -> object: ...
-
-
-class RequestSettings(TypedDict, total=False):
-    """The keywords of every call; given to a Session, they hold for all of its calls."""
-
-    params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
-    headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
-    auth: str | tuple[str, str] | list[str] | None  # (user, password), or a bearer token
-    cookies: bool | Mapping[str, str | None] | Cookies | Jar | None
-    timeout: float | None                   # seconds of silence
-    deadline: float | None                  # seconds for the whole call
-    follow_redirects: bool
-    max_redirects: int | None
-    retries: int | Callable[[int, Outcome], float | None]  # tries, or a rule as retry_delay is one
-    verify: bool | str | os.PathLike[str] | ssl.SSLContext
-    cert: str | os.PathLike[str] | Sequence[Any] | None  # path, (cert, key), (cert, key, password)
-    proxy: str | None                       # a URL; None or "" for none
-    trust_env: bool
-    max_size: int | None                    # bytes of a decoded body in memory
-    decode: bool
-    secret_headers: str | Iterable[str]
-    unix_socket: str | os.PathLike[str] | None
-    resolve: Mapping[str, str] | None       # {"host:port": "address"}
-    netrc: bool | str | os.PathLike[str]
-    redirect_schemes: Iterable[str]         # that a redirect may lead to
-    trust_redirects: bool                   # with the credentials for the first origin
-    trace: Callable[[str, str | bytes], object] | None  # told ">", "<" or "*" and what it is
-
-
-class DownloadSettings(RequestSettings, total=False):
-    """The keywords of a download."""
-
-    progress: Callable[[int, int | None], object] | None  # told the bytes so far, and in all
-    resume: bool                            # what an earlier call has left
-    overwrite: bool                         # what bears the name
-    any_status: bool                        # save the page of an error, too
-    on_response: Callable[[Response], object] | None  # both may be coroutine functions
-
-
-class ClientSettings(RequestSettings, total=False):
-    """What is the session's alone, since each would need a pool of its own; limit apart."""
-
-    base_url: str
-    limit_per_host: int | None
-    rate: float | None                      # requests a second to one host
-    open_connection: Callable[..., Awaitable[Stream]]  # in place of asyncio.open_connection
-
-
-class SessionSettings(ClientSettings, total=False):
-    """The keywords of a Session."""
-
-    limit: int | None                       # connections open at once
-
-
-class LoneDownloadSettings(SessionSettings, DownloadSettings, total=False):
-    """The keywords of a download with a session of its own."""
-
-
-# Of `proxy` and `deadline` there is no default: the environment and the kind of call decide.
-DEFAULTS: dict[str, Any] = {
-    "params": (), "headers": None, "auth": None, "cookies": True, "timeout": 30.0,
-    "follow_redirects": True, "max_redirects": 20, "retries": 0, "verify": True, "cert": None,
-    "trust_env": True, "max_size": 64 * 2**20, "decode": True, "secret_headers": (),
-    "unix_socket": None, "resolve": None, "netrc": False, "redirect_schemes": ("http", "https"),
-    "trust_redirects": False, "trace": None, "progress": None, "resume": True, "overwrite": True,
-    "any_status": False, "on_response": None, "base_url": "", "limit_per_host": None, "rate": None,
-    "open_connection": asyncio.open_connection, "limit": 100}
-# What a number must be at least. A timeout of 0 means "none" to some, "at once" to others.
-_LEAST = {"timeout": 1e-6, "deadline": 1e-6, "max_redirects": 0, "max_size": 0, "retries": 0,
-          "limit": 1, "limit_per_host": 1, "rate": 1e-6}
-_HINTS = {"proxy": "; for several kinds, leave it to the environment's http_proxy and no_proxy",
-          "params": "; a finished query goes into the URL",
-          "cert": ": a path, (cert, key) or (cert, key, password)"}
-
-
-@functools.cache
-def kinds_of(annotation: str) -> tuple[type, ...]:
-    """The classes that an annotation names: what a keyword may be.
-
-    >>> kinds_of("bool | Mapping[str, str | None] | None")
-    (<class 'bool'>, <class 'collections.abc.Mapping'>, <class 'NoneType'>)
-    """
-    while "[" in annotation:
-        annotation = re.sub(r"\[[^][]*\]", "", annotation)
-    kinds = tuple(eval(name) for name in annotation.split("|"))  # our own text, never a caller's
-    kinds = tuple(type(None) if kind is None else kind for kind in kinds)
-    return (*kinds, int) if float in kinds else kinds
-
-
-def annotation_of(name: str, settings: type) -> str:
-    """What stands behind a keyword's name."""
-    kind = settings.__annotations__[name]
-    return str(getattr(kind, "__forward_arg__", kind))
-
-
-def check_kind(value: object, kinds: tuple[type, ...]) -> None:
-    """Raise TypeError for a value that is of none of these classes."""
-    text = isinstance(value, bytes) or isinstance(value, str) and str not in kinds  # iterable, too
-    number = isinstance(value, bool) and bool not in kinds
-    if text or number or not isinstance(value, kinds):
-        raise TypeError
-
-
-def check_number(name: str, value: object) -> None:
-    """Raise ValueError for a number that is too small, or none (nan)."""
-    least = _LEAST.get(name)
-    if (least is not None and isinstance(value, (int, float))
-            and not (least <= value < 1e18 or value == _FOREVER)):
-        raise ValueError(f"{name} must be at least {least}: not {value!r:.50}")
-
-
-def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> dict[str, Any]:
-    """Settings as they are carried, or an error that says what was expected.
-
-    >>> checked({"allow_redirects": False, "headers": {"a": "b"}})
-    {'follow_redirects': False, 'headers': (('a', 'b'),)}
-
-    What can be read but once is read here. allow_redirects is requests' name for one of them.
-    """
-    settings: dict[str, Any] = {}
-    for name, value in options.items():
-        name = "follow_redirects" if name == "allow_redirects" else name
-        if name not in allowed.__annotations__:
-            raise TypeError(f"unknown keyword {name!r}; there are "
-                            + ", ".join(allowed.__annotations__))
-        check_number(name, value)
-        try:
-            check_kind(value, kinds_of(annotation_of(name, allowed)))
-            settings[name] = as_carried(name, value)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name} must be {annotation_of(name, allowed)}"
-                            f"{_HINTS.get(name, '')}: not {type(value).__name__}") from None
-    return settings
-
-
-def as_carried(name: str, value: Any) -> Any:
-    """A setting in the one form that the rest of this section knows; TypeError for none."""
-    if name in ("params", "headers"):
-        pairs = value.items() if isinstance(value, Mapping) else value or ()
-        value = tuple((key, item) for key, item in pairs)
-        hash(tuple(key for key, _ in value))  # a name is text, or a number
-        return value
-    kinds: tuple[type, ...] = (str,)
-    parts: Iterable[object] = ()
-    if name == "secret_headers":
-        value = parts = (value,) if isinstance(value, str) else tuple(value)
-    elif name == "resolve" and value:
-        parts = [*value, *value.values()]
-    elif name == "cert" and isinstance(value, (tuple, list)):
-        value = parts = tuple(value)
-        kinds = (str, os.PathLike, bytes, type(None))
-    if not all(isinstance(part, kinds) for part in parts):
-        raise TypeError
-    return value
-
-
-def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
-    """The fields of a request: over base what `headers` and `auth` ask for."""
-    if options.get("headers"):
-        base = merge_fields(base, options["headers"])
-    if "auth" in options:  # None takes the session's away
-        auth = options["auth"]
-        base = merge_fields(base, {"Authorization": render_auth(auth) if auth else None})
-    return base
-
-
-def with_codings(fields: Fields, decode: bool) -> Fields:
-    """The fields with those codings asked for that will be undone.
-
-    >>> with_codings((("Accept-Encoding", "gzip, br"),), decode=True)
-    (('Accept-Encoding', 'gzip'),)
-    """
-    names = {name.lower() for name, _ in fields}
-    if ("Accept-Encoding", ACCEPT_ENCODING) in fields:  # ours, so nobody insists on it
-        ranged = "range" in names  # no part of a gzip unpacks
-        return fields if decode and not ranged else merge_fields(
-            fields, {"Accept-Encoding": "identity" if decode else None})
-    if not decode or "accept-encoding" not in names:
-        return fields
-    return tuple((name, acceptable(value) if name.lower() == "accept-encoding" else value)
-                 for name, value in fields)
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def spelled_out(settings: type) -> Callable[[Function], Function]:
-    """Show the keywords behind a function's ** to help() and to editors.
-
-    Type checkers know them from the TypedDict; so they are written down only there.
-    """
-    def decorate(function: Function) -> Function:
-        signature = inspect.signature(function)
-        shown = [parameter for parameter in signature.parameters.values()
-                 if parameter.kind is not parameter.VAR_KEYWORD]
-        for name in settings.__annotations__:
-            shown.append(inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name, ...),
-                annotation=annotation_of(name, settings)))
-        function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-        return function
-
-    return decorate
-
-
-# What the server, or the way to it, did; a rule for retries is asked about nothing else.
-_MAY_PASS = (ConnectError, TimedOut, ProtocolError, DecodingError)
-# What a call may say about the way; without any of these it goes by the session's routes.
-_ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
-
-
-def remember(cache: dict[Any, Any], key: Any, value: Any) -> Any:
-    """Put a value into a cache, which begins anew when it is full: of a crawl over many hosts."""
-    if len(cache) >= MAX_REMEMBERED:
-        cache.clear()
-    cache[key] = value
-    return value
-
-
-class Call:
-    """One call of the caller's: its settings, its request, its clock over all hops and tries."""
-
-    __slots__ = ("session", "url", "settings", "options", "shared", "cert", "first", "cookies",
-                 "replaced", "started", "seconds", "deadline")
-
-    def __init__(self, session: Session, url: str, settled: Settled, usual: float | None) -> None:
-        if not isinstance(url, str):
-            raise InvalidURL(f"a URL is text, not {type(url).__name__}")
-        self.session = session
-        self.url = url                                # as the caller gave it
-        self.settings, self.options, self.shared = settled
-        self.cert: Any = None     # the client's certificate, while it is where it belongs
-        self.first: Origin | None = None
-        self.cookies: Mapping[str, str | None] = {}  # the call's own, while at its first origin
-        self.replaced: set[str] = set()  # names of those that the server has set anew
-        self.started = session._time()
-        seconds = self.settings.get("deadline", usual)
-        self.seconds = _FOREVER if seconds is None else seconds
-        self.deadline = _FOREVER  # until there is a connection: queueing is not counted
-
-    async def run(self, finish: Finish | None = None,
-                  begin: Callable[[], Request] | None = None) -> Response:
-        """Begin a request, follow it, finish its response; all of it again as the rule says.
-
-        `finish` is what the caller wants of a response: None to read it; what gives None
-        has found that it is not what `begin` had asked for, and has all of it begun anew.
-        """
-        request: Request | None = None
-        history: list[Response] = []
-        attempt = 1
-        while True:
-            response, outcome = None, ""
-            try:
-                request = request or (begin or self.first_request)()
-                response = await self.exchange(request)
-                if response.status_code // 100 == 3:
-                    following = self.redirected(request, response, history)
-                    if following is not None:
-                        await response.discard()
-                        request = following
-                        continue
-                response.history = history
-                delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
-                if delay is None:
-                    if finish is None:
-                        await response.read(self.settings["max_size"])
-                        return response
-                    finished = await finish(response)
-                    if finished is not None:
-                        return finished
-                    request, history = None, []
-                    continue
-                await response.discard()
-                outcome = repr(response)
-            except BaseException as error:
-                if response is not None:  # whose Location, say, is no URL: nobody will read it
-                    response.close()
-                if not isinstance(error, AsyncGetError):
-                    raise
-                error.url = error.url or (str(request.url) if request else masked(self.url)[1:-1])
-                delay = self.retry_delay(attempt, error)
-                if delay is None:
-                    raise
-                outcome = str(error)
-            if self.settings["trace"]:
-                self.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
-            await asyncio.sleep(delay)
-            request, history, attempt = None, [], attempt + 1
-
-    def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
-        """Seconds to wait before trying again, None for no more."""
-        rule = self.settings["retries"]
-        if not rule or isinstance(outcome, AsyncGetError) and not isinstance(outcome, _MAY_PASS):
-            return None
-        delay = (rule(attempt, outcome) if callable(rule) else
-                 retry_delay(attempt, outcome, rule))
-        if delay is None:
-            return None
-        if not (isinstance(delay, (int, float)) and delay >= 0):
-            raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
-        late = self.session._time() + delay > self.deadline
-        return None if late or delay == _FOREVER else delay
-
-    def redirected(self, request: Request, response: Response,
-                   history: list[Response]) -> Request | None:
-        """The request that a response leads to, if any; the response is history then."""
-        settings = self.settings
-        if not settings["follow_redirects"]:
-            return None
-        following = next_request(request, response, settings["secret_headers"],
-                                 settings["trust_redirects"])
-        if following is None:
-            return None
-        if following.url.origin.scheme not in settings["redirect_schemes"]:
-            raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
-                             "redirect_schemes", exit_code=1)
-        history.append(response)
-        if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
-            raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
-                           limit=MAX_HISTORY_BYTES, response=response)
-        limit = settings["max_redirects"]
-        if limit is not None and len(history) > limit:
-            response.history = history[:-1]
-            raise TooManyRedirects(f"more than {limit} redirects", history=history,
-                                   response=response)
-        if following.url.origin != request.url.origin and not settings["trust_redirects"]:
-            self.cookies, self.cert = {}, None
-        return following
-
-    def first_request(self) -> Request:
-        """The first request of a call, with all that the caller wants in it."""
-        session, settings, options = self.session, self.settings, self.options
-        base = session._base
-        url = join_url(base, self.url.strip()) if base else parse_url(self.url)
-        fields = session._base_fields if options else session._fields
-        self.first, self.cert = url.origin, settings["cert"]
-        session._meet(url.origin)
-        if base and url.origin != base.origin:  # the session's secrets are the base's
-            fields = without_secrets(fields, settings["secret_headers"])
-            self.cert = options.get("cert")
-        elif base and not url.userinfo and "auth" not in options:
-            url = url._replace(userinfo=base.userinfo)
-        if settings["params"]:
-            url = add_params(url, settings["params"])
-        if options:
-            fields = with_codings(fields_of(fields, options), settings["decode"])
-            self.cookies = {name: value for name, value in own_cookies(options).items()
-                            if name not in self.replaced}
-        if not url.userinfo:
-            return Request(url, fields)
-        request = Request(url._replace(userinfo=""), fields)
-        if request.has("authorization"):
-            return request
-        user, password = split_userinfo(url.userinfo)
-        known = (netrc_auth(settings["netrc"], url.origin.host, user)
-                 if settings["netrc"] and ":" not in url.userinfo else None)
-        return request.adding("Authorization", render_auth(known or (user, password)))
-
-    async def exchange(self, request: Request) -> Response:
-        """A response for one request over one connection.
-
-        A kept connection may have been closed by the server while our request was on its
-        way: if not a byte came back, or no more than 408 and goodbye, the request goes once
-        more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
-        """
-        session, settings = self.session, self.settings
-        route = session._route(request.url.origin, self)
-        data = self.render(request, route)
-        connection = session._pool.take(route) or await self.acquire(route)
-        while True:
-            clock = connection.clock
-            # The first connection's is the earliest: from then on the call's time runs.
-            self.deadline = clock.deadline = min(self.deadline, clock.loop.time() + self.seconds)
-            clock.call_seconds, connection.trace = self.seconds, settings["trace"]
-            try:
-                if connection.writer is None:
-                    await connection.open(session.connect_timeout or settings["timeout"])
-                head = await connection.exchange(data, settings["timeout"])
-                if not (head.status == 408 and connection.exchanges > 1
-                        and not connection.interim and not may_reuse(head, 0)):
-                    body = Body(connection, head, CLOSE_FIELD not in request.fields)
-                    response = Response(head, request.url, body, settings["decode"], self.started)
-                    response.peer, response.local = connection.peer, connection.local
-                    response.proxied, response.request_bytes = route.proxy is not None, len(data)
-                    if b"set-cookie" in head.fields:
-                        self.keep_cookies(response)
-                    return response
-            except BaseException as error:
-                if not (connection.exchanges > 1 and connection.silent
-                        and isinstance(error, (IncompleteBody, TLSError))):
-                    connection.close()
-                    raise
-            connection.close()
-            connection.note("the kept connection ended unanswered: once more on a new one")
-            connection = await self.acquire(route, fresh=True)
-
-    async def acquire(self, route: Route, fresh: bool = False) -> Connection:
-        """A connection; what one waits for it is not the call's time, as long as others move."""
-        timeout, came = self.settings["timeout"], self.session._time()
-        left, patience = self.deadline - came, self.seconds if timeout is None else timeout
-        try:
-            connection = await self.session._pool.acquire(route, min(left, patience), fresh)
-        except TimedOut as error:
-            if left > patience:
-                raise
-            raise TimedOut(f"{error} (what the whole call's deadline left)", phase=error.phase,
-                           seconds=self.seconds) from None
-        self.deadline += self.session._time() - came
-        return connection
-
-    def render(self, request: Request, route: Route) -> bytes:
-        """The bytes of a request as they go over a route."""
-        origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
-        cookies = jar.pairs_for(request.url) if jar is not None else ()
-        if cookies or self.cookies:
-            own = [(name, value) for name, value in self.cookies.items() if value is not None]
-            others = [pair for pair in cookies if pair[0] not in self.cookies]
-            request = request.with_cookies([*own, *others])  # cut, if at all, at the end
-        if self.settings["netrc"] and not request.has("authorization"):
-            request = self.with_password(request)
-        fields = request.fields
-        if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
-            target = f"http://{origin.authority}{target}"
-            fields = (*fields, *proxy_fields(route.proxy))
-        if fields is not self.session._fields:
-            return render_request(target, render_fields(fields, origin))
-        known = self.session._lines
-        lines = known.get(origin) or remember(known, origin, render_fields(fields, origin))
-        return render_request(target, lines)
-
-    def with_password(self, request: Request) -> Request:
-        """The request with what netrc has for its host.
-
-        A password that was meant for https is not for whoever listens to http (or another port).
-        """
-        origin = request.url.origin
-        same = self.first is not None and self.first._replace(host=origin.host) == origin
-        known = same and "auth" not in self.options and netrc_auth(self.settings["netrc"],
-                                                                   origin.host)
-        return request.adding("Authorization", render_auth(known)) if known else request
-
-    def keep_cookies(self, response: Response) -> None:
-        """Put what a response sets into the jar; it replaces what the call brought along."""
-        jar = self.settings["cookies"]
-        if jar is not None:
-            lines = octets_text(response.raw_head, "set-cookie")
-            self.replaced.update(jar.store(response._url, lines))
-            self.cookies = {name: value for name, value in self.cookies.items()
-                            if name not in self.replaced}
-
-
-def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
-    """The cookies that a call brings along, if it has any; None for one that is not to go."""
-    cookies = options.get("cookies")
-    if not isinstance(cookies, Mapping) or is_jar(cookies):
-        return {}
-    for name, value in cookies.items():
-        check_cookie(name, "" if value is None else value)
-    return cookies
-
-
-Urls = Union[Iterable[str], AsyncIterable[str]]
-
-
-class Numbered:
-    """One iterator for many workers, over an iterable of either kind: each URL with its number."""
-
-    def __init__(self, urls: Urls) -> None:
-        self.urls = urls.__aiter__() if isinstance(urls, AsyncIterable) else iter(urls)
-        self.lock = asyncio.Lock()  # an async generator cannot be asked by two at once
-        self.count = -1
-
-    def __aiter__(self) -> Numbered:
-        return self
-
-    async def __anext__(self) -> tuple[int, str]:
-        if isinstance(self.urls, AsyncIterator):
-            async with self.lock:
-                url = await self.urls.__anext__()
-        else:
-            try:
-                url = next(self.urls)
-            except StopIteration:
-                raise StopAsyncIteration from None
-        self.count += 1
-        return self.count, url
-
-
-Finish = Callable[[Response], Awaitable[Optional[Response]]]
-Settled = tuple[dict[str, Any], dict[str, Any], bool]  # in all, the call's own, the usual routes
-Outcome = Union[Response, AsyncGetError]
-Deliver = Callable[[int, str, Outcome], Awaitable[object]]
-
-
-async def leave_unread(response: Response) -> Response:
-    """How `stream` finishes a response."""
-    return response
-
-
-class Session:
-    """GETs that share connections, cookies and settings.
-
-        async with Session(base_url="https://api.test/v1/", auth="token") as session:
-            response = await session.get("users/7", params={"full": True})
-
-    The keywords are those of SessionSettings. `cookies` is the jar: read, set, delete,
-    iterate. Belongs to the event loop that it is first used in.
-    """
-
-    @spelled_out(SessionSettings)
-    def __init__(self, **settings: Unpack[SessionSettings]) -> None:
-        own = checked(settings, SessionSettings)
-        self.settings: dict[str, Any] = {**DEFAULTS, **own}
-        self._base: URL | None = None
-        if self.settings["base_url"]:
-            base = parse_url(self.settings["base_url"])
-            path = base.target.partition("?")[0]
-            self._base = base._replace(target=path.removesuffix("/") + "/")
-        self._base_fields = fields_of(DEFAULT_FIELDS, own)
-        self._fields = with_codings(self._base_fields, self.settings["decode"])  # a plain GET's
-        self.cookies: Any = None
-        given = self.settings["cookies"]
-        if given is not False:  # section 15
-            self.cookies = given if is_jar(given) else Cookies(
-                given if isinstance(given, Mapping) else {})
-        self.settings["cookies"] = as_jar(self.cookies) if self.cookies is not None else None
-        self._plain: Settled = self.settings, {}, True
-        self._routes: dict[tuple[Origin, Any], Route] = {}
-        self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
-        self._contexts: dict[Any, ssl.SSLContext] = {}
-        self.tls_version: ssl.TLSVersion | None = None  # at least
-        self.connect_timeout: float | None = None  # where it is not as `timeout`
-        self._first: Origin | None = None      # whose the cookies are that were set for nobody
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
-                         self.settings["open_connection"], self.settings["rate"])
-        # asyncio receives into a fresh 256 KiB each time, which a young process of glibc
-        # maps and unmaps. One larger block, freed, ends that: half the time of a small GET.
-        bytes(4 * READ_BYTES)
-
-    async def __aenter__(self) -> Session:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close all connections, those in use as well."""
-        self._pool.closed = True
-        if self._loop is not None and not self._loop.is_closed():
-            self._time()
-            await self._pool.close()
-
-    def _time(self) -> float:
-        """The clock of the loop that all of the session's calls are on."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            if self._loop is not None:
-                raise AsyncGetError("this Session belongs to another event loop: "
-                                    "make one in each")
-            self._loop = loop
-        return loop.time()
-
-    def __repr__(self) -> str:
-        pool = getattr(self, "_pool", None)  # none, where the settings were refused
-        return f"<Session {'closed' if pool is None or pool.closed else repr(pool)}>"
-
-    # ---- what users call
-
-    @spelled_out(RequestSettings)
-    async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
-        """GET a URL and read its body. What the server does can raise AsyncGetError alone."""
-        settled = self._settled(options) if options else self._plain
-        return await Call(self, url, settled, GET_DEADLINE_SECONDS).run()
-
-    @spelled_out(RequestSettings)
-    @contextlib.asynccontextmanager
-    async def stream(self, url: str, **options: Unpack[RequestSettings]) -> AsyncIterator[Response]:
-        """GET a URL and hand out the response with its body unread.
-
-            async with session.stream(url) as response:
-                async for piece in response.iter_bytes(): ...
-        """
-        response = await Call(self, url, self._settled(options), None).run(leave_unread)
-        try:
-            yield response
-        except StatusError as error:
-            if error.response is response:  # an error's body says why, and is mostly short
-                await response.keep_short()
-            raise
-        finally:
-            response.close()
-
-    @overload
-    async def get_all(self, urls: Urls, *, limit: int = ...,
-                      return_exceptions: Literal[False] = ...,
-                      **options: Unpack[RequestSettings]) -> list[Response]: ...
-
-    @overload
-    async def get_all(self, urls: Urls, *, limit: int = ..., return_exceptions: bool,
-                      **options: Unpack[RequestSettings]) -> list[Outcome]: ...
-
-    @spelled_out(RequestSettings)
-    async def get_all(self, urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
-                      **options: Unpack[RequestSettings]) -> Any:
-        """GET many URLs, `limit` at once; return the responses in the order of the URLs.
-
-        The first failure cancels the rest and is raised; with return_exceptions each
-        AsyncGetError stands in the list in its place instead.
-        """
-        outcomes: dict[int, Outcome] = {}
-
-        async def deliver(number: int, url: str, outcome: Outcome) -> None:
-            if isinstance(outcome, AsyncGetError) and not return_exceptions:
-                raise outcome
-            outcomes[number] = outcome
-
-        await self._get_each(urls, limit, self._settled(options), deliver)
-        return [outcomes[number] for number in range(len(outcomes))]
-
-    @spelled_out(RequestSettings)
-    def as_completed(self, urls: Urls, *, limit: int = 20, **options: Unpack[RequestSettings]
-                     ) -> AsyncGenerator[tuple[str, Outcome], None]:
-        """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
-
-        URLs are taken as places come free, and a place comes free when an outcome is taken:
-        a million URLs from a generator take no more memory than a hundred. The loop may be
-        left at any time: what is under way is cancelled, and waits for nobody.
-        """
-        return self._outcomes(urls, limit, self._settled(options))
-
-    async def _outcomes(self, urls: Urls, limit: int, settled: Settled,
-                       close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
-        """What as_completed gives; with `close` its end is the session's.
-
-        Not one generator around another: asyncio would close both at once, which fails.
-        """
-        finished: asyncio.Queue[Any] = asyncio.Queue()
-        taken = asyncio.Semaphore(0)
-
-        async def deliver(_: int, url: str, outcome: Outcome) -> None:
-            finished.put_nowait((url, outcome))
-            await taken.acquire()
-
-        async def get_each_and_close() -> None:
-            try:
-                await self._get_each(urls, limit, settled, deliver)
-            finally:  # not in the generator's: asyncio may end it without a word
-                if close:
-                    await self.close()
-
-        getting = asyncio.ensure_future(get_each_and_close())
-        getting.add_done_callback(lambda _: finished.put_nowait(None))
-        try:
-            while (item := await finished.get()) is not None:
-                taken.release()
-                yield item
-            await getting
-        finally:
-            await cancel([getting])
-
-    async def _get_each(self, urls: Urls, limit: int, settled: Settled, deliver: Deliver) -> None:
-        """Have `limit` workers GET URLs from one iterator; the first failure ends them all."""
-        if isinstance(urls, (str, bytes)):
-            raise TypeError("urls are a list of URLs, or another iterable of them, not one")
-        if not isinstance(limit, int) or limit < 1:
-            raise ValueError("limit must be at least 1: it is how many are fetched at once")
-        numbered = Numbered(urls)
-
-        async def work() -> None:
-            async for number, url in numbered:
-                try:
-                    outcome: Outcome = await Call(self, url, settled, GET_DEADLINE_SECONDS).run()
-                except AsyncGetError as error:
-                    outcome = error
-                await deliver(number, url, outcome)
-
-        count = min(limit, len(urls)) if isinstance(urls, Sized) else limit
-        workers = [asyncio.ensure_future(work()) for _ in range(count)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            await cancel(workers)
-
-    @spelled_out(DownloadSettings)
-    async def download(self, url: str, path: FilePath | PathRule,
-                       **options: Unpack[DownloadSettings]) -> Response:
-        """GET a URL into a file, which gets its name when it is whole, and return the response.
-
-            await session.download(url, "big.iso", progress=lambda size, total: ...)
-
-        What this call, or an earlier one, has left in big.iso.part is gone on from where the
-        server can tell that the file is still the same. Whatever ends us, kill -9 as well,
-        leaves it for the next time. The response is then a 206, or a 416 if all was there.
-
-        `path` may be a function of the response, for names that the server chooses; what an
-        earlier call has left is not resumed then. `on_response` sees each response before its
-        body is read; what it raises ends the call. `overwrite=False` never replaces a file. A
-        status that is no success raises StatusError; with `any_status` its body is saved, as
-        curl does, though not in the place of a partial file. A coding that the file's name or
-        type announces (a.tar.gz) stays as it is. What the file system refuses is an
-        AsyncGetError with exit code 23.
-        """
-        call = Call(self, url, self._settled(options, DownloadSettings), None)
-        download = Download(path, call)
-        return await call.run(download.finish, download.begin)
-
-    # ---- what its calls share
-
-    def _settled(self, options: Mapping[str, object], allowed: type = RequestSettings) -> Settled:
-        """The settings of calls with these options, merged and checked once for all of them."""
-        own = checked(options, allowed)
-        settings = {**self.settings, **own}
-        settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
-        cookies = own.get("cookies", True)
-        if cookies is False:
-            settings["cookies"] = None
-        elif cookies in (True, None) or isinstance(cookies, Mapping) and not is_jar(cookies):
-            settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
-        else:
-            settings["cookies"] = as_jar(cookies)
-        return settings, own, own.keys().isdisjoint(_ROUTING)
-
-    def _meet(self, origin: Origin) -> None:
-        """Take note of the first origin: cookies that were set for nobody are for it."""
-        if self._first is None:
-            self._first = self._base.origin if self._base else origin
-            if self.cookies is not None and isinstance(self.cookies, Cookies):
-                self.cookies.home(self._first)
-
-    def _route(self, origin: Origin, call: Call) -> Route:
-        """The route to an origin; remembered for the session's own settings."""
-        key = (origin, call.cert)
-        route = self._routes.get(key) if call.shared else None
-        if route is not None:
-            return route
-        settings = call.settings
-        proxy, verify = choose_way(origin, settings), settings["verify"]
-        tls = self._context(verify, call.cert) if origin.scheme == "https" else None
-        proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
-        here = proxy is None or proxy.scheme == "socks5"  # the others look names up themselves
-        address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        path = settings["unix_socket"]
-        route = Route(origin, tls, proxy, path and os.fspath(path), address, proxy_tls, verify)
-        return remember(self._routes, key, route) if call.shared else route
-
-    def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
-        """The TLS settings for `verify` and `cert`, remembered."""
-        if isinstance(verify, ssl.SSLContext) and not cert:
-            return verify
-        key = (verify, cert)
-        if key not in self._contexts:
-            context = remember(self._contexts, key, tls_context(verify, cert))  # section 13
-            if self.tls_version is not None:
-                context.minimum_version = self.tls_version
-        return self._contexts[key]
-
-
-def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
-    """The proxy for an origin: what the caller says, else what the environment does."""
-    if settings["unix_socket"] or "proxy" in settings and not settings["proxy"]:
-        return None
-    if "proxy" in settings:
-        return parse_proxy(settings["proxy"], "proxy=")
-    return choose_proxy(origin) if settings["trust_env"] else None
-
-
-@spelled_out(SessionSettings)
-async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
-    """GET a URL and read its body, with a session of its own."""
-    async with Session(**settings) as session:
-        return await session.get(url)
-
-
-@spelled_out(SessionSettings)
-@contextlib.asynccontextmanager
-async def stream(url: str, **settings: Unpack[SessionSettings]) -> AsyncIterator[Response]:
-    """GET a URL and hand out the response unread: see Session.stream."""
-    async with Session(**settings) as session, session.stream(url) as response:
-        yield response
-
-
-@overload
-async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: Literal[False] = ...,
-                  **settings: Unpack[ClientSettings]) -> list[Response]: ...
-
-
-@overload
-async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: bool,
-                  **settings: Unpack[ClientSettings]) -> list[Outcome]: ...
-
-
-@spelled_out(ClientSettings)
-async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
-                  **settings: Unpack[ClientSettings]) -> Any:
-    """GET many URLs, `limit` at once, in their order: see Session.get_all."""
-    async with Session(limit=limit, **settings) as session:
-        return await session.get_all(urls, limit=limit, return_exceptions=return_exceptions)
-
-
-@spelled_out(ClientSettings)
-def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
-                 ) -> AsyncGenerator[tuple[str, Outcome], None]:
-    """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
-    session = Session(limit=limit, **settings)
-    return session._outcomes(urls, limit, session._plain, close=True)
-
-
-# ==== 12. Downloads ===========================================================
+# #### Part IV. Tools ##########################################################
+# Nothing new about HTTP: what to do with responses. Files that are whole or not there, a
+# picture of the time, a server for the demo, and curl's command line over the library.
+
+# ==== 17. Downloads ===========================================================
 # A download is three files. PATH.part collects the bytes, PATH.part.meta says of
 # which version of the file they are, and PATH is what PATH.part is renamed to when
 # it is whole. It survives a kill by the order in which they are written:
@@ -4196,6 +4262,7 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 # such sidecar is not of our making, and is left alone. What to trust is decided first,
 # from values alone; the disk comes after that.
 
+SETTLED_SECONDS = 60.0           # unchanged for so long: a date tells versions apart (9110 8.8.2.2)
 # What may name a version: a strong ETag (RFC 9110 8.8.3; a weak one begins with W/), or a date.
 _VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
               r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
@@ -4552,7 +4619,7 @@ async def download(url: str, path: FilePath | PathRule,
         return await session.download(url, path, **options)
 
 
-# ==== 13. Timeline ============================================================
+# ==== 18. Timeline ============================================================
 # Where the time went, drawn to scale: one row a request, all rows on one clock. Rows
 # that stand above each other were waited for together; that is the whole gain of
 # asyncio, for everybody to see. It knows numbers only. Left out: name look-up and TLS
@@ -4628,7 +4695,7 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
                       f"{last - first:.2f} s in all; one after another {in_a_row:.2f} s"])
 
 
-# ==== 14. Demo server =========================================================
+# ==== 19. Demo server =========================================================
 # The same bytes, seen from the other side. A server is a loop, too: it reads a head and
 # writes one. Behind it the demo, which tells on this server, on loopback, what asyncio
 # is for. Left out: all that makes a server fit for strangers.
@@ -4698,7 +4765,7 @@ async def demo() -> None:
     print("\nWhat 2 and 3 looked like, to scale\n", *drawings, sep="\n")
 
 
-# ==== 15. Command line ========================================================
+# ==== 20. Command line ========================================================
 # curl's flags and exit codes, so that hands and scripts know them. First what only
 # decides (flags to settings, URL to file name, response to report), then what writes,
 # and last the run: all URLs at once, printed in the order given. Left out: what needs
@@ -4713,7 +4780,6 @@ SECRET_NAMES = re.compile(  # not for -v
     r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
     r"|credential|(api|auth|access|subscription|signature)[-_]?key)", re.I)
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
-
 # A line is a flag's definition as well as its help. A word in capitals is its value, and
 # those in NUMBERS are checked; with three dots, it may be given repeatedly.
 FLAGS = """\
@@ -4968,6 +5034,8 @@ def check_options(options: Options) -> None:
         if wrong:
             raise AsyncGetError(reason)
 
+
+# ---- flags to settings
 
 def read_named(name: str) -> bytes:
     """What stands behind an "@": a file, or stdin, which is touched for nothing else."""
@@ -5327,6 +5395,8 @@ def render_cookie_file(cookies: Iterable[Cookie], unknown: Iterable[str] = ()) -
     return "\n".join(lines) + "\n"
 
 
+# ---- files
+
 def safe_name(name: str, hidden: bool) -> str:
     """The name, if it is one of a file in this very folder."""
     try:
@@ -5450,6 +5520,21 @@ def write_secret(name: str, data: bytes) -> None:
             if getattr(error, "errno", None) != errno.EBUSY:
                 raise
             write_named(path, data)  # a mount of one file: nothing can take its place
+
+
+# ---- one URL
+
+def without_userinfo(text: str) -> str:
+    """A URL as it was written, but for user and password; all before an "@" if it is none.
+
+    >>> without_userinfo("http://me:pw@h/@b"), without_userinfo("http://me:p/w@h/")
+    ('http://h/@b', 'http://***@h/')
+    """
+    try:
+        userinfo = parse_url(text).userinfo
+    except InvalidURL:
+        return masked(text)[1:-1]
+    return text.replace(userinfo + "@", "", 1) if userinfo else text
 
 
 class Enough(Exception):
@@ -5715,7 +5800,7 @@ def plan_transfers(options: Options) -> list[Transfer]:
     return transfers
 
 
-# ---- what -w tells
+# ---- -w
 
 def redirect_url(response: Response) -> str | None:
     """Where a redirect that was not followed would have led."""
@@ -5903,6 +5988,8 @@ def in_flags(text: str) -> str:
         text = text.replace(keyword, flag)
     return text
 
+
+# ---- the run
 
 def open_jar(options: Options) -> Cookies | Literal[False]:
     """The cookie jar that -c and -b FILE ask for; as in curl there is none without."""

@@ -434,8 +434,8 @@ def server_tls(name: str = "leaf", client_ca: bool = False) -> ssl.SSLContext:
     return context
 
 
-# ==== Sections 1 to 7: bytes in, values out ===================================
-# Tests of asyncget's sections 1 to 7: bytes in, values out, no socket anywhere.
+# ==== What only decides: bytes in, values out =================================
+# Tests of asyncget's sections 1 to 6, and 8: bytes in, values out, no socket anywhere.
 #
 # A case names the rule it holds: an RFC section, or the published fault of another client.
 
@@ -513,7 +513,7 @@ class Section(unittest.TestCase):
         return result
 
 
-class Section1LimitsAndErrors(Section):
+class Section1Errors(Section):
     """One root for all errors, curl's exit codes, and texts that harm no terminal."""
 
     def test_tree(self) -> None:
@@ -1381,7 +1381,7 @@ class Section5BodyFraming(Section):
             self.assertLessEqual(max(map(len, asyncget._sizes)), 20)
 
 
-class Section6Decoding(Section):
+class Section8Decoding(Section):
     """A coding is undone step by step, to its very end, or the body is refused."""
 
     TEXT = b"hello, hello, hello"
@@ -1738,7 +1738,7 @@ def perform(got: Response, program: Iterable[str]) -> tuple[bytes, list[str]]:
     return b"".join(handed), told
 
 
-class Section7Response(Section):
+class Section6Response(Section):
     """What the caller holds is the head as sent and the body whole, or an error says why not."""
 
     def test_head(self) -> None:
@@ -2175,8 +2175,8 @@ class Section7Response(Section):
         self.assertIsInstance(got._url, URL)
 
 
-# ==== Sections 8 to 11: over loopback =========================================
-# Sections 8 to 11 of asyncget: raw bytes over loopback, on connections held open.
+# ==== Connection, pool, session: over loopback ================================
+# Sections 7 and 9 to 12 of asyncget: raw bytes over loopback, on connections held open.
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -2274,7 +2274,7 @@ def clock() -> Iterator[Callable[[float], None]]:
         yield busy
 
 
-class Section8Connection(AsyncCase):
+class Section7Connection(AsyncCase):
 
     WIRE: list[tuple[str, list[Any], bytes, bool]] = [  # name, steps, body, connection kept
         ("length", [answer(b"hello")], b"hello", True),
@@ -3083,7 +3083,7 @@ class Model:
         case.assertEqual((count_of(self.writers), session._pool.open), (0, {}))
 
 
-class Section10Policy(AsyncCase):
+class Section10RedirectsAndRetries(AsyncCase):
 
     @staticmethod
     def response(url: str, *fields: str, status: int = 200) -> Response:
@@ -3309,7 +3309,7 @@ for way in ways:
 """
 
 
-class Section11Session(AsyncCase):
+class Section12Session(AsyncCase):
 
     async def test_cancelled_at_every_await(self) -> None:
         gz, odd = answer(gzip.compress(b"ok"), "Content-Encoding: gzip"), itertools.count()
@@ -5951,7 +5951,7 @@ class SomebodyElsesNetworkNginx(RealServers):
                         await session.get(url, verify=True)
 
 
-# ==== Section 10: cookies =====================================================
+# ==== Section 15: cookies =====================================================
 # RFC 6265bis section 5, rule by rule, as tables.
 
 NOW = 1_700_000_000.0
@@ -5971,7 +5971,7 @@ def setting(url: str, *lines: str, jar: asyncget.Cookies | None = None) -> async
     return jar
 
 
-class Section10Cookies(Section):
+class Section15Cookies(Section):
 
     # ---- dates
 
@@ -6553,18 +6553,18 @@ class Section10Cookies(Section):
 #
 # And classes of them that tests hold without naming each:
 #
-#     credentials                      Section10Policy.test_where_redirects_lead_and_with_what,
-#                                      Section11Session.test_nothing_secret_crosses_an_origin,
+#     credentials                      Section10RedirectsAndRetries.test_where_redirects_lead_and_with_what,
+#                                      Section12Session.test_nothing_secret_crosses_an_origin,
 #                                      SomebodyElsesNetworkCredentials.test_every_redirect
 #     pool, 9112 9.2, 9.5, 9110 9.2.2  Section9Pool.test_what_comes_to_an_idle_connection,
 #                                      test_a_kept_connection_that_dies_unanswered, test_model,
 #                                      SomebodyElsesNetworkPoolKeys
 #     CVE-2021-22947, cancelling       SomebodyElsesNetworkSocks.test_bytes_before_the_handshake,
-#                                      Section11Session.test_cancelled_at_every_await
-#     TLS, 9110 4.3.4                  Section8Connection.test_certificates,
+#                                      Section12Session.test_cancelled_at_every_await
+#     TLS, 9110 4.3.4                  Section7Connection.test_certificates,
 #                                      SomebodyElsesNetworkCertificates
 #     proxies                          SomebodyElsesNetworkChoices, SomebodyElsesNetworkProxies
-#     cookies                          Section10Cookies
+#     cookies                          Section15Cookies
 #     files, 9110 14 and 15.5.17, 6266  the tests of downloads and of the command line
 #     URLs, 3986 3.2.2                 Section2URLs.test_bad_urls
 
@@ -8615,7 +8615,7 @@ class LinearTime(Section):
             return render_cookie_file(jar)
 
         return {
-            # sections 1 to 7: URLs, heads, bodies
+            # parts I and II: URLs, heads, bodies
             "shown": raw(shown), "printable": printable, "masked": lambda t: masked("http://" + t),
             "without_userinfo": lambda t: a.without_userinfo("http://" + t), "parse_url": lambda t: parse_url("http://" + t),
             "parse_url, path": lambda t: parse_url("http://h/" + t), "parse_host": parse_host,
@@ -8639,7 +8639,7 @@ class LinearTime(Section):
             "charset_of, name": lambda t: charset_of("a;charset=" + t), "links": lambda t: got("link", t).links,
             "links, rel": lambda t: got("link", f'<a>;rel="{t}"').links, "cookies": lambda t: got("set-cookie", t).cookies,
             "iter_lines": raw(lambda t: asyncio.run(listed(response(t).iter_lines()))),
-            # sections 8 to 11: proxies, redirects, cookies, netrc
+            # part III: proxies, redirects, cookies, netrc
             "_refusal": raw(lambda t: re.sub(rb"<[^<>]*>", b"", t)),
             "next_request": lambda t: next_request(Request(page, ()), got("location", t, 302)),
             "retry_after": retry_after, "parse_date": a.parse_date,  # bpo-38804, CVE-2024-7592
@@ -8976,7 +8976,7 @@ class TrustAndSecrets(AsyncCase):
             self.assertNotIn("f", os.listdir(folder))
 
 
-# ==== Section 12: downloads ===================================================
+# ==== Section 17: downloads ===================================================
 # Downloads: what is on the disk after each thing that can go wrong on the way.
 #
 # ASYNCGET_KILL_MIB=1024 ASYNCGET_KILLS=20 python -m unittest -k Kill.test_kill is the long run.
@@ -10392,7 +10392,7 @@ class Kill(Case):
         return digest.hexdigest()
 
 
-# ==== Sections 13 to 15: the command ==========================================
+# ==== Sections 18 to 20: the command ==========================================
 # Tests of sections 13 to 15: pure functions in place, the command as real processes.
 
 
@@ -10532,7 +10532,7 @@ class Folder(unittest.TestCase):
         return run_command(*arguments, cwd=self.folder, **how)
 
 
-class Section15Files(Folder):
+class Section20Files(Folder):
     """What the command leaves in files, and in stdout, which may be one."""
 
     def run_it(self, *arguments: str, stdout: Any = subprocess.PIPE, buffered: bool = True,
@@ -11004,7 +11004,7 @@ class Section15Files(Folder):
             os.rmdir(self.path("jar"))
 
 
-class Section13Timeline(unittest.TestCase):
+class Section18Timeline(unittest.TestCase):
 
     def rows(self, bars: list[Bar], width: int = 80) -> list[str]:
         return [line.split("|")[1] for line in render_timeline(bars, width).splitlines()[:-2]]
@@ -11055,7 +11055,7 @@ class Section13Timeline(unittest.TestCase):
             self.assertEqual(sorted(bar[1:5]), list(bar[1:5]))
 
 
-class Section14DemoServer(unittest.TestCase):
+class Section19DemoServer(unittest.TestCase):
 
     def served(self, *urls: str) -> list[asyncget.Response]:
         """What a Session makes of the pages."""
@@ -11108,7 +11108,7 @@ class Section14DemoServer(unittest.TestCase):
         self.assertEqual(len(re.findall(r"^200 127.* \|", text, re.M)), 20)
 
 
-class Section15CommandLine(Folder):
+class Section20CommandLine(Folder):
 
     # ---- what only decides
 
@@ -12736,6 +12736,104 @@ class Leftovers(AsyncCase):
                          ("no way", "http://h/", 6, None))
 
 
+# ==== The parts ===============================================================
+# The file is cut behind a part, and what is left is run: so each part is whole without the next.
+
+
+@functools.cache
+def up_to(part: str) -> Any:
+    """A module of all that stands before a part, "II" or "III"."""
+    text = TheText.source.partition(f"\n# #### Part {part}. ")[0]
+    module = types.ModuleType(f"asyncget_before_{part}")
+    exec(compile(text, module.__name__ + ".py", "exec"), module.__dict__)
+    return module
+
+
+class TheParts(AsyncCase):
+    """Who stops behind a part has a whole client in hand."""
+
+    async def test_part_one_is_a_client(self) -> None:
+        one: Any = up_to("II")
+        trusting = ssl.create_default_context(cafile=pem("ca"))
+        rows = [("length", answer(b"hello")), ("close", b"HTTP/1.0 200 OK\r\n\r\nhello"),
+                ("chunked", CHUNKED + b"5\r\nhello\r\n0\r\n\r\n")]
+        for (name, wire), tls in itertools.product(rows, (None, server_tls())):
+            with self.subTest(name, tls=bool(tls)):
+                async with scripted([READ, wire, CLOSE], tls=tls) as server:
+                    got = await one.fetch(server.url + "/x", tls=trusting)
+                self.assertEqual((got.status_code, got.content, server.targets()),
+                                 (200, b"hello", ["/x"]))
+        async with scripted([READ, HOLD]) as server:
+            with self.assertRaisesRegex(one.TimedOut, "no response head within 0.05 s"):
+                await one.fetch(server.url, timeout=0.05)
+        for wire, kind in ((b"HTP/1.1 200 OK\r\n\r\n", one.ProtocolError), (answer(b"x")[:-1], one.IncompleteBody)):
+            async with scripted([READ, wire, CLOSE]) as server:
+                with self.assertRaises(kind):
+                    await one.fetch(server.url)
+
+    def test_the_examples_of_part_one(self) -> None:
+        """Its doctests: the tables of the parsers."""
+        one = up_to("II")
+        found = [test for test in doctest.DocTestFinder(exclude_empty=True).find(one) if test.examples]
+        runner = doctest.DocTestRunner(verbose=False)
+        for test in found:
+            runner.run(test)
+        self.assertGreater(runner.tries, 20)
+        self.assertEqual(runner.failures, 0)
+
+    async def test_part_two_is_a_client_for_many(self) -> None:
+        two: Any = up_to("III")
+        trusting = ssl.create_default_context(cafile=pem("ca"))
+        plain = {"cookies": False, "trust_env": False, "verify": trusting}
+        for tls in (None, server_tls()):
+            moved = redirect("/there")
+            coded = answer(gzip.compress(b"hello"), "Content-Encoding: gzip")
+            async with scripted([READ, moved, READ, coded, READ, answer(b"", status="503 x"), READ, answer(b"again"),
+                                 READ, answer(b"1"), READ, answer(b"2")], tls=tls) as server:
+                async with two.Session(base_url=server.url, retries=lambda *_: 0.0, **plain) as session:
+                    got = await session.get("here", params={"q": 1})
+                    self.assertEqual((got.text, [hop.status for hop in got.history]), ("hello", [302]))
+                    async with session.stream("again") as streamed:
+                        self.assertEqual([line async for line in streamed.iter_lines()], ["again"])
+                    many = await session.get_all(["a", "b"], limit=1)
+                    self.assertEqual([one.content for one in many], [b"1", b"2"])
+            self.assertEqual((server.connections, server.targets()),
+                             (1, ["/here?q=1", "/there", "/again", "/again", "/a", "/b"]))
+
+    async def test_what_a_get_costs(self) -> None:
+        """On a warm pool: our functions called, our coroutines deep, and nothing else begun."""
+        async with scripted([READ, answer(b"hello"), LOOP]) as server, Session() as session:
+            await session.get(server.url)
+            calls: list[str] = []
+            deep = deepest = 0
+            loop = asyncio.get_running_loop()
+
+            def profile(frame: types.FrameType, event: str, _: object) -> None:
+                nonlocal deep, deepest
+                if frame.f_code.co_filename != asyncget.__file__:
+                    return
+                coroutine = bool(frame.f_code.co_flags & inspect.CO_COROUTINE)
+                deep += coroutine * ((event == "call") - (event == "return"))
+                deepest = max(deepest, deep)
+                if event == "call" and not frame.f_code.co_name.startswith("<"):
+                    calls.append(frame.f_code.co_name)
+
+            with mock.patch.object(loop, "create_task", side_effect=AssertionError), \
+                    mock.patch.object(loop, "call_at", side_effect=AssertionError), \
+                    mock.patch.object(loop, "getaddrinfo", side_effect=AssertionError):
+                sys.setprofile(profile)
+                try:
+                    await session.get(server.url)
+                finally:
+                    sys.setprofile(None)
+            self.assertLessEqual(len(set(calls)), MOST_CALLS, calls)
+            self.assertLessEqual(deepest, MOST_COROUTINES)
+
+
+MOST_CALLS = 45
+MOST_COROUTINES = 5
+
+
 # ==== The text itself =========================================================
 # The text itself: its map, its layers, its examples.
 
@@ -12763,16 +12861,16 @@ class TheText(unittest.TestCase):
         self.assertEqual(docstring, titles)
         self.assertEqual(readme, titles)
 
-    def test_sections_below_the_connection_know_no_network(self) -> None:
+    def test_what_only_decides_knows_no_network(self) -> None:
         for title, text in self.sections().items():
-            if int(title.split(".")[0]) < 8:
+            if title.split(".")[0] in ("1", "2", "3", "4", "5", "6", "8"):
                 tree = ast.parse(text)
                 names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
                 self.assertFalse(names & {"asyncio", "socket", "ssl", "time", "open"}, title)
 
     def test_the_terminal_is_known_to_the_command_line_alone(self) -> None:
         for title, text in self.sections().items():
-            if int(title.split(".")[0]) < 14:
+            if int(title.split(".")[0]) < 19:
                 names = {node.id for node in ast.walk(ast.parse(text))
                          if isinstance(node, ast.Name)}
                 self.assertFalse(names & {"print", "input"}, title)
