@@ -731,7 +731,7 @@ class Headers(Mapping[str, str]):
 # and the trailer lines. Its place in the code is its state, and it can be left and
 # taken up again at any byte. That the connection has ended is seen by who reads it.
 
-MAX_SIZES = 4096                 # of chunks, remembered
+MAX_REMEMBERED = 1000            # of what one of our dictionaries may hold, lest it grow for ever
 MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
@@ -774,6 +774,14 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     return head.minor >= 1 or (b"keep-alive" in options and framing != "chunked")  # 6.1
 
 
+def remember(known: dict[Any, Any], key: Any, value: Any) -> Any:
+    """Put a value into a dictionary, which begins anew when it is full; return the value."""
+    if len(known) >= MAX_REMEMBERED:
+        known.clear()
+    known[key] = value
+    return value
+
+
 def parse_border(border: bytes) -> int:
     r"""The size of a chunk, from what stands before it: the CRLF of the last one, then its line.
 
@@ -814,13 +822,11 @@ def read_chunked() -> BodyParser:
                     border, pieces = arrived.read(2) + arrived.readline(), []
                 size = parse_border(border)
                 if len(border) <= 20:
-                    if len(_sizes) >= MAX_SIZES:
-                        _sizes.clear()
-                    _sizes[border] = size
+                    remember(_sizes, border, size)
                 else:  # more than digits; what payload comes with it is to its credit
                     extensions = max(0, extensions + len(border) - size)
-                    if extensions > MAX_EXTENSION_BYTES:
-                        raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
+                if extensions > MAX_EXTENSION_BYTES:
+                    raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
                 break
             payload = arrived.read(size)
@@ -1004,8 +1010,7 @@ class Response:
         after get() or read()       all of them work as often as one likes
     """
 
-    def __init__(self, head: Head, url: URL, body: Body, decode: bool = True,
-                 started: float = 0.0) -> None:
+    def __init__(self, head: Head, url: URL, body: Body, decode: bool = True) -> None:
         self.status_code = head.status
         self.raw_head = head.raw               # as received, without folds
         self.history: list[Response] = []
@@ -1013,7 +1018,7 @@ class Response:
         self.local: Any = None                 # ours
         self.proxied = False                   # by way of a proxy
         self.request_bytes = 0                 # sent for it
-        self.started = started                 # the loop's clock when the call began
+        self.started = 0.0                     # the loop's clock when the call began
         # What is to be undone; for one that is the file's own a download makes it "identity".
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
         self._url = url
@@ -1123,19 +1128,19 @@ class Response:
         """Read the body into `content`; raise TooLarge beyond limit."""
         if self._missing == _UNREAD:
             content: bytes | bytearray = bytearray()
-            what = "bytes of body: raise max_size, or stream it"
             if self._body.done and not self.coding:  # it came with the head
                 content = self._body.ready
-                self._check_size(len(content), limit, what)
+                self._check_size(len(content), limit)
             else:
                 while piece := await self._next_piece():
                     content += piece
-                    self._check_size(len(content), limit, what)
+                    self._check_size(len(content), limit)
             self._content, self._missing = bytes(content), ""
             return self._content
         return self.content
 
-    def _check_size(self, size: int, limit: int | None, what: str) -> None:
+    def _check_size(self, size: int, limit: int | None,
+                    what: str = "bytes of body: raise max_size, or stream it") -> None:
         if limit is not None and size > limit:
             self.close()  # the pieces before are gone
             raise TooLarge(f"more than {limit} {what}", limit=limit, url=self.url, response=self)
@@ -1190,13 +1195,6 @@ class Response:
                     await body.read_piece()
         self.close()
 
-    async def keep_short(self) -> None:
-        """Read a body that is short, and comes at once, for the error that will hold it."""
-        if self._missing == _UNREAD:
-            await self._body.hurry(MAX_DISCARD_SECONDS)
-            with contextlib.suppress(AsyncGetError):
-                await self.read(MAX_DISCARD_BYTES)
-
     async def stand_by(self, something: Awaitable[object]) -> None:
         """Await what the server has no part in: meanwhile the call's clock stands still."""
         body = self._body
@@ -1221,26 +1219,29 @@ class Response:
         try:
             if self._missing == _GIVEN_UP:  # lest what was cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
-            while True:
-                for piece in self._decoded or ():
-                    if self._decoder and self._decoder.work > MAX_WORK_BYTES:
-                        self._decoder.work = 0
-                        await self._body.breathe()
-                    if piece:
-                        return piece
-                self._decoded = None
-                if self._ended:
-                    return b""
-                piece = await self._body.read_piece()
-                self._ended = self._body.done
-                if not self.coding:
-                    return piece
-                self._decoded = self._decode(piece)
+            return await self._read_piece()
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
             if isinstance(error, AsyncGetError):
                 error.url, error.response = self.url, self
             raise
+
+    async def _read_piece(self) -> bytes:
+        while True:
+            for piece in self._decoded or ():
+                if self._decoder and self._decoder.work > MAX_WORK_BYTES:
+                    self._decoder.work = 0
+                    await self._body.breathe()
+                if piece:
+                    return piece
+            self._decoded = None
+            if self._ended:
+                return b""
+            piece = await self._body.read_piece()
+            self._ended = self._body.done
+            if not self.coding:
+                return piece
+            self._decoded = self._decode(piece)
 
     def _decode(self, data: bytes) -> Iterator[bytes]:
         """Yield what data decodes to; with the last of it the coding must end, too."""
@@ -1321,6 +1322,13 @@ class Route(NamedTuple):
     address: str | None  # where to connect instead of looking the host up
     proxy_tls: ssl.SSLContext | None = None  # the client's certificate is not in it
     verify: Any = True   # as the caller gave it, for the error texts
+
+    def __str__(self) -> str:
+        """Which address this is, and by which way."""
+        address = f"unix:{self.unix_socket}" if self.unix_socket else (
+            f"{bracketed(self.origin.host)}:{self.origin.port}"
+            + (f" at {self.address}" if self.address else ""))
+        return address + (f" through proxy {self.proxy}" if self.proxy else "")
 
 
 class Clock:
@@ -1493,20 +1501,6 @@ class Connection:
         if self.trace:
             self.trace("*", text)
 
-    def where(self) -> str:
-        """Which address this is, and by which way, for error texts."""
-        route = self.route
-        origin = route.origin
-        address = f"unix:{route.unix_socket}" if route.unix_socket else (
-            f"{bracketed(origin.host)}:{origin.port}"
-            + (f" at {route.address}" if route.address else ""))
-        return address + (f" through proxy {route.proxy}" if route.proxy else "")
-
-    def hop(self) -> str:
-        """The same, but the proxy alone while we are not even there."""
-        proxy = self.route.proxy
-        return f"proxy {proxy}" if proxy and self.clock.phase == "connection" else self.where()
-
     # ---- opening
 
     async def open(self, timeout: float | None) -> None:
@@ -1515,7 +1509,7 @@ class Connection:
         Raises ConnectError, TLSError, ProxyError or TimedOut; then nothing is left open.
         """
         if self.closed:
-            raise self.ended()
+            raise ended(self)
         self.timeout = timeout
         self.opener = task = asyncio.current_task()
         cancels = task.cancelling() if task and hasattr(task, "cancelling") else 0  # 3.11
@@ -1528,18 +1522,18 @@ class Connection:
             if not ours or task is None or (
                     hasattr(task, "uncancel") and task.uncancel() > cancels):
                 raise  # somebody else's cancellation, too
-            raise self.ended() from None
+            raise ended(self) from None
         except AsyncGetError:
             self.close()
             raise
         except Exception as error:
             self.close()
-            raise self.failure(error) from error
+            raise failure(self, error) from error
         finally:
             self.opener = None
         self.peer = self.writer.get_extra_info("peername")
         self.local = self.writer.get_extra_info("sockname")
-        self.note(f"connected to {self.where()}")
+        self.note(f"connected to {self.route}")
 
     async def _dial(self) -> None:
         """Open the stream to the origin, or to what stands in for it."""
@@ -1571,48 +1565,6 @@ class Connection:
             self.close()
         else:
             self.writer.transport.abort()  # ends every wait on this connection
-
-    def ended(self) -> AsyncGetError:
-        """The error for a clock that ran out, or a session closed by someone else."""
-        if self.clock.expired:
-            return self.clock.error(self.hop())
-        return AsyncGetError(f"the connection to {self.where()} was closed on our side")
-
-    def failure(self, error: BaseException) -> Exception:
-        """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
-        if isinstance(error, _STUMBLES) and self.clock.phase != "connection":
-            error = error.__context__ or ConnectionResetError("closed in the handshake")
-        if self.clock.expired:
-            return self.ended()
-        route, phase, hop = self.route, self.clock.phase, self.hop()
-        proxy = route.proxy if phase == "connection" else None
-        tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return TLSError(f"certificate of {hop} refused: {error.verify_message}{self.after()}"
-                            + certificate_hint(error, tls, route.verify), exit_code=60)
-        if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client behind the handshake
-            what = "TLS handshake" if self.opener else "TLS"
-            return TLSError(f"{what} with {hop} failed: {error.reason or text}{self.after()}"
-                            + handshake_hint(error.reason or ""))
-        if self.opener is None:
-            return IncompleteBody(f"connection to {hop} lost: {text}", exit_code=56)
-        if isinstance(error, (socket.gaierror, UnicodeError)):
-            return (ProxyError if proxy else ConnectError)(
-                f"cannot resolve {(proxy or route.origin).host!r}, for {hop}: {text}{self.after()}",
-                exit_code=5 if proxy else 6, errno=getattr(error, "errno", None))
-        if not isinstance(error, (OSError, ValueError, EOFError)):
-            return error if isinstance(error, Exception) else AsyncGetError(text)
-        if phase == "answer of the proxy":
-            return proxy_error(self, f"closed the connection: {text}")
-        if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
-            return TLSError(f"TLS handshake with {hop} failed: {text}{self.after()}")
-        return ConnectError(f"cannot connect to {hop}: {text}{self.after()}",
-                            errno=getattr(error, "errno", None))
-
-    def after(self) -> str:
-        """How long opening took, for the error texts."""
-        seconds = self.loop.time() - self.opened_at
-        return f" (after {seconds:.2f} s)" if self.opener else ""
 
     # ---- one exchange
 
@@ -1656,7 +1608,7 @@ class Connection:
                 raise ProtocolError(f"not an HTTP/1 response: {shown(data)}", exit_code=1)
             arrived = await self.receive()
             if not arrived and not data:
-                raise IncompleteBody(f"empty reply from {self.where()}", exit_code=52)
+                raise IncompleteBody(f"empty reply from {self.route}", exit_code=52)
             if not arrived:
                 raise IncompleteBody(f"the connection ended inside the head: {shown(data)}")
             searched = max(0, len(data) - 2)
@@ -1671,7 +1623,7 @@ class Connection:
             data = await reading
         except (OSError, *_STUMBLES) as error:
             if self.broken or not isinstance(self.reader, asyncio.StreamReader):
-                raise self.failure(error) from error
+                raise failure(self, error) from error
             # The reader tells of an error before it hands out what came ahead of it: a whole
             # response, say, behind which the server reset the connection.
             self.broken = error
@@ -1681,9 +1633,9 @@ class Connection:
         if data:
             self.silent = False
         elif self.broken:
-            raise self.failure(self.broken) from self.broken
+            raise failure(self, self.broken) from self.broken
         elif self.clock.expired or self.closed:
-            raise self.ended()
+            raise ended(self)
         return data
 
     def ended_cleanly(self) -> bool:
@@ -1732,10 +1684,6 @@ class Connection:
         future.remove_done_callback(self._spoke)
         return not future.done()
 
-    def has_rested(self) -> bool:
-        """Whether it was idle for so long that a look into the kernel is due."""
-        return self.loop.time() - self.idle_at > IDLE_MOMENT_SECONDS
-
     def close(self) -> None:
         """Close at once, waiting for nobody."""
         if self.closed:
@@ -1752,6 +1700,57 @@ class Connection:
                 writer.close()            # says close_notify (RFC 9112 9.8),
                 writer.transport.abort()  # and does not wait for the answer
         self.on_close(self)
+
+
+def hop(connection: Connection) -> str:
+    """The route, for error texts; the proxy alone while we are not even there."""
+    proxy, phase = connection.route.proxy, connection.clock.phase
+    return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
+
+
+def after(connection: Connection) -> str:
+    """How long opening took, for the error texts."""
+    seconds = connection.loop.time() - connection.opened_at
+    return f" (after {seconds:.2f} s)" if connection.opener else ""
+
+
+def ended(connection: Connection) -> AsyncGetError:
+    """The error for a clock that ran out, or a session closed by someone else."""
+    if connection.clock.expired:
+        return connection.clock.error(hop(connection))
+    return AsyncGetError(f"the connection to {connection.route} was closed on our side")
+
+
+def failure(connection: Connection, error: BaseException) -> BaseException:
+    """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
+    if isinstance(error, _STUMBLES) and connection.clock.phase != "connection":
+        error = error.__context__ or ConnectionResetError("closed in the handshake")
+    if connection.clock.expired:
+        return ended(connection)
+    route, phase, where = connection.route, connection.clock.phase, hop(connection)
+    proxy, took = route.proxy if phase == "connection" else None, after(connection)
+    tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TLSError(f"certificate of {where} refused: {error.verify_message}{took}"
+                        + certificate_hint(error, tls, route.verify), exit_code=60)
+    if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client behind the handshake
+        what = "TLS handshake" if connection.opener else "TLS"
+        return TLSError(f"{what} with {where} failed: {error.reason or text}{took}"
+                        + handshake_hint(error.reason or ""))
+    if connection.opener is None:
+        return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return (ProxyError if proxy else ConnectError)(
+            f"cannot resolve {(proxy or route.origin).host!r}, for {where}: {text}{took}",
+            exit_code=5 if proxy else 6, errno=getattr(error, "errno", None))
+    if not isinstance(error, (OSError, ValueError, EOFError)):
+        return error
+    if phase == "answer of the proxy":
+        return proxy_error(connection, f"closed the connection: {text}")
+    if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
+        return TLSError(f"TLS handshake with {where} failed: {text}{took}")
+    return ConnectError(f"cannot connect to {where}: {text}{took}",
+                        errno=getattr(error, "errno", None))
 
 
 async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> Response:
@@ -2072,7 +2071,8 @@ class Pool:
         idle = self.idle.get(route)
         if idle and not self.interval:
             connection = next(reversed(idle))
-            if not connection.has_rested() and connection.is_quiet():
+            rested = connection.loop.time() - connection.idle_at > IDLE_MOMENT_SECONDS
+            if not rested and connection.is_quiet():
                 del idle[connection]
                 return connection
         return None
@@ -2627,13 +2627,13 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
         if name not in allowed.__annotations__:
             raise TypeError(f"unknown keyword {name!r}; there are "
                             + ", ".join(allowed.__annotations__))
-        check_number(name, value)
         try:
             check_kind(value, kinds_of(annotation_of(name, allowed)))
             settings[name] = as_carried(name, value)
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be {annotation_of(name, allowed)}"
                             f"{_HINTS.get(name, '')}: not {type(value).__name__}") from None
+        check_number(name, value)
     return settings
 
 
@@ -2796,24 +2796,15 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # most of the price of a small GET is what one does not do here.
 
 GET_DEADLINE_SECONDS = 300.0     # get(), all in all; aiohttp's figure
-MAX_REMEMBERED = 1000            # routes, rendered heads, TLS contexts of a session
 # What the server, or the way to it, did; a rule for retries is asked about nothing else.
 _MAY_PASS = (ConnectError, TimedOut, ProtocolError, DecodingError)
 # What a call may say about the way; without any of these it goes by the session's routes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
-Finish = Callable[[Response], Awaitable[Optional[Response]]]
+Finish = Callable[[Response], Awaitable[Response]]
 Settled = tuple[dict[str, Any], dict[str, Any], bool]  # in all, the call's own, the usual routes
 Outcome = Union[Response, AsyncGetError]
 Deliver = Callable[[int, str, Outcome], Awaitable[object]]
 Urls = Union[Iterable[str], AsyncIterable[str]]
-
-
-def remember(cache: dict[Any, Any], key: Any, value: Any) -> Any:
-    """Put a value into a cache, which begins anew when it is full: of a crawl over many hosts."""
-    if len(cache) >= MAX_REMEMBERED:
-        cache.clear()
-    cache[key] = value
-    return value
 
 
 def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
@@ -2833,6 +2824,10 @@ def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
     for name, value in cookies.items():
         check_cookie(name, "" if value is None else value)
     return cookies
+
+
+class Anew(Exception):
+    """A response is not what was asked for, though that is no fault: ask once more."""
 
 
 class Call:
@@ -2860,8 +2855,7 @@ class Call:
                   begin: Callable[[], Request] | None = None) -> Response:
         """Begin a request, follow it, finish its response; all of it again as the rule says.
 
-        `finish` is what the caller wants of a response: None to read it; what gives None
-        has found that it is not what `begin` had asked for, and has all of it begun anew.
+        `finish` is what the caller wants of a response; None: to read it.
         """
         request: Request | None = None
         history: list[Response] = []
@@ -2871,25 +2865,24 @@ class Call:
             try:
                 request = request or (begin or self.first_request)()
                 response = await self.exchange(request)
-                if response.status_code // 100 == 3:
-                    following = self.redirected(request, response, history)
-                    if following is not None:
-                        await response.discard()
-                        request = following
-                        continue
+                following = (self.redirected(request, response, history)
+                             if response.status_code // 100 == 3 else None)
+                if following is not None:
+                    await response.discard()
+                    request = following
+                    continue
                 response.history = history
                 delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
+                if delay is None and finish is not None:
+                    return await finish(response)
                 if delay is None:
-                    if finish is None:
-                        await response.read(self.settings["max_size"])
-                        return response
-                    finished = await finish(response)
-                    if finished is not None:
-                        return finished
-                    request, history = None, []
-                    continue
+                    await response.read(self.settings["max_size"])
+                    return response
                 await response.discard()
                 outcome = repr(response)
+            except Anew:
+                request, history = None, []
+                continue
             except BaseException as error:
                 if response is not None:  # whose Location, say, is no URL: nobody will read it
                     response.close()
@@ -2996,12 +2989,8 @@ class Call:
                 head = await connection.exchange(data, settings["timeout"])
                 if not (head.status == 408 and connection.exchanges > 1
                         and not connection.interim and not may_reuse(head, 0)):
-                    body = Body(connection, head, CLOSE_FIELD not in request.fields)
-                    response = Response(head, request.url, body, settings["decode"], self.started)
-                    response.peer, response.local = connection.peer, connection.local
-                    response.proxied, response.request_bytes = route.proxy is not None, len(data)
-                    if b"set-cookie" in head.fields:
-                        self.keep_cookies(response)
+                    response = self.receive(head, connection, request)
+                    response.request_bytes = len(data)
                     return response
             except BaseException as error:
                 if not (connection.exchanges > 1 and connection.silent
@@ -3011,6 +3000,17 @@ class Call:
             connection.close()
             connection.note("the kept connection ended unanswered: once more on a new one")
             connection = await self.acquire(route, fresh=True)
+
+    def receive(self, head: Head, connection: Connection, request: Request) -> Response:
+        """The response that a head begins; its cookies are kept, whatever becomes of the rest."""
+        body = Body(connection, head, CLOSE_FIELD not in request.fields)
+        response = Response(head, request.url, body, self.settings["decode"])
+        response.started = self.started
+        response.peer, response.local = connection.peer, connection.local
+        response.proxied = connection.route.proxy is not None
+        if b"set-cookie" in head.fields:
+            self.keep_cookies(response)
+        return response
 
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
         """A connection; what one waits for it is not the call's time, as long as others move."""
@@ -3096,6 +3096,13 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def keep_short(response: Response) -> None:
+    """Read a body that is short, and comes at once, for the error that will hold it."""
+    await response._body.hurry(MAX_DISCARD_SECONDS)
+    with contextlib.suppress(AsyncGetError):
+        await response.read(MAX_DISCARD_BYTES)
 
 
 async def leave_unread(response: Response) -> Response:
@@ -3192,7 +3199,7 @@ class Session:
             yield response
         except StatusError as error:
             if error.response is response:  # an error's body says why, and is mostly short
-                await response.keep_short()
+                await keep_short(response)
             raise
         finally:
             response.close()
@@ -3453,12 +3460,14 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
                     asyncio.open_connection(todo.pop(0), port, **options)))
             done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
                                          timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
-            for attempt in done:
-                attempts.remove(attempt)
-                if not attempt.exception():
-                    opened: Stream = attempt.result()
-                    return opened
-                errors.append(attempt.exception() or OSError())
+            failed = {attempt: error for attempt in done if (error := attempt.exception())}
+            attempts -= failed.keys()
+            errors += failed.values()
+            if len(failed) < len(done):
+                won = (done - failed.keys()).pop()
+                attempts.remove(won)
+                opened: Stream = won.result()
+                return opened
         raise error_of_all(errors)
     finally:
         errors.clear()  # else their tracebacks would hold us, and we them
@@ -3717,7 +3726,7 @@ def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
 
 def proxy_error(connection: Connection, text: str, exit_code: int = 97) -> ProxyError:
     """The error for what a proxy said, or did not say."""
-    return ProxyError(f"proxy {connection.route.proxy} {text}{connection.after()}",
+    return ProxyError(f"proxy {connection.route.proxy} {text}{after(connection)}",
                       exit_code=exit_code)
 
 
@@ -3725,7 +3734,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
     """Have a proxy connect us to the origin; for http it is just asked, later on."""
     route, timeout = connection.route, connection.timeout
     if route.proxy_tls and route.tls and sys.version_info < (3, 11):
-        raise ProxyError(f"{connection.hop()}: TLS inside the TLS of an https:// proxy needs "
+        raise ProxyError(f"{hop(connection)}: TLS inside the TLS of an https:// proxy needs "
                          "Python 3.11; an http:// proxy tunnels https, too")
     await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
                              tls=route.proxy_tls)
@@ -4222,9 +4231,21 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
     yield entry
 
 
+def password_in(entries: Iterable[dict[str, str]], host: str,
+                user: str) -> tuple[str, str] | None:
+    """The user and password of the first entry for exactly this host, and this user."""
+    for entry in entries:
+        login, password = entry.get("login", user), entry.get("password", "")
+        # With a user asked for, an entry without a password has nothing to say.
+        useful = "password" in entry if user else login or password
+        if useful and entry.get("machine", "").lower() == host and user in ("", login):
+            return login, password
+    return None
+
+
 def netrc_auth(path: bool | str | os.PathLike[str], host: str,
                user: str = "") -> tuple[str, str] | None:
-    """The user and password of a netrc file's first entry for exactly this host, and this user.
+    """What a netrc file has for a host, and for a user if there is one: see password_in.
 
     Its `default` entry is not used: it would give a password to everybody who asks.
     Not the standard library's reader: that one fails over a word it does not know, and what it
@@ -4234,16 +4255,10 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
     try:
         # Bytes that are no UTF-8 stay what they are; a byte order mark would hide `machine`.
         with open(name, encoding="utf-8-sig", errors="surrogateescape") as file:
-            for entry in netrc_entries(file.read()):
-                login, password = entry.get("login", user), entry.get("password", "")
-                # With a user asked for, an entry without a password has nothing to say.
-                useful = "password" in entry if user else login or password
-                if useful and entry.get("machine", "").lower() == host and user in ("", login):
-                    return login, password
+            return password_in(netrc_entries(file.read()), host, user)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error  # never the file's own text
         raise AsyncGetError(f"cannot read {name!r}: {why}", exit_code=26) from None
-    return None
 
 
 # #### Part IV. Tools ##########################################################
@@ -4463,7 +4478,8 @@ def open_part(part: str) -> Iterator[io.FileIO]:
     """
     alone = os.path.lexists(part + ".meta") and not os.path.lexists(part)
     if alone and read_sidecar(part) is None:
-        raise OSError(f"{os.path.basename(part)}.meta is not of our making: move it away")
+        raise OSError(f"{os.path.basename(part)}.meta is not of our making, or a link: "
+                      "move it away")
     with open(part, "ab", buffering=0, opener=open_ours) as file:
         locked = True
         try:
@@ -4553,8 +4569,8 @@ class Download:
             fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
         return request._replace(fields=merge_fields(request.fields, fields))
 
-    async def finish(self, response: Response) -> Response | None:
-        """Save what came; None for what does not fit, and the file is to be asked for anew."""
+    async def finish(self, response: Response) -> Response:
+        """Save what came; what does not fit is asked for anew, from the start."""
         await inform(self.settings["on_response"], response)
         if callable(self.path):
             self.path = os.fsdecode(self.path(response))
@@ -4565,7 +4581,7 @@ class Download:
             if not is_rest(response, known):  # then what is there stays, until something fits
                 response.close()
                 self.resume = False
-                return None
+                raise Anew
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
                 or status >= 300 and (known or not self.settings["any_status"])):
             response.raise_for_status()

@@ -1373,7 +1373,7 @@ class Section5BodyFraming(Section):
         self.quick(take, 200_000, [b"x"] * 200_000)
 
     def test_what_is_remembered_is_bounded(self) -> None:
-        with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_SIZES", 9):
+        with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_REMEMBERED", 9):
             for _ in range(2):
                 take("chunked", [b"".join(b"%06x;%b\r\n%b\r\n" % (size, b"a" * (size % 20), b"x" * size)
                                           for size in range(1, 50)) + b"0\r\n\r\n"])
@@ -1918,11 +1918,11 @@ class Section6Response(Section):
                             source = Source(*arrival.get("pieces", ()), rest=arrival.get("rest", b""))
                             got = response(fields=fields + [GZIP] * (coding is gzip.compress), source=source)
                             perform(got, before)
-                            run(got.keep_short())
+                            run(asyncget.keep_short(got))
                             with mock.patch.object(Response, "json", lambda _: 1):
                                 self.assertEqual(perform(got, ["look"])[1], [told])
         broken = response(b"x", IncompleteBody("cut"))
-        run(broken.keep_short())
+        run(asyncget.keep_short(broken))
         self.refused(AsyncGetError, "given up", lambda: broken.content)
 
     def test_a_closed_response_is_not_an_empty_one(self) -> None:
@@ -4564,7 +4564,7 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
                 self.assertEqual([proxy and str(proxy) for proxy in found], expected)
 
     def test_settings_of_the_system(self) -> None:
-        with mock.patch.dict(os.environ, clear=True), mock.patch(
+        with mock.patch.dict(os.environ, clear=True), mock.patch.object(sys, "platform", "darwin"), mock.patch(
                 "urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), mock.patch(
                 "urllib.request.proxy_bypass", lambda host: host == "inside.test"):
             chosen = choose_proxy(Origin("https", "h.test", 443))
@@ -4825,20 +4825,19 @@ class SomebodyElsesNetworkProxies(AsyncCase):
             ("bytes behind the head", [OPENED + answer()], "before it was in use: b'HTTP/1.1 200"),
             ("one byte behind", [OPENED + b"\x16"], "before it was in use"),
         ]
-        with mock.patch.object(asyncget, "REFUSAL_SECONDS", 0.1):
-            for name, steps, text in rows:
-                with self.subTest(name):
-                    async with scripted([READ, *steps]) as server, Session(
-                            proxy=server.url.replace("//", "//me:s3cret@" * (
-                                "all the same" in name) or "//"), retries=2) as session:
-                        with self.assertRaisesRegex(ProxyError, text) as caught:
-                            await session.get("https://h.test/")
-                        self.assertIn(f"proxy {server.url} (from proxy=) ", str(caught.exception))
-                        self.assertNotIn("s3cret", str(caught.exception))
-                        self.assertEqual(caught.exception.url, "https://h.test/")
-                        self.assertIn("Pool 0 of", repr(session))
-                        self.assertEqual(server.connections, 1)
-                        await until(lambda: not server.open)
+        for name, steps, text in rows:
+            with self.subTest(name):
+                async with scripted([READ, *steps]) as server, Session(
+                        proxy=server.url.replace("//", "//me:s3cret@" * (
+                            "all the same" in name) or "//"), retries=2) as session:
+                    with self.assertRaisesRegex(ProxyError, text) as caught:
+                        await session.get("https://h.test/")
+                    self.assertIn(f"proxy {server.url} (from proxy=) ", str(caught.exception))
+                    self.assertNotIn("s3cret", str(caught.exception))
+                    self.assertEqual(caught.exception.url, "https://h.test/")
+                    self.assertIn("Pool 0 of", repr(session))
+                    self.assertEqual(server.connections, 1)
+                    await until(lambda: not server.open)
 
     async def test_tunnel_broken_in_the_handshake(self) -> None:
         hello = [READ, OPENED, 0.02]
@@ -8674,11 +8673,12 @@ class LinearTime(Section):
             "run_command": lambda t: re.sub("[\r\n]", "", t), "show_wire": lambda t: a._FIELD.sub(a.mask_field, t),
             "mask_field": lambda t: a._FIELD.sub(a.mask_field, f"x{t.strip()}: {t}"),
             "mask_field, Location": lambda t: a._FIELD.sub(a.mask_field, "Location: http://" + t),
-            "in_flags": a.in_flags,
+            "in_flags": a.in_flags, "handshake_hint": a.handshake_hint, "parse_links": a.parse_links,
+            "first_line": lambda t: a.first_line(head(b"Content-Length: 99999999"), t.encode("utf-8", "replace")),
         }
 
     # Of constants; of a few characters; or the same expression as that of another name here.
-    OTHERS = {"known_flags"}
+    OTHERS = {"known_flags", "kinds_of"}
 
     @staticmethod
     def filled(text: str) -> None:
