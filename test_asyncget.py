@@ -52,6 +52,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import tokenize
 import traceback
 import tracemalloc
 import types
@@ -12830,8 +12831,10 @@ class TheParts(AsyncCase):
             self.assertLessEqual(deepest, MOST_COROUTINES)
 
 
-MOST_CALLS = 45
-MOST_COROUTINES = 5
+MOST_CALLS, MOST_COROUTINES = 45, 5
+# Lines of code and tokens of all up to the end of a part: what it may have at most. A feature that does
+# not fit is a reason to find the simpler idea, and what became shorter stays so.
+SIZES = {"I": (1100, 9000), "II": (2160, 19_900), "III": (2700, 25_400), "IV": (4110, 38_000)}
 
 
 # ==== The text itself =========================================================
@@ -12841,10 +12844,54 @@ MOST_COROUTINES = 5
 README = Path(asyncget.__file__).with_name("README.md")
 
 
+def code_of(source: str) -> list[tokenize.TokenInfo]:
+    """The tokens of code: no comments, docstrings or blank lines."""
+    layout = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.COMMENT)
+    told: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+            told.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return [token for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type not in layout and token.start[0] not in told]
+
+
+def depth(node: ast.AST) -> int:
+    """How deep statements are nested in a function; elif is no step, a function within is its own."""
+    steps = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try)
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            elif_ = isinstance(node, ast.If) and node.orelse == [child] and isinstance(child, ast.If)
+            deepest = max(deepest, depth(child) + (isinstance(child, steps) and not elif_))
+    return deepest
+
+
 class TheText(unittest.TestCase):
     """The file is one text: its map is true, and its layers hold."""
 
     source = Path(asyncget.__file__).read_text(encoding="utf-8")
+
+    def test_shapes(self) -> None:
+        """Functions of at most 45 lines, classes of 200; three levels deep, a parser four."""
+        lines = {line for token in code_of(self.source) for line in range(token.start[0], token.end[0] + 1)}
+        for node in ast.walk(ast.parse(self.source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                with self.subTest(node.name):
+                    size = len(lines.intersection(range(node.lineno, (node.end_lineno or 0) + 1)))
+                    self.assertLessEqual(size, 200 if isinstance(node, ast.ClassDef) else 45)
+                    if not isinstance(node, ast.ClassDef):
+                        self.assertLessEqual(depth(node), 4 if node.name == "read_chunked" else 3)
+
+    def test_sizes(self) -> None:
+        parts = re.split(r"(?m)^(?=# #### Part [IV]+\. )", self.source)
+        self.assertEqual(len(parts), len(SIZES) + 1)
+        for end, (part, most) in enumerate(SIZES.items(), 2):
+            code = code_of("".join(parts[:end]))
+            lines = {line for token in code for line in range(token.start[0], token.end[0] + 1)}
+            with self.subTest(part):
+                self.assertLessEqual(len(lines), most[0])
+                if sys.version_info < (3, 12):  # later an f-string is several tokens
+                    self.assertLessEqual(len(code), most[1])
 
     def sections(self) -> dict[str, str]:
         """The text of each section, by "number. title"."""
