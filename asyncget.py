@@ -879,6 +879,7 @@ def body_parser(framing: Framing) -> BodyParser:
 
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
 MAX_DISCARD_SECONDS = 1.0        # that this may take
+MAX_LINE_BYTES = 16_777_216      # one line of iter_lines
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
 
 
@@ -1771,10 +1772,11 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
         connection.close()
 
 
-# You may stop here. What you have read is a whole client for one GET; the rest is what makes it
-# one for many, for other people's networks, and for the shell. The later parts are reached from
-# here at a few places: pass_proxy (section 14), open_unix, open_first and the hints about
-# certificates (13), charset_of, LineCutter and Decoder (8), parse_links (10).
+# You may stop here. What you have read is a whole client for one GET; the rest makes it one for
+# many, for other people's networks, and for the shell. The later parts are reached from this
+# one at a few places: `Decoder`, `content_codings`, `charset_of` and `LineCutter` (section 8),
+# `parse_links` (10), `open_first`, `open_unix`, `certificate_hint` and `handshake_hint` (13),
+# `pass_proxy` and `proxy_error` (14).
 
 # #### Part II. Many GETs ######################################################
 # At its end one knows how a client is fast and polite at once: connections are used again,
@@ -1792,7 +1794,6 @@ INFLATE_BYTES = 16_384           # decoded at once, so that many members stay li
 MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
 MAX_BETWEEN_BYTES = 1_048_576    # made between stacked codings; and 100 for each that arrived
 STEP_BYTES = 1024                # that a step of decoding costs beside what it makes
-MAX_LINE_BYTES = 16_777_216      # one line of iter_lines
 HAS_ZSTD = False
 if sys.version_info >= (3, 14):  # compression.zstd, which not every build has
     from importlib.util import find_spec
@@ -3410,6 +3411,11 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
     return session._outcomes(urls, limit, session._plain, close=True)
 
 
+# You may stop here, too: with cookies=False and trust_env=False all of this works without the
+# parts to come. They are reached from this one at `resolved` and `tls_context` (section 13),
+# `choose_proxy`, `parse_proxy` and `proxy_fields` (14), `Cookies`, `as_jar`, `is_jar`,
+# `check_cookie` and `render_cookies` (15), `netrc_auth` (16), and `Download` (17).
+
 # #### Part III. In somebody else's network ####################################
 # At its end one knows what stands between a program and a server in a corporate network:
 # names with many addresses, private certificates, proxies that must be asked first; and what
@@ -4778,7 +4784,7 @@ async def demo() -> None:
     server.close()
     print("\n5. Then the next line of the program runs, an ordinary function")
     print(f"   add_two_numbers(2, 3) = {add_two_numbers(2, 3)}")
-    print("\nWhat 2 and 3 looked like, to scale\n", *drawings, sep="\n")
+    print("\nWhat 2 and 3 looked like, to scale", *drawings, sep="\n\n")
 
 
 # ==== 20. Command line ========================================================

@@ -12855,6 +12855,14 @@ def code_of(source: str) -> list[tokenize.TokenInfo]:
             if token.type not in layout and token.start[0] not in told]
 
 
+def names_of(node: ast.stmt) -> list[str]:
+    """The names that a statement at the top level defines."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
 def depth(node: ast.AST) -> int:
     """How deep statements are nested in a function; elif is no step, a function within is its own."""
     steps = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try)
@@ -12881,6 +12889,22 @@ class TheText(unittest.TestCase):
                     self.assertLessEqual(size, 200 if isinstance(node, ast.ClassDef) else 45)
                     if not isinstance(node, ast.ClassDef):
                         self.assertLessEqual(depth(node), 4 if node.name == "read_chunked" else 3)
+
+    def test_the_places_that_lead_on(self) -> None:
+        """What a part uses of the later ones is told at its end, all of it and nothing else."""
+        parts = re.split(r"(?m)^(?=# #### Part [IV]+\. )", self.source)[1:]
+        defined = [{name for node in ast.parse(part).body for name in names_of(node)} for part in parts]
+        for number, part in enumerate(parts[:2]):
+            tree = ast.parse(part)
+            kinds: list[ast.AST] = [kind for node in ast.walk(tree) for kind in (
+                getattr(node, "annotation", None), getattr(node, "returns", None)) if kind]
+            told_only = {name for kind in kinds for name in ast.walk(kind)}  # never evaluated
+            names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in told_only]
+            own = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+            own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+            used = {node.id for node in names} & set().union(*defined[number + 1:]) - own
+            told = part[part.rindex("# You may stop here"):].partition("reached from this one")[2]
+            self.assertEqual(set(re.findall(r"`(\w+)`", told)), used)
 
     def test_sizes(self) -> None:
         parts = re.split(r"(?m)^(?=# #### Part [IV]+\. )", self.source)
