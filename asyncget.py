@@ -2185,7 +2185,8 @@ class Pool:
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange and may serve another."""
         self.idle.setdefault(connection.route, {})[connection] = None
-        self.serve(connection.route.origin)
+        if self.waiting:
+            self.serve(connection.route.origin)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed: its place is free."""
