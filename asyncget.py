@@ -4554,6 +4554,7 @@ class Download:
     """A file on its way: what there is of it, over all tries of one call."""
 
     known: Partial | None  # what we have asked to go on from
+    begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller asks for a piece: then that is the file
 
     def __init__(self, path: FilePath | PathRule, call: Call) -> None:
@@ -4573,6 +4574,7 @@ class Download:
             if self.resume and not self.ranged:
                 self.known = read_partial(self.path)
         if self.known:
+            self.begun = True
             fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
         return request._replace(fields=merge_fields(request.fields, fields))
 
@@ -4590,7 +4592,7 @@ class Download:
                 self.resume = False
                 raise Anew
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
-                or status >= 300 and (known or not self.settings["any_status"])):
+                or status >= 300 and (self.begun or not self.settings["any_status"])):
             response.raise_for_status()
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
