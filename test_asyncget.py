@@ -10644,16 +10644,22 @@ class Section18Timeline(AsyncCase):
     def test_at_the_borders(self) -> None:
         bars = [Bar("200 " + "long/" * 50, 0, 1, 2, 3, size=10**12), Bar("x", 3, 3, 3, 3)]
         for width in (40, 80, 200):
-            self.assertEqual({len(line) for line in render_timeline(bars, width).splitlines()[:2]},
-                             {width})
+            rows = render_timeline(bars, width).splitlines()[:2]
+            self.assertEqual([len(row) for row in rows], [width, width])
+            self.assertRegex(rows[0], r"^200.*\.\.\..*g/ \|")  # a URL says most at its ends
         bars = [Bar("x", 0, 0, 0, 0), Bar("y", 0, 0, 0, 100), Bar("z", 100, 100, 100, 100)]
         for some in (bars[:1], bars):
             for line in render_timeline(some).splitlines()[:-2]:
                 self.assertIn("#", line)  # no request is too short to be seen
 
     async def test_redirects_have_their_rows(self) -> None:
-        async with scripted([READ, redirect("/b"), READ, 0.05, answer()]) as server:
-            bars = asyncget.response_bars(await asyncget.get(server.url + "/a"))
+        slowly = [READ, redirect("/b"), READ, 0.05, answer()[:-1], 0.05, b"k"]
+        async with scripted(slowly) as server, Session(trust_env=False) as session:
+            async with session.stream(server.url + "/a") as got:
+                unread = asyncget.response_bars(got)[1]
+                await got.read()
+            bars = asyncget.response_bars(got)
+        self.assertEqual((unread.head, unread.done), (bars[1].head,) * 2)
         host = f"127.0.0.1:{server.port}"
         self.assertEqual([bar.label for bar in bars], [f"302 {host}/a", f"200 {host}/b"])
         self.assertEqual([(bar.reused, bar.size) for bar in bars], [(False, 4), (True, 2)])
@@ -10697,6 +10703,7 @@ class Section19DemoServer(AsyncCase):
         places = [story.index(text) for text in (
             "1 s ... still", "2 s ... still", "I thought about it.", "add_two_numbers(2, 3) = 5")]
         self.assertEqual(places, sorted(places))
+        self.assertNotIn("... still", story.partition("\n2. ")[2])  # and then it is cancelled
         gathered, in_a_row = map(float, re.findall(r"^ +([0-9.]+) s in all", story, re.M))
         self.assertLess(gathered, in_a_row)
         self.assertGreaterEqual(in_a_row, 0.3)
