@@ -8467,6 +8467,7 @@ class StrangersCost(AsyncCase):
                             await session.get(url.replace("@", f"/{marker}@"))
 
         await use()
+        gc.unfreeze()
         gc.collect()
         caches = {name: thing for name, thing in vars(asyncget).items() if hasattr(thing, "cache_info")}
         self.assertEqual(set(caches), {"kinds_of", "parse_origin"})
@@ -9326,7 +9327,7 @@ class Section17Downloads(OnDisk):
                         self.assertEqual(seen[-1:], [] if nothing_came else [(len(outcome),) * 2])
                     else:
                         with self.assertRaises(outcome):
-                            await self.get(server.url, any_status=len(answers) == 1)
+                            await self.get(server.url, any_status=True)
                         self.assertEqual(self.read(self.part), before)
                         self.assertEqual(self.names(), ["f.part", "f.part.meta"])
                 for wanted, value in (("Range", f"bytes={len(before)}-"), ("If-Range", '"v1"'),
@@ -12577,3 +12578,6 @@ def load_tests(loader: unittest.TestLoader, tests: unittest.TestSuite,
     """The examples in the docstrings are tests, too."""
     tests.addTests(doctest.DocTestSuite(asyncget))
     return tests
+
+
+gc.freeze()  # what was imported is nobody's leak: each test looks at what is there, twice
