@@ -4426,18 +4426,15 @@ class Section13AddressesAndTLS(AsyncCase):
             ("leaf", "localhost", True, "SSL_CERT_FILE"),
         ]
         for name, host, verify, text in rows:
-            async with origin(name) as server, proxy() as via:
+            async with origin(name) as server, proxy() as via, proxy(SocksProxy) as socks:
                 url = f"https://{host}:{server.port}/"
-                ways: list[tuple[dict[str, Any], str]] = [
-                    ({}, ""), ({"proxy": via.url}, f"through proxy http://{via.url}")]
-                for options, way in ways:
+                for way in (None, f"http://{via.url}", f"socks5h://{socks.url}"):
                     with self.subTest(name, host=host, way=way):
-                        with self.assertRaisesRegex(
-                                TLSError, f"certificate of {host}:{server.port}.*{way}.*{text}"
-                                ) as caught:
-                            await asyncget.get(url, verify=verify, **options)
+                        with self.assertRaisesRegex(TLSError, f"certificate of {host}:{server.port}"
+                                                    f".*{way or ''}.*{text}") as caught:
+                            await asyncget.get(url, verify=verify, proxy=way)
                         self.assertEqual((caught.exception.exit_code, server.requests), (60, []))
-                        self.assertTrue((await asyncget.get(url, verify=False, **options)).ok)
+                        self.assertTrue((await asyncget.get(url, verify=False, proxy=way)).ok)
                         server.requests.clear()
 
     async def test_strict_checks(self) -> None:
@@ -5017,15 +5014,6 @@ class Section14Proxies(AsyncCase):
             self.assertEqual((type(caught.exception), caught.exception.exit_code),
                              (ConnectError, 6))
 
-    async def test_tls_through_socks(self) -> None:
-        async with origin("other") as server, proxy(SocksProxy) as via, Session(
-                proxy=f"socks5h://{via.url}", verify=pem("ca")) as session:
-            for reused in (False, True):
-                response = await session.get(f"https://other.test:{server.port}/")
-                self.assertEqual((response.content, response.timing.reused), (b"ok", reused))
-            with self.assertRaisesRegex(TLSError, "Hostname mismatch"):
-                await session.get(f"https://h.test:{server.port}/")
-
     async def test_socks_refusals(self) -> None:
         ok, reply = b"\x05\x00", b"\x00\x01\0\0\0\0\0\0"
         opened = b"\x05\x00" + reply
@@ -5044,27 +5032,26 @@ class Section14Proxies(AsyncCase):
             ("cut in the answer", "", [3, ok, 13, b"\x05\x00\x00", CLOSE], "closed the connection"),
             ("cut in the address", "", [3, ok, 13, b"\x05\x00\x00\x03\x05abc", CLOSE], "closed"),
             ("short refusal", "", [3, ok, 13, b"\x05\x05\x00\x00", CLOSE], "refused"),
-            ("bytes behind", "", [3, ok, 13, opened + answer()], "before it was in use: b'HTTP"),
+            ("bytes early", "", [3, ok, 13, opened + answer()], "before it was in use: b'HTTP"),
+            ("bytes before TLS", "", [3, ok, 13, opened + b"x"], "before it was in use: b'x'"),
         ]
         texts = ["general failure", "not allowed", "network unreachable", "host unreachable",
                  "connection refused", "expired", "command not", "address type", "reply 9"]
         rows += [(text, "", [3, ok, 13, b"\x05%c" % number + reply],
-                  "cannot connect to h.test:(80|443): " + text)
+                  "cannot connect to h.test:80: " + text)
                  for number, text in enumerate(texts, 1)]
         for name, userinfo, script, text in rows:
-            for scheme in ("http", "https") if name == "bytes behind" else ("http",):
-                with self.subTest(name, scheme=scheme):
-                    async with serving(Dialogue((script,), False)) as via, Session(
-                            proxy=f"socks5h://{userinfo}{via.url}", verify=pem("ca")) as session:
-                        with self.assertRaisesRegex(ProxyError, text) as caught:
-                            await session.get(f"{scheme}://h.test/")
-                        said = str(caught.exception)
-                        self.assertIn(f"proxy socks5h://{via.url} (from proxy=)", said)
-                        self.assertIn("(after 0.", said)
-                        self.assertEqual(caught.exception.exit_code,
-                                         56 if name == "bytes behind" else 97)
-                        self.assertEqual(count(session), (0, 0, 0))
-                        await until(lambda: not via.open)
+            with self.subTest(name):
+                async with serving(Dialogue((script,), False)) as via, Session(
+                        proxy=f"socks5h://{userinfo}{via.url}", verify=pem("ca")) as session:
+                    with self.assertRaisesRegex(ProxyError, text) as caught:
+                        await session.get(f"http{'s' * ('TLS' in name)}://h.test/")
+                    said = str(caught.exception)
+                    self.assertIn(f"proxy socks5h://{via.url} (from proxy=)", said)
+                    self.assertIn("(after 0.", said)
+                    self.assertEqual(caught.exception.exit_code, 56 if "bytes" in name else 97)
+                    self.assertEqual(count(session), (0, 0, 0))
+                    await until(lambda: not via.open)
 
     # ---- who may share a connection
 
@@ -5329,7 +5316,6 @@ class Section15Cookies(Section):
              ["http://nota.test"]),
             ("http://a.test.", "x=1", [], ["http://a.test"]),
             ("http://10.0.0.1", "x=1; Domain=10.0.0.1", ["http://10.0.0.1"], ["http://x.10.0.0.1"]),
-            ("http://[::1]", "x=1; Domain=::1", ["http://[::1]"], []),
             ("http://com", "x=1; Domain=com", ["http://com"], ["http://h.com"]),
             ("http://co.uk", "x=1; Domain=co.uk", [], ["http://h.co.uk"]),
             ("http://localhost", "x=1; Domain=localhost", [], ["http://x.localhost"]),
@@ -5423,7 +5409,7 @@ class Section15Cookies(Section):
             self.assertEqual(sent_with(jar, "http://first.test/"), "x=1; y=1")  # not silent for longest
             self.assertEqual((sent_with(jar, "http://s0.test/"), sent_with(jar, "http://s1.test/")),
                              ("", "x0=1; x1=1; x2=1"))
-            for i in range(30):
+            for i in range(40):
                 setting(f"http://t{i}.test/", "x=1", jar=jar)
             self.assertEqual((len(jar), len(jar._sites)), (30, 31))
             self.assertEqual(sent_with(jar, "http://first.test/"), "")
@@ -5878,6 +5864,12 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 class RealServers(AsyncCase):
     """squid, tinyproxy, microsocks and nginx, as Debian has them."""
 
@@ -5895,31 +5887,20 @@ class RealServers(AsyncCase):
         return path
 
     @contextlib.asynccontextmanager
-    async def daemon(self, *command: str, ready: Any) -> AsyncIterator[None]:
-        """Run a program for a while; ready is its port, or the path of its socket."""
-        family = socket.AF_UNIX if isinstance(ready, str) else socket.AF_INET
-
-        def answers() -> bool:
-            with socket.socket(family) as probe:
-                return probe.connect_ex(
-                    ready if isinstance(ready, str) else ("127.0.0.1", ready)) == 0
-
+    async def daemon(self, port: int, *command: str) -> AsyncIterator[None]:
+        """Run a program for a while, from when it answers on its port."""
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen([str(find(command[0])), *command[1:]], stdout=log,
-                                       stderr=log, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen([str(find(command[0])), *command[1:]], stdout=log, stderr=log)
             try:
-                while process.poll() is None and not answers():
-                    await asyncio.sleep(0.01)
+                with socket.socket() as probe:
+                    while process.poll() is None and probe.connect_ex(("127.0.0.1", port)):
+                        await asyncio.sleep(0.01)
                 log.seek(0)
                 self.assertIsNone(process.poll(), log.read()[-2000:])
                 yield
             finally:
                 process.terminate()
-                try:
-                    process.wait(3)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                process.wait()
 
     async def through(self, port: int, allowed: int, denied: str) -> None:
         """What each HTTP proxy must do: http, https, three passwords, a port denied to CONNECT."""
@@ -5950,7 +5931,7 @@ class RealServers(AsyncCase):
 
     @needs("squid", "openssl")
     async def test_squid(self) -> None:
-        port = unused_port()
+        port = free_port()
         hashed = subprocess.run(["openssl", "passwd", "-apr1", "secret"], check=True,
                                 capture_output=True, text=True).stdout
         passwords = self.write("passwords", "me:" + hashed)
@@ -5973,16 +5954,16 @@ class RealServers(AsyncCase):
                 http_access deny CONNECT !tunnels
                 http_access allow all
                 """)
-            async with self.daemon("squid", "-N", "-f", path, ready=port):
+            async with self.daemon(port, "squid", "-N", "-f", path):
                 await self.through(port, inside.port, "could not be retrieved")
 
     @needs("tinyproxy")
     async def test_tinyproxy(self) -> None:
-        port = unused_port()
+        port = free_port()
         async with origin("leaf", b"inside") as inside:
             path = self.write("tinyproxy.conf", f"Port {port}\nListen 127.0.0.1\n"
                               f"BasicAuth me secret\nConnectPort {inside.port}\n")
-            async with self.daemon("tinyproxy", "-d", "-c", path, ready=port):
+            async with self.daemon(port, "tinyproxy", "-d", "-c", path):
                 await self.through(port, inside.port, "Access violation")
 
     @needs("microsocks")
@@ -5991,9 +5972,9 @@ class RealServers(AsyncCase):
             urls = f"http://localhost:{plain.port}/", f"https://localhost:{secure.port}/"
             resolve = {f"*:{server.port}": "127.0.0.1" for server in (plain, secure)}
             for login in ([], ["-u", "me", "-P", "secret"]):
-                port, user = unused_port(), "me:secret@" * bool(login)
-                async with self.daemon("microsocks", "-i", "127.0.0.1", "-p", str(port), *login,
-                                       ready=port), Session(verify=pem("ca")) as session:
+                port, user = free_port(), "me:secret@" * bool(login)
+                async with self.daemon(port, "microsocks", "-i", "127.0.0.1", "-p", str(port),
+                                       *login), Session(verify=pem("ca")) as session:
                     for scheme, url in itertools.product(("socks5", "socks5h"), urls):
                         for reused in (False, True):
                             with self.subTest(url, scheme=scheme, login=login, reused=reused):
@@ -6002,7 +5983,7 @@ class RealServers(AsyncCase):
                                 self.assertEqual((response.content, response.timing.reused),
                                                  (b"ok", reused))
                     with self.assertRaisesRegex(ProxyError, "cannot connect to 127.*refused"):
-                        await session.get(f"http://127.0.0.1:{unused_port()}/",
+                        await session.get(f"http://127.0.0.1:{free_port()}/",
                                           proxy=f"socks5h://{user}127.0.0.1:{port}")
                     refusals = {"": "wants a user and password",
                                 "me:wrong@": "refused the user and password"} if login else {}
@@ -6015,7 +5996,7 @@ class RealServers(AsyncCase):
     async def test_nginx(self) -> None:
         """At a unix socket, and where it wants to see a certificate."""
         path = os.path.join(self.folder, "socket")
-        ports = {"1.2": unused_port(), "1.3": unused_port()}
+        ports = {"1.2": free_port(), "1.3": free_port()}
         temp = "".join(f"{kind}_temp_path {self.folder};" for kind in (
             "client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         servers = "".join(
@@ -6028,8 +6009,8 @@ class RealServers(AsyncCase):
                           f"pid {self.folder}/pid; events {{}}\n"
                           f"http {{ access_log off; {temp}\n{servers}\nserver {{ listen unix:{path};"
                           " location / { return 200 $http_host$uri; } } }")
-        async with self.daemon("nginx", "-p", self.folder, "-e", "stderr", "-c", conf,
-                               ready=path), Session(verify=pem("ca")) as session:
+        async with self.daemon(ports["1.3"], "nginx", "-p", self.folder, "-e", "stderr", "-c",
+                               conf), Session(verify=pem("ca")) as session:
             for reused in (False, True):
                 response = await session.get("http://daemon.test/v1/x", unix_socket=path,
                                              proxy="http://x.test")
