@@ -4426,15 +4426,16 @@ class Section13AddressesAndTLS(AsyncCase):
             ("leaf", "localhost", True, "SSL_CERT_FILE"),
         ]
         for name, host, verify, text in rows:
-            async with origin(name) as server, proxy() as via, proxy(SocksProxy) as socks:
+            async with origin(name) as server, proxy() as via, proxy(SocksProxy) as socks, \
+                    Session() as session:
                 url = f"https://{host}:{server.port}/"
                 for way in (None, f"http://{via.url}", f"socks5h://{socks.url}"):
                     with self.subTest(name, host=host, way=way):
                         with self.assertRaisesRegex(TLSError, f"certificate of {host}:{server.port}"
                                                     f".*{way or ''}.*{text}") as caught:
-                            await asyncget.get(url, verify=verify, proxy=way)
+                            await session.get(url, verify=verify, proxy=way)
                         self.assertEqual((caught.exception.exit_code, server.requests), (60, []))
-                        self.assertTrue((await asyncget.get(url, verify=False, proxy=way)).ok)
+                        self.assertTrue((await session.get(url, verify=False, proxy=way)).ok)
                         server.requests.clear()
 
     async def test_strict_checks(self) -> None:
@@ -4814,6 +4815,7 @@ class Section14Proxies(AsyncCase):
                         await session.get("https://h.test/")
                     self.assertIn(f"proxy {server.url} (from proxy=)", str(caught.exception))
                     self.assertNotIn("s3cret", str(caught.exception))
+                    self.assertTrue(str(caught.exception).isprintable())
                     self.assertEqual(caught.exception.url, "https://h.test/")
                     self.assertEqual((count(session), server.connections), ((0, 0, 0), 1))
                     await until(lambda: not server.open)
@@ -5623,7 +5625,7 @@ NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets, as with
                              b"machine a.test login me password secret\n", NETRC_ME),
     ("odd word behind", b"machine a.test login me password secret oops\n", NETRC_ME),
     ("odd word before", b"oops machine a.test port 80 login me password secret\n", NETRC_ME),
-    ("a keyword in quotes is none", b'machine a.test "login" you login me password secret\n', NETRC_ME),
+    ("a keyword in quotes is none", b'machine a.test login me "login" you password secret\n', NETRC_ME),
     ("keyword as a value", b"machine a.test login machine password login\n", ("machine", "login")),
     ("keyword as another's value", b"machine b.test login machine password a.test login x "
                                    b"password y\n", None),
