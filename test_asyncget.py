@@ -30,7 +30,6 @@ import hashlib
 import http.cookiejar
 import inspect
 import io
-import ipaddress
 import itertools
 import json
 import os
@@ -4194,7 +4193,7 @@ class ComparedBodies(AsyncCase):
 
 
 # ==== Somebody else's network =================================================
-# Somebody else's network: proxies, private CAs, sockets, credentials; loopback alone.
+# Sections 13 to 16: addresses and TLS, proxies, cookies, passwords; loopback alone.
 #
 # The real servers are Debian's squid, tinyproxy, microsocks and nginx; who lacks one is told.
 
@@ -4202,7 +4201,7 @@ class ComparedBodies(AsyncCase):
 OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 Test = TypeVar("Test", bound=Callable[..., Any])
 TLS_IN_TLS = sys.version_info >= (3, 11)
-STRICT = sys.version_info >= (3, 13)
+TLS_VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
 
 def basic(user: str, password: str) -> str:
@@ -4210,25 +4209,23 @@ def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-def redirect_to(url: str) -> bytes:
-    """A response that leads to a URL."""
-    return answer(b"", f"Location: {url}", status="302 Found")
-
-
 # ---- doubles of proxies
 
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Pass on all that comes; what is for the proxy stays here."""
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
+               heads: list[bytes]) -> None:
+    """Pass on all that comes, and write it down; what is for the proxy stays here."""
     while data := await reader.read(65536):
+        heads.append(data)
         writer.write(re.sub(rb"(?m)^Proxy-Authorization:.*\n", b"", data))
         await writer.drain()
 
 
-async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
+async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int,
+                heads: list[bytes]) -> None:
     """Pass on both directions between a client and a port of this machine."""
     far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
-    pumps = [asyncio.ensure_future(pump(reader, far_writer)),
-             asyncio.ensure_future(pump(far_reader, writer))]
+    pumps = [asyncio.ensure_future(pump(reader, far_writer, heads)),
+             asyncio.ensure_future(pump(far_reader, writer, []))]
     try:
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -4239,25 +4236,12 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-class Peeking:
-    """A reader that first gives what was read already, and writes down the heads."""
-
-    def __init__(self, reader: asyncio.StreamReader, head: bytes, heads: list[bytes]) -> None:
-        self.reader, self.head, self.heads = reader, head, heads
-
-    async def read(self, size: int) -> bytes:
-        data, self.head = self.head or await self.reader.read(size), b""
-        self.heads.extend([data] if data else [])
-        return data
-
-
 class HTTPProxy(Server):
     """An HTTP proxy: every name leads to this machine; requests are the heads it was sent."""
 
     established = OPENED
 
-    async def steps(self, script: Script, reader: asyncio.StreamReader,
-                    writer: asyncio.StreamWriter) -> None:
+    async def steps(self, script: Script, reader: Any, writer: Any) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         method, target, _ = head.split(b" ", 2)
         match = re.match(rb"(?:http://)?[^/]*?:([0-9]+)", target)
@@ -4265,10 +4249,10 @@ class HTTPProxy(Server):
         if method == b"CONNECT":
             self.requests.append(head)
             writer.write(self.established)
-            await relay(reader, writer, int(match[1]))
+            await relay(reader, writer, int(match[1]), [])
         else:
-            peeking: Any = Peeking(reader, head, self.requests)
-            await relay(peeking, writer, int(match[1]))
+            reader.feed_data(head)  # back to where it was
+            await relay(reader, writer, int(match[1]), self.requests)
 
 
 class SocksProxy(Server):
@@ -4276,8 +4260,7 @@ class SocksProxy(Server):
 
     login = False
 
-    async def steps(self, script: Script, reader: asyncio.StreamReader,
-                    writer: asyncio.StreamWriter) -> None:
+    async def steps(self, script: Script, reader: Any, writer: Any) -> None:
         hello = await reader.readexactly(2)
         self.requests.append(hello + await reader.readexactly(hello[1]))
         writer.write(b"\x05\x02" if self.login else b"\x05\x00")
@@ -4291,20 +4274,18 @@ class SocksProxy(Server):
         address = await reader.readexactly(size + 2)
         self.requests.append(asked + address)
         writer.write(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x01")
-        await relay(reader, writer, int.from_bytes(address[-2:], "big"))
+        await relay(reader, writer, int.from_bytes(address[-2:], "big"), [])
 
 
 class Dialogue(Server):
     """Plays a script in which a number is of bytes to read."""
 
-    async def steps(self, script: Script, reader: asyncio.StreamReader,
-                    writer: asyncio.StreamWriter) -> None:
+    async def steps(self, script: Script, reader: Any, writer: Any) -> None:
         for step in script:
             if isinstance(step, int):
                 self.requests.append(await reader.readexactly(step))
             elif isinstance(step, bytes):
                 writer.write(step)
-                await writer.drain()
             elif step is CLOSE:
                 return
         await reader.read()  # until the client gives up
@@ -4330,9 +4311,20 @@ def proxy(kind: type[Server] = HTTPProxy, tls: ssl.SSLContext | None = None) -> 
     return serving(kind(((),), True), tls)
 
 
+def origin(tls: str = "", body: bytes = b"ok") -> Any:
+    """A running origin that answers all; tls is the name of its certificate."""
+    return scripted([READ, answer(body), LOOP], again=True, tls=server_tls(tls) if tls else None)
+
+
 @contextlib.contextmanager
-def demanding(context: ssl.SSLContext) -> Iterator[int]:
-    """A blocking TLS server: asyncio's tells nobody why it refuses a client's certificate."""
+def demanding(version: ssl.TLSVersion) -> Iterator[int]:
+    """other.test, which wants a client certificate, on a port.
+
+    It blocks: asyncio's tells nobody why it refuses one.
+    """
+    context = server_tls("other", client_ca=True)
+    context.maximum_version = version
+
     def serve() -> None:
         while True:
             try:
@@ -4358,329 +4350,45 @@ def demanding(context: ssl.SSLContext) -> Iterator[int]:
         thread.join()
 
 
-def origin(tls: str = "", body: bytes = b"ok") -> Any:
-    """A running origin that answers all; tls is the name of its certificate."""
-    return scripted([READ, answer(body), LOOP], again=True, tls=server_tls(tls) if tls else None)
+# ---- 13. Addresses and TLS
+
+def recipe(name: str) -> Any:
+    """What a block of the README defines by this name; how it is used there is left out."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    block, = (block for block in blocks if re.search(rf"^(?:class|.*def) {name}\b", block, re.M))
+    tree = ast.parse(block)
+    tree.body = [node for node in tree.body if isinstance(node, (
+        ast.Import, ast.Assign, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))]
+    names: dict[str, Any] = {"__name__": "readme", "asyncio": asyncio, "asyncget": asyncget}
+    exec(compile(tree, "README.md", "exec"), names)
+    return names[name]
 
 
-# ==== pure choices ============================================================
+class Section13AddressesAndTLS(AsyncCase):
+    """Which address, whom to believe, and errors that say what to change."""
 
-NETRC_ME = ("me", "secret")
-NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets
-    ("one line", b"machine a.test login me password secret\n", NETRC_ME),
-    ("lines", b"machine a.test\n  login me\n\tpassword secret\n", NETRC_ME),
-    ("CR LF", b"machine a.test\r\nlogin me\r\npassword secret\r\n", NETRC_ME),
-    ("password first", b"machine a.test password secret login me", NETRC_ME),
-    ("capitals", b"MACHINE A.Test Login me PassWord secret", NETRC_ME),
-    ("account", b"machine a.test login me account password password secret", NETRC_ME),
-    ("behind another", b"machine b.test login you password other\n"
-                       b"machine a.test login me password secret\n", NETRC_ME),
-    ("the first of two", b"machine a.test login me password secret\n"
-                         b"machine a.test login you password other\n", NETRC_ME),
-    ("not another", b"machine b.test login you password other\n", None),
-    ("not a subdomain's", b"machine test login x password y machine x.a.test login x password y",
-     None),
-    ("odd word for another", b"machine b.test login you passwd other\n"
-                             b"machine a.test login me password secret\n", NETRC_ME),
-    ("odd word behind", b"machine a.test login me password secret oops\n", NETRC_ME),
-    ("odd word before", b"oops machine a.test port 80 login me password secret\n", NETRC_ME),
-    ("a keyword in quotes is none", b'machine a.test "login" you login me password secret\n', NETRC_ME),
-    ("keyword as a value", b"machine a.test login machine password login\n", ("machine", "login")),
-    ("keyword as another's value", b"machine b.test login machine password a.test login x "
-                                   b"password y\n", None),
-    ("the last of two logins", b"machine a.test login you login me password secret", NETRC_ME),
-    ("no password", b"machine a.test login me\n", ("me", "")),
-    ("no password, others follow", b"machine a.test login me\nmachine b.test login x password y\n",
-     ("me", "")),
-    ("no login", b"machine a.test password secret\n", ("", "secret")),
-    ("neither", b"machine a.test\n", None),
-    ("neither, others follow", b"machine a.test\nmachine b.test login x password y\n", None),
-    ("quoted blanks", b'machine a.test login "my self" password "a\tb c"',
-     ("my self", "a\tb c")),
-    ("quoted quote", rb'machine a.test login me password "a\"b"', ("me", 'a"b')),
-    ("quoted backslash", rb'machine a.test login me password "a\\b\q\\"', ("me", r"a\bq" + "\\")),
-    ("quoted n r t", rb'machine a.test login me password "\n\r\t"', ("me", "\n\r\t")),
-    ("quoted hash", b'machine a.test login me password "#1 # 2"', ("me", "#1 # 2")),
-    ("a quote inside", b'machine a.test login m"e password se"cret', ('m"e', 'se"cret')),
-    ("quotes meet", b'machine a.test login "me""x"password secret', NETRC_ME),
-    ("backslashes outside", rb'machine a.test login me password a\b\"\\c\n', ("me", r'a\b\"\\c\n')),
-    ("unclosed behind the entry", b'machine a.test login me password secret\nmachine "b\n', NETRC_ME),
-    ("comment lines", b"# one\n  # machine a.test login x password y\n"
-                      b"machine a.test # two\n#three \"\nlogin me password secret\n", NETRC_ME),
-    ("behind an entry", b"machine a.test login me password secret # login you\n", NETRC_ME),
-    ("behind another's", b"machine b.test login you password other # don't, \"ever\n"
-                         b"machine a.test login me password secret #\n", NETRC_ME),
-    ("between keyword and value", b"machine a.test login me password\n # other\nsecret", NETRC_ME),
-    ("hash in a password", b"machine a.test login me password se#cret", ("me", "se#cret")),
-    ("hash first in a password", b"machine a.test login me password \"#secret\"\n",
-     ("me", "#secret")),
-    ("macro first", b"macdef init\nmachine a.test login x password y\n\n"
-                    b"machine a.test login me password secret\n", NETRC_ME),
-    ("macro between", b"machine b.test login x password y\nmacdef init\n"
-                      b"machine a.test login x password \"y\n\n"
-                      b"machine a.test login me password secret\n", NETRC_ME),
-    ("macro without an end", b"macdef init\nmachine a.test login x password y\n", None),
-    ("macro with CR LF", b"macdef init\r\nmachine a.test login x password y\r\n\r\n"
-                         b"machine a.test login me password secret\r\n", NETRC_ME),
-    ("macro after a login", b"machine a.test login me\nmacdef x\nput\n\npassword secret\n", NETRC_ME),
-    ("UTF-8", "machine a.test login mé password géheim".encode(), ("mé", "géheim")),
-    ("Latin-1", b"machine a.test login m\xe9 password \xff\xfe",
-     ("m\udce9", "\udcff\udcfe")),
-    ("no-break space is no blank", "machine a.test login me password a\xa0b\x85c".encode(),
-     ("me", "a\xa0b\x85c")),
-    ("other line ends are none", "machine a.test login me password a\u2028b\x0bc\x1cd".encode(),
-     ("me", "a\u2028b\x0bc\x1cd")),
-    ("byte order mark", b"\xef\xbb\xbfmachine a.test login me password secret", NETRC_ME),
-    ("default", b"default login all password everybodys\n", None),
-    ("default behind", b"machine b.test login x password y\ndefault login all password p\n", None),
-    ("default is no part of an entry", b"machine a.test login me\ndefault password everybodys",
-     ("me", "")),
-]
-
-NETRC_USERS: list[tuple[str, bytes, str, Any]] = [  # name, file, user, expected
-    ("the user's entry", b"machine a.test login you password other\n"
-                         b"machine a.test login me password secret\n", "me", NETRC_ME),
-    ("the first entry", b"machine a.test login me password secret\n", "me", NETRC_ME),
-    ("password first", b"machine a.test password secret login me\n", "me", NETRC_ME),
-    ("nobody", b"machine a.test login you password other\n", "me", None),
-    ("case counts", b"machine a.test login NETRC_ME password other\n", "me", None),
-    ("another host's", b"machine b.test login me password other\n", "me", None),
-    ("anybody's", b"machine a.test password secret\n", "me", NETRC_ME),
-    ("no password", b"machine a.test login me\n", "me", None),
-    ("no password, then one", b"machine a.test login me\nmachine a.test login me password secret",
-     "me", NETRC_ME),
-    ("default", b"default login me password everybodys\n", "me", None),
-]
-
-NETRC_BROKEN: list[tuple[str, bytes, str]] = [
-    ("quote", b'machine b.test login you password "s3cret\n', "line 1: a quote is not closed"),
-    ("quote further down", b'#\n\nmachine b.test\npassword "s3cret\nmachine a.test login "me"\n',
-     "line 4: a quote is not closed"),
-    ("quote after CRs", b'#\r\n\r\n"s3cret\r\n', "line 3: a quote is not closed"),
-    ("backslash", b'machine b.test password "s3cret\\', "line 1: a quote is not closed"),
-    ("escaped quote", b'machine b.test password "s3cret\\"\n', "line 1: a quote is not closed"),
-    ("over lines", b'machine b.test password "s3cret\ns3cret"\n', "line 1: a quote is not closed"),
-    ("unknown word", b'machine b.test "s3cret\n', "line 1: a quote is not closed"),
-    ("password", b"machine b.test login s3cret\npassword\n\n# x\n",
-     "nothing follows 'password'"),
-    ("PASSWORD", b"machine b.test login x PASSWORD # s3cret\n", "nothing follows 'password'"),
-    ("machine at the end", b"machine\n# c", "nothing follows 'machine'"),
-]
-
-
-class SomebodyElsesNetworkChoices(unittest.TestCase):
-    """Which proxy, which address, which password: tables of values."""
-
-    def test_no_proxy_table(self) -> None:
-        """The superset of what clients agree on."""
-        x, ip, six = "http://x.corp.test", "http://127.0.0.1:8080", "https://[fd00::1]"
-        rows = [  # NO_PROXY, URL, whether it goes straight there
-            ("corp.test", x, True),
-            ("CORP.TEST", x, True),
-            ("foo, corp.test", x, True),
-            ("foo corp.test", x, True),                      # blanks, as in libproxy and Go
-            (".corp.test", x, True),
-            ("*.corp.test", x, True),
-            ("*.corp.test", "http://corp.test", True),
-            (".x.corp.test", x, True),                       # leading dot, the host itself
-            ("x.corp.test.", x, True),                       # the dot of the root, on either side
-            ("x.corp.test", "http://x.corp.test.", True),
-            ("orp.test", x, False),                          # no dot boundary (bpo-39057)
-            ("corp.test", "http://notcorp.test", False),
-            ("y.x.corp.test", x, False),
-            ("corp", x, False),
-            ("test", x, True),
-            ("*", x, True),
-            ("foo,*", x, True),
-            ("*,foo", six, True),
-            ("x.*.test", x, False),                          # no wildcard but the first label
-            ("", x, False),
-            (",, ,", x, False),
-            (".", x, False),
-            ("127.0.0.0/8", ip, True),                       # CIDR
-            ("127.0.0.1/8", ip, True),                       # with host bits set
-            ("10.0.0.0/8", ip, False),
-            ("127.0.0.1", ip, True),
-            ("0.0.1", ip, False),                            # no suffixes of addresses
-            ("127.0.0.1:8080", ip, True),
-            ("127.0.0.1:80", ip, False),
-            ("fd00::/8", six, True),
-            ("fd00::1", six, True),
-            ("FD00:0::1", six, True),                        # compared as addresses
-            ("[fd00::1]", six, True),
-            ("[fd00::1]:443", six, True),                    # the scheme's own port
-            ("[fd00::1]:80", six, False),
-            ("::1", "http://[::1]", True),                   # undici #5623
-            ("::/0", ip, False),
-            ("0.0.0.0/0", ip, True),
-            ("0.0.0.0/0", x, False),                         # names are not looked up
-            ("x.corp.test:80", x, True),                     # the port that is not written
-            ("corp.test:80", x, True),
-            ("*.corp.test:80", x, True),
-            ("x.corp.test:81", x, False),
-            ("x.corp.test:80", "https://x.corp.test", False),
-            ("x.corp.test:443", "https://x.corp.test", True),
-            ("x.corp.test:8080", "http://x.corp.test:8080", True),
-            ("*:8080", ip, True),
-            ("10.0.0.0/8:80", "http://10.1.2.3", True),
-            ("10.0.0.0/99, [, ], :, :80, a:b, " + "9" * 5000, x, False),
-        ]
-        for no_proxy, url, direct in rows:
-            with self.subTest(no_proxy=no_proxy[:60], url=url):
-                self.assertIs(bypasses_proxy(no_proxy, parse_url(url).origin), direct)
-                with mock.patch.dict(os.environ, {
-                        "all_proxy": "proxy.test", "no_proxy": no_proxy, "NO_PROXY": "*"}, clear=True):
-                    chosen = choose_proxy(parse_url(url).origin)
-                self.assertIs(chosen is None, direct)  # lower case wins
-
-    def test_choose_proxy(self) -> None:
-        rows: list[tuple[dict[str, str], str | None, str | None]] = [  # for http, for https
-            ({}, None, None),
-            ({"http_proxy": "p"}, "http://p:80 (from http_proxy)", None),
-            ({"https_proxy": "http://p:3128"}, None, "http://p:3128 (from https_proxy)"),
-            ({"HTTP_PROXY": "p:1"}, "http://p:1 (from http_proxy)", None),
-            ({"HTTPS_PROXY": "p:1"}, None, "http://p:1 (from https_proxy)"),
-            ({"http_proxy": "p:1", "HTTP_PROXY": "q:1"}, "http://p:1 (from http_proxy)", None),
-            ({"HTTP_PROXY": "p:1", "REQUEST_METHOD": "GET"}, None, None),  # httpoxy
-            ({"HTTP_PROXY": "p:1", "REQUEST_METHOD": "GET", "ALL_PROXY": "q:1"},
-             "http://q:1 (from all_proxy)", "http://q:1 (from all_proxy)"),
-            ({"http_proxy": "p:1", "REQUEST_METHOD": "GET"}, "http://p:1 (from http_proxy)", None),
-            ({"HTTPS_PROXY": "p:1", "REQUEST_METHOD": "GET"}, None,
-             "http://p:1 (from https_proxy)"),
-            ({"all_proxy": "socks5h://p", "https_proxy": "q:1"},
-             "socks5h://p:1080 (from all_proxy)", "http://q:1 (from https_proxy)"),
-            ({"all_proxy": "p:1", "https_proxy": ""},               # as curl has it
-             "http://p:1 (from all_proxy)", "http://p:1 (from all_proxy)"),
-            ({"http_proxy": "", "HTTP_PROXY": "p:1"}, None, None),
-            ({"all_proxy": "p:1", "NO_PROXY": "h.test"}, None, None),
-            ({"all_proxy": "p:1", "NO_PROXY": "h.test", "no_proxy": ""},
-             "http://p:1 (from all_proxy)", "http://p:1 (from all_proxy)"),
-            ({"all_proxy": "p:1", "no_proxy": "h.test:443"}, "http://p:1 (from all_proxy)", None),
-        ]
-        for environ, *expected in rows:
-            with self.subTest(environ=environ), mock.patch.dict(os.environ, environ, clear=True):
-                found = [choose_proxy(Origin(scheme, "h.test", port))
-                         for scheme, port in (("http", 80), ("https", 443))]
-                self.assertEqual([proxy and str(proxy) for proxy in found], expected)
-
-    def test_settings_of_the_system(self) -> None:
-        with mock.patch.dict(os.environ, clear=True), mock.patch.object(sys, "platform", "darwin"), mock.patch(
-                "urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), mock.patch(
-                "urllib.request.proxy_bypass", lambda host: host == "inside.test"):
-            chosen = choose_proxy(Origin("https", "h.test", 443))
-            self.assertEqual(str(chosen), "http://mac:8080 (from the system's settings)")
-            self.assertIsNone(choose_proxy(Origin("https", "inside.test", 443)))
-            self.assertIsNone(choose_proxy(Origin("http", "h.test", 80)))
-            os.environ["ALL_PROXY"] = "p:1"
-            chosen = choose_proxy(Origin("https", "h.test", 443))
-            self.assertEqual(str(chosen), "http://p:1 (from all_proxy)")
-
-    def test_parse_proxy(self) -> None:
-        rows = [
-            ("p", ("http", "p", 80, "")),
-            ("p:3128", ("http", "p", 3128, "")),
-            ("HTTP://P:3128/", ("http", "p", 3128, "")),
-            ("http://p:80", ("http", "p", 80, "")),
-            ("http://p:3128?x", ("http", "p", 3128, "")),
-            ("https://p", ("https", "p", 443, "")),
-            ("https://p:80", ("https", "p", 80, "")),
-            ("socks5://p", ("socks5", "p", 1080, "")),
-            ("socks5h://me:a%40b@[::1]:9", ("socks5h", "::1", 9, "me:a%40b")),
-            ("me:pw@p:1", ("http", "p", 1, "me:pw")),
-            ("10.0.0.1:8080", ("http", "10.0.0.1", 8080, "")),
-            ("http://bücher.test", ("http", "xn--bcher-kva.test", 80, "")),
-        ]
-        for text, expected in rows:
-            with self.subTest(text):
-                self.assertEqual(tuple(parse_proxy(text, "x")), (*expected, "x"))
-        for text in ("socks4://me:secret@p", "ftp://p", "me:secret://se@cret@p", "", "http://",
-                     "http://me:secret@p:99999", "http://me:sec/ret@p:1", "p q", "http://p\n:1",
-                     "direct://", "http://me:se cret@p", "me:" + "secret" * 50 + "@p"):
-            with self.subTest(text), self.assertRaisesRegex(ProxyError, "^http_proxy: ") as caught:
-                parse_proxy(text, "http_proxy")  # fails closed: never a direct connection
-            self.assertNotIn("cret", str(caught.exception))
-
-    def test_netrc_auth(self) -> None:
-        folder = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, folder)
-        path = os.path.join(folder, ".netrc")
-
-        def found(data: bytes, host: str = "a.test", user: str = "") -> Any:
-            with open(path, "wb") as file:
-                file.write(data)
-            return netrc_auth(path, host, user)
-
-        for name, data, expected in NETRC:
-            with self.subTest(name):
-                self.assertEqual(found(data), expected)
-        for name, data, user, expected in NETRC_USERS:
-            with self.subTest(name, user=user):
-                self.assertEqual(found(data, user=user), expected)
-        hosts = (b"machine A.test login 1 password 1 machine ::1 login 2 password 2\n"
-                 b"machine default login 3 password 3 default login 4 password 4\n")
-        for host, login in (("a.test", "1"), ("::1", "2"), ("default", "3"),
-                            ("a.test.", None), ("login", None), ("x.a.test", None)):
-            with self.subTest(host):
-                self.assertEqual(found(hosts, host), login and (login, login))
-        for name, data, text in NETRC_BROKEN:
-            with self.subTest(name), self.assertRaises(AsyncGetError) as caught:
-                found(data)
-            self.assertEqual((str(caught.exception), caught.exception.exit_code),
-                             (f"cannot read {path!r}: {text}", 26))
-            self.assertNotIn("s3cret", repr(caught.exception.__context__))
-        for wrong in (path + "/x", path + "\0", folder, ""):
-            with self.subTest(wrong), self.assertRaisesRegex(AsyncGetError, "^cannot read"):
-                netrc_auth(wrong, "a.test")
-        found(b"machine a.test login me password secret\n")
-        with mock.patch.dict(os.environ, HOME=folder, USERPROFILE=folder):
-            self.assertEqual(netrc_auth(True, "a.test"), NETRC_ME)
-
-    @unittest.skipUnless(shutil.which("curl"), "not installed: curl")
-    def test_netrc_as_curl(self) -> None:
-        """Rows that every curl reads alike; those of odd files differ between its versions."""
-        same = {"one line", "lines", "CR LF", "capitals", "password first", "the first of two",
-                "odd word behind", "no password", "no login", "quoted blanks", "quoted quote",
-                "quoted n r t", "comment lines", "hash in a password", "macro first", "UTF-8"}
-        with tempfile.TemporaryDirectory() as folder, beside(
-                *[[READ, answer(b"", "Connection: close"), CLOSE]] * len(same)) as (url, _):
-            path, port = os.path.join(folder, "netrc"), url.rpartition(":")[2]
-            for name, data, expected in NETRC:
-                if name in same:
-                    same.remove(name)
-                    with open(path, "wb") as file:
-                        file.write(data)
-                    sent = subprocess.run(
-                        ["curl", "-qsv", "--noproxy", "*", "--netrc-file", path, "--resolve",
-                         f"a.test:{port}:127.0.0.1", f"http://a.test:{port}/"], timeout=20,
-                        capture_output=True, env={"PATH": os.environ["PATH"]}).stderr.decode()
-                    with self.subTest(name):
-                        self.assertIn(f"> Authorization: {basic(*expected)}", sent)
-        self.assertEqual(same, set())
+    def folder(self) -> str:
+        """The path of an empty folder."""
+        path = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, path)
+        return path
 
     def test_resolved(self) -> None:
         h = Origin("https", "h.test", 443)
         rows: list[tuple[dict[str, str], Origin, str | None]] = [
-            ({"h.test:443": "127.0.0.1"}, h, "127.0.0.1"),
-            ({"H.Test:443": "127.0.0.1"}, h, "127.0.0.1"),
-            ({"h.test:0443": "[::1]"}, h, "::1"),
+            ({"H.Test:0443": "[::1]"}, h, "::1"),
             ({"h.test:80": "127.0.0.1"}, h, None),
             ({"x.h.test:443": "127.0.0.1"}, h, None),
             ({"*:443": "127.0.0.2", "h.test:443": "127.0.0.1"}, h, "127.0.0.2"),  # the first
             ({"[0::1]:80": "::2"}, Origin("http", "::1", 80), "::2"),
             ({"BÜCHER.test:443": "::2"}, Origin("https", "xn--bcher-kva.test", 443), "::2"),
         ]
-        for resolve, origin_, address in rows:
+        for resolve, asked, address in rows:
             with self.subTest(resolve=resolve):
-                self.assertEqual(resolved(resolve, origin_), address)
+                self.assertEqual(resolved(resolve, asked), address)
         for key in ("h.test", "h.test:", "443", "h.test:https", "a/b:443"):
             with self.subTest(key), self.assertRaises(InvalidURL):
                 resolved({key: "127.0.0.1"}, h)
-
-    def test_callers_may_not_speak_to_the_proxy(self) -> None:
-        for name in ("Proxy-Authorization", "Upgrade", "Expect"):
-            with self.subTest(name), self.assertRaises(InvalidHeader) as caught:
-                Session(headers={name: "secret"})
-            self.assertNotIn("secret", str(caught.exception))
 
     def test_tls_context(self) -> None:
         own = ssl.create_default_context()
@@ -4691,885 +4399,68 @@ class SomebodyElsesNetworkChoices(unittest.TestCase):
         self.assertEqual((default.verify_mode, default.check_hostname), (ssl.CERT_REQUIRED, True))
         only = tls_context(pem("ca"))  # takes the store's place: CVE-2016-9015
         self.assertEqual(len(only.get_ca_certs()), 1)
-        for cert in ((pem("client"), pem("encrypted_key")),         # asks no terminal
-                     (pem("client"), pem("encrypted_key"), "wrong-secret"),
-                     (pem("client"), pem("encrypted_key"), 17), (None,),
-                     ("/none", "/none", "secret"),
-                     [pem("client"), pem("encrypted_key"), b"wrong-secret"]):
+        locked = (pem("client"), pem("encrypted_key"))
+        for cert in (locked, (*locked, "wrong-secret"), [*locked, b"wrong-secret"], (*locked, 17),
+                     (None,), ("/none", "/none", "secret")):
             with self.subTest(cert=cert), self.assertRaisesRegex(TLSError, "client cert") as caught:
-                tls_context(True, cert)
+                tls_context(pem("ca"), cert)
             self.assertEqual(caught.exception.exit_code, 58)
             self.assertNotIn("secret", str(caught.exception))
-        tls_context(True, (pem("client"), pem("encrypted_key"), "secret"))
+        tls_context(pem("ca"), (*locked, "secret"))
         with mock.patch.object(ssl.SSLContext, "load_cert_chain") as load:
-            tls_context(True, pem("client"))
+            tls_context(pem("ca"), pem("client"))
         self.assertIsNotNone(load.call_args[0][2])  # None: OpenSSL would ask on the terminal
         for verify in ("/none", None, 7.5, "a\0b"):
             with self.subTest(verify=verify), self.assertRaisesRegex(TLSError, "verify="):
                 tls_context(verify)
 
-    def test_trusted(self) -> None:
-        with mock.patch.dict(os.environ, {"SSL_CERT_FILE": "/none/ca.pem", "SSL_CERT_DIR": "/"}):
-            text = trusted(True)
-        self.assertIn("SSL_CERT_FILE (/none/ca.pem, which is not there)", text)
-        self.assertIn("SSL_CERT_DIR (/)", text)
-        self.assertIn("verify='/tmp'", trusted("/tmp"))
-        self.assertIn("openssl rehash", trusted("/tmp"))
-        self.assertIn("SSLContext", trusted(ssl.create_default_context()))
-
-
-# ==== proxies, scripted =======================================================
-
-class SomebodyElsesNetworkProxies(AsyncCase):
-    """What goes to a proxy byte for byte, and what its answers may do to us."""
-
-    async def test_absolute_form(self) -> None:
-        head = ("GET http://h.test/a%2Fb?q=1 HTTP/1.1\r\nHost: h.test\r\nUser-Agent: x\r\n"
-                "Accept: */*\r\n")
-        for userinfo, value in (("", ""), ("me:pw@", basic("me", "pw")),
-                                ("m%40e:p%3Aw%2F@", basic("m@e", "p:w/"))):
-            extra = f"Proxy-Authorization: {value}\r\n" if value else ""
-            with self.subTest(userinfo):
-                async with scripted([READ, answer()]) as server:
-                    await asyncget.get(
-                        "http://h.test/a%2Fb?q=1#top", proxy=f"{userinfo}127.0.0.1:{server.port}",
-                        headers={"User-Agent": "x", "Accept-Encoding": None})
-                sent = head.replace("Accept: */*\r\n", "").encode()
-                lines = server.requests[0].split(b"\r\n")
-                self.assertEqual(sorted(lines), sorted(
-                    (head + extra + "\r\n").encode().split(b"\r\n")))
-                self.assertTrue(server.requests[0].startswith(sent[:40]))
-        async with scripted([READ, answer()]) as server:  # a port that is not the scheme's own
-            await asyncget.get("http://h.test:8080", proxy=server.url)
-        self.assertEqual((server.targets(), field(server.requests[0], "host")),
-                         (["http://h.test:8080/"], ["h.test:8080"]))
-
-    async def test_connect(self) -> None:
-        agent = f"User-Agent: asyncget/{asyncget.__version__}\r\n"
-        async with origin("other") as server, proxy() as via:
-            port = server.port
-            for userinfo, extra in (("", ""),
-                                    ("me:pw@", f"Proxy-Authorization: {basic('me', 'pw')}\r\n")):
-                with self.subTest(userinfo):
-                    response = await asyncget.get(
-                        f"https://u:p@other.test:{port}/x", proxy=userinfo + via.url,
-                        verify=pem("ca"), headers={"X-Own": "1", "User-Agent": "mine"},
-                        cookies={"a": "b"})
-                    self.assertEqual(response.content, b"ok")
-                    self.assertEqual(response.timing.reused, False)
-                    self.assertEqual(via.requests.pop().decode(),
-                                     f"CONNECT other.test:{port} HTTP/1.1\r\n"
-                                     f"Host: other.test:{port}\r\n{agent}{extra}\r\n")
-                    inside = server.requests.pop()
-                    self.assertTrue(inside.startswith(b"GET /x HTTP/1.1\r\n"))
-                    self.assertEqual(field(inside, "proxy-authorization"), [])
-                    self.assertEqual(field(inside, "authorization"), [basic("u", "p")])
-        async with scripted([READ, answer(b"", status="403 No")], again=True) as server:
-            for url, target in (("https://h.test/", "h.test:443"), ("https://[::1]/", "[::1]:443")):
-                with self.assertRaises(ProxyError):  # the port stands there always
-                    await asyncget.get(url, proxy=server.url)
-                self.assertEqual(server.targets().pop(), target)
-
-    async def test_tunnel_is_kept(self) -> None:
-        async with origin("other") as server, proxy() as via, Session(
-                proxy=via.url, verify=pem("ca")) as session:
-            first = await session.get(f"https://other.test:{server.port}/1")
-            second = await session.get(f"https://other.test:{server.port}/2")
-        self.assertEqual((first.timing.reused, second.timing.reused), (False, True))
-        self.assertEqual((len(via.requests), server.connections), (1, 1))
-
-    async def test_tunnel_of_a_fussy_proxy(self) -> None:
-        """RFC 9110 9.3.6: length and coding of a 2xx to CONNECT mean nothing; 1xx may precede."""
-        for head in (b"HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n", b"HTTP/1.1 299 x\r\n\r\n",
-                     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
-                     b"HTTP/1.1 100 C\r\n\r\n" * 3 + OPENED, b"HTTP/1.1 200\nX: 1\n\n"):
-            with self.subTest(head):
-                async with origin("other") as server, proxy() as via:
-                    via.established = head
-                    response = await asyncget.get(f"https://other.test:{server.port}/",
-                                                  proxy=via.url, verify=pem("ca"))
-                    self.assertEqual(response.content, b"ok")
-
-    async def test_tunnel_refused(self) -> None:
-        html = b"<html><style>b</style>\n<head><title>ERROR: blocked</title></head>\n"
-        many = b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20
-        rows: list[tuple[str, list[Any], str]] = [
-            ("407", [answer(b"no ticket\nmore", status="407 Proxy Authentication Required")],
-             r"refused a tunnel to h.test:443: 407 Proxy Authentication Required \(give user and "
-             r"password in the proxy's URL\); it says b'no ticket' \(after 0.\d\d s\)"),
-            ("407 all the same", [answer(b"", "Proxy-Authenticate: NTLM", "Proxy-Authenticate: "
-                                         "Negotiate abc", status="407 x")],
-             r"407 x \(the user and password in its URL were refused; it asks for NTLM, Negotiate\)"),
-            ("401 all the same", [answer(b"", status="401 x")],
-             r"401 x \(the user and password in its URL were refused"),
-            ("body", [b"HTTP/1.1 403 No\r\n\r\n\n  because \r\n"], "says b'because'"),
-            ("late body", [b"HTTP/1.1 403 No\r\n\r\n", 0.02, b"because\r\n"], "403 No"),
-            ("HTML", [answer(b"<p>\n<b>Denied</b> by rule", status="403 x")], "b'Denied by rule'"),
-            ("HTML title", [answer(html.replace(b"b<", b"<"), status="403 x")], "ERROR: blocked"),
-            ("chunked", [b"HTTP/1.1 502 x\r\nTransfer-Encoding: chunked\r\n\r\n"
-                         b"3\r\nabc\r\n0\r\n\r\n"],
-             "502 x; it says b'abc'"),
-            ("no body", [answer(b"", status="503 Busy")], r"503 Busy \(after"),
-            ("no reason", [b"HTTP/1.0 403\r\nContent-Length: 0\r\n\r\n"], "h.test:443: 403 "),
-            ("body never comes", [b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n"], "403 No"),
-            ("bad framing", [b"HTTP/1.1 403 No\r\nContent-Length: x\r\n\r\nabc"], "403 No"),
-            ("escapes", [answer(b"\x1b[2Jx", status="403 \x9b31m")], r"x1b\[2Jx"),
-            ("redirect", [answer(b"", "Location: http://evil.test/", status="302 Found")], "302"),
-            ("garbage", [b"SSH-2.0-OpenSSH\r\n"], "did not answer CONNECT h.test:443: not an HTTP"),
-            ("half a head", [b"HTTP/1.1 200 OK\r\nX: ", CLOSE], "ended inside the head"),
-            ("no answer", [CLOSE], "did not answer CONNECT.*empty reply"),
-            ("reset", [RESET], "closed the connection"),
-            ("101", [b"HTTP/1.1 101 x\r\n\r\n"], "101"),
-            ("interim for ever", [many], "interim"),
-            ("endless head", [b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000], "head"),
-            ("bytes behind the head", [OPENED + answer()], "before it was in use: b'HTTP/1.1 200"),
-            ("one byte behind", [OPENED + b"\x16"], "before it was in use"),
+    async def test_certificates(self) -> None:
+        """CVE-2021-28363: what a proxy tunnels, is checked as well, and for the origin's name."""
+        rows: list[tuple[str, str, Any, str]] = [  # certificate, host, verify, complaint
+            ("expired", "localhost", pem("ca"), r"expired \(after 0.\d\d s\)\Z"),
+            ("other", "localhost", pem("ca"),
+             r"Hostname mismatch.*'localhost'.* \(after 0.\d\d s\)\Z"),
+            ("other", "127.0.0.1", pem("ca"), "IP address mismatch"),
+            ("self_signed", "localhost", pem("ca"),
+             f"self.signed certificate.*trusted are those in verify='{pem('ca')}'"),
+            ("leaf", "localhost", True, "SSL_CERT_FILE"),
         ]
-        for name, steps, text in rows:
-            with self.subTest(name):
-                async with scripted([READ, *steps]) as server, Session(
-                        proxy=server.url.replace("//", "//me:s3cret@" * (
-                            "all the same" in name) or "//"), retries=2) as session:
-                    with self.assertRaisesRegex(ProxyError, text) as caught:
-                        await session.get("https://h.test/")
-                    self.assertIn(f"proxy {server.url} (from proxy=) ", str(caught.exception))
-                    self.assertNotIn("s3cret", str(caught.exception))
-                    self.assertEqual(caught.exception.url, "https://h.test/")
-                    self.assertIn("Pool 0 of", repr(session))
-                    self.assertEqual(server.connections, 1)
-                    await until(lambda: not server.open)
+        for name, host, verify, text in rows:
+            async with origin(name) as server, proxy() as via, proxy(SocksProxy) as socks, \
+                    Session() as session:
+                url = f"https://{host}:{server.port}/"
+                for way in (None, f"http://{via.url}", f"socks5h://{socks.url}"):
+                    with self.subTest(name, host=host, way=way):
+                        with self.assertRaisesRegex(TLSError, f"certificate of {host}:{server.port}"
+                                                    f".*{way or ''}.*{text}") as caught:
+                            await session.get(url, verify=verify, proxy=way)
+                        self.assertEqual((caught.exception.exit_code, server.requests), (60, []))
+                        self.assertTrue((await session.get(url, verify=False, proxy=way)).ok)
+                        server.requests.clear()
 
-    async def test_tunnel_broken_in_the_handshake(self) -> None:
-        hello = [READ, OPENED, 0.02]
-        rows: list[tuple[str, list[Any], type[ConnectError], str]] = [
-            ("plain answer", [*hello, answer()], TLSError, "after.*no TLS is spoken"),
-            ("closed", [*hello, CLOSE], ConnectError, "handshake with h.test:443|ended the tunnel"),
-            ("closed at once", [READ, OPENED, CLOSE], ConnectError, "handshake|ended the tunnel"),
-            ("reset", [*hello, RESET], TLSError, "handshake with h.test:443 through proxy http://127"),
-        ]
-        for name, steps, kind, text in rows:
-            with self.subTest(name):
-                async with scripted(steps) as server, Session(proxy=server.url) as session:
-                    with self.assertRaisesRegex(kind, text):
-                        await session.get("https://h.test/")
-                    self.assertIn("Pool 0 of", repr(session))
-                    await until(lambda: not server.open)
-
-    async def test_silence_in_each_phase(self) -> None:
-        never = asyncio.Event()
-
-        async def mute(*_: Any, **__: Any) -> Any:
-            await never.wait()
-
-        rows: list[tuple[list[Any], str, str, str]] = [
-            ([], "https", "answer of the proxy", "h.test:443 through proxy http://127"),
-            ([READ, b"HTTP/1.1 2"], "https", "answer of the proxy", "through proxy"),
-            ([READ, OPENED], "https", "TLS handshake", "h.test:443 through proxy http://127"),
-            ([READ], "http", "response head", "h.test:80 through proxy"),
-        ]
-        for steps, scheme, phase, where in rows:
-            for limit in ("timeout", "deadline"):
-                with self.subTest(phase, steps=steps, limit=limit):
-                    async with scripted(steps) as server, Session(proxy=server.url) as session:
-                        with self.assertRaisesRegex(
-                                TimedOut, f"no {phase}.* within 0.1 s.*{where}") as caught:
-                            await session.get(f"{scheme}://h.test/",
-                                              **{limit: 0.1})  # type: ignore[arg-type]
-                        self.assertEqual((caught.exception.phase, caught.exception.exit_code),
-                                         (phase, 28))
-                        await until(lambda: not server.open)
-        with self.assertRaisesRegex(TimedOut, "no connection within 0.1 s: proxy http://p.test:80 "
-                                              r"\(from proxy=\)"):
-            await asyncget.get("http://h.test/", proxy="p.test", timeout=0.1, open_connection=mute)
-        with mock.patch.dict(os.environ, all_proxy="socks5://p.test"), self.assertRaisesRegex(
-                TimedOut, r"proxy socks5://p.test:1080 \(from all_proxy\)"):
-            await asyncget.get("http://h.test/", timeout=0.1, open_connection=mute)
-
-    async def test_each_phase_has_its_own_time(self) -> None:
-        async with origin("other") as server, proxy() as via:
-            def slowly(head: bytes) -> list[Any]:
-                return [0.15, OPENED]
-
-            async with scripted([READ, slowly, HOLD]) as slow:
-                with self.assertRaises(TimedOut) as caught:
-                    await asyncget.get("https://h.test/", proxy=slow.url, timeout=0.25)
-                self.assertEqual(caught.exception.phase, "TLS handshake")
-            self.assertTrue((await asyncget.get(f"https://other.test:{server.port}/", proxy=via.url,
-                                                verify=pem("ca"), timeout=None)).ok)
-
-    async def test_cancelled_in_each_phase(self) -> None:
-        for steps in ([], [READ, b"HTTP"], [READ, OPENED],
-                      [READ, b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n"]):
-            with self.subTest(steps):
-                async with scripted(steps) as server, Session(proxy=server.url) as session:
-                    task = asyncio.ensure_future(session.get("https://h.test/"))
-                    await asyncio.sleep(0.05)
-                    task.cancel()
-                    with self.assertRaises(asyncio.CancelledError):
-                        await task
-                    self.assertIn("Pool 0 of", repr(session))
-                    await until(lambda: not server.open)
-
-    async def test_session_closed_in_each_phase(self) -> None:
-        for steps in ([], [READ, b"HTTP"], [READ, OPENED]):
-            with self.subTest(steps):
-                async with scripted(steps) as server:
-                    session = Session(proxy=server.url)
-                    task = asyncio.ensure_future(session.get("https://h.test/", timeout=1))
-                    await asyncio.sleep(0.05)
-                    await asyncio.wait_for(session.close(), 1)
-                    with self.assertRaises(AsyncGetError):
-                        await task
-                    await until(lambda: not server.open)
-
-    async def test_origin_of_the_tunnel_is_checked(self) -> None:
-        """CVE-2021-28363: the proxy's certificate and the origin's are two things."""
-        async with origin("leaf") as server, proxy() as via:
-            with self.assertRaisesRegex(TLSError, "certificate of h.test:[0-9]+ through proxy "
-                                                  "http://127.*Hostname mismatch"):
-                await asyncget.get(f"https://h.test:{server.port}/", proxy=via.url,
-                                   verify=pem("ca"))
-            with self.assertRaisesRegex(TLSError, "through proxy.*SSL_CERT_FILE"):
-                await asyncget.get(f"https://localhost:{server.port}/", proxy=via.url)
-            self.assertEqual(server.requests, [])
-            options = {"proxy": via.url, "verify": pem("ca")}
-            await asyncget.get(f"https://localhost:{server.port}/", **options)
-            await asyncget.get(f"https://localhost.:{server.port}/", **options)  # RFC 6066 3
-            self.assertEqual(field(server.requests[1], "host"), [f"localhost.:{server.port}"])
-
-    async def test_https_proxy(self) -> None:
-        async with origin() as server, proxy(tls=server_tls()) as via:
-            url = f"http://h.test:{server.port}/"
-            response = await asyncget.get(url, proxy=f"https://me:pw@{via.url}", verify=pem("ca"))
-            self.assertEqual(response.content, b"ok")
-            self.assertIn(basic("me", "pw"), field(via.requests[0], "proxy-authorization"))
-            with self.assertRaisesRegex(TLSError, "certificate of proxy https://127.0.0.1:.*refused"):
-                await asyncget.get(url, proxy=f"https://{via.url}")
-        async with proxy(tls=server_tls("other")) as via:
-            with self.assertRaisesRegex(TLSError, "of proxy .*address mismatch") as caught:
-                await asyncget.get("http://h.test/", proxy=f"https://{via.url}", verify=pem("ca"))
-            self.assertEqual(caught.exception.exit_code, 60)
-            self.assertEqual(via.requests, [])
-
-    async def test_plain_proxy_taken_for_https(self) -> None:
-        async def bad_request(reader: Any, writer: Any) -> None:
-            await reader.read(1)
-            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            await writer.drain()
-            writer.close()
-
-        listener = await asyncio.start_server(bad_request, "127.0.0.1", 0)
-        port = listener.sockets[0].getsockname()[1]
-        with self.assertRaisesRegex(TLSError, r"handshake with proxy https://127.0.0.1:\d+ \(from "
-                                              r"http_proxy\) .*begin with http://"):
-            with mock.patch.dict(os.environ, http_proxy=f"https://127.0.0.1:{port}"):
-                await asyncget.get("http://h.test/")  # a common slip
-        with self.assertRaisesRegex(TLSError, "handshake with 127.0.0.1:.*begin with http://"):
-            await asyncget.get(f"https://127.0.0.1:{port}/")
-        listener.close()
-        await listener.wait_closed()
-
-    async def test_tls_in_tls(self) -> None:
-        loop = asyncio.get_running_loop()
-        handler = loop.get_exception_handler()
-        assert handler
-        # Before 3.11.8 and 3.12.2 asyncio stumbles on each error in TLS in TLS, and logs that.
-        loop.set_exception_handler(lambda loop, context: None if "_abort" in repr(
-            context.get("exception")) else handler(loop, context))
-        async with origin("other") as server, proxy(tls=server_tls()) as via, Session(
-                proxy=f"https://me:pw@{via.url}", verify=pem("ca")) as session:
-            url = f"https://other.test:{server.port}/"
-            if not TLS_IN_TLS:
-                with self.assertRaisesRegex(ProxyError, "needs Python 3.11.*http:// proxy"):
-                    await session.get(url)
-                self.assertEqual(via.connections, 0)  # said before anything is sent
-                return
-            self.assertEqual((await session.get(url)).content, b"ok")
-            self.assertTrue((await session.get(url)).timing.reused)
-            self.assertEqual(len(via.requests), 1)
-            with self.assertRaisesRegex(TLSError, "certificate of h.test:.* through proxy https://"):
-                await session.get(f"https://h.test:{server.port}/")
-            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-                context = server_tls("other", client_ca=True)
-                context.maximum_version = version
-                with demanding(context) as port:
-                    with self.assertRaisesRegex(TLSError, "other.test:.*cert="):
-                        await session.get(f"https://other.test:{port}/")
-            for end in (CLOSE, CUT, RESET):
-                async with scripted([READ, answer()[:-1], end], tls=server_tls("other")) as cut:
-                    with self.assertRaises(IncompleteBody):
-                        await session.get(f"https://other.test:{cut.port}/")
-        with self.assertRaises(TimedOut):
-            async with scripted([READ, OPENED], tls=server_tls()) as mute:
-                await asyncget.get("https://h.test/", proxy=mute.url, verify=pem("ca"), timeout=0.1)
-
-    async def test_client_certificate_is_the_origins(self) -> None:
-        """A proxy that asks for a certificate does not get the one meant for the origin."""
-        cert = (pem("client"), pem("key"))
-        asking = server_tls(client_ca=True)
-        asking.verify_mode = ssl.CERT_OPTIONAL
-        seen = []
-
-        class Asking(HTTPProxy):
-            async def steps(self, script: Script, reader: Any, writer: Any) -> None:
-                seen.append(writer.get_extra_info("peercert"))
-                await super().steps(script, reader, writer)
-
-        demanding = server_tls("other", client_ca=True)
-        async with scripted([READ, answer(), LOOP], again=True, tls=demanding) as server, proxy(
-                Asking, asking) as via:
-            options: dict[str, Any] = {"verify": pem("ca"), "cert": cert, "timeout": 5}
-            if TLS_IN_TLS:
-                url = f"https://other.test:{server.port}/"
-                self.assertTrue((await asyncget.get(url, proxy=f"https://{via.url}", **options)).ok)
-            async with origin() as plain:
-                await asyncget.get(f"http://h.test:{plain.port}/", proxy=f"https://{via.url}",
-                                   **options)
-        self.assertTrue(seen)
-        self.assertFalse(any(seen))
-
-    async def test_client_certificate_wanted(self) -> None:
-        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-            context = server_tls("other", client_ca=True)
-            context.maximum_version = version
-            with demanding(context) as port:
-                url = f"https://other.test:{port}/"
-                async with proxy() as via:
-                    for through in ({"proxy": via.url}, {"resolve": {f"*:{port}": "127.0.0.1"}}):
-                        with self.subTest(version, through=through):
-                            with self.assertRaisesRegex(TLSError, "other.test:.*cert=") as caught:
-                                await asyncget.get(url, verify=pem("ca"), **through)
-                            self.assertEqual(caught.exception.exit_code, 35)
-                            response = await asyncget.get(
-                                url, cert=(pem("client"), pem("encrypted_key"), "secret"),
-                                verify=pem("ca"), **through)
-                            self.assertEqual(response.content, b"ok")
-
-    async def test_errors_of_the_way(self) -> None:
-        """Which hop, after how long, at which address, from which variable."""
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            port = unused.getsockname()[1]
-            with mock.patch.dict(os.environ, HTTPS_PROXY=f"http://127.0.0.1:{port}"):
-                with self.assertRaisesRegex(
-                        ConnectError, rf"cannot connect to proxy http://127.0.0.1:{port} \(from "
-                        rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.0. s\)") as caught:
-                    await asyncget.get("https://h.test/")
-            self.assertEqual(caught.exception.exit_code, 7)
-            with self.assertRaisesRegex(ConnectError, rf"to h.test:{port} at 127.0.0.1: .*after 0"):
-                await asyncget.get(f"http://h.test:{port}/", resolve={f"*:{port}": "127.0.0.1"})
-            with self.assertRaisesRegex(ConnectError, r"unix:/none/s: .*No such file.*after"):
-                await asyncget.get("https://h.test/", unix_socket="/none/s")
-        for path in ("/" + "x" * 200, "a\0b"):
-            with self.subTest(path), self.assertRaisesRegex(ConnectError, "cannot connect"):
-                await asyncget.get("http://h.test/", unix_socket=path)
-        nowhere = mock.AsyncMock(side_effect=socket.gaierror(-2, "Name or service not known"))
-        rows: list[tuple[dict[str, Any], type[ConnectError], int, str]] = [
-            ({}, ConnectError, 6, "resolve 'h.test', for h.test:80: .*not known.*after"),
-            ({"proxy": "p.test"}, ProxyError, 5, "resolve 'p.test', for proxy http://p.test:80")]
-        for options, kind, code, text in rows:
-            with self.subTest(options), self.assertRaisesRegex(kind, text) as caught:
-                await asyncget.get("http://h.test/", open_connection=nowhere, **options)
-            self.assertEqual((type(caught.exception), caught.exception.exit_code), (kind, code))
-        with mock.patch.object(asyncio, "open_unix_connection"):
-            del asyncio.open_unix_connection  # as on Windows
-            with self.assertRaisesRegex(ConnectError, "no unix sockets"):
-                await asyncget.get("http://h.test/", unix_socket="/x")
-
-    async def test_proxies_from_the_environment(self) -> None:
-        async with origin() as server, origin("leaf") as secure, proxy() as one, proxy() as two:
-            http, https = f"http://localhost:{server.port}/", f"https://localhost:{secure.port}/"
-            environ = {"http_proxy": one.url, "HTTPS_PROXY": two.url}
-
-            async def ways(options: dict[str, Any], **more: str) -> tuple[int, int]:
-                before = len(one.requests), len(two.requests)
-                with mock.patch.dict(os.environ, {**environ, **more}):
-                    for url in (http, https):
-                        self.assertTrue((await asyncget.get(url, verify=pem("ca"), **options)).ok)
-                return len(one.requests) - before[0], len(two.requests) - before[1]
-
-            self.assertEqual(await ways({}), (1, 1))
-            self.assertEqual(await ways({"trust_env": False}), (0, 0))
-            self.assertEqual(await ways({"proxy": None}), (0, 0))
-            self.assertEqual(await ways({"proxy": ""}), (0, 0))
-            self.assertEqual(await ways({}, no_proxy="localhost"), (0, 0))
-            self.assertEqual(await ways({}, NO_PROXY=f"localhost:{server.port}"), (0, 1))
-            self.assertEqual(await ways({"proxy": one.url}, no_proxy="*"), (2, 0))
-            self.assertEqual(await ways({}, https_proxy=one.url), (2, 0))
-            with mock.patch.dict(os.environ, http_proxy="socks4://p"), self.assertRaisesRegex(
-                    ProxyError, "http_proxy: proxies are"):
-                await asyncget.get(http)  # fails closed
-
-
-class SomebodyElsesNetworkSocks(AsyncCase):
-    """SOCKS5 (RFC 1928, RFC 1929)."""
-
-    async def test_bytes(self) -> None:
-        async with origin() as server, proxy(SocksProxy) as via:
-            port = server.port.to_bytes(2, "big")
-            local = b"\x01\x7f\x00\x00\x01"
-            rows = [  # scheme, host in the URL, resolve, address in the SOCKS request
-                ("socks5h", "h.test", None, b"\x03\x06h.test"),
-                ("socks5h", "127.0.0.1", None, local),
-                ("socks5h", "[::1]", None, b"\x04" + bytes(15) + b"\x01"),
-                ("socks5h", "localhost", None, b"\x03\x09localhost"),
-                ("socks5", "127.0.0.1", None, local),
-                ("socks5", "h.test", "127.0.0.1", local),
-                ("socks5", "h.test", "127.0.0.1,::1", local),  # of a list, the first
-                ("socks5h", "h.test", "10.9.9.9", b"\x03\x06h.test"),  # the proxy's to resolve
-            ]
-            for scheme, host, address, expected in rows:
-                with self.subTest(scheme=scheme, host=host):
-                    resolve = {f"*:{server.port}": address} if address else None
-                    response = await asyncget.get(f"http://{host}:{server.port}/x", resolve=resolve,
-                                                  proxy=f"{scheme}://{via.url}")
-                    self.assertEqual(response.content, b"ok")
-                    self.assertEqual(via.requests, [b"\x05\x01\x00",
-                                                    b"\x05\x01\x00" + expected + port])
-                    self.assertTrue(server.requests.pop().startswith(b"GET /x HTTP/1.1\r\nHost: "))
-                    via.requests.clear()
-
-    async def test_name_resolved_here(self) -> None:
-        async with origin() as server, proxy(SocksProxy) as via:
-            with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo", mock.AsyncMock(
-                    return_value=[(2, 1, 6, "", ("127.0.0.7", 0))])) as look_up:
-                await asyncget.get(f"http://h.test:{server.port}/", proxy=f"socks5://{via.url}",
-                                   open_connection=lambda host, port, **_: asyncio.open_connection(
-                                       sock=socket.create_connection((host, port))))
-            self.assertEqual(look_up.call_args_list[0][0][0], "h.test")
-            self.assertEqual(via.requests[1][3:8], b"\x01\x7f\x00\x00\x07")
-            with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo", mock.AsyncMock(
-                    side_effect=socket.gaierror(-2, "not known"))):
-                with self.assertRaisesRegex(ConnectError, "resolve 'h.test', for h.test:80 through "
-                                                          "proxy socks5://.*not known") as caught:
-                    await asyncget.get("http://h.test/", proxy=f"socks5://{via.url}",
-                                       open_connection=lambda host, port, **_:
-                                       asyncio.open_connection(
-                                           sock=socket.create_connection((host, port))))
-            self.assertIs(type(caught.exception), ConnectError)
-            self.assertEqual(caught.exception.exit_code, 6)
-
-    async def test_login(self) -> None:
-        async with origin() as server, proxy(SocksProxy) as via:
-            via.login = True
-            await asyncget.get(f"http://h.test:{server.port}/",
-                               proxy=f"socks5h://m%40e:p%C3%A4ss@{via.url}")
-            self.assertEqual(via.requests[0], b"\x05\x02\x00\x02")
-            self.assertEqual(via.requests[1], b"\x01\x03m@e\x05p\xc3\xa4ss")
-            via.login = False  # none wanted, none given
-            via.requests.clear()
-            await asyncget.get(f"http://h.test:{server.port}/", proxy=f"socks5h://me:pw@{via.url}")
-            self.assertEqual(len(via.requests), 2)
-            self.assertEqual(field(server.requests[-1], "proxy-authorization"), [])
-
-    async def test_tls_through_socks(self) -> None:
-        async with origin("other") as server, proxy(SocksProxy) as via, Session(
-                proxy=f"socks5h://{via.url}", verify=pem("ca")) as session:
-            url = f"https://other.test:{server.port}/"
-            self.assertEqual((await session.get(url)).content, b"ok")
-            self.assertTrue((await session.get(url)).timing.reused)
-            with self.assertRaisesRegex(TLSError, "Hostname mismatch"):
-                await session.get(f"https://h.test:{server.port}/")
-
-    async def test_refusals(self) -> None:
-        ok, reply = b"\x05\x00", b"\x00\x01\0\0\0\0\0\0"
-        rows: list[tuple[str, str, list[Any], str]] = [
-            ("no method", "", [3, b"\x05\xff"], "wants a user and password in its URL"),
-            ("password wanted", "", [3, b"\x05\x02"], "wants a user and password in its URL"),
-            ("another way wanted", "me:pw@", [4, b"\x05\x01"], "wants something else"),
-            ("wrong password", "me:pw@", [4, b"\x05\x02", 7, b"\x01\x01"],
-             "refused the user and password in its URL"),
-            ("SOCKS4", "", [3, b"\x00\x5b"], "is no SOCKS5 proxy"),
-            ("HTTP", "", [3, b"HTTP/1.1 400 Bad Request\r\n\r\n"], r"no SOCKS5 proxy.*b'HT'"),
-            ("HTTP later", "", [3, ok, b"HTTP/1.1 400"], "no SOCKS5 proxy"),
-            ("odd address", "", [3, ok, 13, b"\x05\x00\x00\x09\0\0"], "no SOCKS5 proxy"),
-            ("cut in hello", "", [3, CLOSE], "closed the connection"),
-            ("cut in the method", "", [3, b"\x05", CLOSE], "closed the connection"),
-            ("cut in login", "me:pw@", [4, b"\x05\x02", 7, CLOSE], "closed the connection"),
-            ("cut in the answer", "", [3, ok, 13, b"\x05\x00\x00", CLOSE], "closed the connection"),
-            ("cut in the address", "", [3, ok, 13, b"\x05\x00\x00\x03\x05abc", CLOSE], "closed"),
-        ]
-        texts = ["general failure", "not allowed", "network unreachable", "host unreachable",
-                 "connection refused", "expired", "command not", "address type"]
-        rows += [(text, "", [3, ok, 13, b"\x05%c" % number + reply], "cannot connect to h.test:80: "
-                  + text) for number, text in enumerate([*texts, "reply 9"], 1)]
-        rows += [("short refusal", "", [3, ok, 13, b"\x05\x05\x00\x00", CLOSE], "refused")]
-        for name, userinfo, script, text in rows:
-            with self.subTest(name):
-                async with serving(Dialogue((script,), False)) as via, Session(
-                        proxy=f"socks5h://{userinfo}{via.url}") as session:
-                    with self.assertRaisesRegex(ProxyError, text) as caught:
-                        await session.get("http://h.test/")
-                    self.assertIn(f"proxy socks5h://{via.url} (from proxy=)", str(caught.exception))
-                    self.assertIn("(after 0.", str(caught.exception))
-                    self.assertEqual(caught.exception.exit_code, 97)
-                    self.assertIn("Pool 0 of", repr(session))
-                    await until(lambda: not via.open)
-
-    async def test_silence(self) -> None:
-        for script in ([], [3, b"\x05"], [3, b"\x05\x00"],
-                       [3, b"\x05\x00", 13, b"\x05\x00\x00\x01"]):
-            with self.subTest(script):
-                async with serving(Dialogue((script,), False)) as via:
-                    with self.assertRaisesRegex(TimedOut, "no answer of the proxy with") as caught:
-                        await asyncget.get("http://h.test/", proxy=f"socks5h://{via.url}",
-                                           timeout=0.1)
-                    self.assertEqual(caught.exception.phase, "answer of the proxy")
-                    await until(lambda: not via.open)
-
-    async def test_bytes_before_the_handshake(self) -> None:
-        script = [3, b"\x05\x00", 13, b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x01" + answer()]
-        async with serving(Dialogue((script,), True)) as via:
-            for scheme in ("http", "https"):
-                with self.assertRaisesRegex(ProxyError, "bytes before it was in use: b'HTTP") as no:
-                    await asyncget.get(f"{scheme}://h.test/", proxy=f"socks5h://{via.url}")
-                self.assertEqual(no.exception.exit_code, 56)
-
-
-# ==== credentials =============================================================
-
-class SomebodyElsesNetworkCredentials(AsyncCase):
-    """What each of two origins and two proxies gets to see."""
-
-    async def test_every_redirect(self) -> None:
-        """All 16 redirects between four origins, by two proxies with two passwords."""
-        agent, one_key, two_key = "User-Agent: asyncget/", basic("one", "1"), basic("two", "2")
-        async with contextlib.AsyncExitStack() as stack:
-            links: dict[str, str] = {}
-
-            def lead(head: bytes) -> bytes:
-                number = re.search(rb"\?(\d)", head)
-                return redirect_to(links[number[1].decode()]) if number else answer()
-
-            servers = [await stack.enter_async_context(scripted(
-                [READ, lead, LOOP], again=True, host="localhost",
-                tls=server_tls() if secure else None)) for secure in (False, False, True, True)]
-            one = await stack.enter_async_context(proxy())
-            two = await stack.enter_async_context(proxy())
-            links.update({str(i): server.url + "/end" for i, server in enumerate(servers)})
-            for (first, second), straight in itertools.product(
-                    itertools.product(range(4), repeat=2), ("", "0", "3", "0123")):
-                for server in [*servers, one, two]:
-                    server.requests.clear()
-                exempt = ",".join(f"localhost:{servers[int(i)].port}" for i in straight)
-                environ = {"http_proxy": f"one:1@{one.url}", "https_proxy": f"two:2@{two.url}",
-                           "no_proxy": exempt}
-                with self.subTest(first=first, second=second, straight=straight), mock.patch.dict(
-                        os.environ, environ):
-                    await asyncget.get(
-                        f"{servers[first].url}/start?{second}", auth=("me", "pw"),
-                        verify=pem("ca"), cookies={"a": "b"}, secret_headers=["x-key"],
-                        headers={"X-Key": "k", "X-Public": "p", "Host": "odd.test"})
-                    heads = [(i, head) for i in range(4) for head in servers[i].requests]
-                    self.assertEqual(len(heads), 2)
-                    for i, head in heads:
-                        own = i == first
-                        self.assertEqual(field(head, "authorization"), [basic("me", "pw")] * own)
-                        self.assertEqual(field(head, "cookie"), ["a=b"] * own)
-                        self.assertEqual(field(head, "x-key"), ["k"] * own)
-                        self.assertEqual(field(head, "x-public"), ["p"])
-                        self.assertEqual(field(head, "host") == ["odd.test"], own)
-                        self.assertEqual(field(head, "referer"), [])
-                        self.assertEqual(field(head, "proxy-authorization"), [])
-                    for head in one.requests:  # http, in absolute-form
-                        self.assertEqual(field(head, "proxy-authorization"), [one_key])
-                    for head in two.requests:  # https
-                        self.assertRegex(head.decode(), r"\ACONNECT localhost:(\d+) HTTP/1.1\r\n"
-                                         rf"Host: localhost:\1\r\n{agent}[0-9.]+\r\n"
-                                         rf"Proxy-Authorization: {two_key}\r\n\r\n\Z")
-                    by_proxy = [i for i in (first, second) if str(i) not in straight]
-                    self.assertEqual(len(one.requests), sum(i < 2 for i in by_proxy))
-                    self.assertEqual(len(two.requests), len({i for i in by_proxy if i > 1}))
-
-    async def test_dropped_for_the_rest_of_the_way(self) -> None:
-        """CVE-2024-45336: A, B/1, B/2, A again."""
-        async with scripted() as a, scripted() as b:
-            a.again = b.again = True
-            a.scripts = ([READ, redirect_to(f"{b.url}/1"), READ, answer()],)
-            b.scripts = ([READ, redirect_to("/2"), READ, redirect_to(f"{a.url}/end")],)
-            host = a.url.replace("http://", "http://me:pw@")
-            async with Session(auth=None) as session:
-                await session.get(host + "/start", headers=[("X-Key", "1"), ("x-key", "2")],
-                                  secret_headers=["X-Key"], cookies={"c": "1"})
-            for name, values in (("authorization", [basic("me", "pw")]), ("cookie", ["c=1"]),
-                                 ("x-key", ["1", "2"])):
-                self.assertEqual([field(head, name) for head in a.requests + b.requests],
-                                 [values, [], [], []])
-
-    async def test_userinfo(self) -> None:
-        """It goes nowhere but into Authorization, and a Location's own is ignored."""
-        async with scripted([READ, redirect_to("http://x:y@127.0.0.1:1/")]) as a:
-            a.scripts = ([READ, redirect_to(a.url.replace("//", "//x:y@") + "/2"), READ, answer()],)
-            response = await asyncget.get(a.url.replace("//", "//m%40e:p%3Aw@") + "/1#top")
-        self.assertEqual(response.url, f"{a.url}/2#top")
-        self.assertEqual(a.targets(), ["/1", "/2"])
-        for head in a.requests:
-            self.assertEqual(field(head, "authorization"), [basic("m@e", "p:w")])
-            self.assertEqual(field(head, "host"), [a.url[7:]])
-        for url in ("http://me:p#w@h.test/", "http://me:p/w@h.test/", "http://me:p?w@h.test/",
-                    "http://me:p\\w@h.test/", "http:/me:pw@h.test/", "http://a:@b:@h.test:x/"):
-            with self.subTest(url), self.assertRaises(InvalidURL) as caught:  # CVE-2020-8169
-                await asyncget.get(url)
-            for text in (str(caught.exception), caught.exception.url):
-                self.assertNotRegex(text, r"p.?.?w|:p\b")
-
-    async def test_netrc(self) -> None:
-        folder = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, folder)
-        path = os.path.join(folder, "netrc")
-        with open(path, "w", encoding="ascii") as file:
-            file.write("machine a.test login a password 1\nmachine b.test login b password 2\n"
-                       "default login all password 3\n")
-        async with scripted() as server:
-            server.again = True
-            port = server.port
-            server.scripts = ([READ, lambda head: [redirect_to(f"http://{head[6:12].decode()}:{port}/")]
-                               if head[5:6] == b"?" or head[6:7] in b"abc" else [answer()], LOOP],)
-            resolve = {f"*:{port}": "127.0.0.1"}
-
-            async def seen(url: str, **options: Any) -> list[list[str]]:
-                server.requests.clear()
-                await asyncget.get(url, resolve=resolve, **options)
-                return [field(head, "authorization") for head in server.requests]
-
-            a, b = [basic("a", "1")], [basic("b", "2")]
-            self.assertEqual(await seen(f"http://a.test:{port}/"), [[]])  # opt-in
-            rows: list[tuple[str, dict[str, Any], list[list[str]]]] = [
-                ("a.test:{}/", {}, [a]), ("a.test:{}/?b.test", {}, [a, b]),
-                ("a.test:{}/?c.test", {}, [a, []]), ("c.test:{}/?a.test", {}, [[], a]),
-                ("x.a.test:{}/", {}, [[]]),
-                ("me:pw@a.test:{}/?b.test", {}, [[basic("me", "pw")], b]),
-                ("a@a.test:{}/?b.test", {}, [a, b]), ("x@a.test:{}/", {}, [[basic("x", "")]]),
-                ("a:@a.test:{}/", {}, [[basic("a", "")]]),  # an empty password is one
-                ("a@a.test:{}/", {"auth": "token"}, [["Bearer token"]]),
-                ("a.test:{}/", {"auth": "token"}, [["Bearer token"]]),   # psf/requests#3929
-                ("a.test:{}/", {"headers": {"authorization": "own"}}, [["own"]]),
-                ("a.test:{}/?b.test", {"auth": "token"}, [["Bearer token"], b]),
-                ("a.test:{}/?c.test", {"auth": "token"}, [["Bearer token"], []]),  # CVE-2025-14524
-            ]
-            for url, options, expected in rows:
-                with self.subTest(url, **options):
-                    found = await seen("http://" + url.format(port), netrc=path, **options)
-                    self.assertEqual(found, expected)
-
-    async def test_cookies_of_one_request(self) -> None:
-        """They are bound to the origin first asked; the jar follows its own rules."""
-        async with scripted() as a, origin() as b:
-            a.again = True
-            a.scripts = ([READ, redirect_to(b.url), LOOP],)
-            async with Session(cookies={"s": "1"}) as session:
-                await session.get(a.url)
-                await session.get(b.url)                      # bound to a
-                await session.get(b.url, cookies={"r": "2"})  # to b
-        self.assertEqual([field(head, "cookie") for head in a.requests], [["s=1"]])
-        self.assertEqual([field(head, "cookie") for head in b.requests], [[], [], ["r=2"]])
-
-    async def test_no_secret_in_any_text(self) -> None:
-        """Neither plain nor in base64: errors, their arguments and causes, notes, reprs."""
-        secrets = ["s3cret", basic("me", "s3cret")[6:], basic("tok-s3cret", "")[6:], "tok-"]
-        texts: list[str] = []
-
-        def trace(kind: str, data: str | bytes) -> None:
-            if kind == "*":
-                texts.append(str(data))
-
-        async def fail(url: str, **options: Any) -> None:
-            with self.assertRaises(AsyncGetError) as caught:
-                await asyncget.get(url, trace=trace, **options)
-            error: BaseException | None = caught.exception
-            texts.append(caught.exception.url)
-            texts.append("".join(traceback.format_exception(
-                type(caught.exception), caught.exception, None)))
-            while error:
-                texts.extend(map(repr, (error, error.args)))
-                error = error.__cause__ or error.__context__
-
-        denied = [READ, answer(b"no", status="407 x")]
-        slow = [READ, CLOSE]
-        auth: list[dict[str, Any]] = [{"auth": ("me", "s3cret")}, {"auth": "tok-s3cret"}]
-        async with scripted(denied, again=True) as via, scripted(slow, again=True) as server:
-            with socket.socket() as unused:
-                unused.bind(("127.0.0.1", 0))
-                dead = f"127.0.0.1:{unused.getsockname()[1]}"
-                for options in auth:
-                    await fail("https://h.test/", proxy=f"me:s3cret@{via.url[7:]}", **options)
-                    await fail(f"http://{dead}/", retries=1, **options)
-                for scheme in ("http", "socks5", "socks5h", "https", "socks4", "me:s3cret"):
-                    await fail("http://h.test/", proxy=f"{scheme}://me:s3cret@{dead}")
-                    await fail("http://h.test/", proxy=f"{scheme}://tok-s3cret:@{dead}")
-                await fail(f"http://me:s3cret@{dead}/")
-            await fail("http://h.test/", proxy=f"socks5h://me:s3cret@{via.url[7:]}", timeout=0.1)
-            await fail(server.url.replace("//", "//me:s3cret@"), retries=1, timeout=0.1)
-            await fail("https://h.test/", cert=(pem("client"), pem("encrypted_key"), "s3cret"))
-            await fail("http://h.test/", headers={"X-Key": "s3cret\n"})
-            await fail("http://h.test/", auth=("me", "s3cret\n"))
-            await fail("http://h.test/", auth=("me:me", "s3cret"))
-            await fail("http://h.test/", cookies={"a": "s3cret;"})
-            for url in ("http://me:s3cret@h.test:x/", "http://me:s3/cret@h/", "ftp://me:s3cret@h/",
-                        "http://me:s3cret @h/", "http://me:s3cret@", "http:///me:s3cret@h/",
-                        "me:s3cret@h/", "http://me:" + "s3cret" * 200 + "@h:x/", "//me:s3cret@h",
-                        "http://me:s3cret\x00@h/", "http://me:s3cret@h/\n", "http://tok-:x@h:y/"):
-                await fail(url)
-        there = parse_url("http://me:s3cret@h.test/")
-        route = Route(there.origin, None, parse_proxy("me:s3cret@p", "x"), None, None)
-        session = Session(auth=("me", "s3cret"), headers={"X": "s3cret"}, proxy="me:s3cret@p",
-                          cert=("a", "b", "s3cret"), cookies={"a": "s3cret"})
-        request = Request(there, (("Authorization", "s3cret"),))
-        for thing in (route, route.proxy, there, request, session, session.cookies,
-                      asyncget.Call(session, "http://me:s3cret@h.test/", session._plain, None)):
-            texts += [repr(thing), str(thing), f"{thing}"]
-        async with origin() as server:
-            response = await asyncget.get(server.url.replace("//", "//me:s3cret@"), trace=trace)
-            texts += [repr(response), response.url, repr(response.history), repr(response.headers)]
-        for text in texts:
-            for secret in secrets:
-                self.assertNotIn(secret, text)
-        self.assertGreater(len(texts), 100)
-
-
-# ==== pool keys ===============================================================
-
-class SomebodyElsesNetworkPoolKeys(AsyncCase):
-    """Who may share a connection."""
-
-    async def test_same_host_by_other_ways(self) -> None:
-        folder = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, folder)
-        async with origin() as server, proxy() as one, proxy() as two, proxy(SocksProxy) as socks:
-            local, url = Server(([READ, answer(), LOOP],), True), f"http://localhost:{server.port}/"
-            paths = [os.path.join(folder, name) for name in "ab"]
-            listeners = [await asyncio.start_unix_server(local.play, path) for path in paths]
-            ways: list[dict[str, Any]] = [
-                {}, {"resolve": {f"*:{server.port}": "127.0.0.1"}},
-                *({"unix_socket": path} for path in paths),
-                {"proxy": one.url}, {"proxy": "me:pw@" + one.url}, {"proxy": "me:PW@" + one.url},
-                {"proxy": two.url}, {"proxy": f"socks5://{socks.url}"},
-                {"proxy": f"socks5h://{socks.url}"}, {"proxy": f"socks5h://me:pw@{socks.url}"},
-            ]
-            async with Session() as session:
-                for expected in (False, True):  # each its own, and each its own again
-                    for way in ways:
-                        with self.subTest(way, again=expected):
-                            response = await session.get(url, **way)
-                            self.assertIs(response.timing.reused, expected)
-                self.assertIn(f"Pool {len(ways)} of 100, {len(ways)} idle", repr(session))
-            for listener in listeners:
-                listener.close()
-
-    async def test_same_host_with_other_tls(self) -> None:
-        """CVE-2024-35195, CVE-2022-27782, CVE-2026-54275: the context's identity is the key."""
-        contexts = [ssl.create_default_context(cafile=pem("ca")) for _ in range(2)]
-        ways: list[dict[str, Any]] = [
-            {"verify": False}, {"verify": pem("ca")}, {"verify": contexts[0]},
-            {"verify": contexts[1]}, {"verify": pem("ca"), "cert": (pem("client"), pem("key"))},
-            {"verify": pem("ca"), "cert": [pem("client"), pem("encrypted_key"), "secret"]}]
-        async with origin("leaf") as server, proxy() as via, Session() as session:
-            for through, host in (({}, "localhost"), ({}, "127.0.0.1"),
-                                  ({"proxy": via.url}, "localhost")):
-                for expected in (False, True):
-                    for way in ways:
-                        with self.subTest(way, host=host, again=expected, through=through):
-                            response = await session.get(f"https://{host}:{server.port}/", **way,
-                                                         **through)
-                            self.assertIs(response.timing.reused, expected)
-                with self.assertRaises(TLSError):  # no stranger's trust is inherited
-                    await session.get(f"https://{host}:{server.port}/", **through)
-
-    async def test_two_origins_by_one_proxy(self) -> None:
-        """GHSA-hm92-r4w5-c3mj: a tunnel is to one origin."""
-        async with origin("leaf", b"a") as a, origin("leaf", b"b") as b, proxy() as via, Session(
-                proxy=via.url, verify=pem("ca")) as session:
-            for _ in range(2):
-                for server, body in ((a, b"a"), (b, b"b")):
-                    response = await session.get(f"https://localhost:{server.port}/")
-                    self.assertEqual(response.content, body)
-            self.assertEqual(len(via.requests), 2)
-            await session.get(f"https://127.0.0.1:{a.port}/")  # other SNI
-            self.assertEqual(len(via.requests), 3)
-
-    async def test_http_and_https_by_one_proxy(self) -> None:
-        async with origin("leaf") as secure, origin() as plain, proxy() as via, Session(
-                proxy=via.url, verify=pem("ca")) as session:
-            for url in (f"https://localhost:{secure.port}/", f"http://localhost:{plain.port}/") * 2:
-                self.assertTrue((await session.get(url)).ok)
-            self.assertEqual((via.connections, len(via.requests)), (2, 3))
-
-    async def test_idle_tunnel_that_speaks(self) -> None:
-        """CVE-2026-6733, in a tunnel."""
-        stray = [READ, answer(b"1"), 0.05, answer(b"stray")]
-        async with scripted(stray, [READ, answer(b"2")], tls=server_tls()) as server:
-            async with proxy() as via, Session(proxy=via.url, verify=pem("ca")) as session:
-                url = f"https://localhost:{server.port}/"
-                self.assertEqual((await session.get(url)).content, b"1")
-                await asyncio.sleep(0.1)
-                self.assertEqual((await session.get(url)).content, b"2")
-
-    async def test_refused_tunnel_is_handed_to_nobody(self) -> None:
-        """A waiting request for the same origin must not get the plain connection."""
-        no = [READ, answer(b"no", status="403 x"), READ, HOLD]
-        async with scripted(no, again=True) as via, Session(proxy=via.url, limit=1) as session:
-            outcomes = await session.get_all(["https://h.test/"] * 5, return_exceptions=True)
-            self.assertEqual([type(outcome) for outcome in outcomes], [ProxyError] * 5)
-            self.assertEqual({head[:8] for head in via.requests}, {b"CONNECT "})
-            self.assertEqual(len(via.requests), 5)
-
-
-# ==== certificates ============================================================
-
-class SomebodyElsesNetworkCertificates(AsyncCase):
-    """Certificates, and errors that say what to change."""
-
-    async def test_what_is_refused_and_why(self) -> None:
-        rows = [  # certificate, host, what the error says
-            ("expired", "localhost", r"expired \(after 0.0. s\)\Z"),
-            ("other", "localhost", r"Hostname mismatch.*'localhost'.* \(after 0.0. s\)\Z"),
-            ("other", "127.0.0.1", "IP address mismatch"),
-            ("self_signed", "localhost", f"self.signed certificate.*trusted are those in "
-                                         f"verify='{pem('ca')}'"),
-        ]
-        for name, host, text in rows:
-            async with origin(name) as server, proxy() as via:
-                for options in ({}, {"proxy": via.url}, {"proxy": f"socks5://{via.url}"}):
-                    if "socks" in options.get("proxy", ""):
-                        continue
-                    with self.subTest(name, host=host, options=options), self.assertRaisesRegex(
-                            TLSError, f"certificate of {host}:.*{text}") as caught:
-                        await asyncget.get(f"https://{host}:{server.port}/", verify=pem("ca"),
-                                           **options)
-                    self.assertEqual(caught.exception.exit_code, 60)
-                    self.assertEqual(server.requests, [])
-                    self.assertTrue((await asyncget.get(f"https://{host}:{server.port}/",
-                                                        verify=False, **options)).ok)
-                    server.requests.clear()
-
-    async def test_strict_flag(self) -> None:
+    async def test_strict_checks(self) -> None:
         """python/cpython#138193: a CA that 3.12 took is refused by 3.13."""
         strict = ssl.create_default_context(cafile=pem("ca"))
         strict.verify_flags |= ssl.VERIFY_X509_STRICT
-        lax = ssl.create_default_context(cafile=pem("ca"))
-        lax.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        async with origin("no_aki") as server:
-            url = f"https://localhost:{server.port}/"
-            for verify in (strict, pem("ca") if STRICT else strict):
-                with self.assertRaisesRegex(
-                        TLSError, "Missing Authority Key Identifier.*strict checks that are on "
-                        "since Python 3.13.*verify_flags &= ~ssl.VERIFY_X509_STRICT"):
-                    await asyncget.get(url, verify=verify)
-            self.assertTrue((await asyncget.get(url, verify=lax)).ok)
-        async with origin("self_signed") as server:  # no business of the strict checks
-            with self.assertRaises(TLSError) as caught:
-                await asyncget.get(f"https://localhost:{server.port}/", verify=strict)
-            self.assertNotIn("STRICT", str(caught.exception))
-            self.assertIn("the SSLContext that is verify=", str(caught.exception))
+        for name, said, not_said in (("no_aki", "Missing Authority Key Identifier.*since Python "
+                                      "3.13.*verify_flags &= ~ssl.VERIFY_X509_STRICT", "trusted"),
+                                     ("self_signed", "the SSLContext that is verify=", "STRICT")):
+            async with origin(name) as server:
+                with self.assertRaisesRegex(TLSError, said) as caught:
+                    await asyncget.get(f"https://localhost:{server.port}/", verify=strict)
+                self.assertNotIn(not_said, str(caught.exception))
 
     async def test_where_the_authorities_come_from(self) -> None:
-        folder = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, folder)
+        folder = self.folder()
+        with mock.patch.dict(os.environ, {"SSL_CERT_FILE": "/none/ca.pem", "SSL_CERT_DIR": "/"}):
+            self.assertRegex(trusted(True), r"SSL_CERT_FILE \(/none/ca.pem, which is not there\) "
+                                            r"and SSL_CERT_DIR \(/\)")
         async with origin("leaf") as server:
             url = f"https://localhost:{server.port}/"
             with mock.patch.dict(os.environ, SSL_CERT_FILE=pem("ca")):
                 self.assertTrue((await asyncget.get(url)).ok)
-            with self.assertRaisesRegex(TLSError, re.escape(f"verify='{folder}', under the names")):
+            with self.assertRaisesRegex(TLSError, re.escape(
+                    f"verify='{folder}', under the names that `openssl rehash` gives")):
                 await asyncget.get(url, verify=folder)
             if shutil.which("openssl"):
                 shutil.copy(pem("ca"), os.path.join(folder, "ca.pem"))
@@ -5577,16 +4468,11 @@ class SomebodyElsesNetworkCertificates(AsyncCase):
                 self.assertTrue((await asyncget.get(url, verify=folder)).ok)
                 with mock.patch.dict(os.environ, SSL_CERT_DIR=folder):
                     self.assertTrue((await asyncget.get(url)).ok)
-            with mock.patch.dict(os.environ, SSL_CERT_FILE="/none/ca.pem"):
-                with self.assertRaisesRegex(TLSError, "SSL_CERT_FILE .*ca.pem, which is not there"):
-                    await asyncget.get(url)
 
     async def test_name_asked_for_wherever_it_leads(self) -> None:
         """SNI and check are for the URL's host, by resolve, unix socket and tunnel alike."""
         names: list[str | None] = []
-        folder = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, folder)
-        path, context = os.path.join(folder, "s"), server_tls("other")
+        path, context = os.path.join(self.folder(), "s"), server_tls("other")
         context.sni_callback = lambda _, name, __: names.append(name)
         async with scripted([READ, answer()], again=True, tls=context) as server, proxy() as via:
             local = Server(([READ, answer(), LOOP],), True)
@@ -5598,105 +4484,94 @@ class SomebodyElsesNetworkCertificates(AsyncCase):
                     options = {"verify": pem("ca"), "headers": {"Host": "odd.test"}, **way}
                     await asyncget.get(f"https://other.test:{server.port}/", **options)
                     self.assertEqual(names.pop(), "other.test")
+                    await asyncget.get(f"https://other.test.:{server.port}/", **options)
+                    self.assertEqual(names.pop(), "other.test")  # RFC 6066 3
                     with self.assertRaisesRegex(TLSError, "Hostname mismatch"):
                         await asyncget.get(f"https://h.test:{server.port}/", **options)
                     self.assertEqual(names.pop(), "h.test")
             listener.close()
 
+    async def test_client_certificate_wanted(self) -> None:
+        """TLS 1.3 says so behind the handshake."""
+        cert = (pem("client"), pem("encrypted_key"), "secret")
+        for version in TLS_VERSIONS:
+            async with proxy() as via:
+                with demanding(version) as port:
+                    url = f"https://other.test:{port}/"
+                    ways: list[dict[str, Any]] = [
+                        {"proxy": via.url}, {"resolve": {f"*:{port}": "127.0.0.1"}}]
+                    for way in ways:
+                        with self.subTest(version, way=way):
+                            with self.assertRaisesRegex(TLSError, "other.test:.*cert=") as caught:
+                                await asyncget.get(url, verify=pem("ca"), **way)
+                            self.assertEqual(caught.exception.exit_code, 35)
+                            response = await asyncget.get(url, cert=cert, verify=pem("ca"), **way)
+                            self.assertEqual(response.content, b"ok")
 
-# ==== the seam: open_connection ===============================================
+    async def test_errors_of_the_way(self) -> None:
+        """Which hop, after how long, at which address, from which variable."""
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
+            nowhere = mock.AsyncMock(side_effect=socket.gaierror(-2, "Name or service not known"))
+            rows: list[tuple[dict[str, Any], type[ConnectError], int, str]] = [
+                ({}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} \(from "
+                 rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
+                ({"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
+                 "to h.test:443 at 127.0.0.1: .*after 0"),
+                ({"unix_socket": "/none/s"}, ConnectError, 7,
+                 "unix:/none/s: .*No such file.*after"),
+                ({"unix_socket": "/" + "x" * 200}, ConnectError, 7, "cannot connect"),
+                ({"unix_socket": "a\0b"}, ConnectError, 7, "cannot connect"),
+                ({"proxy": None, "open_connection": nowhere}, ConnectError, 6,
+                 "resolve 'h.test', for h.test:443: .*not known.*after"),
+                ({"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
+                 "resolve 'p.test', for proxy http://p.test:80")]
+            for options, kind, code, text in rows:
+                with self.subTest(options), mock.patch.dict(
+                        os.environ, HTTPS_PROXY=f"http://127.0.0.1:{port}"):
+                    with self.assertRaisesRegex(kind, text) as caught:
+                        await asyncget.get("https://h.test/", verify=pem("ca"), **options)
+                    self.assertEqual((type(caught.exception), caught.exception.exit_code),
+                                     (kind, code))
+        with mock.patch.object(asyncio, "open_unix_connection"):
+            del asyncio.open_unix_connection  # as on Windows
+            with self.assertRaisesRegex(ConnectError, "no unix sockets"):
+                await asyncget.get("http://h.test/", unix_socket="/x")
 
-class Answering:
-    """Instead of asyncio.open_connection: answers from bytes, and keeps what was asked."""
-
-    def __init__(self, answer: bytes) -> None:
-        self.answer = answer
-        self.asked = b""
-
-    async def open_connection(self, host: str, port: int, **options: Any) -> Any:
-        reader = asyncio.StreamReader()
-        reader.feed_data(self.answer)
-        reader.feed_eof()
-        return reader, self
-
-    @property
-    def transport(self) -> Answering:
-        return self
-
-    def write(self, data: bytes) -> None:
-        self.asked += data
-
-    async def drain(self) -> None: ...
-    async def wait_closed(self) -> None: ...
-    def close(self) -> None: ...
-    def abort(self) -> None: ...
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
-
-
-def at_unix_socket(path: str) -> Any:
-    """Instead of asyncio.open_connection: always the daemon at a unix socket."""
-    async def open_connection(host: str, port: int, **options: Any) -> Any:
-        return await asyncio.open_unix_connection(path, **options)
-
-    return open_connection
-
-
-async def open_public(host: str, port: int, **options: Any) -> Any:
-    """Instead of asyncio.open_connection: public addresses alone, against SSRF.
-
-    The name is looked up once. What was checked is what is connected to, so that a second
-    answer of the name server changes nothing; the certificate is still the host's.
-    """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for *_, address in found:
-        ip = ipaddress.ip_address(address[0])
-        ip = getattr(ip, "ipv4_mapped", None) or ip  # ::ffff:127.0.0.1
-        if not ip.is_global or ip.is_multicast:
-            raise PermissionError(f"{host} is at {ip}, which is not public")
-    return await asyncio.open_connection(str(found[0][4][0]), port, **options)
-
-
-class SomebodyElsesNetworkSeam(AsyncCase):
-    """The worked examples of the README."""
+    # ---- the README's examples of open_connection=
 
     async def test_answers_from_bytes(self) -> None:
-        double = Answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        double = recipe("Answering")(answer(b"hello"))
         async with Session(open_connection=double.open_connection) as session:
             for url in ("http://h.test/x", "https://h.test/y", "https://h.test/z"):
                 self.assertEqual((await session.get(url)).text, "hello")
         self.assertEqual(re.findall(rb"GET (\S+)", double.asked), [b"/x", b"/y", b"/z"])
-        until_close = Answering(b"HTTP/1.1 404 Gone\r\n\r\nsorry")
-        response = await asyncget.get("https://h.test/",
-                                      open_connection=until_close.open_connection)
-        self.assertEqual((response.status, response.text), (404, "sorry"))
-        cut = Answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel")
+        cut = recipe("Answering")(answer(b"hello")[:-1])
         with self.assertRaises(IncompleteBody):
-            await asyncget.get("https://h.test/", open_connection=cut.open_connection)
+            await asyncget.get("http://h.test/", open_connection=cut.open_connection)
 
-    async def test_unix_socket(self) -> None:
-        folder = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, folder)
-        for name, tls in (("plain", None), ("tls", server_tls("other"))):
+    async def test_at_a_unix_socket(self) -> None:
+        folder = self.folder()
+        for name, tls in (("http", None), ("https", server_tls("other"))):
             path, server = os.path.join(folder, name), Server(([READ, answer(b"daemon")],), True)
             listener = await asyncio.start_unix_server(server.play, path, ssl=tls)
-            response = await asyncget.get(f"{'https' if tls else 'http'}://other.test/v1",
-                                          open_connection=at_unix_socket(path), verify=pem("ca"))
+            response = await asyncget.get(f"{name}://other.test/v1", verify=pem("ca"),
+                                          open_connection=recipe("at_unix_socket")(path))
             self.assertEqual((response.text, server.targets()), ("daemon", ["/v1"]))
             listener.close()
 
     async def test_public_addresses_alone(self) -> None:
-        loop = asyncio.get_running_loop()
-        bad = ("127.0.0.1", "10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "0.0.0.0",
-               "::1", "fe80::1", "fd00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "224.0.0.1")
-        for address in bad:
-            for others in ([], [(2, 1, 6, "", ("1.1.1.1", 80))]):
-                answer_ = [*others, (2, 1, 6, "", (address, 80))]
-                with self.subTest(address, others=others), mock.patch.object(
-                        loop, "getaddrinfo", mock.AsyncMock(return_value=answer_)):
-                    with self.assertRaisesRegex(ConnectError, "h.test is at .* is not public"):
-                        await asyncget.get("http://h.test/", open_connection=open_public)
-        async with scripted([READ, redirect_to("http://127.0.0.1:9/")]) as server:
+        loop, open_public = asyncio.get_running_loop(), recipe("open_public")
+        for address in ("127.0.0.1", "10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254",
+                        "0.0.0.0", "224.0.0.1", "::1", "fe80::1", "fd00::1", "::ffff:127.0.0.1",
+                        "64:ff9b::10.0.0.1"):
+            found = [(2, 1, 6, "", (one, 80)) for one in ("1.1.1.1", address)]
+            with self.subTest(address), mock.patch.object(
+                    loop, "getaddrinfo", mock.AsyncMock(return_value=found)):
+                with self.assertRaisesRegex(ConnectError, "h.test is at .* is not public"):
+                    await asyncget.get("http://h.test/", open_connection=open_public)
+        async with scripted([READ, redirect("http://127.0.0.1:9/")]) as server:
             real = asyncio.open_connection
 
             async def to_server(host: str, port: int, **options: Any) -> Any:
@@ -5713,245 +4588,552 @@ class SomebodyElsesNetworkSeam(AsyncCase):
             self.assertEqual(len(server.requests), 1)  # the redirect was refused
 
 
-# ==== real servers ============================================================
+# ---- 14. Proxies
 
-def needs(*programs: str) -> Callable[[Test], Test]:
-    """Skips, saying what is missing."""
-    missing = [name for name in programs if find(name) is None]
-    return unittest.skipIf(bool(missing), f"not installed: {', '.join(missing)}")
+class Section14Proxies(AsyncCase):
+    """Which proxy, what it is told byte for byte, and what its answers may do to us."""
 
+    def test_no_proxy_table(self) -> None:
+        """The superset of what clients agree on."""
+        x, ip, six = "http://x.corp.test", "http://127.0.0.1:8080", "https://[fd00::1]"
+        rows: list[tuple[str, bool, list[str]]] = [  # URL, whether it goes straight there, NO_PROXY
+            (x, True, ["CORP.TEST", "foo, corp.test", ".corp.test", "*.corp.test", "test", "*",
+                       "foo,*", "foo corp.test",           # blanks, as in libproxy and Go
+                       ".x.corp.test",                     # leading dot, the host itself
+                       "x.corp.test.",                     # the dot of the root, on either side
+                       "*.corp.test:80"]),                 # the port that is not written
+            (x, False, ["", ",, ,", ".", "corp", "y.x.corp.test", "x.corp.test:81",
+                        "orp.test",                        # no dot boundary (bpo-39057)
+                        "x.*.test",                        # no wildcard but the first label
+                        "0.0.0.0/0",                       # names are not looked up
+                        "10.0.0.0/99, [, ], :, :80, a:b, " + "9" * 5000]),
+            ("http://corp.test", True, ["*.corp.test"]),
+            ("http://x.corp.test.", True, ["x.corp.test"]),
+            ("https://x.corp.test", True, ["x.corp.test:443"]),
+            ("https://x.corp.test", False, ["x.corp.test:80"]),
+            (ip, True, ["127.0.0.1", "127.0.0.1:8080", "*:8080", "0.0.0.0/0",
+                        "127.0.0.1/8"]),                   # CIDR, with host bits set
+            (ip, False, ["127.0.0.1:80", "10.0.0.0/8", "::/0",
+                         "0.0.1"]),                        # no suffixes of addresses
+            ("http://10.1.2.3", True, ["10.0.0.0/8:80"]),
+            (six, True, ["*,foo", "fd00::/8", "[fd00::1]",
+                         "FD00:0::1",                      # compared as addresses
+                         "[fd00::1]:443"]),                # the scheme's own port
+            (six, False, ["[fd00::1]:80"]),
+            ("http://[::1]", True, ["::1"]),               # undici #5623
+        ]
+        for url, direct, exempting in rows:
+            for no_proxy in exempting:
+                with self.subTest(no_proxy=no_proxy[:60], url=url):
+                    self.assertIs(bypasses_proxy(no_proxy, parse_url(url).origin), direct)
 
-def find(program: str) -> str | None:
-    """A program, also where only root has it on the path."""
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    def test_choose_proxy(self) -> None:
+        http, https = "http://p:1 (from http_proxy)", "http://p:1 (from https_proxy)"
+        both = ["http://p:1 (from all_proxy)"] * 2
+        rows: list[tuple[dict[str, str], Sequence[str | None]]] = [  # for http, for https
+            ({}, (None, None)),
+            ({"http_proxy": "p:1"}, (http, None)),
+            ({"https_proxy": "http://p:1"}, (None, https)),
+            ({"HTTP_PROXY": "p:1"}, (http, None)),
+            ({"HTTPS_PROXY": "p:1"}, (None, https)),
+            ({"http_proxy": "p:1", "HTTP_PROXY": "q:1"}, (http, None)),
+            ({"HTTP_PROXY": "q:1", "REQUEST_METHOD": "GET", "ALL_PROXY": "p:1"}, both),  # httpoxy
+            ({"http_proxy": "p:1", "REQUEST_METHOD": "GET"}, (http, None)),
+            ({"HTTPS_PROXY": "p:1", "REQUEST_METHOD": "GET"}, (None, https)),
+            ({"all_proxy": "socks5h://q", "https_proxy": "p:1"},
+             ("socks5h://q:1080 (from all_proxy)", https)),
+            ({"all_proxy": "p:1", "https_proxy": ""}, both),     # as curl has it
+            ({"http_proxy": "", "HTTP_PROXY": "p:1"}, (None, None)),
+            ({"all_proxy": "p:1", "NO_PROXY": "h.test"}, (None, None)),
+            ({"all_proxy": "p:1", "NO_PROXY": "h.test", "no_proxy": ""}, both),
+            ({"all_proxy": "p:1", "no_proxy": "x", "NO_PROXY": "*"}, both),
+            ({"all_proxy": "p:1", "no_proxy": "h.test:80"}, (None, both[1])),
+        ]
+        origins = Origin("http", "h.test", 80), Origin("https", "h.test", 443)
+        for environ, expected in rows:
+            with self.subTest(environ=environ), mock.patch.dict(os.environ, environ, clear=True):
+                found = [chosen and str(chosen) for chosen in map(choose_proxy, origins)]
+                self.assertEqual(found, [*expected])
+        with mock.patch.dict(os.environ, clear=True), mock.patch(
+                "urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), mock.patch(
+                "urllib.request.proxy_bypass", lambda host: host == "inside.test"), mock.patch(
+                "sys.platform", "darwin"):
+            self.assertEqual(str(choose_proxy(origins[1])),
+                             "http://mac:8080 (from the system's settings)")
+            self.assertIsNone(choose_proxy(Origin("https", "inside.test", 443)))
+            self.assertIsNone(choose_proxy(origins[0]))
+            os.environ["ALL_PROXY"] = "p:1"
+            self.assertEqual(str(choose_proxy(origins[1])), both[1])
 
+    def test_parse_proxy(self) -> None:
+        rows = [
+            ("p", ("http", "p", 80, "")),
+            ("HTTP://P:3128/", ("http", "p", 3128, "")),
+            ("http://p:3128?x", ("http", "p", 3128, "")),
+            ("https://p", ("https", "p", 443, "")),
+            ("https://p:80", ("https", "p", 80, "")),
+            ("socks5://p", ("socks5", "p", 1080, "")),
+            ("socks5h://me:a%40b@[::1]:9", ("socks5h", "::1", 9, "me:a%40b")),
+            ("me:pw@10.0.0.1:1", ("http", "10.0.0.1", 1, "me:pw")),
+            ("http://bücher.test", ("http", "xn--bcher-kva.test", 80, "")),
+        ]
+        for text, expected in rows:
+            with self.subTest(text):
+                self.assertEqual(tuple(parse_proxy(text, "x")), (*expected, "x"))
+        for text in ("socks4://me:secret@p", "ftp://p", "me:secret://se@cret@p", "", "http://",
+                     "http://me:secret@p:99999", "http://me:sec/ret@p:1", "p q", "http://p\n:1",
+                     "http://me:se cret@p", "me:" + "secret" * 50 + "@p"):
+            with self.subTest(text), self.assertRaisesRegex(ProxyError, "^http_proxy: ") as caught:
+                parse_proxy(text, "http_proxy")  # fails closed: never a direct connection
+            self.assertNotIn("cret", str(caught.exception))
+        for name in ("Proxy-Authorization", "Upgrade", "Expect"):
+            with self.subTest(name), self.assertRaises(InvalidHeader) as refused:
+                Session(headers={name: "secret"})  # callers do not speak to the proxy
+            self.assertNotIn("secret", str(refused.exception))
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    async def test_proxies_from_the_environment(self) -> None:
+        async with origin() as server, origin("leaf") as secure, proxy() as one, proxy() as two:
+            http, https = f"http://localhost:{server.port}/", f"https://localhost:{secure.port}/"
+            environ = {"http_proxy": one.url, "HTTPS_PROXY": two.url}
+            rows: list[tuple[dict[str, Any], dict[str, str], tuple[int, int]]] = [
+                ({}, {}, (1, 1)),
+                ({"trust_env": False}, {}, (0, 0)),
+                ({"proxy": None}, {}, (0, 0)),
+                ({"proxy": ""}, {}, (0, 0)),
+                ({}, {"no_proxy": "localhost"}, (0, 0)),
+                ({}, {"NO_PROXY": f"localhost:{server.port}"}, (0, 1)),
+                ({"proxy": one.url}, {"no_proxy": "*"}, (2, 0)),
+            ]
+            for options, more, expected in rows:
+                with self.subTest(options, more=more), mock.patch.dict(
+                        os.environ, {**environ, **more}):
+                    one.requests.clear()
+                    two.requests.clear()
+                    for url in (http, https):
+                        self.assertTrue((await asyncget.get(url, verify=pem("ca"), **options)).ok)
+                    self.assertEqual((len(one.requests), len(two.requests)), expected)
+            with mock.patch.dict(os.environ, http_proxy="socks4://p"), self.assertRaisesRegex(
+                    ProxyError, "http_proxy: proxies are"):
+                await asyncget.get(http)  # fails closed
 
+    # ---- what it is told
 
-@contextlib.asynccontextmanager
-async def daemon(*command: str, ready: Any) -> AsyncIterator[None]:
-    """Run a program until the test is over; ready is its port, or the path of its socket."""
-    family = socket.AF_UNIX if isinstance(ready, str) else socket.AF_INET
+    async def test_absolute_form(self) -> None:
+        own = {"User-Agent": "x", "Accept-Encoding": None}
+        for userinfo, value in (("", ""), ("m%40e:p%3Aw%2F@", basic("m@e", "p:w/"))):
+            extra = f"Proxy-Authorization: {value}\r\n" if value else ""
+            async with scripted([READ, answer()], again=True) as server, Session(
+                    proxy=userinfo + server.url[7:], headers=own) as session:
+                await session.get("http://h.test/a%2Fb?q=1#top")
+                await session.get("http://h.test:8080")  # a port that is not the scheme's own
+            for head, target, host in zip(server.requests, ("h.test/a%2Fb?q=1", "h.test:8080/"),
+                                          ("h.test", "h.test:8080")):
+                with self.subTest(userinfo, target=target):
+                    self.assertEqual(head.decode(), f"GET http://{target} HTTP/1.1\r\nHost: {host}"
+                                     f"\r\nAccept: */*\r\nUser-Agent: x\r\n{extra}\r\n")
 
-    def answers() -> bool:
-        with socket.socket(family) as probe:
-            return probe.connect_ex(ready if isinstance(ready, str) else ("127.0.0.1", ready)) == 0
-
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([str(find(command[0])), *command[1:]], stdin=subprocess.DEVNULL,
-                                   stdout=log, stderr=log)
-        try:
-            while process.poll() is None and not answers():
-                await asyncio.sleep(0.02)
-            if process.poll() is not None:
-                log.seek(0)
-                raise AssertionError(f"{command[0]} ended: {log.read().decode()[-2000:]}")
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(3)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-class RealServers(AsyncCase):
-    """A folder of its own for each test, which servers that leave root behind can read."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.folder = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, self.folder)
-        os.chmod(self.folder, 0o755)
-
-    def write(self, name: str, text: str) -> str:
-        path = os.path.join(self.folder, name)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        return path
-
-
-class SomebodyElsesNetworkRealProxies(RealServers):
-    """squid, tinyproxy and microsocks, as Debian has them."""
-
-    async def through(self, via: str, denied: str, login: bool, **options: Any) -> None:
-        """What each proxy must do: http and https, three passwords, a port denied to CONNECT."""
-        async with origin("leaf") as secure, origin("leaf") as forbidden, origin() as plain:
-            self.ports = [secure.port]
-            url, tunnelled = f"http://127.0.0.1:{plain.port}/x", f"https://127.0.0.1:{secure.port}/"
-            async with self.running(login=login, **options), Session(
-                    verify=pem("ca"), proxy=via) as session:
+    async def test_tunnel(self) -> None:
+        """What is for the proxy, and what for the origin; and the tunnel is kept."""
+        agent = f"User-Agent: asyncget/{asyncget.__version__}\r\n"
+        for userinfo, extra in (("", ""),
+                                ("me:pw@", f"Proxy-Authorization: {basic('me', 'pw')}\r\n")):
+            async with origin("other") as server, proxy() as via, Session(
+                    proxy=userinfo + via.url, verify=pem("ca"), cookies={"a": "b"},
+                    headers={"X-Own": "1", "User-Agent": "mine"}) as session:
                 for reused in (False, True):
-                    self.assertEqual((await session.get(url)).content, b"ok")
-                    response = await session.get(tunnelled)
+                    response = await session.get(f"https://u:p@other.test:{server.port}/x")
                     self.assertEqual((response.content, response.timing.reused), (b"ok", reused))
-                self.assertEqual(field(secure.requests[0], "via"), [])  # a tunnel is not rewritten
-                for server in (secure, plain):
-                    for head in server.requests:
-                        self.assertEqual(field(head, "proxy-authorization"), [])
-                self.assertEqual(plain.targets()[0], "/x")
-                with self.assertRaisesRegex(ProxyError, f"refused a tunnel .*403.*{denied}") as no:
-                    await session.get(f"https://127.0.0.1:{forbidden.port}/")
-                self.assertEqual(no.exception.exit_code, 56)
-                if login:
-                    for user in ("", "me:wrong@"):
-                        other = re.sub("//.*@", f"//{user}", via)
+                self.assertEqual([head.decode() for head in via.requests],
+                                 [f"CONNECT other.test:{server.port} HTTP/1.1\r\n"
+                                  f"Host: other.test:{server.port}\r\n{agent}{extra}\r\n"])
+                self.assertEqual(server.targets(), ["/x"] * 2)
+                self.assertEqual(field(server.requests[0], "proxy-authorization"), [])
+                self.assertEqual(field(server.requests[0], "authorization"), [basic("u", "p")])
+        async with scripted([READ, answer(b"", status="403 No")], again=True) as server:
+            for url, target in (("https://h.test/", "h.test:443"), ("https://[::1]/", "[::1]:443")):
+                with self.assertRaises(ProxyError):  # the port stands there always
+                    await asyncget.get(url, proxy=server.url, verify=pem("ca"))
+                self.assertEqual(server.targets().pop(), target)
+
+    async def test_tunnel_of_a_fussy_proxy(self) -> None:
+        """RFC 9110 9.3.6: length and coding of a 2xx to CONNECT mean nothing; 1xx may precede."""
+        async with origin("other") as server, proxy() as via:
+            for head in (b"HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n",
+                         b"HTTP/1.1 299\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
+                         b"HTTP/1.1 100 C\r\n\r\n" * 3 + OPENED, b"HTTP/1.1 200\nX: 1\n\n"):
+                with self.subTest(head):
+                    via.established = head
+                    response = await asyncget.get(f"https://other.test:{server.port}/",
+                                                  proxy=via.url, verify=pem("ca"))
+                    self.assertEqual(response.content, b"ok")
+
+    async def test_tunnel_refused(self) -> None:
+        html = b"<html><style></style>\n<head><title>ERROR: blocked</title></head>\n"
+        hello = [OPENED, 0.02]
+        broken: dict[str, type[ConnectError]] = {
+            "plain answer": TLSError, "reset later": TLSError, "closed": ConnectError,
+            "closed at once": ConnectError}
+        rows: list[tuple[str, list[Any], str]] = [
+            ("407", [answer(b"no ticket\nmore", status="407 Proxy Authentication Required")],
+             r"refused a tunnel to h.test:443: 407 Proxy Authentication Required \(give user and "
+             r"password in the proxy's URL\); it says b'no ticket' \(after 0.\d\d s\)"),
+            ("407 all the same", [answer(b"", "Proxy-Authenticate: NTLM", "Proxy-Authenticate: "
+                                         "Negotiate abc", status="407 x")],
+             r"407 x \(the user and password in its URL were refused; it asks for NTLM, Nego"),
+            ("401 all the same", [answer(b"", status="401 x")],
+             r"401 x \(the user and password in its URL were refused"),
+            ("body", [b"HTTP/1.1 403 No\r\n\r\n\n  because \r\n"], "says b'because'"),
+            ("HTML", [answer(html, status="403 x")], "says b'ERROR: blocked'"),
+            ("chunked", [b"HTTP/1.1 502 x\r\nTransfer-Encoding: chunked\r\n\r\n"
+                         b"3\r\nabc\r\n0\r\n\r\n"],
+             "502 x; it says b'abc'"),
+            ("no body", [answer(b"", status="503 Busy")], r"503 Busy \(after"),
+            ("no reason", [b"HTTP/1.0 403\r\nContent-Length: 0\r\n\r\n"], "h.test:443: 403 "),
+            ("body never comes", [b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n"], "403 No"),
+            ("bad framing", [b"HTTP/1.1 403 No\r\nContent-Length: x\r\n\r\nabc"], "403 No"),
+            ("escapes", [answer(b"\x1b[2Jx", status="403 \x9b31m")], r"x1b\[2Jx"),
+            ("redirect", [answer(b"", "Location: http://evil.test/", status="302 Found")], "302"),
+            ("garbage", [b"SSH-2.0-OpenSSH\r\n"], "did not answer CONNECT h.test:443: not an HTTP"),
+            ("half a head", [b"HTTP/1.1 200 OK\r\nX: ", CLOSE], "ended inside the head"),
+            ("no answer", [CLOSE], "did not answer CONNECT.*empty reply"),
+            ("reset", [RESET], "closed the connection"),
+            ("101", [b"HTTP/1.1 101 x\r\n\r\n"], "101"),
+            ("interim for ever", [b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20], "interim"),
+            ("endless head", [b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000], "head"),
+            ("one byte behind", [OPENED + b"\x16"], r"before it was in use: b'\\x16'"),
+            ("plain answer", [*hello, answer()], "after.*no TLS is spoken"),
+            ("closed", [*hello, CLOSE], "handshake with h.test:443|ended the tunnel"),
+            ("closed at once", [OPENED, CLOSE], "handshake|ended the tunnel"),
+            ("reset later", [*hello, RESET], "handshake with h.test:443 through proxy"),
+        ]
+        for name, steps, text in rows:
+            with self.subTest(name):
+                async with scripted([READ, *steps]) as server, Session(
+                        proxy="me:s3cret@" * ("all the same" in name) + server.url[7:],
+                        verify=pem("ca")) as session:
+                    with self.assertRaisesRegex(broken.get(name, ProxyError), text) as caught:
+                        await session.get("https://h.test/")
+                    self.assertIn(f"proxy {server.url} (from proxy=)", str(caught.exception))
+                    self.assertNotIn("s3cret", str(caught.exception))
+                    self.assertTrue(str(caught.exception).isprintable())
+                    self.assertEqual(caught.exception.url, "https://h.test/")
+                    self.assertEqual((count(session), server.connections), ((0, 0, 0), 1))
+                    await until(lambda: not server.open)
+
+    async def test_silence_in_each_phase(self) -> None:
+        async def mute(*_: Any, **__: Any) -> Any:
+            await asyncio.Event().wait()
+
+        socks = ("socks5h", "http", "answer of the proxy", "h.test:80 through proxy socks5h:")
+        rows: list[tuple[list[Any], tuple[str, str, str, str]]] = [
+            ([], ("http", "https", "answer of the proxy", "h.test:443 through proxy http:")),
+            ([READ, b"HTTP/1.1 2"], ("http", "https", "answer of the proxy", "through proxy")),
+            ([READ, OPENED], ("http", "https", "TLS handshake", "h.test:443 through proxy http:")),
+            ([READ], ("http", "http", "response head", "h.test:80 through proxy")),
+            ([], socks), ([3, b"\x05"], socks), ([3, b"\x05\x00"], socks),
+            ([3, b"\x05\x00", 13, b"\x05\x00\x00\x01"], socks)]
+        for steps, (kind, scheme, phase, where) in rows:
+            for limit in ("timeout", "deadline") if kind == "http" else ("timeout",):
+                with self.subTest(phase, steps=steps, limit=limit):
+                    running = scripted(steps) if kind == "http" else serving(
+                        Dialogue((steps,), False))
+                    async with running as server, Session(
+                            proxy=f"{kind}://127.0.0.1:{server.port}", verify=pem("ca")) as session:
+                        options: dict[str, Any] = {limit: 0.1}
                         with self.assertRaisesRegex(
-                                ProxyError, "40[17] .*user and password in (its|the proxy's) URL"
-                                ) as no:
-                            await session.get(tunnelled, proxy=other)
-                        self.assertNotIn("wrong", str(no.exception))
-                        self.assertIn((await session.get(url, proxy=other)).status, (401, 407))
-                with self.assertRaisesRegex(TLSError, "certificate of 127.0.0.1:.* through proxy"):
-                    await session.get(tunnelled, verify=True)
+                                TimedOut, f"no {phase}.* within 0.1 s.*{where}") as caught:
+                            await session.get(f"{scheme}://h.test/", **options)
+                        self.assertEqual((caught.exception.phase, caught.exception.exit_code),
+                                         (phase, 28))
+                        await until(lambda: not server.open)
+        with mock.patch.dict(os.environ, all_proxy="socks5://p.test"), self.assertRaisesRegex(
+                TimedOut, r"no connection within 0.1 s: proxy socks5://p.test:1080 \(from all_pr"):
+            await asyncget.get("http://h.test/", timeout=0.1, open_connection=mute)
 
-    @contextlib.asynccontextmanager
-    async def squid(self, port: int, login: bool) -> AsyncIterator[None]:
-        helper = "/usr/lib/squid/basic_ncsa_auth"
-        hashed = subprocess.run(["openssl", "passwd", "-apr1", "secret"], check=True,
-                                capture_output=True, text=True).stdout
-        passwords = self.write("passwords", "me:" + hashed)
-        auth = (f"auth_param basic program {helper} {passwords}\nacl known proxy_auth REQUIRED\n"
-                "http_access deny !known\n" if login else "")
-        path = self.write("squid.conf", f"""
-            http_port 127.0.0.1:{port}
-            pid_filename none
-            access_log none
-            cache_log /dev/null
-            cache deny all
-            coredump_dir {self.folder}
-            pinger_enable off
-            shutdown_lifetime 0 seconds
-            visible_hostname localhost
-            max_filedescriptors 256
-            {auth}
-            acl tunnels port {' '.join(map(str, self.ports))}
-            http_access deny CONNECT !tunnels
-            http_access allow all
-            """)
-        async with daemon("squid", "-N", "-f", path, ready=port):
-            yield
+    async def test_each_phase_has_its_own_time(self) -> None:
+        def slowly(head: bytes) -> list[Any]:
+            return [0.1, OPENED]
 
-    @contextlib.asynccontextmanager
-    async def tinyproxy(self, port: int, login: bool) -> AsyncIterator[None]:
-        path = self.write("tinyproxy.conf", f"Port {port}\nListen 127.0.0.1\n"
-                          + "BasicAuth me secret\n" * login
-                          + "".join(f"ConnectPort {port}\n" for port in self.ports))
-        async with daemon("tinyproxy", "-d", "-c", path, ready=port):
-            yield
+        async with scripted([READ, slowly, HOLD]) as slow:
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            with self.assertRaises(TimedOut) as caught:
+                await asyncget.get("https://h.test/", proxy=slow.url, verify=pem("ca"), timeout=0.2)
+            self.assertEqual(caught.exception.phase, "TLS handshake")
+            self.assertGreater(loop.time() - begun, 0.29)
+        async with origin("other") as server, proxy() as via:
+            self.assertTrue((await asyncget.get(f"https://other.test:{server.port}/", proxy=via.url,
+                                                verify=pem("ca"), timeout=None)).ok)
 
-    @contextlib.asynccontextmanager
-    async def running(self, name: str, port: int, login: bool) -> AsyncIterator[None]:
-        async with getattr(self, name)(port, login):
-            yield
+    async def test_cancelled_or_closed_in_each_phase(self) -> None:
+        for steps, closed in itertools.product(
+                ([], [READ, b"HTTP"], [READ, OPENED]), (False, True)):
+            with self.subTest(steps, closed=closed):
+                async with scripted(steps) as server, Session(
+                        proxy=server.url, verify=pem("ca")) as session:
+                    task = asyncio.ensure_future(session.get("https://h.test/", timeout=1))
+                    await until(lambda: server.connections)
+                    await asyncio.sleep(0.02)
+                    if closed:
+                        await asyncio.wait_for(session.close(), 1)
+                    else:
+                        task.cancel()
+                    with self.assertRaises(AsyncGetError if closed else asyncio.CancelledError):
+                        await task
+                    if not closed:
+                        self.assertEqual(count(session), (0, 0, 0))
+                    await until(lambda: not server.open)
 
-    @needs("squid", "openssl")
-    async def test_squid(self) -> None:
-        port = free_port()
-        await self.through(f"http://127.0.0.1:{port}", "could not be retrieved", False,
-                           name="squid", port=port)
+    # ---- TLS to the proxy
 
-    @needs("squid", "openssl")
-    async def test_squid_with_password(self) -> None:
-        port = free_port()
-        await self.through(f"http://me:secret@127.0.0.1:{port}", "could not be retrieved", True,
-                           name="squid", port=port)
+    async def test_https_proxy(self) -> None:
+        async with origin() as server, proxy(tls=server_tls()) as via:
+            url = f"http://h.test:{server.port}/"
+            response = await asyncget.get(url, proxy=f"https://me:pw@{via.url}", verify=pem("ca"))
+            self.assertEqual(response.content, b"ok")
+            self.assertIn(basic("me", "pw"), field(via.requests[0], "proxy-authorization"))
+            with self.assertRaisesRegex(TLSError, "certificate of proxy https://127.*refused"):
+                await asyncget.get(url, proxy=f"https://{via.url}")
+        async with proxy(tls=server_tls("other")) as via:
+            with self.assertRaisesRegex(TLSError, "of proxy .*address mismatch") as caught:
+                await asyncget.get("http://h.test/", proxy=f"https://{via.url}", verify=pem("ca"))
+            self.assertEqual((caught.exception.exit_code, via.requests), (60, []))
 
-    @needs("tinyproxy")
-    async def test_tinyproxy(self) -> None:
-        port = free_port()
-        await self.through(f"http://127.0.0.1:{port}", "Access violation", False,
-                           name="tinyproxy", port=port)
+    async def test_plain_proxy_taken_for_https(self) -> None:
+        with beside(*[[1, b"HTTP/1.1 400 Bad Request\r\n\r\n", CLOSE]] * 2) as (url, _):
+            wrong = url.replace("http", "https")
+            for asked, hop in (("http://h.test/", rf"proxy {wrong} \(from http_proxy\)"),
+                               (wrong, wrong[8:])):
+                with self.subTest(asked), mock.patch.dict(os.environ, http_proxy=wrong):
+                    with self.assertRaisesRegex(TLSError, f"with {hop}.*begin with http://"):
+                        await asyncget.get(asked, verify=pem("ca"))  # a common slip
 
-    @needs("tinyproxy")
-    async def test_tinyproxy_with_password(self) -> None:
-        port = free_port()
-        await self.through(f"http://me:secret@127.0.0.1:{port}", "Access violation", True,
-                           name="tinyproxy", port=port)
-
-    @needs("microsocks")
-    async def test_microsocks(self) -> None:
-        async with origin("leaf") as secure, origin() as plain:
-            urls = f"http://localhost:{plain.port}/", f"https://localhost:{secure.port}/"
-            for login in ([], ["-u", "me", "-P", "secret"]):
-                port = free_port()
-                user = "me:secret@" * bool(login)
-                async with daemon("microsocks", "-i", "127.0.0.1", "-p", str(port), *login,
-                                  ready=port), Session(verify=pem("ca")) as session:
-                    for scheme, url in itertools.product(("socks5", "socks5h"), urls):
-                        with self.subTest(url, scheme=scheme, login=login):
-                            options: dict[str, Any] = {
-                                "proxy": f"{scheme}://{user}127.0.0.1:{port}",
-                                "resolve": {f"*:{plain.port}": "127.0.0.1",
-                                            f"*:{secure.port}": "127.0.0.1"}}
-                            for reused in (False, True):
-                                response = await session.get(url, **options)
-                                self.assertEqual((response.content, response.timing.reused),
-                                                 (b"ok", reused))
-                    via = f"socks5h://{user}127.0.0.1:{port}"
-                    with self.assertRaisesRegex(ProxyError, "cannot connect to 127.*refused"):
-                        await session.get(f"http://127.0.0.1:{free_port()}/", proxy=via)
-                    if login:
-                        for user, text in (("", "wants a user and password"),
-                                           ("me:wrong@", "refused the user and password")):
-                            with self.assertRaisesRegex(ProxyError, text) as caught:
-                                await session.get(urls[0], proxy=f"socks5h://{user}127.0.0.1:{port}")
-                            self.assertNotIn("wrong", str(caught.exception))
-
-
-@needs("nginx")
-class SomebodyElsesNetworkNginx(RealServers):
-    """nginx at a unix socket, and where it wants to see a certificate."""
-
-    def nginx(self, servers: str, ready: Any) -> Any:
-        temp = "".join(f"{kind}_temp_path {self.folder};" for kind in (
-            "client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        path = self.write("nginx.conf", "daemon off; master_process off; error_log stderr;\n"
-                          f"pid {self.folder}/pid; events {{}}\n"
-                          f"http {{ access_log off; {temp}\n{servers}\n}}\n")
-        return daemon("nginx", "-p", self.folder, "-e", "stderr", "-c", path, ready=ready)
-
-    async def test_unix_socket(self) -> None:
-        path = os.path.join(self.folder, "socket")
-        servers = f"server {{ listen unix:{path}; location / {{ return 200 $http_host$uri; }} }}"
-        async with self.nginx(servers, path), Session(unix_socket=path, proxy="http://x.test") as s:
+    async def test_tls_in_tls(self) -> None:
+        loop = asyncio.get_running_loop()
+        handler = loop.get_exception_handler()
+        assert handler
+        # Before 3.11.8 and 3.12.2 asyncio stumbles on each error in TLS in TLS, and logs that.
+        loop.set_exception_handler(lambda loop, context: None if "_abort" in repr(
+            context.get("exception")) else handler(loop, context))
+        async with origin("other") as server, proxy(tls=server_tls()) as via, Session(
+                proxy=f"https://me:pw@{via.url}", verify=pem("ca")) as session:
+            url = f"https://other.test:{server.port}/"
+            if not TLS_IN_TLS:
+                with self.assertRaisesRegex(ProxyError, "needs Python 3.11.*http:// proxy"):
+                    await session.get(url)
+                self.assertEqual(via.connections, 0)  # said before anything is sent
+                return
             for reused in (False, True):
-                response = await s.get("http://daemon.test/v1/x")
-                self.assertEqual(response.text, "daemon.test/v1/x")
-                self.assertEqual(response.timing.reused, reused)
+                response = await session.get(url)
+                self.assertEqual((response.content, response.timing.reused), (b"ok", reused))
+            self.assertEqual(len(via.requests), 1)
+            with self.assertRaisesRegex(TLSError, "certificate of h.test:.* through proxy https"):
+                await session.get(f"https://h.test:{server.port}/")
+            for version in TLS_VERSIONS:
+                with demanding(version) as port:
+                    with self.assertRaisesRegex(TLSError, "other.test:.*cert="):
+                        await session.get(f"https://other.test:{port}/")
+            for end in (CLOSE, CUT, RESET):
+                async with scripted([READ, answer()[:-1], end], tls=server_tls("other")) as cut:
+                    with self.assertRaises(IncompleteBody):
+                        await session.get(f"https://other.test:{cut.port}/")
+        with self.assertRaises(TimedOut):
+            async with scripted([READ, OPENED], tls=server_tls()) as mute:
+                await asyncget.get("https://h.test/", proxy=mute.url, verify=pem("ca"), timeout=0.1)
 
-    async def test_client_certificate(self) -> None:
-        ports, servers = [free_port(), free_port()], ""
-        for port, version in zip(ports, ("1.2", "1.3")):
-            servers += (f"server {{ listen 127.0.0.1:{port} ssl; ssl_protocols TLSv{version};"
-                        f"ssl_certificate {pem('leaf')}; ssl_certificate_key {pem('leaf')};"
-                        f"ssl_client_certificate {pem('ca')}; ssl_verify_client on;"
-                        "location / { return 200 $ssl_protocol$ssl_client_verify; } }\n")
-        async with self.nginx(servers, ports[1]), Session(verify=pem("ca")) as session:
-            for port, version in zip(ports, ("1.2", "1.3")):
-                with self.subTest(version):
-                    url = f"https://localhost:{port}/"
-                    for cert in ((pem("client"), pem("key")),
-                                 (pem("client"), pem("encrypted_key"), "secret")):
-                        response = await session.get(url, cert=cert)
-                        self.assertEqual(response.text, f"TLSv{version}SUCCESS")
-                    response = await session.get(url)  # nginx says it in HTTP
-                    self.assertEqual(response.status, 400)
-                    self.assertIn("No required SSL certificate", response.text)
-                    response = await session.get(url, cert=pem("self_signed"))
-                    self.assertIn("SSL certificate error", response.text)
-                    with self.assertRaises(TLSError):
-                        await session.get(url, verify=True)
+    async def test_client_certificate_is_the_origins(self) -> None:
+        """A proxy that asks for a certificate does not get the one meant for the origin."""
+        asking = server_tls(client_ca=True)
+        asking.verify_mode = ssl.CERT_OPTIONAL
+        seen = []
+
+        class Asking(HTTPProxy):
+            async def steps(self, script: Script, reader: Any, writer: Any) -> None:
+                seen.append(writer.get_extra_info("peercert"))
+                await super().steps(script, reader, writer)
+
+        wanting = server_tls("other", client_ca=True)
+        async with scripted([READ, answer(), LOOP], again=True, tls=wanting) as server, \
+                origin() as plain, proxy(Asking, asking) as via:
+            for url in (f"http://h.test:{plain.port}/", f"https://other.test:{server.port}/"):
+                if TLS_IN_TLS or url.startswith("http:"):
+                    self.assertTrue((await asyncget.get(
+                        url, proxy=f"https://{via.url}", verify=pem("ca"),
+                        cert=(pem("client"), pem("key")))).ok)
+        self.assertTrue(seen)
+        self.assertFalse(any(seen))
+
+    # ---- SOCKS5 (RFC 1928, RFC 1929)
+
+    async def test_socks_bytes(self) -> None:
+        async with origin() as server, proxy(SocksProxy) as via:
+            port = server.port.to_bytes(2, "big")
+            local = b"\x01\x7f\x00\x00\x01"
+            rows = [  # scheme, host in the URL, resolve, address in the SOCKS request
+                ("socks5h", "h.test", None, b"\x03\x06h.test"),
+                ("socks5h", "127.0.0.1", None, local),
+                ("socks5h", "[::1]", None, b"\x04" + bytes(15) + b"\x01"),
+                ("socks5", "h.test", "127.0.0.1", local),
+                ("socks5", "h.test", "127.0.0.1,::1", local),  # of a list, the first
+                ("socks5h", "h.test", "10.9.9.9", b"\x03\x06h.test"),  # the proxy's to resolve
+            ]
+            for scheme, host, address, expected in rows:
+                with self.subTest(scheme=scheme, host=host):
+                    resolve = {f"*:{server.port}": address} if address else None
+                    response = await asyncget.get(f"http://{host}:{server.port}/x", resolve=resolve,
+                                                  proxy=f"{scheme}://{via.url}")
+                    self.assertEqual(response.content, b"ok")
+                    self.assertEqual(via.requests, [b"\x05\x01\x00",
+                                                    b"\x05\x01\x00" + expected + port])
+                    self.assertTrue(server.requests.pop().startswith(b"GET /x HTTP/1.1\r\nHost: "))
+                    via.requests.clear()
+            via.login = True
+            url = f"http://h.test:{server.port}/"
+            await asyncget.get(url, proxy=f"socks5h://m%40e:p%C3%A4ss@{via.url}")
+            self.assertEqual(via.requests[:2],
+                             [b"\x05\x02\x00\x02", b"\x01\x03m@e\x05p\xc3\xa4ss"])
+            via.login = False  # none wanted, none given
+            via.requests.clear()
+            await asyncget.get(url, proxy=f"socks5h://me:pw@{via.url}")
+            self.assertEqual(len(via.requests), 2)
+            self.assertEqual(field(server.requests[-1], "proxy-authorization"), [])
+
+    async def test_name_resolved_here(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def opened(host: str, port: int, **_: Any) -> Any:
+            return await asyncio.open_connection(sock=socket.create_connection((host, port)))
+
+        async with origin() as server, proxy(SocksProxy) as via, Session(
+                proxy=f"socks5://{via.url}", open_connection=opened) as session:
+            with mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(
+                    return_value=[(2, 1, 6, "", ("127.0.0.7", 0))])) as look_up:
+                await session.get(f"http://h.test:{server.port}/")
+            self.assertEqual(look_up.call_args_list[0][0][0], "h.test")
+            self.assertEqual(via.requests[1][3:8], b"\x01\x7f\x00\x00\x07")
+            with mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(
+                    side_effect=socket.gaierror(-2, "not known"))):
+                with self.assertRaisesRegex(ConnectError, "resolve 'h.test', for h.test:80 through "
+                                                          "proxy socks5://.*not known") as caught:
+                    await session.get("http://h.test/")
+            self.assertEqual((type(caught.exception), caught.exception.exit_code),
+                             (ConnectError, 6))
+
+    async def test_socks_refusals(self) -> None:
+        ok, reply = b"\x05\x00", b"\x00\x01\0\0\0\0\0\0"
+        opened = b"\x05\x00" + reply
+        rows: list[tuple[str, str, list[Any], str]] = [
+            ("no method", "", [3, b"\x05\xff"], "wants a user and password in its URL"),
+            ("password wanted", "", [3, b"\x05\x02"], "wants a user and password in its URL"),
+            ("another way wanted", "me:pw@", [4, b"\x05\x01"], "wants something else"),
+            ("wrong password", "me:pw@", [4, b"\x05\x02", 7, b"\x01\x01"],
+             "refused the user and password in its URL"),
+            ("SOCKS4", "", [3, b"\x00\x5b"], "is no SOCKS5 proxy"),
+            ("HTTP", "", [3, b"HTTP/1.1 400 Bad Request\r\n\r\n"], r"no SOCKS5 proxy.*b'HT'"),
+            ("HTTP later", "", [3, ok, b"HTTP/1.1 400"], "no SOCKS5 proxy"),
+            ("odd address", "", [3, ok, 13, b"\x05\x00\x00\x09\0\0"], "no SOCKS5 proxy"),
+            ("cut in the method", "", [3, b"\x05", CLOSE], "closed the connection"),
+            ("cut in login", "me:pw@", [4, b"\x05\x02", 7, CLOSE], "closed the connection"),
+            ("cut in the answer", "", [3, ok, 13, b"\x05\x00\x00", CLOSE], "closed the connection"),
+            ("cut in the address", "", [3, ok, 13, b"\x05\x00\x00\x03\x05abc", CLOSE], "closed"),
+            ("short refusal", "", [3, ok, 13, b"\x05\x05\x00\x00", CLOSE], "refused"),
+            ("bytes early", "", [3, ok, 13, opened + answer()], "before it was in use: b'HTTP"),
+            ("bytes before TLS", "", [3, ok, 13, opened + b"x"], "before it was in use: b'x'"),
+        ]
+        texts = ["general failure", "not allowed", "network unreachable", "host unreachable",
+                 "connection refused", "expired", "command not", "address type", "reply 9"]
+        rows += [(text, "", [3, ok, 13, b"\x05%c" % number + reply],
+                  "cannot connect to h.test:80: " + text)
+                 for number, text in enumerate(texts, 1)]
+        for name, userinfo, script, text in rows:
+            with self.subTest(name):
+                async with serving(Dialogue((script,), False)) as via, Session(
+                        proxy=f"socks5h://{userinfo}{via.url}", verify=pem("ca")) as session:
+                    with self.assertRaisesRegex(ProxyError, text) as caught:
+                        await session.get(f"http{'s' * ('TLS' in name)}://h.test/")
+                    said = str(caught.exception)
+                    self.assertIn(f"proxy socks5h://{via.url} (from proxy=)", said)
+                    self.assertIn("(after 0.", said)
+                    self.assertEqual(caught.exception.exit_code, 56 if "bytes" in name else 97)
+                    self.assertEqual(count(session), (0, 0, 0))
+                    await until(lambda: not via.open)
+
+    # ---- who may share a connection
+
+    async def test_same_host_by_other_ways(self) -> None:
+        async with origin() as server, proxy() as one, proxy() as two, proxy(SocksProxy) as socks:
+            local, url = Server(([READ, answer(), LOOP],), True), f"http://localhost:{server.port}/"
+            folder = tempfile.TemporaryDirectory()
+            self.addCleanup(folder.cleanup)
+            paths = [os.path.join(folder.name, name) for name in "ab"]
+            listeners = [await asyncio.start_unix_server(local.play, path) for path in paths]
+            ways: list[dict[str, Any]] = [
+                {}, {"resolve": {f"*:{server.port}": "127.0.0.1"}},
+                *({"unix_socket": path} for path in paths),
+                {"proxy": one.url}, {"proxy": "me:pw@" + one.url}, {"proxy": "me:PW@" + one.url},
+                {"proxy": two.url}, {"proxy": f"socks5://{socks.url}"},
+                {"proxy": f"socks5h://{socks.url}"}, {"proxy": f"socks5h://me:pw@{socks.url}"},
+            ]
+            async with Session() as session:
+                for expected in (False, True):  # each its own, and each its own again
+                    for way in ways:
+                        with self.subTest(way, again=expected):
+                            response = await session.get(url, **way)
+                            self.assertIs(response.timing.reused, expected)
+                self.assertEqual(count(session), (len(ways), len(ways), 0))
+            for listener in listeners:
+                listener.close()
+
+    async def test_same_host_with_other_tls(self) -> None:
+        """CVE-2024-35195, CVE-2022-27782, CVE-2026-54275: the context's identity is the key."""
+        contexts = [ssl.create_default_context(cafile=pem("ca")) for _ in range(2)]
+        ways: list[dict[str, Any]] = [
+            {"verify": False}, {"verify": pem("ca")}, {"verify": contexts[0]},
+            {"verify": contexts[1]}, {"verify": pem("ca"), "cert": (pem("client"), pem("key"))},
+            {"verify": pem("ca"), "cert": [pem("client"), pem("encrypted_key"), "secret"]}]
+        async with origin("leaf") as server, proxy() as via, Session() as session:
+            url = f"https://localhost:{server.port}/"
+            for through in ({}, {"proxy": via.url}):
+                for expected in (False, True):
+                    for way in ways:
+                        with self.subTest(way, again=expected, through=through):
+                            response = await session.get(url, **way, **through)
+                            self.assertIs(response.timing.reused, expected)
+                with self.assertRaises(TLSError):  # no stranger's trust is inherited
+                    await session.get(url, **through)
+
+    async def test_origins_by_one_proxy(self) -> None:
+        """GHSA-hm92-r4w5-c3mj: a tunnel is to one origin."""
+        async with origin("leaf", b"a") as a, origin("leaf", b"b") as b, origin() as plain, \
+                proxy() as via, Session(proxy=via.url, verify=pem("ca")) as session:
+            for url, body in ((f"https://localhost:{a.port}/", b"a"),
+                              (f"https://127.0.0.1:{a.port}/", b"a"),
+                              (f"https://localhost:{b.port}/", b"b"),
+                              (f"http://localhost:{plain.port}/", b"ok")) * 2:
+                self.assertEqual((await session.get(url)).content, body)
+            self.assertEqual((via.connections, len(via.requests)), (4, 5))
+
+    async def test_idle_tunnel_that_speaks(self) -> None:
+        """CVE-2026-6733, in a tunnel."""
+        stray = [READ, answer(b"1"), 0.02, answer(b"stray")]
+        async with scripted(stray, [READ, answer(b"2")], tls=server_tls()) as server:
+            async with proxy() as via, Session(proxy=via.url, verify=pem("ca")) as session:
+                url = f"https://localhost:{server.port}/"
+                self.assertEqual((await session.get(url)).content, b"1")
+                await asyncio.sleep(0.1)
+                self.assertEqual((await session.get(url)).content, b"2")
+
+    async def test_refused_tunnel_is_handed_to_nobody(self) -> None:
+        """A waiting request for the same origin must not get the plain connection."""
+        no = [READ, answer(b"no", status="403 x"), READ, HOLD]
+        async with scripted(no, again=True) as via, Session(
+                proxy=via.url, limit=1, verify=pem("ca")) as session:
+            outcomes = await session.get_all(["https://h.test/"] * 5, return_exceptions=True)
+            self.assertEqual([type(outcome) for outcome in outcomes], [ProxyError] * 5)
+            self.assertEqual([head[:8] for head in via.requests], [b"CONNECT "] * 5)
 
 
-# ==== Section 15: cookies =====================================================
-# RFC 6265bis section 5, rule by rule, as tables.
+# ---- 15. Cookies: RFC 6265bis section 5, rule by rule
 
 NOW = 1_700_000_000.0
 MINUTE = NOW + 60
@@ -5972,53 +5154,38 @@ def setting(url: str, *lines: str, jar: asyncget.Cookies | None = None) -> async
 
 class Section15Cookies(Section):
 
-    # ---- dates
-
     def test_dates(self) -> None:
         """6265bis 5.1.1 and RFC 9110 5.6.7."""
         nov = 784_111_777.0
-        for text, expected in (
+        rows: list[tuple[str, float | None]] = [
             ("Sun, 06 Nov 1994 08:49:37 GMT", nov),          # IMF-fixdate
             ("Sunday, 06-Nov-94 08:49:37 GMT", nov),         # RFC 850
             ("Sun Nov  6 08:49:37 1994", nov),               # asctime
-            ("1994 November 6th 8:49:37", nov),              # any order; letters may follow digits
-            ("08:49:37x;6;NOVember/1994", nov),
-            ("\t06\"Nov'94~08:49:37", nov),
-            ("06 Nov 1994y 08:49:37", nov),
+            ("1994y November 6th 8:49:37x", nov),            # any order; letters may follow digits
+            ("\t06\"NOv'94~08:49:37", nov),
             ("Sun, 06 Nov 1994 08:49:37 +0200", nov),        # a zone is not looked at
-            ("01-January-1970 00:00:00", 0.0),
-            ("Thu Jan 01 1970 00:00:00 GMT+0000 (Coordinated Universal Time)", 0.0),
             ("Wed, 31 Dec 1969 23:59:59 GMT", -1.0),
-            ("Mon, 01 Jan 1900 00:00:00 GMT", -2_208_988_800.0),
             ("1 Jan 1601 00:00:00", -11_644_473_600.0),
-            ("31 Dec 1600 23:59:59", None),
             ("31 Dec 9999 23:59:59", 253_402_300_799.0),
-            ("31 Dec 10000 23:59:59", None),
             ("1 Jan 70 0:0:0", 0.0),                         # two digits of a year
             ("1 Jan 00 0:0:0", 946_684_800.0),
-            ("1 Jan 69 0:0:0", 3_124_224_000.0),
             ("1 Jan 069 0:0:0", 3_124_224_000.0),            # 2*4DIGIT
-            ("1 Jan 100 0:0:0", None),
             ("29 Feb 2024 0:0:0", 1_709_164_800.0),
-            ("29 Feb 2023 0:0:0", None),                     # no such date
-            ("0 Jan 2024 0:0:0", None),
-            ("1 Jan 2024 24:00:00", None),
-            ("1 Jan 2024 23:59:60", None),
-            ("1 Jan 2024 1:2:345", None),                    # a time-field has two digits
-            ("001 Jan 2024 0:0:0", None),
-            ("1 Jan 0:0:0", None),
-            ("1 Jan 2024", None),
-            ("1 2 3 Jan 4 0:0:0", None),                     # year 2 is not two digits ...
-            ("1 02 03 Jan 0:0:0", 1_009_843_200.0),          # ... the first that fits counts
+            ("1 02 03 Jan 0:0:0", 1_009_843_200.0),          # the first that fits counts
             ("1 Jan Feb 2024 0:0:0", 1_704_067_200.0),
-            ("1 ſep 2024 0:0:0", None),                      # nor are these digits, or letters
-            ("\u0661 Jan 2024 0:0:0", None),
-            ("", None), ("soon", None), ("0", None), (":::", None), ("\udcff", None),
-        ):
+            *((text, None) for text in (
+                "31 Dec 1600 23:59:59", "31 Dec 10000 23:59:59", "1 Jan 100 0:0:0",
+                "29 Feb 2023 0:0:0", "0 Jan 2024 0:0:0", "1 Jan 2024 24:00:00", "1 Jan 2024 23:59:60",
+                "1 Jan 2024 1:2:345", "001 Jan 2024 0:0:0",  # a time-field, a day have two digits
+                "1 2 3 Jan 4 0:0:0", "1 Jan 0:0:0", "1 Jan 2024",
+                "1 ſep 2024 0:0:0", "\u0661 Jan 2024 0:0:0",  # these are no letters, no digits
+                "", "soon", "0", ":::", "\udcff")),
+        ]
+        for text, expected in rows:
             with self.subTest(text):
                 self.assertEqual(asyncget.parse_date(text), expected)
 
-    # ---- one Set-asyncget.Cookie
+    # ---- one Set-Cookie
 
     def check_set(self, url: str, rows: Iterable[tuple[str, object]], *names: str) -> None:
         """Check what becomes of Set-Cookie lines, by these fields of the cookie."""
@@ -6030,30 +5197,24 @@ class Section15Cookies(Section):
 
     def test_name_and_value(self) -> None:
         """6265bis 5.6 steps 1 to 5, 5.7 steps 2 to 4."""
+        most = asyncget.MAX_COOKIE_BYTES
         self.check_set("http://h.test/", [
-            ("a=1", ("a", "1")),
-            (" \ta b\t = x y \t; Secure=", None),            # Secure has no value, and counts
             (" \ta b\t = x y \t", ("a b", "x y")),
             ("a==b=c, d", ("a", "=b=c, d")),
             ('a="q;r"', ("a", '"q')),                         # quotes mean nothing
             ("a=%0d%0aY:2", ("a", "%0d%0aY:2")),             # CVE-2026-9679: nor do percents
             ("a=", ("a", "")),
             ("=1", ("", "1")),
-            ("1", ("", "1")),                                # no "=": a value
-            ("  1 ; Path=/", ("", "1")),
+            ("  1 ; Path=/", ("", "1")),                     # no "=": a value
             ("a\u00a0=\u00a01", ("a\u00a0", "\u00a01")),     # no blank of ours
-            ("a=\u00e9\udcff", ("a", "\u00e9\udcff")),
-            ("a=x\ty", ("a", "x\ty")),
+            ("a=\u00e9\udcff\tx", ("a", "\u00e9\udcff\tx")),
             *((f"a=x{chr(i)}y", None) for i in [*range(9), *range(10, 32), 127]),
             ("a\0b=1", None), ("a=1; Path=/\x01", None), ("a=1; Foo=\n", None),
-            ("", None), ("=", None), (" = ; Path=/", None), (";", None), ("; a=1", None),
-            ("a=" + "x" * (asyncget.MAX_COOKIE_BYTES - 1), ("a", "x" * 4095)),
-            ("a=" + "x" * asyncget.MAX_COOKIE_BYTES, None),
+            ("", None), ("=", None), (" = ; Path=/", None), ("; a=1", None),
+            ("a=" + "x" * (most - 1), ("a", "x" * (most - 1))), ("a=" + "x" * most, None),
             ("a=" + "\u00e9" * 2047, ("a", "\u00e9" * 2047)),  # octets count
-            ("a=" + "\u00e9" * 2048, None),
-            ("a=" + "\udcff" * 4095, ("a", "\udcff" * 4095)),
-            ("a=" + "\udcff" * 4096, None),
-            ("x" * 4096, ("", "x" * 4096)), ("x" * 4097, None),
+            ("a=" + "\u00e9" * 2048, None), ("a=" + "\udcff" * most, None),
+            ("x" * most, ("", "x" * most)), ("x" * (most + 1), None),
         ], "name", "value")
 
     def test_when_it_ends(self) -> None:
@@ -6061,181 +5222,135 @@ class Section15Cookies(Section):
         date = "Tue, 14 Nov 2023 22:14:20 GMT"
         self.check_set("http://h.test/", [
             ("a=1", None),
-            (f"a=1; Expires={date}", MINUTE),
             (f"a=1; eXPIRES = {date} ", MINUTE),
             ("a=1; Expires=Wed, 21 Oct 2099 07:28:00 GMT", FAR),
-            ("a=1; Expires=Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
             ("a=1; Expires=Mon, 01 Jan 1900 00:00:00 GMT", -2_208_988_800.0),
-            ("a=1; Expires=soon", None), ("a=1; Expires", None), ("a=1; Expires=", None),
+            ("a=1; Expires=soon", None), ("a=1; Expires", None),
             (f"a=1; Expires={date}; Expires=soon", None),     # the last counts, as in browsers
             (f"a=1; Expires=1 Jan 1970 0:0:0; Expires={date}", MINUTE),
             ("a=1; Expires=" + " " * 1012 + date, MINUTE),    # blanks around are no part of it
             ("a=1; Expires=" + "x " * 600 + date, None),      # more than 1024 octets
-            ("a=1; Max-Age=60", MINUTE), ("a=1; MAX-AGE= 060 ", MINUTE),
-            (f"a=1; Max-Age=60; Expires={date} 1", MINUTE),
+            ("a=1; MAX-AGE= 060 ", MINUTE),
             ("a=1; Max-Age=60; Expires=1 Jan 1970 0:0:0", MINUTE),
-            ("a=1; Expires=1 Jan 1970 0:0:0; Max-Age=60", MINUTE),
             (f"a=1; Max-Age=x; Expires={date}", MINUTE),
-            ("a=1; Max-Age=0", NOW), ("a=1; Max-Age=-1", NOW), ("a=1; Max-Age=-0", NOW),
+            ("a=1; Max-Age=0", NOW), ("a=1; Max-Age=-1", NOW),
             ("a=1; Max-Age=" + "9" * 1024, FAR), ("a=1; Max-Age=-" + "9" * 1023, NOW),
-            ("a=1; Max-Age=" + "9" * 1025, None), ("a=1; Max-Age=" + "9" * 30_000, None),
+            ("a=1; Max-Age=" + "9" * 1025, None),
             ("a=1; Max-Age=1; Max-Age=60", MINUTE), ("a=1; Max-Age=60; Max-Age=x", None),
             *((f"a=1; Max-Age={age}", None) for age in
-              ("", "x", "1x", "+1", "1.5", "1e3", "-", "--1", "- 1", "\u0661", "0x1", "1_0")),
+              ("", "1x", "+1", "1.5", "1e3", "-", "- 1", "\u0661", "0x1", "1_0")),
         ], "expires")
 
     def test_domain(self) -> None:
         """6265bis 5.6.3, 5.1.3, 5.7 steps 8 to 10: (domain, host-only)."""
         host_only = ("www.h.test", True)
         self.check_set("http://www.h.test/", [
-            ("a=1", host_only),
-            ("a=1; Domain=", host_only), ("a=1; Domain", host_only), ("a=1; Domain=.", host_only),
-            ("a=1; Domain=h.test", ("h.test", False)),
-            ("a=1; Domain=.H.TEST", ("h.test", False)),
-            ("a=1; domain = h.test ", ("h.test", False)),
+            *((f"a=1{text}", host_only) for text in ("", "; Domain=", "; Domain", "; Domain=.")),
+            ("a=1; domain = .H.TEST ", ("h.test", False)),
             ("a=1; Domain=www.h.test", ("www.h.test", False)),
             ("a=1; Domain=h.test; Domain=", host_only),
             ("a=1; Domain=x.test; Domain=h.test", ("h.test", False)),
             ("a=1; Domain=h.test; Domain=x.test", None),      # the last counts
             *((f"a=1; Domain={domain}", None) for domain in (
-                "test", ".test", "test.", "com", "x.test", "a.www.h.test", "ww.h.test", "w.h.test",
-                "..h.test", "h.test.", "www.h.test.", "h..test", "h test", "h.test:80", "h_.te/st",
-                "http://h.test", "1.2.3.4", "h.t\u00e9st", "\udcff.h.test", "\uff48.test", "*.h.test",
-                "[", "]", "[]", ":", "[h.test]")),
+                "test", "test.", "com", "x.test", "a.www.h.test", "ww.h.test", "..h.test", "h.test.",
+                "h test", "h.test:80", "http://h.test", "h.t\u00e9st", "\udcff.h.test", "*.h.test",
+                "[", "]", "[]", ":")),
             (f"a=1; Domain={'x' * 1025}", host_only),         # ignored with its 1025 octets
             (f"a=1; Domain={'x' * 1024}", None),
         ], "domain", "host_only")
-        for url, line, expected in (
-            ("http://10.0.0.1/", "a=1; Domain=10.0.0.1", ("10.0.0.1", False)),  # addresses
-            ("http://10.0.0.1/", "a=1; Domain=0.0.1", None), ("http://10.0.0.1/", "a=1; Domain=1", None),
-            ("http://[::1]/", "a=1; Domain=::1", ("::1", False)),
-            ("http://[::1]/", "a=1; Domain=[::1]", None),
-            ("http://[::1]/", "a=1; Domain=::2", None),
-            ("http://localhost/", "a=1; Domain=localhost", ("localhost", False)),  # without a dot
-            ("http://localhost/", "a=1; Domain=.LocalHost", ("localhost", False)),
-            ("http://x.localhost/", "a=1; Domain=localhost", None),
-            ("http://com/", "a=1; Domain=com", ("com", False)),                # and so for no other site
-            ("http://a.com./", "a=1; Domain=com.", None),
-            ("http://h.test./", "a=1; Domain=h.test.", ("h.test.", False)),  # as they are
-            ("http://h.test./", "a=1; Domain=h.test", None),
-            ("http://www.b.co.uk/", "a=1; Domain=co.uk", None),
-            ("http://www.b.co.uk/", "a=1; Domain=b.co.uk", ("b.co.uk", False)),
-            ("http://co.uk/", "a=1; Domain=co.uk", ("co.uk", False)),
-            ("http://www.co.com/", "a=1; Domain=co.com", ("co.com", False)),
-            ("http://www.xn--bcher-kva.example/", "a=1; Domain=b\u00fccher.example", None),  # no ASCII
-            ("http://www.xn--bcher-kva.example/", "a=1; Domain=.XN--BCHER-KVA.example",
-             ("xn--bcher-kva.example", False)),
+        for host, domain, kept in (
+            ("10.0.0.1", "10.0.0.1", True), ("10.0.0.1", "0.0.1", False), ("[::1]", "::1", True),
+            ("[::1]", "[::1]", False), ("[::1]", "::2", False), ("localhost", ".LocalHost", True),
+            ("x.localhost", "localhost", False), ("com", "com", True), ("a.com.", "com.", False),
+            ("h.test.", "h.test.", True), ("h.test.", "h.test", False), ("www.b.co.uk", "co.uk", False),
+            ("www.b.co.uk", "b.co.uk", True), ("co.uk", "co.uk", True), ("www.co.com", "co.com", True),
+            ("a.h.uk", "h.uk", True), ("a.co.ukx", "co.ukx", True),
+            ("www.xn--bcher-kva.example", "b\u00fccher.example", False),  # no ASCII
+            ("www.xn--bcher-kva.example", ".XN--BCHER-KVA.example", True),
         ):
-            self.check_set(url, [(line, expected)], "domain", "host_only")
+            expected = (domain.lower().removeprefix("."), False) if kept else None
+            self.check_set(f"http://{host}/", [(f"a=1; Domain={domain}", expected)],
+                           "domain", "host_only")
 
     def test_path(self) -> None:
         """6265bis 5.6.4 and 5.1.4."""
         self.check_set("http://h.test/dir/page?q=/a/b", [
             ("a=1", "/dir"), ("a=1; Path=", "/dir"), ("a=1; Path", "/dir"), ("a=1; Path=x", "/dir"),
-            ('a=1; Path="/"', "/dir"), ("a=1; Path=/", "/"), ("a=1; Path=/x/", "/x/"),
-            ("a=1; PATH = /x y ", "/x y"), ("a=1; Path=/other", "/other"),
+            ('a=1; Path="/"', "/dir"), ("a=1; PATH = /x y/ ", "/x y/"),
             ("a=1; Path=/a; Path=/b", "/b"), ("a=1; Path=/a; Path=b", "/dir"),
             ("a=1; Path=/" + "x" * 1023, "/" + "x" * 1023), ("a=1; Path=/" + "x" * 1024, "/dir"),
             ("a=1; Path=/a; Path=/" + "x" * 1024, "/a"),
         ], "path")
         for target, expected in (("/", "/"), ("/a", "/"), ("/a/", "/a"), ("/a/b", "/a"), ("/?/b", "/"),
-                                 ("//", "/"), ("//a", "/"), ("/a//b", "/a/")):
+                                 ("//a", "/"), ("/a//b", "/a/")):
             self.check_set("http://h.test" + target, [("a=1", expected)], "path")
 
     def test_flags(self) -> None:
         """6265bis 5.6.5, 5.6.6, 5.7 step 12: Secure, HttpOnly, and what is unknown."""
-        rows = [("a=1", (False, False)), ("a=1; HttpOnly", (False, True)),
-                ("a=1; httponly=no;;; ;", (False, True)), ("a=1; Secured; XHttpOnly", (False, False)),
-                ("a=1; SameSite=Strict; Version=1; Port=9; Partitioned; =; =x", (False, False))]
-        secure = ["a=1; Secure", "a=1; sECURE=false", "a=1;Secure ", "a=1; Secure=" + "x" * 1024]
+        rows: list[tuple[str, object]] = [
+            ("a=1; httponly=no;;; ;", (False, True)), ("a=1; Secured; XHttpOnly", (False, False)),
+            ("a=1; SameSite=Strict; Partitioned; =; =x", (False, False))]
+        secure = ["a=1; Secure", "a=1; sECURE=false", "a=1; Secure=" + "x" * 1024]
         too_long = "a=1; Secure=" + "x" * 1025
-        self.check_set("http://h.test/", [*rows, (too_long, (False, False)), *((s, None) for s in secure)],
-                   "secure", "http_only")
-        self.check_set("https://h.test/", [*rows, *((s, (True, False)) for s in secure)],
-                   "secure", "http_only")
-        for host in ("localhost", "127.0.0.1", "[::1]"):
-            self.check_set(f"http://{host}/", [(secure[0], None)])
+        self.check_set("http://h.test/", [
+            *rows, (too_long, (False, False)), *((line, None) for line in secure)],
+            "secure", "http_only")
+        self.check_set("https://h.test/", [*rows, *((line, (True, False)) for line in secure)],
+                       "secure", "http_only")
+        self.check_set("http://localhost/", [(secure[0], None)])
 
     def test_prefixes(self) -> None:
         """6265bis 4.1.3 and 5.7 steps 20 to 22."""
-        good = ["__Secure-a=1; Secure", "__sECURE-a=1; Secure; Domain=h.test", "__Host-a=1; Secure; Path=/",
-                "__hOST-=1; Secure; Path=/", "x__Host-a=1", "__Host=1", "__Secure=1", "x=__Host-a"]
-        bad = ["__Secure-a=1", "__secure-=1", "__Host-a=1", "__Host-a=1; Path=/", "__host-a=1; Secure",
+        good = ["__sECURE-a=1; Secure; Domain=h.test", "__hOST-a=1; Secure; Path=/", "x__Host-a=1",
+                "__Host=1", "__Secure=1", "x=__Host-a"]
+        bad = ["__secure-=1", "__Host-a=1; Path=/", "__host-a=1; Secure",
                "__Host-a=1; Secure; Path=/x", "__Host-a=1; Secure; Path=/; Domain=h.test",
-               "=__Host-a=1; Secure; Path=/", "__Host-; Secure; Path=/", "=__SECURE-a=1; Secure",
-               "__secure-x; Secure"]
+               "=__Host-a=1; Secure; Path=/", "__Host-; Secure; Path=/", "=__SECURE-a=1; Secure"]
         for line in good + bad:
             with self.subTest(line):
-                cookie = asyncget.parse_set_cookie(line, parse_url("https://h.test/"), NOW)
+                cookie = asyncget.parse_set_cookie(line, parse_url("https://h.test/d/"), NOW)
                 self.assertEqual(cookie is not None, line in good)
-        self.assertTrue(all(asyncget.parse_set_cookie(line, parse_url("http://h.test/"), NOW) is None
-                            for line in good[:4]))
-        self.assertTrue(asyncget.keeps_prefix(asyncget.Cookie("__Host-a", "", "h.test", secure=True)))
-
-    def test_sites(self) -> None:
-        for host, site in (
-            ("h.test", "h.test"), ("a.b.h.test", "h.test"), ("localhost", "localhost"), ("::1", "::1"),
-            ("10.0.0.1", "10.0.0.1"), ("a.b.co.uk", "b.co.uk"), ("co.uk", "co.uk"), ("co.ukx", "co.ukx"),
-            ("a.h.test.", "h.test"), ("a.co.com", "co.com"), ("a.h.uk", "h.uk"), ("", ""),
-        ):
-            with self.subTest(host):
-                self.assertEqual(asyncget.site_of(host), site)
 
     # ---- the jar, as servers fill it
 
     def test_round_trips(self) -> None:
-        """6265bis 5.8.3, what goes where: (set by, Set-asyncget.Cookie, asked for, sent)."""
-        for setter, line, asker, sent in (
-            ("http://a.test/", "x=1", "http://a.test/", "x=1"),
-            ("http://a.test/", "x=1", "https://a.test:81/", "x=1"),     # neither port nor scheme
-            ("http://a.test/", "x=1", "http://b.test/", ""),            # CVE-2015-2296: host-only
-            ("http://a.test/", "x=1", "http://s.a.test/", ""),
-            ("http://a.test/", "x=1; Domain=a.test", "http://s.a.test/", "x=1"),
-            ("http://s.a.test/", "x=1; Domain=a.test", "http://a.test/", "x=1"),
-            ("http://a.test/", "x=1; Domain=a.test", "http://nota.test/", ""),
-            ("http://a.test./", "x=1", "http://a.test/", ""),
-            ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://10.0.0.1/", "x=1"),
-            ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://9.10.0.0.1.test/", ""),
-            ("http://10.0.0.1/", "x=1; Domain=10.0.0.1", "http://x.10.0.0.1/", ""),
-            ("http://[::1]/", "x=1; Domain=::1", "http://[::1]/", "x=1"),
-            ("http://com/", "x=1; Domain=com", "http://h.com/", ""),
-            ("http://co.uk/", "x=1; Domain=co.uk", "http://h.co.uk/", ""),
-            ("http://localhost/", "x=1; Domain=localhost", "http://localhost/", "x=1"),
-            ("http://localhost/", "x=1; Domain=localhost", "http://x.localhost/", ""),
-            ("http://a.test/", "x=1; Path=/any", "http://a.test/anybad", ""),
-            ("http://a.test/", "x=1; Path=/any", "http://a.test/any?q", "x=1"),
-            ("http://a.test/", "x=1; Path=/any", "http://a.test/q?/any", ""),
-            ("http://a.test/dir/page", "x=1", "http://a.test/dir/other", "x=1"),
-            ("http://a.test/dir/page", "x=1", "http://a.test/other", ""),
-            ("https://a.test/", "x=1; Secure", "http://a.test/", ""),
-            ("https://a.test/", "x=1; Secure", "https://a.test:81/", "x=1"),
-            ("https://localhost/", "x=1; Secure", "http://localhost:81/", "x=1"),
-            ("https://127.0.0.1/", "x=1; Secure", "http://127.0.0.1/", "x=1"),
-            ("https://[::1]/", "x=1; Secure", "http://[::1]/", "x=1"),
-            ("https://127.0.0.2/", "x=1; Secure", "http://127.0.0.2/", ""),
-            ("http://a.test/", "x=1; Max-Age=0", "http://a.test/", ""),
-            ("http://a.test/", "nameless", "http://a.test/", "nameless"),
-            ("http://a.test/", "x=", "http://a.test/", "x="),
+        """6265bis 5.8.3: (set by, Set-Cookie, where it is sent, and where not)."""
+        for setter, line, good, bad in (
+            ("http://a.test", "x=1", ["https://a.test:81"],              # neither port nor scheme
+             ["http://b.test", "http://s.a.test"]),                      # CVE-2015-2296: host-only
+            ("http://s.a.test", "x=1; Domain=a.test", ["http://a.test", "http://t.s.a.test"],
+             ["http://nota.test"]),
+            ("http://a.test.", "x=1", [], ["http://a.test"]),
+            ("http://10.0.0.1", "x=1; Domain=10.0.0.1", ["http://10.0.0.1"], ["http://x.10.0.0.1"]),
+            ("http://com", "x=1; Domain=com", ["http://com"], ["http://h.com"]),
+            ("http://co.uk", "x=1; Domain=co.uk", [], ["http://h.co.uk"]),
+            ("http://localhost", "x=1; Domain=localhost", [], ["http://x.localhost"]),
+            ("http://a.test", "x=1; Path=/any", ["http://a.test/any?q", "http://a.test/any/x"],
+             ["http://a.test/anybad", "http://a.test/q?/any"]),
+            ("http://a.test/dir/page", "x=1", ["http://a.test/dir/other"], ["http://a.test/other"]),
+            ("https://a.test", "x=1; Secure", ["https://a.test:81"], ["http://a.test"]),
+            ("https://localhost", "x=1; Secure", ["http://localhost:81"], []),
+            ("https://127.0.0.1", "x=1; Secure", ["http://127.0.0.1"], []),
+            ("https://[::1]", "x=1; Secure", ["http://[::1]"], []),
+            ("https://127.0.0.2", "x=1; Secure", [], ["http://127.0.0.2"]),
+            ("http://a.test", "nameless", ["http://a.test"], []),
         ):
-            with self.subTest(setter=setter, line=line, asker=asker):
-                self.assertEqual(sent_with(setting(setter, line), asker), sent)
+            for asker in good + bad:
+                with self.subTest(setter=setter, line=line, asker=asker):
+                    self.assertEqual(sent_with(setting(setter, line), asker),
+                                     line.partition(";")[0] * (asker in good))
 
-    def test_order(self) -> None:
-        """6265bis 5.8.3 step 2: the longest path first, then the oldest."""
+    def test_order_and_identity(self) -> None:
+        """6265bis 5.8.3 step 2: the longest path first, then the oldest; 5.7 step 23: name, domain,
+        host-only and path make a cookie."""
         url = "http://a.test/p/q"
-        jar = setting(url, *(f"x={path}; Path={path}" for path in ("/", "/p/q", "/p")), "y=1; Path=/p")
-        self.assertEqual(sent_with(jar, url), "x=/p/q; x=/p; y=1; x=/")
-        setting(url, "x=2; Path=/p", jar=jar)  # 5.7 step 23: set again it keeps its place
-        self.assertEqual(sent_with(jar, url), "x=/p/q; x=2; y=1; x=/")
-        setting(url, "x=; Path=/p; Max-Age=0", "x=3; Path=/p", jar=jar)
-        self.assertEqual(sent_with(jar, url), "x=/p/q; x=3; y=1; x=/")
-
-    def test_identity(self) -> None:
-        """5.7 step 23: name, domain, host-only and path make a cookie; case counts in a name."""
-        jar = setting("http://a.test/", "x=1", "X=2", "x=3; Domain=a.test", "x=4; Path=/p")
-        self.assertEqual(sent_with(jar, "http://a.test/"), "x=1; X=2; x=3")
-        setting("http://a.test/", "x=5", jar=jar)
-        self.assertEqual(sent_with(jar, "http://a.test/p"), "x=4; x=5; X=2; x=3")
+        jar = setting(url, *(f"x={path}; Path={path}" for path in ("/", "/p/q", "/p")),
+                      "X=1; Path=/p", "x=2; Path=/; Domain=a.test")
+        self.assertEqual(sent_with(jar, url), "x=/p/q; x=/p; X=1; x=/; x=2")
+        setting(url, "x=3; Path=/p", jar=jar)  # set again it keeps its place
+        self.assertEqual(sent_with(jar, url), "x=/p/q; x=3; X=1; x=/; x=2")
+        setting(url, "x=; Path=/p; Max-Age=0", "x=4; Path=/p", jar=jar)
+        self.assertEqual(sent_with(jar, url), "x=/p/q; x=4; X=1; x=/; x=2")
 
     def test_nothing_is_left_behind(self) -> None:
         jar = asyncget.Cookies()
@@ -6243,27 +5358,26 @@ class Section15Cookies(Section):
         with mock.patch.object(time, "time", lambda: NOW):
             names = jar.store(url, ["a=1; Max-Age=60", "b=2", "bad\0", "c=3; Max-Age=0"])
         self.assertEqual(names, ["a", "b", "c"])
-        for at, sent in ((NOW, "a=1; b=2"), (MINUTE - 1, "a=1; b=2"), (MINUTE, "b=2")):
+        for at, sent in ((MINUTE - 1, "a=1; b=2"), (MINUTE, "b=2")):
             with mock.patch.object(time, "time", lambda at=at: at):
-                self.assertEqual((sent_with(jar, "http://a.test/"), len(jar)), (sent, sent.count("=")))
+                self.assertEqual((sent_with(jar, "http://a.test/"), len(jar)),
+                                 (sent, sent.count("=")))
         self.assertEqual(jar.store(url, ["b=; Expires=Thu, 01 Jan 1970 00:00:00 GMT"]), ["b"])
-        self.assertEqual((len(jar), jar.store(url, ["bad\0"]), any(jar._sites.values())), (0, [], False))
+        self.assertEqual(jar.store(url, ["bad\0"]), [])
+        self.assertEqual((len(jar), any(jar._sites.values())), (0, False))
 
     def test_secure_cookies_are_left_alone(self) -> None:
         """5.7 step 16."""
         for setter, old, line, url, allowed in (
-            ("https://a.test/", "x=1; Secure; Path=/login", "x=2; Path=/login", "http://a.test/", False),
-            ("https://a.test/", "x=1; Secure; Path=/login", "x=2; Path=/login/en", "http://a.test/", False),
-            ("https://a.test/", "x=1; Secure; Path=/login", "x=2; Path=/", "http://a.test/", True),
-            ("https://a.test/", "x=1; Secure; Path=/login", "x=2; Path=/foo", "http://a.test/", True),
+            ("https://a.test/", "x=1; Secure; Path=/p", "x=2; Path=/p", "http://a.test/", False),
+            ("https://a.test/", "x=1; Secure; Path=/p", "x=2; Path=/p/q", "http://a.test/", False),
+            ("https://a.test/", "x=1; Secure; Path=/p", "x=2; Path=/", "http://a.test/", True),
             ("https://a.test/", "x=1; Secure", "x=; Max-Age=0", "http://a.test/", False),
             ("https://a.test/", "x=1; Secure", "y=2", "http://a.test/", True),
             ("https://a.test/", "x=1; Secure", "x=2", "https://a.test/", True),
-            ("https://a.test/", "x=1", "x=2", "http://a.test/", True),
             ("https://a.test/", "x=1; Secure; Domain=a.test", "x=2", "http://s.a.test/", False),
             ("https://s.a.test/", "x=1; Secure", "x=2; Domain=a.test", "http://a.test/", False),
             ("https://s.a.test/", "x=1; Secure", "x=2", "http://t.a.test/", True),
-            ("https://localhost/", "x=1; Secure", "x=2", "http://localhost/", False),
         ):
             with self.subTest(setter=setter, line=line, url=url):
                 names = setting(setter, old).store(parse_url(url), [line])
@@ -6272,54 +5386,44 @@ class Section15Cookies(Section):
             jar = setting("https://a.test/", "x=1; Secure; Max-Age=1")
         self.assertEqual(jar.store(parse_url("http://a.test/"), ["x=2"]), ["x"])
 
-    def test_caps(self) -> None:
-        """6265bis 5.7, "remove excess cookies", and 6.1."""
-        url = "http://a.test/"
-        jar = setting(url, *(f"a{i}=1" for i in range(100)))
+    def test_who_makes_room_in_a_site(self) -> None:
+        """6265bis 5.7 and 6.1: what has expired, then what is not Secure (http cannot push that
+        out), then the oldest; and endless subdomains push out nobody else's."""
+        jar = setting("http://a.test/", *(f"a{i}=1" for i in range(100)))
         self.assertEqual(len(jar), asyncget.MAX_SET_COOKIES)
-        for i in range(10):
-            setting(url, *(f"b{i}.{j}=1" for j in range(40)), jar=jar)
-        self.assertEqual(len(jar), asyncget.MAX_DOMAIN_COOKIES)
-        self.assertEqual(("b5.19" in jar, "b5.20" in jar, "b9.39" in jar), (False, True, True))
+        with mock.patch.object(asyncget, "MAX_DOMAIN_COOKIES", 10), \
+                mock.patch.object(time, "time", lambda: NOW):
+            jar = setting("http://victim.test/", "v=1")
+            setting("https://a.test/", "old=1", "sid=1; Secure", jar=jar)
+            setting("http://a.test/", *(f"gone{i}=1; Max-Age=9" for i in range(8)), jar=jar)
+            with mock.patch.object(time, "time", lambda: MINUTE):
+                setting("http://a.test/", *(f"b{i}=1" for i in range(8)), jar=jar)
+            self.assertEqual((len(jar), "old" in jar), (11, True))
+            for i in range(12):
+                setting(f"http://s{i}.a.test/", "x=1", f"y{i}=1; Domain=a.test", jar=jar)
+            self.assertEqual((len(jar), "old" in jar, "y8" in jar), (11, False, True))
+            self.assertEqual(sent_with(jar, "http://victim.test/"), "v=1")
+            self.assertEqual(jar.get("sid"), "1")
 
-    def test_who_makes_room(self) -> None:
-        """6265bis 5.7: what has expired first, then what is not Secure: http cannot push that out."""
-        jar = asyncget.Cookies()
-        with mock.patch.object(time, "time", lambda: NOW):
-            for i in range(4):
-                setting("http://a.test/", *(f"a{i}.{j}=1" + "; Max-Age=9" * (i == 3) for j in range(45)), jar=jar)
-        setting("http://a.test/", "b=1", jar=jar)
-        self.assertEqual((len(jar), "a0.0" in jar), (136, True))
-        jar = setting("https://a.test/", "sid=1; Secure")
-        for i in range(5):
-            setting("http://a.test/", *(f"x{i}.{j}=1" for j in range(45)), jar=jar)
-        self.assertEqual(jar.get("sid"), "1")
-
-    def test_subdomains_without_end(self) -> None:
-        jar = setting("http://victim.test/", "sid=1")
-        for i in range(480):
-            setting(f"http://s{i}.evil.test/", *(f"x{j}=1" + "; Domain=evil.test" * (j % 2)
-                                                 for j in range(50)), jar=jar)
-        self.assertEqual(len(jar), asyncget.MAX_DOMAIN_COOKIES + 1)
-        self.assertEqual(sent_with(jar, "http://victim.test/"), "sid=1")
-
-    def test_sites_without_end(self) -> None:
+    def test_which_site_makes_room(self) -> None:
         jar = setting("http://first.test/", "x=1")
-        for i in range(1000):
-            setting(f"http://s{i}.test/", *(f"x{j}=1" for j in range(3)), jar=jar)
-            if i == 500:
-                setting("http://first.test/", "y=1", jar=jar)
-        self.assertEqual(len(jar), asyncget.MAX_COOKIES - 1)  # whole sites make room
-        self.assertEqual(sent_with(jar, "http://first.test/"), "x=1; y=1")  # not silent for longest
-        self.assertEqual((sent_with(jar, "http://s0.test/"), sent_with(jar, "http://s1.test/").count("x")), ("", 3))
-        for i in range(3000):
-            setting(f"http://t{i}.test/", "x=1", jar=jar)
-        self.assertEqual((len(jar), len(jar._sites)), (asyncget.MAX_COOKIES, asyncget.MAX_COOKIES + 1))
-        self.assertEqual(sent_with(jar, "http://first.test/"), "")
+        with mock.patch.object(asyncget, "MAX_COOKIES", 30):
+            for i in range(10):
+                setting(f"http://s{i}.test/", *(f"x{j}=1" for j in range(3)), jar=jar)
+                if i == 5:
+                    setting("http://first.test/", "y=1", jar=jar)
+            self.assertEqual(len(jar), 29)  # whole sites make room
+            self.assertEqual(sent_with(jar, "http://first.test/"), "x=1; y=1")  # it spoke since
+            self.assertEqual((sent_with(jar, "http://s0.test/"), sent_with(jar, "http://s1.test/")),
+                             ("", "x0=1; x1=1; x2=1"))
+            for i in range(40):
+                setting(f"http://t{i}.test/", "x=1", jar=jar)
+            self.assertEqual((len(jar), len(jar._sites)), (30, 31))
+            self.assertEqual(sent_with(jar, "http://first.test/"), "")
 
     def test_a_lookup_touches_one_site(self) -> None:
         jar = asyncget.Cookies()
-        for i in range(1000):
+        for i in range(20):
             setting(f"http://s{i}.test/", *(f"x{j}=1" for j in range(3)), jar=jar)
         touched: list[str] = []
         belongs = asyncget.Cookie.belongs
@@ -6342,49 +5446,40 @@ class Section15Cookies(Section):
         self.assertEqual(sent_with(jar, "http://h.test/"), "")
         jar.home(Origin("https", "h.test", 444))
         jar.home(Origin("http", "evil.test", 80))  # too late
-        jar["c"] = "3"
         jar.set("d", "4", path="/p")
-        for url, sent in (("https://h.test:444/p", "d=4; a=1; b=2; c=3"), ("https://h.test:444/", "a=1; b=2; c=3"),
-                          ("http://h.test:444/", ""), ("https://h.test/", ""), ("https://s.h.test:444/", ""),
+        for url, sent in (("https://h.test:444/p", "d=4; a=1; b=2"),
+                          ("https://h.test:444/", "a=1; b=2"), ("http://h.test:444/", ""),
+                          ("https://h.test/", ""), ("https://s.h.test:444/", ""),
                           ("http://evil.test/", "")):
             with self.subTest(url):
                 self.assertEqual(sent_with(jar, url), sent)
-        plain = asyncget.Cookies({"a": "1"})
-        plain.home(Origin("http", "h.test", 80))
-        self.assertEqual((sent_with(plain, "http://h.test/"), sent_with(plain, "https://h.test/")), ("a=1", ""))
 
     def test_a_server_takes_the_place_of_a_seed(self) -> None:
-        home = Origin("http", "www.h.test", 80)
-        for line, sent in (
-            ("sid=new", "sid=new"),
-            ("sid=new; Path=/p", "sid=new"),                  # whatever its path
-            ("sid=new; Domain=h.test", "sid=new"),
-            ("sid=new; Path=/elsewhere", ""),
-            ("sid=; Max-Age=0", ""), ("sid=; Max-Age=0; Path=/p", ""),
-            ("other=new", "sid=old; other=new"),
-            ("sid=new; Secure", "sid=old"), ("sid=new; Domain=x.test", "sid=old"),  # refused
+        for scheme, host, line, sent in (
+            ("http", "www.h.test", "sid=new", "sid=new"),
+            ("http", "www.h.test", "sid=new; Path=/p", "sid=new"),  # whatever its path
+            ("http", "www.h.test", "sid=new; Domain=h.test", "sid=new"),
+            ("http", "www.h.test", "sid=new; Path=/elsewhere", ""),
+            ("http", "www.h.test", "sid=; Max-Age=0; Path=/p", ""),
+            ("http", "www.h.test", "other=new", "sid=old; other=new"),
+            ("http", "www.h.test", "sid=new; Secure", "sid=old"),  # refused
+            ("http", "www.h.test", "sid=new; Domain=x.test", "sid=old"),
+            ("http", "www.h.test:81", "sid=new", "sid=old"),  # another origin's
+            ("http", "api.h.test", "sid=api", "sid=old"),
+            ("https", "www.h.test", "sid=evil", "sid=old"),  # 5.7: nor may http take it away
         ):
-            with self.subTest(line):
+            with self.subTest(line, host=host):
                 jar = asyncget.Cookies({"sid": "old"})
-                jar.home(home)
-                setting("http://www.h.test/p/q", line, jar=jar)
-                self.assertEqual(sorted(sent_with(jar, "http://www.h.test/p").split("; ")),
+                jar.home(parse_url(f"{scheme}://www.h.test/").origin)
+                setting(f"http://{host}/p/q", line, jar=jar)
+                self.assertEqual(sorted(sent_with(jar, f"{scheme}://www.h.test/p").split("; ")),
                                  sorted(sent.split("; ")))
-        jar = asyncget.Cookies({"sid": "old"})
-        jar.home(home)
-        setting("http://api.h.test/", "sid=api", jar=jar)      # another host's
-        setting("http://www.h.test/", "sid=new", jar=jar)
-        self.assertEqual(sent_with(jar, "http://www.h.test/"), "sid=new")
-        self.assertEqual(sent_with(jar, "http://www.h.test:81/"), "sid=new")
-        secure = asyncget.Cookies({"sid": "old"})
-        secure.home(Origin("https", "www.h.test", 443))        # 5.7: nor may http take it away
-        setting("http://www.h.test/p", "sid=evil", jar=secure)
-        self.assertEqual(sent_with(secure, "https://www.h.test/p"), "sid=old")
 
     def test_the_caller_takes_the_place_of_a_server(self) -> None:
         jar = asyncget.Cookies()
         jar.home(Origin("http", "h.test", 80))
-        setting("http://h.test/p/", "sid=a", "sid=b; Path=/", "sid=c; Domain=h.test", "x=1; Path=/", jar=jar)
+        setting("http://h.test/p/", "sid=a", "sid=b; Path=/", "sid=c; Domain=h.test",
+                "x=1; Path=/", jar=jar)
         jar["sid"] = "mine"
         self.assertEqual((sent_with(jar, "http://h.test/p/"), jar["sid"]), ("sid=mine; x=1", "mine"))
         self.assertEqual(sent_with(jar, "http://h.test:81/p/"), "sid=a; sid=c; sid=b; x=1")
@@ -6395,13 +5490,14 @@ class Section15Cookies(Section):
         jar = asyncget.Cookies()
         jar.set("a", "1", domain=".H.test", path="/p")
         jar.set("a", "2", domain="b\u00fccher.test", path="")
+        jar.set("ip", "6", domain="[::1]")
         jar.add(asyncget.Cookie("gone", "1", "h.test", expires=time.time() - 9))
         jar["b"] = ""
         self.assertEqual([(c.name, c.value, c.domain, c.path, c.host_only, c.secure) for c in jar], [
             ("a", "1", "h.test", "/p", False, False), ("a", "2", "xn--bcher-kva.test", "/", False, False),
-            ("b", "", "", "/", True, False)])
+            ("ip", "6", "::1", "/", False, False), ("b", "", "", "/", True, False)])
         self.assertEqual((len(jar), jar["b"], jar.get("c"), jar.get("c", "d"), jar.get("gone")),
-                         (3, "", None, "d", None))
+                         (4, "", None, "d", None))
         self.assertEqual(("a" in jar, "gone" in jar, 7 in jar), (True, False, False))
         self.assertEqual(jar["a"], "2")                        # of several the last ...
         jar["a"] = "home"
@@ -6411,57 +5507,46 @@ class Section15Cookies(Section):
         for missing in (jar.__getitem__, jar.__delitem__):
             self.assertRaises(KeyError, missing, "c")
         jar.update({"a": "new", "c": "3"})
-        self.assertEqual((jar["a"], jar["c"], len(jar)), ("new", "3", 6))
+        self.assertEqual((jar["a"], jar["c"], len(jar)), ("new", "3", 7))
         del jar["a"], jar["c"]
-        self.assertEqual([cookie.name for cookie in jar], ["b"])
-        jar["z"] = "1"
+        self.assertEqual([cookie.name for cookie in jar], ["ip", "b"])
+        jar.set("c", "1", domain="com")                        # a suffix reaches nobody
+        jar.add(asyncget.Cookie("b", "1", "co.uk", host_only=False))
+        for host in ("a.h.com", "h.co.uk"):
+            self.assertEqual(sent_with(jar, f"https://{host}/"), "")
         jar.clear()
         self.assertEqual((len(jar), list(jar), bool(jar), repr(jar)), (0, [], False, "<Cookies >"))
 
-    def test_addresses(self) -> None:
-        jar = asyncget.Cookies()
-        jar.set("a", "1", domain="[::1]")
-        jar.set("a", "2", domain="127.0.0.1")
-        self.assertEqual(sent_with(jar, "http://[::1]/"), "a=1")
-        self.assertEqual(sent_with(jar, "http://127.0.0.1/"), "a=2")
-
-    def test_a_suffix_reaches_nobody(self) -> None:
-        jar = asyncget.Cookies()
-        jar.set("a", "1", domain="com")
-        jar.add(asyncget.Cookie("b", "1", "co.uk", host_only=False))
-        for host in ("h.com", "a.h.com", "h.co.uk"):
-            self.assertEqual(sent_with(jar, f"https://{host}/"), "")
-
     def test_what_cannot_be_sent(self) -> None:
+        most = asyncget.MAX_COOKIE_FIELD_BYTES
         for name, value in (("", "1"), ("a b", "1"), ("a=", "1"), ("a;", "1"), ("\u00e9", "1"), ("a", "1;2"),
                             ("a", "1\r\nX: y"), ("a", "\0"), ("a", "\x7f"), ("a\n", "1"), ("a", "\ud800"),
-                            ("a", "x" * asyncget.MAX_COOKIE_FIELD_BYTES), (1, "1"), ("a", 1), ("a", None), ("a", b"1")):
-            for setter in (asyncget.check_cookie, asyncget.Cookies().__setitem__, asyncget.Cookies().set):
-                with self.subTest(name=name, value=value), self.assertRaises(InvalidHeader) as caught:
-                    setter(name, value)  # type: ignore[arg-type]
-                self.assertNotIn("1\r", str(caught.exception))
-            with self.assertRaises(InvalidHeader):
-                asyncget.Cookies({name: value})  # type: ignore[dict-item]
+                            ("a", "x" * most), (1, "1"), ("a", 1), ("a", None), ("a", b"1")):
+            for setter in (asyncget.check_cookie, asyncget.Cookies().set,
+                           lambda name, value: asyncget.Cookies({name: value})):
+                with self.subTest(name=name, value=value):
+                    with self.assertRaises(InvalidHeader) as caught:
+                        setter(name, value)  # type: ignore[arg-type]
+                    self.assertNotIn("1\r", str(caught.exception))
         with self.assertRaises(InvalidURL):
             asyncget.Cookies().set("a", "1", domain="h test")
         for value in ("", "a=b, c", '"q"', "\u00e9", "\udcff", " x\ty "):
             asyncget.check_cookie("!#$%&'*+-.^_`|~a0", value)
-        asyncget.check_cookie("a", "x" * (asyncget.MAX_COOKIE_FIELD_BYTES - 2))
-
-    def test_no_secret_is_shown(self) -> None:
-        jar = setting("http://h.test/", "sid=SECRET", "\u202ename=SECRET")
-        jar["a"] = "SECRET"
-        self.assertEqual(repr(jar), "<Cookies sid (h.test), \\u202ename (h.test), a (home origin)>")
+        asyncget.check_cookie("a", "x" * (most - 2))
 
     def test_field(self) -> None:
         """6265bis 5.8.3 step 4."""
         self.assertEqual(render_cookies([]), "")
         self.assertEqual(render_cookies([("a", "1"), ("", "v"), ("b", "")]), "a=1; v; b=")
         half = "x" * 4092  # two of these, "a=" and "; " are 8190
-        self.assertEqual(len(render_cookies([("a", half), ("b", half)])), asyncget.MAX_COOKIE_FIELD_BYTES)
+        self.assertEqual(len(render_cookies([("a", half), ("b", half)])),
+                         asyncget.MAX_COOKIE_FIELD_BYTES)
         self.assertEqual(render_cookies([("a", half), ("b", half + "x"), ("c", "1")]), "a=" + half)
         self.assertEqual(render_cookies([("a", half), ("b", "\udcff\u00e9" * 1364)]).count(";"), 1)
         self.assertEqual(render_cookies([("a", half), ("b", "\u00e9" * 2047)]).count(";"), 0)
+        jar = setting("http://h.test/", "sid=SECRET", "\u202ename=SECRET")
+        jar["a"] = "SECRET"
+        self.assertEqual(repr(jar), "<Cookies sid (h.test), \\u202ename (h.test), a (home origin)>")
 
     # ---- files
 
@@ -6469,19 +5554,16 @@ class Section15Cookies(Section):
         """As curl 7.88.1 reads them, but where a comment says otherwise."""
         plain = asyncget.Cookie("a", "1", "h.test")
         for line, expected in (
-            ("h.test\tFALSE\t/\tFALSE\t0\ta\t1", plain),
             ("h.test\tFALSE\t/\tFALSE\t0\ta\t1\r", plain),
             ("H.TEST\tfalse\t/\tfalse\t0\ta\t1", plain),
             ("h.test\tFALSE\t/\tFALSE\t0\ta", plain._replace(value="")),
-            ("h.test\tFALSE\t/\tFALSE\t0\ta\t", plain._replace(value="")),
             ("h.test\tFALSE\t/\tFALSE\t0\ta\t x y ", plain._replace(value=" x y ")),
-            ("h.test\tFALSE\t/\tFALSE\t0\ta\t\udcff\u00e9\u2028", plain._replace(value="\udcff\u00e9\u2028")),
-            ("h.test\tTRUE\t/\tFALSE\t0\ta\t1", plain._replace(host_only=False)),
+            ("h.test\tFALSE\t/\tFALSE\t0\ta\t\udcff\u2028", plain._replace(value="\udcff\u2028")),
             (".h.test\tTRUE\t/\tFALSE\t0\ta\t1", plain._replace(host_only=False)),
             (".h.test\tFALSE\t/\tFALSE\t0\ta\t1", plain),
             ("h.test\ttrue\t/\ttrue\t0\ta\t1", plain._replace(host_only=False, secure=True)),
-            ("#HttpOnly_h.test\tFALSE\t/\tFALSE\t0\ta\t1", plain._replace(http_only=True)),
-            ("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\ta\t1", plain._replace(http_only=True, host_only=False)),
+            ("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\ta\t1",
+             plain._replace(http_only=True, host_only=False)),
             ("h.test\tFALSE\t/\tFALSE\t4000000000.5\ta\t1", plain._replace(expires=4000000000.5)),
             ("h.test\tFALSE\t/\tFALSE\t1700000001\ta\t1", plain._replace(expires=NOW + 1)),
             ("h.test\tFALSE\t/\tFALSE\t0.0\ta\t1", plain),
@@ -6490,18 +5572,13 @@ class Section15Cookies(Section):
             ("h.test\tFALSE\t\tFALSE\t0\ta\t1", plain),
             ('h.test\tFALSE\t"/"\tFALSE\t0\ta\t1', plain),
             ("h.test\tFALSE\t/a/\tFALSE\t0\ta\t1", plain._replace(path="/a/")),
-            ("h.test\tFALSE\t/\tTRUE\t0\t__Secure-a\t1", plain._replace(name="__Secure-a", secure=True)),
-            ("h.test\tFALSE\t/\tFALSE\t0\t__Secure-a\t1", None),
-            ("h.test\tFALSE\t/\tFALSE\t1700000000\ta\t1", None),
-            ("h.test\tFALSE\t/\tFALSE\t-1\ta\t1", None),
-            ("h.test\tFALSE\t/\tFALSE\tsoon\ta\t1", None),
-            ("h.test\tFALSE\t/\tFALSE\t1e9\ta\t1", None),
-            ("h.test\tFALSE\t/\tFALSE\t0\ta\t1\t2", None),
-            ("h.test\tFALSE\t/\tFALSE\t0", None),
-            ("h.test\tFALSE\t/\tFALSE\t0\ta\tx\x01", None),    # curl keeps it in a file
-            ("\tFALSE\t/\tFALSE\t0\ta\t1", None), (".\tFALSE\t/\tFALSE\t0\ta\t1", None),
-            ("h.test\tFALSE\t/\tFALSE\t0\t\t", None),
-            ("# h.test\tFALSE\t/\tFALSE\t0\ta\t1", None), ("#h.test\tFALSE\t/\tFALSE\t0\ta\t1", None),
+            ("h.test\tFALSE\t/\tTRUE\t0\t__Secure-a\t1",
+             plain._replace(name="__Secure-a", secure=True)),
+            *((f"h.test\tFALSE\t/\tFALSE\t{rest}", None) for rest in (
+                "0\t__Secure-a\t1", "1700000000\ta\t1", "-1\ta\t1", "1e9\ta\t1", "0\ta\t1\t2", "0",
+                "0\ta\tx\x01",                                # curl keeps it in a file
+                "0\t\t")),
+            (".\tFALSE\t/\tFALSE\t0\ta\t1", None), ("#h.test\tFALSE\t/\tFALSE\t0\ta\t1", None),
             ("", None), ("# Netscape", None), ("h.test FALSE / FALSE 0 a 1", None),
         ):
             with self.subTest(line):
@@ -6529,6 +5606,443 @@ class Section15Cookies(Section):
         self.assertEqual(sent_with(again, "https://h.test/p"), "a=1; b=\u00e9\udcff; nameless; d=1")
 
 
+# ---- 16. Passwords
+
+NETRC_ME = ("me", "secret")
+NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets, as with curl
+    ("one line", b"machine a.test login me password secret\n", NETRC_ME),
+    ("lines", b"machine a.test\r\n  login me\r\n\tpassword secret\r\n", NETRC_ME),
+    ("password first", b"machine a.test password secret login me", NETRC_ME),
+    ("capitals", b"MACHINE A.Test Login me PassWord secret", NETRC_ME),
+    ("account", b"machine a.test login me account password password secret", NETRC_ME),
+    ("behind another", b"machine b.test login you password other\n"
+                       b"machine a.test login me password secret\n", NETRC_ME),
+    ("the first of two", b"machine a.test login me password secret\n"
+                         b"machine a.test login you password other\n", NETRC_ME),
+    ("not a subdomain's", b"machine test login x password y machine x.a.test login x password y",
+     None),
+    ("odd word for another", b"machine b.test login you passwd other\n"
+                             b"machine a.test login me password secret\n", NETRC_ME),
+    ("odd word behind", b"machine a.test login me password secret oops\n", NETRC_ME),
+    ("odd word before", b"oops machine a.test port 80 login me password secret\n", NETRC_ME),
+    ("a keyword in quotes is none", b'machine a.test login me "login" you password secret\n', NETRC_ME),
+    ("keyword as a value", b"machine a.test login machine password login\n", ("machine", "login")),
+    ("keyword as another's value", b"machine b.test login machine password a.test login x "
+                                   b"password y\n", None),
+    ("the last of two logins", b"machine a.test login you login me password secret", NETRC_ME),
+    ("no password", b"machine a.test login me\nmachine b.test login x password y\n", ("me", "")),
+    ("no login", b"machine a.test password secret\n", ("", "secret")),
+    ("neither", b"machine a.test\nmachine b.test login x password y\n", None),
+    ("quoted blanks", b'machine a.test login "my self" password "a\tb c"',
+     ("my self", "a\tb c")),
+    ("quoted quote", rb'machine a.test login me password "a\"b"', ("me", 'a"b')),
+    ("quoted backslash", rb'machine a.test login me password "a\\b\q\\"', ("me", r"a\bq" + "\\")),
+    ("quoted n r t", rb'machine a.test login me password "\n\r\t"', ("me", "\n\r\t")),
+    ("quoted hash", b'machine a.test login me password "#1 # 2"', ("me", "#1 # 2")),
+    ("a quote inside", b'machine a.test login m"e password se"cret', ('m"e', 'se"cret')),
+    ("quotes meet", b'machine a.test login "me""x"password secret', NETRC_ME),
+    ("backslashes outside", rb'machine a.test login me password a\b\"\\c\n', ("me", r'a\b\"\\c\n')),
+    ("unclosed behind the entry", b'machine a.test login me password secret\nmachine "b\n', NETRC_ME),
+    ("comment lines", b"# one\n  # machine a.test login x password y\n"
+                      b"machine a.test # two\n#three \"\nlogin me password secret\n", NETRC_ME),
+    ("behind another's", b"machine b.test login you password other # don't, \"ever\n"
+                         b"machine a.test login me password secret # login you\n", NETRC_ME),
+    ("between keyword and value", b"machine a.test login me password\n # other\nsecret", NETRC_ME),
+    ("hash in a password", b"machine a.test login me password se#cret", ("me", "se#cret")),
+    ("macro first", b"macdef init\nmachine a.test login x password y\n\n"
+                    b"machine a.test login me password secret\n", NETRC_ME),
+    ("macro without an end", b"macdef init\nmachine a.test login x password y\n", None),
+    ("macro with CR LF", b"macdef init\r\nmachine a.test login x password \"y\r\n\r\n"
+                         b"machine a.test login me password secret\r\n", NETRC_ME),
+    ("macro after a login", b"machine a.test login me\nmacdef x\nput\n\npassword secret\n", NETRC_ME),
+    ("UTF-8", "machine a.test login mé password géheim".encode(), ("mé", "géheim")),
+    ("Latin-1", b"machine a.test login m\xe9 password \xff\xfe",
+     ("m\udce9", "\udcff\udcfe")),
+    ("other blanks are none", "machine a.test login me password a\xa0b\x85c\u2028d\x0be\x1cf".encode(),
+     ("me", "a\xa0b\x85c\u2028d\x0be\x1cf")),
+    ("byte order mark", b"\xef\xbb\xbfmachine a.test login me password secret", NETRC_ME),
+    ("default behind", b"machine b.test login x password y\ndefault login all password p\n", None),
+    ("default is no part of an entry", b"machine a.test login me\ndefault password everybodys",
+     ("me", "")),
+]
+
+NETRC_USERS: list[tuple[str, bytes, Any]] = [  # name, file, what "me" gets at a.test
+    ("the user's entry", b"machine a.test login you password other\n"
+                         b"machine a.test login me password secret\n", NETRC_ME),
+    ("nobody", b"machine a.test login you password other\n", None),
+    ("case counts", b"machine a.test login ME password other\n", None),
+    ("another host's", b"machine b.test login me password other\n", None),
+    ("anybody's", b"machine a.test password secret\n", NETRC_ME),
+    ("no password", b"machine a.test login me\n", None),
+    ("no password, then one", b"machine a.test login me\nmachine a.test login me password secret",
+     NETRC_ME),
+    ("default", b"default login me password everybodys\n", None),
+]
+
+NETRC_BROKEN: list[tuple[bytes, str]] = [
+    (b'#\n\nmachine b.test\npassword "s3cret\nmachine a.test login "me"\n',
+     "line 4: a quote is not closed"),
+    (b'#\r\n\r\n"s3cret\r\n', "line 3: a quote is not closed"),
+    (b'machine b.test password "s3cret\\', "line 1: a quote is not closed"),
+    (b'machine b.test password "s3cret\\"\n', "line 1: a quote is not closed"),
+    (b'machine b.test password "s3cret\ns3cret"\n', "line 1: a quote is not closed"),
+    (b"machine b.test login s3cret PASSWORD\n\n# s3cret\n", "nothing follows 'password'"),
+    (b"machine\n# c", "nothing follows 'machine'"),
+]
+
+
+class Section16Passwords(AsyncCase):
+    """Which password, and what each of several origins and proxies gets to see."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = os.path.join(folder.name, ".netrc")
+
+    def found(self, data: bytes, host: str = "a.test", user: str = "") -> Any:
+        """What a file with these bytes has for a host."""
+        with open(self.path, "wb") as file:
+            file.write(data)
+        return netrc_auth(self.path, host, user)
+
+    def test_netrc_auth(self) -> None:
+        for name, data, expected in NETRC:
+            with self.subTest(name):
+                self.assertEqual(self.found(data), expected)
+        for name, data, expected in NETRC_USERS:
+            with self.subTest(name, user="me"):
+                self.assertEqual(self.found(data, user="me"), expected)
+        hosts = (b"machine A.test login 1 password 1 machine ::1 login 2 password 2\n"
+                 b"machine default login 3 password 3 default login 4 password 4\n")
+        for host, login in (("a.test", "1"), ("::1", "2"), ("default", "3"),
+                            ("a.test.", None), ("login", None)):
+            with self.subTest(host):
+                self.assertEqual(self.found(hosts, host), login and (login, login))
+        for data, text in NETRC_BROKEN:
+            with self.subTest(data), self.assertRaises(AsyncGetError) as caught:
+                self.found(data)
+            self.assertEqual((str(caught.exception), caught.exception.exit_code),
+                             (f"cannot read {self.path!r}: {text}", 26))
+            self.assertNotIn("s3cret", repr(caught.exception.__context__))
+        for wrong in (self.path + "/x", self.path + "\0", os.path.dirname(self.path), ""):
+            with self.subTest(wrong), self.assertRaisesRegex(AsyncGetError, "^cannot read"):
+                netrc_auth(wrong, "a.test")
+        self.found(b"machine a.test login me password secret\n")
+        home = os.path.dirname(self.path)
+        with mock.patch.dict(os.environ, HOME=home, USERPROFILE=home):
+            self.assertEqual(netrc_auth(True, "a.test"), NETRC_ME)
+
+    async def test_netrc_over_the_wire(self) -> None:
+        self.found(b"machine a.test login a password 1\nmachine b.test login b password 2\n"
+                   b"default login all password 3\n")
+        async with scripted() as server:
+            server.again = True
+            port = server.port
+
+            def lead(head: bytes) -> bytes:
+                to = re.match(rb"GET /\?(\S+)", head)
+                return redirect(f"http://{to[1].decode()}:{port}/") if to else answer()
+
+            server.scripts = ([READ, lead, LOOP],)
+            a, b, opted = [basic("a", "1")], [basic("b", "2")], {"netrc": self.path}
+            token = {**opted, "auth": "token"}
+            rows: list[tuple[str, dict[str, Any], list[list[str]]]] = [
+                ("a.test:{}/", {}, [[]]),  # opt-in
+                ("a.test:{}/?b.test", opted, [a, b]),
+                ("a.test:{}/?c.test", opted, [a, []]), ("c.test:{}/?a.test", opted, [[], a]),
+                ("x.a.test:{}/", opted, [[]]),
+                ("me:pw@a.test:{}/?b.test", opted, [[basic("me", "pw")], b]),
+                ("a@a.test:{}/?b.test", opted, [a, b]), ("x@a.test:{}/", opted, [[basic("x", "")]]),
+                ("a:@a.test:{}/", opted, [[basic("a", "")]]),  # an empty password is one
+                ("a@a.test:{}/", token, [["Bearer token"]]),             # psf/requests#3929
+                ("a.test:{}/", {**opted, "headers": {"authorization": "own"}}, [["own"]]),
+                ("a.test:{}/?b.test", token, [["Bearer token"], b]),
+                ("a.test:{}/?c.test", token, [["Bearer token"], []]),    # CVE-2025-14524
+            ]
+            for url, options, expected in rows:
+                with self.subTest(url, **options):
+                    server.requests.clear()
+                    await asyncget.get("http://" + url.format(port), **options,
+                                       resolve={f"*:{port}": "127.0.0.1"})
+                    self.assertEqual([field(head, "authorization") for head in server.requests],
+                                     expected)
+
+    async def test_every_redirect(self) -> None:
+        """All 16 redirects between four origins, by two proxies with two passwords."""
+        async with contextlib.AsyncExitStack() as stack:
+            links: dict[str, str] = {}
+
+            def lead(head: bytes) -> bytes:
+                number = re.search(rb"\?(\d)", head)
+                return redirect(links[number[1].decode()]) if number else answer()
+
+            servers = [await stack.enter_async_context(scripted(
+                [READ, lead, LOOP], again=True, host="localhost",
+                tls=server_tls() if secure else None)) for secure in (False, False, True, True)]
+            one = await stack.enter_async_context(proxy())
+            two = await stack.enter_async_context(proxy())
+            links.update({str(i): server.url + "/end" for i, server in enumerate(servers)})
+            options: dict[str, Any] = {
+                "auth": ("me", "pw"), "cookies": {"a": "b"}, "secret_headers": ["x-key"],
+                "headers": {"X-Key": "k", "X-Public": "p", "Host": "odd.test"}, "verify": pem("ca")}
+            for first, second, straight in itertools.product(range(4), range(4), ("", "03")):
+                for server in [*servers, one, two]:
+                    server.requests.clear()
+                environ = {"http_proxy": f"one:1@{one.url}", "https_proxy": f"two:2@{two.url}",
+                           "no_proxy": ",".join(servers[int(i)].url[-15:] for i in straight)}
+                with self.subTest(first=first, second=second, straight=straight), mock.patch.dict(
+                        os.environ, environ):
+                    await asyncget.get(f"{servers[first].url}/start?{second}", **options)
+                    heads = [(i, head) for i in range(4) for head in servers[i].requests]
+                    self.assertEqual(len(heads), 2)
+                    for i, head in heads:
+                        own = i == first
+                        for name, values in (
+                                ("authorization", [basic("me", "pw")] * own), ("referer", []),
+                                ("cookie", ["a=b"] * own), ("x-key", ["k"] * own), ("x-public", ["p"]),
+                                ("host", ["odd.test" if own else servers[i].url.split("/")[2]]),
+                                ("proxy-authorization", [])):
+                            self.assertEqual(field(head, name), values)
+                    for via, keys in ((one, basic("one", "1")), (two, basic("two", "2"))):
+                        for head in via.requests:
+                            self.assertEqual(field(head, "proxy-authorization"), [keys])
+                    by_proxy = [i for i in (first, second) if str(i) not in straight]
+                    self.assertEqual(len(one.requests), sum(i < 2 for i in by_proxy))
+                    self.assertEqual(len(two.requests), len({i for i in by_proxy if i > 1}))
+                    self.assertEqual({head[:8] for head in two.requests} - {b"CONNECT "}, set())
+
+    async def test_no_secret_in_any_text(self) -> None:
+        """Neither plain nor in base64: errors, their arguments and causes, notes, reprs."""
+        secrets = ["s3cret", basic("me", "s3cret")[6:], basic("tok-s3cret", "")[6:], "tok-"]
+        texts: list[str] = []
+
+        def trace(kind: str, data: str | bytes) -> None:
+            if kind == "*":
+                texts.append(str(data))
+
+        async def fail(url: str, **options: Any) -> None:
+            with self.assertRaises(AsyncGetError) as caught:
+                await asyncget.get(url, trace=trace, **{"verify": pem("ca"), **options})
+            error: BaseException | None = caught.exception
+            texts.append(caught.exception.url)
+            texts.extend(traceback.format_exception(type(caught.exception), caught.exception, None))
+            while error:
+                texts.extend(map(repr, (error, error.args)))
+                error = error.__cause__ or error.__context__
+
+        denied = [READ, answer(b"no", status="407 x")]
+        auth: list[dict[str, Any]] = [{"auth": ("me", "s3cret")}, {"auth": "tok-s3cret"}]
+        async with scripted(denied, again=True) as via, scripted([READ, CLOSE]) as server:
+            with socket.socket() as unused:
+                unused.bind(("127.0.0.1", 0))
+                dead = f"127.0.0.1:{unused.getsockname()[1]}"
+                for options in auth:
+                    await fail("https://h.test/", proxy=f"me:s3cret@{via.url[7:]}", **options)
+                    await fail(f"http://{dead}/", **options)
+                for scheme in ("http", "socks5", "socks5h", "https", "socks4", "me:s3cret"):
+                    await fail("http://h.test/", proxy=f"{scheme}://me:s3cret@{dead}")
+                await fail("http://h.test/", proxy=f"http://tok-s3cret:@{dead}")
+                await fail(f"http://me:s3cret@{dead}/")
+            await fail("http://h.test/", proxy=f"socks5h://me:s3cret@{via.url[7:]}", timeout=0.05)
+            await fail(server.url.replace("//", "//me:s3cret@"))
+            await fail("https://h.test/", cert=(pem("client"), pem("encrypted_key"), "s3cret"),
+                       proxy=dead)
+        there = parse_url("http://me:s3cret@h.test/")
+        route = Route(there.origin, None, parse_proxy("me:s3cret@p", "x"), None, None)
+        session = Session(auth=("me", "s3cret"), headers={"X": "s3cret"}, proxy="me:s3cret@p",
+                          cert=("a", "b", "s3cret"), cookies={"a": "s3cret"})
+        for thing in (route, route.proxy, there, Request(there, (("Authorization", "s3cret"),)),
+                      session, session.cookies,
+                      asyncget.Call(session, "http://me:s3cret@h.test/", session._plain, None)):
+            texts += [repr(thing), str(thing), f"{thing}"]
+        async with origin() as server:
+            response = await asyncget.get(server.url.replace("//", "//me:s3cret@"), trace=trace)
+            texts += [repr(response), response.url, repr(response.history), repr(response.headers)]
+        for text, secret in itertools.product(texts, secrets):
+            self.assertNotIn(secret, text)
+        self.assertGreater(len(texts), 80)
+
+
+# ---- real servers
+
+def needs(*programs: str) -> Callable[[Test], Test]:
+    """Skips, saying what is missing."""
+    missing = [name for name in programs if find(name) is None]
+    return unittest.skipIf(bool(missing), f"not installed: {', '.join(missing)}")
+
+
+def find(program: str) -> str | None:
+    """A program, also where only root has it on the path."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class RealServers(AsyncCase):
+    """squid, tinyproxy, microsocks and nginx, as Debian has them."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+        os.chmod(self.folder, 0o755)  # for servers that leave root behind
+
+    def write(self, name: str, text: str) -> str:
+        """The path of a file with that text, which such servers can read."""
+        path = os.path.join(self.folder, name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
+
+    @contextlib.asynccontextmanager
+    async def daemon(self, port: int, *command: str) -> AsyncIterator[None]:
+        """Run a program for a while, from when it answers on its port."""
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen([str(find(command[0])), *command[1:]], stdout=log, stderr=log)
+            try:
+                with socket.socket() as probe:
+                    while process.poll() is None and probe.connect_ex(("127.0.0.1", port)):
+                        await asyncio.sleep(0.01)
+                log.seek(0)
+                self.assertIsNone(process.poll(), log.read()[-2000:])
+                yield
+            finally:
+                process.terminate()
+                process.wait()
+
+    async def through(self, port: int, allowed: int, denied: str) -> None:
+        """What each HTTP proxy must do: http, https, three passwords, a port denied to CONNECT."""
+        via = f"http://me:secret@127.0.0.1:{port}"
+        async with origin("leaf") as secure, origin() as plain, Session(
+                verify=pem("ca"), proxy=via) as session:
+            url = f"http://127.0.0.1:{plain.port}/x"
+            tunnelled = f"https://127.0.0.1:{allowed}/"
+            for reused in (False, True):
+                self.assertEqual((await session.get(url)).content, b"ok")
+                response = await session.get(tunnelled)
+                self.assertEqual((response.content, response.timing.reused), (b"inside", reused))
+                self.assertEqual(response.headers.get("via"), None)  # a tunnel is not rewritten
+            self.assertEqual(plain.targets()[0], "/x")
+            self.assertEqual(field(plain.requests[0], "proxy-authorization"), [])
+            with self.assertRaisesRegex(ProxyError, f"refused a tunnel .*403.*{denied}") as no:
+                await session.get(f"https://127.0.0.1:{secure.port}/")
+            self.assertEqual(no.exception.exit_code, 56)
+            for user in ("", "me:wrong@"):
+                other = re.sub("//.*@", f"//{user}", via)
+                with self.assertRaisesRegex(
+                        ProxyError, "40[17] .*user and password in (its|the proxy's) URL") as no:
+                    await session.get(tunnelled, proxy=other)
+                self.assertNotIn("wrong", str(no.exception))
+                self.assertIn((await session.get(url, proxy=other)).status, (401, 407))
+            with self.assertRaisesRegex(TLSError, "certificate of 127.0.0.1:.* through proxy"):
+                await session.get(tunnelled, verify=True)
+
+    @needs("squid", "openssl")
+    async def test_squid(self) -> None:
+        port = free_port()
+        hashed = subprocess.run(["openssl", "passwd", "-apr1", "secret"], check=True,
+                                capture_output=True, text=True).stdout
+        passwords = self.write("passwords", "me:" + hashed)
+        async with origin("leaf", b"inside") as inside:
+            path = self.write("squid.conf", f"""
+                http_port 127.0.0.1:{port}
+                pid_filename none
+                access_log none
+                cache_log /dev/null
+                cache deny all
+                coredump_dir {self.folder}
+                pinger_enable off
+                shutdown_lifetime 0 seconds
+                visible_hostname localhost
+                max_filedescriptors 256
+                auth_param basic program /usr/lib/squid/basic_ncsa_auth {passwords}
+                acl known proxy_auth REQUIRED
+                http_access deny !known
+                acl tunnels port {inside.port}
+                http_access deny CONNECT !tunnels
+                http_access allow all
+                """)
+            async with self.daemon(port, "squid", "-N", "-f", path):
+                await self.through(port, inside.port, "could not be retrieved")
+
+    @needs("tinyproxy")
+    async def test_tinyproxy(self) -> None:
+        port = free_port()
+        async with origin("leaf", b"inside") as inside:
+            path = self.write("tinyproxy.conf", f"Port {port}\nListen 127.0.0.1\n"
+                              f"BasicAuth me secret\nConnectPort {inside.port}\n")
+            async with self.daemon(port, "tinyproxy", "-d", "-c", path):
+                await self.through(port, inside.port, "Access violation")
+
+    @needs("microsocks")
+    async def test_microsocks(self) -> None:
+        async with origin("leaf") as secure, origin() as plain:
+            urls = f"http://localhost:{plain.port}/", f"https://localhost:{secure.port}/"
+            resolve = {f"*:{server.port}": "127.0.0.1" for server in (plain, secure)}
+            for login in ([], ["-u", "me", "-P", "secret"]):
+                port, user = free_port(), "me:secret@" * bool(login)
+                async with self.daemon(port, "microsocks", "-i", "127.0.0.1", "-p", str(port),
+                                       *login), Session(verify=pem("ca")) as session:
+                    for scheme, url in itertools.product(("socks5", "socks5h"), urls):
+                        for reused in (False, True):
+                            with self.subTest(url, scheme=scheme, login=login, reused=reused):
+                                via = f"{scheme}://{user}127.0.0.1:{port}"
+                                response = await session.get(url, proxy=via, resolve=resolve)
+                                self.assertEqual((response.content, response.timing.reused),
+                                                 (b"ok", reused))
+                    with self.assertRaisesRegex(ProxyError, "cannot connect to 127.*refused"):
+                        await session.get(f"http://127.0.0.1:{free_port()}/",
+                                          proxy=f"socks5h://{user}127.0.0.1:{port}")
+                    refusals = {"": "wants a user and password",
+                                "me:wrong@": "refused the user and password"} if login else {}
+                    for wrong, text in refusals.items():
+                        with self.assertRaisesRegex(ProxyError, text) as caught:
+                            await session.get(urls[0], proxy=f"socks5h://{wrong}127.0.0.1:{port}")
+                        self.assertNotIn("wrong", str(caught.exception))
+
+    @needs("nginx")
+    async def test_nginx(self) -> None:
+        """At a unix socket, and where it wants to see a certificate."""
+        path = os.path.join(self.folder, "socket")
+        ports = {"1.2": free_port(), "1.3": free_port()}
+        temp = "".join(f"{kind}_temp_path {self.folder};" for kind in (
+            "client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        servers = "".join(
+            f"server {{ listen 127.0.0.1:{port} ssl; ssl_protocols TLSv{version};"
+            f"ssl_certificate {pem('leaf')}; ssl_certificate_key {pem('leaf')};"
+            f"ssl_client_certificate {pem('ca')}; ssl_verify_client on;"
+            "location / { return 200 $ssl_protocol$ssl_client_verify; } }\n"
+            for version, port in ports.items())
+        conf = self.write("nginx.conf", "daemon off; master_process off; error_log stderr;\n"
+                          f"pid {self.folder}/pid; events {{}}\n"
+                          f"http {{ access_log off; {temp}\n{servers}\nserver {{ listen unix:{path};"
+                          " location / { return 200 $http_host$uri; } } }")
+        async with self.daemon(ports["1.3"], "nginx", "-p", self.folder, "-e", "stderr", "-c",
+                               conf), Session(verify=pem("ca")) as session:
+            for reused in (False, True):
+                response = await session.get("http://daemon.test/v1/x", unix_socket=path,
+                                             proxy="http://x.test")
+                self.assertEqual((response.text, response.timing.reused),
+                                 ("daemon.test/v1/x", reused))
+            for version, port in ports.items():
+                with self.subTest(version):
+                    url = f"https://localhost:{port}/"
+                    for cert in ((pem("client"), pem("key")),
+                                 (pem("client"), pem("encrypted_key"), "secret")):
+                        response = await session.get(url, cert=cert)
+                        self.assertEqual(response.text, f"TLSv{version}SUCCESS")
+                    for wrong, text in ((None, "No required SSL certificate"),
+                                        (pem("self_signed"), "SSL certificate error")):
+                        response = await session.get(url, cert=wrong)  # nginx says it in HTTP
+                        self.assertEqual(response.status, 400)
+                        self.assertIn(text, response.text)
+
+
 # ==== Hostile servers, broken networks, long runs =============================
 # Hostile servers, broken networks, long runs: fuzzing, faults, load, and published faults.
 #
@@ -6554,15 +6068,15 @@ class Section15Cookies(Section):
 #
 #     credentials                      Section10RedirectsAndRetries.test_where_redirects_lead_and_with_what,
 #                                      Section12Session.test_nothing_secret_crosses_an_origin,
-#                                      SomebodyElsesNetworkCredentials.test_every_redirect
+#                                      Section16Passwords.test_every_redirect
 #     pool, 9112 9.2, 9.5, 9110 9.2.2  Section9Pool.test_what_comes_to_an_idle_connection,
 #                                      test_a_kept_connection_that_dies_unanswered, test_model,
-#                                      SomebodyElsesNetworkPoolKeys
-#     CVE-2021-22947, cancelling       SomebodyElsesNetworkSocks.test_bytes_before_the_handshake,
+#                                      Section14Proxies.test_same_host_by_other_ways
+#     CVE-2021-22947, cancelling       Section14Proxies.test_socks_refusals,
 #                                      Section12Session.test_cancelled_at_every_await
 #     TLS, 9110 4.3.4                  Section7Connection.test_certificates,
-#                                      SomebodyElsesNetworkCertificates
-#     proxies                          SomebodyElsesNetworkChoices, SomebodyElsesNetworkProxies
+#                                      Section13AddressesAndTLS
+#     proxies                          Section14Proxies
 #     cookies                          Section15Cookies
 #     files, 9110 14 and 15.5.17, 6266  the tests of downloads and of the command line
 #     URLs, 3986 3.2.2                 Section2URLs.test_bad_urls
