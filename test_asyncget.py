@@ -2418,8 +2418,8 @@ class Section7Connection(AsyncCase):
                                    (OSError("unreachable"), ConnectError, 7),
                                    (ConnectionResetError("in the handshake"), TLSError, 35)):
             with self.subTest(raised=raised):
-                error = await error_of(asyncget.get("https://h.test/", open_connection=mock.AsyncMock(
-                    side_effect=raised)))
+                connect = mock.AsyncMock(side_effect=raised)
+                error = await error_of(asyncget.get("https://h.test/", open_connection=connect))
                 self.assertEqual((type(error), error.exit_code, error.url),
                                  (kind, code, "https://h.test/"))
 
@@ -2634,14 +2634,15 @@ class Section9Pool(AsyncCase):
             async with scripted([READ, 0.005, reply, LOOP], again=True) as server, Session(
                     resolve={f"*:{server.port}": "127.0.0.1"}, **limits) as session:
                 with self.subTest(hosts=hosts, **limits):
-                    responses = await asyncio.gather(*(
-                        session.get(f"http://h{i % hosts}.test:{server.port}/{i}") for i in range(15)))
+                    responses = await asyncio.gather(*(session.get(
+                        f"http://h{i % hosts}.test:{server.port}/{i}") for i in range(15)))
                     self.assertEqual([response.content for response in responses],
                                      [b"/%d" % i for i in range(15)])
                     self.assertLess(max(abs(i - n) for i, n in enumerate(order)), most + 1)
                     self.assertEqual(server.most, most)
                     if hosts == 1:
-                        self.assertEqual((server.connections, count(session)), (most, (most, most, 0)))
+                        self.assertEqual(server.connections, most)
+                        self.assertEqual(count(session), (most, most, 0))
         async with scripted([READ, answer(), CLOSE], again=True) as server, Session(limit=1) as s:
             await asyncio.gather(*(s.get(f"{server.url}/{i}") for i in range(6)))
             self.assertEqual(server.targets(), [f"/{i}" for i in range(6)])  # whoever hangs up
@@ -2709,11 +2710,11 @@ class Section9Pool(AsyncCase):
     async def test_the_deadline_does_not_run_in_the_queue(self) -> None:
         """Save for later hops, but there not because of others who came later."""
         with clock() as busy:
-            async with scripted([READ, lambda _: busy(0.6) or answer(), LOOP], again=True) as server:
-                async with Session(limit=1, timeout=1,
-                                   resolve={f"*:{server.port}": "127.0.0.1"}) as session:
-                    urls = [server.url] * 12 + [f"http://h.test:{server.port}"]
-                    await asyncio.gather(*(session.get(url, deadline=1) for url in urls))
+            script = [READ, lambda _: busy(0.6) or answer(), LOOP]
+            async with scripted(script, again=True) as server, Session(
+                    limit=1, timeout=1, resolve={f"*:{server.port}": "127.0.0.1"}) as session:
+                urls = [server.url] * 12 + [f"http://h.test:{server.port}"]
+                await asyncio.gather(*(session.get(url, deadline=1) for url in urls))
             async with scripted([READ, lambda head: busy(0.1) or (
                     answer() if b"/end" in head else redirect("/end")), LOOP]) as server:
                 async with Session(limit=1) as session:
@@ -2916,7 +2917,9 @@ class Model:
     async def one(self, case: AsyncCase, session: Session, url: str, kind: str, tag: bytes) -> None:
         """One request, of which all is known that may come of it."""
         manner = self.random.choice(("get", "get", "stream", "early", "timeout"))
-        options: dict[str, Any] = {"timeout": 0.02} if manner == "timeout" or kind in self.BAD else {}
+        options: dict[str, Any] = {}
+        if manner == "timeout" or kind in self.BAD:
+            options["timeout"] = 0.02
         body: bytes | None = None
         try:
             if manner in ("get", "timeout"):
@@ -3059,7 +3062,7 @@ class Section11Settings(AsyncCase):
         calls = asyncget.RequestSettings.__annotations__
         rows: list[tuple[str, list[Any], type[Exception], str]] = [  # names, values, error, text
             ("timout", [5], TypeError, "unknown keyword 'timout'; there are params, headers, auth"),
-            ("timeout deadline rate", ["5", (3, 5), True], TypeError, r"must be float \| None: not "),
+            ("timeout deadline rate", ["5", (3, 5), True], TypeError, r"be float \| None: not "),
             ("timeout deadline rate", [0, -1, float("nan")], ValueError, "must be at least"),
             ("limit limit_per_host max_size max_redirects", ["5", 2.5, True], TypeError,
              r"int \| None: not"),
@@ -3161,11 +3164,11 @@ class Section11Settings(AsyncCase):
     async def test_settings_that_can_be_read_but_once_serve_every_url(self) -> None:
         async with origin() as server, Session() as session:
             urls = [server.url + path for path in ("/1", "/2", "/3")]
-            await session.get_all(urls, params=iter([("q", 1)]), headers=iter([("X", "y")]), limit=1)
+            await session.get_all(urls, params=iter([("q", 1)]), headers=iter([("X", "1")]), limit=1)
             async for _ in session.as_completed(urls, params=iter([("q", 1)]), limit=1):
                 pass
             self.assertEqual(server.targets(), ["/1?q=1", "/2?q=1", "/3?q=1"] * 2)
-            self.assertEqual([field(head, "x") for head in server.requests[:3]], [["y"]] * 3)
+            self.assertEqual([field(head, "x") for head in server.requests[:3]], [["1"]] * 3)
             for urls_ in ("http://h/", b"x"):
                 with self.assertRaisesRegex(TypeError, "list of URLs"):
                     await session.get_all(urls_)  # type: ignore[arg-type]
@@ -3185,7 +3188,8 @@ class Section11Settings(AsyncCase):
                 with self.subTest(url, **settings):
                     response = await session.get(url, **settings)
                     head = Double.last.sent
-                    self.assertEqual((response.text, response.url), (target, "http://h.test" + target))
+                    self.assertEqual(response.text, target)
+                    self.assertEqual(response.url, "http://h.test" + target)
                     self.assertEqual(field(head, "x") + field(head, "y"), values)
                     self.assertEqual(field(head, "authorization"), [basic("me", "p@ss")])
             self.assertEqual(field(await head_of(session, "", auth=None), "authorization"), [])
@@ -3298,7 +3302,7 @@ class Section12Session(AsyncCase):
             ("chunked", [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n0\r\n\r\n", LOOP], {}),
             ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}),
             ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
-            ("retry", [READ, answer(b"x", "Retry-After: 0", status="503 X"), *plain], {"retries": 2}),
+            ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], {"retries": 2}),
             ("tls", plain, {}), ("kept", plain, {"retries": 2}),
             ("stale", [READ, lambda head: answer() if b"/last" in head else [answer(), READ, CLOSE],
                        LOOP], {"retries": 2}),
@@ -3365,8 +3369,8 @@ class Section12Session(AsyncCase):
             self.assertEqual((response.content, response.url), (b"end", server.url + "/c#new"))
             self.assertEqual([(hop.status_code, hop.url) for hop in response.history],
                              [(302, server.url + "/a#top"), (307, server.url + "/b?x#top")])
-            for url, off in (("/a", {"follow_redirects": False}), ("/a", {"allow_redirects": False}),
-                             ("/", {})):  # it leads nowhere
+            for url, off in (("/", {}),  # it leads nowhere
+                             ("/a", {"follow_redirects": False}), ("/a", {"allow_redirects": False})):
                 response = await session.get(url, **off)  # type: ignore[arg-type]
                 self.assertEqual((response.status_code, response.content, response.history),
                                  (302, b"gone", []))
@@ -3453,7 +3457,8 @@ class Section12Session(AsyncCase):
             ([[READ, busy, READ, busy[:-2], 0.01, busy[-2:], *end]], b"end", 3),
             ([[READ, busy, LOOP]], b"busy", 3), ([[READ, later]], b"later", 1),
             ([[READ, CLOSE], [READ, RESET], end], b"end", 3), ([[READ, CLOSE]] * 4, 52, 3),
-            ([[READ], end], b"end", 2), ([[READ, CHUNKED + b"1\r\nx\r\n"], end], b"end", 2),  # silence
+            ([[READ], end], b"end", 2),  # silence
+            ([[READ, CHUNKED + b"1\r\nx\r\n"], end], b"end", 2),
             ([[READ, cut, CLOSE], [READ, cut, RESET], end], b"end", 3),
             ([[READ, cut, CLOSE]] * 4, 18, 3), ([[READ, b"garbage"]], 1, 1),
             ([[READ, answer(gzip.compress(b"x")[:-1], "Content-Encoding: gzip")]], 61, 1),
@@ -3480,7 +3485,7 @@ class Section12Session(AsyncCase):
             return 0 if attempt < 9 else None
 
         statuses = [answer(b"x", status=f"{status} X") for status in (503, 404, 400)]
-        cases: list[tuple[list[list[Any]], Any, list[Any]]] = [  # the last two: no fault of a server
+        cases: list[tuple[list[list[Any]], Any, list[Any]]] = [
             ([[READ, statuses[0], READ, statuses[1], READ, statuses[2], READ, answer()]], b"ok",
              [503, 404, 400]),
             ([[READ, redirect("/x"), READ, answer(b"204", status="204 X")]], b"", []),
@@ -3488,7 +3493,8 @@ class Section12Session(AsyncCase):
             ([[READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE], [READ, b"garbage", CLOSE],
               [READ, answer(b"x", "Content-Encoding: gzip"), READ, answer()]], b"ok",
              [IncompleteBody, ProtocolError, DecodingError]),
-            ([[READ, redirect("ftp://h/")]], 1, []), ([[READ, answer(b"longer")]], 63, [])]
+            ([[READ, redirect("ftp://h/")]], 1, []),  # no fault of the server's, and so
+            ([[READ, answer(b"longer")]], 63, [])]
         for scripts, expected, outcomes in cases:
             with self.subTest(outcomes):
                 asked.clear()
@@ -3543,7 +3549,8 @@ class Section12Session(AsyncCase):
                 with clock() as busy:
                     begun = loop.time()
                     await session.get(a.url)
-                    waiting = [asyncio.ensure_future(session.get(a.url + path)) for path in ("/1", "/2")]
+                    waiting = [asyncio.ensure_future(session.get(a.url + path))
+                               for path in ("/1", "/2")]
                     self.assertTrue((await session.get(b.url)).ok)  # another host is not held up
                     waiting[0].cancel()  # and costs nobody a turn
                     busy(10.2)
@@ -3642,10 +3649,10 @@ class Section12Session(AsyncCase):
             async with Session(base_url=server.url) as session:
                 asked = len(server.requests)
                 with self.assertRaises(ProtocolError) as caught:
-                    await session.get_all(["/1", "/hang", "/slow", "/bad", *["/never"] * 9], limit=3)
+                    await session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
                 self.assertEqual(caught.exception.url, server.url + "/bad")
                 self.assertLessEqual(len(server.requests), asked + 4)
-                outcomes = await session.get_all(["/1", "/bad", "http://:x"], return_exceptions=True)
+                outcomes = await session.get_all(["/1", "/bad", "x://"], return_exceptions=True)
                 self.assertEqual([type(outcome) for outcome in outcomes],
                                  [Response, ProtocolError, InvalidURL])
                 task = asyncio.ensure_future(session.get_all(["/hang"] * 5, limit=2))
@@ -3658,7 +3665,7 @@ class Section12Session(AsyncCase):
                 with self.assertRaises(KeyError):
                     await session.as_completed(broken()).__anext__()
                 with self.assertRaises(TypeError):
-                    await session.as_completed(urls, retires=1).__anext__()  # type: ignore[call-arg]
+                    session.as_completed(urls, retires=1)  # type: ignore[call-arg]
                 self.assertEqual(count(session)[0], count(session)[1])
 
     async def test_as_completed(self) -> None:
