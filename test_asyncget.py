@@ -2715,7 +2715,7 @@ class Section9Pool(AsyncCase):
                     limit=1, timeout=1, resolve={f"*:{server.port}": "127.0.0.1"}) as session:
                 urls = [server.url] * 12 + [f"http://h.test:{server.port}"]
                 await asyncio.gather(*(session.get(url, deadline=1) for url in urls))
-            async with scripted([READ, lambda head: busy(0.1) or (
+            async with scripted([READ, 0.002, lambda head: busy(0.1) or (
                     answer() if b"/end" in head else redirect("/end")), LOOP]) as server:
                 async with Session(limit=1) as session:
                     await asyncio.gather(*(session.get(server.url, deadline=2) for _ in range(30)))
