@@ -2189,6 +2189,25 @@ def count(session: Session) -> tuple[int, int, int]:
     return int(numbers[1]), int(numbers[2]), int(numbers[3])
 
 
+async def error_of(call: Coroutine[Any, Any, Response]) -> Any:
+    """The error that a call ends with; else its body."""
+    try:
+        return (await call).content
+    except AsyncGetError as error:
+        return error
+
+
+async def code_of(call: Coroutine[Any, Any, Response]) -> Any:
+    """The same, but of an error the exit code."""
+    result = await error_of(call)
+    return result if isinstance(result, bytes) else result.exit_code
+
+
+async def never(*_: Any, **__: Any) -> Any:
+    """Instead of asyncio.open_connection: an answer that does not come."""
+    await asyncio.Event().wait()
+
+
 def redirect(to: str, *fields: str, status: int = 302) -> bytes:
     """A response that sends the client elsewhere, with a body that must be read past."""
     return answer(b"gone", f"Location: {to}", *fields, status=f"{status} F")
@@ -2199,8 +2218,8 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
         tuple[str, threading.Semaphore]]:
     """A server in a thread, which goes on while the loop stands still: its URL, scripts played.
 
-    A script has bytes, counts of bytes to read, READ, RESET (once all that was sent has arrived), CLOSE, functions, and
-    events to wait for; TLS begins behind those that stand first.
+    A script has bytes, counts of bytes to read, READ, RESET (once all that was sent has arrived),
+    CLOSE, functions, and events to wait for; TLS begins behind those that stand first.
     """
     played, kept = threading.Semaphore(0), []
 
@@ -2273,73 +2292,84 @@ def clock() -> Iterator[Callable[[float], None]]:
         yield busy
 
 
+class Double:
+    """A connection without sockets: it answers each request at once with its target."""
+
+    made = 0
+    last: Double  # that was written to
+
+    def __init__(self, host: str, tls_name: str | None) -> None:
+        self.host, self.tls_name, self.sent = host, tls_name, b""
+        self.reader, self.transport = asyncio.StreamReader(), self
+
+    @classmethod
+    async def connect(cls, host: str, *_: Any, server_hostname: Any = None, **__: Any) -> Any:
+        cls.made += 1
+        double = cls(host, server_hostname)
+        return double.reader, double
+
+    def write(self, head: bytes) -> None:
+        Double.last, self.sent = self, head
+        self.reader.feed_data(answer(head.split(b" ")[1]))
+
+    async def wait_closed(self) -> None: ...
+    def close(self, *_: str) -> None: ...
+    abort = get_extra_info = close
+
+
+async def head_of(session: Session, url: str = "http://h.test/", **options: Any) -> bytes:
+    """What a GET of a session over doubles sends."""
+    await session.get(url, **options)
+    return Double.last.sent
+
+
 class Section7Connection(AsyncCase):
 
-    WIRE: list[tuple[str, list[Any], bytes, bool]] = [  # name, steps, body, connection kept
-        ("length", [answer(b"hello")], b"hello", True),
-        ("length 0", [answer(b"")], b"", True),
-        ("chunked", [CHUNKED + b"5\r\nhello\r\n0\r\n\r\n"], b"hello", True),
-        ("chunks, extension, trailer",
-         [CHUNKED + b"3;a=\"b\"\r\nhel\r\n2\r\nlo\r\n0\r\nX: y\r\n\r\n"], b"hello", True),
-        ("gzip", [answer(gzip.compress(b"hello"), "Content-Encoding: gzip")], b"hello", True),
-        ("interim", [b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
-                     b"HTTP/1.1 199 X\r\n\r\n" + answer(b"hello")], b"hello", True),
-        ("204 with a length", [b"HTTP/1.1 204 X\r\nContent-Length: 5\r\n\r\n"], b"", True),
-        ("304 with a length", [b"HTTP/1.1 304 X\r\nContent-Length: 5\r\n\r\n"], b"", True),
-        ("204 chunked", [b"HTTP/1.1 204 X\r\nTransfer-Encoding: chunked\r\n\r\n"], b"", True),
-        ("bare LF", [b"HTTP/1.1 200 OK\nContent-Length: 5\n\nhello"], b"hello", True),
-        ("1.0", [b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"], b"hello", False),
-        ("1.0 kept", [b"HTTP/1.0 200\r\nConnection: Keep-Alive\r\nContent-Length: 5\r\n\r\nhello"],
-         b"hello", True),
-        ("close", [answer(b"hello", "Connection: foo, CLOSE")], b"hello", False),
-        ("until close", [OK + b"\r\nhel", b"lo", CLOSE], b"hello", False),
-        ("1.0 until close", [b"HTTP/1.0 200\r\n\r\nhello", CLOSE], b"hello", False),
-        ("a second response", [answer(b"hello") + answer(b"EVIL!")], b"hello", False),
-        ("one byte too many", [answer(b"hello") + b"\n"], b"hello", False),
-        ("a second one behind 204", [b"HTTP/1.1 204 X\r\n\r\n" + answer(b"EVIL!")], b"", False),
-        ("a second one behind chunks", [CHUNKED + b"5\r\nhello\r\n0\r\n\r\n" + answer(b"EVIL")],
-         b"hello", False),
-    ]
-
     async def test_framings(self) -> None:
-        for name, steps, body, kept in self.WIRE:
-            with self.subTest(name):
-                script = [READ, *steps, LOOP]
-                async with scripted(script, again=True) as server, Session() as session:
-                    for _ in range(3):
-                        self.assertEqual((await session.get(server.url)).content, body)
-                    self.assertEqual(server.connections, 1 if kept else 3)
-
-    async def test_bytewise_and_cut_in_two(self) -> None:
-        for name, steps, body, kept in self.WIRE:
-            if "second" in name or "too many" in name:
-                continue  # what comes later, comes to an idle connection: section 9
-            data = b"".join(step for step in steps if isinstance(step, bytes))
-            rest = [step for step in steps if not isinstance(step, bytes)]
-            cuts: list[list[Any]] = [bytewise(data)]
+        """At once, byte by byte, or cut in two: the same body, and the connection kept or not."""
+        rows: list[tuple[str, list[Any], bytes, bool]] = [  # name, steps, body, connection kept
+            ("length", [answer(b"hello")], b"hello", True),
+            ("length 0", [answer(b"")], b"", True),
+            ("chunks, extension, trailer",
+             [CHUNKED + b"3;a=\"b\"\r\nhel\r\n2\r\nlo\r\n0\r\nX: y\r\n\r\n"], b"hello", True),
+            ("gzip", [answer(gzip.compress(b"hello"), "Content-Encoding: gzip")], b"hello", True),
+            ("interim", [b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 X\r\nLink: </x>\r\n\r\n"
+                         b"HTTP/1.1 199 X\r\n\r\n" + answer(b"hello")], b"hello", True),
+            ("204 with a length", [b"HTTP/1.1 204 X\r\nContent-Length: 5\r\n\r\n"], b"", True),
+            ("304 chunked", [b"HTTP/1.1 304 X\r\nTransfer-Encoding: chunked\r\n\r\n"], b"", True),
+            ("bare LF", [b"HTTP/1.1 200 OK\nContent-Length: 5\n\nhello"], b"hello", True),
+            ("1.0", [b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"], b"hello", False),
+            ("1.0 kept", [b"HTTP/1.0 200\r\nConnection: Keep-Alive\r\nContent-Length: 5\r\n\r\n"
+                          b"hello"], b"hello", True),
+            ("close", [answer(b"hello", "Connection: foo, CLOSE")], b"hello", False),
+            ("until close", [OK + b"\r\nhello", CLOSE], b"hello", False),
+            ("a response behind", [answer(b"hello") + answer(b"EVIL!")], b"hello", False),
+            ("a byte behind", [answer(b"hello") + b"\n"], b"hello", False),
+            ("one behind 204", [b"HTTP/1.1 204 X\r\n\r\n" + answer(b"EVIL!")], b"", False),
+            ("one behind chunks", [CHUNKED + b"5\r\nhello\r\n0\r\n\r\n" + answer(b"EVIL")],
+             b"hello", False),
+        ]
+        for name, (data, *rest), body, kept in rows:
+            ways: list[list[Any]] = [[data]] * 3
+            if "behind" not in name:  # what comes later, comes to an idle connection: section 9
+                ways.append(bytewise(data))
             if name in ("chunks, extension, trailer", "gzip", "interim", "until close"):
-                cuts += ([data[:i], 0, 0, data[i:]] for i in range(1, len(data)))
-            turns = iter(cuts)
-
-            def turn(_: bytes, turns: Iterator[list[Any]] = turns, rest: list[Any] = rest) -> Any:
-                return next(turns) + rest
-
+                ways += ([data[:i], 0, 0, data[i:]] for i in range(1, len(data)))
+            scripts = [[READ, *way, *rest] for way in ways]
             with self.subTest(name):
-                async with scripted([READ, turn, LOOP], again=True) as server, Session() as session:
-                    for _ in cuts:
+                async with scripted(*([list(itertools.chain(*scripts))] if kept else scripts)
+                                    ) as server, Session() as session:
+                    for _ in ways:
                         self.assertEqual((await session.get(server.url)).content, body)
-                    self.assertEqual(server.connections, 1 if kept else len(cuts))
+                    self.assertEqual(server.connections, 1 if kept else len(ways))
 
     async def test_broken_responses(self) -> None:
-        cases: list[tuple[str, list[Any], type[AsyncGetError], int, str]] = [
+        rows: list[tuple[str, list[Any], type[AsyncGetError], int, str]] = [
             ("nothing", [CLOSE], IncompleteBody, 52, "empty reply"),
             ("reset", [RESET], IncompleteBody, 56, "lost"),
             ("half a head", [OK, CLOSE], IncompleteBody, 18, "inside the head"),
             ("half a body", [OK + b"Content-Length: 10\r\n\r\nhello", CLOSE], IncompleteBody, 18,
              "behind 5 bytes of the body, which has 10"),
-            ("body reset", [OK + b"Content-Length: 9\r\n\r\nx", 0.02, RESET], IncompleteBody, 56,
-             "lost"),
-            ("reset until close", [OK + b"\r\nhello", 0.02, RESET], IncompleteBody, 56, "lost"),
             ("no last chunk", [CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18,
              "behind 5 bytes"),
             ("no last CRLF", [CHUNKED + b"1\r\nh\r\n0\r\n", CLOSE], IncompleteBody, 18,
@@ -2347,170 +2377,117 @@ class Section7Connection(AsyncCase):
             ("101", [b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
             ("only interim", [b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
             ("SSH", [b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
-            ("status line", [b"HTTP/1.1 2000 OK\r\n\r\n"], ProtocolError, 1, "2000"),
             ("both framings", [OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"],
              ProtocolError, 8, "both"),
             ("endless line", [OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072"),
             ("endless fields", [OK + b"X: y\r\n" * 40_000], ProtocolError, 56, "more than 131072"),
             ("chunk size", [CHUNKED + b"5\nhello\r\n"], ProtocolError, 56, "not a chunk size"),
-            ("endless chunk line", [CHUNKED + b"5;" + b"x" * 17_000], ProtocolError, 56, "chunk size"),
             ("gzip cut", [answer(gzip.compress(b"hello")[:-4], "Content-Encoding: gzip")],
              DecodingError, 61, "cut short"),
-            ("br", [answer(b"x", "Content-Encoding: br")], DecodingError, 61, "decode=False"),
         ]
-        for name, steps, kind, code, text in cases:
+        for name, steps, kind, code, text in rows:
             with self.subTest(name):
                 async with scripted([READ, *steps]) as server, Session() as session:
-                    with self.assertRaisesRegex(kind, text) as caught:
-                        await session.get(server.url + "/x")
-                    error = caught.exception
-                    self.assertIs(type(error), kind)
-                    self.assertEqual((error.exit_code, error.url), (code, server.url + "/x"))
-                    if isinstance(error, IncompleteBody) and name == "half a body":
-                        self.assertEqual((error.expected, error.received), (10, 5))
-                        self.assertEqual(error.response and error.response.status_code, 200)
+                    error = await error_of(session.get(server.url + "/x"))
+                    self.assertRegex(str(error), text)
+                    self.assertEqual((type(error), error.exit_code, error.url, server.connections),
+                                     (kind, code, server.url + "/x", 1))
+                    if name == "half a body":
+                        self.assertEqual((error.expected, error.received, error.response.status),
+                                         (10, 5, 200))
                     if kind is not DecodingError:  # those came whole
                         await until(lambda: not server.open)
                         self.assertEqual(count(session), (0, 0, 0))
-                    self.assertEqual(len(server.requests), 1)
 
     async def test_connecting(self) -> None:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
-            with self.assertRaisesRegex(ConnectError, "cannot connect to 127.0.0.1") as caught:
-                await asyncget.get(f"http://127.0.0.1:{unused.getsockname()[1]}/")
-            self.assertIs(type(caught.exception), ConnectError)
-            self.assertEqual((caught.exception.exit_code, caught.exception.errno),
-                             (7, errno.ECONNREFUSED))
             port = unused.getsockname()[1]
-            found = [(socket.AF_INET6, 1, 6, "", ("::1", port, 0, 0)),
-                     *((socket.AF_INET, 1, 6, "", (f"127.0.0.{i}", port)) for i in (1, 2))]
+            found = [(socket.AF_INET, 1, 6, "", (f"127.0.0.{i}", port)) for i in (1, 2)]
             with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo",
                                    mock.AsyncMock(return_value=found)):
-                with self.assertRaisesRegex(ConnectError, "h.test:.*::1.*127.0.0.1.*127.0.0.2") as (
-                        caught):
-                    await asyncget.get(f"http://h.test:{port}/")
-            self.assertTrue(caught.exception.errno)
+                for host, text in (("127.0.0.1", "cannot connect to 127.0.0.1"),
+                                   ("h.test", "h.test:.*127.0.0.1.*127.0.0.2")):
+                    error = await error_of(asyncget.get(f"http://{host}:{port}/"))
+                    self.assertRegex(str(error), text)
+                    self.assertEqual((type(error), error.exit_code, error.errno),
+                                     (ConnectError, 7, errno.ECONNREFUSED))
         for raised, kind, code in ((socket.gaierror(-2, "no name"), ConnectError, 6),
                                    (UnicodeError("label too long"), ConnectError, 6),
                                    (OSError("unreachable"), ConnectError, 7),
                                    (ConnectionResetError("in the handshake"), TLSError, 35)):
             with self.subTest(raised=raised):
-                with self.assertRaises(kind) as caught:
-                    await asyncget.get("https://h.test/",
-                                       open_connection=mock.AsyncMock(side_effect=raised))
-                error = caught.exception
+                connect = mock.AsyncMock(side_effect=raised)
+                error = await error_of(asyncget.get("https://h.test/", open_connection=connect))
                 self.assertEqual((type(error), error.exit_code, error.url),
                                  (kind, code, "https://h.test/"))
 
     async def test_addresses_with_a_scope(self) -> None:
         """They are connected to with their scope, and named without it (RFC 6874, 9110 7.2)."""
-        made: list[Double] = []
-
-        async def connect(host: str, port: int, **options: Any) -> Any:
-            made.append(Double())
-            made[-1].host, made[-1].tls_name = host, options.get("server_hostname")
-            return made[-1].reader, made[-1]
-
         for scheme, name in (("http", None), ("https", "fe80::1")):
-            response = await asyncget.get(f"{scheme}://[fe80::1%25eth0]/x", open_connection=connect)
-            self.assertEqual((made[-1].host, made[-1].tls_name, field(made[-1].sent, "host")),
+            await asyncget.get(f"{scheme}://[fe80::1%25eth0]/x", open_connection=Double.connect)
+            made = Double.last
+            self.assertEqual((made.host, made.tls_name, field(made.sent, "host")),
                              ("fe80::1%eth0", name, ["[fe80::1]"]))
-            self.assertEqual(response.content, b"/x")
         found = [(socket.AF_INET6, 1, 6, "", ("fe80::1%eth0", 80, 0, 7))]
-        with mock.patch.object(asyncio, "open_connection", connect), mock.patch.object(
+        with mock.patch.object(asyncio, "open_connection", Double.connect), mock.patch.object(
                 asyncio.get_running_loop(), "getaddrinfo", mock.AsyncMock(return_value=found)):
-            await asyncget.open_first("h.test", 80)
-        self.assertEqual(made[-1].host, "fe80::1%7")
-
-    async def test_resolve_and_unix_socket(self) -> None:
-        async with scripted([READ, answer()]) as server:
-            await asyncget.get(f"http://h.test:{server.port}/",
-                               resolve={f"h.test:{server.port}": "127.0.0.1"})
-            self.assertEqual(field(server.requests[0], "host"), [f"h.test:{server.port}"])
-        with tempfile.TemporaryDirectory() as folder:
-            path, server = os.path.join(folder, "socket"), Server(([READ, answer(b"unix")],), False)
-            listener = await asyncio.start_unix_server(server.play, path)
-            response = await asyncget.get("http://h.test/x", unix_socket=path)
-            listener.close()
-            self.assertEqual((response.content, field(server.requests[0], "host")),
-                             (b"unix", ["h.test"]))
-            with self.assertRaisesRegex(ConnectError, "unix:/nowhere"):
-                await asyncget.get("http://h.test/", unix_socket="/nowhere")
+            _, writer = await asyncget.open_first("h.test", 80)
+        self.assertEqual(getattr(writer, "host"), "fe80::1%7")  # noqa: B009
 
     async def test_timeouts(self) -> None:
-        head, drip = OK + b"Content-Length: 30\r\n\r\n", [b"x", 0.03] * 30
-        cases: list[tuple[str, list[Any], dict[str, Any], str | None]] = [
-            ("no head", [], {"timeout": 0.1}, "response head"),
-            ("a head that drips", [step or 0.03 for step in bytewise(head)],
-             {"timeout": 0.2}, "response head"),
-            ("interim for ever", [b"HTTP/1.1 100 C\r\n\r\n", 0.03] * 9, {"timeout": 0.1},
+        head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.03] * 10
+        rows: list[tuple[str, list[Any], dict[str, Any], str]] = [  # name, steps, limit, phase
+            ("no answer to TLS", [HOLD], {"timeout": 0.1}, "connection"),
+            ("no connection", [], {"timeout": 0.1, "open_connection": never}, "connection"),
+            ("deadline over it", [], {"deadline": 0.1, "open_connection": never}, "connection"),
+            ("no head", [READ], {"timeout": 0.1}, "response head"),
+            ("a head that drips", [READ, *(step or 0.03 for step in bytewise(head))],
+             {"timeout": 0.1}, "response head"),
+            ("interim for ever", [READ, *[b"HTTP/1.1 100 C\r\n\r\n", 0.03] * 9], {"timeout": 0.1},
              "response head"),
-            ("silence in the body", [head + b"x"], {"timeout": 0.1}, "more of the body"),
-            ("a body that drips", [head, *drip], {"timeout": 0.2}, None),
-            ("deadline over it", [head, *drip], {"deadline": 0.2}, "more of the body"),
-            ("deadline, no head", [], {"deadline": 0.1}, "response head"),
-            ("deadline over redirects", [0.08, answer(b"", "Location: /x", status="302 F"), LOOP],
-             {"deadline": 0.2}, "response head"),
+            ("silence in the body", [READ, head + b"x"], {"timeout": 0.1}, "more of the body"),
+            ("a body that drips", [READ, head, *drip], {"timeout": 0.15}, ""),
+            ("deadline over it", [READ, head, *drip], {"deadline": 0.15}, "more of the body"),
+            ("deadline over redirects", [READ, 0.06, redirect("/x"), LOOP], {"deadline": 0.15},
+             "response head"),
         ]
-        for name, steps, options, phase in cases:
-            with self.subTest(name):
-                async with scripted([READ, *steps]) as server, Session() as session:
-                    begun = time.monotonic()
-                    if phase is None:
-                        response = await session.get(server.url, **options)
-                        self.assertEqual(len(response.content), 30)
+        for name, steps, options, phase in rows:
+            with self.subTest(name, **options):
+                async with scripted(steps) as server:
+                    begun, seconds = time.monotonic(), next(iter(options.values()))
+                    url = server.url.replace("p:", "ps:" if phase == "connection" else "p:")
+                    error = await error_of(asyncget.get(url, **options))
+                    if not phase:
+                        self.assertEqual(error, b"x" * 10)
                         continue
-                    with self.assertRaisesRegex(TimedOut, phase) as caught:
-                        await session.get(server.url, **options)
-                    seconds, = options.values()
-                    self.assertEqual((caught.exception.phase, caught.exception.seconds),
-                                     (phase, seconds))
-                    self.assertEqual("deadline" in options, "deadline" in str(caught.exception))
+                    self.assertEqual((type(error), error.phase, error.seconds),
+                                     (TimedOut, phase, seconds))
+                    self.assertEqual("deadline" in options, "deadline" in str(error))
                     self.assertGreaterEqual(time.monotonic() - begun, seconds - 0.01)
                     await until(lambda: not server.open)
-                    self.assertEqual(count(session), (0, 0, 0))
-
-    async def test_timeout_to_connect(self) -> None:
-        never = asyncio.Event()
-
-        async def connect(*_: Any, **__: Any) -> Any:
-            await never.wait()
-
-        async with scripted([HOLD], again=True) as server:
-            mute = server.url.replace("http:", "https:")  # it accepts, and says nothing to TLS
-            ways: list[dict[str, Any]] = [{"url": "http://h.test/", "open_connection": connect},
-                                          {"url": mute}]
-            for way, limit in itertools.product(ways, ("timeout", "deadline")):
-                with self.subTest(**way, limit=limit):
-                    with self.assertRaises(TimedOut) as caught:
-                        await asyncget.get(**way, **{limit: 0.1})  # type: ignore[arg-type]
-                    self.assertEqual((caught.exception.phase, caught.exception.seconds),
-                                     ("connection", 0.1))
-            if sys.version_info >= (3, 11):  # our use of cancel() is not seen outside
-                async with asyncio.timeout(5):
-                    with self.assertRaises(TimedOut):
-                        await asyncget.get(mute, timeout=0.05)
-                    task = asyncio.current_task()
-                    self.assertEqual(task and task.cancelling(), 0)
-                with self.assertRaises(TimeoutError) as outer:
-                    async with asyncio.timeout(0.05):
-                        await asyncget.get(mute)
-                self.assertIs(type(outer.exception), TimeoutError)
+        if sys.version_info >= (3, 11):  # our use of cancel() is not seen outside
+            async with asyncio.timeout(5):
+                await error_of(asyncget.get("http://h.test/", timeout=0.05, open_connection=never))
+                task = asyncio.current_task()
+                self.assertEqual(task and task.cancelling(), 0)
+            with self.assertRaises(TimeoutError) as outer:
+                async with asyncio.timeout(0.05):
+                    await asyncget.get("http://h.test/", open_connection=never)
+            self.assertIs(type(outer.exception), TimeoutError)
 
     async def test_the_clock_waits_for_the_user(self) -> None:
-        head = OK + b"Content-Length: 6\r\n\r\n"
-        for steps in ([head + b"abc", 0.05, b"def"], [head, 0.3, b"abc", 0.1, b"def"]):
-            async with scripted([READ, *steps, LOOP]) as server, Session(timeout=0.15) as session:
-                async with session.stream(server.url) as response:
-                    pieces = []
-                    await asyncio.sleep(0.2)  # slower than timeout, which is for servers
-                    async for piece in response.iter_bytes():
-                        pieces.append(piece)
-                        await asyncio.sleep(0.2)
-                self.assertEqual(b"".join(pieces), b"abcdef")
-                await session.get(server.url, timeout=1)
-                self.assertEqual(server.connections, 1)
+        script = [READ, OK + b"Content-Length: 6\r\n\r\n", 0.2, b"abc", 0.07, b"def", LOOP]
+        async with scripted(script) as server, Session(timeout=0.1) as session:
+            async with session.stream(server.url) as response:
+                pieces = []
+                await asyncio.sleep(0.14)  # slower than timeout, which is for servers
+                async for piece in response.iter_bytes():
+                    pieces.append(piece)
+                    await asyncio.sleep(0.14)
+            self.assertEqual(b"".join(pieces), b"abcdef")
+            await session.get(server.url, timeout=1)
+            self.assertEqual(server.connections, 1)
 
     async def test_a_loop_that_stood_still(self) -> None:
         """A clock that ran out is believed when what lies in the kernel has been brought in."""
@@ -2535,7 +2512,6 @@ class Section7Connection(AsyncCase):
 
     async def test_a_loop_that_stood_still_while_connecting(self) -> None:
         """Then TLS, say, had no time of its own at all, however quick the server is."""
-        loop = asyncio.get_running_loop()
         for tls, turns in itertools.product((None, server_tls()), (1, 2, 3, 5)):
             go = threading.Event()
             with self.subTest(tls=tls, turns=turns), clock() as busy, beside(
@@ -2544,7 +2520,7 @@ class Section7Connection(AsyncCase):
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 busy(1.2)
-                loop.call_later(0.02, go.set)
+                asyncio.get_running_loop().call_later(0.02, go.set)
                 self.assertEqual((await call).content, b"ok")
 
     async def test_what_came_before_a_reset(self) -> None:
@@ -2570,103 +2546,58 @@ class Section7Connection(AsyncCase):
                         failed = error.exit_code
                     self.assertEqual((received == body, failed), (True, code))
         with beside([READ, answer(b""), RESET], [READ, OK[:-2], RESET]) as (url, _):
-            self.assertEqual((await asyncget.get(url)).content, b"")
-            with self.assertRaises(IncompleteBody) as caught:
-                await asyncget.get(url)
-            self.assertEqual(caught.exception.exit_code, 56)
-        with beside([3, b"\x05\x05\x00\x00", RESET]) as (url, _), self.assertRaises(ProxyError):
-            await asyncget.get("http://h.test/", proxy=url.replace("http", "socks5h"))
+            self.assertEqual(await code_of(asyncget.get(url)), b"")
+            self.assertEqual(await code_of(asyncget.get(url)), 56)
+        with beside([3, b"\x05\x05\x00\x00", RESET]) as (url, _):
+            call = asyncget.get("http://h.test/", proxy=url.replace("http", "socks5h"))
+            self.assertIsInstance(await error_of(call), ProxyError)
 
     async def test_certificates(self) -> None:
-        strict = sys.version_info >= (3, 13)
-        lax = ssl.create_default_context(cafile=pem("ca"))
-        lax.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        cases: list[tuple[str, str, Any, str | None]] = [  # certificate, host, verify, complaint
-            ("leaf", "127.0.0.1", pem("ca"), None),
-            ("leaf", "localhost", pem("ca"), None),
-            ("leaf", "localhost", ssl.create_default_context(cafile=pem("ca")), None),
-            ("other", "other.test", pem("ca"), None),
-            ("self_signed", "localhost", pem("self_signed"), None),
-            ("leaf", "h.test", pem("ca"), "Hostname mismatch"),
-            ("other", "127.0.0.1", pem("ca"), "IP address mismatch"),
-            ("expired", "localhost", pem("ca"), "expired"),
-            ("self_signed", "localhost", pem("ca"), "self.signed"),
-            ("leaf", "localhost", True, "unable to get local issuer.*SSL_CERT_FILE"),
-            ("no_aki", "localhost", pem("ca"), "Authority Key.*X509_STRICT" if strict else None),
-            ("no_aki", "localhost", lax, None),
-        ]
-        cases += [(name, "h.test", False, None) for name in ("leaf", "expired", "self_signed")]
-        for name, host, verify, complaint in cases:
+        rows: list[tuple[str, str, Any, Any]] = [  # certificate, host, verify, body or exit code
+            ("leaf", "127.0.0.1", pem("ca"), b"ok"),
+            ("leaf", "localhost", ssl.create_default_context(cafile=pem("ca")), b"ok"),
+            ("self_signed", "localhost", pem("self_signed"), b"ok"),
+            ("leaf", "h.test", pem("ca"), 60), ("other", "127.0.0.1", pem("ca"), 60),
+            ("expired", "localhost", pem("ca"), 60), ("self_signed", "localhost", pem("ca"), 60),
+            ("leaf", "localhost", True, 60),
+            *((name, "h.test", False, b"ok") for name in ("leaf", "expired", "self_signed"))]
+        for name, host, verify, expected in rows:
             with self.subTest(certificate=name, host=host, verify=verify):
                 async with scripted([READ, answer()], tls=server_tls(name), host=host) as server:
-                    options = {"verify": verify, "resolve": {f"{host}:{server.port}": "127.0.0.1"}}
-                    if complaint is None:
-                        self.assertEqual((await asyncget.get(server.url, **options)).content, b"ok")
-                        continue
-                    with self.assertRaisesRegex(TLSError, complaint) as caught:
-                        await asyncget.get(server.url, **options)
-                    self.assertEqual(caught.exception.exit_code, 60)
-                    self.assertEqual(server.requests, [])
+                    call = asyncget.get(server.url, verify=verify, resolve={
+                        f"{host}:{server.port}": "127.0.0.1"})
+                    self.assertEqual(await code_of(call), expected)
+                    self.assertEqual(len(server.requests), expected == b"ok")
 
     async def test_tls_settings(self) -> None:
-        async with scripted([READ, answer(), LOOP], again=True, tls=server_tls()) as server:
-            with mock.patch.dict(os.environ, SSL_CERT_FILE=pem("ca")):
-                self.assertTrue((await asyncget.get(server.url)).ok)
-            async with Session(verify=False) as session:  # CVE-2024-35195
-                await session.get(server.url)
-                with self.assertRaises(TLSError):
-                    await session.get(server.url, verify=True)
-                await session.get(server.url, verify=pem("ca"))
-                await session.get(server.url)
-            self.assertEqual(server.connections, 3)  # and one that was refused
+        tls, key = server_tls(client_ca=True), pem("encrypted_key")
+        tls.maximum_version = ssl.TLSVersion.TLSv1_2  # 1.3 refuses later, asyncio without a word
+        rows: list[tuple[Any, Any]] = [  # cert=, body or exit code
+            ((pem("client"), pem("key")), b"ok"), (pem("leaf"), b"ok"),
+            ((pem("client"), key, "secret"), b"ok"), ((pem("client"), key, "secretly"), 58),
+            ("/nowhere", 58), (None, 35)]
+        async with scripted([READ, answer()], again=True, tls=tls) as server:
+            for cert, expected in rows:
+                with self.subTest(cert=cert):
+                    call = asyncget.get(server.url, verify=pem("ca"), cert=cert)
+                    self.assertEqual(await code_of(call), expected)
             for verify in ("/nowhere", pem("key")):
                 with self.assertRaisesRegex(TLSError, "verify=") as caught:
                     await asyncget.get(server.url, verify=verify)
                 self.assertEqual(caught.exception.exit_code, 77)
         async with scripted([answer(status="400 X")]) as server:
-            with self.assertRaises(TLSError) as caught:
-                await asyncget.get(server.url.replace("http:", "https:"))
-            self.assertEqual(caught.exception.exit_code, 35)
-
-    async def test_client_certificate(self) -> None:
-        both = os.path.join(tempfile.gettempdir(), f"asyncget-{os.getpid()}.pem")
-        self.addCleanup(os.remove, both)
-        with open(both, "w", encoding="ascii") as file:
-            for name in ("client", "key"):
-                with open(pem(name), encoding="ascii") as part:
-                    file.write(part.read())
-        tls = server_tls(client_ca=True)
-        tls.maximum_version = ssl.TLSVersion.TLSv1_2  # 1.3 refuses later, asyncio without a word
-        async with scripted([READ, answer()], again=True, tls=tls) as server:
-            async def code(cert: Any) -> int:
-                try:
-                    await asyncget.get(server.url, verify=pem("ca"), cert=cert)
-                except TLSError as error:
-                    self.assertNotIn("secret", str(error))
-                    return error.exit_code
-                return 0
-
-            for cert, expected in (((pem("client"), pem("key")), 0), (both, 0),
-                                   ((pem("client"), pem("encrypted_key"), "secret"), 0),
-                                   ((pem("client"), pem("encrypted_key"), "secretly"), 58),
-                                   ("/nowhere", 58), (None, 35)):
-                with self.subTest(cert=cert):
-                    self.assertEqual(await code(cert), expected)
+            self.assertEqual(await code_of(asyncget.get(server.url.replace("p:", "ps:"))), 35)
 
     async def test_tls_cut_off(self) -> None:
-        for name, steps, whole in (("close_notify", [OK + b"\r\nhello", CLOSE], True),
-                                   ("cut", [OK + b"\r\nhello", CUT], False),
-                                   ("length, cut", [answer(b"hello"), CUT], True),
-                                   ("chunks", [CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", CUT], True)):
+        for name, steps, expected in (
+                ("close_notify", [OK + b"\r\nhello", CLOSE], b"hello"),
+                ("cut", [OK + b"\r\nhello", CUT], 18),
+                ("length, cut", [answer(b"hello"), CUT], b"hello"),
+                ("chunks", [CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", CUT], b"hello")):
             with self.subTest(name):
                 async with scripted([READ, *steps], tls=server_tls()) as server:
-                    if whole:
-                        response = await asyncget.get(server.url, verify=False)
-                        self.assertEqual(response.content, b"hello")
-                    else:
-                        with self.assertRaisesRegex(IncompleteBody, "cut off") as caught:
-                            await asyncget.get(server.url, verify=False)
-                        self.assertEqual(caught.exception.received, 5)
+                    call = asyncget.get(server.url, verify=False)
+                    self.assertEqual(await code_of(call), expected)
 
     async def test_timing_and_trace(self) -> None:
         lines: list[tuple[str, Any]] = []
@@ -2683,34 +2614,34 @@ class Section7Connection(AsyncCase):
         self.assertEqual([mark for mark, _ in lines], list("*><><"))
         self.assertEqual(lines[1][1], server.requests[0])
 
+
 class Section9Pool(AsyncCase):
 
     async def test_who_has_waited_longest_is_served_first(self) -> None:
         """Over all hosts, among those whom a place can serve."""
+        order: list[int] = []
+
+        def reply(head: bytes) -> bytes:
+            order.append(int(head.split()[1][1:]))
+            return answer(head.split()[1])
+
         rows: list[tuple[int, int, dict[str, Any]]] = [  # hosts, most at once, limits
-            (1, 1, {"limit": 1}), (1, 2, {"limit": 2}), (1, 1, {"limit_per_host": 1}),
-            (1, 2, {"limit": 9, "limit_per_host": 2}), (3, 1, {"limit": 1}), (3, 2, {"limit": 2}),
+            (1, 1, {"limit": 1}), (1, 2, {"limit": 9, "limit_per_host": 2}), (3, 1, {"limit": 1}),
             (3, 3, {"limit": 3, "limit_per_host": 2})]
         for hosts, most, limits in rows:
-            with self.subTest(hosts=hosts, **limits):
-                order: list[int] = []
-
-                def reply(head: bytes, order: list[int] = order) -> bytes:
-                    order.append(int(head.split()[1][1:]))
-                    return answer(head.split()[1])
-
-                async with contextlib.AsyncExitStack() as stack:
-                    servers = [await stack.enter_async_context(scripted(
-                        [READ, 0.005, reply, LOOP], again=True)) for _ in range(hosts)]
-                    session = await stack.enter_async_context(Session(**limits))
-                    responses = await asyncio.gather(*(
-                        session.get(f"{servers[i % hosts].url}/{i}") for i in range(15)))
+            order.clear()
+            async with scripted([READ, 0.005, reply, LOOP], again=True) as server, Session(
+                    resolve={f"*:{server.port}": "127.0.0.1"}, **limits) as session:
+                with self.subTest(hosts=hosts, **limits):
+                    responses = await asyncio.gather(*(session.get(
+                        f"http://h{i % hosts}.test:{server.port}/{i}") for i in range(15)))
                     self.assertEqual([response.content for response in responses],
                                      [b"/%d" % i for i in range(15)])
                     self.assertLess(max(abs(i - n) for i, n in enumerate(order)), most + 1)
+                    self.assertEqual(server.most, most)
                     if hosts == 1:
-                        self.assertEqual((servers[0].connections, count(session)),
-                                         (most, (most, most, 0)))
+                        self.assertEqual(server.connections, most)
+                        self.assertEqual(count(session), (most, most, 0))
         async with scripted([READ, answer(), CLOSE], again=True) as server, Session(limit=1) as s:
             await asyncio.gather(*(s.get(f"{server.url}/{i}") for i in range(6)))
             self.assertEqual(server.targets(), [f"/{i}" for i in range(6)])  # whoever hangs up
@@ -2727,10 +2658,9 @@ class Section9Pool(AsyncCase):
             nonlocal calls
             calls += 1
 
-        asyncio.get_running_loop().set_debug(False)  # which looks at the stack of each callback
-        for hosts, limit, per_host in ((1, 100, 4), (100, 20, None), (100, 40, 1), (8, 20, 4)):
+        for hosts, limit, per_host in ((1, 25, 4), (25, 5, None), (25, 10, 1), (8, 5, 4)):
             steps = []
-            for waiting in (200, 1600):
+            for waiting in (100, 400):
                 pool = asyncget.Pool(limit, per_host, asyncio.open_connection, None)
                 origins = [Origin("http", f"h{i % hosts}.test", 80) for i in range(waiting)]
                 calls = 0
@@ -2741,26 +2671,25 @@ class Section9Pool(AsyncCase):
                     sys.setprofile(None)
                 self.assertEqual((len(pool.all), pool.open), (0, {}))
                 steps.append(calls)
-            self.assertLess(steps[1] / steps[0], 8 * 1.3, (hosts, limit, per_host, steps))
+            self.assertLess(steps[1] / steps[0], 4 * 1.3, (hosts, limit, per_host, steps))
 
     async def test_standing_still(self) -> None:
         """A queue that moves may take as long as it takes; one that does not, times out."""
         async with scripted([READ, lambda head: HOLD if b"/hold" in head else answer(), LOOP],
-                            again=True) as a, scripted([READ, answer(), LOOP], again=True) as b:
-            rows: list[tuple[dict[str, Any], list[str], str]] = [  # limits, in use, wanted
-                ({"limit": 1}, [a.url], a.url), ({"limit": 1}, [a.url], b.url),
-                ({"limit_per_host": 1}, [a.url], a.url), ({"limit": 2}, [a.url, a.url], b.url)]
+                            again=True) as a, origin() as b:
+            rows: list[tuple[dict[str, Any], int, str]] = [  # limits, in use, wanted
+                ({"limit": 1}, 1, a.url), ({"limit": 1}, 1, b.url),
+                ({"limit_per_host": 1}, 1, a.url), ({"limit": 2}, 2, b.url)]
             for limits, used, wanted in rows:
-                with self.subTest(**limits, same=wanted in used):
+                with self.subTest(**limits, wanted=wanted):
                     async with Session(**limits) as session:
-                        held = [asyncio.ensure_future(session.get(url + "/hold")) for url in used]
+                        held = [asyncio.ensure_future(session.get(a.url + "/hold"))
+                                for _ in range(used)]
                         await until(lambda: count(session)[0] == len(held))  # noqa: B023
-                        with self.assertRaises(TimedOut) as caught:
-                            await session.get(wanted, timeout=0.05, deadline=9)
-                        self.assertEqual((caught.exception.phase, caught.exception.seconds),
-                                         ("free connection", 0.05))
-                        self.assertIn("no free connection within 0.05 s", str(caught.exception))
-                        self.assertEqual(count(session), (len(used), 0, 0))
+                        error = await error_of(session.get(wanted, timeout=0.05, deadline=9))
+                        self.assertEqual((type(error), error.phase, error.seconds),
+                                         (TimedOut, "free connection", 0.05))
+                        self.assertEqual(count(session), (used, 0, 0))
                         held.pop().cancel()
                         self.assertTrue((await session.get(wanted, timeout=9)).ok)
                         await asyncget.cancel(held)
@@ -2773,18 +2702,22 @@ class Section9Pool(AsyncCase):
                     for _ in range(3):
                         await asyncio.gather(*(session.get(b.url) for _ in range(3)))
                         busy(0.4)
-                    with self.assertRaises(TimedOut):
-                        await still
+                    await asyncio.wait([still], timeout=0.5)
+                    self.assertIsInstance(still.exception(), TimedOut)
                     await asyncget.cancel(held)
 
-    async def test_a_queue_that_moves(self) -> None:
+    async def test_the_deadline_does_not_run_in_the_queue(self) -> None:
+        """Save for later hops, but there not because of others who came later."""
         with clock() as busy:
-            async with scripted([READ, lambda _: busy(0.6) or answer(), LOOP], again=True) as server:
-                async with Session(limit=1, timeout=1) as session:
-                    await asyncio.gather(*(session.get(server.url, deadline=1) for _ in range(5)))
-
-    async def test_the_deadline_of_later_hops(self) -> None:
-        """It runs while they queue, but not because of others who came later."""
+            script = [READ, lambda _: busy(0.6) or answer(), LOOP]
+            async with scripted(script, again=True) as server, Session(
+                    limit=1, timeout=1, resolve={f"*:{server.port}": "127.0.0.1"}) as session:
+                urls = [server.url] * 12 + [f"http://h.test:{server.port}"]
+                await asyncio.gather(*(session.get(url, deadline=1) for url in urls))
+            async with scripted([READ, 0.002, lambda head: busy(0.1) or (
+                    answer() if b"/end" in head else redirect("/end")), LOOP]) as server:
+                async with Session(limit=1) as session:
+                    await asyncio.gather(*(session.get(server.url, deadline=2) for _ in range(30)))
         async with scripted([READ, lambda head: HOLD if b"/hold" in head else
                              redirect("/end"), HOLD], again=True) as server:
             async with Session(limit=1) as session:
@@ -2795,11 +2728,6 @@ class Section9Pool(AsyncCase):
                 self.assertEqual(caught.exception.url, server.url + "/end")
                 await asyncget.cancel([held])
                 self.assertEqual(count(session), (0, 0, 0))
-        with clock() as busy:  # 0.1 s for each response
-            async with scripted([READ, lambda head: busy(0.1) or (
-                    answer() if b"/end" in head else redirect("/end")), LOOP]) as server:
-                async with Session(limit=1) as session:
-                    await asyncio.gather(*(session.get(server.url, deadline=2) for _ in range(30)))
 
     async def test_cancelled_in_the_queue(self) -> None:
         async with scripted([READ, 0.02, answer(), LOOP], again=True) as server:
@@ -2816,83 +2744,70 @@ class Section9Pool(AsyncCase):
                 self.assertEqual(count(session), (1, 1, 0))
 
     async def test_idle_ones_make_room_for_other_routes(self) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            servers = [await stack.enter_async_context(scripted([READ, answer(), LOOP], again=True))
-                       for _ in range(3)]
-            session = await stack.enter_async_context(Session(limit=2))
-            for i, connections in ((0, 1), (1, 1), (0, 1), (2, 1), (0, 1), (1, 2)):
-                await session.get(servers[i].url)  # the one unused for longest goes
-                self.assertEqual(servers[i].connections, connections)
+        async with origin() as server, Session(
+                limit=2, resolve={f"*:{server.port}": "127.0.0.1"}) as session:
+            urls = [f"http://h{i}.test:{server.port}/" for i in range(3)]
+            for i, connections in ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4)):
+                await session.get(urls[i])  # the one unused for longest goes
+                self.assertEqual(server.connections, connections)
                 self.assertLessEqual(count(session)[0], 2)
-            await until(lambda: [server.open for server in servers] == [1, 1, 0])
-            waiting = asyncio.gather(*(session.get(servers[i % 3].url) for i in range(30)))
-            await waiting
+            await until(lambda: server.open == 2)
+            await asyncio.gather(*(session.get(urls[i % 3]) for i in range(30)))
             self.assertEqual(count(session)[0], 2)
 
     async def test_what_comes_to_an_idle_connection(self) -> None:
-        for name, late in (("a response", answer(b"EVIL!")), ("one byte", b"\n"), ("FIN", CLOSE),
-                           ("408 and FIN", [answer(b"EVIL!", status="408 X"), CLOSE]),
-                           ("RST", RESET)):
-            for tls in (None, server_tls()):
-                with self.subTest(name, tls=tls):  # CVE-2026-6733
-                    steps = late if isinstance(late, list) else [late]
-                    async with scripted([READ, answer(b"1"), 0.01, *steps], [READ, answer(b"2")],
-                                        tls=tls) as server, Session(verify=False) as session:
-                        self.assertEqual((await session.get(server.url)).content, b"1")
-                        await asyncio.sleep(0.02)
-                        self.assertEqual((await session.get(server.url)).content, b"2")
-                        self.assertEqual((server.connections, len(server.requests)), (2, 2))
-
-    async def test_what_lies_in_the_kernel_is_seen(self) -> None:
+        late = (answer(b"EVIL!"), b"\n", CLOSE, answer(b"EVIL!", status="408 X"), RESET)
+        for step, tls in itertools.product(late, (None, server_tls())):
+            with self.subTest(step, tls=tls):  # CVE-2026-6733
+                end = [CLOSE] if b"408" in (step if isinstance(step, bytes) else b"") else []
+                async with scripted([READ, answer(b"1"), 0.01, step, *end], [READ, answer(b"2")],
+                                    tls=tls) as server, Session(verify=False) as session:
+                    self.assertEqual((await session.get(server.url)).content, b"1")
+                    await asyncio.sleep(0.02)
+                    self.assertEqual((await session.get(server.url)).content, b"2")
+                    self.assertEqual((server.connections, len(server.requests)), (2, 2))
         scripts: list[list[Any]] = [[READ, answer(), 0.01, answer(b"EVIL!")], [READ, answer(b"2")]]
         async with scripted(*scripts) as server, Session() as session:
             await session.get(server.url)
             writer = next(iter(session._pool.all)).writer
-            writer.transport.pause_reading()  # the loop has not got round to it
+            writer.transport.pause_reading()  # it lies in the kernel: the loop was elsewhere
             await asyncio.sleep(0.02)
             writer.transport.resume_reading()
             self.assertEqual((await session.get(server.url)).content, b"2")
 
     async def test_a_kept_connection_that_dies_unanswered(self) -> None:
         first, again = [READ, answer(b"1"), READ], [READ, answer(b"2"), LOOP]
-        cases: list[tuple[str, list[list[Any]], Any, list[str]]] = [
-            ("FIN", [[*first, CLOSE], again], b"2", ["/1", "/2", "/2"]),
-            ("RST", [[*first, RESET], again], b"2", ["/1", "/2", "/2"]),
-            ("twice", [[*first, CLOSE], [READ, CLOSE], again], 52, ["/1", "/2", "/2"]),
-            ("408", [[*first, answer(b"", "Connection: close", status="408 X"), CLOSE], again],
-             b"2", ["/1", "/2", "/2"]),
-            ("408, held open", [[*first, answer(b"x", "Connection: close", status="408 X")], again],
-             b"2", ["/1", "/2", "/2"]),
-            ("408, kept", [[*first, answer(b"408", status="408 X")], again], b"408", ["/1", "/2"]),
-            ("408 twice", [[*first, answer(b"", "Connection: close", status="408 X")],
-                           [READ, answer(b"408", "Connection: close", status="408 X")]], b"408",
-             ["/1", "/2", "/2"]),
-            ("after a byte", [[*first, b"H", CLOSE], again], 18, ["/1", "/2"]),
-            ("after 1xx", [[*first, b"HTTP/1.1 103 X\r\n\r\n", CLOSE], again], 52, ["/1", "/2"]),
-            ("after half a body", [[*first, answer(b"2")[:-1], CLOSE], again], 18, ["/1", "/2"]),
+        late = answer(b"408", "Connection: close", status="408 X")
+        cases: list[tuple[str, list[list[Any]], Any, int]] = [  # connections, outcome, requests
+            ("FIN", [[*first, CLOSE], again], b"2", 3),
+            ("RST", [[*first, RESET], again], b"2", 3),
+            ("twice", [[*first, CLOSE], [READ, CLOSE], again], 52, 3),
+            ("408", [[*first, late, CLOSE], again], b"2", 3),
+            ("408, held open", [[*first, late], again], b"2", 3),
+            ("408, kept", [[*first, answer(b"408", status="408 X")], again], b"408", 2),
+            ("408 twice", [[*first, late], [READ, late]], b"408", 3),
+            ("after a byte", [[*first, b"H", CLOSE], again], 18, 2),
+            ("after 1xx", [[*first, b"HTTP/1.1 103 X\r\n\r\n", CLOSE], again], 52, 2),
+            ("after half a body", [[*first, answer(b"2")[:-1], CLOSE], again], 18, 2),
         ]
-        for name, scripts, outcome, targets in cases:
+        for name, scripts, expected, requests in cases:
             with self.subTest(name):
                 async with scripted(*scripts) as server, Session() as session:
                     await session.get(server.url + "/1")
-                    try:
-                        got: Any = (await session.get(server.url + "/2")).content
-                    except IncompleteBody as error:
-                        got = error.exit_code
-                    self.assertEqual((got, server.targets()), (outcome, targets))
+                    self.assertEqual(await code_of(session.get(server.url + "/2")), expected)
+                    self.assertEqual(server.targets(), ["/1", "/2", "/2"][:requests])
         async with scripted(*[[*first, CLOSE]] * 2, again) as server, Session() as session:
             await asyncio.gather(*(session.get(server.url) for _ in range(2)))
             self.assertEqual((await session.get(server.url)).content, b"2")
             self.assertEqual(len(server.requests), 4)  # not once more on the other old one
         async with scripted([READ, CLOSE], again) as server, Session() as session:
-            with self.assertRaises(IncompleteBody):  # a fresh one is the server's answer
-                await session.get(server.url)
-            self.assertEqual(server.connections, 1)
+            self.assertEqual(await code_of(session.get(server.url)), 52)
+            self.assertEqual(server.connections, 1)  # a fresh one is the server's answer
 
     async def test_idle_for_too_long(self) -> None:
-        async with scripted([READ, answer(), LOOP], again=True) as server, Session() as session:
+        async with origin() as server, Session() as session:
             with mock.patch.object(asyncget, "IDLE_SECONDS", 0.05):
-                await session.get(server.url, timeout=0.1)
+                await session.get(server.url)
                 await until(lambda: not server.open)
             self.assertEqual(count(session), (0, 0, 0))
 
@@ -2910,30 +2825,20 @@ class Section9Pool(AsyncCase):
                     await reading
             with self.assertRaisesRegex(AsyncGetError, "closed"):
                 await session.get(server.url)
+            self.assertEqual(repr(session), "<Session closed>")
+        with beside([READ, answer()], tls=server_tls()) as (url, _):  # it answers no close_notify
+            session = Session(verify=False)
+            await session.get(url)
+            await asyncio.wait_for(session.close(), 5)
 
     async def test_close_while_others_wait_and_open(self) -> None:
-        opening, go, writers = asyncio.Event(), asyncio.Event(), []
-
-        async def connect(*args: Any, **options: Any) -> Any:
-            opening.set()
-            await go.wait()
-            reader, writer = await asyncio.open_connection(*args, **options)
-            writers.append(writer)
-            return reader, writer
-
-        async with scripted([READ, answer()], again=True) as server:
-            session = Session(limit=1, open_connection=connect)
-            tasks = [asyncio.ensure_future(session.get(server.url)) for _ in range(2)]
-            await opening.wait()
-            closing = asyncio.ensure_future(session.close())
-            await asyncio.sleep(0.01)
-            go.set()
-            await closing
-            for task in tasks:
-                with self.assertRaises(AsyncGetError):
-                    await task
-            self.assertEqual((count_of(writers), server.requests), (0, []))
         async with scripted([READ, answer(b"", "Connection: close")], again=True) as server:
+            session = Session(limit=1, open_connection=never)
+            tasks = [asyncio.ensure_future(session.get(server.url)) for _ in range(2)]
+            await until(lambda: count(session) == (1, 0, 1))
+            await session.close()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            self.assertEqual([type(outcome) for outcome in ended], [AsyncGetError] * 2)
             session = Session(limit=1)
 
             async def get_and_close() -> None:
@@ -2952,39 +2857,16 @@ class Section9Pool(AsyncCase):
             closing = asyncio.ensure_future(session.close())
             await asyncio.sleep(0)
             tasks[1].cancel()  # it was told of the end, but has not heard
-            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-            self.assertEqual([type(outcome) for outcome in outcomes],
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            self.assertEqual([type(outcome) for outcome in ended],
                              [AsyncGetError, asyncio.CancelledError])
             await closing
 
-    async def test_close_waits_for_nobody(self) -> None:
-        done = asyncio.Event()
-
-        async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(answer())
-            writer.transport.pause_reading()  # type: ignore[attr-defined]  # no close_notify back
-            await done.wait()
-            writer.transport.abort()
-
-        listener = await asyncio.start_server(mute, "127.0.0.1", 0, ssl=server_tls())
-        session = Session(verify=False)
-        await session.get(f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}/")
-        await asyncio.wait_for(session.close(), 5)
-        done.set()
-        listener.close()
-        await listener.wait_closed()
-
     async def test_model(self) -> None:
         """Whatever happens in whatever order: each body is its own request's."""
-        for seed, limits in enumerate(((3, 2), (1, None), (4, 1), (2, 2), (5, 3), (3, None))):
+        for seed, limits in enumerate(((3, 2), (1, None), (4, 1), (5, 3))):
             with self.subTest(seed=seed, limits=limits):
                 await Model(seed, *limits).run(self)
-
-
-def count_of(writers: list[asyncio.StreamWriter]) -> int:
-    """How many are open."""
-    return sum(not writer.is_closing() for writer in writers)
 
 
 class Model:
@@ -2997,8 +2879,7 @@ class Model:
         self.random = random.Random(seed)
         self.limits = limit, limit_per_host
         self.writers: list[asyncio.StreamWriter] = []
-        self.most = 0
-        self.per_host: Counter[int] = Counter()
+        self.most: Counter[int] = Counter()  # open at once to each port, and in all (0)
 
     @staticmethod
     def reply(head: bytes) -> list[Any]:
@@ -3008,9 +2889,9 @@ class Model:
             "length": [answer(body)],
             "chunked": [CHUNKED, *[b"%x\r\n%b\r\n" % (len(tag), tag)] * 20, b"0\r\n\r\n"],
             "close": [OK + b"\r\n" + body, CLOSE],
-            "redirect": [answer(b"EVIL", f"Location: /{tag.decode()}?length", status="302 F")],
-            "slow": [OK + b"Content-Length: %d\r\n\r\n" % len(body), *(body[i:i + 30] for i in
-                     range(0, len(body), 30)), 0.003],
+            "redirect": [redirect(f"/{tag.decode()}?length")],
+            "slow": [*(answer(body)[i:i + 30] for i in
+                     range(0, len(answer(body)), 30)), 0.003],
             "extra": [answer(body) + answer(b"EVIL")],
             "late": [answer(body), 0.004, answer(b"EVIL")],
             "die": [CLOSE],
@@ -3020,19 +2901,24 @@ class Model:
         }
         return replies[kind.decode()]
 
+    def open(self) -> list[int]:
+        """The ports to which connections are open."""
+        return [writer.get_extra_info("peername")[1] for writer in self.writers
+                if not writer.is_closing()]
+
     async def connect(self, *args: Any, **options: Any) -> Any:
         """open_connection, watching how many are open at once."""
         reader, writer = await asyncio.open_connection(*args, **options)
         self.writers.append(writer)
-        self.most = max(self.most, count_of(self.writers))
-        self.per_host |= Counter(writer.get_extra_info("peername")[1] for writer in self.writers
-                                 if not writer.is_closing())
+        self.most |= Counter(self.open()) + Counter({0: len(self.open())})
         return reader, writer
 
     async def one(self, case: AsyncCase, session: Session, url: str, kind: str, tag: bytes) -> None:
         """One request, of which all is known that may come of it."""
         manner = self.random.choice(("get", "get", "stream", "early", "timeout"))
-        options: dict[str, Any] = {"timeout": 0.02} if manner == "timeout" or kind in self.BAD else {}
+        options: dict[str, Any] = {}
+        if manner == "timeout" or kind in self.BAD:
+            options["timeout"] = 0.02
         body: bytes | None = None
         try:
             if manner in ("get", "timeout"):
@@ -3052,34 +2938,30 @@ class Model:
         case.assertTrue(body == whole or manner == "early" and whole.startswith(body), (url, body))
 
     async def run(self, case: AsyncCase) -> None:
-        pick, number, (limit, per_host) = self.random, 0, self.limits
-        async with scripted([READ, self.reply, LOOP], again=True) as a, \
-                scripted([READ, self.reply, LOOP], again=True) as b, \
-                Session(limit=limit, limit_per_host=per_host, open_connection=self.connect
-                        ) as session:
+        pick, (limit, per_host) = self.random, self.limits
+        script = [READ, self.reply, LOOP]
+        async with scripted(script, again=True) as a, scripted(script, again=True) as b, Session(
+                limit=limit, limit_per_host=per_host, open_connection=self.connect) as session:
             for _ in range(6):
                 tasks = []
                 for _ in range(pick.randrange(1, 12)):
-                    number += 1
                     kind, tag = pick.choice(self.GOOD + self.BAD), f"<{pick.randrange(10**9)}>"
                     url = f"{pick.choice((a, b)).url}/{tag}?{kind}"
                     tasks.append(asyncio.ensure_future(
                         self.one(case, session, url, kind, tag.encode())))
-                for task in tasks:
                     if pick.random() < 0.2:
-                        asyncio.get_running_loop().call_later(pick.random() / 200, task.cancel)
+                        asyncio.get_running_loop().call_later(pick.random() / 200, tasks[-1].cancel)
                 for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                     if isinstance(outcome, Exception):  # no CancelledError
                         raise outcome
                 everything, idle, waiting = count(session)
-                case.assertEqual((everything, waiting), (idle, 0))  # nothing is in use
-                case.assertEqual(count_of(self.writers), count(session)[0])
+                case.assertEqual((len(self.open()), idle, waiting), (everything, everything, 0))
                 await self.one(case, session, a.url + "/last?late", "late", b"last")
                 await asyncio.sleep(pick.choice((0.006, 0.01)))
             case.assertEqual(len(session._pool.open), len({c.route for c in session._pool.all}))
-        case.assertLessEqual(self.most, limit)
-        case.assertLessEqual(max(self.per_host.values()), per_host or limit)
-        case.assertEqual((count_of(self.writers), session._pool.open), (0, {}))
+        case.assertLessEqual(self.most.pop(0), limit)
+        case.assertLessEqual(max(self.most.values()), per_host or limit)
+        case.assertEqual((self.open(), session._pool.open), ([], {}))
 
 
 class Section10RedirectsAndRetries(AsyncCase):
@@ -3087,23 +2969,22 @@ class Section10RedirectsAndRetries(AsyncCase):
     @staticmethod
     def response(url: str, *fields: str, status: int = 200) -> Response:
         head = "\r\n".join([f"HTTP/1.1 {status} X", *fields, "", ""])
-        top = parse_head(head.encode())
+        top = parse_head(head.encode("latin-1"))
         return Response(top, parse_url(url), Body(Source(), top))  # type: ignore[arg-type]
 
     def test_which_responses_are_redirects(self) -> None:
         request = Request(parse_url("http://h/a"), (("Host", ""),))
-        for status in range(200, 600):
-            response = self.response("http://h/a", "Location: /b", status=status)
-            following = next_request(request, response)
-            expected = parse_url("http://h/b") if status in (301, 302, 303, 307, 308) else None
-            self.assertEqual(following and following.url, expected, status)
-        for none in ([], ["Location:"], ["Location: ", "Location:"]):
-            self.assertIsNone(next_request(request, self.response("http://h/a", *none, status=302)))
-        twice = self.response("http://h/a", "Location: /b", "location: /b", status=302)
-        self.assertIsNotNone(next_request(request, twice))
-        twice = self.response("http://h/a", "Location: /b", "location: /c", status=302)
+        rows: list[tuple[int, list[str], str | None]] = [
+            (302, [], None), (302, ["Location:"], None), (302, ["Location: ", "Location:"], None),
+            (302, ["Location: /b", "location: /b"], "http://h/b"),
+            *((status, ["Location: /b"], "http://h/b" if status in (301, 302, 303, 307, 308)
+               else None) for status in range(200, 600))]
+        for status, fields, url in rows:
+            following = next_request(request, self.response("http://h/a", *fields, status=status))
+            self.assertEqual(following and str(following.url), url, status)
         with self.assertRaises(ProtocolError):
-            next_request(request, twice)
+            next_request(request, self.response("http://h/a", "Location: /b", "location: /c",
+                                                status=302))
 
     def test_where_redirects_lead_and_with_what(self) -> None:
         fields = (("Host", "front"), ("AUTHORIZATION", "a"), ("authorization", "b"),
@@ -3111,23 +2992,25 @@ class Section10RedirectsAndRetries(AsyncCase):
         bare = (("Host", ""), ("Accept", "e"))
         cases = [
             ("/b", "http://h.test/b#top", fields), ("?q", "http://h.test/a/b?q#top", fields),
-            ("/a/../b/./x", "http://h.test/b/x#top", fields), ("../c#new", "http://h.test/c#new", fields),
+            ("/a/../b/./x", "http://h.test/b/x#top", fields),
+            ("../c#new", "http://h.test/c#new", fields),
             ("http://H.TEST:80/x", "http://h.test/x#top", fields),
-            ("/%2F%0d%0aé b", "http://h.test/%2F%0d%0a%C3%A9%20b#top", fields),
+            ("/%2F%0d%0a\xc3\xa9 b", "http://h.test/%2F%0d%0a%C3%A9%20b#top", fields),
+            ("/caf\xe9", "http://h.test/caf%E9#top", fields),  # no UTF-8, and sent as it came
             ("//h.test/x", "http://h.test/x#top", fields),
             ("http://u:p@h.test/x", "http://h.test/x#top", fields),  # RFC 9110 4.2.4: ignored
             ("http://u:p@b.test/x", "http://b.test/x#top", bare),
             ("//b.test", "http://b.test/#top", bare),
             ("https://h.test/", "https://h.test/#top", bare),
             ("http://h.test:81/", "http://h.test:81/#top", bare),
-            ("https://h.test:80/", "https://h.test:80/#top", bare), ("//hh.test", "http://hh.test/#top", bare),
+            ("https://h.test:80/", "https://h.test:80/#top", bare),
+            ("//hh.test", "http://hh.test/#top", bare),
             ("http://www.h.test/", "http://www.h.test/#top", bare),
             ("http://h.test./", "http://h.test./#top", bare),
-            ("file:///etc/passwd", None, None), ("ftp://h.test/", None, None),
-            ("javascript:x", None, None), ("http:x", None, None), ("http:///x", None, None),
-            ("http://h.test:99999/", None, None), ("http://127.1/", None, None),
-            ("http://a\\@b/", None, None), ("//[::1%25eth0]/", None, None), ("//[::1/", None, None),
-            ("http://[::1%25.h.test]/", None, None),                 # CVE-2023-45289
+            *((location, None, None) for location in (
+                "file:///etc/passwd", "javascript:x", "http:x", "http:///x", "http://h.test:99999/",
+                "http://127.1/", "http://a\\@b/", "//[::1%25eth0]/", "//[::1/",
+                "http://[::1%25.h.test]/")),                         # CVE-2023-45289
         ]
         request = Request(parse_url("http://me:pw@h.test/a/b#top"), fields)
         for location, url, kept in cases:
@@ -3148,68 +3031,203 @@ class Section10RedirectsAndRetries(AsyncCase):
         self.assertEqual(back and back.fields, (("Host", ""), ("X-Key", "d"), ("Accept", "e")))
 
     def test_when_to_retry(self) -> None:
-        def delay(outcome: Any, attempt: int = 1) -> Any:
-            with mock.patch("random.uniform", return_value=1.0):
-                return retry_delay(attempt, outcome, 2)
-
-        for status in range(200, 600):
-            again = status in (408, 429, 500, 502, 503, 504)
-            response = self.response("http://h/", status=status)
-            self.assertEqual(delay(response), 0.5 if again else None)
-        none = ("61", "9" * 5000, "1764086400", "inf", "-1", "1_0", "1.5", "soon", "\u0665",
-                "Fri, 31 Dec 2999 23:59:59 GMT", "Fri, 99 Dec 2999 99:59:59 GMT")
-        for value, expected in (("0", 0.0), ("60", 60.0), ("", 0.5), *((text, None) for text in none),
-                                ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0)):
-            with self.subTest(retry_after=value):
-                response = self.response("http://h/", f"Retry-After: {value}", status=503)
-                self.assertEqual(delay(response), expected)
-        body = IncompleteBody("x", response=self.response("http://h/"))
-        for outcome, expected in ((ConnectError(), 0.5), (TimedOut(), 0.5), (IncompleteBody(), 0.5),
-                                  (body, 0.5), (DecodingError(), None), (TLSError(), None), (ProxyError(), None),
-                                  (ProtocolError(), None), (InvalidURL(), None),
-                                  (TooLarge(), None)):
-            with self.subTest(repr(outcome)):
-                self.assertEqual(delay(outcome), expected)
-        self.assertEqual([delay(TimedOut(), i) for i in (1, 2, 3)], [0.5, 1.0, None])
+        rows: list[tuple[Any, float | None]] = [  # outcome, or Retry-After of a 503; delay
+            ("0", 0.0), ("60", 60.0), ("", 0.5), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
+            *((text, None) for text in (
+                "61", "9" * 5000, "1764086400", "inf", "-1", "1_0", "1.5", "soon", "\xb2",
+                "Fri, 31 Dec 2999 23:59:59 GMT", "Fri, 99 Dec 2999 99:59:59 GMT")),
+            *((error, 0.5) for error in (
+                ConnectError(), TimedOut(), IncompleteBody(),
+                IncompleteBody("x", response=self.response("http://h/")))),
+            *((error, None) for error in (DecodingError(), TLSError(), ProxyError(),
+                                          ProtocolError(), InvalidURL(), TooLarge())),
+            *((self.response("http://h/", status=status),
+               0.5 if status in (408, 429, 500, 502, 503, 504) else None)
+              for status in range(200, 600))]
+        with mock.patch("random.uniform", return_value=1.0):
+            for outcome, expected in rows:
+                with self.subTest(repr(outcome)):
+                    if isinstance(outcome, str):
+                        outcome = self.response("http://h/", f"Retry-After: {outcome}", status=503)
+                    self.assertEqual(retry_delay(1, outcome, 2), expected)
+            self.assertEqual([retry_delay(i, TimedOut(), 2) for i in (1, 2, 3)], [0.5, 1.0, None])
         self.assertEqual(retry_after("120"), 120.0)
 
 
-class Double:
-    """A connection without sockets: it answers each request at once with its target."""
+class Section11Settings(AsyncCase):
 
-    made = 0
-    sent, host, tls_name = b"", "", None  # for who asks what it was told
+    async def test_wrong_settings(self) -> None:
+        """They are told where they are given, and with what is expected."""
+        calls = asyncget.RequestSettings.__annotations__
+        rows: list[tuple[str, list[Any], type[Exception], str]] = [  # names, values, error, text
+            ("timout", [5], TypeError, "unknown keyword 'timout'; there are params, headers, auth"),
+            ("timeout deadline rate", ["5", (3, 5), True], TypeError, r"be float \| None: not "),
+            ("timeout deadline rate", [0, -1, float("nan")], ValueError, "must be at least"),
+            ("limit limit_per_host max_size max_redirects", ["5", 2.5, True], TypeError,
+             r"int \| None: not"),
+            ("limit limit_per_host", [0], ValueError, ""),
+            ("follow_redirects trust_env decode", [None, 1, "no"], TypeError, "must be bool: not"),
+            ("allow_redirects", [None], TypeError, "follow_redirects must be bool"),
+            ("retries", ["3", None, 1.0, True], TypeError, r"int \| Callable\[\[int, Outcome"),
+            ("retries", [-1], ValueError, "at least 0: not -1"),
+            ("proxy", [{"http": "p"}, b"p"], TypeError,
+             r"str \| None; for several kinds.*environment's http_proxy"),
+            ("params", [b"a=b", "a=b", 5, [1], ["abc"]], TypeError, r"Mapping.*Iterable.*the URL"),
+            ("params", [{"a": "\ud800"}], InvalidURL, ""), ("base_url", ["h"], InvalidURL, ""),
+            ("headers", ["a: b", b"x", 5, [1], [("a", "b", "c")]], TypeError, r"Mapping.*Iterable"),
+            ("headers", [{5: "x"}, {"x": 5}, {"x": b"y"}], InvalidHeader, "pairs, of text"),
+            ("headers", [{"X": "1\r\nY: 2"}, {"X ": "1"}, {"Content-Length": "1"}], InvalidHeader, ""),
+            ("auth", [5, {"me": "pw"}, b"token"], TypeError, r"str \| tuple\[str, str\]"),
+            ("auth", [("me",), ("me", 5), ("a", "b", "c")], InvalidHeader, r"\(user, password\)"),
+            ("auth", ["x\r\n", ("a:b", "c")], InvalidHeader, ""),
+            ("cookies", [5, "a=b", [("a", "b")]], TypeError, r"bool \| Mapping.*Jar"),
+            ("cookies", [{"a": 5}, {5: "a"}], InvalidHeader, "are text"),
+            ("cookies", [{"a": "1\r\nY: 2"}], InvalidHeader, ""),
+            ("secret_headers", [None, 5, [5], [b"x"]], TypeError, r"str \| Iterable\[str\]"),
+            ("verify", [None, 5, b"ca.pem"], TypeError,
+             r"bool \| str \| os.PathLike\[str\] \| ssl.SSLContext"),
+            ("cert", [5, {"cert": "x"}], TypeError, r"a path, \(cert, key\) or"),
+            ("unix_socket netrc", [5, b"x"], TypeError, r"str \| os.PathLike"),
+            ("resolve", [5, "h:80:::1", {5: "::1"}, {"h.test:80": 5}], TypeError,
+             r"Mapping\[str, str\] \| None"),
+            ("base_url", [None, 5], TypeError, "must be str: not"),
+            ("open_connection", [None, 5], TypeError, r"Callable\[\.\.\., Awaitable"),
+            ("trace", [5], TypeError, r"Callable\[\[str, str \| bytes\], object\]")]
+        Double.made = 0
+        async with Session(open_connection=Double.connect) as session:
+            for names, values, kind, text in rows:
+                for name, value in itertools.product(names.split(), values):
+                    own = name not in calls and name != "timout"  # a session's, and no call's
+                    ways: list[dict[str, Any]] = [{"open_connection": Double.connect, name: value},
+                                                  {name: value}]
+                    for call, options in list(zip((asyncget.get, session.get), ways))[:2 - own]:
+                        with self.subTest(value=value, call=call, setting=name):
+                            with self.assertRaisesRegex(kind, text) as caught:
+                                await call("http://h.test/", **options)
+                            self.assertNotIn("'pw'", str(caught.exception))
+            for name in ("limit", "base_url", "rate", "open_connection"):
+                with self.subTest(name), self.assertRaisesRegex(TypeError, f"keyword '{name}'"):
+                    await session.get("http://h.test/", **{name: 1})  # type: ignore[arg-type]
+            wrong: list[Any] = ["", "ftp://h/", "http://h/\r\nX:", 1]
+            for url in wrong:
+                with self.subTest(url=url), self.assertRaises(InvalidURL):
+                    await session.get(url)
+            self.assertEqual((count(session), Double.made), ((0, 0, 0), 0))
 
-    def __init__(self) -> None:
-        self.reader, self.transport = asyncio.StreamReader(), self
+    def test_signatures(self) -> None:
+        """Editors and help() see each keyword."""
+        calls, client, session, load = (set(kind.__annotations__) for kind in (
+            asyncget.RequestSettings, asyncget.ClientSettings, asyncget.SessionSettings,
+            asyncget.DownloadSettings))
+        one, many, load = calls | {"self", "url"}, {"urls", "limit"}, load - calls | {"url", "path"}
+        self.assertEqual((client - calls, session - client, load), (
+            {"base_url", "limit_per_host", "rate", "open_connection"}, {"limit"},
+            {"url", "path", "progress", "resume", "overwrite", "any_status", "on_response"}))
+        rows: list[tuple[Any, set[str]]] = [
+            (Session, session), (Session.get, one), (Session.stream, one),
+            (Session.download, one | load), (Session.as_completed, calls | many | {"self"}),
+            (Session.get_all, calls | many | {"self", "return_exceptions"}),
+            (asyncget.get, session | {"url"}), (asyncget.stream, session | {"url"}),
+            (asyncget.download, session | load), (asyncget.as_completed, client | many),
+            (asyncget.get_all, client | many | {"return_exceptions"})]
+        for function, expected in rows:
+            with self.subTest(function):
+                parameters = inspect.signature(function).parameters
+                self.assertEqual(set(parameters), expected)
+                self.assertEqual(parameters["timeout"].default, 30.0)
+                self.assertEqual(parameters["timeout"].annotation, "float | None")
+        for outcomes in (Session().as_completed([]), asyncget.as_completed([])):
+            self.assertTrue(inspect.isasyncgen(outcomes))  # for contextlib.aclosing
 
-    @classmethod
-    async def connect(cls, *_: Any, **__: Any) -> Any:
-        cls.made += 1
-        double = cls()
-        return double.reader, double
+    async def test_the_request(self) -> None:
+        codings = f"Accept-Encoding: {asyncget.ACCEPT_ENCODING}\r\n"
+        agent = f"User-Agent: asyncget/{asyncget.__version__}\r\n"
+        rest, host = f"{agent}Accept: */*\r\n{codings}\r\n", "HTTP/1.1\r\nHost: h.test\r\n"
+        cases: list[tuple[str, dict[str, Any], str]] = [
+            ("?q#f", {}, f"GET /?q {host}{rest}"),
+            ("/%2e/a b%0d", {"params": {"x": [1, 2], "y": None}},
+             f"GET /%2e/a%20b%0d?x=1&x=2 {host}{rest}"),
+            ("", {"decode": False}, f"GET / {host}{agent}Accept: */*\r\n\r\n"),
+            ("", {"headers": dict.fromkeys(("User-agent", "ACCEPT", "accept-encoding"))},
+             f"GET / {host}\r\n"),
+            ("", {"headers": {"host": "front:1", "Accept": "x", "X": "é"}},
+             f"GET / HTTP/1.1\r\nhost: front:1\r\n{agent}{codings}Accept: x\r\nX: é\r\n\r\n"),
+            ("", {"headers": {"Host": None}}, f"GET / HTTP/1.1\r\n{rest}"),
+        ]
+        async with Session(open_connection=Double.connect) as session:
+            for target, options, wire in cases:
+                with self.subTest(target, **options):
+                    head = await head_of(session, "http://h.test" + target, **options)
+                    self.assertEqual(head.decode(), wire)
 
-    def write(self, head: bytes) -> None:
-        self.sent += head
-        self.reader.feed_data(answer(head.split(b" ")[1]))
+    async def test_settings_that_can_be_read_but_once_serve_every_url(self) -> None:
+        async with origin() as server, Session() as session:
+            urls = [server.url + path for path in ("/1", "/2", "/3")]
+            await session.get_all(urls, params=iter([("q", 1)]), headers=iter([("X", "1")]), limit=1)
+            async for _ in session.as_completed(urls, params=iter([("q", 1)]), limit=1):
+                pass
+            self.assertEqual(server.targets(), ["/1?q=1", "/2?q=1", "/3?q=1"] * 2)
+            self.assertEqual([field(head, "x") for head in server.requests[:3]], [["1"]] * 3)
+            for urls_ in ("http://h/", b"x"):
+                with self.assertRaisesRegex(TypeError, "list of URLs"):
+                    await session.get_all(urls_)  # type: ignore[arg-type]
 
-    async def drain(self) -> None:
-        pass
+    async def test_what_a_call_adds(self) -> None:
+        rows: list[tuple[str, dict[str, Any], str, list[str]]] = [  # URL, settings, target, X and Y
+            ("users?a", {}, "/v1/users?a&k=1", ["1", "1"]), ("/root", {}, "/root?k=1", ["1", "1"]),
+            ("http://h.test/abs", {}, "/abs?k=1", ["1", "1"]), ("../up", {}, "/up?k=1", ["1", "1"]),
+            ("", {"params": {"z": 2}, "headers": {"x": None, "Y": "2"}}, "/v1/?k=1&z=2", ["2"]),
+            ("", {"params": {"k": None}}, "/v1/", ["1", "1"]),
+            ("", {"params": {"k": 2}}, "/v1/?k=2", ["1", "1"]),
+            ("", {"params": [("z", 1), ("z", 2)]}, "/v1/?k=1&z=1&z=2", ["1", "1"]),
+            (" \t\n", {"params": iter({"z": [1, 2]}.items())}, "/v1/?k=1&z=1&z=2", ["1", "1"])]
+        async with Session(base_url="http://me:p%40ss@h.test/v1", params={"k": 1},
+                           headers={"X": "1", "Y": "1"}, open_connection=Double.connect) as session:
+            for url, settings, target, values in rows:
+                with self.subTest(url, **settings):
+                    response = await session.get(url, **settings)
+                    head = Double.last.sent
+                    self.assertEqual(response.text, target)
+                    self.assertEqual(response.url, "http://h.test" + target)
+                    self.assertEqual(field(head, "x") + field(head, "y"), values)
+                    self.assertEqual(field(head, "authorization"), [basic("me", "p@ss")])
+            self.assertEqual(field(await head_of(session, "", auth=None), "authorization"), [])
+        Double.made = 0
+        async with Session(params=iter([("k", 1)]), headers=iter([("X", "1")]), auth="token",
+                           secret_headers=iter(["X"]), open_connection=Double.connect) as session:
+            for url in (" http://h.test/ ", "http://h.test/\n"):  # blanks are no part of a URL
+                head = await head_of(session, url)
+                self.assertEqual((head.split()[1], field(head, "x")), (b"/?k=1", ["1"]))
+            for headers, sent, made in (
+                    ({"Connection": "keep-alive", "TE": "trailers"}, [], 1),
+                    ({"connection": "Close"}, ["close"], 2)):
+                head = await head_of(session, headers=headers)
+                self.assertEqual(field(head, "connection"), sent)
+                await head_of(session)
+                self.assertEqual(Double.made, made)
 
-    async def wait_closed(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def abort(self) -> None:
-        pass
-
-    def is_closing(self) -> bool:
-        return False
-
-    def get_extra_info(self, _: str) -> Any:
-        return None
+    async def test_credentials(self) -> None:
+        inside = "http://u:p%3Aw@h.test/"
+        rows: list[tuple[Any, str, dict[str, Any], list[str]]] = [  # the session's, URL, the call's
+            (None, "http://h.test", {}, []), ("t0ken", "http://h.test", {}, ["Bearer t0ken"]),
+            (("me", "pässword"), "http://h.test", {}, [basic("me", "pässword")]),
+            ("t0ken", "http://h.test", {"auth": None}, []),
+            ("t0ken", "http://h.test", {"auth": ("a", "b")}, [basic("a", "b")]),
+            ("t0ken", "http://h.test", {"headers": {"authorization": None}}, []),
+            (None, inside, {}, [basic("u", "p:w")]),
+            (None, inside, {"auth": ("a", "b")}, [basic("a", "b")]),
+            (None, inside, {"headers": {"authorization": "X"}}, ["X"])]
+        for own, url, options, expected in rows:
+            with self.subTest(own=own, url=url, **options):
+                async with Session(auth=own, open_connection=Double.connect) as session:
+                    head = await head_of(session, url, **options)
+                    self.assertEqual(field(head, "authorization"), expected)
+                    self.assertEqual(head.split(b" ")[1], b"/")
+        for wrong, text in ((inside + "%zz\x00", ""), (inside[:-1] + ":99999/", ""),
+                            (inside, "unix:/nowhere")):
+            error = await error_of(asyncget.get(wrong, unix_socket="/nowhere"))
+            self.assertIn(text, str(error))
+            self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
 
 
 @types.coroutine
@@ -3231,7 +3249,7 @@ def noticing(coroutine: Coroutine[Any, Any, Any], notice: Callable[[Any], None])
 
 
 LEAVING = """
-import asyncio, contextlib, sys, asyncget
+import asyncio, sys, asyncget
 
 async def raises(outcomes):
     async for _ in outcomes:
@@ -3243,461 +3261,154 @@ async def breaks(outcomes):
         await asyncio.sleep(0.02)
         break
 
-async def asks_once(outcomes):
-    await outcomes.__anext__()
-    await asyncio.sleep(0.02)
-
 async def wraps(outcomes):
     async def mine():
         async for outcome in outcomes:
             yield outcome
     kept.append(mine())
-    async for _ in kept[-1]:
-        await asyncio.sleep(0.02)
-        break
-
-async def closes(outcomes):
-    await breaks(outcomes)
-    await outcomes.aclose()
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not others, others
+    await breaks(kept[-1])
 
 async def is_late(outcomes):
-    async def slow():
-        async for _ in outcomes:
-            await asyncio.sleep(9)
-    await asyncio.wait_for(slow(), 0.05)
+    async for _ in outcomes:
+        await asyncio.sleep(9)
 
-async def never_begins(outcomes):
-    pass
+async def main(way, many):
+    kept.append(many.as_completed([sys.argv[1]] * 20, limit=5))
+    try:
+        await asyncio.wait_for(way(kept[-1]), 9 if way != is_late else 0.05)
+    except (KeyError, asyncio.TimeoutError):
+        pass
 
-async def times_out(outcomes):
-    async with asyncio.timeout(0.05):
-        async for _ in outcomes:
-            await asyncio.sleep(9)
-
-async def groups(outcomes):
-    async with asyncio.TaskGroup() as group:
-        group.create_task(asyncio.sleep(9))
-        group.create_task(raises(outcomes))
-
-async def uses_aclosing(outcomes):
-    async with contextlib.aclosing(outcomes):
-        await breaks(outcomes)
-
-async def main(way, own):
-    async with contextlib.AsyncExitStack() as stack:
-        many = await stack.enter_async_context(asyncget.Session()) if own else asyncget
-        kept.append(many.as_completed([sys.argv[1]] * 50, limit=5))
-        try:
-            await way(kept[-1])
-        except (KeyError, asyncio.TimeoutError):
-            pass
-        except Exception as error:
-            if not hasattr(error, "exceptions"):
-                raise
+async def with_a_session(way):
+    async with asyncget.Session() as session:
+        await main(way, session)
 
 kept = []
-ways = [raises, breaks, asks_once, wraps, closes, is_late, never_begins]
-if sys.version_info >= (3, 11):
-    ways += [times_out, groups, uses_aclosing]
-for way in ways:
-    for own in (False, True):
-        asyncio.run(main(way, own))
-        print(way.__name__)
+for way in (raises, breaks, wraps, is_late):
+    asyncio.run(main(way, asyncget))
+    asyncio.run(with_a_session(way))
 """
 
 
 class Section12Session(AsyncCase):
 
     async def test_cancelled_at_every_await(self) -> None:
+        """While it waits, or when the wait is just over: nothing stays in use, nothing is lost."""
         gz, odd = answer(gzip.compress(b"ok"), "Content-Encoding: gzip"), itertools.count()
-        scripts: dict[str, list[Any]] = {
-            "plain": [READ, *bytewise(answer()), LOOP],
-            "chunked": [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n", 0, b"0\r\n\r\n", LOOP],
-            "gzip": [READ, gz[:-9], 0, gz[-9:], LOOP],
-            "redirect": [READ, redirect("/b")[:-2], 0, redirect("/b")[-2:], READ, answer(), LOOP],
-            "retry": [READ, answer(b"x", "Retry-After: 0", status="503 X"), READ, answer(), LOOP],
-            "tls": [READ, answer(), LOOP],
-            "kept": [READ, answer(), LOOP],
-            "stale": [READ, lambda head: answer() if b"/last" in head else [answer(), READ, CLOSE],
-                      LOOP],
-            "queued": [READ, answer(), LOOP], "paced": [READ, answer(), LOOP],
-            "body again": [READ, lambda head: answer() if b"/last" in head or next(odd) % 2 else
-                           [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT], LOOP],
-        }
-        for name, script in scripts.items():
-            for race in (False, True):  # cancelled while it waits, or when the wait is just over
-                number, done = 0, False
-                async with scripted(script, again=True, tls=server_tls() if name == "tls" else None
-                                    ) as server:
-                    while not done:
-                        with self.subTest(name, suspension=number, race=race):
-                            done = await self.cancel_at(number, race, name, server.url)
-                            await until(lambda: not server.open)
-                        number += 1
-                        self.assertLess(number, 300)
-                self.assertGreater(number, 2)
+        plain, wire, moved = [READ, answer(), LOOP], answer(), redirect("/b")
+        rows: list[tuple[str, list[Any], dict[str, Any]]] = [
+            ("pieces", [READ, wire[:9], 0, wire[9:-2], 0, wire[-2:-1], 0, wire[-1:], LOOP], {}),
+            ("chunked", [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n0\r\n\r\n", LOOP], {}),
+            ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}),
+            ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
+            ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], {"retries": 2}),
+            ("tls", plain, {}), ("kept", plain, {"retries": 2}),
+            ("stale", [READ, lambda head: answer() if b"/last" in head else [answer(), READ, CLOSE],
+                       LOOP], {"retries": 2}),
+            ("queued", plain, {"retries": 2, "limit": 1}), ("paced", plain, {"rate": 1000}),
+            ("body again", [READ, lambda head: answer() if b"/last" in head or next(odd) % 2 else
+                            [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT], LOOP],
+             {"retries": lambda attempt, _: 0.001 if attempt < 3 else None}),
+        ]
+        for (name, script, options), race in itertools.product(rows, (False, True)):
+            number, done = 0, False
+            tls = server_tls() if name == "tls" else None
+            async with scripted(script, again=True, tls=tls) as server:
+                while not done:
+                    with self.subTest(name, suspension=number, race=race):
+                        async with Session(verify=False, **options) as session:
+                            done = await self.cancel_at(number, race, name, session, server.url)
+                        await until(lambda: not server.open)
+                    number += 1
+                    self.assertLess(number, 300)
+            self.assertGreater(number, 2)
 
-    async def cancel_at(self, number: int, race: bool, name: str, url: str) -> bool:
+    async def cancel_at(self, number: int, race: bool, name: str, session: Session,
+                        url: str) -> bool:
         """Cancel one GET at its n-th suspension; True if it was done before."""
         left = number
-        loop = asyncio.get_running_loop()
 
         def notice(future: Any) -> None:
             nonlocal left
             left -= 1
-            if left != -1:
-                return
-            task = asyncio.current_task()
-            assert task
-            if not race:
+            if left == -1 and not race:
                 task.cancel()
-            elif future is None:
-                loop.call_soon(task.cancel)
-            else:
+            elif left == -1 and future is None:
+                asyncio.get_running_loop().call_soon(task.cancel)
+            elif left == -1:
                 future.add_done_callback(lambda _: task.cancel())
 
-        options: dict[str, Any] = {"limit": 1} if name == "queued" else {}
-        if name == "paced":
-            options["rate"] = 1000
-        if name in ("kept", "stale", "queued", "retry"):
-            options["retries"] = 2
-        elif name == "body again":
-            options["retries"] = lambda attempt, _: 0.001 if attempt < 3 else None
-        async with Session(verify=False, **options) as session:
-            holder = None
-            if name in ("kept", "stale"):
-                await session.get(url)
-                await asyncio.sleep(0.002)
-            elif name == "queued":
-                holder = asyncio.ensure_future(session.get(url))
-                await asyncio.sleep(0)
-            task = asyncio.ensure_future(noticing(session.get(url), notice))
-            try:
-                response = await task
-                self.assertEqual(response.content, b"ok")
-                self.assertTrue(left >= 0, "the cancellation was swallowed")
-            except asyncio.CancelledError:
-                self.assertLess(left, 0)
-            if holder:
-                self.assertEqual((await holder).content, b"ok")
-            everything, idle, waiting = count(session)
-            self.assertEqual((everything - idle, waiting), (0, 0), "in use, though nobody uses it")
-            self.assertEqual((await session.get(url + "/last")).content, b"ok")
+        holder = None
+        if name in ("kept", "stale"):
+            await session.get(url)
+            await asyncio.sleep(0.002)
+        elif name == "queued":
+            holder = asyncio.ensure_future(session.get(url))
+            await asyncio.sleep(0)
+        task = asyncio.ensure_future(noticing(session.get(url), notice))
+        try:
+            self.assertEqual((await task).content, b"ok")
+            self.assertGreaterEqual(left, 0, "the cancellation was swallowed")
+        except asyncio.CancelledError:
+            self.assertLess(left, 0)
+        if holder:
+            self.assertEqual((await holder).content, b"ok")
+        everything, idle, waiting = count(session)
+        self.assertEqual((everything - idle, waiting), (0, 0), "in use, though nobody uses it")
+        self.assertEqual((await session.get(url + "/last")).content, b"ok")
         return left >= 0
-
-    async def test_the_article(self) -> None:
-        """A counter counts while a slow GET waits; then an ordinary function runs."""
-        shown: list[Any] = []
-
-        async def counter() -> str:
-            for i in range(1, 6):
-                shown.append(i)
-                await asyncio.sleep(0.05)
-            return "counted"
-
-        async def fetch(url: str) -> str:
-            text = (await asyncget.get(url)).text
-            shown.append(text)
-            return text
-
-        def add_two_numbers(a: int, b: int) -> int:
-            return a + b
-
-        async with scripted([READ, 0.3, answer(b"slow page")]) as server:
-            results = await asyncio.gather(counter(), fetch(server.url + "/delay/0.3"))
-        shown.append(add_two_numbers(2, 3))
-        self.assertEqual(shown, [1, 2, 3, 4, 5, "slow page", 5])
-        self.assertEqual(results, ["counted", "slow page"])
-
-    async def test_the_request_on_the_wire(self) -> None:
-        async with scripted([READ, answer(), LOOP]) as server, Session() as session:
-            host = f"Host: 127.0.0.1:{server.port}\r\n"
-            rest = (f"User-Agent: asyncget/{asyncget.__version__}\r\nAccept: */*\r\n"
-                    f"Accept-Encoding: {asyncget.ACCEPT_ENCODING}\r\n")
-            cases: list[tuple[str, dict[str, Any], str]] = [
-                ("?q#f", {}, f"GET /?q HTTP/1.1\r\n{host}{rest}\r\n"),
-                ("/%2e/a b%0d", {"params": {"x": [1, 2], "y": None}},
-                 f"GET /%2e/a%20b%0d?x=1&x=2 HTTP/1.1\r\n{host}{rest}\r\n"),
-                ("/", {"decode": False}, f"GET / HTTP/1.1\r\n{host}{rest}"
-                 .replace(f"Accept-Encoding: {asyncget.ACCEPT_ENCODING}\r\n", "") + "\r\n"),
-                ("/", {"headers": dict.fromkeys(("User-agent", "ACCEPT", "accept-encoding"))},
-                 f"GET / HTTP/1.1\r\n{host}\r\n"),
-                ("/", {"headers": {"host": "front:1", "Accept": "x", "X": "é"}},
-                 f"GET / HTTP/1.1\r\nhost: front:1\r\n{rest}Accept: x\r\nX: é\r\n\r\n"
-                 .replace("Accept: */*\r\n", "")),
-                ("/", {"headers": {"Host": None}}, f"GET / HTTP/1.1\r\n{rest}\r\n"),
-            ]
-            for target, options, wire in cases:
-                with self.subTest(target, **options):
-                    await session.get(server.url + target, **options)
-                    self.assertEqual(server.requests[-1].decode(), wire)
-            before = len(server.requests)
-            for options, kind in (({"headers": {"X": "1\r\nY: 2"}}, InvalidHeader),
-                                  ({"headers": {"X ": "1"}}, InvalidHeader),
-                                  ({"headers": {"Content-Length": "1"}}, InvalidHeader),
-                                  ({"auth": "x\r\n"}, InvalidHeader),
-                                  ({"auth": ("a:b", "c")}, InvalidHeader),
-                                  ({"cookies": {"a": "1\r\nY: 2"}}, InvalidHeader),
-                                  ({"params": {"a": "\ud800"}}, InvalidURL)):
-                with self.subTest(**options), self.assertRaises(kind):
-                    await session.get(server.url, **options)
-            wrong: list[Any] = ["", "x", "ftp://h/", "http://h/\r\nX:", "http://b:x/", 1]
-            for url in wrong:
-                with self.subTest(url=url), self.assertRaises(InvalidURL):
-                    await session.get(url)
-            self.assertEqual(len(server.requests), before)
-
-    async def test_settings_that_can_be_read_but_once_serve_every_url(self) -> None:
-        async with scripted([READ, answer(), LOOP], again=True) as server, Session() as session:
-            urls = [server.url + path for path in ("/1", "/2", "/3")]
-            await session.get_all(urls, params=iter([("q", 1)]), headers=iter([("X", "y")]), limit=1)
-            async for _ in session.as_completed(urls, params=iter([("q", 1)]), limit=1):
-                pass
-            self.assertEqual(server.targets(), ["/1?q=1", "/2?q=1", "/3?q=1"] * 2)
-            self.assertEqual([field(head, "x") for head in server.requests[:3]], [["y"]] * 3)
-            for urls_ in ("http://h/", b"x"):
-                with self.assertRaisesRegex(TypeError, "list of URLs"):
-                    await session.get_all(urls_)  # type: ignore[arg-type]
-
-    async def test_who_has_left_is_not_remembered(self) -> None:
-        async with scripted([READ, OK + b"Content-Length: 5\r\n\r\n", HOLD]) as server, \
-                Session(limit=1) as session, session.stream(server.url):
-            for number in range(0, 400, 100):
-                outcomes = await asyncio.gather(*(
-                    session.get(f"http://h{number + n}.test/", timeout=0.01) for n in range(100)),
-                    return_exceptions=True)
-                self.assertEqual({type(outcome) for outcome in outcomes}, {TimedOut})
-            self.assertEqual(len(session._pool.waiting), 0)
-            self.assertLess(len(session._pool.turns), 150)
-
-    async def test_wrong_settings(self) -> None:
-        """They are told where they are given, and with what is expected."""
-        seconds = r"must be float \| None: not "
-        rows: list[tuple[str, list[Any], type[Exception], str]] = [
-            ("timout", [5], TypeError, "unknown keyword 'timout'; there are params, headers, auth"),
-            ("timeout", ["5", (3, 5), True], TypeError, seconds),
-            ("timeout", [0, -1, float("nan")], ValueError, "timeout must be at least"),
-            ("deadline", ["5", [5]], TypeError, seconds),
-            ("retries", ["3", None, 1.0, True], TypeError, r"int \| Callable\[\[int, Outcome"),
-            ("retries", [-1], ValueError, "at least 0: not -1"),
-            ("proxy", [{"http": "p"}, 5, b"p"], TypeError, r"str \| None; for several kinds.*environment's http_proxy"),
-            ("params", [b"a=b", "a=b", 5, [1], ["abc"]], TypeError, r"Mapping.*Iterable.*the URL"),
-            ("headers", ["a: b", b"x", 5, [1], [("a", "b", "c")]], TypeError, r"Mapping.*Iterable"),
-            ("headers", [{5: "x"}, {"x": 5}, {"x": b"y"}], InvalidHeader, "pairs, of text"),
-            ("auth", [5, {"me": "pw"}, b"token"], TypeError, r"str \| tuple\[str, str\]"),
-            ("auth", [("me",), ("me", 5), ("a", "b", "c")], InvalidHeader, r"\(user, password\)"),
-            ("cookies", [5, "a=b", [("a", "b")]], TypeError, r"bool \| Mapping.*Jar"),
-            ("cookies", [{"a": 5}, {5: "a"}], InvalidHeader, "are text"),
-            ("secret_headers", [None, 5], TypeError, r"str \| Iterable\[str\]"),
-            ("secret_headers", [[5], [b"x"]], TypeError, r"str \| Iterable\[str\]"),
-            ("verify", [None, 5, b"ca.pem"], TypeError, r"bool \| str \| os.PathLike\[str\] \| ssl.SSLContext"),
-            ("cert", [5, {"cert": "x"}], TypeError, r"a path, \(cert, key\) or"),
-            ("max_redirects", ["3", 1.5], TypeError, r"int \| None"),
-            ("max_size", ["3", 1e6], TypeError, r"int \| None: not"),
-            ("follow_redirects", [None, 1, "no"], TypeError, "must be bool: not"),
-            ("allow_redirects", [None], TypeError, "follow_redirects must be bool"),
-            ("trust_env", [None], TypeError, "bool"), ("decode", [0], TypeError, "bool: not int"),
-            ("unix_socket", [5, b"x"], TypeError, r"str \| os.PathLike"),
-            ("netrc", [None, 5], TypeError, r"bool \| str \| os.PathLike"),
-            ("resolve", [5, "h:80:::1"], TypeError, r"Mapping\[str, str\] \| None"),
-            ("resolve", [{5: "::1"}, {"h.test:80": 5}], TypeError, r"Mapping\[str, str\] \| None"),
-        ]
-        own: list[tuple[str, list[Any], type[Exception], str]] = [
-            ("base_url", [None, 5], TypeError, "must be str: not"), ("base_url", ["h"], InvalidURL, ""),
-            ("limit", ["5", 2.5, True], TypeError, r"int \| None"), ("limit", [0], ValueError, ""),
-            ("limit_per_host", ["5"], TypeError, r"int \| None"),
-            ("rate", ["10/s"], TypeError, r"float \| None"),
-            ("rate", [0, -1], ValueError, "rate must be at least"),
-            ("open_connection", [None, 5], TypeError, r"Callable\[\.\.\., Awaitable"),
-            ("trace", [5], TypeError, r"Callable\[\[str, str \| bytes\], object\]")]
-        async with Session(open_connection=Double.connect) as session:
-            for (name, values, kind, text), of_call in [
-                    *((row, True) for row in rows), *((row, False) for row in own)]:
-                for value in values:
-                    for given in {of_call, False}:
-                        with self.subTest(value=value, call=given, setting=name):
-                            with self.assertRaisesRegex(kind, text) as caught:
-                                if given:
-                                    await session.get("http://h.test/", **{name: value})
-                                else:
-                                    await asyncget.get("http://h.test/", **{
-                                        "open_connection": Double.connect, name: value})
-                            self.assertNotIn("'pw'", str(caught.exception))
-            for name in ("limit", "base_url", "rate", "open_connection"):
-                with self.subTest(name), self.assertRaisesRegex(TypeError, f"keyword '{name}'"):
-                    await session.get("http://h.test/", **{name: 1})  # type: ignore[arg-type]
-            self.assertEqual(count(session), (0, 0, 0))
-
-    def test_signatures(self) -> None:
-        """Editors and help() see each keyword."""
-        calls = set(asyncget.RequestSettings.__annotations__)
-        client, session = (set(kind.__annotations__) for kind in (
-            asyncget.ClientSettings, asyncget.SessionSettings))
-        many, load = {"urls", "limit"}, {"progress", "resume", "overwrite", "any_status",
-                                         "on_response"}
-        self.assertEqual((client - calls, session - client), (
-            {"base_url", "limit_per_host", "rate", "open_connection"}, {"limit"}))
-        load |= {"url", "path"}
-        rows: list[tuple[Any, set[str]]] = [
-            (Session, session), (Session.get, calls | {"self", "url"}),
-            (Session.stream, calls | {"self", "url"}), (Session.download, calls | load | {"self"}),
-            (Session.get_all, calls | many | {"self", "return_exceptions"}),
-            (Session.as_completed, calls | many | {"self"}), (asyncget.get, session | {"url"}),
-            (asyncget.stream, session | {"url"}), (asyncget.download, session | load),
-            (asyncget.get_all, client | many | {"return_exceptions"}),
-            (asyncget.as_completed, client | many)]
-        for function, expected in rows:
-            with self.subTest(function):
-                signature = inspect.signature(function)
-                self.assertEqual(set(signature.parameters), expected)
-                self.assertEqual(signature.parameters["timeout"].default, 30.0)
-                self.assertEqual(signature.parameters["timeout"].annotation, "float | None")
-                self.assertTrue(all(parameter.kind != parameter.VAR_KEYWORD
-                                    for parameter in signature.parameters.values()))
-        for outcomes in (Session().as_completed([]), asyncget.as_completed([])):
-            self.assertTrue(inspect.isasyncgen(outcomes))  # for contextlib.aclosing
-
-    async def test_settings_and_what_a_call_adds(self) -> None:
-        async with scripted([READ, answer(), LOOP], again=True) as server:
-            base = server.url.replace("//", "//me:p%40ss@") + "/v1"
-            async with Session(base_url=base, params={"k": 1}, headers={"X": "1", "Y": "1"}
-                               ) as session:
-                for url, target in (("users?a", "/v1/users?a&k=1"), ("/root", "/root?k=1"),
-                                    (server.url + "/abs", "/abs?k=1"), ("../up", "/up?k=1")):
-                    response = await session.get(url)
-                    self.assertEqual(server.targets()[-1], target)
-                    self.assertEqual(response.url, server.url + target)
-                    self.assertEqual(field(server.requests[-1], "authorization"),
-                                     ["Basic " + base64.b64encode(b"me:p@ss").decode()])
-                await session.get("", params={"z": 2}, headers={"x": None, "Y": "2"})
-                self.assertEqual(server.targets()[-1], "/v1/?k=1&z=2")
-                self.assertEqual((field(server.requests[-1], "x"), field(server.requests[-1], "y")),
-                                 ([], ["2"]))
-                self.assertEqual(field((await self.last(session, server, "")), "y"), ["1"])
-                for params, target in (({"k": None}, "/v1/"), ({"k": 2}, "/v1/?k=2"),
-                                       ([("z", 1), ("z", 2)], "/v1/?k=1&z=1&z=2"),
-                                       (iter({"z": [1, 2]}.items()), "/v1/?k=1&z=1&z=2")):
-                    await session.get(" \t\n", params=params)  # blanks are no part of a URL
-                    self.assertEqual(server.targets()[-1], target)
-                await self.last(session, server, "", auth=None)
-                self.assertEqual(field(server.requests[-1], "authorization"), [])
-            async with Session(params=iter([("k", 1)]), headers=iter([("X", "1")]),
-                               secret_headers=iter(["X"]), auth="token") as session:
-                for url in (f" {server.url}/ ", server.url + "/\n"):
-                    head = await self.last(session, server, url)
-                    self.assertEqual((head.split()[1], field(head, "x")), (b"/?k=1", ["1"]))
-                    self.assertEqual(field(head, "authorization"), ["Bearer token"])
-                self.assertEqual(field(await self.last(session, server, server.url, auth=None),
-                                       "authorization"), [])
-                before = server.connections
-                for headers, closes in (({"Connection": "keep-alive", "TE": "trailers"}, 0),
-                                        ({"connection": "Close"}, 1)):
-                    head = await self.last(session, server, server.url, headers=headers)
-                    self.assertEqual(field(head, "connection"), ["close"] * closes)
-                    await session.get(server.url)
-                    self.assertEqual(server.connections, before + closes)
-
-    @staticmethod
-    async def last(session: Session, server: Server, url: str, **options: Any) -> bytes:
-        await session.get(url, **options)
-        return server.requests[-1]
-
-    async def test_credentials(self) -> None:
-        def basic(text: str) -> str:
-            return "Basic " + base64.b64encode(text.encode()).decode()
-
-        async with scripted([READ, answer(), LOOP], again=True) as server:
-            inside = server.url.replace("//", "//u:p%3Aw@")
-            for own, url, options, expected in (
-                    (None, server.url, {}, []), ("t0ken", server.url, {}, ["Bearer t0ken"]),
-                    (("me", "pässword"), server.url, {}, [basic("me:pässword")]),
-                    (None, inside, {}, [basic("u:p:w")]),
-                    (None, inside, {"auth": ("a", "b")}, [basic("a:b")]),
-                    (None, inside, {"headers": {"authorization": "X"}}, ["X"]),
-                    ("t0ken", server.url, {"auth": ("a", "b")}, [basic("a:b")]),
-                    ("t0ken", server.url, {"headers": {"authorization": None}}, [])):
-                with self.subTest(own=own, url=url, **options):
-                    async with Session(auth=own) as session:
-                        head = await self.last(session, server, url, **options)
-                        self.assertEqual(field(head, "authorization"), expected)
-                        self.assertEqual(head.split(b" ")[1], b"/")
-            for wrong in (inside + "/%zz\x00", inside[:-6] + ":99999/", inside + "/die"):
-                with self.assertRaises(AsyncGetError) as caught:
-                    await asyncget.get(wrong, unix_socket="/nowhere")
-                error = caught.exception
-                self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
 
     async def test_redirects_over_the_wire(self) -> None:
         gone = redirect("/b?x")
         async with scripted([READ, lambda head: {
                 b"/a": [gone[:-2], 0.01, gone[-2:]], b"/b?x": redirect("c#new", status=307),
-                b"/c": answer(b"end")}[head.split()[1]], LOOP], again=True) as server:
-            async with Session() as session:
-                response = await session.get(server.url + "/a#top")
-                self.assertEqual((response.content, response.url), (b"end", server.url + "/c#new"))
-                self.assertEqual([(hop.status_code, hop.url) for hop in response.history],
-                                 [(302, server.url + "/a#top"), (307, server.url + "/b?x#top")])
-                self.assertEqual(server.connections, 1)  # their bodies were read
-                for off in ("follow_redirects", "allow_redirects"):
-                    response = await session.get(server.url + "/a",
-                                                 **{off: False})  # type: ignore[arg-type]
-                    self.assertEqual((response.status_code, response.content, response.history),
-                                     (302, b"gone", []))
-        for n, most in ((21, 20), (3, 2), (1, 0)):
+                b"/c": answer(b"end"), b"/": redirect(""), b"/file": redirect("file:///etc/passwd"),
+                }[head.split()[1]], LOOP]) as server, Session(base_url=server.url) as session:
+            response = await session.get("/a#top")
+            self.assertEqual((response.content, response.url), (b"end", server.url + "/c#new"))
+            self.assertEqual([(hop.status_code, hop.url) for hop in response.history],
+                             [(302, server.url + "/a#top"), (307, server.url + "/b?x#top")])
+            for url, off in (("/", {}),  # it leads nowhere
+                             ("/a", {"follow_redirects": False}), ("/a", {"allow_redirects": False})):
+                response = await session.get(url, **off)  # type: ignore[arg-type]
+                self.assertEqual((response.status_code, response.content, response.history),
+                                 (302, b"gone", []))
+            self.assertIsInstance(await error_of(session.get("/file")), InvalidURL)
+            self.assertEqual((server.connections, len(server.requests)), (1, 7))  # bodies were read
+        rows: list[tuple[int, dict[str, Any]]] = [
+            (21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})]
+        for hops, options in rows:
             async with scripted([READ, redirect("/loop"), LOOP]) as server:
-                with self.assertRaises(TooManyRedirects) as caught:
-                    await (asyncget.get(server.url) if n == 21 else
-                           asyncget.get(server.url, max_redirects=most))
-                error = caught.exception
-                self.assertEqual((len(error.history), len(server.requests)), (n, n))
+                error = await error_of(asyncget.get(server.url, **options))
+                self.assertEqual((type(error), len(error.history), len(server.requests)),
+                                 (TooManyRedirects, hops, hops))
                 self.assertEqual(error.response, error.history[-1])
-        for location in ("file:///etc/passwd", "http://[::1/", "//\x7f", "http:///", "a\tb"):
-            with self.subTest(location):
-                async with scripted([READ, redirect(location)]) as server:
-                    with self.assertRaises((InvalidURL, ProtocolError)):
-                        await asyncget.get(server.url)
-                    self.assertEqual(len(server.requests), 1)
-        for location, target in (("/caf\xe9", "/caf%E9"), ("/\x83e\x83X", "/%83e%83X"),
-                                 ("/caf\xc3\xa9", "/caf%C3%A9"), ("/%e9 x", "/%e9%20x")):
-            async with scripted([READ, redirect(location), READ, answer()]) as server:
-                response = await asyncget.get(server.url)
-                self.assertEqual((server.targets()[1], response.url), (target, server.url + target))
-        async with scripted([READ, redirect("")]) as server:  # leads nowhere
-            response = await asyncget.get(server.url)
-            self.assertEqual((response.status_code, response.content), (302, b"gone"))
+        end = b"HTTP/1.1 302 F\r\nLocation: /b\r\n"
         with mock.patch.object(asyncget, "MAX_DISCARD_SECONDS", TEST_SECONDS):
-            for head in (b"HTTP/1.1 302 F\r\nLocation: /b\r\n\r\n",
-                         b"HTTP/1.0 302 F\r\nLocation: /b\r\nContent-Length: 9\r\n\r\n",
-                         b"HTTP/1.1 302 F\r\nLocation: /b\r\nConnection: close\r\n"
-                         b"Content-Length: 9\r\n\r\n"):  # nothing is gained by its body
+            for head in (end + b"\r\n", end.replace(b"1.1", b"1.0") + b"Content-Length: 9\r\n\r\n",
+                         end + b"Connection: close\r\nContent-Length: 9\r\n\r\n",  # nothing is gained
+                         end + b"Content-Length: 999999\r\n\r\n" + bytes(200_000)):  # by these bodies
                 async with scripted([READ, head], [READ, answer(b"end")]) as server:
                     self.assertEqual((await asyncget.get(server.url)).content, b"end")
-        endless = b"HTTP/1.1 302\r\nLocation: /x\r\nContent-Length: 999999\r\n\r\n" + bytes(200_000)
-        async with scripted([READ, endless], [READ, answer(b"end")]) as server:
-            self.assertEqual((await asyncget.get(server.url)).content, b"end")  # not read past
-            self.assertEqual(server.connections, 2)
 
     async def test_nothing_secret_crosses_an_origin(self) -> None:
-        secrets: dict[str, Any] = {"auth": ("me", "pass"), "cookies": {"c": "secret"}, "secret_headers": ["x-Key"],
-                   "headers": {"x-key": "secret", "COOKIE": "d=secret", "Host": "front", "X": "1"}}
+        secrets: dict[str, Any] = {
+            "auth": ("me", "pass"), "cookies": {"c": "secret"}, "secret_headers": ["x-Key"],
+            "headers": {"x-key": "secret", "COOKIE": "d=secret", "Host": "front", "X": "1"}}
         urls: list[str] = []
-        own: dict[str, Any]
-        options: dict[str, Any]
-        for own, options in ((secrets, {}), ({}, secrets)):
+        for own in (True, False):
             async with scripted([READ, redirect("/1"), READ, lambda _: redirect(urls[1]),
                                  READ, answer(b"end")]) as a, \
                     scripted([READ, redirect("/2"), READ, lambda _: redirect(urls[0])]) as b, \
-                    Session(**own) as session:
+                    Session(**secrets if own else {}) as session:
                 urls[:] = a.url, b.url
-                self.assertEqual((await session.get(a.url, **options)).content, b"end")
-                first, second, *rest = a.requests[0], a.requests[1], *b.requests, a.requests[2]
-                for head in (first, second):
+                response = await session.get(a.url, **{} if own else secrets)
+                self.assertEqual(response.content, b"end")
+                for head in a.requests[:2]:
                     self.assertEqual(head.count(b"secret"), 3, head)
                     self.assertEqual(field(head, "host"), ["front"])
                     self.assertEqual(len(field(head, "authorization")), 1)
-                for head, server in zip(rest, (b, b, a)):
+                for head, server in zip((*b.requests, a.requests[2]), (b, b, a)):
                     jar = ["c=secret"] if own and server is a else []  # the jar's, for its origin
                     self.assertEqual(field(head, "cookie"), jar)
                     self.assertNotIn(b"secret", head.replace(b"c=secret", b""))
@@ -3708,88 +3419,54 @@ class Section12Session(AsyncCase):
     async def test_cookies_over_the_wire(self) -> None:
         sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "SET-COOKIE: c=\xe9%0d",
                         "Set-Cookie: d=\x01", "Set-Cookie: d=1; Domain=other.test")
+        c, jar, base = "c=(E9)%0d", http.cookiejar.CookieJar(), "http://127.0.0.1"
+        plain = [[], [f"b=2; a=1; {c}"], [f"a=1; {c}"]]
+        seeded = [["a=0; m=1"], [f"b=2; m=1; a=1; {c}"], [f"m=1; a=1; {c}"]]
+        own = [["m=1; a=0"], [f"m=1; b=2; a=1; {c}"], [f"m=1; a=0; {c}"]]
+        rows: list[tuple[dict[str, Any], dict[str, Any], list[list[str]]]] = [  # session's, call's
+            ({}, {}, plain), ({"cookies": asyncget.Cookies()}, {}, plain),
+            ({"cookies": jar}, {}, plain), ({}, {"cookies": jar}, plain),
+            ({"cookies": False}, {}, [[]] * 3), ({}, {"cookies": False}, [[]] * 3),
+            ({"cookies": False}, {"cookies": {"m": "1"}}, [["m=1"]] * 3),
+            ({"cookies": {"a": "0", "m": "1"}}, {}, seeded),  # what the server sets, replaces
+            ({"cookies": {"a": "0", "m": "1"}, "base_url": base}, {}, seeded),
+            ({}, {"cookies": {"m": "1", "a": "0"}}, own),
+            ({"cookies": {"a": "0"}}, {"cookies": {"a": None}}, [[], [f"b=2; a=1; {c}"], [c]]),
+            ({"headers": {"Cookie": "a=9"}}, {}, [["a=9"], [f"a=9; b=2; {c}"], [f"a=9; {c}"]])]
         async with scripted([READ, lambda head: sets if b" / " in head else answer(), LOOP],
                             again=True) as server:
-            async def sent(**settings: Any) -> list[list[str]]:
-                own, asked = settings.pop("own", {}), len(server.requests)
-                async with Session(**settings) as session:
-                    await session.get(server.url, **own)
-                    await session.get(server.url + "/y", **own)
-                return [field(head.replace(b"\xe9", b"(E9)"), "cookie")
-                        for head in server.requests[asked:]]
-
-            c, base = "c=(E9)%0d", {"base_url": server.url}
-            plain = [[], [f"b=2; a=1; {c}"], [f"a=1; {c}"]]
-            seeded = [["a=0; m=1"], [f"b=2; m=1; a=1; {c}"], [f"m=1; a=1; {c}"]]
-            own = [["m=1; a=0"], [f"m=1; b=2; a=1; {c}"], [f"m=1; a=0; {c}"]]
-            rows: list[tuple[dict[str, Any], list[list[str]]]] = [
-                ({}, plain), ({"cookies": asyncget.Cookies()}, plain), ({"cookies": False}, [[]] * 3),
-                ({"own": {"cookies": False}}, [[]] * 3),
-                ({"cookies": False, "own": {"cookies": {"m": "1"}}}, [["m=1"]] * 3),
-                ({"cookies": {"a": "0", "m": "1"}}, seeded),  # what the server sets, replaces
-                ({"cookies": {"a": "0", "m": "1"}, **base}, seeded),
-                ({"own": {"cookies": {"m": "1", "a": "0"}}}, own),
-                ({"cookies": {"a": "0"}, "own": {"cookies": {"a": None}}},
-                 [[], [f"b=2; a=1; {c}"], [c]]),
-                ({"headers": {"Cookie": "a=9"}}, [["a=9"], [f"a=9; b=2; {c}"], [f"a=9; {c}"]])]
-            for settings, expected in rows:
-                with self.subTest(settings):
-                    self.assertEqual(await sent(**settings), expected)
-
-    async def test_the_jar_of_a_session(self) -> None:
-        async with scripted([READ, answer(b"", "Set-Cookie: sid=new; Path=/p"), READ, answer(),
-                             LOOP]) as a, origin() as b, Session(cookies={"sid": "old"}) as session:
-            self.assertEqual(field(await self.last(session, a, a.url + "/p/x"), "cookie"),
-                             ["sid=old"])
-            self.assertEqual([(cookie.name, cookie.value, cookie.path) for cookie in session.cookies],
-                             [("sid", "new", "/p")])
-            session.cookies["mine"] = "1"  # the first origin's, port and all
-            self.assertEqual(field(await self.last(session, a, a.url + "/p/y"), "cookie"),
-                             ["sid=new; mine=1"])
-            self.assertEqual(field(await self.last(session, b, b.url + "/p/y"), "cookie"),
-                             ["sid=new"])  # of servers' cookies all ports are one (6265bis 5.8.3)
-            del session.cookies["sid"]
-            self.assertEqual(field(await self.last(session, b, b.url + "/p/y"), "cookie"), [])
-
-    async def test_a_jar_of_the_callers(self) -> None:
-        jar = http.cookiejar.CookieJar()
-        sets = ["Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "Set-Cookie: u=a\x01b"]
-        async with scripted([READ, redirect("/x/", *sets), READ, answer(), LOOP],
-                            again=True) as server:
-            for own in (True, False):
+            for settings, options, expected in rows:
                 jar.clear()
-                async with Session(cookies=jar if own else True) as session:
-                    await session.get(server.url, cookies=True if own else jar)
-                    self.assertEqual(sorted(field(server.requests[-1], "cookie")[0].split("; ")),
-                                     ["a=1", "b=2"])
-                    self.assertLessEqual({"a", "b"}, {cookie.name for cookie in jar})
+                server.requests.clear()
+                if "base_url" in settings:
+                    settings["base_url"] = server.url
+                with self.subTest(settings, **options):
+                    async with Session(**settings) as session:
+                        await session.get(server.url, **options)
+                        await session.get(server.url + "/y", **options)
+                    sent = [field(head.replace(b"\xe9", b"(E9)"), "cookie")
+                            for head in server.requests]
+                    self.assertEqual(sent, expected)
 
     async def test_retries_over_the_wire(self) -> None:
         busy = answer(b"busy", "Retry-After: 0", status="503 X")
         later = answer(b"later", "Retry-After: 61", status="429 X")
-        cases: list[tuple[list[list[Any]], Any, int]] = [  # one script per connection
-            ([[READ, busy, READ, busy[:-2], 0.01, busy[-2:], READ, answer(b"end")]], b"end", 3),
+        end, cut = [READ, answer(b"end")], OK + b"Content-Length: 9\r\n\r\nx"
+        cases: list[tuple[list[list[Any]], Any, int]] = [  # connections, body or code, requests
+            ([[READ, busy, READ, busy[:-2], 0.01, busy[-2:], *end]], b"end", 3),
             ([[READ, busy, LOOP]], b"busy", 3), ([[READ, later]], b"later", 1),
-            ([[READ, CLOSE], [READ, RESET], [READ, answer(b"end")]], b"end", 3),
-            ([[READ, CLOSE]] * 4, IncompleteBody, 3),
-            ([[READ], [READ, answer(b"end")]], b"end", 2),  # silence: TimedOut
-            ([[READ, OK + b"Content-Length: 9\r\n\r\nx", end] for end in (CLOSE, RESET)]
-             + [[READ, answer(b"end")]], b"end", 3),
-            ([[READ, CHUNKED + b"1\r\nx\r\n"], [READ, answer(b"end")]], b"end", 2),  # silence
-            ([[READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE]] * 4, IncompleteBody, 3),
-            ([[READ, answer(gzip.compress(b"x")[:-1], "Content-Encoding: gzip")]], DecodingError, 1),
-            ([[READ, answer(b"x", "Retry-After: " + "9" * 12, status="503 X")]], b"x", 1),
-            ([[READ, b"garbage"]], ProtocolError, 1),
+            ([[READ, CLOSE], [READ, RESET], end], b"end", 3), ([[READ, CLOSE]] * 4, 52, 3),
+            ([[READ], end], b"end", 2),  # silence
+            ([[READ, CHUNKED + b"1\r\nx\r\n"], end], b"end", 2),
+            ([[READ, cut, CLOSE], [READ, cut, RESET], end], b"end", 3),
+            ([[READ, cut, CLOSE]] * 4, 18, 3), ([[READ, b"garbage"]], 1, 1),
+            ([[READ, answer(gzip.compress(b"x")[:-1], "Content-Encoding: gzip")]], 61, 1),
             ([[READ, answer(b"no", status="404 X")]], b"no", 1),
         ]
         for scripts, expected, requests in cases:
             with self.subTest(scripts=scripts), mock.patch("random.uniform", return_value=0.0):
-                async with scripted(*scripts) as server, Session(retries=2, timeout=0.3) as session:
-                    if isinstance(expected, bytes):
-                        self.assertEqual((await session.get(server.url)).content, expected)
-                    else:
-                        with self.assertRaises(expected):
-                            await session.get(server.url)
+                async with scripted(*scripts) as server, Session(retries=2, timeout=0.1) as session:
+                    self.assertEqual(await code_of(session.get(server.url)), expected)
                     self.assertEqual(len(server.requests), requests)
         async with scripted([READ, answer(b"busy", "Retry-After: 5", status="503 X")]) as server:
             response = await asyncget.get(server.url, retries=2, deadline=1)  # no time to wait
@@ -3807,26 +3484,23 @@ class Section12Session(AsyncCase):
             return 0 if attempt < 9 else None
 
         statuses = [answer(b"x", status=f"{status} X") for status in (503, 404, 400)]
-        cases: list[tuple[list[list[Any]], bytes, list[Any]]] = [
+        cases: list[tuple[list[list[Any]], Any, list[Any]]] = [
             ([[READ, statuses[0], READ, statuses[1], READ, statuses[2], READ, answer()]], b"ok",
              [503, 404, 400]),
             ([[READ, redirect("/x"), READ, answer(b"204", status="204 X")]], b"", []),
             ([[READ, redirect("")]], b"gone", []), ([[READ, answer(status="399 X")]], b"ok", []),
             ([[READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE], [READ, b"garbage", CLOSE],
               [READ, answer(b"x", "Content-Encoding: gzip"), READ, answer()]], b"ok",
-             [IncompleteBody, ProtocolError, DecodingError])]
-        for scripts, body, expected in cases:
-            with self.subTest(expected):
+             [IncompleteBody, ProtocolError, DecodingError]),
+            ([[READ, redirect("ftp://h/")]], 1, []),  # no fault of the server's, and so
+            ([[READ, answer(b"longer")]], 63, [])]
+        for scripts, expected, outcomes in cases:
+            with self.subTest(outcomes):
                 asked.clear()
                 async with scripted(*scripts) as server:
-                    self.assertEqual((await asyncget.get(server.url, retries=rule)).content, body)
-                self.assertEqual(asked, [*enumerate(expected, 1)])
-        asked.clear()
-        async with scripted([READ, redirect("ftp://h/")], [READ, answer(b"long")]) as server:
-            for kind in (InvalidURL, TooLarge):
-                with self.assertRaises(kind):  # no fault of the server's
-                    await asyncget.get(server.url, retries=rule, max_size=1)
-        self.assertEqual(asked, [])
+                    call = asyncget.get(server.url, retries=rule, max_size=5)
+                    self.assertEqual(await code_of(call), expected)
+                self.assertEqual(asked, [*enumerate(outcomes, 1)])
 
         def broken(attempt: int, outcome: Any) -> float | None:
             raise KeyError("of the caller's")
@@ -3839,58 +3513,49 @@ class Section12Session(AsyncCase):
 
     async def test_rate(self) -> None:
         """At most so many a second to one host: each comes no earlier than its turn."""
-        loop, came = asyncio.get_running_loop(), []
+        loop, came, gate = asyncio.get_running_loop(), list[float](), list[bool]()
 
-        def note(head: bytes) -> list[Any]:
-            came.append((loop.time(), head.split()[1]))
-            target = came[-1][1]
-            return {b"/r": redirect("/end"), b"/hold": HOLD, b"/busy": answer(
-                b"", "Retry-After: 0", status="503 X")}.get(target, answer())  # type: ignore[return-value]
+        def note(head: bytes) -> Any:
+            came.append(loop.time())
+            return {b"/r": redirect("/end"), b"/hold": held, b"/busy": answer(
+                b"", "Retry-After: 0", status="503 X")}.get(head.split()[1], answer())
+
+        def held(_: bytes) -> Any:
+            return answer() if gate else [0.001, held]
+
+        def check(begun: float) -> None:
+            self.assertGreaterEqual(len(came), 4)
+            for i, when in enumerate(came):
+                self.assertGreaterEqual(when - begun, i / 20 - 0.001)
+            came.clear()
 
         async with scripted([READ, note, LOOP], again=True, host="localhost") as a, origin() as b:
             for paths in (["/"] * 5, ["/r"] * 2, ["/busy"]):
                 with self.subTest(paths), mock.patch("random.uniform", return_value=0.0):
-                    came.clear()
                     async with Session(rate=20) as session:
                         begun = loop.time()
                         await session.get_all([a.url + path for path in paths], retries=3)
-                    self.assertGreaterEqual(len(came), 4)
-                    for i, (when, _) in enumerate(came):
-                        self.assertGreaterEqual(when - begun, i / 20 - 0.001)
+                    check(begun)
+            async with Session(rate=20, limit=4) as session:  # many places come free at once
+                calls = asyncio.gather(*(session.get(a.url + "/hold") for _ in range(8)))
+                await until(lambda: len(came) == 4 and count(session)[2] == 4)
+                came.clear()
+                gate.append(True)
+                begun = loop.time()
+                await calls
+            check(begun)
             async with Session(rate=0.1) as session:
                 with clock() as busy:
                     begun = loop.time()
                     await session.get(a.url)
-                    waiting = [asyncio.ensure_future(session.get(a.url + path)) for path in ("/1", "/2")]
+                    waiting = [asyncio.ensure_future(session.get(a.url + path))
+                               for path in ("/1", "/2")]
                     self.assertTrue((await session.get(b.url)).ok)  # another host is not held up
                     waiting[0].cancel()  # and costs nobody a turn
                     busy(10.2)
                     await waiting[1]
-                    self.assertEqual(came[-1][1], b"/2")
+                    self.assertEqual(a.targets()[-1], "/2")
                     self.assertLess(loop.time() - begun, 19)
-            with self.subTest("when many places come free at once"):
-                came.clear()
-                gate = asyncio.Event()
-
-                async def held(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                    with contextlib.suppress(EOFError):
-                        while await reader.readuntil(b"\r\n\r\n"):
-                            came.append((loop.time(), b""))
-                            await gate.wait()
-                            writer.write(answer())
-                    writer.close()
-
-                listener = await asyncio.start_server(held, "127.0.0.1", 0)
-                url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
-                async with Session(rate=20, limit=4) as session:
-                    calls = asyncio.gather(*(session.get(url) for _ in range(8)))
-                    await until(lambda: len(came) == 4 and count(session)[2] == 4)
-                    gate.set()
-                    begun = loop.time()
-                    await calls
-                listener.close()
-                for i, (when, _) in enumerate(came[4:]):
-                    self.assertGreaterEqual(when - begun, i / 20 - 0.001)
 
     async def test_what_a_session_remembers_is_bounded(self) -> None:
         context = ssl.create_default_context()
@@ -3900,106 +3565,107 @@ class Section12Session(AsyncCase):
             del context
             gc.collect()
             self.assertIsNone(contexts[0]())
-            for i in range(1500):
-                await session.get(f"http://h{i}.test/", resolve={f"h{i}.test:80": "127.0.0.1"})
-                await session.get(f"http://h{i}.test/")
+            with mock.patch.object(asyncget, "MAX_REMEMBERED", 50):
+                for i in range(75):
+                    await session.get(f"http://h{i}.test/", resolve={f"h{i}.test:80": "127.0.0.1"})
+                    await session.get(f"http://h{i}.test/")
             for owner in (session, session._pool):
                 for name, value in vars(owner).items():
                     if hasattr(value, "__len__"):
-                        self.assertLessEqual(len(value), 1000, name)
+                        self.assertLessEqual(len(value), 50, name)
+        async with scripted([READ, HOLD]) as server, Session(limit=1) as session:
+            held = asyncio.ensure_future(session.get(server.url))
+            await until(lambda: server.requests)
+            for number in range(0, 400, 100):  # who has left the queue
+                outcomes = await asyncio.gather(*(
+                    session.get(f"http://h{number + n}.test/", timeout=0.01) for n in range(100)),
+                    return_exceptions=True)
+                self.assertEqual({type(outcome) for outcome in outcomes}, {TimedOut})
+            self.assertEqual(len(session._pool.waiting), 0)
+            self.assertLess(len(session._pool.turns), 150)
+            await asyncget.cancel([held])
 
     async def test_limits_of_a_body(self) -> None:
-        bomb = gzip.compress(bytes(300_000))
-        for name, wire in (("length", OK + b"Content-Length: 99999999999\r\n\r\n" + b"x" * 200000),
-                           ("until close", OK + b"\r\n" + b"x" * 200_000),
-                           ("gzip", answer(bomb, "Content-Encoding: gzip"))):
-            with self.subTest(name):
+        bomb = answer(gzip.compress(bytes(300_000)), "Content-Encoding: gzip")
+        for wire in (OK + b"Content-Length: 99999999999\r\n\r\n" + b"x" * 200_000,
+                     OK + b"\r\n" + b"x" * 200_000, bomb):
+            with self.subTest(wire[:50]):
                 async with scripted([READ, wire], again=True) as server, Session() as session:
-                    with self.assertRaises(TooLarge) as caught:
-                        await session.get(server.url, max_size=100_000)
-                    self.assertEqual(caught.exception.limit, 100_000)
-                    self.assertEqual(caught.exception.url, server.url + "/")
+                    error = await error_of(session.get(server.url, max_size=100_000))
+                    self.assertEqual((type(error), error.limit, error.url),
+                                     (TooLarge, 100_000, server.url + "/"))
                     self.assertEqual(count(session)[0], count(session)[1])
-        async with scripted([READ, answer(bomb, "Content-Encoding: gzip"), LOOP]) as server:
-            async with Session(max_size=300_000) as session:
-                self.assertEqual(len((await session.get(server.url)).content), 300_000)
-                response = await session.get(server.url, decode=False)
-                self.assertEqual((response.content, response.headers["content-encoding"]),
-                                 (bomb, "gzip"))
+        async with scripted([READ, bomb, LOOP]) as server, Session(max_size=300_000) as session:
+            self.assertEqual(len((await session.get(server.url)).content), 300_000)
+            response = await session.get(server.url, decode=False)
+            self.assertEqual(gzip.decompress(response.content), bytes(300_000))
+            self.assertEqual(response.headers["content-encoding"], "gzip")
 
     async def test_stream(self) -> None:
         lines = "eins\r\nzwei\n\nö".encode()
         async with scripted([READ, OK + b"Content-Length: 14\r\n\r\n", *bytewise(lines), LOOP],
-                            again=True) as server, Session() as session:
-            async with session.stream(server.url) as response:
+                            again=True) as server, Session(base_url=server.url) as session:
+            async with session.stream("") as response:
                 self.assertEqual([line async for line in response.iter_lines()],
                                  ["eins", "zwei", "", "ö"])
-            async with session.stream(server.url) as response:
+            async with session.stream("") as response:
                 with self.assertRaises(AsyncGetError):
                     response.content  # noqa: B018  # not read yet
                 self.assertEqual((await response.read(), response.content), (lines, lines))
             self.assertEqual(server.connections, 1)
-            async with session.stream(server.url) as response:
+            async with session.stream("") as response:
                 async for _ in response.iter_bytes():
                     break
             self.assertEqual(count(session), (0, 0, 0))  # a body left unread costs the connection
             await until(lambda: not server.open)
             with self.assertRaises(KeyError):
-                async with session.stream(server.url):
+                async with session.stream(""):
                     raise KeyError
             self.assertEqual(count(session), (0, 0, 0))
-            async with session.stream(server.url) as response, session.stream(server.url) as second:
+            async with session.stream("") as response, asyncget.stream(server.url) as second:
                 self.assertEqual(await second.read(), await response.read())
-            async with asyncget.stream(server.url) as response:
-                self.assertEqual(await response.read(), lines)
 
     async def test_get_all(self) -> None:
         async with scripted([READ, lambda head: {
                 b"/slow": [0.1, answer(b"/slow")], b"/bad": b"garbage", b"/hang": HOLD,
                 }.get(head.split()[1], answer(head.split()[1])), LOOP], again=True) as server:
-            async def later(paths: list[str]) -> AsyncIterator[str]:
-                for path in paths:
+            async def later(urls: list[str]) -> AsyncIterator[str]:
+                for url in urls:
                     await asyncio.sleep(0)
-                    yield server.url + path
+                    yield url
+
+            def broken() -> Iterator[str]:
+                yield "/hang"
+                raise KeyError("of the caller's")
 
             paths = ["/slow", *(f"/{i}" for i in range(30))]
             urls = [server.url + path for path in paths]
-            for many in (urls, iter(urls), later(paths)):
+            for many in (urls, iter(urls), later(urls)):
                 responses = await asyncget.get_all(many, limit=4)
                 self.assertEqual([r.content.decode() for r in responses], paths)
             self.assertLessEqual(server.most, 4)
             self.assertEqual(await asyncget.get_all([]), [])
-            async with Session() as session:
-                paths = ["/1", "/hang", "/slow", "/bad", *["/never"] * 9]
+            async with Session(base_url=server.url) as session:
                 asked = len(server.requests)
                 with self.assertRaises(ProtocolError) as caught:
-                    await session.get_all([server.url + path for path in paths], limit=3)
+                    await session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
                 self.assertEqual(caught.exception.url, server.url + "/bad")
                 self.assertLessEqual(len(server.requests), asked + 4)
-                self.assertEqual(count(session)[0], count(session)[1])
-                one, two, three = await session.get_all(
-                    [server.url + "/1", server.url + "/bad", "nonsense"], return_exceptions=True)
-                self.assertEqual([type(outcome) for outcome in (one, two, three)],
+                outcomes = await session.get_all(["/1", "/bad", "x://"], return_exceptions=True)
+                self.assertEqual([type(outcome) for outcome in outcomes],
                                  [Response, ProtocolError, InvalidURL])
-                task = asyncio.ensure_future(session.get_all([server.url + "/hang"] * 5, limit=2))
+                task = asyncio.ensure_future(session.get_all(["/hang"] * 5, limit=2))
                 await until(lambda: server.targets()[-2:] == ["/hang"] * 2)
                 task.cancel()
                 with self.assertRaises(asyncio.CancelledError):
                     await task
-                self.assertEqual(count(session)[0], count(session)[1])
-
-                def broken() -> Iterator[str]:
-                    yield server.url + "/hang"
-                    raise KeyError("of the caller's")
-
                 with self.assertRaises(KeyError):
                     await session.get_all(broken())
                 with self.assertRaises(KeyError):
-                    async for _ in session.as_completed(broken()):
-                        pass
+                    await session.as_completed(broken()).__anext__()
                 with self.assertRaises(TypeError):
-                    async for _ in session.as_completed([server.url], retires=1):  # type: ignore[call-arg]
-                        pass
+                    session.as_completed(urls, retires=1)  # type: ignore[call-arg]
+                self.assertEqual(count(session)[0], count(session)[1])
 
     async def test_as_completed(self) -> None:
         replies: dict[bytes, Any] = {b"/slow": [0.1, answer()], b"/bad": b"garbage"}
@@ -4016,74 +3682,57 @@ class Section12Session(AsyncCase):
             await until(lambda: len(asyncio.all_tasks()) - server.open == tasks)
             self.assertEqual(count(session)[0], count(session)[1])
             self.assertLess(server.targets().count("/slow"), 8)
-            outcomes = session.as_completed([server.url] * 99, limit=2)
-            async for _ in outcomes:
-                await asyncio.sleep(0.05)  # as many as may wait to be taken, wait
-                break
-            await outcomes.aclose()
-            self.assertEqual(len(asyncio.all_tasks() - server.tasks), tasks)
-            urls = [server.url]
-            self.assertEqual([url async for url, _ in asyncget.as_completed(urls)], urls)
+            self.assertEqual([url async for url, _ in asyncget.as_completed(urls[1:2])], urls[1:2])
 
     async def test_left_early(self) -> None:
         """However the loop over as_completed is left, the program ends, and says nothing."""
-        async with scripted([READ, answer(), LOOP], again=True) as server:
+        async with origin() as server:
             done = await asyncio.to_thread(subprocess.run, [
                 sys.executable, "-X", "dev", "-W", "error", "-c", LEAVING, server.url],
                 capture_output=True, text=True, timeout=TEST_SECONDS - 1, env={
                     **os.environ, "PYTHONPATH": os.path.dirname(asyncget.__file__)})
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
-        self.assertEqual(len(done.stdout.split()), 2 * (10 if sys.version_info >= (3, 11) else 7))
+        self.assertEqual((done.returncode, done.stdout + done.stderr), (0, ""))
 
-    async def test_a_hundred_thousand_urls_in_flat_memory(self) -> None:
-        pulled = seen = low = high = Double.made = 0
+    async def test_urls_without_end_in_flat_memory(self) -> None:
+        pulled = Double.made = 0
+        blocks, tasks = [], asyncio.all_tasks()
 
         def urls() -> Iterator[str]:
             nonlocal pulled
-            for pulled in range(1, 100_001):
+            for pulled in itertools.count(1):
                 yield f"http://h.test/{pulled % 1000}"
 
-        begun = time.monotonic()
         async with Session(open_connection=Double.connect) as session:
-            async for url, outcome in session.as_completed(urls(), limit=50):
+            outcomes = session.as_completed(urls(), limit=50)
+            for seen in range(6000):
+                url, outcome = await outcomes.__anext__()
                 assert isinstance(outcome, Response)
                 if outcome.content != url[13:].encode():
                     self.fail(f"{url}: {outcome.content!r}")
-                seen += 1
                 if seen % 1000 == 1:
                     await asyncio.sleep(0.01)  # to see how far it runs ahead
+                    blocks.append(sys.getallocatedblocks())
                 self.assertLessEqual(pulled - seen, 150)
-                if seen == 2000:
-                    low = sys.getallocatedblocks()
-                if time.monotonic() - begun > 3:  # as far as this machine comes
-                    break
-            high = sys.getallocatedblocks()
-        self.assertGreater(seen, 4000)
-        self.assertLess(high - low, 20_000)
+            await outcomes.aclose()
+            self.assertEqual(asyncio.all_tasks(), tasks)
+        self.assertLess(blocks[-1] - blocks[1], 8000)  # two for each URL would be too much
         self.assertLessEqual(Double.made, 50)
 
     async def test_session_of_another_loop_or_closed(self) -> None:
-        async with scripted([READ, answer(), LOOP], again=True) as server:
-            session = Session()
+        async with origin() as server, scripted([READ, CLOSE], again=True) as hangs_up:
+            session = Session(retries=5)
             await session.get(server.url)
             with self.assertRaisesRegex(AsyncGetError, "another event loop"):
                 await asyncio.to_thread(asyncio.run, session.get(server.url))
+            task = asyncio.ensure_future(session.get(hangs_up.url))
+            await until(lambda: hangs_up.connections and not hangs_up.open)
             await session.close()
             await session.close()
-            for many in ([server.url], []):
-                with self.assertRaisesRegex(AsyncGetError, "closed"):
-                    await session.get_all([*many, server.url])
-            self.assertEqual(repr(session), "<Session closed>")
-
-    async def test_close_during_a_retry(self) -> None:
-        async with scripted([READ, CLOSE], again=True) as server:
-            session = Session(retries=5)
-            task = asyncio.ensure_future(session.get(server.url))
-            await until(lambda: server.connections and not server.open)
-            await session.close()
-            with self.assertRaisesRegex(AsyncGetError, "closed"):
+            with self.assertRaisesRegex(AsyncGetError, "closed"):  # while it waits to try again
                 await task
-            self.assertEqual(server.connections, 1)
+            self.assertEqual(hangs_up.connections, 1)
+            with self.assertRaisesRegex(AsyncGetError, "closed"):
+                await session.get_all([server.url])
 
 
 # ==== Bodies of independent servers ===========================================
@@ -4091,105 +3740,62 @@ class Section12Session(AsyncCase):
 
 
 AROUND = [2**14, 2**16, asyncget.MAX_HEAD_BYTES, asyncget.READ_BYTES, 2 * asyncget.READ_BYTES]
-BODY_SIZES = [0, 1, *(limit + step for limit in AROUND for step in (-1, 0, 1)), 100 * 2**20]
+BODY_SIZES = [0, 1, *(limit + step for limit in AROUND for step in (-1, 0, 1)), 4 * 2**20]
 SITE_CONF = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 64; }}
 http {{
     access_log off; default_type text/plain; client_body_temp_path {folder}/temp;
     gzip on; gzip_types text/plain; gzip_min_length 0; gzip_http_version 1.0; sendfile on;
-    server {{ listen 127.0.0.1:{port}; root {folder}/site; }}
+    server {{ listen 127.0.0.1:{port}; root {folder}; }}
 }}
 """
 
 
-def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@contextlib.contextmanager
-def started(command: list[str], port: int, folder: Path) -> Iterator[str]:
-    """A server as a process, once it answers on its port."""
-    process = subprocess.Popen(command, cwd=folder / "site", stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        process.terminate()
-        process.wait()
-
-
 class ComparedBodies(AsyncCase):
-    """Empty, of one byte, at each buffer's limit and around it, and of 100 MiB."""
+    """Empty, of one byte, at each buffer's limit and around it, and of 4 MiB."""
 
-    folder: Path
-    sums: dict[str, str]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.folder = Path(tempfile.mkdtemp())
-        (cls.folder / "site").mkdir()
-        cls.addClassCleanup(shutil.rmtree, cls.folder)
-        chance, cls.sums = random.Random(5), {}
-        for size in BODY_SIZES:  # half of it compresses
-            block = bytes(min(size, 2**20) // 2) + bytes(
-                chance.getrandbits(8) for _ in range(min(size, 2**17) // 2)) + b"x" * 2**20
-            body = (block * (size // len(block) + 1))[:size]
-            (cls.folder / "site" / f"{size}.txt").write_bytes(body)
-            cls.sums[f"{size}.txt"] = hashlib.sha256(body).hexdigest()
-
-    async def compare(self, base: str, codings: set[str]) -> None:
-        """Each file read by get, in a stream, and side by side with all the others."""
-        async with Session(base_url=base, max_size=None) as session:
-            for name, expected in self.sums.items():
-                for decode in (True, False):
+    async def compare(self, *command: str) -> set[str]:
+        """Read each file in a stream, coded and not, and beside all others: the codings."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        sums, codings, chance = {}, set(), random.Random(5)
+        for size in BODY_SIZES:
+            body = chance.randbytes(size // 2) + bytes(size - size // 2)  # half of it compresses
+            Path(folder, f"{size}.txt").write_bytes(body)
+            sums[f"{size}.txt"] = hashlib.sha256(body).hexdigest()
+        Path(folder, "nginx.conf").write_text(SITE_CONF.format(folder=folder, port=port)
+                                              + "user root;" * (os.geteuid() == 0))
+        process = subprocess.Popen([word.format(folder=folder, port=port) for word in command],
+                                   cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            async with Session(base_url=f"http://127.0.0.1:{port}", max_size=None) as session:
+                await session.get("0.txt", retries=lambda *_: 0.05)  # until it is there
+                for name, decode in itertools.product(sums, (True, False)):
                     seen = hashlib.sha256()
                     async with session.stream(name, decode=decode) as response:
-                        self.assertEqual(response.status_code, 200)
                         codings.add(response.headers.get("content-encoding", ""))
                         async for piece in response.iter_bytes():
                             seen.update(piece)
-                    self.assertEqual(seen.hexdigest(), expected, (name, decode))
-            responses = await session.get_all(self.sums, limit=4)
-            for response, (name, expected) in zip(responses, self.sums.items()):
-                self.assertEqual(hashlib.sha256(response.content).hexdigest(), expected, name)
+                    self.assertEqual(seen.hexdigest(), sums[name], (name, decode))
+                responses = await session.get_all(sums, limit=4)
+                self.assertEqual([hashlib.sha256(response.content).hexdigest()
+                                  for response in responses], [*sums.values()])
+        finally:
+            process.terminate()
+            process.wait()
+        return codings
 
     async def test_http_server(self) -> None:
-        port = unused_port()
-        command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
-        with started(command, port, self.folder) as base:
-            codings: set[str] = set()
-            await self.compare(base, codings)
-            self.assertEqual(codings, {""})
+        self.assertEqual(await self.compare(
+            sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "{port}"), {""})
 
     @unittest.skipUnless(shutil.which("nginx"), "SKIPPED: nginx is not installed")
     async def test_nginx(self) -> None:
-        port = unused_port()
-        conf = self.folder / "nginx.conf"
-        conf.write_text(SITE_CONF.format(folder=self.folder, port=port)
-                        + ("user root;" if os.geteuid() == 0 else ""))
-        with started(["nginx", "-p", str(self.folder), "-c", str(conf)], port,
-                     self.folder) as base:
-            codings: set[str] = set()
-            await self.compare(base, codings)
-            self.assertEqual(codings, {"", "gzip"})
-
-    async def test_chunks_of_one_byte(self) -> None:
-        body = bytes(random.Random(6).getrandbits(8) for _ in range(50_000))
-        wire = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
-        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        async with scripted([READ, head + wire, LOOP]) as server, Session() as session:
-            for _ in range(2):
-                response = await asyncio.wait_for(session.get(server.url), 15)
-                self.assertEqual(hashlib.sha256(response.content).digest(),
-                                 hashlib.sha256(body).digest())
+        self.assertEqual(await self.compare("nginx", "-p", "{folder}", "-c", "{folder}/nginx.conf"),
+                         {"", "gzip"})
 
 
 # ==== Somebody else's network =================================================
