@@ -11569,7 +11569,7 @@ SIZES = {"I": (1100, 9000), "II": (2160, 19_900), "III": (2700, 25_400), "IV": (
 README = Path(asyncget.__file__).with_name("README.md")
 
 
-def code_of(source: str) -> list[tokenize.TokenInfo]:
+def tokens_of(source: str) -> list[tokenize.TokenInfo]:
     """The tokens of code: no comments, docstrings or blank lines."""
     layout = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.COMMENT)
     told: set[int] = set()
@@ -11606,7 +11606,7 @@ class TheText(unittest.TestCase):
 
     def test_shapes(self) -> None:
         """Functions of at most 45 lines, classes of 200; three levels deep, a parser four."""
-        lines = {line for token in code_of(self.source) for line in range(token.start[0], token.end[0] + 1)}
+        lines = {line for token in tokens_of(self.source) for line in range(token.start[0], token.end[0] + 1)}
         for node in ast.walk(ast.parse(self.source)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 with self.subTest(node.name):
@@ -11635,7 +11635,7 @@ class TheText(unittest.TestCase):
         parts = re.split(r"(?m)^(?=# #### Part [IV]+\. )", self.source)
         self.assertEqual(len(parts), len(SIZES) + 1)
         for end, (part, most) in enumerate(SIZES.items(), 2):
-            code = code_of("".join(parts[:end]))
+            code = tokens_of("".join(parts[:end]))
             lines = {line for token in code for line in range(token.start[0], token.end[0] + 1)}
             with self.subTest(part):
                 self.assertLessEqual(len(lines), most[0])
