@@ -1,8 +1,7 @@
 """The tests of asyncget, in the order of its sections, and then what crosses them.
 
     python -X dev -W error -m unittest            all of it
-    ASYNCGET_FUZZ=N python -m unittest ...        N fuzzed inputs (CI=true: 200,000)
-    ASYNCGET_LONG=1 python -m unittest ...        loads of minutes
+    ASYNCGET_LONG=1 python -m unittest ...        fuzz, loads and kills, too, as .ci/run does
     ASYNCGET_KILL_MIB=1024 ASYNCGET_KILLS=20 python -m unittest -k Kill.test_kill
 
 Tables of (name, wire, expected) first; from section 8 on raw bytes over loopback, on
@@ -6535,9 +6534,10 @@ class Section15Cookies(Section):
 # ==== Hostile servers, broken networks, long runs =============================
 # Hostile servers, broken networks, long runs: fuzzing, faults, load, and published faults.
 #
+#     ASYNCGET_LONG=1         fuzz and loads, which are skipped otherwise; with it, and one by one:
 #     ASYNCGET_FUZZ=1000000   so many inputs (200,000 under CI=true, 20,000 otherwise)
 #     ASYNCGET_SEED=7         another seed than 1
-#     ASYNCGET_LONG=1         10,000 requests at once, 1,000,000 in a row, minutes of soak
+#     ASYNCGET_LOAD=50        10,000 requests at once, 1,000,000 in a row, minutes of soak
 #
 # Published faults of other clients that cannot apply here, and why:
 #
