@@ -1196,13 +1196,13 @@ class Response:
                     await body.read_piece()
         self.close()
 
-    async def stand_by(self, something: Awaitable[object]) -> None:
+    async def stand_by(self, something: Callable[[], Awaitable[object]]) -> None:
         """Await what the server has no part in: meanwhile the call's clock stands still."""
         body = self._body
         left = body.deadline - await body.turn()
         body.allow(_FOREVER)
         try:
-            await something
+            await something()  # not before: cancelled above, it would never be awaited
         finally:
             body.allow(await body.turn() + left)
 
@@ -5752,7 +5752,7 @@ class Transfer:
                     self.wrote += len(piece)
                 await self.advance(self.received + len(piece), self.expected)
                 if len(self.held) > HELD_BYTES:
-                    await response.stand_by(self.turn.wait())
+                    await response.stand_by(self.turn.wait)
             self.write(b"")  # a file, even if it is an empty one
 
     async def fetch_once(self) -> None:
