@@ -10393,7 +10393,8 @@ class Kill(Case):
 
 
 # ==== Sections 18 to 20: the command ==========================================
-# Tests of sections 13 to 15: pure functions in place, the command as real processes.
+# The command runs in this process, by main, on standard streams of its own; as a process
+# only where that is the point: signals, pipes, closed streams, what is imported, memory.
 
 
 PROGRAM = os.path.abspath(asyncget.__file__)
@@ -10401,91 +10402,56 @@ PYTHON = [sys.executable, "-W", "error"]
 PYTHON_DEV = [*PYTHON, "-X", "dev"]  # asyncio then tells of each step that takes 0.1 s:
 SLOW_STEP = re.compile(rb"Executing <.*?> took [0-9.]+ seconds\n")
 PATIENCE = 60  # seconds for a process; the machine may have other things to do
-SILENT, KEEP, ABORT = object(), object(), object()
+KEEP = LOOP    # at the end of a page's steps: the connection stays
 
 
 def ok(body: bytes = b"hello\n", *fields: str, status: str = "200 OK") -> bytes:
     """The bytes of a plain answer."""
-    head = "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status}", *fields))
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return answer(body, *fields, status=status)
 
 
 class Scripted:
-    """A server that plays bytes: path -> list of bytes, seconds, SILENT, KEEP or ABORT.
+    """A server in a thread, which plays the steps of a path, and closes unless they loop or hold.
 
-    A list of lists is one script for each visit. After a script the connection is closed,
-    unless it ends with KEEP; SILENT keeps it open and silent, ABORT ends it with RST.
+    A page is bytes, or a list of steps, or for each visit one such list.
     """
 
-    def __init__(self, scripts: Mapping[str, Any], unix: str | None = None,
-                 tls: ssl.SSLContext | None = None) -> None:
-        self.scripts = {path: script if isinstance(script, list) else [script]
-                        for path, script in scripts.items()}
-        self.requests: list[str] = []
-        self.visits: dict[str, int] = {}
-        self.sockets: list[socket.socket] = []
-        self.tls = tls
-        self.listener = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
-        self.listener.bind(unix or ("127.0.0.1", 0))
-        self.listener.listen(100)
-        self.closing = threading.Event()
-        self.address = unix or f"127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self.accept, daemon=True).start()
+    def __init__(self, pages: Mapping[str, Any], tls: ssl.SSLContext | None = None) -> None:
+        self.pages, self.tls = pages, tls
+        self.visits: Counter[str] = Counter()
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve()), daemon=True)
 
     def __enter__(self) -> Scripted:
+        self.thread.start()
+        self.ready.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for connection in self.sockets:
-            connection.close()
+        with contextlib.suppress(RuntimeError):  # it was closed before
+            self.loop.call_soon_threadsafe(self.over.set)
+        self.thread.join()
 
-    def accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self.listener.accept()
-                self.sockets.append(connection)
-                if self.closing.is_set():  # it came in the moment before
-                    connection.close()
-                threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+    async def serve(self) -> None:
+        self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
+        self.loop.set_exception_handler(lambda *_: None)  # of handshakes that were broken off
+        async with scripted([READ, self.page], again=True, tls=self.tls) as server:
+            self.requests, self.url = server.requests, server.url
+            self.address = f"127.0.0.1:{server.port}"
+            self.ready.set()
+            await self.over.wait()
 
-    def serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            stack.enter_context(connection)
-            if self.tls:
-                connection = stack.enter_context(self.tls.wrap_socket(connection, server_side=True))
-            while True:
-                head = b""
-                while b"\r\n\r\n" not in head:
-                    data = connection.recv(65536)
-                    if not data:
-                        return
-                    head += data
-                self.requests.append(head.decode("latin-1"))
-                target = head.split(b" ", 2)[1].decode("latin-1")
-                if not self.play(connection, re.sub(r"^http://[^/]*", "", target).split("?")[0]):
-                    return
-
-    def play(self, connection: socket.socket, path: str) -> bool:
-        script = self.scripts.get(path, [ok(b"no page\n", status="404 Not Found")])
-        if isinstance(script[0], list):
-            visit = self.visits[path] = self.visits.get(path, -1) + 1
-            script = script[min(visit, len(script) - 1)]
-        for step in script:
-            if step is SILENT:
-                self.closing.wait(30)
-            elif step is KEEP:
-                return True
-            elif step is ABORT:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            elif isinstance(step, float):
-                time.sleep(step)
-            else:
-                connection.sendall(step)
-        return False
+    def page(self, head: bytes) -> list[Any]:
+        """What to do after a request."""
+        target = re.sub(r"^http://[^/]*", "", head.split(b" ")[1].decode("latin-1"))
+        path = target.partition("?")[0]
+        steps = self.pages.get(path, ok(b"no page\n", status="404 Not Found"))
+        if isinstance(steps, bytes):
+            steps = [steps]
+        elif isinstance(steps[0], list):
+            steps = steps[min(self.visits[path], len(steps) - 1)]
+            self.visits[path] += 1
+        return [*steps, CLOSE]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -10505,6 +10471,28 @@ def run_command(*arguments: str, stdin: bytes = b"", cwd: str | None = None,
     return result
 
 
+@contextlib.contextmanager
+def as_program(folder: str, *streams: int, **env: str) -> Iterator[None]:
+    """This process as if just started: in a folder, with these descriptors as 0, 1 and 2."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, environment(**env), clear=True))
+        stack.enter_context(mock.patch.object(os, "_exit", side_effect=AssertionError))
+        stack.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        stack.callback(os.chdir, os.getcwd())
+        os.chdir(folder)
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            kept = os.dup(number)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, number)
+            os.dup2(streams[number], number)
+            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)
+            stack.enter_context(stream)
+            stack.enter_context(mock.patch.object(sys, name, stream))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("error")
+        yield
+
+
 class Folder(unittest.TestCase):
     """A test with an empty folder, in which the command runs."""
 
@@ -10517,43 +10505,50 @@ class Folder(unittest.TestCase):
         return os.path.join(self.folder, *names)
 
     def read(self, *names: str) -> bytes:
-        with open(self.path(*names), "rb") as file:
-            return file.read()
+        return Path(self.folder, *names).read_bytes()
 
     def write(self, name: str, data: bytes) -> str:
-        with open(self.path(name), "wb") as file:
-            file.write(data)
+        Path(self.folder, name).write_bytes(data)
         return self.path(name)
 
     def listing(self) -> list[str]:
         return sorted(os.listdir(self.folder))
-
-    def get(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[bytes]:
-        return run_command(*arguments, cwd=self.folder, **how)
-
-
-class Section20Files(Folder):
-    """What the command leaves in files, and in stdout, which may be one."""
-
-    def run_it(self, *arguments: str, stdout: Any = subprocess.PIPE, buffered: bool = True,
-               ) -> subprocess.CompletedProcess[bytes]:
-        extra = {} if buffered else {"PYTHONUNBUFFERED": "1"}
-        return subprocess.run([*PYTHON, "-m", "asyncget", *arguments], cwd=self.folder,
-                              stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
-                              timeout=PATIENCE, env=environment(**extra))
 
     def contents(self) -> dict[str, bytes]:
         return {name: self.read(name) for name in self.listing() if os.path.isfile(self.path(name))}
 
     def empty(self, **files: bytes) -> None:
         """The folder with these files alone; b"->x" is a link."""
-        for left in self.listing():
-            os.unlink(self.path(left))
+        for entry in os.scandir(self.folder):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry)
+            else:
+                os.unlink(entry)
         for name, data in files.items():
             if data[:2] == b"->":
                 os.symlink(data[2:].decode(), self.path(name))
             else:
                 self.write(name, data)
+
+    def get(self, line: str, *more: str, stdin: bytes = b"", stdout: Any = None,
+            **env: str) -> subprocess.CompletedProcess[bytes]:
+        """Run the command with the words of a line, cut at each blank, and more that have some."""
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+            files[0].write(stdin)
+            files[0].seek(0)
+            streams = files[0], stdout or files[1], files[2]
+            with as_program(self.folder, *(stream.fileno() for stream in streams), **env):
+                code = asyncget.main([*(line.split(" ") if line else ()), *more])
+                gc.collect(1)  # what was left open is told on stderr
+            for file in files:
+                file.seek(0)
+            return subprocess.CompletedProcess(line, code, files[1].read(),
+                                               SLOW_STEP.sub(b"", files[2].read()))
+
+
+class Section20Files(Folder):
+    """What the command leaves in files, and in stdout, which may be one."""
 
     def mounted(self, *options: str, on: str) -> str:
         """Mount something for this test, which is skipped where that is not allowed."""
@@ -10565,13 +10560,11 @@ class Section20Files(Folder):
 
     # ---- every writer writes all, or the exit code is 23
 
-    WRITERS: list[tuple[str, ...]] = [
-        ("{u}/",), ("-i", "{u}/"), ("-I", "{u}/"), ("-D", "-", "{u}/"), ("{u}/", "{u}/"),
-        ("-o", "f", "-w", "x", "{u}/"), ("-o", "f", "-c", "-", "{u}/"), ("--help", "all"),
-        ("-sS", "-w", "%output{{{f}}}x", "-o", "f", "{u}/"), ("-o", "{f}", "{u}/"),
-        ("-i", "-o", "{f}", "{u}/"), ("-D", "{f}", "-o", "f", "{u}/"),
-        ("-c", "{f}", "-o", "f", "{u}/"), ("--etag-save", "{f}", "-o", "f", "{u}/"),
-    ]
+    WRITERS = (
+        "{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/", "-o f -c - {u}/",
+        "--help all", "-sS -w %output{{{f}}}x -o f {u}/", "-o {f} {u}/", "-i -o {f} {u}/",
+        "-D {f} -o f {u}/", "-c {f} -o f {u}/", "--etag-save {f} -o f {u}/",
+    )
 
     def assert_writers(self, target: str, prepare: Callable[[], Any] = lambda: None) -> None:
         body = os.urandom(100_000).replace(b"\0", b"0")
@@ -10581,9 +10574,10 @@ class Section20Files(Folder):
                 with self.subTest(writer):
                     prepare()
                     self.empty()
-                    arguments = [text.format(u=server.address, f=target) for text in writer]
-                    with open(os.devnull if target in arguments else target, "wb") as stdout:
-                        done = self.run_it(*arguments, stdout=stdout, buffered=False)
+                    line = writer.format(u=server.address, f=target)
+                    named = target in line.replace("}", " ").split(" ")
+                    with open(os.devnull if named else target, "wb") as stdout:
+                        done = self.get(line, stdout=stdout)
                     self.assertEqual(done.returncode, 23, done.stderr)
                     self.assertRegex(done.stderr, rb"^asyncget: \(23\) .*No space left.*\n$")
                     self.assertEqual(set(self.contents()) - {"f"}, set())
@@ -10607,13 +10601,12 @@ class Section20Files(Folder):
 
         self.assert_writers(os.path.join(disk, "f"), lambda: fill(0))
         with Scripted({"/": ok(os.urandom(100_000), "Set-Cookie: a=b")}) as server:
-            for flags in ("-o", "{f}"), ("-i", "-o", "{f}"), ("-b", "{f}", "-o", "f", "-c", "{f}"):
-                fill(0 if flags[0] == "-b" else 16384)
-                if flags[0] == "-b":
+            for flags in "-o {f}", "-i -o {f}", "-b {f} -o f -c {f}":
+                fill(16384)
+                if "-b" in flags:
                     os.unlink(os.path.join(disk, "filler"))
                     Path(disk, "f").write_bytes(jar)
-                texts = [text.format(f=os.path.join(disk, "f")) for text in flags]
-                done = self.run_it(*texts, server.address)
+                done = self.get(flags.format(f=os.path.join(disk, "f")), server.address)
                 self.assertEqual(done.returncode, 23, done.stderr)
                 self.assertLess(len(os.listdir(disk)), 4)
             self.assertEqual(Path(disk, "f").read_bytes(), jar)
@@ -10625,9 +10618,9 @@ class Section20Files(Folder):
         import termios
 
         body = os.urandom(300_000).replace(b"\0", b"0")
-        answer = ok(body, "X: y")
-        with Scripted({"/": answer}) as server:
-            for buffered, blocking in itertools.product((True, False), repeat=2):
+        page = ok(body, "X: y")
+        with Scripted({"/": page}) as server:
+            for buffered, blocking in (True, False), (False, True):
                 with self.subTest(buffered=buffered, blocking=blocking):
                     reading, writing = os.pipe()
                     os.set_blocking(writing, blocking)
@@ -10648,12 +10641,12 @@ class Section20Files(Folder):
                                 lain = -1
                             else:
                                 lain = lies[0]
-                                time.sleep(0.05)
+                                time.sleep(0.02)
                             self.assertTrue(got or process.poll() is None)
                         while data := pipe.read(65536):
                             got += data
                     self.assertEqual(process.wait(PATIENCE), 0)
-                    self.assertEqual(got, answer + b"end" * 9999)
+                    self.assertEqual(got, page + b"end" * 9999)
 
     # ---- names
 
@@ -10668,7 +10661,6 @@ class Section20Files(Folder):
             ("-O {u}/f.iso.part -O {u}/f.iso", None),
             ("-O {u}/f.iso -O {u}/f.iso.part.meta", None),
             ("-O {u}/f.iso -o f.iso {u}/2", None),
-            ("-O {u}/f.iso -i -O {u}/f.iso", None),
             ("-o f {u}/1 -o ./f {u}/2", None),
             ("-o f {u}/1 -o here/f {u}/2", None),
             ("-o target {u}/1 -o link {u}/2", None),
@@ -10680,12 +10672,12 @@ class Section20Files(Folder):
             ("--no-clobber -o f {u}/1 -o f {u}/2", {"f": b"1", "f.1": b"2"}),
             ("--no-clobber -o f.part {u}/1 -o f {u}/2", None),
         ]
-        for arguments, files in rows:
+        for line, files in rows:
             named = [[ok(b"1", f"Content-Disposition: attachment; filename={name}")]
                      for name in "ab"]
-            with self.subTest(arguments), Scripted({"/1": named, "/2": ok(b"2")}) as server:
+            with self.subTest(line), Scripted({"/1": named, "/2": ok(b"2")}) as server:
                 self.empty(here=b"->.", link=b"->target")
-                done = self.run_it(*arguments.format(u=server.address).split())
+                done = self.get(line.replace("{u}", server.address))
                 if files is None:
                     self.assertEqual((done.returncode, server.requests), (2, []), done.stderr)
                     self.assertIn(b"two URLs", done.stderr)
@@ -10697,23 +10689,20 @@ class Section20Files(Folder):
         disposition = 'Content-Disposition: attachment; filename="thesis"'
         mine = {"thesis.part": b"mine"}, {"thesis.part": b"mine", "thesis.part.meta": b"mine"}
         new = ok(b"new", disposition)
-        with Scripted({"/thesis": new, "/x": new}) as served:
-            for files in mine:
-                for flags in "-O", "-O -C -", "-O --no-clobber", "-o thesis", "-OJ /x":
-                    with self.subTest(flags, files=files):
-                        self.empty(**files)
-                        flag, _, path = flags.partition(" /")
-                        done = self.run_it(*flag.split(), f"{served.address}/{path or 'thesis'}")
-                        self.assertEqual((done.returncode, self.contents()), (23, files))
-            for name in ("-O", "/thesis"), ("-OJ", "/x"), ("-OC-", "/thesis"):
-                self.empty(thesis=b"->victim", victim=b"n")  # no name of a URL's follows a link
-                self.run_it(name[0], served.address + name[1])
-                self.assertEqual(self.read("victim"), b"n")
         rest = ok(b"ew", "Content-Range: bytes 1-2/3", status="206 Partial Content")
-        with Scripted({"/thesis": [[rest], [ok(b"new")]]}) as served:
-            self.empty(thesis=b"->victim", victim=b"n")
-            self.run_it("-O", "-C", "-", f"{served.address}/thesis")
-            self.assertEqual(self.read("victim"), b"n")
+        with Scripted({"/thesis": new, "/x": new, "/r/thesis": [[rest], [new]]}) as server:
+            lines = ("-O {u}/thesis", "-O -C - {u}/thesis", "-O --no-clobber {u}/thesis",
+                     "-o thesis {u}/thesis", "-OJ {u}/x")
+            for files, line in itertools.product(mine, lines):
+                with self.subTest(line, files=files):
+                    self.empty(**files)
+                    done = self.get(line.replace("{u}", server.address))
+                    self.assertEqual((done.returncode, self.contents()), (23, files))
+            for line in "-O {u}/thesis", "-OJ {u}/x", "-OC- {u}/thesis", "-OC- {u}/r/thesis":
+                with self.subTest(line):  # no name of a URL's follows a link
+                    self.empty(thesis=b"->victim", victim=b"n")
+                    self.get(line.replace("{u}", server.address))
+                    self.assertEqual(self.read("victim"), b"n")
 
     def test_output_that_is_no_plain_file(self) -> None:
         """stdout itself, whatever it is, under all of its names."""
@@ -10721,102 +10710,98 @@ class Section20Files(Folder):
             for name in "/dev/stdout", "/dev/fd/1", "link", "long", "/proc/self/fd/1", "-":
                 with self.subTest(name):
                     self.empty(link=b"->/dev/stdout", long=b"->link", out=b"")
-                    arguments = "-o", name, "-w", "end", server.address
-                    done = self.run_it(*arguments, buffered=False)
-                    self.assertEqual((done.stdout, done.returncode), (b"hello\nend", 0))
+                    line = f"-o {name} -w end {server.address}"
+                    reading, writing = os.pipe()
+                    with open(reading, "rb") as pipe:
+                        with open(writing, "wb") as stdout:
+                            self.assertEqual(self.get(line, stdout=stdout).returncode, 0)
+                        self.assertEqual(pipe.read(), b"hello\nend")
                     with open(self.path("out"), "ab+") as out:
-                        done = self.run_it(*arguments, stdout=out)
+                        self.assertEqual(self.get(line, stdout=out).returncode, 0)
                         out.seek(0)  # in the file that was given, not in another of its name
-                        self.assertEqual((out.read(), done.returncode), (b"hello\nend", 0))
+                        self.assertEqual(out.read(), b"hello\nend")
                     self.assertEqual(self.listing(), ["link", "long", "out"])
             self.empty()
             os.mkfifo(self.path("pipe"))
             with open(os.open(self.path("pipe"), os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
-                self.assertEqual(self.run_it("-o", "pipe", server.address).returncode, 0)
+                self.assertEqual(self.get(f"-o pipe {server.address}").returncode, 0)
                 self.assertEqual((pipe.read(), self.listing()), (b"hello\n", ["pipe"]))
 
     def test_output_through_links(self) -> None:
+        new = {"link": b"old", "to": b"old", "dangling": b"hello\n", "new": b"hello\n"}
         with Scripted({"/f": ok()}) as server:
-            for arguments, expected in [
-                ("-o link {u}/f", {"link": b"hello\n", "to": b"hello\n"}),
-                ("-o link -i {u}/f", None),
-                ("-o dangling {u}/f", {"link": b"old", "to": b"old", "dangling": b"hello\n",
-                                       "new": b"hello\n"}),
-            ]:
-                with self.subTest(arguments):
+            for flags, expected, in_place in [
+                    ("-o link", {"link": b"hello\n", "to": b"hello\n"}, False),
+                    ("-o link -i", {"link": ok(), "to": ok()}, True), ("-o dangling", new, True)]:
+                with self.subTest(flags):
                     self.empty(link=b"->to", to=b"old", dangling=b"->new")
                     inode = os.stat(self.path("to")).st_ino
-                    done = self.run_it(*arguments.format(u=server.address).split())
+                    done = self.get(f"{flags} {server.address}/f")
                     self.assertEqual((done.returncode, done.stderr), (0, b""))
                     self.assertTrue(os.path.islink(self.path("link")))
                     self.assertTrue(os.path.islink(self.path("dangling")))
-                    if expected is None:  # a head goes in place
-                        self.assertEqual(os.stat(self.path("to")).st_ino, inode)
-                        self.assertEqual(self.read("to"), ok())
-                    else:
-                        self.assertEqual(self.contents(), expected)
+                    self.assertEqual(self.contents(), expected)
+                    self.assertEqual(os.stat(self.path("to")).st_ino == inode, in_place)
 
     def test_output_where_no_other_file_can_be_made(self) -> None:
         """A mount of one file, and a file in a folder of others: written in place."""
         rest = ok(b"llo\n", "Content-Range: bytes 2-5/6", status="206 Partial Content")
         cookie = ok(b"hello\n", "Set-Cookie: a=b")
-        with Scripted({"/f": ok(), "/rest": rest, "/cookie": cookie}) as s:
+        root = os.geteuid() == 0
+        with Scripted({"/f": ok(), "/rest": rest, "/cookie": cookie}) as server:
             folder = self.path("folder")
             os.mkdir(folder)
-            if os.geteuid() == 0:
+            if root:
                 self.mounted("-t", "tmpfs", "none", on=folder)
             outside, inside = self.write("outside", b"he"), self.write("folder/f", b"he")
-            if os.geteuid() == 0:
+            if root:
                 self.mounted("--bind", outside, on=inside)
             for readonly in False, True:
-                if readonly and os.geteuid() == 0:
+                if readonly and root:
                     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
                 elif readonly:
                     os.chmod(folder, 0o500)
                     self.addCleanup(os.chmod, folder, 0o700)
-                for arguments in (
-                        "-o folder/f {u}/f", "-o folder/f -i {u}/f", "--output-dir folder -O {u}/f",
-                        "-o folder/f -C 2 {u}/rest", "-o folder/f -C - {u}/rest",
-                        "-o folder/f -C 2 {u}/f", "-o folder/f http://127.0.0.1:1/",
-                        "-c folder/f -o/dev/null {u}/cookie"):
-                    with self.subTest(arguments, readonly=readonly):
+                for line, code, body in (
+                        ("-o folder/f {u}/f", 0, b"hello\n"), ("-o folder/f -i {u}/f", 0, ok()),
+                        ("--output-dir folder -O {u}/f", 0, b"hello\n"),
+                        ("-o folder/f -C 2 {u}/rest", 0, b"hello\n"),
+                        ("-o folder/f -C - {u}/rest", 0, b"hello\n"),
+                        ("-o folder/f -C 2 {u}/f", 33, b"he"),
+                        ("-o folder/f http://127.0.0.1:1/", 7, b"he"),
+                        ("-c folder/f -o/dev/null {u}/cookie", 0, None)):
+                    if "-O" in line and readonly:
+                        code, body = 23, b"he"  # no name of a URL's is worth it
+                    with self.subTest(line, readonly=readonly):
                         self.write("folder/f", b"he")
-                        done = self.run_it(*arguments.format(u=s.address).split())
-                        left = self.read("folder/f")
-                        told = {"-C 2 {u}/f": 33, "http": 7}
-                        code = next((told[end] for end in told if arguments.find(end) > 0), 0)
-                        if "-O" in arguments and readonly:
-                            code = 23  # no name of a URL's is worth it
+                        done = self.get(line.replace("{u}", server.address))
                         self.assertEqual(done.returncode, code, done.stderr)
-                        self.assertEqual(left, b"he" if code else ok() if "-i" in arguments else
-                                         left if "-c" in arguments else b"hello\n")
-                        if "-c" in arguments:
+                        left = self.read("folder/f")
+                        if body is None:
                             self.assertIn(b"a\tb\n", left)
+                        else:
+                            self.assertEqual(left, body)
                         self.assertEqual(os.listdir(folder), ["f"])
 
     def test_names_of_servers_without_hard_links(self) -> None:
-        code = ("import errno, os, sys\n"
-                "def link(*_): raise OSError(errno.EPERM, 'no links here')\n"
-                "os.link = link\n"
-                "import asyncget; sys.exit(asyncget.main(sys.argv[1:]))")
+        none = OSError(errno.EPERM, "no links here")
         with Scripted({"/x": ok(b"new", "Content-Disposition: attachment; filename=f")}) as server:
-            for files, exit_code in ({}, 0), ({"f": b"old"}, 23):
+            for files, code in ({}, 0), ({"f": b"old"}, 23):
                 self.empty(**files)
-                done = subprocess.run([*PYTHON, "-c", code, "-OJ", f"{server.address}/x"],
-                                      cwd=self.folder, env=environment(), timeout=PATIENCE,
-                                      capture_output=True)
-                self.assertEqual(done.returncode, exit_code, done.stderr)
+                with mock.patch.object(os, "link", side_effect=none):
+                    done = self.get(f"-OJ {server.address}/x")
+                self.assertEqual(done.returncode, code, done.stderr)
                 self.assertEqual(self.contents(), files or {"f": b"new"})
 
     def test_nothing_came(self) -> None:
         """What stands in a file stays until there is something to put in its place."""
-        for flags in "", "-i", "-I", "-C -", "-C 3", "-f":
-            with Scripted({"/f": ok(status="404 Not Found") if flags == "-f" else b""}) as server:
+        with Scripted({"/f": [CLOSE], "/404": ok(status="404 Not Found")}) as server:
+            for flags in "-i", "-I", "-C -", "-C 3", "-s", "-f":
                 with self.subTest(flags):
                     self.empty(f=b"old")
-                    done = self.run_it(*flags.split(), "-o", "f", f"{server.address}/f")
-                    self.assertEqual((done.returncode, self.contents()),
-                                     (22 if flags == "-f" else 52, {"f": b"old"}))
+                    path, code = ("/404", 22) if flags == "-f" else ("/f", 52)
+                    done = self.get(f"{flags} -o f {server.address}{path}")
+                    self.assertEqual((done.returncode, self.contents()), (code, {"f": b"old"}))
 
     # ---- going on
 
@@ -10825,68 +10810,58 @@ class Section20Files(Folder):
         dated = [f"Last-Modified: {formatdate(time.time() + after, usegmt=True)}"
                  for after in (-3600, 3600)]
 
-        def rest(first: int, *fields: str, total: int = 11, last: int = 10) -> bytes:
-            span = f"Content-Range: bytes {first}-{last}/{total}"
-            return ok(b"hello world"[first:last + 1], span, *fields, status="206 Partial Content")
+        def rest(first: int, *fields: str, last: int = 10) -> bytes:
+            return ok(b"hello world"[first:last + 1], f"Content-Range: bytes {first}-{last}/11",
+                      *fields, status="206 Partial Content")
 
         def unmet(size: str) -> bytes:
             return ok(b"no", f"Content-Range: bytes */{size}", status="416 No")
 
-        whole, busy, gone = ok(b"hello world"), ok(b"busy", status="503 No"), ok(
-            b"gone", status="404 No")
-        noted = ok(b"hello world", 'ETag: "v1"')
         old, full = b"hello", b"hello world"
-        for name, flags, files, answers, code, body, ranges in [
+        whole, noted = ok(full), ok(full, 'ETag: "v1"')
+        busy, gone = ok(b"busy", status="503 No"), ok(b"gone", status="404 No")
+        more = ok(b" world!", "Content-Range: bytes 5-10/11", status="206 P")
+        until_close = b"HTTP/1.1 206 P\r\nContent-Range: bytes 5-10/11\r\n\r\n wo"
+        hundred = ok(b"end", "Content-Range: bytes 100-102/103", status="206 P")
+        for name, flags, before, answers, code, body, ranges in [
             ("finished", "-C -", full, [unmet("11")], 0, full, ["11"]),
             ("broken off", "-C -", old, [rest(5)], 0, full, ["5"]),
-            ("broken off, -o", "-C - -o f", old, [rest(5)], 0, full, ["5"]),
-            ("broken off, -f", "-C - -f", old, [rest(5)], 0, full, ["5"]),
+            ("broken off, -o", "-C - -f -o f", old, [rest(5)], 0, full, ["5"]),
             ("an empty one", "-C -", b"", [whole], 0, full, [None]),
             ("none there", "-C -", None, [whole], 0, full, [None]),
-            ("older", "-C -", old, [rest(5, dated[0])], 0, full, ["5"]),
+            ("older", "-C - -R", old, [rest(5, dated[0])], 0, full, ["5"]),
             ("younger", "-C -", b"HELLO", [rest(5, dated[1]), whole], 0, full, ["5", None]),
             ("no ranges", "-C -", b"HELLO", [whole, whole], 0, full, ["5", None]),
             ("no ranges, cut", "-C -", old, [whole, whole[:-3]], 18, old, ["5", None]),
             ("404", "-C -", old, [gone], 22, old, ["5"]),
             ("404, -f", "-C - -f", old, [gone], 22, old, ["5"]),
-            ("500", "-C -", old, [ok(status="500 No")], 22, old, ["5"]),
-            ("not all of it", "-C -", old, [rest(5, last=7), whole], 0, full, None),
-            ("more of it", "-C -", old, [ok(b" world!", "Content-Range: bytes 5-10/11",
-                                         status="206 P"), whole], 0,
-             full, None),
-            ("until close", "-C -", old, [b"HTTP/1.1 206 P\r\nContent-Range: bytes 5-10/11\r\n\r\n"
-                                          b" wo", whole], 0, full, None),
+            ("not all of it", "-C -", old, [rest(5, last=7), whole], 0, full, ["5", None]),
+            ("more of it", "-C -", old, [more, whole], 0, full, ["5", None]),
+            ("until close", "-C -", old, [until_close, whole], 0, full, ["5", None]),
             ("other bytes", "-C -", old, [rest(4), whole], 0, full, ["5", None]),
             ("cut again", "-C -", old, [rest(5)[:-3]], 18, b"hello wo", ["5"]),
-            ("-R", "-C - -R", old, [rest(5, dated[0])], 0, full, ["5"]),
             ("-C 5", "-C 5", old, [rest(5)], 0, full, ["5"]),
             ("-C 5, 416", "-C 5", old, [unmet("5")], 0, old, ["5"]),
             ("-C 5, 416 of other size", "-C 5", old, [unmet("3")], 22, old, ["5"]),
             ("-C 5, ignored", "-C 5", old, [whole], 33, old, ["5"]),
             ("-C 5, other range", "-C 5", old, [rest(4)], 33, old, ["5"]),
-            ("-C 100", "-C 100", bytes(100), [ok(b"end", "Content-Range: bytes 100-102/103",
-                                                 status="206 P")], 0, bytes(100) + b"end", ["100"]),
-            ("-C 0", "-C 0", old, [whole], 0, full, [None]),
-            ("--retry, busy", "-C - --retry 1", old, [busy, rest(5)], 0, full, ["5", "5"]),
+            ("-C 100", "-C 100", bytes(100), [hundred], 0, bytes(100) + b"end", ["100"]),
             ("--retry, cut", "-C - --retry 1", old, [rest(5)[:-3], rest(8)], 0, full, ["5", "8"]),
             ("--retry, -C 5", "-C 5 --retry 1", old, [busy, rest(5)], 0, full, ["5", "5"]),
             ("--retry, of none", "-C - --retry 2", None, [busy, busy, whole], 0, full, [None] * 3),
-            ("--retry alone", "--retry 2", None, [busy, busy, whole], 0, full, [None] * 3),
             ("--retry, a page of 503", "--retry 1", None, [busy, busy], 0, b"busy", [None] * 2),
             ("--retry, a part", "--retry 2", None, [noted[:-6], busy, rest(5, 'ETag: "v1"')], 0,
              full, [None, "5", "5"]),
             ("--retry -f", "-f --retry 1", old, [busy, busy], 22, old, [None] * 2),
         ]:
             with self.subTest(name), Scripted({"/f": [[one] for one in answers]}) as server:
-                self.empty(**({} if files is None else {"f": files}))
-                output = () if "-o" in flags else ("-O",)
-                done = self.run_it("--retry-delay", "0.1", *flags.split(), *output,
-                                   f"{server.address}/f")
+                self.empty(**({} if before is None else {"f": before}))
+                output = "" if "-o" in flags else "-O "
+                done = self.get(f"--retry-delay 0.01 {flags} {output}{server.address}/f")
                 self.assertEqual((done.returncode, self.contents().get("f")), (code, body))
-                if ranges is not None:
-                    asked = [re.search("(?mi)^range: bytes=([0-9]+)-\r$", request)
-                             for request in server.requests]
-                    self.assertEqual([one and one[1] for one in asked], ranges)
+                asked = [re.search(b"(?mi)^range: bytes=([0-9]+)-\r$", request)
+                         for request in server.requests]
+                self.assertEqual([one and one[1].decode() for one in asked], ranges)
                 if code == 0:
                     self.assertEqual(self.listing(), ["f"])
                 if "-R" in flags:
@@ -10894,28 +10869,26 @@ class Section20Files(Folder):
 
     def test_going_on_elsewhere(self) -> None:
         rest = ok(b" world", "Content-Range: bytes 5-10/11", 'ETag: "v1"', status="206 P")
-        with Scripted({"/f": rest, "/all": ok(), "/none": ok(
-                b"", "Content-Range: bytes */5", status="416 No")}) as server:
-            for arguments, code, stdout in [
+        none = ok(b"", "Content-Range: bytes */5", status="416 No")
+        part = ok(b"hello world", 'ETag: "v1"')
+        pages = {"/f": rest, "/all": ok(), "/none": none, "/part": [[part[:-6]], [rest]]}
+        with Scripted(pages) as server:
+            url = server.address
+            for line, code, stdout in [
                 ("-C 5 {u}/f", 0, b" world"), ("-C 5 {u}/all", 33, b""), ("-C 5 {u}/none", 0, b""),
-                ("-C - {u}/all", 0, b"hello\n"), ("-C - -OJ {u}/f", 2, b""),
-                ("-C 5 -OJ {u}/f", 2, b""), ("-C 5 -r 1-2 {u}/f", 2, b""),
-                ("-C - -OJ -O {u}/f {u}/f", 2, b""), ("-C x {u}/f", 2, b""),
+                ("-C - {u}/all", 0, b"hello\n"), ("-C - -OJ -O {u}/f {u}/f", 2, b""),
             ]:
-                with self.subTest(arguments):
-                    done = self.run_it(*arguments.format(u=server.address).split())
+                with self.subTest(line):
+                    done = self.get(line.replace("{u}", url))
                     self.assertEqual((done.returncode, done.stdout), (code, stdout), done.stderr)
                     self.assertEqual(self.listing(), [])
-        part = ok(b"hello world", 'ETag: "v1"')
-        with Scripted({"/f": [[part[:-6]], [rest]], "/g": ok(b"hello\n")}) as server:
-            self.empty(f=b"an old version", g=b"hello\n")  # a new one is under way: it goes on
-            url = f"{server.address}/f"
-            self.assertEqual(self.run_it("-O", url).returncode, 18)
-            self.assertEqual(self.read("f"), b"an old version")
-            done = self.run_it("-C", "-", "-O", url, "-O", f"{server.address}/g")
-            self.assertIn('\r\nIf-Range: "v1"\r\n', "".join(server.requests))
+            self.empty(part=b"an old version", all=b"hello\n")  # a new one is under way: it goes on
+            self.assertEqual(self.get(f"-O {url}/part").returncode, 18)
+            self.assertEqual(self.read("part"), b"an old version")
+            done = self.get(f"-C - -O {url}/part -O {url}/all")
+            self.assertIn(b'\r\nIf-Range: "v1"\r\n', b"".join(server.requests))
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(self.contents(), {"f": b"hello world", "g": b"hello\n"})
+        self.assertEqual(self.contents(), {"part": b"hello world", "all": b"hello\n"})
 
     def test_not_modified(self) -> None:
         """The file is as new as the server's, and stays; that is a success."""
@@ -10924,22 +10897,18 @@ class Section20Files(Folder):
                           "--etag-compare tag --etag-save tag -o f --retry 1"):
                 with self.subTest(flags):
                     self.empty(f=b"old", tag=b'"v1"\n')
-                    done = self.run_it(*flags.split(), f"{server.address}/f")
+                    done = self.get(f"{flags} {server.address}/f")
                     self.assertEqual((done.returncode, done.stderr), (0, b""))
                     self.assertEqual(self.contents(), {"f": b"old", "tag": b'"v1"\n'})
 
     def test_times_and_tags(self) -> None:
         """-R and --etag-save, whichever way the body takes."""
-        monday = "Mon, 02 Jan 2023 10:00:00 GMT"
-        fields = f"Last-Modified: {monday}", 'ETag: "v1"'
+        page = [ok(b"hello", "Last-Modified: Mon, 02 Jan 2023 10:00:00 GMT", 'ETag: "v1"')]
         for flags in "-O", "-o f", "-o f -C -", "-i -o f", "-OJ", "-o f --retry 1":
-            answers = [ok(b"hello", *fields)]
-            if "retry" in flags:
-                answers.insert(0, ok(b"", status="503 No"))
-            with self.subTest(flags), Scripted({"/f": [[one] for one in answers]}) as server:
+            answers = [[ok(b"", status="503 No")], page] if "retry" in flags else [page]
+            with self.subTest(flags), Scripted({"/f": answers}) as server:
                 self.empty()
-                done = self.run_it("-R", "--etag-save", "tag", *flags.split(),
-                                   "--retry-delay", "0.1", f"{server.address}/f")
+                done = self.get(f"-R --etag-save tag {flags} --retry-delay 0.01 {server.address}/f")
                 self.assertEqual((done.returncode, done.stderr), (0, b""))
                 self.assertEqual(os.path.getmtime(self.path("f")), 1672653600)
                 self.assertEqual(self.contents().get("tag"), b'"v1"\n')
@@ -10949,22 +10918,19 @@ class Section20Files(Folder):
         coded = zlib.compress(random.Random(1).randbytes(50_000), 9)
         plain = zlib.decompressobj().decompress(coded[:-9])
         head = b"HTTP/1.1 200 OK\r\n"
-        for name, answer, code, body in [
+        for name, page, code, body in [
             ("length", head + b"Content-Length: 9\r\n\r\nfour", 18, b"four"),
-            ("chunks cut", head + b"Transfer-Encoding: chunked\r\n\r\n4\r\nfour\r\n9\r\nab", 18,
-             b"fourab"),
-            ("chunks broken", head + b"Transfer-Encoding: chunked\r\n\r\n4\r\nfour\r\nx\r\n", 56,
-             b"four"),
-            ("coding", head + b"Content-Encoding: deflate\r\nContent-Length: %d\r\n\r\n%b" % (
-                len(coded) - 9, coded[:-9]), 61, plain),
-            ("reset", [head + b"Content-Length: 9\r\n\r\nfour", 0.5, ABORT], 56, b"four"),
+            ("chunks cut", CHUNKED + b"4\r\nfour\r\n9\r\nab", 18, b"fourab"),
+            ("chunks broken", CHUNKED + b"4\r\nfour\r\nx\r\n", 56, b"four"),
+            ("coding", answer(coded[:-9], "Content-Encoding: deflate"), 61, plain),
+            ("reset", [head + b"Content-Length: 9\r\n\r\nfour", 0.1, RESET], 56, b"four"),
         ]:
-            with self.subTest(name), Scripted({"/f": answer}) as server:
+            with self.subTest(name), Scripted({"/f": page}) as server:
                 self.empty()
-                for flags in (), ("-o", "f"), ("-i", "-o", "f2"), ("-o", "/dev/stdout"):
-                    done = self.run_it("--compressed", *flags, f"{server.address}/f")
+                for flags in "-s", "-o f", "-i -o f2", "-o /dev/stdout":
+                    done = self.get(f"--compressed {flags} {server.address}/f")
                     self.assertEqual(done.returncode, code, done.stderr)
-                    self.assertEqual(done.stdout, b"" if "f" in flags or "f2" in flags else body)
+                    self.assertEqual(done.stdout, b"" if "-o f" in flags else body)
                 self.assertEqual(self.read("f.part"), body)
                 self.assertTrue(self.read("f2").endswith(b"\r\n\r\n" + body))
                 self.assertNotIn("f", self.listing())
@@ -10987,7 +10953,7 @@ class Section20Files(Folder):
                     if mode:
                         os.chmod(self.write(name, jar), mode)
                     for _ in range(2):
-                        done = self.run_it(*flags.split(), server.address)
+                        done = self.get(f"{flags} {server.address}")
                         self.assertEqual((done.returncode, done.stderr), (0, b""))
                         lines = self.read("jar").split(b"\n")
                         self.assertEqual([line for line in lines if line in unknown],
@@ -10999,9 +10965,8 @@ class Section20Files(Folder):
                     self.assertEqual(self.listing(), ["jar", "real"] if link else ["jar"])
             self.empty()
             os.mkdir(self.path("jar"))
-            self.assertEqual(self.run_it("-c", "jar", server.address).returncode, 23)
-            self.assertEqual(self.run_it("-c", "no/jar", server.address).returncode, 23)
-            os.rmdir(self.path("jar"))
+            for name in "jar", "no/jar":
+                self.assertEqual(self.get(f"-c {name} {server.address}").returncode, 23)
 
 
 class Section18Timeline(unittest.TestCase):
@@ -11306,8 +11271,8 @@ class Section20CommandLine(Folder):
                     b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
         "/cut": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour",
         "/nothing": b"", "/junk": b"\x00\x01\x02 junk\r\n\r\n",
-        "/reset": [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", 1.5, ABORT],
-        "/hang": [SILENT], "/stall": [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", SILENT],
+        "/reset": [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", 1.5, RESET],
+        "/hang": [HOLD], "/stall": [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", HOLD],
         "/gzip": ok(gzip.compress(b"unpacked"), "Content-Encoding: gzip"),
         "/badgzip": ok(b"\x1f\x8bnope", "Content-Encoding: gzip"),
         "/unknown": ok(b"x", "Content-Encoding: secret"),
@@ -11324,7 +11289,7 @@ class Section20CommandLine(Folder):
         "/badchunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\nzz\r\n",
         "/badlength": b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
         "/http2": b"HTTP/2 200 OK\r\n\r\nx", "/large": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000,
-        "/hangs": [[SILENT], [ok()]], "/breaks": [[b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nh"],
+        "/hangs": [[HOLD], [ok()]], "/breaks": [[b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nh"],
                                                 [ok()]],
         "/named": ok(b"N", 'Content-Disposition: attachment; filename="name"'),
         "/drips": [b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n", *([b"x", 0.3] * 30)],
@@ -11780,7 +11745,7 @@ class Section20CommandLine(Folder):
             self.assertRegex(line, rf"^asyncget: \({code}\) .* \[{re.escape(url)}\]$")
 
     def test_whose_turn_it_is_writes_at_once(self) -> None:
-        pages = {"/a": [b"HTTP/1.1 200 OK\r\n\r\nfirst", SILENT], "/b": ok(b"second")}
+        pages = {"/a": [b"HTTP/1.1 200 OK\r\n\r\nfirst", HOLD], "/b": ok(b"second")}
         with Scripted(pages) as server:
             process = subprocess.Popen(
                 [*PYTHON, PROGRAM, f"http://{server.address}/a", f"http://{server.address}/b"],
@@ -11814,7 +11779,7 @@ class Section20CommandLine(Folder):
         self.assertLess(int(peak), 50 << 10)
 
     def test_fail_early(self) -> None:
-        with Scripted({"/hang": [SILENT], "/404": [0.2, ok(status="404 No")]}) as server:
+        with Scripted({"/hang": [HOLD], "/404": [0.2, ok(status="404 No")]}) as server:
             started = time.monotonic()
             url = f"http://{server.address}"
             result = self.get("-f", "--fail-early", "-w", "%{exitcode}",
@@ -11914,7 +11879,7 @@ class Section20CommandLine(Folder):
 
     def test_ctrl_c_ends_at_once_and_keeps_the_part(self) -> None:
         cut = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfour"
-        with Scripted({"/f": [cut, SILENT]}) as server:
+        with Scripted({"/f": [cut, HOLD]}) as server:
             process = self.start("-O", f"{server.address}/f", stderr=subprocess.PIPE)
             self.wait_until(lambda: "f.part" in self.listing())
             time.sleep(1)
@@ -11922,7 +11887,7 @@ class Section20CommandLine(Folder):
             started = time.monotonic()
             told = process.communicate(timeout=PATIENCE)[1]
             self.assertEqual((told, process.returncode), (b"", -signal.SIGINT))
-            self.assertLess(time.monotonic() - started, 10)  # SILENT lasts 30
+            self.assertLess(time.monotonic() - started, 10)  # HOLD lasts 30
         self.assertEqual(self.read("f.part"), b"four")
 
     def test_no_name_look_up_outlasts_the_time_allowed(self) -> None:
@@ -12151,7 +12116,7 @@ class Section20CommandLine(Folder):
                             self.assertEqual(held, row[1])
 
     def test_a_shell_loop_ends_with_ctrl_c(self) -> None:
-        with Scripted({"/f": [b"HTTP/1.1 200 OK\r\n\r\nx", SILENT]}) as server:
+        with Scripted({"/f": [b"HTTP/1.1 200 OK\r\n\r\nx", HOLD]}) as server:
             loop = f"for n in 1 2 3; do {shlex.join([*PYTHON, PROGRAM])} $URL; done; echo survived"
             process = subprocess.Popen(["bash", "-c", loop], stdout=subprocess.PIPE,
                                        env=environment(URL=f"{server.address}/f"),
@@ -12168,7 +12133,7 @@ class Section20CommandLine(Folder):
         unshare = ["unshare", "--pid", "--fork", "--kill-child"]
         if subprocess.run([*unshare, "true"], capture_output=True).returncode:
             self.skipTest("unshare --pid is not allowed here")
-        with Scripted({"/f": [b"HTTP/1.1 200 OK\r\n\r\nx", SILENT]}) as server:
+        with Scripted({"/f": [b"HTTP/1.1 200 OK\r\n\r\nx", HOLD]}) as server:
             process = subprocess.Popen([*unshare, *PYTHON, PROGRAM, f"{server.address}/f"],
                                        stdout=subprocess.PIPE, env=environment(),
                                        start_new_session=True)
@@ -12185,7 +12150,7 @@ class Section20CommandLine(Folder):
         import pty
         import struct
         import termios
-        with Scripted({"/f": [b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\nx", 0.3, b"x", SILENT]}) as server:
+        with Scripted({"/f": [b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\nx", 0.3, b"x", HOLD]}) as server:
             for arguments, awaited in ((["-u", "me", server.address], b"me: "),
                                        (["-o", "f", f"{server.address}/f"], b"B/s")):
                 with self.subTest(arguments):
