@@ -11591,7 +11591,7 @@ class Section20CommandLine(Folder):
             (server_tls("other"), [(f"{ca} {here}", (60,)), (f"{ca} {other} --resolve "
                                    "other.TEST:{port}:127.0.0.1", (0,))]),
             (server_tls("self_signed"), [(f"-w %{{ssl_verify_result}} {here}", (60,))]),
-            (server_tls(client_ca=True), [(f"{ca} {here}", (35, 56)), (f"{ca} {client} {here}", (0,))]),
+            (server_tls(client_ca=True), [(f"{ca} {here}", (35, 52, 56)), (f"{ca} {client} {here}", (0,))]),
             (old, [(f"--proto =https --tlsv1.2 -sSf {ca} {here}", (0,)), (f"--tlsv1.3 {ca} {here}", (35,)),
                    (f"--tlsv1.3 -k {here}", (35,)), (f"--tlsv1.2 {here}", (60,)),
                    (f"--proto =http -k {here}", (1,))]),
@@ -11940,8 +11940,8 @@ class Section20CommandLine(Folder):
 
     @needs("curl")
     def test_json_report_beside_curl(self) -> None:
-        pages = {**self.PAGES, "/": ok(b"b", "Content-Type: text/plain", "X: 1", "x: \"2"),
-                 "/to": [redirect("/"), LOOP]}
+        pages = {"/": ok(b"b", "Content-Type: text/plain", "X: 1", "x: \"2"), "/cut": ok()[:-1],
+                 "/to": [ok(b"", "Location: /", status="302 Found"), LOOP]}
         later = {  # what only other protocols, client certificates and a later curl than ours have
             "certs", "num_certs", "ftp_entry_path", "http_connect", "proxy_ssl_verify_result"}
         varies = "time_|speed_|local_port|errormsg|size_request|curl_version|scheme"
@@ -11953,7 +11953,7 @@ class Section20CommandLine(Folder):
             yield json.loads(curl.stdout)
 
         with Scripted(pages) as server:
-            for line in ("{u}/", "{u}/to", "{u}/cut -o f", "{u}/none -e http://r/", "{u}/loop",
+            for line in ("{u}/", "{u}/to", "{u}/cut -o f", "{u}/none -e http://r/",
                          "{u}/to --max-redirs 0", "{u}/none -f"):
                 with self.subTest(line):
                     ours, theirs = both(self.filled(f"-L -s -o /dev/null -w %{{json}} {line}", server))
@@ -11984,11 +11984,11 @@ class Section20CommandLine(Folder):
 
     def test_a_closed_pipe_ends_quietly(self) -> None:
         with Scripted({"/big": b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (8 << 20)}) as server:
-            for arguments in ([f"{server.url}/big"] * 2, ["--help"]):
+            for arguments in ([f"{server.url}/big"], ["--help"]):
                 process = self.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                 assert process.stdout and process.stderr
                 process.stdout.close()
-                self.assertEqual(process.stderr.read(), b"")
+                self.assertEqual(process.stderr.read().decode(), "")
                 process.stderr.close()
                 self.assertEqual(process.wait(PATIENCE), 23)
 
