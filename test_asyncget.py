@@ -11244,7 +11244,8 @@ class Section20CommandLine(Folder):
                 found = asyncget.proxy_environment(parse_arguments(line.split()), {})
                 self.assertEqual({name: value for name, value in found.items() if value}, expected)
         with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
-            os.environ.update(asyncget.proxy_environment(parse_arguments(["-x", "", "u"]), os.environ))
+            options = parse_arguments(["-x", "", "u"])
+            os.environ.update(asyncget.proxy_environment(options, os.environ))
             self.assertIsNone(choose_proxy(HERE))
         environ = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q"}
         options = parse_arguments(["-U", "a:b", "u"])
@@ -11260,8 +11261,9 @@ class Section20CommandLine(Folder):
 
     # ---- a table of command lines
 
-    HEAD, BUSY, AGAIN = ok()[:-6], ok(b"busy\n", status="503 Busy"), ok(b"again\n", status="503 Busy")
-    GONE, TO = ok(b"gone\n", "X: y", status="404 Not Found"), ok(b"moved\n", "Location: /", status="302 F")
+    HEAD, GONE = ok()[:-6], ok(b"gone\n", "X: y", status="404 Not Found")
+    TO = ok(b"moved\n", "Location: /", status="302 F")
+    BUSY, AGAIN = ok(b"busy\n", status="503 Busy"), ok(b"again\n", status="503 Busy")
     PAGES = {
         "/": ok(), "/404": GONE, "/to": TO,
         "/tobad": ok(b"moved\n", "Location: http://[x/", status="302 F"),
@@ -11413,8 +11415,10 @@ class Section20CommandLine(Folder):
     @staticmethod
     def filled(text: str, server: Scripted) -> str:
         """A line or an output, with what is known once there is a server."""
-        port = server.url.rpartition(":")[2]
-        return text.replace("{u}", server.url).replace("{host}", server.address).replace("{port}", port)
+        for name, value in (("{u}", server.url), ("{host}", server.address),
+                            ("{port}", server.url.rpartition(":")[2])):
+            text = text.replace(name, value)
+        return text
 
     def test_table(self) -> None:
         with Scripted({}) as server:
@@ -11505,16 +11509,15 @@ class Section20CommandLine(Folder):
                 if program is curl and (not shutil.which("curl") or newer.search(line)):
                     continue
                 server.requests.clear()
-                result = program([*line.replace("|", "\0").replace(" ", "\n").replace("\0", " ").split(
-                    "\n"), server.address])
+                words = [word.replace("|", " ") for word in line.split(" ")]
+                result = program([*words, server.address])
                 with self.subTest(line, program=program.__name__):
-                    expected = [usual_line for usual_line in usual
-                                if not gone or not usual_line.startswith(gone)]
+                    expected = [text for text in usual if not gone or not text.startswith(gone)]
                     expected += filter(None, re.split(",(?=[A-Za-z])", added))
                     self.assertTrue(server.requests, result.stderr)
                     head = server.requests[0].decode().replace(server.address, "H")
                     lines = re.sub(r"(?<=Agent: )(asyncget|curl)/\S+", "U", head).split("\r\n")
-                    self.assertEqual(sorted(text.strip() for text in lines if text), sorted(expected))
+                    self.assertEqual(sorted(map(str.strip, filter(None, lines))), sorted(expected))
             server.requests.clear()
             self.get(server.address, "-H", os.fsdecode(b"X: caf\xe9"))
             self.assertIn(b"\r\nX: caf\xe9\r\n", server.requests[0])
@@ -11531,7 +11534,8 @@ class Section20CommandLine(Folder):
                 self.assertIn(f"Basic {encoded}", field(head, "Proxy-Authorization")[0])
 
     def test_tls_flags(self) -> None:
-        ca, here, other = f"--cacert {pem('ca')}", "https://localhost:{port}", "https://OTHER.test:{port}"
+        ca, here = f"--cacert {pem('ca')}", "https://localhost:{port}"
+        other = "https://OTHER.test:{port} --resolve other.TEST:{port}:127.0.0.1"
         os.mkdir(self.path("certs"))
         shutil.copy(pem("ca"), self.path("certs", "56c899cd.0"))  # openssl x509 -hash
         old = server_tls()
@@ -11540,8 +11544,7 @@ class Section20CommandLine(Folder):
         rows: list[tuple[ssl.SSLContext, list[tuple[str, tuple[int, ...]]]]] = [
             (server_tls(), [(f"{ca} {client} {here}", (0,)), (f"-k {here}", (0,)), (here, (60,)),
                             (f"--capath certs {here}", (0,))]),
-            (server_tls("other"), [(f"{ca} {here}", (60,)), (f"{ca} {other} --resolve "
-                                   "other.TEST:{port}:127.0.0.1", (0,))]),
+            (server_tls("other"), [(f"{ca} {here}", (60,)), (f"{ca} {other}", (0,))]),
             (server_tls("self_signed"), [(f"-w %{{ssl_verify_result}} {here}", (60,))]),
             (server_tls(client_ca=True), [(f"{ca} {here}", (35, 52, 56)), (f"{ca} {client} {here}", (0,))]),
             (old, [(f"--proto =https --tlsv1.2 -sSf {ca} {here}", (0,)), (f"--tlsv1.3 {ca} {here}", (35,)),
@@ -11572,7 +11575,8 @@ class Section20CommandLine(Folder):
     def test_rates(self) -> None:
         with Scripted({"/": ok()}) as server:
             for line in "--rate 10/s {u} {u} {u}", "--limit-rate 20 {u}":
-                done = self.get(f"-s --out-null -w %{{time_total}}\\n {line}".replace("{u}", server.url))
+                line = f"-s --out-null -w %{{time_total}}\\n {line}"
+                done = self.get(line.replace("{u}", server.url))
                 self.assertGreater(max(map(float, done.stdout.split())), 0.19)
 
     def test_cookies_between_runs(self) -> None:
@@ -11660,7 +11664,8 @@ class Section20CommandLine(Folder):
 
     def test_fail_early(self) -> None:
         with Scripted({"/hang": [HOLD], "/404": [0.1, ok(status="404 No")]}) as server:
-            done = self.get(f"-m 9 -f --fail-early -w %{{exitcode}} {server.url}/hang {server.url}/404")
+            u = server.url
+            done = self.get(f"-m 9 -f --fail-early -w %{{exitcode}} {u}/hang {u}/404")
         self.assertEqual((done.returncode, done.stdout), (22, b"22"))
         self.assertEqual(done.stderr.count(b"asyncget:"), 1)
 
@@ -11716,9 +11721,9 @@ class Section20CommandLine(Folder):
                     ("-OJ --no-clobber /a", 0, {"b c.txt.1": b"1"}), ("-OJ /dot", 23, {}),
                     ("-OJ /none", 0, {"none": b"3"}), ("-O /to?x#y", 0, {"to": b"4"})]:
                 with self.subTest(line):
-                    before = self.contents()
+                    expected = {**self.contents(), **files}
                     done = self.get(line.replace(" /", f" {server.url}/"))
-                    self.assertEqual((done.returncode, self.contents()), (code, {**before, **files}))
+                    self.assertEqual((done.returncode, self.contents()), (code, expected))
 
     # ---- terminals
 
@@ -11808,8 +11813,8 @@ class Section20CommandLine(Folder):
         control = ("import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
                    "os.execv(sys.argv[1], sys.argv[1:])")
         master, slave = pty.openpty()
-        process = subprocess.Popen([sys.executable, "-S", "-c", control, *PYTHON, PROGRAM, *arguments],
-                                   stdin=slave, stdout=slave, stderr=slave, cwd=self.folder,
+        command = [sys.executable, "-S", "-c", control, *PYTHON, PROGRAM, *arguments]
+        process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, cwd=self.folder,
                                    env=environment(), start_new_session=True)
         os.close(slave)
         return process, master
@@ -11861,9 +11866,9 @@ class Section20CommandLine(Folder):
         self.assertNotIn(b"secret", done.stdout)
         first, second = map(json.loads, done.stdout.splitlines())
         self.assertEqual(first.keys(), second.keys())
-        expected = {"http_code": 200, "content_type": "text/plain", "size_download": 1, "exitcode": 0,
-                    "remote_ip": "127.0.0.1", "urlnum": 0, "http_version": "1.1", "num_connects": 1,
-                    "errormsg": None}
+        expected = {"http_code": 200, "content_type": "text/plain", "size_download": 1, "urlnum": 0,
+                    "exitcode": 0, "remote_ip": "127.0.0.1", "http_version": "1.1",
+                    "num_connects": 1, "errormsg": None}
         self.assertEqual({name: first[name] for name in expected}, expected)
         self.assertEqual((second["exitcode"], second["http_code"], second["urlnum"]), (7, 0, 1))
         self.assertGreater(first["time_total"], first["time_connect"])
@@ -11886,9 +11891,10 @@ class Section20CommandLine(Folder):
             for line in ("{u}/", "{u}/to", "{u}/cut -o f", "{u}/none -e http://r/",
                          "{u}/to --max-redirs 0", "{u}/none -f"):
                 with self.subTest(line):
-                    ours, theirs = both(self.filled(f"-L -s -o /dev/null -w %{{json}} {line}", server))
+                    line = self.filled(f"-L -s -o /dev/null -w %{{json}} {line}", server)
+                    ours, theirs = both(line)
                     self.assertLessEqual(theirs.keys() - ours.keys(), later)
-                    names = [name for name in theirs.keys() & ours.keys() if not re.match(varies, name)]
+                    names = [name for name in theirs if name in ours and not re.match(varies, name)]
                     self.assertEqual({name: ours[name] for name in names},
                                      {name: theirs[name] for name in names})
             ours, theirs = both(f"-s -o /dev/null -w %{{header_json}} {server.url}/")
@@ -11945,21 +11951,17 @@ class Section20CommandLine(Folder):
 
     def test_closed_streams(self) -> None:
         """What is opened next must not become stdout."""
-        closed = "<&-", ">&-", "2>&-", "<&- >&- 2>&-"
         rows = {  # the exit code, and what a file holds then
-            "-v -o {f} {u}": b"0hello\n", "{u} -w end": b"23", "-V": b"23", "-f {u}/404": b"22",
-            "-o {f} -w %{http_code} --waterfall {u}": b"23hello\n",
+            "-v -o f {u} <&-": b"0hello\n", "-v -o f {u} >&-": b"0hello\n", "{u} >&-": b"23",
+            "-v -o f {u} 2>&-": b"0hello\n", "-v -o f {u} <&- >&- 2>&-": b"0hello\n", "-V >&-": b"23",
+            "-o f -w %{http_code} {u} >&-": b"23hello\n", "-f {u}/404 <&- >&- 2>&-": b"22",
         }
-        cases = {}
-        for number, ((line, told), streams) in enumerate(itertools.product(rows.items(), closed)):
-            if ">&-" in streams.split() or line.startswith("-v"):
-                command = f"$AG {line} {streams} >/dev/null; echo -n $?; cat {{f}} 2>/dev/null"
-                cases[command.replace("{f}", f"f{number}").replace(
-                    " >/dev/null;", ";" if ">&-" in streams.split() else " >/dev/null;")] = told
         with Scripted({"/": ok(), "/404": self.GONE}) as server:
-            for command, stdout in self.shell(row.replace("{u}", server.url) for row in cases):
+            told = {f"mkdir $$; cd $$; $AG {line}; echo -n $?; cat f".replace("{u}", server.url): end
+                    for line, end in rows.items()}
+            for command, stdout in self.shell(told):
                 with self.subTest(command):
-                    self.assertEqual(stdout, cases[command.replace(server.url, "{u}")])
+                    self.assertEqual(stdout, told[command])
 
     def test_ctrl_c_ends_at_once_and_keeps_the_part(self) -> None:
         with Scripted({"/f": [ok(b"four more")[:-5], HOLD]}) as server:
@@ -11996,7 +11998,8 @@ class Section20CommandLine(Folder):
         loop = f"for n in 1 2 3; do {shlex.join([*PYTHON, PROGRAM])} $URL; done; echo survived"
         unshare = ["unshare", "--pid", "--fork", "--kill-child"]
         commands = [["bash", "-c", loop]]
-        if shutil.which("unshare") and not subprocess.call([*unshare, "true"], stderr=subprocess.DEVNULL):
+        if shutil.which("unshare") and not subprocess.run([*unshare, "true"],
+                                                          capture_output=True).returncode:
             commands.append([*unshare, *PYTHON, PROGRAM])
         with Scripted({"/f": [b"HTTP/1.1 200 OK\r\n\r\nx", HOLD]}) as server:
             for command in commands:
@@ -12008,11 +12011,13 @@ class Section20CommandLine(Folder):
                     self.assertEqual(os.read(process.stdout.fileno(), 9), b"x")
                     if command[0] == "bash":
                         os.killpg(process.pid, signal.SIGINT)
+                        code = -signal.SIGINT
                     else:
                         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
                         os.kill(int(children.read_text()), signal.SIGINT)
+                        code = 130
                     self.assertEqual(process.communicate(timeout=PATIENCE)[0], b"")
-                    self.assertEqual(process.returncode, -signal.SIGINT if command[0] == "bash" else 130)
+                    self.assertEqual(process.returncode, code)
 
     # ---- ways to start it
 
@@ -12022,13 +12027,15 @@ class Section20CommandLine(Folder):
         names = {node.module if isinstance(node, ast.ImportFrom) else alias.name
                  for node in ast.walk(ast.parse(source))
                  if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
-        names |= {"getpass", "random", "urllib", "http", "email", "idna", "encodings", "_strptime", "stringprep"}
+        names |= {"getpass", "random", "urllib", "http", "email", "idna", "encodings", "_strptime",
+                  "stringprep"}
         self.write("empty.py", b"import sys; print(*sys.modules)")
         loaded = subprocess.run([sys.executable, "-m", "empty"], cwd=self.folder, check=True,
-                                capture_output=True, text=True).stdout.split()  # -m itself takes these
+                                capture_output=True, text=True).stdout.split()  # -m takes these
         program = self.write("asyncget.py", source.encode())
         planted = b"import os; os.write(2, b'EXECUTED %s')\nraise SystemExit(99)\n"
-        tops = {(name or "").partition(".")[0] for name in names} - {"__future__", "asyncget", "sys", *loaded}
+        tops = {(name or "").partition(".")[0] for name in names}
+        tops -= {"__future__", "asyncget", "sys", *loaded}
         self.assertLess({"json", "hashlib", "random", "email", "urllib", "ssl"}, {*tops, *loaded})
         for number, name in enumerate(sorted(tops)):
             if number % 2:
@@ -12059,7 +12066,8 @@ class Section20CommandLine(Folder):
 
     def test_ways_to_start(self) -> None:
         source = Path(PROGRAM).read_bytes()
-        for name, file, main in (("app", "__main__.py", None), ("named", "asyncget.py", "asyncget:main")):
+        for name, file, main in (("app", "__main__.py", None),
+                                 ("named", "asyncget.py", "asyncget:main")):
             os.mkdir(self.path(name))
             self.write(f"{name}/{file}", source)
             zipapp.create_archive(self.path(name), self.path(name + ".pyz"), main=main)
@@ -12075,7 +12083,8 @@ class Section20CommandLine(Folder):
                                         input=stdin, capture_output=True, env=environment(),
                                         timeout=PATIENCE)
                 with self.subTest(command):
-                    self.assertEqual((result.returncode, result.stdout), (7, b"hello\n"), result.stderr)
+                    told = result.returncode, result.stdout
+                    self.assertEqual(told, (7, b"hello\n"), result.stderr)
 
     def test_help_and_version(self) -> None:
         result = run_command("-h", python=[sys.executable, "-OO"])
@@ -12093,7 +12102,7 @@ class Section20CommandLine(Folder):
     def test_an_import_costs_little(self) -> None:
         """It leaves the path alone, and takes nothing for the command's sake."""
         code = ("import asyncio, ssl, sys; path, before = list(sys.path), set(sys.modules);"
-                "import asyncget; assert path == sys.path; print(sorted(set(sys.modules) - before))")
+                "import asyncget; assert path == sys.path; print(set(sys.modules) - before)")
         result = subprocess.run([sys.executable, "-c", code], capture_output=True,
                                 env=environment(), timeout=PATIENCE, check=True)
         for name in (b"argparse", b"difflib", b"json", b"tempfile", b"urllib", b"cookiejar"):
@@ -12145,7 +12154,8 @@ class AcrossSections(AsyncCase):
                 await hops
             await asyncget.cancel([other])
             self.assertEqual(server.targets(), ["/hops", "/other"])
-            self.assertEqual((caught.exception.phase, count(session)), ("free connection", (0, 0, 0)))
+            self.assertEqual(caught.exception.phase, "free connection")
+            self.assertEqual(count(session), (0, 0, 0))
 
     async def test_a_trace_that_raises_costs_no_place_in_the_pool(self) -> None:
         faults = iter([RuntimeError("the caller's own")])
@@ -12285,8 +12295,8 @@ class AcrossSections(AsyncCase):
                 for _ in range(2):
                     await session.get(server.url)
             with self.subTest(names()):
-                self.assertEqual([field(head, "X-Key") for head in server.requests + other.requests],
-                                 [["SECRET"], ["SECRET"], [], []])
+                heads = server.requests + other.requests
+                self.assertEqual([field(head, "X-Key") for head in heads], [["SECRET"]] * 2 + [[]] * 2)
 
     # ---- requests and errors
 
