@@ -10645,12 +10645,12 @@ class Section20Files(Folder):
                             if lies[0] == lain or process.poll() is not None:  # it moves no more
                                 process.send_signal(signal.SIGSTOP)
                                 process.send_signal(signal.SIGCONT)
-                                got += pipe.read(50_000)
-                                lain = -1
+                                lain, piece = -1, pipe.read(50_000)
+                                self.assertTrue(piece, "it ended too soon")
+                                got += piece
                             else:
                                 lain = lies[0]
                                 time.sleep(0.02)
-                            self.assertTrue(got or process.poll() is None)
                         while data := pipe.read(65536):
                             got += data
                     self.assertEqual(process.wait(PATIENCE), 0)
@@ -12045,8 +12045,9 @@ class Section20CommandLine(Folder):
                 self.write(f"{name}/__init__.py", planted % name.encode())
         page = ok(b"x", 'ETag: "v"', 'Content-Disposition: attachment; filename="new.py"')
         here, module, piped = os.path.dirname(PROGRAM), ["-m", "asyncget"], source.encode()
-        starts = ((module, b"", here), (module, b"", ""), (["asyncget.py"], b"", ""),
-                  ([program], b"", "."), (["-"], piped, ""), (["-"], piped, f":{here}:"))
+        starts = ((module, b"", here), (module, b"", ""), (["asyncget.py"], b"", "."),
+                  ([program], b"", ""), (["-"], piped, ""), (["-"], piped, f":{here}:"))
+        os.mkdir(self.path("elsewhere"))  # there the folder of the program is not the current one
         most = "-w %{json}%{header_json} -n -u a:b -z asyncget.py -c jar -G --data-urlencode x -OJ {u}"
         cases = [*itertools.product(starts, [most]), *itertools.product(starts[1:2], (
             "--demo", "--fial", "-x http://127.0.0.1:1 -U u:p -C - -o f {u}", "-k https://127.0.0.1:1"))]
@@ -12055,7 +12056,8 @@ class Section20CommandLine(Folder):
                 (start, stdin, path), line = case
                 return subprocess.run(
                     [sys.executable, *start, *line.replace("{u}", server.url).split()],
-                    cwd=self.folder, input=stdin, capture_output=True, timeout=PATIENCE,
+                    cwd=self.path("elsewhere" if start == [program] else "."), input=stdin,
+                    capture_output=True, timeout=PATIENCE,
                     env={**environment(HOME=self.folder), "PYTHONPATH": path})
 
             with ThreadPoolExecutor(os.cpu_count()) as pool:
