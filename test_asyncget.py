@@ -6359,7 +6359,7 @@ class Cutting(Server):
                     writer: asyncio.StreamWriter) -> None:
         self.seen, left = b"", self.cut
         back, there = await asyncio.open_connection("127.0.0.1", self.far)
-        pumping = asyncio.ensure_future(pump(reader, there))
+        pumping = asyncio.ensure_future(pump(reader, there, []))
         try:
             while left and (data := await back.read(left)):
                 self.seen += data
@@ -6998,7 +6998,7 @@ class StrangersCost(AsyncCase):
                 async with session.stream("http://h.test/") as got:
                     async for piece in got.iter_bytes():
                         if not size:
-                            await got.stand_by(work.elapse())
+                            await got.stand_by(work.elapse)
                         size += len(piece)
         self.assertEqual(size, 16 * MIB)
 
