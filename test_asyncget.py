@@ -76,7 +76,6 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar, Union
 from unittest import mock
-from urllib.parse import urlsplit
 
 import asyncget
 from asyncget import (
@@ -437,7 +436,7 @@ def server_tls(name: str = "leaf", client_ca: bool = False) -> ssl.SSLContext:
 # ==== What only decides: bytes in, values out =================================
 # Tests of asyncget's sections 1 to 6, and 8: bytes in, values out, no socket anywhere.
 #
-# A case names the rule it holds: an RFC section, or the published fault of another client.
+# A row or its comment names the rule: an RFC section, or the published fault of another client.
 
 
 SECRET = "s3cret"
@@ -492,6 +491,12 @@ def raw_deflate(data: bytes) -> bytes:
 class Section(unittest.TestCase):
     """What the sections' tests share."""
 
+    def alike(self, call: Callable[[Any], Any], rows: Iterable[tuple[Any, Any]]) -> None:
+        """Check what a call makes of the first of each row: the second."""
+        for given, expected in rows:
+            with self.subTest(given):
+                self.assertEqual(call(given), expected)
+
     def refused(self, error: type[AsyncGetError], said: str, call: Any,
                 *args: Any) -> AsyncGetError:
         """Check that a call raises that error, with this in its text, and no secret."""
@@ -505,11 +510,11 @@ class Section(unittest.TestCase):
         self.assertIs(type(caught.exception), error)
         return caught.exception
 
-    def quick(self, call: Any, *args: Any, seconds: float = 5.0) -> Any:
-        """Call what takes a fraction of a second if linear, and minutes or so if not."""
-        begin = time.perf_counter()
+    def quick(self, call: Any, *args: Any, seconds: float = 1.0) -> Any:
+        """Call what takes a fraction of a second if linear, and several if not: of this process."""
+        begin = time.process_time()
         result = call(*args)
-        self.assertLess(time.perf_counter() - begin, seconds)
+        self.assertLess(time.process_time() - begin, seconds)
         return result
 
 
@@ -541,53 +546,25 @@ class Section1Errors(Section):
 
     def test_facts_are_attributes_of_one_error_alone(self) -> None:
         error = IncompleteBody("cut", expected=5, received=3, url="http://h/", exit_code=56)
-        self.assertEqual((str(error), error.expected, error.received, error.url, error.exit_code),
-                         ("cut", 5, 3, "http://h/", 56))
+        for twin in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            self.assertEqual((type(twin), str(twin), twin.expected, twin.received, twin.url,
+                              twin.exit_code), (IncompleteBody, "cut", 5, 3, "http://h/", 56))
         fresh = IncompleteBody()
         self.assertEqual((fresh.expected, fresh.received, fresh.url, fresh.exit_code,
-                          fresh.response),
-                         (None, 0, "", 18, None))
-
-    def test_errors_pickle_and_copy_with_their_facts(self) -> None:
-        error = IncompleteBody("cut", expected=5, received=3)
-        for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
-            self.assertEqual((type(twin), str(twin), twin.expected, twin.received),
-                             (IncompleteBody, "cut", 5, 3))
-
-    def test_a_connect_error_is_caught_as_an_os_error(self) -> None:
-        with self.assertRaises(OSError):
-            raise ConnectError("no way there")
-
-    def test_every_limit_is_a_number_above_zero(self) -> None:
-        limits = {name: value for name, value in vars(asyncget).items()
-                  if re.match(r"MAX_|\w+_(SECONDS|BYTES|CHARS)$", name)}
-        self.assertGreater(len(limits), 15)
-        for name, value in limits.items():
-            with self.subTest(name):
-                self.assertGreater(value, 0)
+                          fresh.response), (None, 0, "", 18, None))
 
     def test_shown(self) -> None:
-        cases: list[tuple[bytes | bytearray, str]] = [
-                (b"", "b''"), (b"HTP/1.1", "b'HTP/1.1'"),
-                (b"\x1b]0;x\x07\r\n", r"b'\x1b]0;x\x07\r\n'"),
-                (bytearray(b"\xff\x9b"), r"b'\xff\x9b'"), (b"a" * 100, f"b'{'a' * 100}'"),
-                (b"a" * 101, f"b'{'a' * 100}'…")]
-        for data, text in cases:
-            with self.subTest(data):
-                self.assertEqual(shown(data), text)
+        self.alike(shown, [
+            (b"", "b''"), (b"HTP/1.1", "b'HTP/1.1'"), (bytearray(b"\xff\x9b"), r"b'\xff\x9b'"),
+            (b"\x1b]0;x\x07\r\n", r"b'\x1b]0;x\x07\r\n'"),
+            (b"a" * 100, f"b'{'a' * 100}'"), (b"a" * 101, f"b'{'a' * 100}'…")])
 
     def test_printable(self) -> None:  # CVE-2004-1488, GO-2026-5039
-        cases: list[tuple[str | bytes, str]] = [
-                ("", ""), ("naïve 日本 text", "naïve 日本 text"), ("a\x1b[2Jb", r"a\x1b[2Jb"),
-                ("\r\n\t\0\x7f", r"\r\n\t\x00\x7f"),
-                ("\x9b31m", r"\x9b31m"),       # C1 is an escape, too
-                ("a\u202egpj.exe", r"a\u202egpj.exe"),
-                ("\u2066\u200b", r"\u2066\u200b"),  # direction
-                ("\ud800", r"\ud800"), (b"caf\xc3\xa9\xff\x1b", r"café\xff\x1b")]
-        for given, text in cases:
-            with self.subTest(given):
-                self.assertEqual(printable(given), text)
-                self.assertTrue(printable(given).isprintable())
+        self.alike(printable, [
+            ("", ""), ("naïve 日本 text", "naïve 日本 text"), ("a\x1b[2Jb", r"a\x1b[2Jb"),
+            ("\r\n\t\0\x7f", r"\r\n\t\x00\x7f"), ("\x9b31m", r"\x9b31m"),  # C1 is an escape, too
+            ("a\u202egpj.exe", r"a\u202egpj.exe"), ("\u2066\u200b", r"\u2066\u200b"),  # direction
+            ("\ud800", r"\ud800"), (b"caf\xc3\xa9\xff\x1b", r"café\xff\x1b")])
 
 
 class Section2URLs(Section):
@@ -599,150 +576,111 @@ class Section2URLs(Section):
                 ("HTTPS://H.Test", "https://h.test:443", "/", "", ""),
                 ("http://h?q#f", "http://h:80", "/?q", "f", ""),                    # 9112 3.2.1
                 ("http://h/a?b?c#d#e", "http://h:80", "/a?b?c", "d#e", ""),
-                ("http://h#/x?y", "http://h:80", "/", "/x?y", ""),
                 ("http://u:p@h:81/", "http://h:81", "/", "", "u:p"),                # 9110 7.2
-                ("http://u:p:q@h", "http://h:80", "/", "", "u:p:q"),
                 ("http://a@b@c/", "http://c:80", "/", "", "a@b"),
                 ("http://a;b@c/", "http://c:80", "/", "", "a;b"),                   # CVE-2024-38428
                 ("http://A#@B/", "http://a:80", "/", "@B/", ""),                    # bpo-30500
                 ("http://A?@B/", "http://a:80", "/?@B/", "", ""),                   # CVE-2016-8624
                 ("http://A/@B/", "http://a:80", "/@B/", "", ""),
                 ("http://A:@B/", "http://b:80", "/", "", "A:"),                     # CVE-2024-47081
+                ("http://A%2f@B/%", "http://b:80", "/%", "", "A%2f"),               # CVE-2022-27780
                 ("http://h//B/x", "http://h:80", "//B/x", "", ""),                  # CVE-2022-35949
                 ("http://h/../a/./b", "http://h:80", "/a/b", "", ""),               # 3986 6.2.2.3
-                ("http://h/a/..", "http://h:80", "/", "", ""),
                 ("http://h/a/.?/../#/./", "http://h:80", "/a/?/../", "/./", ""),
                 ("http://h/a/%2e%2E/.b/c../...", "http://h:80", "/a/%2e%2E/.b/c../...", "", ""),
                 ("http://h//..//a/./", "http://h:80", "//a/", "", ""),
                 (" \t\r\nhttp://h/x\f\n", "http://h:80", "/x", "", ""),              # as browsers
                 ("http://h/\udce9\udc85 é", "http://h:80", "/%E9%85%20%C3%A9", "", ""),  # octets
                 ("http://h/%2F%0d%0a%zz", "http://h:80", "/%2F%0d%0a%zz", "", ""),  # CVE-2012-0036
-                ("http://h/a b?c d#e f", "http://h:80", "/a%20b?c%20d", "e%20f", ""),
-                ("http://h/é?ü=\u2028", "http://h:80", "/%C3%A9?%C3%BC=%E2%80%A8", "", ""),
-                ("http://h/#\u202e\x9b", "http://h:80", "/", "%E2%80%AE%C2%9B", ""),
+                ("http://h/a b?ü d#e f\u202e", "http://h:80", "/a%20b?%C3%BC%20d", "e%20f%E2%80%AE", ""),
                 ("http://h/\\x\"<>`{|}^'", "http://h:80", "/\\x\"<>`{|}^'", "", ""),
                 ("http://h:/", "http://h:80", "/", "", ""),
-                ("http://h:080/", "http://h:80", "/", "", ""), ("http://h:00000008080/", "http://h:8080", "/", "", ""),
-                ("https://h:0/", "https://h:0", "/", "", ""), ("https://h:000/", "https://h:0", "/", "", ""),
+                ("http://h:00000008080/", "http://h:8080", "/", "", ""),
+                ("https://h:000/", "https://h:0", "/", "", ""),
                 ("http://h:65535", "http://h:65535", "/", "", ""),
-                ("https://[::1]:8443/", "https://::1:8443", "/", "", ""),
-                ("http://[::FFFF:1.2.3.4]", "http://::ffff:1.2.3.4:80", "/", "", "")]:
+                ("https://[::1]:8443/", "https://::1:8443", "/", "", "")]:
             with self.subTest(text):
                 url = parse_url(text)
                 self.assertEqual((f"{url.origin.scheme}://{url.origin.host}:{url.origin.port}",
-                                  *url[1:]), (origin.replace("::ffff:1.2.3.4", url.origin.host),
-                                              target, fragment, userinfo))
+                                  *url[1:]), (origin, target, fragment, userinfo))
                 self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
-                self.assertNotIn("@", str(url)[:len("http://" + url.origin.authority)])
 
     def test_hosts(self) -> None:
-        for text, host in [
-                ("h", "h"), ("H.TEST", "h.test"), ("h.test.", "h.test."), ("a_b-c", "a_b-c"),
-                ("127.0.0.1", "127.0.0.1"), ("1.example", "1.example"),
-                ("web.1", "web.1"), ("1.web.2.", "1.web.2."), ("0x7f.a.0x1", "0x7f.a.0x1"),
-                ("1.2.3.4.com", "1.2.3.4.com"),
-                ("[::]", "::"), ("[0:0:0:0:0:0:0:1]", "::1"), ("[FE80::1]", "fe80::1"),
-                ("[FE80:0::1%25Eth0.1-a_~]", "fe80::1%Eth0.1-a_~"),  # 6874
-                ("straße.test", "xn--strae-oqa.test"),           # CVE-2016-8625: not strasse
-                ("BÜCHER.example", "xn--bcher-kva.example"),
-                ("bu\u0308cher.example", "xn--bcher-kva.example"),  # NFC
-                ("日本.test", "xn--wgv71a.test"),
-                ("xn--example-.com", "xn--example-.com"),        # RUSTSEC-2024-0421: opaque
-                ("XN--WGV71A.test", "xn--wgv71a.test"), ("a" * 63 + ".test", "a" * 63 + ".test")]:
-            with self.subTest(text):
-                self.assertEqual(parse_host(text), host)
-                self.assertEqual(parse_host(asyncget.bracketed(host)), host)
+        hosts = {
+            "h": "h", "H.TEST": "h.test", "h.test.": "h.test.", "a_b-c": "a_b-c",
+            "127.0.0.1": "127.0.0.1", "1.example": "1.example", "web.1": "web.1",
+            "1.web.2.": "1.web.2.", "0x7f.a.0x1": "0x7f.a.0x1", "1.2.3.4.com": "1.2.3.4.com",
+            "[::]": "::", "[0:0:0:0:0:0:0:1]": "::1", "[FE80::1]": "fe80::1",
+            "[FE80:0::1%25Eth0.1-a_~]": "fe80::1%Eth0.1-a_~",  # 6874
+            "[::FFFF:1.2.3.4]": str(ipaddress.ip_address("::ffff:102:304")),
+            "straße.test": "xn--strae-oqa.test",               # CVE-2016-8625: not strasse
+            "BÜCHER.example": "xn--bcher-kva.example",
+            "bu\u0308cher.example": "xn--bcher-kva.example",   # NFC
+            "日本.test": "xn--wgv71a.test", "XN--WGV71A.test": "xn--wgv71a.test",
+            "xn--example-.com": "xn--example-.com",            # RUSTSEC-2024-0421: opaque
+            "a" * 63 + ".test": "a" * 63 + ".test"}
+        self.alike(parse_host, hosts.items())
+        self.alike(lambda host: parse_host(asyncget.bracketed(host)), zip(hosts.values(), hosts.values()))
 
     def test_authority(self) -> None:
-        for origin, authority in [
-                (("http", "h", 80), "h"), (("http", "h", 443), "h:443"), (("https", "h", 443), "h"),
-                (("https", "h", 80), "h:80"), (("http", "::1", 80), "[::1]"),
-                (("http", "::1", 81), "[::1]:81"),
-                (("http", "fe80::1%eth0", 80), "[fe80::1]")]:  # 9110 7.2
-            with self.subTest(origin):
-                self.assertEqual(Origin(*origin).authority, authority)
+        self.alike(lambda text: parse_url(text).origin.authority, [
+            ("http://h:80", "h"), ("http://h:443", "h:443"), ("https://h", "h"),
+            ("https://h:80", "h:80"), ("http://[::1]", "[::1]"), ("http://[::1]:81", "[::1]:81"),
+            ("http://[fe80::1%25eth0]", "[fe80::1]")])  # 9110 7.2
         self.assertEqual(str(parse_url("http://[FE80::1%25eth0]:81/")), "http://[fe80::1%25eth0]:81/")
 
-    BAD = [
-        ("no scheme", "h/x", "not an absolute URL"), ("empty", "", "not an absolute URL"),
-        ("one slash", "http:/h/", "not an absolute URL"), ("none", "http:h", "not an absolute URL"),
-        ("9110 4.2.1", "http:///x", "no host"), ("9110 4.2.1", "http://:80/", "no host"),
-        ("9110 4.2.1", "http://u@/", "no host"), ("9110 4.2.1", "http://?q", "no host"),
-        ("CVE-2019-9740", "http://h/x HTTP/1.1\r\nY: 2", r"'\r'"),
-        ("CVE-2019-9947", "http://h/?q=\n#", r"'\n'"),
-        ("CVE-2019-11236", "http://h/x\r\n\r\nGET /evil", r"'\r'"),
-        ("CVE-2019-18348", "http://h\r\nY: 2/", r"'\r'"),
-        ("CVE-2017-6508", "http://h%0d%0aY/", "not a host"),
-        ("CVE-2022-0391", "ht\ntp://h", r"'\n'"), ("CVE-2022-0391", "http://h/a\tb", r"'\t'"),
-        ("CVE-2023-24329", "\x01file://h", r"'\x01'"), ("CVE-2023-24329", " file://h", "scheme"),
-        ("blanks", "\x0bhttp://h", r"'\x0b'"), ("blanks", "\xa0http://h", "scheme"),
-        ("NUL", "http://h\0/", r"'\x00'"), ("DEL", "http://h/\x7f", r"'\x7f'"),
-        ("in the fragment", "http://h/#\nx", r"'\n'"), ("in the userinfo", "http://u\n@h/", r"'\n'"),
-        ("CVE-2011-1521", "file:///etc/passwd", "'file'"),
-        ("CVE-2019-9948", "local_file://h/x", "'local_file'"),
-        ("CVE-2009-0037", "scp://h/x", "'scp'"), ("scheme", "httpſ://h", "unsupported scheme"),
-        ("scheme", "https+unix://h", "unsupported scheme"),
-        ("scheme", "://h", "unsupported scheme"),
-        ("CVE-2019-9636", "http://A＃@B/", "percent-encoded"),
-        ("CVE-2019-9636", "http://A＃B/", "not a host label"),
-        ("CVE-2019-10160", "http://A\u2100B/", "not a host label"),  # NFKC: a/c
-        ("CVE-2024-11168", "http://[1.2.3.4]/", "not an IPv6 address"),
-        ("CVE-2025-0938", "http://x[::1]/", "not a host"),
-        ("brackets", "http://[::1]x/", "not a host"),
-        ("CVE-2019-14809", "http://[::1].evil:80", "not a host"),
-        ("CVE-2025-47912", "http://[h.test]/", "not an IPv6 address"),
-        ("CVE-2026-25679", "http://h:80x/", "not a host"), ("port", "http://h:+80/", "not a host"),
-        ("port", "http://h:-1/", "not a host"), ("port", "http://h:8_0/", "not a host"),
-        ("port", "http://h:٨٠/", "not a host"), ("port", "http://h:65536/", "0 to 65535"),
-        ("port", "http://h:0x50/", "not a host"), ("port", "http://h:1:2/", "not a host"),
-        ("port", "http://h:0065536/", "0 to 65535"), ("port", "http://h:100000/", "not a host"),
-        *[("zone", f"http://[{text}]/", "not an IPv6 address") for text in [
-            "fe80::1%eth0", "fe80::1%25", "fe80::1%25a%25b", "fe80::1%25a%0d",
-            "fe80::1%25" + "z" * 64, "1.2.3.4%25eth0", "%25eth0"]],
-        ("zone", "http://fe80::1%25eth0/", "not a host"),
-        ("CVE-2022-33124", "http://[::1/", "not a host"), ("brackets", "http://[]/", "not an IPv6"),
-        ("CVE-2022-27780", "http://A%2f@B/%", None),
-        ("CVE-2022-27780", "http://A%2f/", "not a host"),
-        ("aiohttp #12827", "http://A\\@B/", "percent-encoded"),
-        ("same", "http://A\\B/", "not a host"),
-        ("aiohttp #12827", "http://2130706433/", "not an IPv4"),
-        ("same", "http://127.1/", "not an IPv4"),
-        ("aiohttp #12827", "http://0x7f.1/", "not an IPv4"), ("same", "http://0x7F000001/", "IPv4"),
-        ("octal", "http://0177.0.0.1/", "not an IPv4"), ("same", "http://1.2.3.08/", "not an IPv4"),
-        ("0x", "http://1.0x/", "not an IPv4"), ("range", "http://256.1.1.1/", "not an IPv4"), ("dot", "http://1.2.3.4./", "not an IPv4"),
-        ("CVE-2022-42916", "http://127．0．0．1/", "not a host label"),
-        ("CVE-2022-43551", "http://127｡0｡0｡1/", "not a host label"),
-        ("full-width", "http://１２７.0.0.1/", "not a host label"),
-        ("Kelvin sign", "http://\u212a/", "not a host label"),
-        ("long s", "http://ſ/", "not a host"),
-        ("CVE-2022-45061", f"http://{'ü' * 64}/", "not a host"),
-        ("label", f"http://{'a' * 64}/", "not a host"),
-        ("label", f"http://{'ü' * 60}x/", "not a host"),
-        ("host", f"http://{'a.' * 128}/", "255"), ("labels", "http://a..b/", "not a host"),
-        ("labels", "http://.a/", "not a host"), ("labels", "http://./", "not a host"),
-        ("blank", "http://a b/", "not a host"), ("hosts", "http://a,b/", "not a host"),
-        ("surrogate", "http://h/\ud800", "not Unicode"), ("octets", "http://h\udce9/", "not a host"),
-        ("too long", "http://h/" + "a" * 65528, "65536"),
-    ]
+    BAD = {  # by what is said about them
+        "not an absolute URL": ["h/x", "", "http:/h/", "http:h"],
+        "no host": ["http:///x", "http://:80/", "http://u@/", "http://?q"],  # 9110 4.2.1
+        # CVE-2019-9740, -9947, -11236, -18348, CVE-2022-0391, CVE-2023-24329
+        r"'\r'": ["http://h/x HTTP/1.1\r\nY: 2", "http://h/x\r\n\r\nGET /evil", "http://h\r\nY: 2/"],
+        r"'\n'": ["http://h/?q=\n#", "ht\ntp://h", "http://h/#\nx", "http://u\n@h/"],
+        r"'\t'": ["http://h/a\tb"], r"'\x01'": ["\x01file://h"], r"'\x0b'": ["\x0bhttp://h"],
+        r"'\x00'": ["http://h\0/"], r"'\x7f'": ["http://h/\x7f"],
+        # CVE-2023-24329, CVE-2011-1521, CVE-2019-9948, CVE-2009-0037
+        "unsupported scheme ": [
+            " file://h", "\xa0http://h", "file:///etc/passwd", "local_file://h/x", "scp://h/x",
+            "httpſ://h", "https+unix://h", "://h"],
+        "percent-encoded": ["http://A＃@B/", "http://A\\@B/"],  # CVE-2019-9636, aiohttp #12827
+        "not a host label": [  # CVE-2019-9636, -10160 (NFKC: a/c), CVE-2022-42916, -43551
+            "http://A＃B/", "http://A\u2100B/", "http://127．0．0．1/", "http://127｡0｡0｡1/",
+            "http://１２７.0.0.1/", "http://\u212a/", "http://ſ/", "http://h\udce9/"],
+        "not an IPv6 address": [  # CVE-2024-11168, CVE-2025-47912
+            "http://[1.2.3.4]/", "http://[h.test]/", "http://[]/",
+            *[f"http://[{text}]/" for text in [
+                "fe80::1%eth0", "fe80::1%25", "fe80::1%25a%25b", "fe80::1%25a%0d",
+                "fe80::1%25" + "z" * 64, "1.2.3.4%25eth0", "%25eth0"]]],
+        "not an IPv4 address": [f"http://{host}/" for host in [  # aiohttp #12827
+            "2130706433", "127.1", "0x7f.1", "0x7F000001", "0177.0.0.1", "1.2.3.08", "1.0x",
+            "256.1.1.1", "1.2.3.4."]],
+        "not a host and port": [  # CVE-2025-0938, CVE-2019-14809, CVE-2026-25679, CVE-2022-33124
+            "http://x[::1]/", "http://[::1]x/", "http://[::1].evil:80", "http://[::1/",
+            "http://fe80::1%25eth0/",
+            *[f"http://h:{port}/" for port in [
+                "80x", "+80", "-1", "8_0", "٨٠", "0x50", "1:2", "65536", "0065536", "100000"]]],
+        "not a host: ": [f"http://{host}/" for host in [  # CVE-2017-6508, CVE-2022-27780, -45061
+            "h%0d%0aY", "A%2f", "A\\B", "ü" * 64, "a" * 64, "ü" * 60 + "x", "a..b", ".a", ".", "a b", "a,b"]],
+        "255": [f"http://{'a.' * 128}/"], "not Unicode": ["http://h/\ud800"],
+        "65536": ["http://h/" + "a" * 65528],
+    }
 
     def test_bad_urls(self) -> None:
-        for why, text, said in self.BAD:
-            with self.subTest(why, text=text[:40]):
-                if said is None:  # userinfo and target may hold escapes
-                    self.assertEqual(parse_url(text).origin.host, "b")
-                    continue
-                error = self.refused(InvalidURL, said, parse_url, text)
-                self.assertEqual(error.exit_code, 1 if "scheme" in str(error) else 3)
+        for said, texts in self.BAD.items():
+            for text in texts:
+                with self.subTest(said, text=text[:40]):
+                    error = self.refused(InvalidURL, said, parse_url, text)
+                    self.assertEqual(error.exit_code, 1 if "scheme" in said else 3)
 
     def test_a_redirect_passes_the_same_checks(self) -> None:  # CVE-2021-41945, CVE-2022-33124
         base = parse_url("http://h/a")
-        for why, text, said in self.BAD:
-            if said is None or not re.match(r"[a-z]+:", text) or len(text) > 9999:
-                continue
-            with self.subTest(why, text=text[:40]):
-                self.refused(InvalidURL, said, join_url, base, text)
-                if text.startswith("http://"):
-                    self.refused(InvalidURL, said, join_url, base, text[5:])
+        for said, texts in self.BAD.items():
+            for text in texts:
+                if not re.match(r"[a-z]+:", text) or len(text) > 9999:
+                    continue
+                with self.subTest(said, text=text[:40]):
+                    self.refused(InvalidURL, said, join_url, base, text)
+                    if text.startswith("http://"):
+                        self.refused(InvalidURL, said, join_url, base, text[5:])
         for text in ("/x HTTP/1.1\r\nY: 2", "?\tx", "#\nx", "a\0", "\x7f", "\\\rx"):
             self.refused(InvalidURL, "control character", join_url, base, text)
 
@@ -760,122 +698,77 @@ class Section2URLs(Section):
         self.assertNotIn(SECRET, str(parse_url(f"http://me:{SECRET}@h/")))
 
     def test_lengths(self) -> None:  # 9110 4.1: 8000 at the least
-        for count in (8000, 65_536 - 9):
-            self.assertEqual(len(parse_url("http://h/" + "a" * count).target), count + 1)
+        self.assertEqual(len(parse_url("http://h/" + "a" * 65_527).target), 65_528)
         base = parse_url("http://h/" + "a" * 60_000 + "/")
         self.refused(InvalidURL, "65536", join_url, base, "b" * 6000)
 
     def test_rfc_3986_examples(self) -> None:
         base = parse_url("http://a/b/c/d;p?q")
-        for reference, target in [  # 5.4.1, 5.4.2
-                ("g", "/b/c/g"), ("./g", "/b/c/g"), ("g/", "/b/c/g/"), ("/g", "/g"),
-                ("?y", "/b/c/d;p?y"),
-                ("g?y", "/b/c/g?y"), ("#s", "/b/c/d;p?q#s"), ("g#s", "/b/c/g#s"),
-                ("g?y#s", "/b/c/g?y#s"),
-                (";x", "/b/c/;x"), ("g;x", "/b/c/g;x"), ("g;x?y#s", "/b/c/g;x?y#s"),
-                ("", "/b/c/d;p?q"),
-                (".", "/b/c/"), ("./", "/b/c/"), ("..", "/b/"), ("../", "/b/"), ("../g", "/b/g"),
-                ("../..", "/"), ("../../", "/"), ("../../g", "/g"), ("../../../g", "/g"),
-                ("../../../../g", "/g"), ("/./g", "/g"), ("/../g", "/g"), ("g.", "/b/c/g."),
-                (".g", "/b/c/.g"), ("g..", "/b/c/g.."), ("..g", "/b/c/..g"), ("./../g", "/b/g"),
-                ("./g/.", "/b/c/g/"), ("g/./h", "/b/c/g/h"), ("g/../h", "/b/c/h"),
-                ("g;x=1/./y", "/b/c/g;x=1/y"), ("g;x=1/../y", "/b/c/y"),
-                ("g?y/./x", "/b/c/g?y/./x"),
-                ("g?y/../x", "/b/c/g?y/../x"), ("g#s/./x", "/b/c/g#s/./x"),
-                ("g#s/../x", "/b/c/g#s/../x"),
-                # beyond the RFC's list: what is there stays there
-                ("?", "/b/c/d;p?"), ("a//b", "/b/c/a//b"), ("/a//../b", "/a/b"),
-                ("%2e%2e/g", "/b/c/%2e%2e/g"),
-                ("/%2F", "/%2F"), ("é b", "/b/c/%C3%A9%20b"), ("x:y/z?:", None),
-                ("./x:y", "/b/c/x:y"),
-                ("/x:y", "/x:y"), ("?x:y", "/b/c/d;p?x:y"), ("\\\\evil/x", "/b/c/\\\\evil/x"),
-                ("/caf\udce9", "/caf%E9"), ("\udc85?\udcff#\udce9", "/b/c/%85?%FF#%E9"),
-                ("http://a/x/../g", "/g"), ("//a/./\udce9", "/%E9")]:
-            with self.subTest(reference):
-                if target is None:
-                    self.refused(InvalidURL, "not an absolute URL", join_url, base, reference)
-                else:
-                    self.assertEqual(str(join_url(base, reference)), "http://a" + target)
+        self.alike(lambda reference: str(join_url(base, reference))[len("http://a"):], [
+            ("g", "/b/c/g"), ("./g", "/b/c/g"), ("g/", "/b/c/g/"), ("/g", "/g"),  # 5.4.1, 5.4.2
+            ("?y", "/b/c/d;p?y"), ("g?y", "/b/c/g?y"), ("#s", "/b/c/d;p?q#s"), ("g#s", "/b/c/g#s"),
+            ("g?y#s", "/b/c/g?y#s"), (";x", "/b/c/;x"), ("g;x", "/b/c/g;x"),
+            ("g;x?y#s", "/b/c/g;x?y#s"), ("", "/b/c/d;p?q"), (".", "/b/c/"), ("./", "/b/c/"),
+            ("..", "/b/"), ("../", "/b/"), ("../g", "/b/g"), ("../..", "/"), ("../../", "/"),
+            ("../../g", "/g"), ("../../../g", "/g"), ("../../../../g", "/g"), ("/./g", "/g"),
+            ("/../g", "/g"), ("g.", "/b/c/g."), (".g", "/b/c/.g"), ("g..", "/b/c/g.."),
+            ("..g", "/b/c/..g"), ("./../g", "/b/g"), ("./g/.", "/b/c/g/"), ("g/./h", "/b/c/g/h"),
+            ("g/../h", "/b/c/h"), ("g;x=1/./y", "/b/c/g;x=1/y"), ("g;x=1/../y", "/b/c/y"),
+            ("g?y/./x", "/b/c/g?y/./x"), ("g?y/../x", "/b/c/g?y/../x"),
+            ("g#s/./x", "/b/c/g#s/./x"), ("g#s/../x", "/b/c/g#s/../x"),
+            # beyond the RFC's list: what is there stays there
+            ("?", "/b/c/d;p?"), ("a//b", "/b/c/a//b"), ("/a//../b", "/a/b"),
+            ("%2e%2e/g", "/b/c/%2e%2e/g"), ("/%2F", "/%2F"), ("é b", "/b/c/%C3%A9%20b"),
+            ("./x:y", "/b/c/x:y"), ("/x:y", "/x:y"), ("?x:y", "/b/c/d;p?x:y"),
+            ("\\\\evil/x", "/b/c/\\\\evil/x"), ("/caf\udce9", "/caf%E9"),
+            ("\udc85?\udcff#\udce9", "/b/c/%85?%FF#%E9"), ("http://a/x/../g", "/g"),
+            ("//a/./\udce9", "/%E9")])
 
     def test_other_origins(self) -> None:
         base = parse_url("https://me:pw@h:81/a/b?q#f")
-        for reference, text, userinfo in [
-                ("//B", "https://b/#f", ""), ("//B/x#", "https://b/x", ""), ("///x", None, ""),
-                ("http://h:81/", "http://h:81/#f", ""), ("HTTPS://H/?y", "https://h/?y#f", ""),
-                ("//u:p@B/", "https://b/#f", "u:p"), ("/x", "https://h:81/x#f", ""),
-                ("/x#g", "https://h:81/x#g", ""), ("", "https://h:81/a/b?q#f", ""),
-                ("http:g", None, ""), ("javascript:alert(1)", None, ""), ("data:,x", None, "")]:
-            with self.subTest(reference):  # fragment: 9110 10.2.2
-                if text is None:
-                    self.refused(InvalidURL, "", join_url, base, reference)
-                else:
-                    url = join_url(base, reference)
-                    self.assertEqual((str(url), url.userinfo), (text, userinfo))
+        self.alike(lambda reference: (str(url := join_url(base, reference)), url.userinfo), [
+            ("//B", ("https://b/#f", "")), ("//B/x#", ("https://b/x", "")),  # fragment: 9110 10.2.2
+            ("http://h:81/", ("http://h:81/#f", "")), ("HTTPS://H/?y", ("https://h/?y#f", "")),
+            ("//u:p@B/", ("https://b/#f", "u:p")), ("/x", ("https://h:81/x#f", "")),
+            ("/x#g", ("https://h:81/x#g", "")), ("", ("https://h:81/a/b?q#f", ""))])
+        for reference in ("///x", "http:g", "javascript:alert(1)", "data:,x", "x:y/z?:"):
+            self.refused(InvalidURL, "", join_url, base, reference)
 
     def test_merged_params(self) -> None:
         base = (("key", "k"), ("page", 1), ("page", 2))
-        cases: list[tuple[Any, str]] = [
-                ((), "key=k&page=1&page=2"), ({"q": 1}, "key=k&page=1&page=2&q=1"),
-                ({"page": 3}, "key=k&page=3"), ({"key": None}, "page=1&page=2"),
-                ([("q", 1), ("q", None), ("q", 2), ("key", "l")], "page=1&page=2&q=1&q=2&key=l"),
-                (iter([("page", [])]), "key=k"), ({"Key": 1}, "key=k&page=1&page=2&Key=1")]
-        for params, query in cases:
-            with self.subTest(query):
-                merged = asyncget.merge_params(base, params)
-                self.assertEqual(add_params(parse_url("http://h"), merged).target, "/?" + query)
+        self.alike(lambda params: add_params(
+            parse_url("http://h"), asyncget.merge_params(base, params)).target[2:], [
+            ((), "key=k&page=1&page=2"), ({"q": 1}, "key=k&page=1&page=2&q=1"),
+            ({"page": 3}, "key=k&page=3"), ({"key": None}, "page=1&page=2"),
+            ([("q", 1), ("q", None), ("q", 2), ("key", "l")], "page=1&page=2&q=1&q=2&key=l"),
+            (iter([("page", [])]), "key=k"), ({"Key": 1}, "key=k&page=1&page=2&Key=1")])
 
     def test_params(self) -> None:
-        cases: list[tuple[str, Any, str]] = [
-                ("/", {}, "/"), ("/", {"a": 1}, "/?a=1"), ("/?", {"a": 1}, "/?a=1"),
-                ("/?a=1", {"a": 2}, "/?a=1&a=2"), ("/?a=1&", [("b", 2)], "/?a=1&b=2"), ("/a&", {"b": 2}, "/a&?b=2"),
+        for given, params, target in [
+                ("/", {}, "/"), ("/?", {"a": 1}, "/?a=1"), ("/?a=1", {"a": 2}, "/?a=1&a=2"),
+                ("/?a=1&", [("b", 2)], "/?a=1&b=2"), ("/a&", {"b": 2}, "/a&?b=2"),
                 ("/", {"a": None}, "/"), ("/", {"a": True, "b": False}, "/?a=true&b=false"),
-                ("/", {"a": [1, "x", None]}, "/?a=1&a=x"),
-                ("/", {"a": (True, 0.5)}, "/?a=true&a=0.5"),
+                ("/", {"a": [1, "x", None]}, "/?a=1&a=x"), ("/", {"a": (True, 0.5)}, "/?a=true&a=0.5"),
                 ("/", {"a b": "c&d=e#f/é+"}, "/?a+b=c%26d%3De%23f%2F%C3%A9%2B"),
-                ("/", {"a": ""}, "/?a="),
-                ("/", {"a": b"\xff"}, "/?a=%FF"), ("/", {"a": "\r\n"}, "/?a=%0D%0A"),
-                ("/#f", {"a": 1}, "/?a=1#f")]
-        for given, params, target in cases:
+                ("/", {"a": ""}, "/?a="), ("/", {"a": b"\xff"}, "/?a=%FF"),
+                ("/", {"a": "\r\n"}, "/?a=%0D%0A"), ("/#f", {"a": 1}, "/?a=1#f")]:
             with self.subTest(params, given=given):
-                self.assertEqual(str(add_params(parse_url("http://h" + given), params)),
-                                 "http://h" + target)
+                made = add_params(parse_url("http://h" + given), params)  # type: ignore[arg-type]
+                self.assertEqual(str(made), "http://h" + target)
         self.refused(InvalidURL, "not Unicode", add_params, parse_url("http://h"), {"a": "\ud800"})
-
-    def test_whatever_is_accepted_every_parser_reads_alike(self) -> None:
-        chance = random.Random(2)
-        parts = ["http://", "https://", "//", "/", "?", "#", "@", ":", "[", "]", "\\", "%", ".",
-                 "..", "a",
-                 "B", "1", "::1", "127.0.0.1", ":80", "ü", "ß", "．", "。", " ", "\t", "\n", "\0",
-                 "\x85", "\u2028", "\ud800", "%2f", "xn--", "-", "_", "~", "é", "u:p@", "K", "0x7f"]
-        accepted = 0
-        for _ in range(20_000):
-            text = "".join(chance.choices(parts, k=chance.randint(1, 7)))
-            text = chance.choice(["http://", "https://h", "http://a.b/", ""]) + text
-            try:
-                url = parse_url(text)
-            except InvalidURL as error:
-                self.assertLess(len(str(error)), 500)
-                continue
-            accepted += 1
-            again = urlsplit(str(url))
-            self.assertEqual((again.scheme, again.hostname, again.port or url.origin.port),
-                             url.origin, text)
-            self.assertRegex(url.target, r"\A/[!-\"$-~]*\Z")
-            self.assertRegex(url.origin.host, r"\A[a-z0-9._:-]+\Z")
-            self.assertEqual(parse_url(str(url)), url._replace(userinfo=""), text)
-        self.assertGreater(accepted, 2000)
 
 
 class Section3RequestBytes(Section):
     """One head, checked as a whole: no text of a caller's becomes a line of its own."""
 
     def test_first_lines(self) -> None:
-        for target, line in [
-                ("/x?q", b"GET /x?q HTTP/1.1"), ("http://h/x", b"GET http://h/x HTTP/1.1"),
-                ("/%0d%0aX:", b"GET /%0d%0aX: HTTP/1.1")]:  # CVE-2014-8150: never decoded
-            with self.subTest(target):
-                self.assertEqual(render_request(target, b"Host: h\r\n\r\n"),
-                                 line + b"\r\nHost: h\r\n\r\n")
+        self.alike(lambda target: render_request(target, b"Host: h\r\n\r\n"), [
+            ("/x?q", b"GET /x?q HTTP/1.1\r\nHost: h\r\n\r\n"),
+            ("http://h/x", b"GET http://h/x HTTP/1.1\r\nHost: h\r\n\r\n"),
+            ("/%0d%0aX:", b"GET /%0d%0aX: HTTP/1.1\r\nHost: h\r\n\r\n")])  # CVE-2014-8150: never decoded
+        for target in ["/x HTTP/1.1\r\nY: 2", "/ ", "/\t", "/\0", "/\x7f", "/é", "/\u2028", "/\n"]:
+            with self.subTest(target):  # CVE-2019-9740, CVE-2022-31150
+                self.refused(InvalidURL, "not a request target", render_request, target, b"\r\n")
 
     def test_the_head_that_is_sent_by_default(self) -> None:
         self.assertEqual(
@@ -888,110 +781,83 @@ class Section3RequestBytes(Section):
         has = sys.version_info >= (3, 14)
         self.assertEqual((asyncget.HAS_ZSTD, "zstd" in asyncget.ACCEPT_ENCODING), (has, has))
 
-    def test_bad_targets(self) -> None:  # CVE-2019-9740, CVE-2022-31150
-        for target in ["/x HTTP/1.1\r\nY: 2", "/ ", "/\t", "/\0", "/\x7f", "/é", "/\u2028", "/\n"]:
-            with self.subTest(target):
-                self.refused(InvalidURL, "not a request target", render_request, target, b"\r\n")
-
     def test_merge(self) -> None:
         base = (("Host", ""), ("Accept", "*/*"), ("X", "1"))
-        cases: list[tuple[Any, object]] = [
-                ({}, base), ([], base), ({"x": "2"}, (*base[:2], ("x", "2"))),
-                ({"X": None}, base[:2]),
-                ({"HOST": "b"}, (("HOST", "b"), *base[1:])),                     # 9110 7.2: first
-                ({"host": None}, base[1:]), ([("x", "2"), ("X", "3")], (*base[:2], ("x", "2"),
-                ("X", "3"))),
-                ([["Y", ""]], (*base, ("Y", ""))), ({"X": None, "x": "4"}, (*base[:2], ("x", "4"))),
-                ([("Y", "1"), ("Host", "b")], (("Host", "b"), *base[1:], ("Y", "1"))),
-                # what other clients send, and what is said about our end of the connection
-                *[({name: value}, base) for name, value in [
-                    ("Connection", "keep-alive"), ("connection", "Keep-Alive, TE"),
-                    ("Keep-Alive", "timeout=5"), ("TE", "Trailers"),
-                    ("Proxy-Connection", "Keep-Alive"), ("CONTENT-LENGTH", "0"), ("Connection", "Upgrade"),
-                    ("TE", "gzip"), ("Keep-Alive", "a\r\nb: c"), ("Expect", "")]],
-                *[({"connection": value}, (*base, asyncget.CLOSE_FIELD))
-                  for value in ("close", " Close", "TE, close", "close, keep-alive", "close\r\nX: 1")]]
-        for headers, merged in cases:
-            with self.subTest(headers):
-                self.assertEqual(merge_fields(base, headers), merged)
-        for value, left in [("keep-alive", base), (None, base), ("close", (*base, asyncget.CLOSE_FIELD))]:
-            self.assertEqual(merge_fields((*base, asyncget.CLOSE_FIELD), {"connection": value}), left)
+        closing = (*base, asyncget.CLOSE_FIELD)
+        self.alike(lambda headers: merge_fields(base, headers), [
+            ({}, base), ([], base), ({"x": "2"}, (*base[:2], ("x", "2"))), ({"X": None}, base[:2]),
+            ({"HOST": "b"}, (("HOST", "b"), *base[1:])), ({"host": None}, base[1:]),  # 9110 7.2: first
+            ([("x", "2"), ("X", "3")], (*base[:2], ("x", "2"), ("X", "3"))),
+            ([["Y", ""]], (*base, ("Y", ""))), ({"X": None, "x": "4"}, (*base[:2], ("x", "4"))),
+            ([("Y", "1"), ("Host", "b")], (("Host", "b"), *base[1:], ("Y", "1"))),
+            # what other clients send, and what is said about our end of the connection
+            *[({name: value}, base) for name, value in [
+                ("Connection", "keep-alive"), ("connection", "Keep-Alive, TE"),
+                ("Keep-Alive", "timeout=5"), ("TE", "Trailers"), ("Proxy-Connection", "Keep-Alive"),
+                ("CONTENT-LENGTH", "0"), ("Connection", "Upgrade"), ("TE", "gzip"),
+                ("Keep-Alive", "a\r\nb: c"), ("Expect", "")]],
+            *[({"connection": value}, closing)
+              for value in ("close", " Close", "TE, close", "close, keep-alive", "close\r\nX: 1")]])
+        self.alike(lambda value: merge_fields(closing, {"connection": value}),
+                   [("keep-alive", base), (None, base), ("close", closing)])
 
     def test_acceptable(self) -> None:
-        for asked, left in [
-                ("gzip, deflate", "gzip, deflate"), ("GZip;q=0.5 ,x-gzip, br", "GZip;q=0.5, x-gzip"),
-                ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip;q=0.8"), ("identity;q=1, br", "identity;q=1"),
-                ("br", "identity"), ("*", "identity"), ("", "identity"), (",,", "identity"),
-                ("gzipp, xgzip, gzip2", "identity")]:
-            with self.subTest(asked):
-                self.assertEqual(asyncget.acceptable(asked), left)
+        self.alike(asyncget.acceptable, [
+            ("gzip, deflate", "gzip, deflate"), ("GZip;q=0.5 ,x-gzip, br", "GZip;q=0.5, x-gzip"),
+            ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip;q=0.8"), ("identity;q=1, br", "identity;q=1"),
+            ("br", "identity"), ("", "identity"), (",,", "identity"),
+            ("gzipp, xgzip, gzip2", "identity")])
 
-    BAD: list[tuple[str, object, str]] = [
-        ("CVE-2016-5699", {"X": f"{SECRET}\r\nY: 2"}, "value of X"),
-        ("same", {"X": f"{SECRET}\n"}, "X"),
-        ("CVE-2016-5699", {"X": f"{SECRET}\r"}, "X"), ("NUL", {"X": f"{SECRET}\0"}, "value of X"),
-        ("ESC", {"X": "\x1b"}, "value of X"), ("DEL", {"X": "\x7f"}, "value of X"),
-        ("GHSA-86v3-rrw9-q5mg", {"X\r\nY": "1"}, "not a field name"),
-        ("same", {"X:": ""}, "not a field name"),
-        ("9110 5.1", {"": "1"}, "not a field name"), ("same", {"X ": "1"}, "not a field name"),
-        ("9110 5.1", {" X": "1"}, "not a field name"), ("same", {"é": "1"}, "not a field name"),
-        ("9110 5.1", {"X(": "1"}, "not a field name"), ("bytes", {b"X": "1"}, "headers must be"),
-        ("no text", {"X": SECRET.encode()}, "not the value of 'X'"), ("no text", {"X": 1}, "headers must be"),
-        ("no text", {"X": ["1"]}, "headers must be"), ("no text", {1: "1"}, "headers must be"),
-        ("surrogate", {"X": "\ud800"}, "not Unicode"),
-        ("CVE-2023-29406", {"Host": "a\r\nX: 1"}, "value of Host"),
-        ("same", {"Host": "a b"}, "Host"),
-        ("CVE-2026-1527", {"host": "a/b"}, "Host"), ("same", {"Host": "u@h"}, "Host"),
-        ("CVE-2023-29406", {"Host": "a:b"}, "Host"), ("same", {"Host": "é"}, "Host"),
-        ("9112 3.2", [("Host", "a"), ("host", "b")], "second"),
-        *[("RUSTSEC-2020-0008", {name: value}, name.lower()) for name, value in [
-            ("Content-Length", "5"), ("Content-Length", "0, 0"), ("Expect", "100-continue"),
-            ("Proxy-Authorization", SECRET), ("Trailer", "x"),
-            ("Transfer-Encoding", "chunked"), ("UPGRADE", "h2c")]]]
+    BAD: dict[str, list[Any]] = {  # by what is said about them
+        "value of X has": [{"X": SECRET + end}  # CVE-2016-5699
+                           for end in ("\r\nY: 2", "\n", "\r", "\0", "\x1b", "\x7f")],
+        "not a field name": [{name: "1"}  # GHSA-86v3-rrw9-q5mg, 9110 5.1
+                             for name in ("X\r\nY", "X:", "", "X ", " X", "é", "X(")],
+        "headers must be": [{b"X": "1"}, {"X": SECRET.encode()}, {"X": 1}, {"X": ["1"]}, {1: "1"}],
+        "not Unicode": [{"X": "\ud800"}],
+        "value of Host has": [{"Host": "a\r\nX: 1"}],  # CVE-2023-29406
+        "not a value for Host": [{"Host": host} for host in ("a b", "a/b", "u@h", "a:b", "é")],
+        "second": [[("Host", "a"), ("host", "b")]],    # CVE-2026-1527; 9112 3.2
+        "is not a caller's": [  # RUSTSEC-2020-0008
+            {"Content-Length": "5"}, {"Content-Length": "0, 0"}, {"Expect": "100-continue"},
+            {"Proxy-Authorization": SECRET}, {"Trailer": "x"}, {"Transfer-Encoding": "chunked"},
+            {"UPGRADE": "h2c"}]}
 
     def test_bad_headers(self) -> None:
         def sent(headers: Any) -> bytes:
             return render_fields(merge_fields(asyncget.DEFAULT_FIELDS, headers), HERE)
 
-        for why, headers, said in self.BAD:
-            with self.subTest(why, headers=headers):
-                self.assertEqual(self.refused(InvalidHeader, said, sent, headers).exit_code, 43)
+        for said, rows in self.BAD.items():
+            for headers in rows:
+                with self.subTest(said, headers=headers):
+                    self.refused(InvalidHeader, said, sent, headers)
 
     def test_good_values_go_out_as_given(self) -> None:
-        for name, value, line in [
-                ("X", "", b"X: "), ("X", "a\tb  c", b"X: a\tb  c"),
-                ("X", "é\x85\u2028", b"X: \xc3\xa9\xc2\x85\xe2\x80\xa8"),
-                ("Cookie", "a=\udce9\udc85é", b"Cookie: a=\xe9\x85\xc3\xa9"),  # octets as they came
-                ("!#$%&'*+-.^_`|~9z", "1", b"!#$%&'*+-.^_`|~9z: 1"), ("Host", "", b"Host: h"),
-                ("HOST", "a.test:81", b"HOST: a.test:81"), ("Host", "[::1]:1", b"Host: [::1]:1")]:
-            with self.subTest(value):
-                self.assertEqual(render_fields(((name, value),), HERE), line + b"\r\n\r\n")
+        self.alike(lambda field: render_fields((field,), HERE)[:-4], [
+            (("X", ""), b"X: "), (("X", "a\tb  c"), b"X: a\tb  c"),
+            (("X", "é\x85\u2028"), b"X: \xc3\xa9\xc2\x85\xe2\x80\xa8"),
+            (("Cookie", "a=\udce9\udc85é"), b"Cookie: a=\xe9\x85\xc3\xa9"),  # octets as they came
+            (("!#$%&'*+-.^_`|~9z", "1"), b"!#$%&'*+-.^_`|~9z: 1"), (("Host", ""), b"Host: h"),
+            (("HOST", "a.test:81"), b"HOST: a.test:81"), (("Host", "[::1]:1"), b"Host: [::1]:1")])
 
     def test_auth(self) -> None:
-        for auth, value in [
-                (("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),  # 7617 2
-                (("test", "123\u00a3"), "Basic dGVzdDoxMjPCow=="),
-                (["u", ""], "Basic dTo="),  # 7617 2.1
-                (("", "a:b"), "Basic OmE6Yg=="), ("tok.en", "Bearer tok.en")]:
-            with self.subTest(value):
-                self.assertEqual(render_auth(auth), value)  # type: ignore[arg-type]
+        self.alike(render_auth, [
+            (("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),  # 7617 2, 2.1
+            (("test", "123\u00a3"), "Basic dGVzdDoxMjPCow=="), (["u", ""], "Basic dTo="),
+            (("", "a:b"), "Basic OmE6Yg=="), ("tok.en", "Bearer tok.en")])
         for bad in [(f"u:{SECRET}", "x"), ("u", f"{SECRET}\r"), (f"{SECRET}\0", ""), ("u",),
-        ("u", SECRET, "x"),
-                    (1, SECRET), (SECRET, None),
-                    (b"u", SECRET.encode()), 5, ("u", SECRET + "\ud800"), None]:
+                    ("u", SECRET, "x"), (1, SECRET), (SECRET, None), (b"u", SECRET.encode()), 5,
+                    ("u", SECRET + "\ud800"), None]:
             with self.subTest(bad):
                 self.refused(InvalidHeader, "", render_auth, bad)
         self.refused(InvalidHeader, "Authorization", render_fields,
                      (("Authorization", render_auth(f"{SECRET}\r\nX: 1")),), HERE)
 
     def test_userinfo(self) -> None:
-        for text, pair in [("u:p", ("u", "p")), ("u", ("u", "")), ("u:a:b", ("u", "a:b")),
-        (":", ("", "")),
-                           ("a%40b:p%3A%C3%A9", ("a@b", "p:é")), ("u:%0d%0a", ("u", "\r\n"))]:
-            with self.subTest(text):
-                self.assertEqual(split_userinfo(text), pair)
-        self.refused(InvalidHeader, "", render_auth,
-                     split_userinfo(f"u:{SECRET}%0d%0a"))  # CVE-2012-0036
+        self.alike(split_userinfo, [
+            ("u:p", ("u", "p")), ("u", ("u", "")), ("u:a:b", ("u", "a:b")), (":", ("", "")),
+            ("a%40b:p%3A%C3%A9", ("a@b", "p:é")), ("u:%0d%0a", ("u", "\r\n"))])
+        self.refused(InvalidHeader, "", render_auth, split_userinfo(f"u:{SECRET}%0d%0a"))  # CVE-2012-0036
 
 
 class Section4ResponseHead(Section):
