@@ -863,137 +863,92 @@ class Section3RequestBytes(Section):
 class Section4ResponseHead(Section):
     """A head is read in one way, or refused with the line that does not fit."""
 
-    def test_good_heads(self) -> None:
-        for why, wire, status, reason, fields in [
-                ("", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, "OK",
-                 {b"content-length": b"5"}),
-                ("no fields", b"HTTP/1.0 404 Not Found\r\n\r\n", 404, "Not Found", {}),
-                ("9112 4: no reason", b"HTTP/1.1 200 \r\n\r\n", 200, "", {}),
-                ("9112 4: nor blank", b"HTTP/1.1 200\r\n\r\n", 200, "", {}),
-                ("9110 2.5: minor", b"HTTP/1.2 200 OK\r\n\r\n", 200, "OK", {}),
-                ("9110 15", b"HTTP/1.1 299 x\r\n\r\n", 299, "x", {}),
-                ("same", b"HTTP/1.1 999\r\n\r\n", 999, "", {}),
-                ("9112 2.2: LF", b"HTTP/1.1 200 OK\nA: 1\nB: 2\n\n", 200, "OK",
-                 {b"a": b"1", b"b": b"2"}),
-                ("mixed", b"HTTP/1.1 200\r\nA: 1\n\r\n", 200, "", {b"a": b"1"}),
-                ("9112 5.2: fold", b"HTTP/1.1 200\r\nX: 1\r\n 2\r\n\t 3\r\nY: 4\r\n\r\n", 200, "",
-                 {b"x": b"1 2 3", b"y": b"4"}),
-                ("fold to nothing", b"HTTP/1.1 200\r\nX: 1\r\n \r\n\r\n", 200, "", {b"x": b"1"}),
-                ("blanks", b"HTTP/1.1 200\r\nX:\t 1 2 \t\r\nY:\r\nZ:z\r\n\r\n", 200, "",
-                 {b"x": b"1 2", b"y": b"", b"z": b"z"}),
-                ("9112 2.2: octets", b"HTTP/1.1 200 \xe9\r\nX: \xff\x85\xe2\x80\xa8\r\n\r\n", 200,
-                 "é", {b"x": b"\xff\x85\xe2\x80\xa8"}),
-                ("9110 5.3: repeats", b"HTTP/1.1 200\r\nX: 1\r\nY: 2\r\nx: 3\r\n\r\n", 200, "",
-                 {b"x": b"1,3", b"y": b"2"}),
-                ("lower case", b"HTTP/1.1 200\r\nCONNECTION: Close\r\n\r\n", 200, "",
-                 {b"connection": b"close"}),
-                ("controls", b"HTTP/1.1 200 O\x1bK\r\nX: a\x01\x0b\x0c\x7fb\x1b\r\n\r\n", 200, "O\x1bK",
-                 {b"x": b"a\x01\x0b\x0c\x7fb\x1b"}),
-                ("in a cookie", b"HTTP/1.1 200\nSet-Cookie: u=a\x01b\n\n", 200, "", {b"set-cookie": b"u=a\x01b"}),
-                ("in a fold", b"HTTP/1.1 200\r\nX: 1\r\n \x01\r\n 2\r\n\r\n", 200, "",
-                 {b"x": b"1 \x01 2"}),
-                ("token", b"HTTP/1.1 200\r\n!#$%&'*+-.^_`|~9: 1\r\n\r\n", 200, "",
-                 {b"!#$%&'*+-.^_`|~9": b"1"})]:
-            with self.subTest(why, wire=wire):
-                parsed = parse_head(wire)
-                self.assertEqual((parsed.status, status_reason(parsed.raw)), (status, reason))
-                told = Headers.parse(parsed.raw)
-                self.assertEqual({name.lower(): value.replace(", ", ",").lower()
-                                  for name, value in told.items()},
-                                 {name.decode(): field_text(value) for name, value in
-                                  fields.items()})
-                self.assertLessEqual({name: value.strip() for name, value in
-                                      parsed.fields.items()}.items(), fields.items())
-                self.assertEqual(parsed.minor, int(wire[7:8]))
-                for extra in (b"", b"hello", b"\r\n\r\n", b"\n\n", b"HTTP/1.1 200 OK\r\n\r\n"):
-                    self.assertEqual(find_head_end(wire + extra), len(wire))
-                for cut in range(len(wire)):  # the end is found when it is there, not before
-                    self.assertEqual(find_head_end(wire[:cut]), 0)
-                    self.assertEqual(find_head_end(bytearray(wire), max(0, cut - 2)), len(wire))
+    LINE = b"HTTP/1.1 200 OK\r\n"
 
-    def test_bad_heads(self) -> None:
-        line = b"HTTP/1.1 200 OK\r\n"
-        for why, wire, said in [
-                ("9112 2.3", b"http/1.1 200 OK\r\n\r\n", "http/1.1"),
-                ("same", b"HTTP/1.10 200 OK\r\n\r\n", "1.10"),
-                ("9112 2.3", b"ICY 200 OK\r\n\r\n", "ICY"),
-                ("same", b"HTTP/2 200\r\n\r\n", "HTTP/2"),
-                ("9112 2.3", b"HTTP/2.0 200\r\n\r\n", "HTTP/2.0"),
-                ("same", b"HTTP/1 200\r\n\r\n", "HTTP/1 "),
-                ("9112 4", b"HTTP/1.1 2000 OK\r\n\r\n", "2000"),
-                ("same", b"HTTP/1.1 20 OK\r\n\r\n", "20 OK"),
-                ("9112 4", b"HTTP/1.1 +20 OK\r\n\r\n", "+20"),
-                ("same", b"HTTP/1.1 099\r\n\r\n", "099"),
-                ("CVE-2025-69225", "HTTP/1.1 ²²² OK\r\n\r\n".encode(), r"\xc2\xb2"),
-                ("CVE-2025-69225", "HTTP/1.1 ٢٠٠\r\n\r\n".encode(), "status line"),
-                ("blanks", b"HTTP/1.1  200 OK\r\n\r\n", "1.1  200"),
-                ("same", b" HTTP/1.1 200\r\n\r\n", "' HTTP"),
-                ("same", b"HTTP/1.1\t200 OK\r\n\r\n", "status line"),
-                ("same", b"HTTP/1.1 200OK\r\n\r\n", "200OK"),
-                ("stray", b"\r\n\r\n", "status line"), ("stray", b"<html>\n\n", "<html>"),
-                ("stray", b"\n\n", "status"), ("CR", b"HTTP/1.1 200 O\rK\r\n\r\n", r"O\rK"),
-                ("NUL", b"HTTP/1.1 200 O\0K\r\n\r\n", r"\x00"),
-                ("folded", line + b" X: 1\r\n\r\n", "' x: 1"),
-                ("CVE-2026-34520", line + b"X: a\0b\r\n\r\n", r"\x00"),
-                ("in a name", line + b"X\x01: 1\r\n\r\n", r"\x01"), ("same", line + b"\x7fX: 1\r\n\r\n", r"\x7f"),
-                ("CVE-2023-30589", line + b"X: \rTransfer-Encoding: chunked\r\n\r\n",
-                 r"\rtransfer"),
-                ("9112 2.2", line + b"X: a\rContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
-                 r"a\rcontent"),
-                ("9112 2.2", line + b" Content-Length: 3\r\nContent-Length: 5\r\n\r\n",
-                 "' content-length: 3"),
-                ("9112 5.1, CVE-2019-16276", line + b"Content-Length : 3\r\n\r\n",
-                 "'content-length : 3"),
-                ("no colon", line + b"X\r\n\r\n", "'x"), ("no name", line + b": 1\r\n\r\n", "': 1"),
-                ("CVE-2015-5740", line + b"A B: 1\r\n\r\n", "a b"),
-                ("name", line + b"\xc3\xa9: 1\r\n\r\n", r"\xc3"),
-                ("CR CR LF", line + b"X: 1\r\r\n\r\n", r"\r\r"),
-                ("the second", line + b"A: 1\r\nB\r\n\r\n", "'b"),
-                ("CVE-2022-32213", line + b"X: 1\r\n\rY: 2\r\n\r\n", r"'\ry"),
-                ("TAB", line + b"\tX: 1\r\n\r\n", r"\t")]:
-            with self.subTest(why, wire=wire[:60]):
-                self.refused(ProtocolError, said, parse_head, wire)
-                if not wire.startswith((b"\r", b"\n")):
-                    self.assertEqual(find_head_end(wire + b"x"), len(wire))
+    def test_status_lines(self) -> None:
+        def parts(line: bytes) -> tuple[int, int, str]:
+            parsed = parse_head(line + b"\r\n\r\n")
+            return parsed.minor, parsed.status, status_reason(parsed.raw)
+
+        self.alike(parts, [
+            (b"HTTP/1.1 200 OK", (1, 200, "OK")), (b"HTTP/1.0 404 Not Found", (0, 404, "Not Found")),
+            (b"HTTP/1.1 200 ", (1, 200, "")), (b"HTTP/1.1 200", (1, 200, "")),  # 9112 4: no reason
+            (b"HTTP/1.2 200 OK", (2, 200, "OK")),                               # 9110 2.5: minor
+            (b"HTTP/1.1 299 x", (1, 299, "x")), (b"HTTP/1.1 999", (1, 999, "")),  # 9110 15
+            (b"HTTP/1.1 200 O\x1bK", (1, 200, "O\x1bK")), (b"HTTP/1.1 200 \xe9", (1, 200, "é"))])
+        for line in [  # 9112 2.3, 4, CVE-2025-69225
+                b"http/1.1 200 OK", b"HTTP/1.10 200 OK", b"ICY 200 OK", b"HTTP/2 200", b"HTTP/2.0 200",
+                b"HTTP/1 200", b"HTTP/1.1 2000 OK", b"HTTP/1.1 20 OK", b"HTTP/1.1 +20 OK",
+                b"HTTP/1.1 099", "HTTP/1.1 ²²² OK".encode(), "HTTP/1.1 ٢٠٠".encode(),
+                b"HTTP/1.1  200 OK", b" HTTP/1.1 200", b"HTTP/1.1\t200 OK", b"HTTP/1.1 200OK", b"",
+                b"<html>", b"HTTP/1.1 200 O\rK", b"HTTP/1.1 200 O\0K", b"HTTP/1.1 200 OK\r"]:
+            with self.subTest(line):
+                self.refused(ProtocolError, f"not an HTTP/1 status line: {shown(line + b'!')[:-2]}",
+                             parse_head, line + b"\r\n\r\n")
+
+    def test_fields(self) -> None:
+        self.alike(lambda fields: dict(Headers.parse(parse_head(self.LINE + fields + b"\r\n").raw)), [
+            (b"", {}), (b"A: 1\nB: 2\n", {"A": "1", "B": "2"}),                    # 9112 2.2: LF
+            (b"X: 1\r\n 2\r\n\t 3\r\nY: 4\r\n", {"X": "1 2 3", "Y": "4"}),  # 9112 5.2: fold
+            (b"X: 1\r\n \r\n", {"X": "1"}), (b"X: 1\r\n \x01\r\n 2\r\n", {"X": "1 \x01 2"}),
+            (b"X:\t 1 2 \t\r\nY:\r\nZ:z\r\n", {"X": "1 2", "Y": "", "Z": "z"}),
+            (b"X: \xff\x85\xe2\x80\xa8\r\n", {"X": "ÿ\x85â\x80¨"}),              # octets
+            (b"X: 1\r\nY: 2\r\nx: 3\r\n", {"X": "1, 3", "Y": "2"}),              # 9110 5.3: repeats
+            (b"X: a\x01\x0b\x0c\x7fb\x1b\r\n", {"X": "a\x01\x0b\x0c\x7fb\x1b"}),
+            (b"Set-Cookie: u=a\x01b\n", {"Set-Cookie": "u=a\x01b"}),
+            (b"!#$%&'*+-.^_`|~9: 1\r\n", {"!#$%&'*+-.^_`|~9": "1"})])
+        for before, bad, behind in [
+                (b"", b" X: 1", b""), (b"", b"\tX: 1", b""), (b"A: 1\r\n", b"B", b""),
+                (b"", b": 1", b""), (b"", b"X\x01: 1", b""), (b"", b"\x7fX: 1", b""),
+                (b"", b"\xc3\xa9: 1", b""), (b"", b"X: 1\r", b""),
+                (b"", b"X: a\0b", b""),                                            # CVE-2026-34520
+                (b"", b"X: \rTransfer-Encoding: chunked", b""),                    # CVE-2023-30589
+                (b"", b"X: a\rContent-Length: 0", b"Content-Length: 5\r\n"),       # 9112 2.2
+                (b"", b" Content-Length: 3", b"Content-Length: 5\r\n"),
+                (b"", b"Content-Length : 3", b""),                                 # CVE-2019-16276
+                (b"", b"A B: 1", b""), (b"X: 1\r\n", b"\rY: 2", b"")]:  # CVE-2015-5740, -2022-32213
+            with self.subTest(bad):
+                self.refused(ProtocolError, f"not a field line: {shown(bad)[:-1]}", parse_head,
+                             self.LINE + before + bad + b"\r\n" + behind + b"\r\n")
+
+    def test_the_end_is_found_when_it_is_there_and_not_before(self) -> None:
+        for wire in (b"HTTP/1.1 200\r\nA: 1\r\n 2\r\n\r\n", b"HTTP/1.1 200\nA: 1\n\n", b"A\r\n\n", b"A\n\r\n"):
+            for extra in (b"", b"hello", b"\r\n\r\n", b"\n\n", b"HTTP/1.1 200 OK\r\n\r\n"):
+                self.assertEqual(find_head_end(wire + extra), len(wire))
+            for cut in range(len(wire)):
+                self.assertEqual(find_head_end(wire[:cut]), 0)
+                self.assertEqual(find_head_end(bytearray(wire), max(0, cut - 2)), len(wire))
 
     def test_octets(self) -> None:  # 9110 5.5, 6265 5.4
-        for name, value, texts, target in [
-                ("location", b"/caf\xe9", ["/caf\udce9"], "/caf%E9"),
-                ("LOCATION", b"\t/\xd6\xd0\xce\xc4 \x83\x65 ", ["/\udcd6\udcd0\udcce\udcc4 \udc83e"], "/%D6%D0%CE%C4%20%83e"),
-                ("Location", "/é日".encode(), ["/é日"], "/%C3%A9%E6%97%A5"),
-                ("Location", b"", [""], "/a"), ("location", b"x\r\n \xe9", ["x \udce9"], "/x%20%E9")]:
-            with self.subTest(value):
-                raw = head(b"X-Location: no", name.encode() + b": " + value).raw
-                found = asyncget.octets_text(raw, "location")
-                self.assertEqual(found, texts)
-                self.assertEqual(join_url(parse_url("http://h/a"), found[0]).target, target)
+        for line, text, target in [
+                (b"location: /caf\xe9", "/caf\udce9", "/caf%E9"),
+                (b"LOCATION:\t/\xd6\xd0\xce\xc4 \x83\x65 ", "/\udcd6\udcd0\udcce\udcc4 \udc83e", "/%D6%D0%CE%C4%20%83e"),
+                ("Location: /é日".encode(), "/é日", "/%C3%A9%E6%97%A5"),
+                (b"Location: ", "", "/a"), (b"location: x\r\n \xe9", "x \udce9", "/x%20%E9")]:
+            with self.subTest(line):
+                found = asyncget.octets_text(head(b"X-Location: no", line).raw, "location")
+                self.assertEqual(found, [text])
+                self.assertEqual(join_url(parse_url("http://h/a"), text).target, target)
         twice = head(b"Set-Cookie: a=\xff", b"X: 1", b"set-cookie:b=2").raw
-        self.assertEqual([text.encode("utf-8", "surrogateescape")
-                          for text in asyncget.octets_text(twice, "set-cookie")], [b"a=\xff", b"b=2"])
-        self.assertEqual(asyncget.octets_text(twice, "cookie"), [])
+        self.alike(lambda name: asyncget.octets_text(twice, name),
+                   [("set-cookie", ["a=\udcff", "b=2"]), ("cookie", [])])
 
     def test_text_of_a_value(self) -> None:
-        for value, text in [(b" a\t", "a"), (b"caf\xc3\xa9", "café"), (b"caf\xe9", "café"),
-        (b"", ""),
-                            (b"\xc2\xa0a\x85", "Â\xa0a\x85"), (b"\xff\xfe", "ÿþ")]:
-            with self.subTest(value):
-                self.assertEqual(field_text(value), text)
+        self.alike(field_text, [
+            (b" a\t", "a"), (b"caf\xc3\xa9", "café"), (b"caf\xe9", "café"), (b"", ""),
+            (b"\xc2\xa0a\x85", "Â\xa0a\x85"), (b"\xff\xfe", "ÿþ")])
 
     def test_headers(self) -> None:
         headers = Headers([("Set-Cookie", "a=1, x"), ("X", ""), ("set-cookie", "b"), ("Vary", "c")])
-        self.assertEqual((headers["SET-COOKIE"], headers.get_all("Set-cookie"),
-                          headers.get_all("no")),
-                         ("a=1, x, b", ["a=1, x", "b"], []))
+        self.alike(headers.get_all, [("Set-cookie", ["a=1, x", "b"]), ("no", [])])
+        self.alike(headers.get, [("SET-COOKIE", "a=1, x, b"), ("x", ""), ("nope", None)])
         self.assertEqual((list(headers), len(headers)), (["Set-Cookie", "X", "Vary"], 3))
         self.assertEqual(headers.pairs[2], ("set-cookie", "b"))
-        self.assertEqual((headers.get("nope"), headers.get("x"), headers.get("nope", "d")),
-        (None, "", "d"))
         self.assertTrue("vARY" in headers and "y" not in headers)
-        self.assertEqual(dict(headers)["Vary"], "c")
         self.assertEqual(headers, pickle.loads(pickle.dumps(headers)))
         self.assertEqual(repr(Headers([("A", "1")])), "Headers([('A', '1')])")
         headers.get_all("vary").append("changed")
-        self.assertEqual(headers["vary"], "c")
+        self.assertEqual(dict(headers)["Vary"], "c")
         with self.assertRaises(TypeError):
             headers["x"] = "1"  # type: ignore[index]
         with self.assertRaises(KeyError):
@@ -1003,139 +958,99 @@ class Section4ResponseHead(Section):
 class Section5BodyFraming(Section):
     """A body ends where its head says: not a byte sooner, nor later, however it arrives."""
 
-    def test_framing(self) -> None:
-        for why, fields, framing in [
-                ("9112 6.3-8", [], "close"), ("9112 6.3-6", [b"Content-Length: 5"], 5),
-                ("zero", [b"Content-Length: 0"], 0), ("zeros", [b"Content-Length: 005"], 5),
-                ("9112 6.3-5: equal", [b"Content-Length: 5, 5"], 5),
-                ("CVE-2026-1525: equal", [b"Content-Length: 5", b"content-length: 5"], 5),
-                ("18 digits", [b"Content-Length: " + b"9" * 18], 10**18 - 1),
-                ("9112 7", [b"Transfer-Encoding: CHUNKED"], "chunked"),
-                ("9110 5.6.1.2", [b"transfer-encoding: , chunked,"], "chunked"),
-                ("two lines, one empty", [b"TRANSFER-ENCODING:", b"Transfer-Encoding: chunked"],
-                 "chunked"),
-                ("another field", [b"X-Content-Length: 5"], "close"),
-                ("TE", [b"TE: chunked"], "close"),
-                ("not in a value", [b"X: content-length: 5"], "close")]:
-            with self.subTest(why):
-                self.assertEqual(body_framing(head(*fields)), framing)
-
-    def test_no_body(self) -> None:  # 9112 6.3-1
-        for status in (100, 103, 204, 304):
+    def test_framing(self) -> None:  # 9112 6.3
+        self.alike(lambda fields: body_framing(head(*fields)), [
+            ([], "close"), ([b"Content-Length: 5"], 5), ([b"Content-Length: 0"], 0),
+            ([b"Content-Length: 005"], 5), ([b"Content-Length: " + b"9" * 18], 10**18 - 1),
+            ([b"Content-Length: 5, 5"], 5),                                # 9112 6.3-5: equal
+            ([b"Content-Length: 5", b"content-length: 5"], 5),             # CVE-2026-1525: equal
+            ([b"Transfer-Encoding: CHUNKED"], "chunked"),                  # 9112 7
+            ([b"transfer-encoding: , chunked,"], "chunked"),               # 9110 5.6.1.2
+            ([b"TRANSFER-ENCODING:", b"Transfer-Encoding: chunked"], "chunked"),
+            ([b"X-Content-Length: 5"], "close"), ([b"TE: chunked"], "close"),
+            ([b"X: content-length: 5"], "close")])
+        for status in (100, 103, 204, 304):  # 9112 6.3-1: no body
             for fields in ([], [b"Content-Length: 5"], [b"Transfer-Encoding: chunked"],
                            [b"Content-Length: x"]):
                 with self.subTest(status, fields=fields):
                     self.assertEqual(body_framing(head(*fields, status=b"HTTP/1.1 %d" % status)), 0)
 
     def test_bad_framing(self) -> None:
-        for why, fields, said in [
-                ("CVE-2015-5739", [b"Content-Length: 5", b"Transfer-Encoding: chunked"], "both"),
-                ("9112 6.3-4", [b"Transfer-Encoding: chunked, gzip"], "chunked, gzip"),
-                ("not asked for", [b"Transfer-Encoding: gzip, chunked"], "gzip, chunked"),
-                ("9112 6.1", [b"Transfer-Encoding: chunked, chunked"], "chunked, chunked"),
-                ("RUSTSEC-2021-0020", [b"Transfer-Encoding: chunked"] * 2, "chunked, chunked"),
-                ("CVE-2023-47641", [b"Transfer-Encoding: chunked123"], "chunked123"),
-                ("CVE-2022-1705", [b"Transfer-Encoding: xchunked", b"Content-Length: 5"], "both"),
-                ("CVE-2022-1705", [b"Transfer-Encoding: xchunked"], "xchunked"),
-                ("same", [b"Transfer-Encoding:"], "''"),
-                ("9112 7", [b"Transfer-Encoding: chunked;q=1"], "chunked;q=1"),
-                ("none", [b"Transfer-Encoding: identity"], "identity"),
-                ("RUSTSEC-2021-0078", [b"Content-Length: +5"], "+5"),
-                ("same", [b"Content-Length: 5, 6"], "5, 6"),
-                ("CVE-2026-53540", [b"Content-Length: -1"], "-1"),
-                ("CVE-2026-34525", [b"Content-Length: 5", b"Content-Length: 6"], "5, 6"),
-                ("CVE-2026-1525", [b"Content-Length: 5", b"content-length: 6"], "5, 6"),
-                *[("controls", [b"Content-Length: " + value], r"\x") for value in (b"5\x01", b"\x0c5", b"5, 5\x0b")],
-                *[("controls", [b"Transfer-Encoding: " + value], r"\x") for value in (b"chunked\x7f", b"\x0cchunked")],
-                ("empty", [b"Content-Length:"], "''"),
-                ("9112 5.2", [b"Content-Length: 5\r\n 0"], "5 0"),
-                ("trap 3", [b"Content-Length: 1_0"], "1_0"),
-                ("trap 3", [b"Content-Length: 0x5"], "0x5"),
-                ("trap 3", [b"Content-Length: 5\x85"], r"5\x85"),
-                ("trap 3", ["Content-Length: ٥".encode()], r"\xd9"),
-                ("trap 3", [b"Content-Length: \xa05"], r"\xa05"),
-                ("9110 8.6", [b"Content-Length: " + b"9" * 5000], "999"),
-                ("2^64+5", [b"Content-Length: 18446744073709551621"], "184"),
-                ("fraction", [b"Content-Length: 5.0"], "5.0"),
-                ("exponent", [b"Content-Length: 5e3"], "5e3"),
-                *[("9110 8.6: empty", [b"Content-Length: " + value], "Content-Length is")
-                  for value in (b"30,", b",30", b"30,,30", b",", b"30, ,30", b"30,\t")],
-                ("same", [b"Content-Length: 30", b"Content-Length:"], "30,'"),
-                ("zeros", [b"Content-Length: 5, 05"], "5, 05")]:
-            with self.subTest(why, fields=fields[:2]):
-                self.refused(ProtocolError, said, lambda h: body_framing(h), head(*fields))
+        length, transfer = b"Content-Length: ", b"Transfer-Encoding: "
+        for said, rows in {
+                "both": [[length + b"5", transfer + b"chunked"],           # CVE-2015-5739
+                         [length + b"5", transfer + b"xchunked"]],         # CVE-2022-1705
+                "Transfer-Encoding is b'": [                               # 9112 6.1, 6.3-4, 7
+                    [transfer + b"chunked"] * 2,                           # RUSTSEC-2021-0020
+                    *[[transfer + value] for value in [
+                        b"chunked, gzip", b"gzip, chunked", b"chunked, chunked", b"xchunked", b"",
+                        b"chunked123", b"chunked;q=1", b"identity",        # CVE-2023-47641
+                        b"chunked\x7f", b"\x0cchunked"]]],
+                "Content-Length is b'": [                                  # CVE-2026-34525, -1525
+                    [length + b"5", length + b"6"], [length + b"5", b"content-length: 6"],
+                    [length + b"30", length],
+                    *[[length + value] for value in [
+                        b"+5", b"5, 6", b"-1",                             # RUSTSEC-2021-0078, CVE-2026-53540
+                        b"", b"5\x01", b"\x0c5", b"5, 5\x0b", b"5\r\n 0", b"1_0", b"0x5", b"5\x85",
+                        "٥".encode(), b"\xa05", b"5.0", b"5e3", b"9" * 5000, b"18446744073709551621",
+                        b"30,", b",30", b"30,,30", b",", b"30, ,30", b"30,\t", b"5, 05"]]]}.items():
+            for fields in rows:
+                with self.subTest(fields):
+                    self.refused(ProtocolError, said, body_framing, head(*fields))
 
     def test_reuse(self) -> None:  # 9112 9.3, 9.6
-        cases: list[tuple[str, bytes, bytes, Framing, bool]] = [
-                ("", b"HTTP/1.1 200", b"X: 1", 5, True),
-                ("", b"HTTP/1.1 200", b"X: 1", "chunked", True),
-                ("until close", b"HTTP/1.1 200", b"Connection: keep-alive", "close", False),
-                ("9.6", b"HTTP/1.1 200", b"Connection: foo, CLOSE", 5, False),
-                ("5.6.1.2", b"HTTP/1.1 200", b"Connection: ,, close", 5, False),
-                ("two lines", b"HTTP/1.1 200", b"Connection: x\r\nConnection: close", 5, False),
-                ("not a token", b"HTTP/1.1 200", b"Connection: closed", 5, True),
-                ("controls", b"HTTP/1.0 200", b"Connection: keep-alive\x01", 5, False),
-                ("1.0", b"HTTP/1.0 200", b"X: 1", 5, False),
-                ("1.0", b"HTTP/1.0 200", b"Connection: Keep-Alive", 5, True),
-                ("6.1: faulty", b"HTTP/1.0 200", b"Connection: keep-alive", "chunked", False),
-                ("both", b"HTTP/1.0 200", b"Connection: keep-alive, close", 5, False),
-                ("1.9", b"HTTP/1.9 200", b"X: 1", 5, True)]
-        for why, status, field, framing, reuse in cases:
-            with self.subTest(why, field=field):
-                self.assertIs(may_reuse(head(field, status=status), framing), reuse)
+        rows: list[tuple[int, bytes, Framing, bool]] = [
+            (1, b"X: 1", 5, True), (1, b"X: 1", "chunked", True), (9, b"X: 1", 5, True),
+            (1, b"Connection: keep-alive", "close", False), (1, b"Connection: foo, CLOSE", 5, False),
+            (1, b"Connection: ,, close", 5, False), (1, b"Connection: closed", 5, True),
+            (1, b"Connection: x\r\nConnection: close", 5, False),
+            (0, b"X: 1", 5, False), (0, b"Connection: Keep-Alive", 5, True),
+            (0, b"Connection: keep-alive\x01", 5, False),
+            (0, b"Connection: keep-alive", "chunked", False),  # 6.1: faulty
+            (0, b"Connection: keep-alive, close", 5, False)]
+        for minor, field, framing, reuse in rows:
+            with self.subTest(field, minor=minor, framing=framing):
+                self.assertIs(may_reuse(head(field, status=b"HTTP/1.%d 200" % minor), framing), reuse)
 
-    def test_sized(self) -> None:
+    def unfinished(self, framing: Framing, pieces: Iterable[bytes]) -> Any:
+        """The payload of a body of which more must come."""
+        with self.assertRaises(EOFError) as caught:
+            take(framing, filter(None, pieces))
+        return caught.exception.args[0]
+
+    def test_sized_and_until_close(self) -> None:
         for length in (0, 1, 5):
             wire = b"hello"[:length]
             for extra in (b"", b"HTTP/1.1 200 OK\r\n\r\n")[not length:]:  # 9112 6.3: not another response
                 for pieces in cuts(wire + extra):
-                    payload, rest, trailers = take(length, pieces)
-                    self.assertEqual((payload, rest, trailers), (wire, extra, b""))
-        for cut in range(5):
-            for pieces in cuts(b"hello"[:cut]):
-                with self.assertRaises(EOFError) as caught:
-                    take(5, filter(None, pieces))
-                self.assertEqual(caught.exception.args, (b"hello"[:cut],))
-
-    def test_until_close(self) -> None:
-        for pieces in cuts(b"hello\r\n0\r\n\r\n"):
-            with self.assertRaises(EOFError) as caught:
-                take("close", pieces)
-            self.assertEqual(caught.exception.args, (b"hello\r\n0\r\n\r\n",))
+                    self.assertEqual(take(length, pieces), (wire, extra, b""))
+        for wire in (b"", b"h", b"hell", b"0\r\n\r\n"):
+            for pieces in cuts(wire):
+                self.assertEqual(self.unfinished(6, pieces), wire)
+                self.assertEqual(self.unfinished("close", pieces), wire)
 
     CHUNKED = [
-        ("empty", b"0\r\n\r\n", b"", b"\r\n"),
-        ("one", b"5\r\nhello\r\n0\r\n\r\n", b"hello", b"\r\n"),
-        ("two", b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", b"hello!", b"\r\n"),
-        ("hex", b"b\r\nhello world\r\n00B\r\nhello world\r\n000\r\n\r\n", b"hello world" * 2,
-         b"\r\n"),
-        ("line ends are data", b"4\r\n\r\n\r\n\r\n2\r\n0\r\r\n0\r\n\r\n", b"\r\n\r\n0\r", b"\r\n"),
-        ("9112 7.1.1", b'5;a="b"\r\nhello\r\n0;x\r\n\r\n', b"hello", b"\r\n"),
-        ("blanks", b"5 \t;a = b ; c\t\r\nhello\r\n0 \r\n\r\n", b"hello", b"\r\n"),
-        ("16 digits", b"0000000000000001\r\nx\r\n0000000000000000\r\n\r\n", b"x", b"\r\n"),
-        ("7.1.2: trailer", b"0\r\nX-Evil: y\r\nZ:\r\n\r\n", b"", b"X-Evil: y\r\nZ:\r\n\r\n"),
-        ("CVE-2025-53643", b"1\r\nx\r\n0\r\nHTTP: 1\r\n\r\n", b"x", b"HTTP: 1\r\n\r\n"),
-        ("folded trailer", b"0\r\nX: 1\r\n 2\r\n\r\n", b"", b"X: 1 2\r\n\r\n"),
-        ("control in a trailer", b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n"),
+        (b"0\r\n\r\n", b"", b"\r\n"), (b"5\r\nhello\r\n0\r\n\r\n", b"hello", b"\r\n"),
+        (b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", b"hello!", b"\r\n"),
+        (b"b\r\nhello world\r\n00B\r\nhello world\r\n000\r\n\r\n", b"hello world" * 2, b"\r\n"),
+        (b"4\r\n\r\n\r\n\r\n2\r\n0\r\r\n0\r\n\r\n", b"\r\n\r\n0\r", b"\r\n"),
+        (b'5;a="b"\r\nhello\r\n0;x\r\n\r\n', b"hello", b"\r\n"),               # 9112 7.1.1
+        (b"5 \t;a = b ; c\t\r\nhello\r\n0 \r\n\r\n", b"hello", b"\r\n"),
+        (b"0000000000000001\r\nx\r\n0000000000000000\r\n\r\n", b"x", b"\r\n"),
+        (b"0\r\nX-Evil: y\r\nZ:\r\n\r\n", b"", b"X-Evil: y\r\nZ:\r\n\r\n"),    # 9112 7.1.2
+        (b"1\r\nx\r\n0\r\nHTTP: 1\r\n\r\n", b"x", b"HTTP: 1\r\n\r\n"),         # CVE-2025-53643
+        (b"0\r\nX: 1\r\n 2\r\n\r\n", b"", b"X: 1 2\r\n\r\n"),
+        (b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n"),
     ]
 
     def test_chunked_in_all_cuts(self) -> None:
-        for why, wire, payload, trailers in self.CHUNKED:
-            for extra in (b"", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
-                with self.subTest(why, extra=extra):
+        for wire, payload, trailers in self.CHUNKED:
+            with self.subTest(wire):
+                for extra in (b"", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
                     for pieces in cuts(wire + extra):
-                        self.assertEqual(take("chunked", pieces),
-                        (payload, extra, trailers), pieces)
-
-    def test_chunked_cut_short_anywhere(self) -> None:  # 9112 8
-        for why, wire, _, _ in self.CHUNKED:
-            for end in range(len(wire)):
-                with self.subTest(why, end=end):
-                    found = set()
-                    for pieces in cuts(wire[:end]):
-                        with self.assertRaises(EOFError) as caught:
-                            take("chunked", filter(None, pieces))
-                        found.add(caught.exception.args)
+                        self.assertEqual(take("chunked", pieces), (payload, extra, trailers), pieces)
+                for end in range(len(wire)):  # 9112 8: cut short
+                    found = {self.unfinished("chunked", pieces) for pieces in cuts(wire[:end])}
                     self.assertEqual(len(found), 1)
 
     def test_payload_is_handed_out_as_it_arrives(self) -> None:
@@ -1145,63 +1060,47 @@ class Section5BodyFraming(Section):
             [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"world"])
 
     def test_bad_chunks(self) -> None:
-        for why, wire, said in [
-                ("CVE-2025-43859", b"5\r\nhelloXX0\r\n\r\n", "XX0"),
-                ("long", b"5\r\nhello!\r\n0\r\n\r\n", r"!\r\n"),
-                ("short", b"5\r\nhell\r\n0\r\n\r\n", r"'\n0"),
-                ("bare LF", b"5\r\nhello\n0\r\n\r\n", r"\n0"),
-                ("CVE-2024-52304", b"5;a\nb\r\nhello\r\n0\r\n\r\n", r"5;a\n'"),
-                ("ext", b"5;a\0\r\n", r"\x00"),
-                ("CVE-2025-22871", b"5\nhello\r\n0\r\n\r\n", r"5\n'"),
-                ("CR", b"5;a\rb\r\n", r"5;a\rb"),
-                ("CVE-2017-13089", b"-1\r\n", "-1"), ("trap 3", b"+5\r\nhello\r\n", "+5"),
-                ("trap 3", b"0x5\r\nhello\r\n", "0x5"), ("trap 3", b"0_5\r\nhello\r\n", "0_5"),
-                ("trap 3", "٥\r\nhello\r\n".encode(), r"\xd9"),
-                ("trap 3", b"\x0b5\r\nhello\r\n", r"\x0b5"), ("blank", b" 5\r\nhello\r\n", r"' 5\r\n'"),
-                ("none", b"\r\n", r"b'\r\n'"),
-                ("RUSTSEC-2021-0079", b"10000000000000005\r\nhello\r\n", "10000000000000005"),
-                ("2^63", b"8000000000000000\r\nhello\r\n", "8000000000000000"),
-                ("zeros", b"0" * 17 + b"\r\n", "000"),
-                ("word", b"hello\r\n", "hello"), ("ext alone", b";a\r\n", ";a"),
-                ("no semicolon", b"5 a\r\nhello\r\n", "5 a"),
-                ("endless line", b"5;" + b"a" * 16384, "5;aaa"),
-                ("endless junk", b"z" * 16384, "zzz"),
-                ("long line", b"5;" + b"a" * 16384 + b"\r\n", "5;aaa"),
-                ("trailer", b"0\r\nX\r\n\r\n", "trailers: not a field line: b'X"),
-                ("trailer", b"0\r\n X: 1\r\n\r\n", "X: 1"),
-                ("trailer", b"0\r\nX : 1\r\n\r\n", "X : 1"),
-                ("trailer", b"0\r\nX: \0\r\n\r\n", r"\x00"),
-                ("CVE-2025-53643", b"0\r\nX: 1\n\nHTTP/1.1 200 OK\r\n\r\n", "trailers"),
-                ("LF", b"0\r\n\nX: 1\r\n\r\n", "trailers"),
-                *[("control", line % byte, r"\x01" if byte == b"\1" else r"\x7f") for byte in (b"\1", b"\x7f")
-                  for line in (b"5%b\r\n", b"5;%b\r\n", b"0%b\r\n", b"0\r\nX%b: 1\r\n\r\n")],
-                ("CVE-2026-34516", b"0\r\nX: " + b"y" * 131_100 + b"z", "131072 bytes of trailers"),
-                ("CVE-2023-39326", (b"1;" + b"e" * 4000 + b"\r\nx\r\n") * 5,
-                 "chunk extensions: over 16384 bytes"),
-                ("CVE-2023-39326", (b"1;" + b"e" * 20 + b"\r\nx\r\n") * 800,
-                 "chunk extensions: over 16384 bytes")]:
-            with self.subTest(why, wire=wire[:40]):
-                before = vars(self.refused(ProtocolError, said, take, "chunked", [wire]))["payload"]
-                for pieces in cuts(wire) if len(wire) < 100 else [[bytes([byte]) for byte in wire]]:
-                    with self.assertRaises(ProtocolError) as caught:
-                        take("chunked", pieces)
-                    self.assertEqual((type(caught.exception), caught.exception.payload),
-                                     (ProtocolError, before))
+        for said, wires in {
+                "no CRLF behind a chunk, but b": [  # CVE-2025-43859
+                    b"5\r\nhelloXX0\r\n\r\n", b"5\r\nhello!\r\n0\r\n\r\n", b"5\r\nhell\r\n0\r\n\r\n",
+                    b"5\r\nhello\n0\r\n\r\n"],
+                "not a chunk size: b": [line + b"\r\nhello\r\n0\r\n\r\n" for line in [
+                    b"5;a\nb", b"5;a\0", b"5;a\rb", b"5;\x01", b"5;\x7f",       # CVE-2024-52304
+                    b"5\nhello", b"5\x01", b"5\x7f", b"0\x01",                  # CVE-2025-22871
+                    b"-1", b"+5", b"0x5", b"0_5", "٥".encode(), b"\x0b5", b" 5",  # CVE-2017-13089
+                    b"", b"hello", b";a", b"5 a", b"0" * 17,
+                    b"10000000000000005", b"8000000000000000"]],                 # RUSTSEC-2021-0079
+                "trailers: not a field line: b": [b"1\r\nx\r\n0\r\n" + lines + b"\r\n\r\n" for lines in [
+                    b"X", b" X: 1", b"X : 1", b"X: \0", b"X\x01: 1", b"X\x7f: 1",
+                    b"X: 1\n\nHTTP/1.1 200 OK", b"\nX: 1"]]}.items():  # CVE-2025-53643
+            for wire in wires:
+                with self.subTest(wire):
+                    before = vars(self.refused(ProtocolError, said, take, "chunked", [wire]))["payload"]
+                    for pieces in cuts(wire):
+                        with self.assertRaises(ProtocolError) as caught:
+                            take("chunked", pieces)
+                        self.assertEqual((type(caught.exception), caught.exception.payload),
+                                         (ProtocolError, before))
 
     def test_limits_are_the_same_in_any_cut(self) -> None:
-        limit = asyncget.MAX_EXTENSION_BYTES - len("\r\n\r\n")
-        for why, wire, fits in [
-                ("line", b"1;" + b"e" * (limit - 2) + b"\r\nx\r\n0\r\n\r\n", True),
-                ("line", b"1;" + b"e" * (limit - 1) + b"\r\nx\r\n0\r\n\r\n", False),
-                ("trailers", b"0\r\nX: " + b"y" * (asyncget.MAX_HEAD_BYTES - 7) + b"\r\n\r\n", True),
-                ("trailers", b"0\r\nX: " + b"y" * (asyncget.MAX_HEAD_BYTES - 6) + b"\r\n\r\n", False)]:
-            for step in (1, 7, len(wire) - 1, len(wire)):
-                with self.subTest(why, fits=fits, step=step):
+        line = asyncget.MAX_EXTENSION_BYTES - len("\r\n\r\n")
+        trailers = asyncget.MAX_HEAD_BYTES - len("X: \r\n\r\n")
+        end = b"\r\nx\r\n0\r\n\r\n"
+        for wire, said in [
+                (b"1;" + b"e" * (line - 2) + end, ""), (b"1;" + b"e" * (line - 1) + end, "chunk size"),
+                (b"5;" + b"a" * 16384, "chunk size"), (b"z" * 16384, "chunk size"),
+                (b"0\r\nX: " + b"y" * trailers + b"\r\n\r\n", ""),
+                (b"0\r\nX: " + b"y" * (trailers + 1) + b"\r\n\r\n", "131072 bytes of trailers"),  # CVE-2026-34516
+                ((b"1;" + b"e" * 4000 + b"\r\nx\r\n") * 5, "extensions: over 16384"),  # CVE-2023-39326
+                ((b"1;" + b"e" * 20 + b"\r\nx\r\n") * 800, "extensions: over 16384"),
+                ((b"14;" + b"e" * 20 + b"\r\n" + b"x" * 20 + b"\r\n") * 800 + b"0\r\n\r\n", "")]:
+            for step in (1, len(wire) - 1, len(wire)):
+                with self.subTest(said, wire=wire[:30], step=step):
                     pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
-                    if fits:
-                        self.assertEqual(take("chunked", pieces)[1], b"")
+                    if said:
+                        self.refused(ProtocolError, said, take, "chunked", pieces)
                     else:
-                        self.refused(ProtocolError, "", take, "chunked", pieces)
+                        self.assertEqual(take("chunked", pieces)[1], b"")
 
     def test_a_size_is_no_promise(self) -> None:  # CVE-2025-13836, 9112 7.1
         cases: list[tuple[Framing, bytes]] = [(10**18 - 1, b""),
@@ -1213,38 +1112,26 @@ class Section5BodyFraming(Section):
 
     def test_uneven_chunks_in_uneven_cuts(self) -> None:
         chance = random.Random(5)
-        for _ in range(200):
-            chunks = [chance.getrandbits(8 * size).to_bytes(size, "big") for size in chance.choices(
+        for _ in range(40):
+            chunks = [bytes([size % 251]) * size for size in chance.choices(
                 (1, 2, 9, 15, 16, 17, 255, 256, 4096, 70_000), (9, 9, 9, 9, 9, 9, 3, 3, 2, 1), k=chance.randint(0, 30))]
             wire = b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), chance.choice([b"", b"", b" ;a=b"]), chunk)
                             for chunk in chunks) + b"0\r\n\r\nnext"
-            pieces, at, step = [], 0, chance.choice((2, 30, 3000))
+            pieces, at, step = [], 0, chance.choice((30, 300, 3000))
             while at < len(wire):
                 pieces.append(wire[at:at + chance.randint(1, step)])
                 at += len(pieces[-1])
             self.assertEqual(take("chunked", pieces), (b"".join(chunks), b"next", b"\r\n"))
 
     def test_hostile_shapes_take_no_time(self) -> None:
-        wire = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"  # CVE-2025-69229
-        for step in (len(wire), 1, 7):
-            pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
-            self.assertEqual(self.quick(take, "chunked", pieces, seconds=10)[0], b"x" * 50_000)
-        trailers = b"a:\r\n" * 32_000 + b"\r\n"  # CVE-2026-54277: the end is searched in what is new
-        self.assertEqual(self.quick(take, "chunked", [b"0\r\n", *[bytes([byte]) for byte in trailers]])[2],
-                         trailers)
-        for wire in (b"%x\r\n" % 10**7 + b"x" * 10**7 + b"\r\n0\r\n\r\n",  # one chunk, uneven ones
-                     b"".join(b"%x\r\n%b\r\n" % (size, b"x" * size) for size in range(1, 4000)) + b"0\r\n\r\n",
-                     (b"0" * 15 + b"1\r\nx\r\n") * 50_000 + b"0\r\n\r\n"):
-            self.quick(take, "chunked", [wire[at:at + 99] for at in range(0, len(wire), 99)])
-        self.quick(take, 200_000, [b"x"] * 200_000)
-
-    def test_what_is_remembered_is_bounded(self) -> None:
-        with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_SIZES", 9):
-            for _ in range(2):
-                take("chunked", [b"".join(b"%06x;%b\r\n%b\r\n" % (size, b"a" * (size % 20), b"x" * size)
-                                          for size in range(1, 50)) + b"0\r\n\r\n"])
-            self.assertLessEqual(len(asyncget._sizes), 9)
-            self.assertLessEqual(max(map(len, asyncget._sizes)), 20)
+        trailers = b"a:\r\n" * 16_000 + b"\r\n"  # CVE-2026-54277: the end is searched in what is new
+        one_by_one = [bytes([byte]) for byte in trailers]
+        self.assertEqual(self.quick(take, "chunked", [b"0\r\n", *one_by_one])[2], trailers)
+        for wire in (b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n",  # CVE-2025-69229
+                     b"%x\r\n" % 10**5 + b"x" * 10**5 + b"\r\n0\r\n\r\n"):
+            self.quick(take, "chunked", [wire])
+            self.quick(take, "chunked", [bytes([byte]) for byte in wire])
+        self.quick(take, 100_000, [b"x"] * 100_000)
 
 
 class Section8Decoding(Section):
@@ -1259,7 +1146,6 @@ class Section8Decoding(Section):
          gzip.compress(b"") + gzip.compress(TEXT) + gzip.compress(b"")),
         ("padding", [b"gzip"], gzip.compress(TEXT) + b"\0" * 9),
         ("9110 8.4: in reverse", [b"deflate", b"gzip"], gzip.compress(zlib.compress(TEXT))),
-        ("the same twice", [b"gzip", b"gzip"], gzip.compress(gzip.compress(TEXT))),
         ("five", [b"gzip", b"deflate"] * 2 + [b"gzip"],
          gzip.compress(zlib.compress(gzip.compress(raw_deflate(gzip.compress(TEXT)))))),
     ]
@@ -1269,104 +1155,74 @@ class Section8Decoding(Section):
             with self.subTest(why):
                 for pieces in cuts(coded):
                     self.assertEqual(decode(codings, pieces), self.TEXT)
+                self.assertEqual(decode(codings, []), b"")
 
-    def test_cut_short_anywhere(self) -> None:  # trap 8: zlib itself is silent
+    def test_cut_short_anywhere(self) -> None:  # zlib itself is silent
         for why, codings, coded in self.CODED:
             whole = len(coded) - (9 if why == "padding" else 0)
             # A member less, and a byte behind it, is still a stream: only the framing could tell.
             members = {at for at in range(18, whole) if coded[at:at + 2] == b"\x1f\x8b" and len(codings) == 1}
-            for end in {*range(1, whole)} - members - {at + 1 for at in members}:
-                with self.subTest(why, end=end):
-                    self.refused(DecodingError, "", decode, codings, [coded[:end]])
-                    self.refused(DecodingError, "", decode, codings,
-                                 [coded[at:at + 1] for at in range(end)])
+            with self.subTest(why):
+                for end in {*range(1, whole)} - members - {at + 1 for at in members}:
+                    for step in (1, end):
+                        pieces = [coded[at:min(at + step, end)] for at in range(0, end, step)]
+                        self.refused(DecodingError, "too early", decode, codings, pieces)
 
     def test_behind_the_end(self) -> None:
         for coding, whole in [(b"gzip", gzip.compress(self.TEXT)), (b"deflate", zlib.compress(self.TEXT)),
                               (b"deflate", raw_deflate(self.TEXT))]:
-            for behind in (b"\n", b"\r\n", b"<!-- 5 ms -->", b"\0\0\0", b"\0\n\0", b"\x8b\x1f",
-                           b"\n" + whole, b"\x1b[2J" * 9, self.TEXT):
-                with self.subTest(coding, behind=behind[:20]):
-                    for pieces in cuts(whole + behind):
+            for behind in (b"\r\n", b"<!-- 5 ms -->", b"\0\0\0", b"\0\n\0", b"\x8b\x1f",
+                           b"\n" + whole, self.TEXT):
+                with self.subTest(coding, behind=behind):
+                    for pieces in [*cuts(whole + behind), [whole + behind * 3000]]:
                         self.assertEqual(decode([coding], pieces), self.TEXT)
-                    self.assertEqual(self.quick(decode, [coding], [whole + behind * 30_000]), self.TEXT)
-                    self.refused(DecodingError, "", decode, [coding], [whole[:-1]])
-        gzipped = gzip.compress(gzip.compress(self.TEXT) + b"\n") + b"\n"  # in each of a stack
-        for pieces in cuts(gzipped):
+        for pieces in cuts(gzip.compress(gzip.compress(self.TEXT) + b"\n") + b"\n"):  # in each of a stack
             self.assertEqual(decode([b"gzip"] * 2, pieces), self.TEXT)
-
-    def test_nothing_is_whole_in_any_coding(self) -> None:
-        for codings in ([b"gzip"], [b"deflate"], [b"gzip", b"deflate"]):
-            self.assertEqual(decode(codings, []), b"")
 
     def test_not_what_it_claims(self) -> None:
         good = gzip.compress(self.TEXT)
-        for why, coding, coded, said in [
-                ("text", b"gzip", b"hello", "not gzip"),
-                ("text", b"deflate", b"hello", "not deflate"),
-                ("zlib", b"gzip", zlib.compress(b"x"), "not gzip"),
-                ("gzip", b"deflate", good, "not deflate"),
-                ("checksum", b"gzip", good[:-5] + b"\xff" + good[-4:], "not gzip"),
-                ("length", b"gzip", good[:-1] + b"\xff", "not gzip"),
-                ("a broken member", b"gzip", good + b"\x1f\x8bhello", "not gzip"),
-                ("a member cut short", b"gzip", good + good[:9], "too early"),
-                ("dictionary", b"deflate", b"\x78\xbb\0\0\0\1" + raw_deflate(b"x"), "not deflate"),
-                ("one byte", b"gzip", b"\x1f", "too early")]:
-            with self.subTest(why, coding=coding):
-                self.refused(DecodingError, said, decode, [coding], [coded])
+        for coding, coded, said in [
+                (b"gzip", b"hello", "not gzip"), (b"deflate", b"hello", "not deflate"),
+                (b"gzip", zlib.compress(b"x"), "not gzip"), (b"deflate", good, "not deflate"),
+                (b"gzip", good[:-5] + b"\xff" + good[-4:], "not gzip"),  # the checksum, the length
+                (b"gzip", good[:-1] + b"\xff", "not gzip"),
+                (b"gzip", good + b"\x1f\x8bhello", "not gzip"), (b"gzip", good + good[:9], "too early"),
+                (b"deflate", b"\x78\xbb\0\0\0\1" + raw_deflate(b"x"), "not deflate")]:  # a dictionary
+            with self.subTest(said, coded=coded):
                 for pieces in cuts(coded):
-                    with self.assertRaises(DecodingError):
-                        decode([coding], pieces)
+                    self.refused(DecodingError, said if pieces == [coded] else "", decode, [coding], pieces)
 
     def test_bombs_are_seen_while_small(self) -> None:  # CVE-2025-69223, CVE-2025-66471
-        flat = gzip.compress(bytes(1 << 26))
-        nested = gzip.compress(flat)
-        for codings, bomb in [([b"gzip"], flat), ([b"gzip"] * 2, nested),
-        ([b"deflate"], zlib.compress(bytes(1 << 26)))]:
+        size = 16 * asyncget.MAX_DECODED_STEP_BYTES
+        flat = gzip.compress(bytes(size))
+        for codings, bomb in [([b"gzip"], flat), ([b"gzip"] * 2, gzip.compress(flat)),
+                              ([b"deflate"], zlib.compress(bytes(size)))]:
             with self.subTest(codings):
                 with mock.patch.object(asyncget.Inflater, "open", autospec=True,
                                        side_effect=asyncget.Inflater.open) as opened:
-                    first = next(piece for piece in Decoder(codings).feed(bomb) if piece)
-                self.assertLessEqual(len(first), asyncget.MAX_DECODED_STEP_BYTES)
+                    sizes = [len(piece) for piece in Decoder(codings).feed(bomb)]
                 self.assertEqual(opened.call_count, len(codings))
-                sizes = [len(piece) for piece in Decoder(codings).feed(bomb)]
-                self.assertEqual(sum(sizes), 1 << 26)
+                self.assertEqual(sum(sizes), size)
                 self.assertLessEqual(max(sizes), asyncget.MAX_DECODED_STEP_BYTES)
 
-    def test_many_members_take_no_time(self) -> None:  # CVE-2022-30631, trap 8
-        wire = gzip.compress(b"") * 20_000
-        self.assertEqual(self.quick(decode, [b"gzip"], [wire]), b"")
-        self.assertEqual(self.quick(decode, [b"gzip"],
-                                    [wire[at:at + 999] for at in range(0, len(wire), 999)]), b"")
-        self.assertEqual(self.quick(decode, [b"gzip"], [gzip.compress(b"x") + bytes(1 << 24)]),
-                         b"x")
-
     def test_codings(self) -> None:
-        for fields, codings in [
-                ([], []), ([b"Content-Encoding:"], []), ([b"Content-Encoding: identity"], []),
-                ([b"Content-Encoding: GZIP"], [b"gzip"]),
-                ([b"content-encoding: x-gzip"], [b"gzip"]),
-                ([b"Content-Encoding: deflate", b"Content-Encoding: , gzip"],
-                 [b"deflate", b"gzip"]),
-                ([b"Content-Encoding: None"], []), ([b"Content-Encoding: none, gzip,"], [b"gzip"]),
-                ([b"Content-Encoding: gzip, identity,identity,gzip"], [b"gzip", b"gzip"])]:
-            with self.subTest(fields):
-                self.assertEqual(content_codings(head(*fields).fields.get(b"content-encoding", b"")), codings)
+        def found(*fields: bytes) -> list[bytes]:
+            return content_codings(head(*fields).fields.get(b"content-encoding", b""))
 
-    def test_bad_codings(self) -> None:
-        for why, fields, said in [
-                ("br", [b"Content-Encoding: br"], "'br'"),
-                ("hidden", [b"Content-Encoding: gzip, br"], "'br'"),
-                ("compress", [b"Content-Encoding: compress"], "'compress'"),
-                ("junk", [b"Content-Encoding: gzip;q=1"], "gzip;q=1"),
-                ("control", [b"Content-Encoding: gzip\x01"], r"gzip\x01"),
-                ("CVE-2025-66418", [b"Content-Encoding: " + b",".join([b"gzip"] * 6)], "at most 5"),
-                ("CVE-2022-32206", [b"Content-Encoding: " + b",".join([b"gzip"] * 1000)],
-                 "1000 content codings"),
-                ("CVE-2023-23916", [b"Content-Encoding: gzip"] * 100, "100 content codings"),
-                ("unknown", [b"Content-Encoding: \xff\x85"], r"\xff\x85")]:
-            with self.subTest(why):
-                self.refused(DecodingError, said, content_codings, head(*fields).fields[b"content-encoding"])
+        self.assertEqual(found(), [])
+        self.assertEqual(found(b"content-encoding: deflate", b"Content-Encoding: , gzip"),
+                         [b"deflate", b"gzip"])
+        self.alike(lambda value: found(b"Content-Encoding: " + value), [
+            (b"", []), (b"identity", []), (b"None", []), (b"GZIP", [b"gzip"]), (b"x-gzip", [b"gzip"]),
+            (b"none, gzip,", [b"gzip"]), (b"gzip, identity,identity,gzip", [b"gzip", b"gzip"])])
+        for value, said in [
+                (b"br", "'br'"), (b"gzip, br", "'br'"), (b"compress", "'compress'"),
+                (b"gzip;q=1", "gzip;q=1"), (b"gzip\x01", r"gzip\x01"), (b"\xff\x85", r"\xff\x85"),
+                (b",".join([b"gzip"] * 6), "at most 5"),                        # CVE-2025-66418
+                (b",".join([b"gzip"] * 1000), "1000 content codings")]:         # CVE-2022-32206
+            with self.subTest(said):
+                self.refused(DecodingError, said, found, b"Content-Encoding: " + value)
+        self.refused(DecodingError, "100 content codings", found, *[b"Content-Encoding: gzip"] * 100)  # CVE-2023-23916
 
     @unittest.skipIf(asyncget.HAS_ZSTD, "the standard library has zstd")
     def test_zstd_is_refused_where_it_cannot_be_undone(self) -> None:
@@ -1383,77 +1239,54 @@ class Section8Decoding(Section):
         for end in range(1, len(coded)):
             self.refused(DecodingError, "", decode, [b"zstd"], [coded[:end]])
         self.refused(DecodingError, "not zstd", decode, [b"zstd"], [b"hello"])
-        pieces = list(Decoder([b"zstd"]).feed(zstd.compress(bytes(1 << 26))))
+        pieces = list(Decoder([b"zstd"]).feed(zstd.compress(bytes(1 << 22))))
         self.assertLessEqual(max(map(len, pieces)), asyncget.MAX_DECODED_STEP_BYTES)
-        self.assertEqual(sum(map(len, pieces)), 1 << 26)
+        self.assertEqual(sum(map(len, pieces)), 1 << 22)
         wide = {zstd.CompressionParameter.window_log: 27}  # RFC 9659: 8 MiB and no more
         self.refused(DecodingError, "not zstd", decode, [b"zstd"],
                      [zstd.compress(random.Random(6).randbytes(1 << 25), options=wide)])
 
-    # WHATWG's labels, by the codec that is right for them: what browsers take them for, but for
-    # ascii, iso8859-1 and -9, whose C1 controls nobody misses.
+    # Of WHATWG's labels those that Python alone would not know, or know for less, and a few more
+    # that are easily lost with them, by the codec: what browsers take them for, but for ascii,
+    # iso8859-1 and -9, whose C1 controls nobody misses.
     LABELS = {
-        "utf-8": "unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8 UTF8",
-        "cp866": "866 cp866 csibm866 ibm866 dos-866",
-        "iso8859-2": "csisolatin2 iso-8859-2 iso-ir-101 iso8859-2 iso88592 iso_8859-2 iso_8859-2:1987 l2 latin2",
-        "iso8859-5": "csisolatincyrillic cyrillic iso-8859-5 iso-ir-144 iso8859-5 iso88595",
-        "iso8859-6": "arabic asmo-708 csisolatinarabic ecma-114 iso-8859-6 iso-8859-6-e iso-8859-6-i iso-ir-127",
-        "iso8859-7": "csisolatingreek ecma-118 elot_928 greek greek8 iso-8859-7 iso-ir-126 iso88597",
-        "iso8859-8": "csisolatinhebrew hebrew iso-8859-8 iso-8859-8-e ISO-8859-8-I iso-ir-138 iso88598",
-        "iso8859-11": "iso-8859-11 iso8859-11 iso885911", "tis-620": "tis-620",
-        "iso8859-15": "iso-8859-15 iso8859-15 iso885915 iso_8859-15 l9", "iso8859-16": "iso-8859-16",
+        "utf-8": "utf8 UTF8", "cp866": "866 cp866 ibm866 dos-866", "iso8859-2": "iso-8859-2 iso_8859-2 l2",
+        "iso8859-6": "arabic iso-8859-6-e iso-8859-6-i", "iso8859-7": "elot_928 greek iso-8859-7 iso88597",
+        "iso8859-8": "hebrew iso-8859-8 iso-8859-8-e ISO-8859-8-I visual logical",
+        "iso8859-11": "iso-8859-11 iso885911", "iso8859-15": "iso8859-15", "tis-620": "tis-620",
         "koi8-r": "cskoi8r koi8 koi8-r koi8_r", "koi8-u": "koi8-ru koi8-u",
         "mac-roman": "mac macintosh x-mac-roman", "mac-cyrillic": "x-mac-cyrillic x-mac-ukrainian",
         "cp874": "dos-874 windows-874 Windows-874", "cp1250": "cp1250 windows-1250 x-cp1250",
-        "cp1251": "cp1251 windows-1251 x-cp1251", "cp1252": "cp1252 windows-1252 x-cp1252",
-        "ascii": "ansi_x3.4-1968 ascii us-ascii",
-        "iso8859-1": "cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso88591 iso_8859-1 l1 latin1 latin-1",
-        "iso8859-9": "csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 l5 latin5",
-        "gb18030": "chinese csiso58gb231280 gb2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030 cp936 windows-936",
-        "big5": "big5 csbig5 x-x-big5 x-big5", "big5hkscs": "big5-hkscs", "cp950": "windows-950",
+        "cp1252": "cp1252 windows-1252 x-cp1252", "ascii": "us-ascii", "utf-8-sig": "utf-8-sig",
+        "iso8859-1": "iso-8859-1 iso88591 latin1 latin-1", "iso8859-9": "iso88599 l5",
+        "gb18030": "chinese csgb2312 gb2312 gb_2312 gb_2312-80 gbk x-gbk gb18030 cp936 windows-936",
+        "big5": "big5 cn-big5 x-x-big5", "big5hkscs": "big5-hkscs", "cp950": "windows-950",
         "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp iso-2022-jp",
-        "cp932": "csshiftjis ms932 ms_kanji shift-jis Shift_JIS sjis windows-31j x-sjis windows-932",
-        "cp949": "euc-kr korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 windows-949 x-euc-kr",
-        "utf-16-be": "utf-16be", "utf-16-le": "utf-16le ucs-2 unicode", "utf-16": "utf-16", "utf-8-sig": "utf-8-sig",
-    }
-    NO_TEXT = """rot13 hex base64 zlib bz2 mbcs punycode idna undefined unicode_escape raw_unicode_escape
-        utf-7 quopri uu oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x
-        cp037 cp273 cp424 cp500 cp875 cp1026 cp1140 ebcdic-cp-us ibm037 windows-037
-        x-user-defined replacement iso-2022-cn"""
+        "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis windows-932",
+        "cp949": "euc-kr cseuckr korean ks_c_5601-1987 ks_c_5601-1989 ksc_5601 windows-949 x-euc-kr",
+        "utf-16-be": "utf-16be", "utf-16-le": "utf-16le ucs-2 unicode", "utf-16": "utf-16"}
+    NO_TEXT = """rot13 hex base64 zlib mbcs punycode idna undefined unicode_escape utf-7 quopri uu oem
+        charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x cp037 cp500 cp1026
+        ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-cn"""
 
     def test_charsets(self) -> None:
-        for content_type, codec in [
-                ("", "utf-8"), ("text/html", "utf-8"), ("text/html; charset=", "utf-8"),
-                ("text/html ; x=y; CharSet = 'utf-16'", "utf-16"),
-                ("text/html; charset=windows-1252; x", "cp1252"),
-                ("a/b; charset=" + "x" * 99_999, "utf-8"), ("a/b; xcharset=latin-1", "utf-8"),
-                ("a/b; charset=\xe9", "utf-8"),
-                *[(form.format(label), codec)
-                  for codec, labels in {**self.LABELS, "utf-8": self.LABELS["utf-8"] + " " + self.NO_TEXT}.items()
-                  for label in labels.split()
-                  for form in ("a/b; charset={}", 'a/b;x=y;CHARSET = "{}"')]]:
-            with self.subTest(content_type[:60]):
-                self.assertEqual(charset_of(content_type), codec)
-                self.assertEqual(charset_of(content_type.upper()), codec)
+        self.alike(charset_of, [
+            ("", "utf-8"), ("text/html", "utf-8"), ("text/html; charset=", "utf-8"),
+            ("text/html ; x=y; CharSet = 'utf-16'", "utf-16"),
+            ("text/html; charset=windows-1252; x", "cp1252"), ("a/b; xcharset=latin-1", "utf-8"),
+            ("a/b; charset=\xe9", "utf-8")])
+        for codec, labels in [*self.LABELS.items(), ("utf-8", self.NO_TEXT)]:
+            for label in labels.split():
+                with self.subTest(label):
+                    for text in (f"a/b; charset={label}", f'a/b;x=y;CHARSET = "{label.upper()}"'):
+                        self.assertEqual(charset_of(text), codec)
 
     def test_texts(self) -> None:
         for label, data, text in [
                 ("gb2312", b"\xa1\xaa\x81\x40", "—丂"), ("shift_jis", b"\x87\x40\xfb\xfc\\~", "①髙\\~"),
-                ("x-sjis", b"\x81\x60", "～"), ("euc-kr", b"\x8c\x63\xb0\xa1", "똠가"),
-                ("windows-874", b"\x80\xa1", "€ก"), ("x-mac-cyrillic", b"\x80", "А"),
-                ("iso-8859-8-i", b"\xe0", "א"), ("koi8", b"\xc1", "а"), ("dos-866", b"\x80", "А")]:
+                ("x-sjis", b"\x81\x60", "～"), ("euc-kr", b"\x8c\x63\xb0\xa1", "똠가")]:
             with self.subTest(label):
                 self.assertEqual(data.decode(charset_of(f"a/b; charset={label}")), text)
-
-    def test_wider_codecs_hold_the_narrower(self) -> None:  # `others`: where browsers differ, too
-        for narrow, others in [("shift_jis", 6), ("gb2312", 2), ("gbk", 0), ("euc_kr", 0)]:
-            differ = 0
-            for pair in itertools.product(range(256), repeat=2):
-                text = bytes(pair).decode(narrow, "ignore")
-                differ += (len(text) == 1 and text.encode(narrow) == bytes(pair)
-                           and text != bytes(pair).decode(charset_of(f";charset={narrow}"), "replace"))
-            with self.subTest(narrow):
-                self.assertEqual(differ, others)
 
     def test_every_charset_decodes_everything(self) -> None:
         junk = random.Random(6).getrandbits(8 * 4001).to_bytes(4001, "big")
@@ -1472,8 +1305,6 @@ class Section8Decoding(Section):
             for name in ("x" * 99_999, "iso8859" + "1" * 99_999, "x-" * 50_000):
                 self.assertEqual(charset_of(f"a/b; charset={name}"), "utf-8")
         self.assertLess(max(len(call[0][0]) for call in lookup.call_args_list), 50)
-        for shape in (";" * 100_000, "; charset " * 10_000, ";" + " " * 100_000, "; charset=" * 10_000):
-            self.quick(charset_of, shape)
 
 
 async def no_turn() -> float:
