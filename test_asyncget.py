@@ -491,7 +491,7 @@ def raw_deflate(data: bytes) -> bytes:
 class Section(unittest.TestCase):
     """What the sections' tests share."""
 
-    def alike(self, call: Callable[[Any], Any], rows: Iterable[tuple[Any, Any]]) -> None:
+    def alike(self, call: Callable[[Any], Any], rows: Iterable[Sequence[Any]]) -> None:
         """Check what a call makes of the first of each row: the second."""
         for given, expected in rows:
             with self.subTest(given):
@@ -581,7 +581,6 @@ class Section2URLs(Section):
                 ("http://a;b@c/", "http://c:80", "/", "", "a;b"),                   # CVE-2024-38428
                 ("http://A#@B/", "http://a:80", "/", "@B/", ""),                    # bpo-30500
                 ("http://A?@B/", "http://a:80", "/?@B/", "", ""),                   # CVE-2016-8624
-                ("http://A/@B/", "http://a:80", "/@B/", "", ""),
                 ("http://A:@B/", "http://b:80", "/", "", "A:"),                     # CVE-2024-47081
                 ("http://A%2f@B/%", "http://b:80", "/%", "", "A%2f"),               # CVE-2022-27780
                 ("http://h//B/x", "http://h:80", "//B/x", "", ""),                  # CVE-2022-35949
@@ -704,20 +703,18 @@ class Section2URLs(Section):
         base = parse_url("http://h/" + "a" * 60_000 + "/")
         self.refused(InvalidURL, "65536", join_url, base, "b" * 6000)
 
-    def test_rfc_3986_examples(self) -> None:
+    EXAMPLES = """g→/b/c/g ./g→/b/c/g g/→/b/c/g/ /g→/g ?y→/b/c/d;p?y g?y→/b/c/g?y #s→/b/c/d;p?q#s
+        g#s→/b/c/g#s g?y#s→/b/c/g?y#s ;x→/b/c/;x g;x→/b/c/g;x g;x?y#s→/b/c/g;x?y#s →/b/c/d;p?q
+        .→/b/c/ ./→/b/c/ ..→/b/ ../→/b/ ../g→/b/g ../..→/ ../../→/ ../../g→/g ../../../g→/g
+        ../../../../g→/g /./g→/g /../g→/g g.→/b/c/g. .g→/b/c/.g g..→/b/c/g.. ..g→/b/c/..g
+        ./../g→/b/g ./g/.→/b/c/g/ g/./h→/b/c/g/h g/../h→/b/c/h g;x=1/./y→/b/c/g;x=1/y
+        g;x=1/../y→/b/c/y g?y/./x→/b/c/g?y/./x g?y/../x→/b/c/g?y/../x g#s/./x→/b/c/g#s/./x
+        g#s/../x→/b/c/g#s/../x"""  # RFC 3986 5.4.1, 5.4.2, but for http:g
+
+    def test_references(self) -> None:
         base = parse_url("http://a/b/c/d;p?q")
         self.alike(lambda reference: str(join_url(base, reference))[len("http://a"):], [
-            ("g", "/b/c/g"), ("./g", "/b/c/g"), ("g/", "/b/c/g/"), ("/g", "/g"),  # 5.4.1, 5.4.2
-            ("?y", "/b/c/d;p?y"), ("g?y", "/b/c/g?y"), ("#s", "/b/c/d;p?q#s"), ("g#s", "/b/c/g#s"),
-            ("g?y#s", "/b/c/g?y#s"), (";x", "/b/c/;x"), ("g;x", "/b/c/g;x"),
-            ("g;x?y#s", "/b/c/g;x?y#s"), ("", "/b/c/d;p?q"), (".", "/b/c/"), ("./", "/b/c/"),
-            ("..", "/b/"), ("../", "/b/"), ("../g", "/b/g"), ("../..", "/"), ("../../", "/"),
-            ("../../g", "/g"), ("../../../g", "/g"), ("../../../../g", "/g"), ("/./g", "/g"),
-            ("/../g", "/g"), ("g.", "/b/c/g."), (".g", "/b/c/.g"), ("g..", "/b/c/g.."),
-            ("..g", "/b/c/..g"), ("./../g", "/b/g"), ("./g/.", "/b/c/g/"), ("g/./h", "/b/c/g/h"),
-            ("g/../h", "/b/c/h"), ("g;x=1/./y", "/b/c/g;x=1/y"), ("g;x=1/../y", "/b/c/y"),
-            ("g?y/./x", "/b/c/g?y/./x"), ("g?y/../x", "/b/c/g?y/../x"),
-            ("g#s/./x", "/b/c/g#s/./x"), ("g#s/../x", "/b/c/g#s/../x"),
+            *(pair.split("→") for pair in self.EXAMPLES.split()),
             # beyond the RFC's list: what is there stays there
             ("?", "/b/c/d;p?"), ("a//b", "/b/c/a//b"), ("/a//../b", "/a/b"),
             ("%2e%2e/g", "/b/c/%2e%2e/g"), ("/%2F", "/%2F"), ("é b", "/b/c/%C3%A9%20b"),
@@ -783,6 +780,8 @@ class Section3RequestBytes(Section):
     def test_zstd_is_asked_for_only_where_it_can_be_undone(self) -> None:  # 9110 12.5.3
         has = sys.version_info >= (3, 14)
         self.assertEqual((asyncget.HAS_ZSTD, "zstd" in asyncget.ACCEPT_ENCODING), (has, has))
+        if not has:
+            self.refused(DecodingError, "zstd", content_codings, b"zstd")
 
     def test_merge(self) -> None:
         base = (("Host", ""), ("Accept", "*/*"), ("X", "1"))
@@ -933,14 +932,13 @@ class Section4ResponseHead(Section):
                 ("Location: /é日".encode(), "/é日", "/%C3%A9%E6%97%A5"),
                 (b"Location: ", "", "/a"), (b"location: x\r\n \xe9", "x \udce9", "/x%20%E9")]:
             with self.subTest(line):
-                found = asyncget.octets_text(head(b"X-Location: no", line).raw, "location")
-                self.assertEqual(found, [text])
+                raw = head(b"X-Location: no", line).raw
+                self.assertEqual(asyncget.octets_text(raw, "location"), [text])
                 self.assertEqual(join_url(parse_url("http://h/a"), text).target, target)
         twice = head(b"Set-Cookie: a=\xff", b"X: 1", b"set-cookie:b=2").raw
         self.alike(lambda name: asyncget.octets_text(twice, name),
                    [("set-cookie", ["a=\udcff", "b=2"]), ("cookie", [])])
 
-    def test_text_of_a_value(self) -> None:
         self.alike(field_text, [
             (b" a\t", "a"), (b"caf\xc3\xa9", "café"), (b"caf\xe9", "café"), (b"", ""),
             (b"\xc2\xa0a\x85", "Â\xa0a\x85"), (b"\xff\xfe", "ÿþ")])
@@ -1088,44 +1086,38 @@ class Section5BodyFraming(Section):
                                            "chunked", pieces) for pieces in cuts(wire)]
                     self.assertEqual(len({vars(error)["payload"] for error in errors}), 1)
 
-    def test_limits_are_the_same_in_any_cut(self) -> None:
-        line = asyncget.MAX_EXTENSION_BYTES - len("\r\n\r\n")
-        trailers = asyncget.MAX_HEAD_BYTES - len("X: \r\n\r\n")
-        end = b"\r\nx\r\n0\r\n\r\n"
-        for wire, said in [
-                (b"1;" + b"e" * (line - 2) + end, ""), (b"1;" + b"e" * (line - 1) + end, "chunk size"),
-                (b"5;" + b"a" * 16384, "chunk size"), (b"z" * 16384, "chunk size"),
-                (b"0\r\nX: " + b"y" * trailers + b"\r\n\r\n", ""),
-                # CVE-2026-34516, CVE-2023-39326
-                (b"0\r\nX: " + b"y" * (trailers + 1) + b"\r\n\r\n", "131072 bytes of trailers"),
-                ((b"1;" + b"e" * 4000 + b"\r\nx\r\n") * 5, "extensions: over 16384"),
-                ((b"1;" + b"e" * 20 + b"\r\nx\r\n") * 800, "extensions: over 16384"),
-                ((b"14;" + b"e" * 20 + b"\r\n" + b"x" * 20 + b"\r\n") * 800 + b"0\r\n\r\n", "")]:
-            for step in (1, len(wire) - 1, len(wire)):
-                with self.subTest(said, wire=wire[:30], step=step):
-                    pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
-                    if said:
-                        self.refused(ProtocolError, said, take, "chunked", pieces)
-                    else:
-                        self.assertEqual(take("chunked", pieces)[1], b"")
+    def test_limits_are_the_same_in_any_cut(self) -> None:  # CVE-2026-34516, CVE-2023-39326
+        line = b"1;%b\r\nx\r\n"
+        with mock.patch.multiple(asyncget, MAX_EXTENSION_BYTES=64, MAX_HEAD_BYTES=64):
+            for wire, said in [
+                    (line % (b"e" * 58) + b"0\r\n\r\n", ""), (line % (b"e" * 59), "chunk size"),
+                    (b"5;" + b"a" * 64, "chunk size"), (b"z" * 64, "chunk size"),
+                    (b"0\r\nX: " + b"y" * 57 + b"\r\n\r\n", ""),
+                    (b"0\r\nX: " + b"y" * 58 + b"\r\n\r\n", "64 bytes of trailers"),
+                    (line % (b"e" * 40) * 5, "extensions: over 64"),
+                    (line % (b"e" * 20) * 5, "extensions: over 64"),
+                    ((b"14;" + b"e" * 20 + b"\r\n" + b"x" * 20 + b"\r\n") * 9 + b"0\r\n\r\n", "")]:
+                with self.subTest(said, wire=wire):
+                    for pieces in cuts(wire):
+                        if said:
+                            self.refused(ProtocolError, said, take, "chunked", pieces)
+                        else:
+                            self.assertEqual(take("chunked", pieces)[1], b"")
 
     def test_a_size_is_no_promise(self) -> None:  # CVE-2025-13836, 9112 7.1
-        cases: list[tuple[Framing, bytes]] = [(10**18 - 1, b""),
-                                              ("chunked", b"7FFFFFFFFFFFFFFF\r\n")]
-        for framing, start in cases:
-            parser = body_parser(framing)
+        for parser, start in [(body_parser(10**18 - 1), b""),
+                              (body_parser("chunked"), b"7FFFFFFFFFFFFFFF\r\n")]:
             self.assertEqual((parser.send(start + b"x"), parser.send(b"y")), (b"x", b"y"))
-        self.assertEqual(parse_border(b"\r\n7FFFFFFFFFFFFFFF\r\n"), 2**63 - 1)
 
     def test_hostile_shapes_take_no_time(self) -> None:
-        trailers = b"a:\r\n" * 16_000 + b"\r\n"  # CVE-2026-54277: the end is searched in what is new
+        trailers = b"a:\r\n" * 16_000 + b"\r\n"  # CVE-2026-54277: only what is new is searched
         framings: list[tuple[Framing, bytes, tuple[bytes, bytes, bytes]]] = [
             ("chunked", b"0\r\n" + trailers, (b"", b"", trailers)),
             ("chunked", b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n", (b"x" * 20_000, b"", b"\r\n")),  # CVE-2025-69229
             ("chunked", b"%x\r\n" % 10**5 + b"x" * 10**5 + b"\r\n0\r\n\r\n", (b"x" * 10**5, b"", b"\r\n")),
             (10**5, b"x" * 10**5, (b"x" * 10**5, b"", b""))]
         for framing, wire, taken in framings:
-            for step in (1, 99, len(wire)):
+            for step in (1, len(wire)):
                 pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
                 self.assertEqual(self.quick(take, framing, pieces), taken)
 
@@ -1221,10 +1213,6 @@ class Section8Decoding(Section):
                 self.refused(DecodingError, said, found, b"Content-Encoding: " + value)
         many = [b"Content-Encoding: gzip"] * 100  # CVE-2023-23916
         self.refused(DecodingError, "100 content codings", found, *many)
-
-    @unittest.skipIf(asyncget.HAS_ZSTD, "the standard library has zstd")
-    def test_zstd_is_refused_where_it_cannot_be_undone(self) -> None:
-        self.refused(DecodingError, "zstd", content_codings, b"zstd")
 
     @unittest.skipUnless(asyncget.HAS_ZSTD, "no zstd before 3.14")
     def test_zstd(self) -> None:
@@ -1425,9 +1413,8 @@ class Section6Response(Section):
     def test_head(self) -> None:
         got = response(fields=[b"Vary: a", b"X: \xe9"], status=b"HTTP/1.0 404 Not F\xc3\xb6und",
                        url=f"http://u:{SECRET}@h:81/x?y#z")
-        self.assertEqual((got.status, got.status_code, got.reason, got.http_version, got.url,
-                          got.ok),
-                         (404, 404, "Not Föund", "HTTP/1.0", "http://h:81/x?y#z", False))
+        self.assertEqual((got.status, got.status_code, got.reason, got.http_version, got.url),
+                         (404, 404, "Not Föund", "HTTP/1.0", "http://h:81/x?y#z"))
         self.assertEqual((got.headers["vary"], got.headers["x"], got.history), ("a", "é", []))
         self.assertIs(got.headers, got.headers)
         self.assertEqual(repr(got), "<Response 404 http://h:81/x?y#z>")
@@ -1435,17 +1422,15 @@ class Section6Response(Section):
         self.assertEqual(response(fields=[b"X: 1\r\n 2"]).headers["x"], "1 2")
 
     def test_raise_for_status(self) -> None:
-        for status, ok in [(200, True), (399, True), (400, False), (999, False)]:
-            with self.subTest(status):
-                got = response(status=b"HTTP/1.1 %d \x9b\xe2\x80\xae!" % status,
-                               url=f"http://u:{SECRET}@h/")
-                self.assertIs(got.ok, ok)
-                if ok:
-                    self.assertIs(got.raise_for_status(), got)
-                else:
-                    error = self.refused(StatusError, str(status), got.raise_for_status)
-                    self.assertEqual((error.url, error.response, error.exit_code),
-                                     ("http://h/", got, 22))
+        for status in (200, 399, 400, 999):
+            got = response(status=b"HTTP/1.1 %d \x9b\xe2\x80\xae!" % status,
+                           url=f"http://u:{SECRET}@h/")
+            self.assertIs(got.ok, status < 400)
+            if got.ok:
+                self.assertIs(got.raise_for_status(), got)
+            else:
+                error = self.refused(StatusError, str(status), got.raise_for_status)
+                self.assertEqual((error.url, error.response, error.exit_code), ("http://h/", got, 22))
 
     def test_read_in_all_cuts(self) -> None:
         coded = gzip.compress(b"hello")
@@ -1476,6 +1461,7 @@ class Section6Response(Section):
                 self.assertEqual(error.url, "http://h/")
 
     BODY = b'[1,\n"two",\n3]\n'
+    FRAMINGS: tuple[Framing, ...] = (0, "chunked", "close")
     UNREAD = "AsyncGetError: the body was not read: aw"
     PIECES = "AsyncGetError: the body was handed out i"
     GIVEN_UP = "AsyncGetError: the body was given up: no"
@@ -1485,18 +1471,19 @@ class Section6Response(Section):
         body, text = self.BODY, self.BODY.decode()
         expected: dict[str, tuple[bytes, list[str]]] = {
             **dict.fromkeys([
-                "", "bytes", "bytes bytes", "lines lines", "piece", "piece piece line", "line", "line line",
-                "line bytes", "line piece lines", "line line line bytes"], (body, [])),
-            "look": (body, [self.UNREAD]), "look read look read": (body, [self.UNREAD, *[text] * 3]),
-            "read bytes lines": (body * 3, [text]), "read line line": (body[:4] * 2 + body, [text]),
-            "piece look read": (body, [self.PIECES] * 2), "line read look": (body, [self.PIECES] * 2),
-            "bytes read": (body, [self.PIECES]), "lines look": (body, [self.PIECES])}
+                "", "bytes", "bytes bytes", "lines lines", "piece", "piece piece line", "line",
+                "line line", "line bytes", "line piece lines", "line line line bytes"], (body, [])),
+            **dict.fromkeys(["piece look read", "line read look"], (body, [self.PIECES] * 2)),
+            **dict.fromkeys(["bytes read", "lines look"], (body, [self.PIECES])),
+            "look": (body, [self.UNREAD]), "look read look": (body, [self.UNREAD, *[text] * 2]),
+            "read bytes lines": (body * 3, [text]), "read line line": (body[:4] * 2 + body, [text])}
         words = ("look", "read", "bytes", "lines", "piece", "line")
         programs = {*expected, *map(" ".join, itertools.product(words, repeat=2))}
         outcomes = {(body, program): outcome for program, outcome in expected.items()}
-        codings: dict[bytes, Any] = {b"identity": bytes, b"gzip": gzip.compress, b"deflate": zlib.compress}
-        ways: Any = itertools.product((body, b""), codings, (0, "chunked", "close"))
-        for content, coding, framing in ways:
+        codings: dict[bytes, Any] = {
+            b"identity": bytes, b"gzip": gzip.compress,
+            b"deflate, gzip": lambda content: gzip.compress(raw_deflate(content))}
+        for content, coding, framing in itertools.product((body, b""), codings, self.FRAMINGS):
             fields, wire = framed(codings[coding](content), framing)
             fields += [b"Content-Encoding: " + coding]
             for (when, source), program in itertools.product(arrivals(wire).items(), programs):
@@ -1571,14 +1558,13 @@ class Section6Response(Section):
 
     def test_keep_short(self) -> None:
         limit = asyncget.MAX_DISCARD_BYTES
-        framings: list[Framing] = [0, "chunked", "close"]
         for why, body, before, told in [
                 ("short", self.BODY, [], self.BODY.decode()), ("empty", b"", [], ""),
                 ("read", self.BODY, ["read"], self.BODY.decode()),
-                ("pieces", self.BODY, ["piece"], self.PIECES), ("lines", self.BODY, ["line"], self.PIECES),
-                ("fits", b"1" * limit, [], "1" * limit),
+                ("pieces", self.BODY, ["piece"], self.PIECES),
+                ("lines", self.BODY, ["line"], self.PIECES), ("fits", b"1" * limit, [], "1" * limit),
                 ("long", b"1" * (limit + 1), [], self.GIVEN_UP)]:
-            for framing, coded in itertools.product(framings, (False, True)):
+            for framing, coded in itertools.product(self.FRAMINGS, (False, True)):
                 fields, wire = framed(gzip.compress(body) if coded else body, framing)
                 for when, source in arrivals(wire).items():
                     with self.subTest(why, framing=framing, when=when):
@@ -1602,15 +1588,11 @@ class Section6Response(Section):
         self.assertEqual(run(whole.read()), b"ab")
 
     def test_limit(self) -> None:  # CVE-2017-14158
-        for fits, pieces, done in [(True, [b"hel", b"lo"], False), (False, [b"hel", b"lo!"], False),
-                                   (True, [b"hello"], True), (False, [b"hello!"], True)]:
-            with self.subTest(pieces, done=done):
-                got = response(*pieces, done=done)
-                if fits:
-                    self.assertEqual(run(got.read(5)), b"hello")
-                    continue
-                error = self.refused(TooLarge, "max_size", lambda got: run(got.read(5)), got)
-                self.assertEqual((vars(error)["limit"], error.response), (5, got))
+        for done in (False, True):
+            self.assertEqual(run(response(b"hel", b"lo", done=done).read(5)), b"hello")
+            got = response(b"hel", b"lo!", done=done)
+            error = self.refused(TooLarge, "max_size", lambda got: run(got.read(5)), got)
+            self.assertEqual((vars(error)["limit"], error.response), (5, got))
         self.assertEqual(run(response().read(0)), b"")
 
     def test_a_bomb_is_left_where_it_was_too_large(self) -> None:  # CVE-2026-44432
@@ -1721,20 +1703,17 @@ class Section6Response(Section):
                 error = self.refused(DecodingError, "not JSON", got.json)
                 self.assertEqual((error.response, error.url, error.exit_code),
                                  (got, "http://h/", 61))
-        latin = [b"Content-Type: a; charset=latin-1"]
-        got = response(b'["\xe9"]', fields=latin, read=True)
+        fields = [b"Content-Type: a; charset=latin-1"]
+        got = response(b'["\xe9"]', fields=fields, read=True)
         self.refused(DecodingError, "not JSON", got.json)  # 8259 8.1: not the server's to say
-        for name, value in [("latin-1", ["é"]), ("cp437", ["Θ"]), ("x-mac-roman", ["È"])]:
+        for name, body, value in [
+                ("latin-1", b'"\xe9"', "é"), ("cp437", b'"\xe9"', "Θ"), ("x-mac-roman", b'"\xe9"', "È"),
+                ("utf-8", b"\xef\xbb\xbf[1]", [1])]:
+            got = response(body, fields=fields, read=True)
             got.encoding = name
             self.assertEqual(got.json(), value)
-        marked = response(b"\xef\xbb\xbf[1]", read=True)
-        marked.encoding = "utf-8"
-        self.assertEqual(marked.json(), [1])
-        digits = response(b"9" * 5000, read=True)  # int() has a limit, but not in old ones
-        try:
-            self.assertEqual(digits.json() % 10, 9)
-        except DecodingError:
-            self.assertGreater(sys.version_info, (3, 9, 13))
+        with contextlib.suppress(DecodingError):  # int() has a limit, but not in old ones
+            self.assertEqual(response(b"9" * 5000, read=True).json() % 10, 9)
 
     def test_cookies(self) -> None:
         fields = [b"Set-Cookie: a=1; Path=/; Secure", b"set-cookie: b = x=y ;HttpOnly",
