@@ -123,7 +123,6 @@ from asyncget import (
     netrc_auth,
     next_request,
     parse_arguments,
-    parse_border,
     parse_cookie_file,
     parse_head,
     parse_host,
