@@ -1074,7 +1074,7 @@ class Section5BodyFraming(Section):
                     b"5;a\nb", b"5;a\0", b"5;a\rb", b"5;\x01", b"5;\x7f",       # CVE-2024-52304
                     b"5\nhello", b"5\x01", b"5\x7f", b"0\x01",                  # CVE-2025-22871
                     b"-1", b"+5", b"0x5", b"0_5", "٥".encode(), b"\x0b5", b" 5",  # CVE-2017-13089
-                    b"", b"hello", b";a", b"5 a", b"0" * 17,
+                    b"", b"\n", b"hello", b";a", b"5 a", b"0" * 17,
                     b"10000000000000005", b"8000000000000000"]],                 # RUSTSEC-2021-0079
                 "trailers: not a field line: b": [b"1\r\nx\r\n0\r\n" + lines + b"\r\n\r\n" for lines in [
                     b"X", b" X: 1", b"X : 1", b"X: \0", b"X\x01: 1", b"X\x7f: 1",
@@ -1084,6 +1084,7 @@ class Section5BodyFraming(Section):
                     errors = [self.refused(ProtocolError, said if pieces == [wire] else "", take,
                                            "chunked", pieces) for pieces in cuts(wire)]
                     self.assertEqual(len({vars(error)["payload"] for error in errors}), 1)
+                    self.assertEqual({error.exit_code for error in errors}, {56})
 
     def test_limits_are_the_same_in_any_cut(self) -> None:  # CVE-2026-34516, CVE-2023-39326
         line = b"1;%b\r\nx\r\n"
@@ -1107,6 +1108,12 @@ class Section5BodyFraming(Section):
         for parser, start in [(body_parser(10**18 - 1), b""),
                               (body_parser("chunked"), b"7FFFFFFFFFFFFFFF\r\n")]:
             self.assertEqual((parser.send(start + b"x"), parser.send(b"y")), (b"x", b"y"))
+
+    def test_only_so_many_sizes_are_remembered(self) -> None:
+        with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_SIZES", 9):
+            for size in range(1, 50):
+                body_parser("chunked").send(b"%x\r\n" % size)
+            self.assertLessEqual(len(asyncget._sizes), 9)
 
     def test_hostile_shapes_take_no_time(self) -> None:
         trailers = b"a:\r\n" * 16_000 + b"\r\n"  # CVE-2026-54277: only what is new is searched
