@@ -72,10 +72,10 @@ from collections.abc import (
 )
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from unittest import mock
-from urllib.parse import urlsplit
 
 import asyncget
 from asyncget import (
@@ -123,7 +123,6 @@ from asyncget import (
     netrc_auth,
     next_request,
     parse_arguments,
-    parse_border,
     parse_cookie_file,
     parse_head,
     parse_host,
@@ -438,7 +437,7 @@ def server_tls(name: str = "leaf", client_ca: bool = False) -> ssl.SSLContext:
 # ==== What only decides: bytes in, values out =================================
 # Tests of asyncget's sections 1 to 6, and 8: bytes in, values out, no socket anywhere.
 #
-# A case names the rule it holds: an RFC section, or the published fault of another client.
+# A row or its comment names the rule: an RFC section, or the published fault of another client.
 
 
 SECRET = "s3cret"
@@ -493,6 +492,12 @@ def raw_deflate(data: bytes) -> bytes:
 class Section(unittest.TestCase):
     """What the sections' tests share."""
 
+    def alike(self, call: Callable[[Any], Any], rows: Iterable[Sequence[Any]]) -> None:
+        """Check what a call makes of the first of each row: the second."""
+        for given, expected in rows:
+            with self.subTest(given):
+                self.assertEqual(call(given), expected)
+
     def refused(self, error: type[AsyncGetError], said: str, call: Any,
                 *args: Any) -> AsyncGetError:
         """Check that a call raises that error, with this in its text, and no secret."""
@@ -506,11 +511,11 @@ class Section(unittest.TestCase):
         self.assertIs(type(caught.exception), error)
         return caught.exception
 
-    def quick(self, call: Any, *args: Any, seconds: float = 5.0) -> Any:
-        """Call what takes a fraction of a second if linear, and minutes or so if not."""
-        begin = time.perf_counter()
+    def quick(self, call: Any, *args: Any, seconds: float = 1.0) -> Any:
+        """Call what takes a fraction of a second if linear, and several if not: of this process."""
+        begin = time.process_time()
         result = call(*args)
-        self.assertLess(time.perf_counter() - begin, seconds)
+        self.assertLess(time.process_time() - begin, seconds)
         return result
 
 
@@ -542,53 +547,25 @@ class Section1Errors(Section):
 
     def test_facts_are_attributes_of_one_error_alone(self) -> None:
         error = IncompleteBody("cut", expected=5, received=3, url="http://h/", exit_code=56)
-        self.assertEqual((str(error), error.expected, error.received, error.url, error.exit_code),
-                         ("cut", 5, 3, "http://h/", 56))
+        for twin in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            self.assertEqual((type(twin), str(twin), twin.expected, twin.received, twin.url,
+                              twin.exit_code), (IncompleteBody, "cut", 5, 3, "http://h/", 56))
         fresh = IncompleteBody()
         self.assertEqual((fresh.expected, fresh.received, fresh.url, fresh.exit_code,
-                          fresh.response),
-                         (None, 0, "", 18, None))
-
-    def test_errors_pickle_and_copy_with_their_facts(self) -> None:
-        error = IncompleteBody("cut", expected=5, received=3)
-        for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
-            self.assertEqual((type(twin), str(twin), twin.expected, twin.received),
-                             (IncompleteBody, "cut", 5, 3))
-
-    def test_a_connect_error_is_caught_as_an_os_error(self) -> None:
-        with self.assertRaises(OSError):
-            raise ConnectError("no way there")
-
-    def test_every_limit_is_a_number_above_zero(self) -> None:
-        limits = {name: value for name, value in vars(asyncget).items()
-                  if re.match(r"MAX_|\w+_(SECONDS|BYTES|CHARS)$", name)}
-        self.assertGreater(len(limits), 15)
-        for name, value in limits.items():
-            with self.subTest(name):
-                self.assertGreater(value, 0)
+                          fresh.response), (None, 0, "", 18, None))
 
     def test_shown(self) -> None:
-        cases: list[tuple[bytes | bytearray, str]] = [
-                (b"", "b''"), (b"HTP/1.1", "b'HTP/1.1'"),
-                (b"\x1b]0;x\x07\r\n", r"b'\x1b]0;x\x07\r\n'"),
-                (bytearray(b"\xff\x9b"), r"b'\xff\x9b'"), (b"a" * 100, f"b'{'a' * 100}'"),
-                (b"a" * 101, f"b'{'a' * 100}'…")]
-        for data, text in cases:
-            with self.subTest(data):
-                self.assertEqual(shown(data), text)
+        self.alike(shown, [
+            (b"", "b''"), (b"HTP/1.1", "b'HTP/1.1'"), (bytearray(b"\xff\x9b"), r"b'\xff\x9b'"),
+            (b"\x1b]0;x\x07\r\n", r"b'\x1b]0;x\x07\r\n'"),
+            (b"a" * 100, f"b'{'a' * 100}'"), (b"a" * 101, f"b'{'a' * 100}'…")])
 
     def test_printable(self) -> None:  # CVE-2004-1488, GO-2026-5039
-        cases: list[tuple[str | bytes, str]] = [
-                ("", ""), ("naïve 日本 text", "naïve 日本 text"), ("a\x1b[2Jb", r"a\x1b[2Jb"),
-                ("\r\n\t\0\x7f", r"\r\n\t\x00\x7f"),
-                ("\x9b31m", r"\x9b31m"),       # C1 is an escape, too
-                ("a\u202egpj.exe", r"a\u202egpj.exe"),
-                ("\u2066\u200b", r"\u2066\u200b"),  # direction
-                ("\ud800", r"\ud800"), (b"caf\xc3\xa9\xff\x1b", r"café\xff\x1b")]
-        for given, text in cases:
-            with self.subTest(given):
-                self.assertEqual(printable(given), text)
-                self.assertTrue(printable(given).isprintable())
+        self.alike(printable, [
+            ("", ""), ("naïve 日本 text", "naïve 日本 text"), ("a\x1b[2Jb", r"a\x1b[2Jb"),
+            ("\r\n\t\0\x7f", r"\r\n\t\x00\x7f"), ("\x9b31m", r"\x9b31m"),  # C1 is an escape, too
+            ("a\u202egpj.exe", r"a\u202egpj.exe"), ("\u2066\u200b", r"\u2066\u200b"),  # direction
+            ("\ud800", r"\ud800"), (b"caf\xc3\xa9\xff\x1b", r"café\xff\x1b")])
 
 
 class Section2URLs(Section):
@@ -600,150 +577,112 @@ class Section2URLs(Section):
                 ("HTTPS://H.Test", "https://h.test:443", "/", "", ""),
                 ("http://h?q#f", "http://h:80", "/?q", "f", ""),                    # 9112 3.2.1
                 ("http://h/a?b?c#d#e", "http://h:80", "/a?b?c", "d#e", ""),
-                ("http://h#/x?y", "http://h:80", "/", "/x?y", ""),
                 ("http://u:p@h:81/", "http://h:81", "/", "", "u:p"),                # 9110 7.2
-                ("http://u:p:q@h", "http://h:80", "/", "", "u:p:q"),
                 ("http://a@b@c/", "http://c:80", "/", "", "a@b"),
                 ("http://a;b@c/", "http://c:80", "/", "", "a;b"),                   # CVE-2024-38428
                 ("http://A#@B/", "http://a:80", "/", "@B/", ""),                    # bpo-30500
                 ("http://A?@B/", "http://a:80", "/?@B/", "", ""),                   # CVE-2016-8624
-                ("http://A/@B/", "http://a:80", "/@B/", "", ""),
                 ("http://A:@B/", "http://b:80", "/", "", "A:"),                     # CVE-2024-47081
+                ("http://A%2f@B/%", "http://b:80", "/%", "", "A%2f"),               # CVE-2022-27780
                 ("http://h//B/x", "http://h:80", "//B/x", "", ""),                  # CVE-2022-35949
                 ("http://h/../a/./b", "http://h:80", "/a/b", "", ""),               # 3986 6.2.2.3
-                ("http://h/a/..", "http://h:80", "/", "", ""),
                 ("http://h/a/.?/../#/./", "http://h:80", "/a/?/../", "/./", ""),
                 ("http://h/a/%2e%2E/.b/c../...", "http://h:80", "/a/%2e%2E/.b/c../...", "", ""),
                 ("http://h//..//a/./", "http://h:80", "//a/", "", ""),
                 (" \t\r\nhttp://h/x\f\n", "http://h:80", "/x", "", ""),              # as browsers
                 ("http://h/\udce9\udc85 é", "http://h:80", "/%E9%85%20%C3%A9", "", ""),  # octets
                 ("http://h/%2F%0d%0a%zz", "http://h:80", "/%2F%0d%0a%zz", "", ""),  # CVE-2012-0036
-                ("http://h/a b?c d#e f", "http://h:80", "/a%20b?c%20d", "e%20f", ""),
-                ("http://h/é?ü=\u2028", "http://h:80", "/%C3%A9?%C3%BC=%E2%80%A8", "", ""),
-                ("http://h/#\u202e\x9b", "http://h:80", "/", "%E2%80%AE%C2%9B", ""),
+                ("http://h/a b?ü d#e\u202e", "http://h:80", "/a%20b?%C3%BC%20d", "e%E2%80%AE", ""),
                 ("http://h/\\x\"<>`{|}^'", "http://h:80", "/\\x\"<>`{|}^'", "", ""),
                 ("http://h:/", "http://h:80", "/", "", ""),
-                ("http://h:080/", "http://h:80", "/", "", ""), ("http://h:00000008080/", "http://h:8080", "/", "", ""),
-                ("https://h:0/", "https://h:0", "/", "", ""), ("https://h:000/", "https://h:0", "/", "", ""),
+                ("http://h:00000008080/", "http://h:8080", "/", "", ""),
+                ("https://h:000/", "https://h:0", "/", "", ""),
                 ("http://h:65535", "http://h:65535", "/", "", ""),
-                ("https://[::1]:8443/", "https://::1:8443", "/", "", ""),
-                ("http://[::FFFF:1.2.3.4]", "http://::ffff:1.2.3.4:80", "/", "", "")]:
+                ("https://[::1]:8443/", "https://::1:8443", "/", "", "")]:
             with self.subTest(text):
                 url = parse_url(text)
                 self.assertEqual((f"{url.origin.scheme}://{url.origin.host}:{url.origin.port}",
-                                  *url[1:]), (origin.replace("::ffff:1.2.3.4", url.origin.host),
-                                              target, fragment, userinfo))
+                                  *url[1:]), (origin, target, fragment, userinfo))
                 self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
-                self.assertNotIn("@", str(url)[:len("http://" + url.origin.authority)])
 
     def test_hosts(self) -> None:
-        for text, host in [
-                ("h", "h"), ("H.TEST", "h.test"), ("h.test.", "h.test."), ("a_b-c", "a_b-c"),
-                ("127.0.0.1", "127.0.0.1"), ("1.example", "1.example"),
-                ("web.1", "web.1"), ("1.web.2.", "1.web.2."), ("0x7f.a.0x1", "0x7f.a.0x1"),
-                ("1.2.3.4.com", "1.2.3.4.com"),
-                ("[::]", "::"), ("[0:0:0:0:0:0:0:1]", "::1"), ("[FE80::1]", "fe80::1"),
-                ("[FE80:0::1%25Eth0.1-a_~]", "fe80::1%Eth0.1-a_~"),  # 6874
-                ("straße.test", "xn--strae-oqa.test"),           # CVE-2016-8625: not strasse
-                ("BÜCHER.example", "xn--bcher-kva.example"),
-                ("bu\u0308cher.example", "xn--bcher-kva.example"),  # NFC
-                ("日本.test", "xn--wgv71a.test"),
-                ("xn--example-.com", "xn--example-.com"),        # RUSTSEC-2024-0421: opaque
-                ("XN--WGV71A.test", "xn--wgv71a.test"), ("a" * 63 + ".test", "a" * 63 + ".test")]:
-            with self.subTest(text):
-                self.assertEqual(parse_host(text), host)
-                self.assertEqual(parse_host(asyncget.bracketed(host)), host)
+        hosts = {
+            "h": "h", "H.TEST": "h.test", "h.test.": "h.test.", "a_b-c": "a_b-c",
+            "127.0.0.1": "127.0.0.1", "1.example": "1.example", "web.1": "web.1",
+            "1.web.2.": "1.web.2.", "0x7f.a.0x1": "0x7f.a.0x1", "1.2.3.4.com": "1.2.3.4.com",
+            "[::]": "::", "[0:0:0:0:0:0:0:1]": "::1", "[FE80::1]": "fe80::1",
+            "[FE80:0::1%25Eth0.1-a_~]": "fe80::1%Eth0.1-a_~",  # 6874
+            "[::FFFF:1.2.3.4]": str(IPv6Address("::ffff:102:304")),
+            "straße.test": "xn--strae-oqa.test",               # CVE-2016-8625: not strasse
+            "BÜCHER.example": "xn--bcher-kva.example",
+            "bu\u0308cher.example": "xn--bcher-kva.example",   # NFC
+            "日本.test": "xn--wgv71a.test", "XN--WGV71A.test": "xn--wgv71a.test",
+            "xn--example-.com": "xn--example-.com",            # RUSTSEC-2024-0421: opaque
+            "a" * 63 + ".test": "a" * 63 + ".test"}
+        self.alike(parse_host, hosts.items())
+        self.alike(lambda host: parse_host(asyncget.bracketed(host)),
+                   ((host, host) for host in hosts.values()))
 
     def test_authority(self) -> None:
-        for origin, authority in [
-                (("http", "h", 80), "h"), (("http", "h", 443), "h:443"), (("https", "h", 443), "h"),
-                (("https", "h", 80), "h:80"), (("http", "::1", 80), "[::1]"),
-                (("http", "::1", 81), "[::1]:81"),
-                (("http", "fe80::1%eth0", 80), "[fe80::1]")]:  # 9110 7.2
-            with self.subTest(origin):
-                self.assertEqual(Origin(*origin).authority, authority)
-        self.assertEqual(str(parse_url("http://[FE80::1%25eth0]:81/")), "http://[fe80::1%25eth0]:81/")
+        self.alike(lambda text: parse_url(text).origin.authority, [
+            ("http://h:80", "h"), ("http://h:443", "h:443"), ("https://h", "h"),
+            ("https://h:80", "h:80"), ("http://[::1]", "[::1]"), ("http://[::1]:81", "[::1]:81"),
+            ("http://[fe80::1%25eth0]", "[fe80::1]")])  # 9110 7.2
+        self.assertEqual(str(parse_url("http://[FE80::1%25eth0]:8/")), "http://[fe80::1%25eth0]:8/")
 
-    BAD = [
-        ("no scheme", "h/x", "not an absolute URL"), ("empty", "", "not an absolute URL"),
-        ("one slash", "http:/h/", "not an absolute URL"), ("none", "http:h", "not an absolute URL"),
-        ("9110 4.2.1", "http:///x", "no host"), ("9110 4.2.1", "http://:80/", "no host"),
-        ("9110 4.2.1", "http://u@/", "no host"), ("9110 4.2.1", "http://?q", "no host"),
-        ("CVE-2019-9740", "http://h/x HTTP/1.1\r\nY: 2", r"'\r'"),
-        ("CVE-2019-9947", "http://h/?q=\n#", r"'\n'"),
-        ("CVE-2019-11236", "http://h/x\r\n\r\nGET /evil", r"'\r'"),
-        ("CVE-2019-18348", "http://h\r\nY: 2/", r"'\r'"),
-        ("CVE-2017-6508", "http://h%0d%0aY/", "not a host"),
-        ("CVE-2022-0391", "ht\ntp://h", r"'\n'"), ("CVE-2022-0391", "http://h/a\tb", r"'\t'"),
-        ("CVE-2023-24329", "\x01file://h", r"'\x01'"), ("CVE-2023-24329", " file://h", "scheme"),
-        ("blanks", "\x0bhttp://h", r"'\x0b'"), ("blanks", "\xa0http://h", "scheme"),
-        ("NUL", "http://h\0/", r"'\x00'"), ("DEL", "http://h/\x7f", r"'\x7f'"),
-        ("in the fragment", "http://h/#\nx", r"'\n'"), ("in the userinfo", "http://u\n@h/", r"'\n'"),
-        ("CVE-2011-1521", "file:///etc/passwd", "'file'"),
-        ("CVE-2019-9948", "local_file://h/x", "'local_file'"),
-        ("CVE-2009-0037", "scp://h/x", "'scp'"), ("scheme", "httpſ://h", "unsupported scheme"),
-        ("scheme", "https+unix://h", "unsupported scheme"),
-        ("scheme", "://h", "unsupported scheme"),
-        ("CVE-2019-9636", "http://A＃@B/", "percent-encoded"),
-        ("CVE-2019-9636", "http://A＃B/", "not a host label"),
-        ("CVE-2019-10160", "http://A\u2100B/", "not a host label"),  # NFKC: a/c
-        ("CVE-2024-11168", "http://[1.2.3.4]/", "not an IPv6 address"),
-        ("CVE-2025-0938", "http://x[::1]/", "not a host"),
-        ("brackets", "http://[::1]x/", "not a host"),
-        ("CVE-2019-14809", "http://[::1].evil:80", "not a host"),
-        ("CVE-2025-47912", "http://[h.test]/", "not an IPv6 address"),
-        ("CVE-2026-25679", "http://h:80x/", "not a host"), ("port", "http://h:+80/", "not a host"),
-        ("port", "http://h:-1/", "not a host"), ("port", "http://h:8_0/", "not a host"),
-        ("port", "http://h:٨٠/", "not a host"), ("port", "http://h:65536/", "0 to 65535"),
-        ("port", "http://h:0x50/", "not a host"), ("port", "http://h:1:2/", "not a host"),
-        ("port", "http://h:0065536/", "0 to 65535"), ("port", "http://h:100000/", "not a host"),
-        *[("zone", f"http://[{text}]/", "not an IPv6 address") for text in [
-            "fe80::1%eth0", "fe80::1%25", "fe80::1%25a%25b", "fe80::1%25a%0d",
-            "fe80::1%25" + "z" * 64, "1.2.3.4%25eth0", "%25eth0"]],
-        ("zone", "http://fe80::1%25eth0/", "not a host"),
-        ("CVE-2022-33124", "http://[::1/", "not a host"), ("brackets", "http://[]/", "not an IPv6"),
-        ("CVE-2022-27780", "http://A%2f@B/%", None),
-        ("CVE-2022-27780", "http://A%2f/", "not a host"),
-        ("aiohttp #12827", "http://A\\@B/", "percent-encoded"),
-        ("same", "http://A\\B/", "not a host"),
-        ("aiohttp #12827", "http://2130706433/", "not an IPv4"),
-        ("same", "http://127.1/", "not an IPv4"),
-        ("aiohttp #12827", "http://0x7f.1/", "not an IPv4"), ("same", "http://0x7F000001/", "IPv4"),
-        ("octal", "http://0177.0.0.1/", "not an IPv4"), ("same", "http://1.2.3.08/", "not an IPv4"),
-        ("0x", "http://1.0x/", "not an IPv4"), ("range", "http://256.1.1.1/", "not an IPv4"), ("dot", "http://1.2.3.4./", "not an IPv4"),
-        ("CVE-2022-42916", "http://127．0．0．1/", "not a host label"),
-        ("CVE-2022-43551", "http://127｡0｡0｡1/", "not a host label"),
-        ("full-width", "http://１２７.0.0.1/", "not a host label"),
-        ("Kelvin sign", "http://\u212a/", "not a host label"),
-        ("long s", "http://ſ/", "not a host"),
-        ("CVE-2022-45061", f"http://{'ü' * 64}/", "not a host"),
-        ("label", f"http://{'a' * 64}/", "not a host"),
-        ("label", f"http://{'ü' * 60}x/", "not a host"),
-        ("host", f"http://{'a.' * 128}/", "255"), ("labels", "http://a..b/", "not a host"),
-        ("labels", "http://.a/", "not a host"), ("labels", "http://./", "not a host"),
-        ("blank", "http://a b/", "not a host"), ("hosts", "http://a,b/", "not a host"),
-        ("surrogate", "http://h/\ud800", "not Unicode"), ("octets", "http://h\udce9/", "not a host"),
-        ("too long", "http://h/" + "a" * 65528, "65536"),
-    ]
+    BAD = {  # by what is said about them
+        "not an absolute URL": ["h/x", "", "http:/h/", "http:h"],
+        "no host": ["http:///x", "http://:80/", "http://u@/", "http://?q"],  # 9110 4.2.1
+        # CVE-2019-9740, -9947, -11236, -18348, CVE-2022-0391, CVE-2023-24329
+        r"'\r'": ["http://h/x HTTP/1.1\r\nY: 2", "http://h/x\r\n\r\nGET /y", "http://h\r\nY: 2/"],
+        r"'\n'": ["http://h/?q=\n#", "ht\ntp://h", "http://h/#\nx", "http://u\n@h/"],
+        r"'\t'": ["http://h/a\tb"], r"'\x01'": ["\x01file://h"], r"'\x0b'": ["\x0bhttp://h"],
+        r"'\x00'": ["http://h\0/"], r"'\x7f'": ["http://h/\x7f"],
+        # CVE-2023-24329, CVE-2011-1521, CVE-2019-9948, CVE-2009-0037
+        "unsupported scheme ": [
+            " file://h", "\xa0http://h", "file:///etc/passwd", "local_file://h/x", "scp://h/x",
+            "httpſ://h", "https+unix://h", "://h"],
+        "percent-encoded": ["http://A＃@B/", "http://A\\@B/"],  # CVE-2019-9636, aiohttp #12827
+        "not a host label": [  # CVE-2019-9636, -10160 (NFKC: a/c), CVE-2022-42916, -43551
+            "http://A＃B/", "http://A\u2100B/", "http://127．0．0．1/", "http://127｡0｡0｡1/",
+            "http://１２７.0.0.1/", "http://\u212a/", "http://ſ/", "http://h\udce9/"],
+        "not an IPv6 address": [  # CVE-2024-11168, CVE-2025-47912
+            "http://[1.2.3.4]/", "http://[h.test]/", "http://[]/",
+            *[f"http://[{text}]/" for text in [
+                "fe80::1%eth0", "fe80::1%25", "fe80::1%25a%25b", "fe80::1%25a%0d",
+                "fe80::1%25" + "z" * 64, "1.2.3.4%25eth0", "%25eth0"]]],
+        "not an IPv4 address": [f"http://{host}/" for host in [  # aiohttp #12827
+            "2130706433", "127.1", "0x7f.1", "0x7F000001", "0177.0.0.1", "1.2.3.08", "1.0x",
+            "256.1.1.1", "1.2.3.4."]],
+        "not a host and port": [  # CVE-2025-0938, CVE-2019-14809, CVE-2026-25679, CVE-2022-33124
+            "http://x[::1]/", "http://[::1]x/", "http://[::1].evil:80", "http://[::1/",
+            "http://fe80::1%25eth0/",
+            *[f"http://h:{port}/" for port in [
+                "80x", "+80", "-1", "8_0", "٨٠", "0x50", "1:2", "65536", "0065536", "100000"]]],
+        "not a host: ": [f"http://{host}/" for host in [  # CVE-2017-6508, CVE-2022-27780, -45061
+            "h%0d%0aY", "A%2f", "A\\B", "ü" * 64, "a" * 64, "ü" * 60 + "x", "a..b", ".a", ".", "a b",
+            "a,b"]],
+        "255": [f"http://{'a.' * 128}/"], "not Unicode": ["http://h/\ud800"],
+        "65536": ["http://h/" + "a" * 65528],
+    }
 
     def test_bad_urls(self) -> None:
-        for why, text, said in self.BAD:
-            with self.subTest(why, text=text[:40]):
-                if said is None:  # userinfo and target may hold escapes
-                    self.assertEqual(parse_url(text).origin.host, "b")
-                    continue
-                error = self.refused(InvalidURL, said, parse_url, text)
-                self.assertEqual(error.exit_code, 1 if "scheme" in str(error) else 3)
+        for said, texts in self.BAD.items():
+            for text in texts:
+                with self.subTest(said, text=text[:40]):
+                    error = self.refused(InvalidURL, said, parse_url, text)
+                    self.assertEqual(error.exit_code, 1 if "scheme" in said else 3)
 
     def test_a_redirect_passes_the_same_checks(self) -> None:  # CVE-2021-41945, CVE-2022-33124
         base = parse_url("http://h/a")
-        for why, text, said in self.BAD:
-            if said is None or not re.match(r"[a-z]+:", text) or len(text) > 9999:
-                continue
-            with self.subTest(why, text=text[:40]):
-                self.refused(InvalidURL, said, join_url, base, text)
-                if text.startswith("http://"):
-                    self.refused(InvalidURL, said, join_url, base, text[5:])
+        for said, texts in self.BAD.items():
+            for text in texts:
+                if not re.match(r"[a-z]+:", text) or len(text) > 9999:
+                    continue
+                with self.subTest(said, text=text[:40]):
+                    self.refused(InvalidURL, said, join_url, base, text)
+                    if text.startswith("http://"):
+                        self.refused(InvalidURL, said, join_url, base, text[5:])
         for text in ("/x HTTP/1.1\r\nY: 2", "?\tx", "#\nx", "a\0", "\x7f", "\\\rx"):
             self.refused(InvalidURL, "control character", join_url, base, text)
 
@@ -761,126 +700,80 @@ class Section2URLs(Section):
         self.assertNotIn(SECRET, str(parse_url(f"http://me:{SECRET}@h/")))
 
     def test_lengths(self) -> None:  # 9110 4.1: 8000 at the least
-        for count in (8000, 65_536 - 9):
-            self.assertEqual(len(parse_url("http://h/" + "a" * count).target), count + 1)
+        self.assertEqual(len(parse_url("http://h/" + "a" * 65_527).target), 65_528)
         base = parse_url("http://h/" + "a" * 60_000 + "/")
         self.refused(InvalidURL, "65536", join_url, base, "b" * 6000)
 
-    def test_rfc_3986_examples(self) -> None:
+    EXAMPLES = """g→/b/c/g ./g→/b/c/g g/→/b/c/g/ /g→/g ?y→/b/c/d;p?y g?y→/b/c/g?y #s→/b/c/d;p?q#s
+        g#s→/b/c/g#s g?y#s→/b/c/g?y#s ;x→/b/c/;x g;x→/b/c/g;x g;x?y#s→/b/c/g;x?y#s →/b/c/d;p?q
+        .→/b/c/ ./→/b/c/ ..→/b/ ../→/b/ ../g→/b/g ../..→/ ../../→/ ../../g→/g ../../../g→/g
+        ../../../../g→/g /./g→/g /../g→/g g.→/b/c/g. .g→/b/c/.g g..→/b/c/g.. ..g→/b/c/..g
+        ./../g→/b/g ./g/.→/b/c/g/ g/./h→/b/c/g/h g/../h→/b/c/h g;x=1/./y→/b/c/g;x=1/y
+        g;x=1/../y→/b/c/y g?y/./x→/b/c/g?y/./x g?y/../x→/b/c/g?y/../x g#s/./x→/b/c/g#s/./x
+        g#s/../x→/b/c/g#s/../x"""  # RFC 3986 5.4.1, 5.4.2, but for http:g
+
+    def test_references(self) -> None:
         base = parse_url("http://a/b/c/d;p?q")
-        for reference, target in [  # 5.4.1, 5.4.2
-                ("g", "/b/c/g"), ("./g", "/b/c/g"), ("g/", "/b/c/g/"), ("/g", "/g"),
-                ("?y", "/b/c/d;p?y"),
-                ("g?y", "/b/c/g?y"), ("#s", "/b/c/d;p?q#s"), ("g#s", "/b/c/g#s"),
-                ("g?y#s", "/b/c/g?y#s"),
-                (";x", "/b/c/;x"), ("g;x", "/b/c/g;x"), ("g;x?y#s", "/b/c/g;x?y#s"),
-                ("", "/b/c/d;p?q"),
-                (".", "/b/c/"), ("./", "/b/c/"), ("..", "/b/"), ("../", "/b/"), ("../g", "/b/g"),
-                ("../..", "/"), ("../../", "/"), ("../../g", "/g"), ("../../../g", "/g"),
-                ("../../../../g", "/g"), ("/./g", "/g"), ("/../g", "/g"), ("g.", "/b/c/g."),
-                (".g", "/b/c/.g"), ("g..", "/b/c/g.."), ("..g", "/b/c/..g"), ("./../g", "/b/g"),
-                ("./g/.", "/b/c/g/"), ("g/./h", "/b/c/g/h"), ("g/../h", "/b/c/h"),
-                ("g;x=1/./y", "/b/c/g;x=1/y"), ("g;x=1/../y", "/b/c/y"),
-                ("g?y/./x", "/b/c/g?y/./x"),
-                ("g?y/../x", "/b/c/g?y/../x"), ("g#s/./x", "/b/c/g#s/./x"),
-                ("g#s/../x", "/b/c/g#s/../x"),
-                # beyond the RFC's list: what is there stays there
-                ("?", "/b/c/d;p?"), ("a//b", "/b/c/a//b"), ("/a//../b", "/a/b"),
-                ("%2e%2e/g", "/b/c/%2e%2e/g"),
-                ("/%2F", "/%2F"), ("é b", "/b/c/%C3%A9%20b"), ("x:y/z?:", None),
-                ("./x:y", "/b/c/x:y"),
-                ("/x:y", "/x:y"), ("?x:y", "/b/c/d;p?x:y"), ("\\\\evil/x", "/b/c/\\\\evil/x"),
-                ("/caf\udce9", "/caf%E9"), ("\udc85?\udcff#\udce9", "/b/c/%85?%FF#%E9"),
-                ("http://a/x/../g", "/g"), ("//a/./\udce9", "/%E9")]:
-            with self.subTest(reference):
-                if target is None:
-                    self.refused(InvalidURL, "not an absolute URL", join_url, base, reference)
-                else:
-                    self.assertEqual(str(join_url(base, reference)), "http://a" + target)
+        self.alike(lambda reference: str(join_url(base, reference))[len("http://a"):], [
+            *(pair.split("→") for pair in self.EXAMPLES.split()),
+            # beyond the RFC's list: what is there stays there
+            ("?", "/b/c/d;p?"), ("a//b", "/b/c/a//b"), ("/a//../b", "/a/b"),
+            ("%2e%2e/g", "/b/c/%2e%2e/g"), ("/%2F", "/%2F"), ("é b", "/b/c/%C3%A9%20b"),
+            ("./x:y", "/b/c/x:y"), ("/x:y", "/x:y"), ("?x:y", "/b/c/d;p?x:y"),
+            ("\\\\evil/x", "/b/c/\\\\evil/x"), ("/caf\udce9", "/caf%E9"),
+            ("\udc85?\udcff#\udce9", "/b/c/%85?%FF#%E9"), ("http://a/x/../g", "/g"),
+            ("//a/./\udce9", "/%E9")])
 
     def test_other_origins(self) -> None:
         base = parse_url("https://me:pw@h:81/a/b?q#f")
-        for reference, text, userinfo in [
-                ("//B", "https://b/#f", ""), ("//B/x#", "https://b/x", ""), ("///x", None, ""),
-                ("http://h:81/", "http://h:81/#f", ""), ("HTTPS://H/?y", "https://h/?y#f", ""),
-                ("//u:p@B/", "https://b/#f", "u:p"), ("/x", "https://h:81/x#f", ""),
-                ("/x#g", "https://h:81/x#g", ""), ("", "https://h:81/a/b?q#f", ""),
-                ("http:g", None, ""), ("javascript:alert(1)", None, ""), ("data:,x", None, "")]:
-            with self.subTest(reference):  # fragment: 9110 10.2.2
-                if text is None:
-                    self.refused(InvalidURL, "", join_url, base, reference)
-                else:
-                    url = join_url(base, reference)
-                    self.assertEqual((str(url), url.userinfo), (text, userinfo))
+        self.alike(lambda reference: (str(url := join_url(base, reference)), url.userinfo), [
+            ("//B", ("https://b/#f", "")), ("//B/x#", ("https://b/x", "")),  # fragment: 9110 10.2.2
+            ("http://h:81/", ("http://h:81/#f", "")), ("HTTPS://H/?y", ("https://h/?y#f", "")),
+            ("//u:p@B/", ("https://b/#f", "u:p")), ("/x", ("https://h:81/x#f", "")),
+            ("/x#g", ("https://h:81/x#g", "")), ("", ("https://h:81/a/b?q#f", ""))])
+        for reference in ("///x", "http:g", "javascript:alert(1)", "data:,x", "x:y/z?:"):
+            self.refused(InvalidURL, "", join_url, base, reference)
 
     def test_merged_params(self) -> None:
         base = (("key", "k"), ("page", 1), ("page", 2))
-        cases: list[tuple[Any, str]] = [
-                ((), "key=k&page=1&page=2"), ({"q": 1}, "key=k&page=1&page=2&q=1"),
-                ({"page": 3}, "key=k&page=3"), ({"key": None}, "page=1&page=2"),
-                ([("q", 1), ("q", None), ("q", 2), ("key", "l")], "page=1&page=2&q=1&q=2&key=l"),
-                (iter([("page", [])]), "key=k"), ({"Key": 1}, "key=k&page=1&page=2&Key=1")]
-        for params, query in cases:
-            with self.subTest(query):
-                merged = asyncget.merge_params(base, params)
-                self.assertEqual(add_params(parse_url("http://h"), merged).target, "/?" + query)
+        self.alike(lambda params: add_params(
+            parse_url("http://h"), asyncget.merge_params(base, params)).target[2:], [
+            ((), "key=k&page=1&page=2"), ({"q": 1}, "key=k&page=1&page=2&q=1"),
+            ({"page": 3}, "key=k&page=3"), ({"key": None}, "page=1&page=2"),
+            ([("q", 1), ("q", None), ("q", 2), ("key", "l")], "page=1&page=2&q=1&q=2&key=l"),
+            (iter([("page", [])]), "key=k"), ({"Key": 1}, "key=k&page=1&page=2&Key=1")])
 
     def test_params(self) -> None:
-        cases: list[tuple[str, Any, str]] = [
-                ("/", {}, "/"), ("/", {"a": 1}, "/?a=1"), ("/?", {"a": 1}, "/?a=1"),
-                ("/?a=1", {"a": 2}, "/?a=1&a=2"), ("/?a=1&", [("b", 2)], "/?a=1&b=2"), ("/a&", {"b": 2}, "/a&?b=2"),
+        for given, params, target in [
+                ("/", {}, "/"), ("/?", {"a": 1}, "/?a=1"), ("/?a=1", {"a": 2}, "/?a=1&a=2"),
+                ("/?a=1&", [("b", 2)], "/?a=1&b=2"), ("/a&", {"b": 2}, "/a&?b=2"),
                 ("/", {"a": None}, "/"), ("/", {"a": True, "b": False}, "/?a=true&b=false"),
-                ("/", {"a": [1, "x", None]}, "/?a=1&a=x"),
-                ("/", {"a": (True, 0.5)}, "/?a=true&a=0.5"),
+                ("/", {"a": [1, "x", None]}, "/?a=1&a=x"), ("/", {"a": (True, .5)}, "/?a=true&a=0.5"),
                 ("/", {"a b": "c&d=e#f/é+"}, "/?a+b=c%26d%3De%23f%2F%C3%A9%2B"),
-                ("/", {"a": ""}, "/?a="),
-                ("/", {"a": b"\xff"}, "/?a=%FF"), ("/", {"a": "\r\n"}, "/?a=%0D%0A"),
-                ("/#f", {"a": 1}, "/?a=1#f")]
-        for given, params, target in cases:
+                ("/", {"a": ""}, "/?a="), ("/", {"a": b"\xff"}, "/?a=%FF"),
+                ("/", {"a": "\r\n"}, "/?a=%0D%0A"), ("/#f", {"a": 1}, "/?a=1#f")]:
             with self.subTest(params, given=given):
-                self.assertEqual(str(add_params(parse_url("http://h" + given), params)),
-                                 "http://h" + target)
+                made = add_params(parse_url("http://h" + given), params)  # type: ignore[arg-type]
+                self.assertEqual(str(made), "http://h" + target)
         self.refused(InvalidURL, "not Unicode", add_params, parse_url("http://h"), {"a": "\ud800"})
-
-    def test_whatever_is_accepted_every_parser_reads_alike(self) -> None:
-        chance = random.Random(2)
-        parts = ["http://", "https://", "//", "/", "?", "#", "@", ":", "[", "]", "\\", "%", ".",
-                 "..", "a",
-                 "B", "1", "::1", "127.0.0.1", ":80", "ü", "ß", "．", "。", " ", "\t", "\n", "\0",
-                 "\x85", "\u2028", "\ud800", "%2f", "xn--", "-", "_", "~", "é", "u:p@", "K", "0x7f"]
-        accepted = 0
-        for _ in range(20_000):
-            text = "".join(chance.choices(parts, k=chance.randint(1, 7)))
-            text = chance.choice(["http://", "https://h", "http://a.b/", ""]) + text
-            try:
-                url = parse_url(text)
-            except InvalidURL as error:
-                self.assertLess(len(str(error)), 500)
-                continue
-            accepted += 1
-            again = urlsplit(str(url))
-            self.assertEqual((again.scheme, again.hostname, again.port or url.origin.port),
-                             url.origin, text)
-            self.assertRegex(url.target, r"\A/[!-\"$-~]*\Z")
-            self.assertRegex(url.origin.host, r"\A[a-z0-9._:-]+\Z")
-            self.assertEqual(parse_url(str(url)), url._replace(userinfo=""), text)
-        self.assertGreater(accepted, 2000)
 
 
 class Section3RequestBytes(Section):
     """One head, checked as a whole: no text of a caller's becomes a line of its own."""
 
     def test_first_lines(self) -> None:
-        for target, line in [
-                ("/x?q", b"GET /x?q HTTP/1.1"), ("http://h/x", b"GET http://h/x HTTP/1.1"),
-                ("/%0d%0aX:", b"GET /%0d%0aX: HTTP/1.1")]:  # CVE-2014-8150: never decoded
-            with self.subTest(target):
-                self.assertEqual(render_request(target, b"Host: h\r\n\r\n"),
-                                 line + b"\r\nHost: h\r\n\r\n")
+        self.alike(lambda target: render_request(target, b"Host: h\r\n\r\n"), [
+            ("/x?q", b"GET /x?q HTTP/1.1\r\nHost: h\r\n\r\n"),
+            ("http://h/x", b"GET http://h/x HTTP/1.1\r\nHost: h\r\n\r\n"),
+            ("/%0d%0aX:", b"GET /%0d%0aX: HTTP/1.1\r\nHost: h\r\n\r\n")])  # CVE-2014-8150: as it is
+        for target in ["/x HTTP/1.1\r\nY: 2", "/ ", "/\t", "/\0", "/\x7f", "/é", "/\u2028", "/\n"]:
+            with self.subTest(target):  # CVE-2019-9740, CVE-2022-31150
+                self.refused(InvalidURL, "not a request target", render_request, target, b"\r\n")
 
     def test_the_head_that_is_sent_by_default(self) -> None:
+        lines = render_fields(asyncget.DEFAULT_FIELDS, Origin("https", "::1", 8443))
         self.assertEqual(
-            render_request("/", render_fields(asyncget.DEFAULT_FIELDS, Origin("https", "::1", 8443))),
+            render_request("/", lines),
             b"GET / HTTP/1.1\r\nHost: [::1]:8443\r\nUser-Agent: asyncget/%b\r\nAccept: */*\r\n"
             b"Accept-Encoding: %b\r\n\r\n" % (asyncget.__version__.encode(),
                                               asyncget.ACCEPT_ENCODING.encode()))
@@ -888,247 +781,180 @@ class Section3RequestBytes(Section):
     def test_zstd_is_asked_for_only_where_it_can_be_undone(self) -> None:  # 9110 12.5.3
         has = sys.version_info >= (3, 14)
         self.assertEqual((asyncget.HAS_ZSTD, "zstd" in asyncget.ACCEPT_ENCODING), (has, has))
-
-    def test_bad_targets(self) -> None:  # CVE-2019-9740, CVE-2022-31150
-        for target in ["/x HTTP/1.1\r\nY: 2", "/ ", "/\t", "/\0", "/\x7f", "/é", "/\u2028", "/\n"]:
-            with self.subTest(target):
-                self.refused(InvalidURL, "not a request target", render_request, target, b"\r\n")
+        if not has:
+            self.refused(DecodingError, "zstd", content_codings, b"zstd")
 
     def test_merge(self) -> None:
         base = (("Host", ""), ("Accept", "*/*"), ("X", "1"))
-        cases: list[tuple[Any, object]] = [
-                ({}, base), ([], base), ({"x": "2"}, (*base[:2], ("x", "2"))),
-                ({"X": None}, base[:2]),
-                ({"HOST": "b"}, (("HOST", "b"), *base[1:])),                     # 9110 7.2: first
-                ({"host": None}, base[1:]), ([("x", "2"), ("X", "3")], (*base[:2], ("x", "2"),
-                ("X", "3"))),
-                ([["Y", ""]], (*base, ("Y", ""))), ({"X": None, "x": "4"}, (*base[:2], ("x", "4"))),
-                ([("Y", "1"), ("Host", "b")], (("Host", "b"), *base[1:], ("Y", "1"))),
-                # what other clients send, and what is said about our end of the connection
-                *[({name: value}, base) for name, value in [
-                    ("Connection", "keep-alive"), ("connection", "Keep-Alive, TE"),
-                    ("Keep-Alive", "timeout=5"), ("TE", "Trailers"),
-                    ("Proxy-Connection", "Keep-Alive"), ("CONTENT-LENGTH", "0"), ("Connection", "Upgrade"),
-                    ("TE", "gzip"), ("Keep-Alive", "a\r\nb: c"), ("Expect", "")]],
-                *[({"connection": value}, (*base, asyncget.CLOSE_FIELD))
-                  for value in ("close", " Close", "TE, close", "close, keep-alive", "close\r\nX: 1")]]
-        for headers, merged in cases:
-            with self.subTest(headers):
-                self.assertEqual(merge_fields(base, headers), merged)
-        for value, left in [("keep-alive", base), (None, base), ("close", (*base, asyncget.CLOSE_FIELD))]:
-            self.assertEqual(merge_fields((*base, asyncget.CLOSE_FIELD), {"connection": value}), left)
+        closing = (*base, asyncget.CLOSE_FIELD)
+        self.alike(lambda headers: merge_fields(base, headers), [
+            ({}, base), ([], base), ({"x": "2"}, (*base[:2], ("x", "2"))), ({"X": None}, base[:2]),
+            ({"HOST": "b"}, (("HOST", "b"), *base[1:])), ({"host": None}, base[1:]),  # 9110 7.2
+            ([("x", "2"), ("X", "3")], (*base[:2], ("x", "2"), ("X", "3"))),
+            ([["Y", ""]], (*base, ("Y", ""))), ({"X": None, "x": "4"}, (*base[:2], ("x", "4"))),
+            ([("Y", "1"), ("Host", "b")], (("Host", "b"), *base[1:], ("Y", "1"))),
+            # what other clients send, and what is said about our end of the connection
+            *[({name: value}, base) for name, value in [
+                ("Connection", "keep-alive"), ("connection", "Keep-Alive, TE"),
+                ("Keep-Alive", "timeout=5"), ("TE", "Trailers"), ("Proxy-Connection", "Keep-Alive"),
+                ("CONTENT-LENGTH", "0"), ("Connection", "Upgrade"), ("TE", "gzip"),
+                ("Keep-Alive", "a\r\nb: c"), ("Expect", "")]],
+            *[({"connection": value}, closing)
+              for value in ("close", " Close", "TE, close", "close, keep-alive", "close\r\nX: 1")]])
+        self.alike(lambda value: merge_fields(closing, {"connection": value}),
+                   [("keep-alive", base), (None, base), ("close", closing)])
 
     def test_acceptable(self) -> None:
-        for asked, left in [
-                ("gzip, deflate", "gzip, deflate"), ("GZip;q=0.5 ,x-gzip, br", "GZip;q=0.5, x-gzip"),
-                ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip;q=0.8"), ("identity;q=1, br", "identity;q=1"),
-                ("br", "identity"), ("*", "identity"), ("", "identity"), (",,", "identity"),
-                ("gzipp, xgzip, gzip2", "identity")]:
-            with self.subTest(asked):
-                self.assertEqual(asyncget.acceptable(asked), left)
+        self.alike(asyncget.acceptable, [
+            ("gzip, deflate", "gzip, deflate"), ("GZip;q=0.5 ,x-gzip, br", "GZip;q=0.5, x-gzip"),
+            ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip;q=0.8"), ("identity;q=1, br", "identity;q=1"),
+            ("br", "identity"), ("", "identity"), (",,", "identity"),
+            ("gzipp, xgzip, gzip2", "identity")])
 
-    BAD: list[tuple[str, object, str]] = [
-        ("CVE-2016-5699", {"X": f"{SECRET}\r\nY: 2"}, "value of X"),
-        ("same", {"X": f"{SECRET}\n"}, "X"),
-        ("CVE-2016-5699", {"X": f"{SECRET}\r"}, "X"), ("NUL", {"X": f"{SECRET}\0"}, "value of X"),
-        ("ESC", {"X": "\x1b"}, "value of X"), ("DEL", {"X": "\x7f"}, "value of X"),
-        ("GHSA-86v3-rrw9-q5mg", {"X\r\nY": "1"}, "not a field name"),
-        ("same", {"X:": ""}, "not a field name"),
-        ("9110 5.1", {"": "1"}, "not a field name"), ("same", {"X ": "1"}, "not a field name"),
-        ("9110 5.1", {" X": "1"}, "not a field name"), ("same", {"é": "1"}, "not a field name"),
-        ("9110 5.1", {"X(": "1"}, "not a field name"), ("bytes", {b"X": "1"}, "headers must be"),
-        ("no text", {"X": SECRET.encode()}, "not the value of 'X'"), ("no text", {"X": 1}, "headers must be"),
-        ("no text", {"X": ["1"]}, "headers must be"), ("no text", {1: "1"}, "headers must be"),
-        ("surrogate", {"X": "\ud800"}, "not Unicode"),
-        ("CVE-2023-29406", {"Host": "a\r\nX: 1"}, "value of Host"),
-        ("same", {"Host": "a b"}, "Host"),
-        ("CVE-2026-1527", {"host": "a/b"}, "Host"), ("same", {"Host": "u@h"}, "Host"),
-        ("CVE-2023-29406", {"Host": "a:b"}, "Host"), ("same", {"Host": "é"}, "Host"),
-        ("9112 3.2", [("Host", "a"), ("host", "b")], "second"),
-        *[("RUSTSEC-2020-0008", {name: value}, name.lower()) for name, value in [
-            ("Content-Length", "5"), ("Content-Length", "0, 0"), ("Expect", "100-continue"),
-            ("Proxy-Authorization", SECRET), ("Trailer", "x"),
-            ("Transfer-Encoding", "chunked"), ("UPGRADE", "h2c")]]]
+    BAD: dict[str, list[Any]] = {  # by what is said about them
+        "value of X has": [{"X": SECRET + end}  # CVE-2016-5699
+                           for end in ("\r\nY: 2", "\n", "\r", "\0", "\x1b", "\x7f")],
+        "not a field name": [{name: "1"}  # GHSA-86v3-rrw9-q5mg, 9110 5.1
+                             for name in ("X\r\nY", "X:", "", "X ", " X", "é", "X(")],
+        "headers must be": [{b"X": "1"}, {"X": SECRET.encode()}, {"X": 1}, {"X": ["1"]}, {1: "1"}],
+        "not Unicode": [{"X": "\ud800"}],
+        "value of Host has": [{"Host": "a\r\nX: 1"}],  # CVE-2023-29406
+        "not a value for Host": [{"Host": host} for host in ("a b", "a/b", "u@h", "a:b", "é")],
+        "second": [[("Host", "a"), ("host", "b")]],    # CVE-2026-1527; 9112 3.2
+        "is not a caller's": [  # RUSTSEC-2020-0008
+            {"Content-Length": "5"}, {"Content-Length": "0, 0"}, {"Expect": "100-continue"},
+            {"Proxy-Authorization": SECRET}, {"Trailer": "x"}, {"Transfer-Encoding": "chunked"},
+            {"UPGRADE": "h2c"}]}
 
     def test_bad_headers(self) -> None:
         def sent(headers: Any) -> bytes:
             return render_fields(merge_fields(asyncget.DEFAULT_FIELDS, headers), HERE)
 
-        for why, headers, said in self.BAD:
-            with self.subTest(why, headers=headers):
-                self.assertEqual(self.refused(InvalidHeader, said, sent, headers).exit_code, 43)
+        for said, rows in self.BAD.items():
+            for headers in rows:
+                with self.subTest(said, headers=headers):
+                    self.refused(InvalidHeader, said, sent, headers)
 
     def test_good_values_go_out_as_given(self) -> None:
-        for name, value, line in [
-                ("X", "", b"X: "), ("X", "a\tb  c", b"X: a\tb  c"),
-                ("X", "é\x85\u2028", b"X: \xc3\xa9\xc2\x85\xe2\x80\xa8"),
-                ("Cookie", "a=\udce9\udc85é", b"Cookie: a=\xe9\x85\xc3\xa9"),  # octets as they came
-                ("!#$%&'*+-.^_`|~9z", "1", b"!#$%&'*+-.^_`|~9z: 1"), ("Host", "", b"Host: h"),
-                ("HOST", "a.test:81", b"HOST: a.test:81"), ("Host", "[::1]:1", b"Host: [::1]:1")]:
-            with self.subTest(value):
-                self.assertEqual(render_fields(((name, value),), HERE), line + b"\r\n\r\n")
+        self.alike(lambda field: render_fields((field,), HERE)[:-4], [
+            (("X", ""), b"X: "), (("X", "a\tb  c"), b"X: a\tb  c"),
+            (("X", "é\x85\u2028"), b"X: \xc3\xa9\xc2\x85\xe2\x80\xa8"),
+            (("Cookie", "a=\udce9\udc85é"), b"Cookie: a=\xe9\x85\xc3\xa9"),  # octets as they came
+            (("!#$%&'*+-.^_`|~9z", "1"), b"!#$%&'*+-.^_`|~9z: 1"), (("Host", ""), b"Host: h"),
+            (("HOST", "a.test:81"), b"HOST: a.test:81"), (("Host", "[::1]:1"), b"Host: [::1]:1")])
 
     def test_auth(self) -> None:
-        for auth, value in [
-                (("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),  # 7617 2
-                (("test", "123\u00a3"), "Basic dGVzdDoxMjPCow=="),
-                (["u", ""], "Basic dTo="),  # 7617 2.1
-                (("", "a:b"), "Basic OmE6Yg=="), ("tok.en", "Bearer tok.en")]:
-            with self.subTest(value):
-                self.assertEqual(render_auth(auth), value)  # type: ignore[arg-type]
+        self.alike(render_auth, [
+            (("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),  # 7617 2, 2.1
+            (("test", "123\u00a3"), "Basic dGVzdDoxMjPCow=="), (["u", ""], "Basic dTo="),
+            (("", "a:b"), "Basic OmE6Yg=="), ("tok.en", "Bearer tok.en")])
         for bad in [(f"u:{SECRET}", "x"), ("u", f"{SECRET}\r"), (f"{SECRET}\0", ""), ("u",),
-        ("u", SECRET, "x"),
-                    (1, SECRET), (SECRET, None),
-                    (b"u", SECRET.encode()), 5, ("u", SECRET + "\ud800"), None]:
+                    ("u", SECRET, "x"), (1, SECRET), (SECRET, None), (b"u", SECRET.encode()), 5,
+                    ("u", SECRET + "\ud800"), None]:
             with self.subTest(bad):
                 self.refused(InvalidHeader, "", render_auth, bad)
         self.refused(InvalidHeader, "Authorization", render_fields,
                      (("Authorization", render_auth(f"{SECRET}\r\nX: 1")),), HERE)
 
     def test_userinfo(self) -> None:
-        for text, pair in [("u:p", ("u", "p")), ("u", ("u", "")), ("u:a:b", ("u", "a:b")),
-        (":", ("", "")),
-                           ("a%40b:p%3A%C3%A9", ("a@b", "p:é")), ("u:%0d%0a", ("u", "\r\n"))]:
-            with self.subTest(text):
-                self.assertEqual(split_userinfo(text), pair)
-        self.refused(InvalidHeader, "", render_auth,
-                     split_userinfo(f"u:{SECRET}%0d%0a"))  # CVE-2012-0036
+        self.alike(split_userinfo, [
+            ("u:p", ("u", "p")), ("u", ("u", "")), ("u:a:b", ("u", "a:b")), (":", ("", "")),
+            ("a%40b:p%3A%C3%A9", ("a@b", "p:é")), ("u:%0d%0a", ("u", "\r\n"))])
+        evil = split_userinfo(f"u:{SECRET}%0d%0a")  # CVE-2012-0036
+        self.refused(InvalidHeader, "", render_auth, evil)
 
 
 class Section4ResponseHead(Section):
     """A head is read in one way, or refused with the line that does not fit."""
 
-    def test_good_heads(self) -> None:
-        for why, wire, status, reason, fields in [
-                ("", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, "OK",
-                 {b"content-length": b"5"}),
-                ("no fields", b"HTTP/1.0 404 Not Found\r\n\r\n", 404, "Not Found", {}),
-                ("9112 4: no reason", b"HTTP/1.1 200 \r\n\r\n", 200, "", {}),
-                ("9112 4: nor blank", b"HTTP/1.1 200\r\n\r\n", 200, "", {}),
-                ("9110 2.5: minor", b"HTTP/1.2 200 OK\r\n\r\n", 200, "OK", {}),
-                ("9110 15", b"HTTP/1.1 299 x\r\n\r\n", 299, "x", {}),
-                ("same", b"HTTP/1.1 999\r\n\r\n", 999, "", {}),
-                ("9112 2.2: LF", b"HTTP/1.1 200 OK\nA: 1\nB: 2\n\n", 200, "OK",
-                 {b"a": b"1", b"b": b"2"}),
-                ("mixed", b"HTTP/1.1 200\r\nA: 1\n\r\n", 200, "", {b"a": b"1"}),
-                ("9112 5.2: fold", b"HTTP/1.1 200\r\nX: 1\r\n 2\r\n\t 3\r\nY: 4\r\n\r\n", 200, "",
-                 {b"x": b"1 2 3", b"y": b"4"}),
-                ("fold to nothing", b"HTTP/1.1 200\r\nX: 1\r\n \r\n\r\n", 200, "", {b"x": b"1"}),
-                ("blanks", b"HTTP/1.1 200\r\nX:\t 1 2 \t\r\nY:\r\nZ:z\r\n\r\n", 200, "",
-                 {b"x": b"1 2", b"y": b"", b"z": b"z"}),
-                ("9112 2.2: octets", b"HTTP/1.1 200 \xe9\r\nX: \xff\x85\xe2\x80\xa8\r\n\r\n", 200,
-                 "é", {b"x": b"\xff\x85\xe2\x80\xa8"}),
-                ("9110 5.3: repeats", b"HTTP/1.1 200\r\nX: 1\r\nY: 2\r\nx: 3\r\n\r\n", 200, "",
-                 {b"x": b"1,3", b"y": b"2"}),
-                ("lower case", b"HTTP/1.1 200\r\nCONNECTION: Close\r\n\r\n", 200, "",
-                 {b"connection": b"close"}),
-                ("controls", b"HTTP/1.1 200 O\x1bK\r\nX: a\x01\x0b\x0c\x7fb\x1b\r\n\r\n", 200, "O\x1bK",
-                 {b"x": b"a\x01\x0b\x0c\x7fb\x1b"}),
-                ("in a cookie", b"HTTP/1.1 200\nSet-Cookie: u=a\x01b\n\n", 200, "", {b"set-cookie": b"u=a\x01b"}),
-                ("in a fold", b"HTTP/1.1 200\r\nX: 1\r\n \x01\r\n 2\r\n\r\n", 200, "",
-                 {b"x": b"1 \x01 2"}),
-                ("token", b"HTTP/1.1 200\r\n!#$%&'*+-.^_`|~9: 1\r\n\r\n", 200, "",
-                 {b"!#$%&'*+-.^_`|~9": b"1"})]:
-            with self.subTest(why, wire=wire):
-                parsed = parse_head(wire)
-                self.assertEqual((parsed.status, status_reason(parsed.raw)), (status, reason))
-                told = Headers.parse(parsed.raw)
-                self.assertEqual({name.lower(): value.replace(", ", ",").lower()
-                                  for name, value in told.items()},
-                                 {name.decode(): field_text(value) for name, value in
-                                  fields.items()})
-                self.assertLessEqual({name: value.strip() for name, value in
-                                      parsed.fields.items()}.items(), fields.items())
-                self.assertEqual(parsed.minor, int(wire[7:8]))
-                for extra in (b"", b"hello", b"\r\n\r\n", b"\n\n", b"HTTP/1.1 200 OK\r\n\r\n"):
-                    self.assertEqual(find_head_end(wire + extra), len(wire))
-                for cut in range(len(wire)):  # the end is found when it is there, not before
-                    self.assertEqual(find_head_end(wire[:cut]), 0)
-                    self.assertEqual(find_head_end(bytearray(wire), max(0, cut - 2)), len(wire))
+    LINE = b"HTTP/1.1 200 OK\r\n"
 
-    def test_bad_heads(self) -> None:
-        line = b"HTTP/1.1 200 OK\r\n"
-        for why, wire, said in [
-                ("9112 2.3", b"http/1.1 200 OK\r\n\r\n", "http/1.1"),
-                ("same", b"HTTP/1.10 200 OK\r\n\r\n", "1.10"),
-                ("9112 2.3", b"ICY 200 OK\r\n\r\n", "ICY"),
-                ("same", b"HTTP/2 200\r\n\r\n", "HTTP/2"),
-                ("9112 2.3", b"HTTP/2.0 200\r\n\r\n", "HTTP/2.0"),
-                ("same", b"HTTP/1 200\r\n\r\n", "HTTP/1 "),
-                ("9112 4", b"HTTP/1.1 2000 OK\r\n\r\n", "2000"),
-                ("same", b"HTTP/1.1 20 OK\r\n\r\n", "20 OK"),
-                ("9112 4", b"HTTP/1.1 +20 OK\r\n\r\n", "+20"),
-                ("same", b"HTTP/1.1 099\r\n\r\n", "099"),
-                ("CVE-2025-69225", "HTTP/1.1 ²²² OK\r\n\r\n".encode(), r"\xc2\xb2"),
-                ("CVE-2025-69225", "HTTP/1.1 ٢٠٠\r\n\r\n".encode(), "status line"),
-                ("blanks", b"HTTP/1.1  200 OK\r\n\r\n", "1.1  200"),
-                ("same", b" HTTP/1.1 200\r\n\r\n", "' HTTP"),
-                ("same", b"HTTP/1.1\t200 OK\r\n\r\n", "status line"),
-                ("same", b"HTTP/1.1 200OK\r\n\r\n", "200OK"),
-                ("stray", b"\r\n\r\n", "status line"), ("stray", b"<html>\n\n", "<html>"),
-                ("stray", b"\n\n", "status"), ("CR", b"HTTP/1.1 200 O\rK\r\n\r\n", r"O\rK"),
-                ("NUL", b"HTTP/1.1 200 O\0K\r\n\r\n", r"\x00"),
-                ("folded", line + b" X: 1\r\n\r\n", "' x: 1"),
-                ("CVE-2026-34520", line + b"X: a\0b\r\n\r\n", r"\x00"),
-                ("in a name", line + b"X\x01: 1\r\n\r\n", r"\x01"), ("same", line + b"\x7fX: 1\r\n\r\n", r"\x7f"),
-                ("CVE-2023-30589", line + b"X: \rTransfer-Encoding: chunked\r\n\r\n",
-                 r"\rtransfer"),
-                ("9112 2.2", line + b"X: a\rContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
-                 r"a\rcontent"),
-                ("9112 2.2", line + b" Content-Length: 3\r\nContent-Length: 5\r\n\r\n",
-                 "' content-length: 3"),
-                ("9112 5.1, CVE-2019-16276", line + b"Content-Length : 3\r\n\r\n",
-                 "'content-length : 3"),
-                ("no colon", line + b"X\r\n\r\n", "'x"), ("no name", line + b": 1\r\n\r\n", "': 1"),
-                ("CVE-2015-5740", line + b"A B: 1\r\n\r\n", "a b"),
-                ("name", line + b"\xc3\xa9: 1\r\n\r\n", r"\xc3"),
-                ("CR CR LF", line + b"X: 1\r\r\n\r\n", r"\r\r"),
-                ("the second", line + b"A: 1\r\nB\r\n\r\n", "'b"),
-                ("CVE-2022-32213", line + b"X: 1\r\n\rY: 2\r\n\r\n", r"'\ry"),
-                ("TAB", line + b"\tX: 1\r\n\r\n", r"\t")]:
-            with self.subTest(why, wire=wire[:60]):
-                self.refused(ProtocolError, said, parse_head, wire)
-                if not wire.startswith((b"\r", b"\n")):
-                    self.assertEqual(find_head_end(wire + b"x"), len(wire))
+    def test_status_lines(self) -> None:
+        def parts(line: bytes) -> tuple[int, int, str]:
+            parsed = parse_head(line + b"\r\n\r\n")
+            return parsed.minor, parsed.status, status_reason(parsed.raw)
+
+        self.alike(parts, [
+            (b"HTTP/1.1 200 OK", (1, 200, "OK")), (b"HTTP/1.0 404 Not Found", (0, 404, "Not Found")),
+            (b"HTTP/1.1 200 ", (1, 200, "")), (b"HTTP/1.1 200", (1, 200, "")),  # 9112 4: no reason
+            (b"HTTP/1.2 200 OK", (2, 200, "OK")),                               # 9110 2.5: minor
+            (b"HTTP/1.1 299 x", (1, 299, "x")), (b"HTTP/1.1 999", (1, 999, "")),  # 9110 15
+            (b"HTTP/1.1 200 O\x1bK", (1, 200, "O\x1bK")), (b"HTTP/1.1 200 \xe9", (1, 200, "é"))])
+        for line in [  # 9112 2.3, 4, CVE-2025-69225
+                b"http/1.1 200 OK", b"HTTP/1.10 200 OK", b"ICY 200 OK", b"HTTP/2 200", b"HTTP/2.0 200",
+                b"HTTP/1 200", b"HTTP/1.1 2000 OK", b"HTTP/1.1 20 OK", b"HTTP/1.1 +20 OK",
+                b"HTTP/1.1 099", "HTTP/1.1 ²²² OK".encode(), "HTTP/1.1 ٢٠٠".encode(),
+                b"HTTP/1.1  200 OK", b" HTTP/1.1 200", b"HTTP/1.1\t200 OK", b"HTTP/1.1 200OK", b"",
+                b"<html>", b"HTTP/1.1 200 O\rK", b"HTTP/1.1 200 O\0K", b"HTTP/1.1 200 OK\r"]:
+            with self.subTest(line):
+                self.refused(ProtocolError, f"not an HTTP/1 status line: {shown(line + b'!')[:-2]}",
+                             parse_head, line + b"\r\n\r\n")
+
+    def test_fields(self) -> None:
+        def parts(fields: bytes) -> dict[str, str]:
+            return dict(Headers.parse(parse_head(self.LINE + fields + b"\r\n").raw))
+
+        self.alike(parts, [
+            (b"", {}), (b"A: 1\nB: 2\n", {"A": "1", "B": "2"}),                    # 9112 2.2: LF
+            (b"X: 1\r\n 2\r\n\t 3\r\nY: 4\r\n", {"X": "1 2 3", "Y": "4"}),  # 9112 5.2: fold
+            (b"X: 1\r\n \r\n", {"X": "1"}), (b"X: 1\r\n \x01\r\n 2\r\n", {"X": "1 \x01 2"}),
+            (b"X:\t 1 2 \t\r\nY:\r\nZ:z\r\n", {"X": "1 2", "Y": "", "Z": "z"}),
+            (b"X: \xff\x85\xe2\x80\xa8\r\n", {"X": "ÿ\x85â\x80¨"}),              # octets
+            (b"X: 1\r\nY: 2\r\nx: 3\r\n", {"X": "1, 3", "Y": "2"}),              # 9110 5.3: repeats
+            (b"X: a\x01\x0b\x0c\x7fb\x1b\r\n", {"X": "a\x01\x0b\x0c\x7fb\x1b"}),
+            (b"Set-Cookie: u=a\x01b\n", {"Set-Cookie": "u=a\x01b"}),
+            (b"!#$%&'*+-.^_`|~9: 1\r\n", {"!#$%&'*+-.^_`|~9": "1"})])
+        for before, bad, behind in [
+                (b"", b" X: 1", b""), (b"", b"\tX: 1", b""), (b"A: 1\r\n", b"B", b""),
+                (b"", b": 1", b""), (b"", b"X\x01: 1", b""), (b"", b"\x7fX: 1", b""),
+                (b"", b"\xc3\xa9: 1", b""), (b"", b"X: 1\r", b""),
+                (b"", b"X: a\0b", b""),                                            # CVE-2026-34520
+                (b"", b"X: \rTransfer-Encoding: chunked", b""),                    # CVE-2023-30589
+                (b"", b"X: a\rContent-Length: 0", b"Content-Length: 5\r\n"),       # 9112 2.2
+                (b"", b" Content-Length: 3", b"Content-Length: 5\r\n"),
+                (b"", b"Content-Length : 3", b""),                                 # CVE-2019-16276
+                (b"", b"A B: 1", b""), (b"X: 1\r\n", b"\rY: 2", b"")]:  # CVE-2015-5740, -2022-32213
+            with self.subTest(bad):
+                self.refused(ProtocolError, f"not a field line: {shown(bad)[:-1]}", parse_head,
+                             self.LINE + before + bad + b"\r\n" + behind + b"\r\n")
+
+    def test_the_end_is_found_when_it_is_there_and_not_before(self) -> None:
+        for wire in (b"HTTP/1.1 200\r\nA: 1\r\n 2\r\n\r\n", b"H\nA: 1\n\n", b"A\r\n\n", b"A\n\r\n"):
+            for extra in (b"", b"hello", b"\r\n\r\n", b"\n\n", b"HTTP/1.1 200 OK\r\n\r\n"):
+                self.assertEqual(find_head_end(wire + extra), len(wire))
+            for cut in range(len(wire)):
+                self.assertEqual(find_head_end(wire[:cut]), 0)
+                self.assertEqual(find_head_end(bytearray(wire), max(0, cut - 2)), len(wire))
 
     def test_octets(self) -> None:  # 9110 5.5, 6265 5.4
-        for name, value, texts, target in [
-                ("location", b"/caf\xe9", ["/caf\udce9"], "/caf%E9"),
-                ("LOCATION", b"\t/\xd6\xd0\xce\xc4 \x83\x65 ", ["/\udcd6\udcd0\udcce\udcc4 \udc83e"], "/%D6%D0%CE%C4%20%83e"),
-                ("Location", "/é日".encode(), ["/é日"], "/%C3%A9%E6%97%A5"),
-                ("Location", b"", [""], "/a"), ("location", b"x\r\n \xe9", ["x \udce9"], "/x%20%E9")]:
-            with self.subTest(value):
-                raw = head(b"X-Location: no", name.encode() + b": " + value).raw
-                found = asyncget.octets_text(raw, "location")
-                self.assertEqual(found, texts)
-                self.assertEqual(join_url(parse_url("http://h/a"), found[0]).target, target)
+        for line, text, target in [
+                (b"location: /caf\xe9", "/caf\udce9", "/caf%E9"),
+                (b"LOCATION:\t/\xd6\xd0 \x83\x65 ", "/\udcd6\udcd0 \udc83e", "/%D6%D0%20%83e"),
+                ("Location: /é日".encode(), "/é日", "/%C3%A9%E6%97%A5"),
+                (b"Location: ", "", "/a"), (b"location: x\r\n \xe9", "x \udce9", "/x%20%E9")]:
+            with self.subTest(line):
+                raw = head(b"X-Location: no", line).raw
+                self.assertEqual(asyncget.octets_text(raw, "location"), [text])
+                self.assertEqual(join_url(parse_url("http://h/a"), text).target, target)
         twice = head(b"Set-Cookie: a=\xff", b"X: 1", b"set-cookie:b=2").raw
-        self.assertEqual([text.encode("utf-8", "surrogateescape")
-                          for text in asyncget.octets_text(twice, "set-cookie")], [b"a=\xff", b"b=2"])
-        self.assertEqual(asyncget.octets_text(twice, "cookie"), [])
+        self.alike(lambda name: asyncget.octets_text(twice, name),
+                   [("set-cookie", ["a=\udcff", "b=2"]), ("cookie", [])])
 
-    def test_text_of_a_value(self) -> None:
-        for value, text in [(b" a\t", "a"), (b"caf\xc3\xa9", "café"), (b"caf\xe9", "café"),
-        (b"", ""),
-                            (b"\xc2\xa0a\x85", "Â\xa0a\x85"), (b"\xff\xfe", "ÿþ")]:
-            with self.subTest(value):
-                self.assertEqual(field_text(value), text)
+        self.alike(field_text, [
+            (b" a\t", "a"), (b"caf\xc3\xa9", "café"), (b"caf\xe9", "café"), (b"", ""),
+            (b"\xc2\xa0a\x85", "Â\xa0a\x85"), (b"\xff\xfe", "ÿþ")])
 
     def test_headers(self) -> None:
         headers = Headers([("Set-Cookie", "a=1, x"), ("X", ""), ("set-cookie", "b"), ("Vary", "c")])
-        self.assertEqual((headers["SET-COOKIE"], headers.get_all("Set-cookie"),
-                          headers.get_all("no")),
-                         ("a=1, x, b", ["a=1, x", "b"], []))
+        self.alike(headers.get_all, [("Set-cookie", ["a=1, x", "b"]), ("no", [])])
+        self.alike(headers.get, [("SET-COOKIE", "a=1, x, b"), ("x", ""), ("nope", None)])
         self.assertEqual((list(headers), len(headers)), (["Set-Cookie", "X", "Vary"], 3))
         self.assertEqual(headers.pairs[2], ("set-cookie", "b"))
-        self.assertEqual((headers.get("nope"), headers.get("x"), headers.get("nope", "d")),
-        (None, "", "d"))
         self.assertTrue("vARY" in headers and "y" not in headers)
-        self.assertEqual(dict(headers)["Vary"], "c")
         self.assertEqual(headers, pickle.loads(pickle.dumps(headers)))
         self.assertEqual(repr(Headers([("A", "1")])), "Headers([('A', '1')])")
         headers.get_all("vary").append("changed")
-        self.assertEqual(headers["vary"], "c")
+        self.assertEqual(dict(headers)["Vary"], "c")
         with self.assertRaises(TypeError):
             headers["x"] = "1"  # type: ignore[index]
         with self.assertRaises(KeyError):
@@ -1138,139 +964,101 @@ class Section4ResponseHead(Section):
 class Section5BodyFraming(Section):
     """A body ends where its head says: not a byte sooner, nor later, however it arrives."""
 
-    def test_framing(self) -> None:
-        for why, fields, framing in [
-                ("9112 6.3-8", [], "close"), ("9112 6.3-6", [b"Content-Length: 5"], 5),
-                ("zero", [b"Content-Length: 0"], 0), ("zeros", [b"Content-Length: 005"], 5),
-                ("9112 6.3-5: equal", [b"Content-Length: 5, 5"], 5),
-                ("CVE-2026-1525: equal", [b"Content-Length: 5", b"content-length: 5"], 5),
-                ("18 digits", [b"Content-Length: " + b"9" * 18], 10**18 - 1),
-                ("9112 7", [b"Transfer-Encoding: CHUNKED"], "chunked"),
-                ("9110 5.6.1.2", [b"transfer-encoding: , chunked,"], "chunked"),
-                ("two lines, one empty", [b"TRANSFER-ENCODING:", b"Transfer-Encoding: chunked"],
-                 "chunked"),
-                ("another field", [b"X-Content-Length: 5"], "close"),
-                ("TE", [b"TE: chunked"], "close"),
-                ("not in a value", [b"X: content-length: 5"], "close")]:
-            with self.subTest(why):
-                self.assertEqual(body_framing(head(*fields)), framing)
-
-    def test_no_body(self) -> None:  # 9112 6.3-1
-        for status in (100, 103, 204, 304):
+    def test_framing(self) -> None:  # 9112 6.3
+        self.alike(lambda fields: body_framing(head(*fields)), [
+            ([], "close"), ([b"Content-Length: 5"], 5), ([b"Content-Length: 0"], 0),
+            ([b"Content-Length: 005"], 5), ([b"Content-Length: " + b"9" * 18], 10**18 - 1),
+            ([b"Content-Length: 5, 5"], 5),                                # 9112 6.3-5: equal
+            ([b"Content-Length: 5", b"content-length: 5"], 5),             # CVE-2026-1525: equal
+            ([b"Transfer-Encoding: CHUNKED"], "chunked"),                  # 9112 7
+            ([b"transfer-encoding: , chunked,"], "chunked"),               # 9110 5.6.1.2
+            ([b"TRANSFER-ENCODING:", b"Transfer-Encoding: chunked"], "chunked"),
+            ([b"X-Content-Length: 5"], "close"), ([b"TE: chunked"], "close"),
+            ([b"X: content-length: 5"], "close")])
+        for status in (100, 103, 204, 304):  # 9112 6.3-1: no body
             for fields in ([], [b"Content-Length: 5"], [b"Transfer-Encoding: chunked"],
                            [b"Content-Length: x"]):
                 with self.subTest(status, fields=fields):
                     self.assertEqual(body_framing(head(*fields, status=b"HTTP/1.1 %d" % status)), 0)
 
     def test_bad_framing(self) -> None:
-        for why, fields, said in [
-                ("CVE-2015-5739", [b"Content-Length: 5", b"Transfer-Encoding: chunked"], "both"),
-                ("9112 6.3-4", [b"Transfer-Encoding: chunked, gzip"], "chunked, gzip"),
-                ("not asked for", [b"Transfer-Encoding: gzip, chunked"], "gzip, chunked"),
-                ("9112 6.1", [b"Transfer-Encoding: chunked, chunked"], "chunked, chunked"),
-                ("RUSTSEC-2021-0020", [b"Transfer-Encoding: chunked"] * 2, "chunked, chunked"),
-                ("CVE-2023-47641", [b"Transfer-Encoding: chunked123"], "chunked123"),
-                ("CVE-2022-1705", [b"Transfer-Encoding: xchunked", b"Content-Length: 5"], "both"),
-                ("CVE-2022-1705", [b"Transfer-Encoding: xchunked"], "xchunked"),
-                ("same", [b"Transfer-Encoding:"], "''"),
-                ("9112 7", [b"Transfer-Encoding: chunked;q=1"], "chunked;q=1"),
-                ("none", [b"Transfer-Encoding: identity"], "identity"),
-                ("RUSTSEC-2021-0078", [b"Content-Length: +5"], "+5"),
-                ("same", [b"Content-Length: 5, 6"], "5, 6"),
-                ("CVE-2026-53540", [b"Content-Length: -1"], "-1"),
-                ("CVE-2026-34525", [b"Content-Length: 5", b"Content-Length: 6"], "5, 6"),
-                ("CVE-2026-1525", [b"Content-Length: 5", b"content-length: 6"], "5, 6"),
-                *[("controls", [b"Content-Length: " + value], r"\x") for value in (b"5\x01", b"\x0c5", b"5, 5\x0b")],
-                *[("controls", [b"Transfer-Encoding: " + value], r"\x") for value in (b"chunked\x7f", b"\x0cchunked")],
-                ("empty", [b"Content-Length:"], "''"),
-                ("9112 5.2", [b"Content-Length: 5\r\n 0"], "5 0"),
-                ("trap 3", [b"Content-Length: 1_0"], "1_0"),
-                ("trap 3", [b"Content-Length: 0x5"], "0x5"),
-                ("trap 3", [b"Content-Length: 5\x85"], r"5\x85"),
-                ("trap 3", ["Content-Length: ٥".encode()], r"\xd9"),
-                ("trap 3", [b"Content-Length: \xa05"], r"\xa05"),
-                ("9110 8.6", [b"Content-Length: " + b"9" * 5000], "999"),
-                ("2^64+5", [b"Content-Length: 18446744073709551621"], "184"),
-                ("fraction", [b"Content-Length: 5.0"], "5.0"),
-                ("exponent", [b"Content-Length: 5e3"], "5e3"),
-                *[("9110 8.6: empty", [b"Content-Length: " + value], "Content-Length is")
-                  for value in (b"30,", b",30", b"30,,30", b",", b"30, ,30", b"30,\t")],
-                ("same", [b"Content-Length: 30", b"Content-Length:"], "30,'"),
-                ("zeros", [b"Content-Length: 5, 05"], "5, 05")]:
-            with self.subTest(why, fields=fields[:2]):
-                self.refused(ProtocolError, said, lambda h: body_framing(h), head(*fields))
+        length, transfer = b"Content-Length: ", b"Transfer-Encoding: "
+        for said, rows in {
+                "both": [[length + b"5", transfer + b"chunked"],           # CVE-2015-5739
+                         [length + b"5", transfer + b"xchunked"]],         # CVE-2022-1705
+                "Transfer-Encoding is b'": [                               # 9112 6.1, 6.3-4, 7
+                    [transfer + b"chunked"] * 2,                           # RUSTSEC-2021-0020
+                    *[[transfer + value] for value in [
+                        b"chunked, gzip", b"gzip, chunked", b"chunked, chunked", b"xchunked", b"",
+                        b"chunked123", b"chunked;q=1", b"identity",        # CVE-2023-47641
+                        b"chunked\x7f", b"\x0cchunked"]]],
+                "Content-Length is b'": [                                  # CVE-2026-34525, -1525
+                    [length + b"5", length + b"6"], [length + b"5", b"content-length: 6"],
+                    [length + b"30", length],
+                    *[[length + value] for value in [
+                        b"+5", b"5, 6", b"-1",                 # RUSTSEC-2021-0078, CVE-2026-53540
+                        b"", b"5\x01", b"\x0c5", b"5, 5\x0b", b"5\r\n 0", b"1_0", b"0x5", b"5\x85",
+                        "٥".encode(), b"\xa05", b"5.0", b"5e3", b"9" * 5000, b"18446744073709551621",
+                        b"30,", b",30", b"30,,30", b",", b"30, ,30", b"5, 05"]]]}.items():
+            for fields in rows:
+                with self.subTest(fields):
+                    self.refused(ProtocolError, said, body_framing, head(*fields))
 
     def test_reuse(self) -> None:  # 9112 9.3, 9.6
-        cases: list[tuple[str, bytes, bytes, Framing, bool]] = [
-                ("", b"HTTP/1.1 200", b"X: 1", 5, True),
-                ("", b"HTTP/1.1 200", b"X: 1", "chunked", True),
-                ("until close", b"HTTP/1.1 200", b"Connection: keep-alive", "close", False),
-                ("9.6", b"HTTP/1.1 200", b"Connection: foo, CLOSE", 5, False),
-                ("5.6.1.2", b"HTTP/1.1 200", b"Connection: ,, close", 5, False),
-                ("two lines", b"HTTP/1.1 200", b"Connection: x\r\nConnection: close", 5, False),
-                ("not a token", b"HTTP/1.1 200", b"Connection: closed", 5, True),
-                ("controls", b"HTTP/1.0 200", b"Connection: keep-alive\x01", 5, False),
-                ("1.0", b"HTTP/1.0 200", b"X: 1", 5, False),
-                ("1.0", b"HTTP/1.0 200", b"Connection: Keep-Alive", 5, True),
-                ("6.1: faulty", b"HTTP/1.0 200", b"Connection: keep-alive", "chunked", False),
-                ("both", b"HTTP/1.0 200", b"Connection: keep-alive, close", 5, False),
-                ("1.9", b"HTTP/1.9 200", b"X: 1", 5, True)]
-        for why, status, field, framing, reuse in cases:
-            with self.subTest(why, field=field):
-                self.assertIs(may_reuse(head(field, status=status), framing), reuse)
+        rows: list[tuple[int, bytes, Framing, bool]] = [
+            (1, b"X: 1", 5, True), (1, b"X: 1", "chunked", True), (9, b"X: 1", 5, True),
+            (1, b"Connection: keep-alive", "close", False), (1, b"Connection: foo, CLOSE", 5, False),
+            (1, b"Connection: ,, close", 5, False), (1, b"Connection: closed", 5, True),
+            (1, b"Connection: x\r\nConnection: close", 5, False),
+            (0, b"X: 1", 5, False), (0, b"Connection: Keep-Alive", 5, True),
+            (0, b"Connection: keep-alive\x01", 5, False),
+            (0, b"Connection: keep-alive", "chunked", False),  # 6.1: faulty
+            (0, b"Connection: keep-alive, close", 5, False)]
+        for minor, field, framing, reuse in rows:
+            with self.subTest(field, minor=minor, framing=framing):
+                top = head(field, status=b"HTTP/1.%d 200" % minor)
+                self.assertIs(may_reuse(top, framing), reuse)
 
-    def test_sized(self) -> None:
+    def unfinished(self, framing: Framing, pieces: Iterable[bytes]) -> Any:
+        """The payload of a body of which more must come."""
+        with self.assertRaises(EOFError) as caught:
+            take(framing, filter(None, pieces))
+        return caught.exception.args[0]
+
+    def test_sized_and_until_close(self) -> None:
         for length in (0, 1, 5):
             wire = b"hello"[:length]
-            for extra in (b"", b"HTTP/1.1 200 OK\r\n\r\n")[not length:]:  # 9112 6.3: not another response
+            for extra in (b"", b"HTTP/1.1 200 OK\r\n\r\n")[not length:]:
                 for pieces in cuts(wire + extra):
-                    payload, rest, trailers = take(length, pieces)
-                    self.assertEqual((payload, rest, trailers), (wire, extra, b""))
-        for cut in range(5):
-            for pieces in cuts(b"hello"[:cut]):
-                with self.assertRaises(EOFError) as caught:
-                    take(5, filter(None, pieces))
-                self.assertEqual(caught.exception.args, (b"hello"[:cut],))
+                    self.assertEqual(take(length, pieces), (wire, extra, b""))
+        for wire in (b"", b"h", b"hell", b"0\r\n\r\n"):
+            for pieces in cuts(wire):
+                self.assertEqual(self.unfinished(6, pieces), wire)
+                self.assertEqual(self.unfinished("close", pieces), wire)
 
-    def test_until_close(self) -> None:
-        for pieces in cuts(b"hello\r\n0\r\n\r\n"):
-            with self.assertRaises(EOFError) as caught:
-                take("close", pieces)
-            self.assertEqual(caught.exception.args, (b"hello\r\n0\r\n\r\n",))
-
-    CHUNKED = [
-        ("empty", b"0\r\n\r\n", b"", b"\r\n"),
-        ("one", b"5\r\nhello\r\n0\r\n\r\n", b"hello", b"\r\n"),
-        ("two", b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", b"hello!", b"\r\n"),
-        ("hex", b"b\r\nhello world\r\n00B\r\nhello world\r\n000\r\n\r\n", b"hello world" * 2,
-         b"\r\n"),
-        ("line ends are data", b"4\r\n\r\n\r\n\r\n2\r\n0\r\r\n0\r\n\r\n", b"\r\n\r\n0\r", b"\r\n"),
-        ("9112 7.1.1", b'5;a="b"\r\nhello\r\n0;x\r\n\r\n', b"hello", b"\r\n"),
-        ("blanks", b"5 \t;a = b ; c\t\r\nhello\r\n0 \r\n\r\n", b"hello", b"\r\n"),
-        ("16 digits", b"0000000000000001\r\nx\r\n0000000000000000\r\n\r\n", b"x", b"\r\n"),
-        ("7.1.2: trailer", b"0\r\nX-Evil: y\r\nZ:\r\n\r\n", b"", b"X-Evil: y\r\nZ:\r\n\r\n"),
-        ("CVE-2025-53643", b"1\r\nx\r\n0\r\nHTTP: 1\r\n\r\n", b"x", b"HTTP: 1\r\n\r\n"),
-        ("folded trailer", b"0\r\nX: 1\r\n 2\r\n\r\n", b"", b"X: 1 2\r\n\r\n"),
-        ("control in a trailer", b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n"),
+    CHUNKED = [  # what arrives, the payload, the trailers
+        (b"0\r\n\r\n", b"", b"\r\n"), (b"5\r\nhello\r\n0\r\n\r\n", b"hello", b"\r\n"),
+        (b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", b"hello!", b"\r\n"),
+        (b"b\r\nhello world\r\n00B\r\nhello world\r\n000\r\n\r\n", b"hello world" * 2, b"\r\n"),
+        (b"4\r\n\r\n\r\n\r\n2\r\n0\r\r\n0\r\n\r\n", b"\r\n\r\n0\r", b"\r\n"),
+        (b"1f\r\n" + b"x" * 31 + b"\r\n00010\r\n" + b"y" * 16 + b"\r\n0\r\n\r\n", b"x" * 31 + b"y" * 16, b"\r\n"),
+        (b'5;a="b"\r\nhello\r\n0;x\r\n\r\n', b"hello", b"\r\n"),               # 9112 7.1.1
+        (b"5 \t;a = b ; c\t\r\nhello\r\n0 \r\n\r\n", b"hello", b"\r\n"),
+        (b"0000000000000001\r\nx\r\n0000000000000000\r\n\r\n", b"x", b"\r\n"),
+        (b"0\r\nX-Evil: y\r\nZ:\r\n\r\n", b"", b"X-Evil: y\r\nZ:\r\n\r\n"),    # 9112 7.1.2
+        (b"1\r\nx\r\n0\r\nHTTP: 1\r\n\r\n", b"x", b"HTTP: 1\r\n\r\n"),         # CVE-2025-53643
+        (b"0\r\nX: 1\r\n 2\r\n\r\n", b"", b"X: 1 2\r\n\r\n"),
+        (b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n"),
     ]
 
     def test_chunked_in_all_cuts(self) -> None:
-        for why, wire, payload, trailers in self.CHUNKED:
-            for extra in (b"", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
-                with self.subTest(why, extra=extra):
+        for wire, payload, trailers in self.CHUNKED:
+            with self.subTest(wire):
+                for extra in (b"", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
                     for pieces in cuts(wire + extra):
-                        self.assertEqual(take("chunked", pieces),
-                        (payload, extra, trailers), pieces)
-
-    def test_chunked_cut_short_anywhere(self) -> None:  # 9112 8
-        for why, wire, _, _ in self.CHUNKED:
-            for end in range(len(wire)):
-                with self.subTest(why, end=end):
-                    found = set()
-                    for pieces in cuts(wire[:end]):
-                        with self.assertRaises(EOFError) as caught:
-                            take("chunked", filter(None, pieces))
-                        found.add(caught.exception.args)
+                        self.assertEqual(take("chunked", pieces), (payload, extra, trailers))
+                for end in range(len(wire)):  # 9112 8: cut short
+                    found = {self.unfinished("chunked", pieces) for pieces in cuts(wire[:end])}
                     self.assertEqual(len(found), 1)
 
     def test_payload_is_handed_out_as_it_arrives(self) -> None:
@@ -1280,106 +1068,66 @@ class Section5BodyFraming(Section):
             [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"world"])
 
     def test_bad_chunks(self) -> None:
-        for why, wire, said in [
-                ("CVE-2025-43859", b"5\r\nhelloXX0\r\n\r\n", "XX0"),
-                ("long", b"5\r\nhello!\r\n0\r\n\r\n", r"!\r\n"),
-                ("short", b"5\r\nhell\r\n0\r\n\r\n", r"'\n0"),
-                ("bare LF", b"5\r\nhello\n0\r\n\r\n", r"\n0"),
-                ("CVE-2024-52304", b"5;a\nb\r\nhello\r\n0\r\n\r\n", r"5;a\n'"),
-                ("ext", b"5;a\0\r\n", r"\x00"),
-                ("CVE-2025-22871", b"5\nhello\r\n0\r\n\r\n", r"5\n'"),
-                ("CR", b"5;a\rb\r\n", r"5;a\rb"),
-                ("CVE-2017-13089", b"-1\r\n", "-1"), ("trap 3", b"+5\r\nhello\r\n", "+5"),
-                ("trap 3", b"0x5\r\nhello\r\n", "0x5"), ("trap 3", b"0_5\r\nhello\r\n", "0_5"),
-                ("trap 3", "٥\r\nhello\r\n".encode(), r"\xd9"),
-                ("trap 3", b"\x0b5\r\nhello\r\n", r"\x0b5"), ("blank", b" 5\r\nhello\r\n", r"' 5\r\n'"),
-                ("none", b"\r\n", r"b'\r\n'"),
-                ("RUSTSEC-2021-0079", b"10000000000000005\r\nhello\r\n", "10000000000000005"),
-                ("2^63", b"8000000000000000\r\nhello\r\n", "8000000000000000"),
-                ("zeros", b"0" * 17 + b"\r\n", "000"),
-                ("word", b"hello\r\n", "hello"), ("ext alone", b";a\r\n", ";a"),
-                ("no semicolon", b"5 a\r\nhello\r\n", "5 a"),
-                ("endless line", b"5;" + b"a" * 16384, "5;aaa"),
-                ("endless junk", b"z" * 16384, "zzz"),
-                ("long line", b"5;" + b"a" * 16384 + b"\r\n", "5;aaa"),
-                ("trailer", b"0\r\nX\r\n\r\n", "trailers: not a field line: b'X"),
-                ("trailer", b"0\r\n X: 1\r\n\r\n", "X: 1"),
-                ("trailer", b"0\r\nX : 1\r\n\r\n", "X : 1"),
-                ("trailer", b"0\r\nX: \0\r\n\r\n", r"\x00"),
-                ("CVE-2025-53643", b"0\r\nX: 1\n\nHTTP/1.1 200 OK\r\n\r\n", "trailers"),
-                ("LF", b"0\r\n\nX: 1\r\n\r\n", "trailers"),
-                *[("control", line % byte, r"\x01" if byte == b"\1" else r"\x7f") for byte in (b"\1", b"\x7f")
-                  for line in (b"5%b\r\n", b"5;%b\r\n", b"0%b\r\n", b"0\r\nX%b: 1\r\n\r\n")],
-                ("CVE-2026-34516", b"0\r\nX: " + b"y" * 131_100 + b"z", "131072 bytes of trailers"),
-                ("CVE-2023-39326", (b"1;" + b"e" * 4000 + b"\r\nx\r\n") * 5,
-                 "chunk extensions: over 16384 bytes"),
-                ("CVE-2023-39326", (b"1;" + b"e" * 20 + b"\r\nx\r\n") * 800,
-                 "chunk extensions: over 16384 bytes")]:
-            with self.subTest(why, wire=wire[:40]):
-                before = vars(self.refused(ProtocolError, said, take, "chunked", [wire]))["payload"]
-                for pieces in cuts(wire) if len(wire) < 100 else [[bytes([byte]) for byte in wire]]:
-                    with self.assertRaises(ProtocolError) as caught:
-                        take("chunked", pieces)
-                    self.assertEqual((type(caught.exception), caught.exception.payload),
-                                     (ProtocolError, before))
+        for said, wires in {
+                "no CRLF behind a chunk, but b": [  # CVE-2025-43859
+                    b"5\r\nhelloXX0\r\n\r\n", b"5\r\nhello!\r\n0\r\n\r\n", b"5\r\nhell\r\n0\r\n\r\n",
+                    b"5\r\nhello\n0\r\n\r\n"],
+                "not a chunk size: b": [line + b"\r\nhello\r\n0\r\n\r\n" for line in [
+                    b"5;a\nb", b"5;a\0", b"5;a\rb", b"5;\x01", b"5;\x7f",       # CVE-2024-52304
+                    b"5\nhello", b"5\x01", b"5\x7f", b"0\x01",                  # CVE-2025-22871
+                    b"-1", b"+5", b"0x5", b"0_5", "٥".encode(), b"\x0b5", b" 5",  # CVE-2017-13089
+                    b"", b"\n", b"hello", b";a", b"5 a", b"0" * 17,
+                    b"10000000000000005", b"8000000000000000"]],                 # RUSTSEC-2021-0079
+                "trailers: not a field line: b": [b"1\r\nx\r\n0\r\n" + lines + b"\r\n\r\n" for lines in [
+                    b"X", b" X: 1", b"X : 1", b"X: \0", b"X\x01: 1", b"X\x7f: 1",
+                    b"X: 1\n\nHTTP/1.1 200 OK", b"\nX: 1"]]}.items():  # CVE-2025-53643
+            for wire in wires:
+                with self.subTest(wire):
+                    errors = [self.refused(ProtocolError, said if pieces == [wire] else "", take,
+                                           "chunked", pieces) for pieces in cuts(wire)]
+                    self.assertEqual(len({vars(error)["payload"] for error in errors}), 1)
+                    self.assertEqual({error.exit_code for error in errors}, {56})
 
-    def test_limits_are_the_same_in_any_cut(self) -> None:
-        limit = asyncget.MAX_EXTENSION_BYTES - len("\r\n\r\n")
-        for why, wire, fits in [
-                ("line", b"1;" + b"e" * (limit - 2) + b"\r\nx\r\n0\r\n\r\n", True),
-                ("line", b"1;" + b"e" * (limit - 1) + b"\r\nx\r\n0\r\n\r\n", False),
-                ("trailers", b"0\r\nX: " + b"y" * (asyncget.MAX_HEAD_BYTES - 7) + b"\r\n\r\n", True),
-                ("trailers", b"0\r\nX: " + b"y" * (asyncget.MAX_HEAD_BYTES - 6) + b"\r\n\r\n", False)]:
-            for step in (1, 7, len(wire) - 1, len(wire)):
-                with self.subTest(why, fits=fits, step=step):
-                    pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
-                    if fits:
-                        self.assertEqual(take("chunked", pieces)[1], b"")
-                    else:
-                        self.refused(ProtocolError, "", take, "chunked", pieces)
+    def test_limits_are_the_same_in_any_cut(self) -> None:  # CVE-2026-34516, CVE-2023-39326
+        line = b"1;%b\r\nx\r\n"
+        with mock.patch.multiple(asyncget, MAX_EXTENSION_BYTES=64, MAX_HEAD_BYTES=64):
+            for wire, said in [
+                    (line % (b"e" * 58) + b"0\r\n\r\n", ""), (line % (b"e" * 59), "chunk size"),
+                    (b"5;" + b"a" * 64, "chunk size"), (b"z" * 64, "chunk size"),
+                    (b"0\r\nX: " + b"y" * 57 + b"\r\n\r\n", ""),
+                    (b"0\r\nX: " + b"y" * 58 + b"\r\n\r\n", "64 bytes of trailers"),
+                    (line % (b"e" * 40) * 5, "extensions: over 64"),
+                    (line % (b"e" * 20) * 5, "extensions: over 64"),
+                    ((b"14;" + b"e" * 20 + b"\r\n" + b"x" * 20 + b"\r\n") * 9 + b"0\r\n\r\n", "")]:
+                with self.subTest(said, wire=wire):
+                    for pieces in cuts(wire):
+                        if said:
+                            self.refused(ProtocolError, said, take, "chunked", pieces)
+                        else:
+                            self.assertEqual(take("chunked", pieces)[1], b"")
 
     def test_a_size_is_no_promise(self) -> None:  # CVE-2025-13836, 9112 7.1
-        cases: list[tuple[Framing, bytes]] = [(10**18 - 1, b""),
-                                              ("chunked", b"7FFFFFFFFFFFFFFF\r\n")]
-        for framing, start in cases:
-            parser = body_parser(framing)
+        for parser, start in [(body_parser(10**18 - 1), b""),
+                              (body_parser("chunked"), b"7FFFFFFFFFFFFFFF\r\n")]:
             self.assertEqual((parser.send(start + b"x"), parser.send(b"y")), (b"x", b"y"))
-        self.assertEqual(parse_border(b"\r\n7FFFFFFFFFFFFFFF\r\n"), 2**63 - 1)
 
-    def test_uneven_chunks_in_uneven_cuts(self) -> None:
-        chance = random.Random(5)
-        for _ in range(200):
-            chunks = [chance.getrandbits(8 * size).to_bytes(size, "big") for size in chance.choices(
-                (1, 2, 9, 15, 16, 17, 255, 256, 4096, 70_000), (9, 9, 9, 9, 9, 9, 3, 3, 2, 1), k=chance.randint(0, 30))]
-            wire = b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), chance.choice([b"", b"", b" ;a=b"]), chunk)
-                            for chunk in chunks) + b"0\r\n\r\nnext"
-            pieces, at, step = [], 0, chance.choice((2, 30, 3000))
-            while at < len(wire):
-                pieces.append(wire[at:at + chance.randint(1, step)])
-                at += len(pieces[-1])
-            self.assertEqual(take("chunked", pieces), (b"".join(chunks), b"next", b"\r\n"))
+    def test_only_so_many_sizes_are_remembered(self) -> None:
+        with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_REMEMBERED", 9):
+            for size in range(1, 50):
+                body_parser("chunked").send(b"%x\r\n" % size)
+            self.assertLessEqual(len(asyncget._sizes), 9)
 
     def test_hostile_shapes_take_no_time(self) -> None:
-        wire = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"  # CVE-2025-69229
-        for step in (len(wire), 1, 7):
-            pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
-            self.assertEqual(self.quick(take, "chunked", pieces, seconds=10)[0], b"x" * 50_000)
-        trailers = b"a:\r\n" * 32_000 + b"\r\n"  # CVE-2026-54277: the end is searched in what is new
-        self.assertEqual(self.quick(take, "chunked", [b"0\r\n", *[bytes([byte]) for byte in trailers]])[2],
-                         trailers)
-        for wire in (b"%x\r\n" % 10**7 + b"x" * 10**7 + b"\r\n0\r\n\r\n",  # one chunk, uneven ones
-                     b"".join(b"%x\r\n%b\r\n" % (size, b"x" * size) for size in range(1, 4000)) + b"0\r\n\r\n",
-                     (b"0" * 15 + b"1\r\nx\r\n") * 50_000 + b"0\r\n\r\n"):
-            self.quick(take, "chunked", [wire[at:at + 99] for at in range(0, len(wire), 99)])
-        self.quick(take, 200_000, [b"x"] * 200_000)
-
-    def test_what_is_remembered_is_bounded(self) -> None:
-        with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_REMEMBERED", 9):
-            for _ in range(2):
-                take("chunked", [b"".join(b"%06x;%b\r\n%b\r\n" % (size, b"a" * (size % 20), b"x" * size)
-                                          for size in range(1, 50)) + b"0\r\n\r\n"])
-            self.assertLessEqual(len(asyncget._sizes), 9)
-            self.assertLessEqual(max(map(len, asyncget._sizes)), 20)
+        trailers = b"a:\r\n" * 16_000 + b"\r\n"  # CVE-2026-54277: only what is new is searched
+        framings: list[tuple[Framing, bytes, tuple[bytes, bytes, bytes]]] = [
+            ("chunked", b"0\r\n" + trailers, (b"", b"", trailers)),
+            ("chunked", b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n", (b"x" * 20_000, b"", b"\r\n")),  # CVE-2025-69229
+            ("chunked", b"%x\r\n" % 10**5 + b"x" * 10**5 + b"\r\n0\r\n\r\n", (b"x" * 10**5, b"", b"\r\n")),
+            (10**5, b"x" * 10**5, (b"x" * 10**5, b"", b""))]
+        for framing, wire, taken in framings:
+            for step in (1, len(wire)):
+                pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
+                self.assertEqual(self.quick(take, framing, pieces), taken)
 
 
 class Section8Decoding(Section):
@@ -1394,7 +1142,6 @@ class Section8Decoding(Section):
          gzip.compress(b"") + gzip.compress(TEXT) + gzip.compress(b"")),
         ("padding", [b"gzip"], gzip.compress(TEXT) + b"\0" * 9),
         ("9110 8.4: in reverse", [b"deflate", b"gzip"], gzip.compress(zlib.compress(TEXT))),
-        ("the same twice", [b"gzip", b"gzip"], gzip.compress(gzip.compress(TEXT))),
         ("five", [b"gzip", b"deflate"] * 2 + [b"gzip"],
          gzip.compress(zlib.compress(gzip.compress(raw_deflate(gzip.compress(TEXT)))))),
     ]
@@ -1404,108 +1151,76 @@ class Section8Decoding(Section):
             with self.subTest(why):
                 for pieces in cuts(coded):
                     self.assertEqual(decode(codings, pieces), self.TEXT)
+                self.assertEqual(decode(codings, []), b"")
 
-    def test_cut_short_anywhere(self) -> None:  # trap 8: zlib itself is silent
+    def test_cut_short_anywhere(self) -> None:  # zlib itself is silent
         for why, codings, coded in self.CODED:
             whole = len(coded) - (9 if why == "padding" else 0)
             # A member less, and a byte behind it, is still a stream: only the framing could tell.
-            members = {at for at in range(18, whole) if coded[at:at + 2] == b"\x1f\x8b" and len(codings) == 1}
-            for end in {*range(1, whole)} - members - {at + 1 for at in members}:
-                with self.subTest(why, end=end):
-                    self.refused(DecodingError, "", decode, codings, [coded[:end]])
-                    self.refused(DecodingError, "", decode, codings,
-                                 [coded[at:at + 1] for at in range(end)])
+            members = {at for at in range(18, whole)
+                       if coded[at:at + 2] == b"\x1f\x8b" and len(codings) == 1}
+            with self.subTest(why):
+                for end in {*range(1, whole)} - members - {at + 1 for at in members}:
+                    for step in (1, end):
+                        pieces = [coded[at:min(at + step, end)] for at in range(0, end, step)]
+                        self.refused(DecodingError, "too early", decode, codings, pieces)
 
     def test_behind_the_end(self) -> None:
-        for coding, whole in [(b"gzip", gzip.compress(self.TEXT)), (b"deflate", zlib.compress(self.TEXT)),
-                              (b"deflate", raw_deflate(self.TEXT))]:
-            for behind in (b"\n", b"\r\n", b"<!-- 5 ms -->", b"\0\0\0", b"\0\n\0", b"\x8b\x1f",
-                           b"\n" + whole, b"\x1b[2J" * 9, self.TEXT):
-                with self.subTest(coding, behind=behind[:20]):
-                    for pieces in cuts(whole + behind):
+        for _, (coding,), whole in self.CODED[:3]:
+            for behind in (b"\r\n", b"<!-- 5 ms -->", b"\0\0\0", b"\0\n\0", b"\x8b\x1f",
+                           b"\n" + whole, self.TEXT):
+                with self.subTest(coding, behind=behind):
+                    for pieces in [*cuts(whole + behind), [whole + behind * 3000]]:
                         self.assertEqual(decode([coding], pieces), self.TEXT)
-                    self.assertEqual(self.quick(decode, [coding], [whole + behind * 30_000]), self.TEXT)
-                    self.refused(DecodingError, "", decode, [coding], [whole[:-1]])
-        gzipped = gzip.compress(gzip.compress(self.TEXT) + b"\n") + b"\n"  # in each of a stack
-        for pieces in cuts(gzipped):
+        for pieces in cuts(gzip.compress(gzip.compress(self.TEXT) + b"\n") + b"\n"):  # in each
             self.assertEqual(decode([b"gzip"] * 2, pieces), self.TEXT)
-
-    def test_nothing_is_whole_in_any_coding(self) -> None:
-        for codings in ([b"gzip"], [b"deflate"], [b"gzip", b"deflate"]):
-            self.assertEqual(decode(codings, []), b"")
 
     def test_not_what_it_claims(self) -> None:
         good = gzip.compress(self.TEXT)
-        for why, coding, coded, said in [
-                ("text", b"gzip", b"hello", "not gzip"),
-                ("text", b"deflate", b"hello", "not deflate"),
-                ("zlib", b"gzip", zlib.compress(b"x"), "not gzip"),
-                ("gzip", b"deflate", good, "not deflate"),
-                ("checksum", b"gzip", good[:-5] + b"\xff" + good[-4:], "not gzip"),
-                ("length", b"gzip", good[:-1] + b"\xff", "not gzip"),
-                ("a broken member", b"gzip", good + b"\x1f\x8bhello", "not gzip"),
-                ("a member cut short", b"gzip", good + good[:9], "too early"),
-                ("dictionary", b"deflate", b"\x78\xbb\0\0\0\1" + raw_deflate(b"x"), "not deflate"),
-                ("one byte", b"gzip", b"\x1f", "too early")]:
-            with self.subTest(why, coding=coding):
-                self.refused(DecodingError, said, decode, [coding], [coded])
+        for coding, coded, said in [
+                (b"gzip", b"hello", "not gzip"), (b"deflate", b"hello", "not deflate"),
+                (b"gzip", zlib.compress(b"x"), "not gzip"), (b"deflate", good, "not deflate"),
+                (b"gzip", good[:-5] + b"\xff" + good[-4:], "not gzip"),  # the checksum, the length
+                (b"gzip", good[:-1] + b"\xff", "not gzip"),
+                (b"gzip", good + b"\x1f\x8bhello", "not gzip"), (b"gzip", good + good[:9], "too early"),
+                (b"deflate", b"\x78\xbb\0\0\0\1" + raw_deflate(b"x"), "not deflate")]:  # a dictionary
+            with self.subTest(said, coded=coded):
                 for pieces in cuts(coded):
-                    with self.assertRaises(DecodingError):
-                        decode([coding], pieces)
+                    self.refused(DecodingError, said if pieces == [coded] else "",
+                                 decode, [coding], pieces)
 
     def test_bombs_are_seen_while_small(self) -> None:  # CVE-2025-69223, CVE-2025-66471
-        flat = gzip.compress(bytes(1 << 26))
-        nested = gzip.compress(flat)
-        for codings, bomb in [([b"gzip"], flat), ([b"gzip"] * 2, nested),
-        ([b"deflate"], zlib.compress(bytes(1 << 26)))]:
+        size = 16 * asyncget.MAX_DECODED_STEP_BYTES
+        flat = gzip.compress(bytes(size))
+        for codings, bomb in [([b"gzip"], flat), ([b"gzip"] * 2, gzip.compress(flat)),
+                              ([b"deflate"], zlib.compress(bytes(size)))]:
             with self.subTest(codings):
                 with mock.patch.object(asyncget.Inflater, "open", autospec=True,
                                        side_effect=asyncget.Inflater.open) as opened:
-                    first = next(piece for piece in Decoder(codings).feed(bomb) if piece)
-                self.assertLessEqual(len(first), asyncget.MAX_DECODED_STEP_BYTES)
+                    sizes = [len(piece) for piece in Decoder(codings).feed(bomb)]
                 self.assertEqual(opened.call_count, len(codings))
-                sizes = [len(piece) for piece in Decoder(codings).feed(bomb)]
-                self.assertEqual(sum(sizes), 1 << 26)
+                self.assertEqual(sum(sizes), size)
                 self.assertLessEqual(max(sizes), asyncget.MAX_DECODED_STEP_BYTES)
 
-    def test_many_members_take_no_time(self) -> None:  # CVE-2022-30631, trap 8
-        wire = gzip.compress(b"") * 20_000
-        self.assertEqual(self.quick(decode, [b"gzip"], [wire]), b"")
-        self.assertEqual(self.quick(decode, [b"gzip"],
-                                    [wire[at:at + 999] for at in range(0, len(wire), 999)]), b"")
-        self.assertEqual(self.quick(decode, [b"gzip"], [gzip.compress(b"x") + bytes(1 << 24)]),
-                         b"x")
-
     def test_codings(self) -> None:
-        for fields, codings in [
-                ([], []), ([b"Content-Encoding:"], []), ([b"Content-Encoding: identity"], []),
-                ([b"Content-Encoding: GZIP"], [b"gzip"]),
-                ([b"content-encoding: x-gzip"], [b"gzip"]),
-                ([b"Content-Encoding: deflate", b"Content-Encoding: , gzip"],
-                 [b"deflate", b"gzip"]),
-                ([b"Content-Encoding: None"], []), ([b"Content-Encoding: none, gzip,"], [b"gzip"]),
-                ([b"Content-Encoding: gzip, identity,identity,gzip"], [b"gzip", b"gzip"])]:
-            with self.subTest(fields):
-                self.assertEqual(content_codings(head(*fields).fields.get(b"content-encoding", b"")), codings)
+        def found(*fields: bytes) -> list[bytes]:
+            return content_codings(head(*fields).fields.get(b"content-encoding", b""))
 
-    def test_bad_codings(self) -> None:
-        for why, fields, said in [
-                ("br", [b"Content-Encoding: br"], "'br'"),
-                ("hidden", [b"Content-Encoding: gzip, br"], "'br'"),
-                ("compress", [b"Content-Encoding: compress"], "'compress'"),
-                ("junk", [b"Content-Encoding: gzip;q=1"], "gzip;q=1"),
-                ("control", [b"Content-Encoding: gzip\x01"], r"gzip\x01"),
-                ("CVE-2025-66418", [b"Content-Encoding: " + b",".join([b"gzip"] * 6)], "at most 5"),
-                ("CVE-2022-32206", [b"Content-Encoding: " + b",".join([b"gzip"] * 1000)],
-                 "1000 content codings"),
-                ("CVE-2023-23916", [b"Content-Encoding: gzip"] * 100, "100 content codings"),
-                ("unknown", [b"Content-Encoding: \xff\x85"], r"\xff\x85")]:
-            with self.subTest(why):
-                self.refused(DecodingError, said, content_codings, head(*fields).fields[b"content-encoding"])
-
-    @unittest.skipIf(asyncget.HAS_ZSTD, "the standard library has zstd")
-    def test_zstd_is_refused_where_it_cannot_be_undone(self) -> None:
-        self.refused(DecodingError, "zstd", content_codings, b"zstd")
+        self.assertEqual(found(), [])
+        self.assertEqual(found(b"content-encoding: deflate", b"Content-Encoding: , gzip"),
+                         [b"deflate", b"gzip"])
+        self.alike(lambda value: found(b"Content-Encoding: " + value), [
+            (b"", []), (b"identity", []), (b"None", []), (b"GZIP", [b"gzip"]), (b"x-gzip", [b"gzip"]),
+            (b"none, gzip,", [b"gzip"]), (b"gzip, identity,identity,gzip", [b"gzip", b"gzip"])])
+        for value, said in [
+                (b"br", "'br'"), (b"gzip, br", "'br'"), (b"compress", "'compress'"),
+                (b"gzip;q=1", "gzip;q=1"), (b"gzip\x01", r"gzip\x01"), (b"\xff\x85", r"\xff\x85"),
+                (b",".join([b"gzip"] * 6), "at most 5"),                        # CVE-2025-66418
+                (b",".join([b"gzip"] * 1000), "1000 content codings")]:         # CVE-2022-32206
+            with self.subTest(said):
+                self.refused(DecodingError, said, found, b"Content-Encoding: " + value)
+        many = [b"Content-Encoding: gzip"] * 100  # CVE-2023-23916
+        self.refused(DecodingError, "100 content codings", found, *many)
 
     @unittest.skipUnless(asyncget.HAS_ZSTD, "no zstd before 3.14")
     def test_zstd(self) -> None:
@@ -1518,77 +1233,47 @@ class Section8Decoding(Section):
         for end in range(1, len(coded)):
             self.refused(DecodingError, "", decode, [b"zstd"], [coded[:end]])
         self.refused(DecodingError, "not zstd", decode, [b"zstd"], [b"hello"])
-        pieces = list(Decoder([b"zstd"]).feed(zstd.compress(bytes(1 << 26))))
+        pieces = list(Decoder([b"zstd"]).feed(zstd.compress(bytes(1 << 22))))
         self.assertLessEqual(max(map(len, pieces)), asyncget.MAX_DECODED_STEP_BYTES)
-        self.assertEqual(sum(map(len, pieces)), 1 << 26)
+        self.assertEqual(sum(map(len, pieces)), 1 << 22)
         wide = {zstd.CompressionParameter.window_log: 27}  # RFC 9659: 8 MiB and no more
         self.refused(DecodingError, "not zstd", decode, [b"zstd"],
                      [zstd.compress(random.Random(6).randbytes(1 << 25), options=wide)])
 
-    # WHATWG's labels, by the codec that is right for them: what browsers take them for, but for
-    # ascii, iso8859-1 and -9, whose C1 controls nobody misses.
+    # Of WHATWG's labels those that Python alone would not know, or know for less, and a few more
+    # that are easily lost with them, by the codec: what browsers take them for, but for ascii,
+    # iso8859-1 and -9, whose C1 controls nobody misses.
     LABELS = {
-        "utf-8": "unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8 UTF8",
-        "cp866": "866 cp866 csibm866 ibm866 dos-866",
-        "iso8859-2": "csisolatin2 iso-8859-2 iso-ir-101 iso8859-2 iso88592 iso_8859-2 iso_8859-2:1987 l2 latin2",
-        "iso8859-5": "csisolatincyrillic cyrillic iso-8859-5 iso-ir-144 iso8859-5 iso88595",
-        "iso8859-6": "arabic asmo-708 csisolatinarabic ecma-114 iso-8859-6 iso-8859-6-e iso-8859-6-i iso-ir-127",
-        "iso8859-7": "csisolatingreek ecma-118 elot_928 greek greek8 iso-8859-7 iso-ir-126 iso88597",
-        "iso8859-8": "csisolatinhebrew hebrew iso-8859-8 iso-8859-8-e ISO-8859-8-I iso-ir-138 iso88598",
-        "iso8859-11": "iso-8859-11 iso8859-11 iso885911", "tis-620": "tis-620",
-        "iso8859-15": "iso-8859-15 iso8859-15 iso885915 iso_8859-15 l9", "iso8859-16": "iso-8859-16",
+        "utf-8": "utf8 UTF8", "cp866": "866 cp866 ibm866 dos-866", "iso8859-2": "iso_8859-2 l2",
+        "iso8859-6": "arabic iso-8859-6-e iso-8859-6-i", "iso8859-7": "elot_928 greek iso88597",
+        "iso8859-8": "hebrew iso-8859-8 iso-8859-8-e ISO-8859-8-I visual logical",
+        "iso8859-11": "iso-8859-11 iso885911", "iso8859-15": "iso8859-15", "tis-620": "tis-620",
         "koi8-r": "cskoi8r koi8 koi8-r koi8_r", "koi8-u": "koi8-ru koi8-u",
         "mac-roman": "mac macintosh x-mac-roman", "mac-cyrillic": "x-mac-cyrillic x-mac-ukrainian",
         "cp874": "dos-874 windows-874 Windows-874", "cp1250": "cp1250 windows-1250 x-cp1250",
-        "cp1251": "cp1251 windows-1251 x-cp1251", "cp1252": "cp1252 windows-1252 x-cp1252",
-        "ascii": "ansi_x3.4-1968 ascii us-ascii",
-        "iso8859-1": "cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso88591 iso_8859-1 l1 latin1 latin-1",
-        "iso8859-9": "csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 l5 latin5",
-        "gb18030": "chinese csiso58gb231280 gb2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030 cp936 windows-936",
-        "big5": "big5 csbig5 x-x-big5 x-big5", "big5hkscs": "big5-hkscs", "cp950": "windows-950",
+        "cp1252": "cp1252 windows-1252 x-cp1252", "ascii": "us-ascii", "utf-8-sig": "utf-8-sig",
+        "iso8859-1": "iso-8859-1 iso88591 latin1 latin-1", "iso8859-9": "iso88599 l5",
+        "gb18030": "chinese csgb2312 gb2312 gb_2312 gb_2312-80 gbk x-gbk gb18030 cp936 windows-936",
+        "big5": "big5 cn-big5 x-x-big5", "big5hkscs": "big5-hkscs", "cp950": "windows-950",
         "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp iso-2022-jp",
-        "cp932": "csshiftjis ms932 ms_kanji shift-jis Shift_JIS sjis windows-31j x-sjis windows-932",
-        "cp949": "euc-kr korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 windows-949 x-euc-kr",
-        "utf-16-be": "utf-16be", "utf-16-le": "utf-16le ucs-2 unicode", "utf-16": "utf-16", "utf-8-sig": "utf-8-sig",
-    }
-    NO_TEXT = """rot13 hex base64 zlib bz2 mbcs punycode idna undefined unicode_escape raw_unicode_escape
-        utf-7 quopri uu oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x
-        cp037 cp273 cp424 cp500 cp875 cp1026 cp1140 ebcdic-cp-us ibm037 windows-037
-        x-user-defined replacement iso-2022-cn"""
+        "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis windows-932",
+        "cp949": "euc-kr cseuckr korean ks_c_5601-1987 ks_c_5601-1989 ksc_5601 windows-949",
+        "utf-16-be": "utf-16be", "utf-16-le": "utf-16le ucs-2 unicode", "utf-16": "utf-16"}
+    NO_TEXT = """rot13 hex base64 zlib mbcs punycode idna undefined unicode_escape utf-7 quopri uu
+        oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x cp037 cp500 cp1026
+        ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-cn"""
 
     def test_charsets(self) -> None:
-        for content_type, codec in [
-                ("", "utf-8"), ("text/html", "utf-8"), ("text/html; charset=", "utf-8"),
-                ("text/html ; x=y; CharSet = 'utf-16'", "utf-16"),
-                ("text/html; charset=windows-1252; x", "cp1252"),
-                ("a/b; charset=" + "x" * 99_999, "utf-8"), ("a/b; xcharset=latin-1", "utf-8"),
-                ("a/b; charset=\xe9", "utf-8"),
-                *[(form.format(label), codec)
-                  for codec, labels in {**self.LABELS, "utf-8": self.LABELS["utf-8"] + " " + self.NO_TEXT}.items()
-                  for label in labels.split()
-                  for form in ("a/b; charset={}", 'a/b;x=y;CHARSET = "{}"')]]:
-            with self.subTest(content_type[:60]):
-                self.assertEqual(charset_of(content_type), codec)
-                self.assertEqual(charset_of(content_type.upper()), codec)
-
-    def test_texts(self) -> None:
-        for label, data, text in [
-                ("gb2312", b"\xa1\xaa\x81\x40", "—丂"), ("shift_jis", b"\x87\x40\xfb\xfc\\~", "①髙\\~"),
-                ("x-sjis", b"\x81\x60", "～"), ("euc-kr", b"\x8c\x63\xb0\xa1", "똠가"),
-                ("windows-874", b"\x80\xa1", "€ก"), ("x-mac-cyrillic", b"\x80", "А"),
-                ("iso-8859-8-i", b"\xe0", "א"), ("koi8", b"\xc1", "а"), ("dos-866", b"\x80", "А")]:
-            with self.subTest(label):
-                self.assertEqual(data.decode(charset_of(f"a/b; charset={label}")), text)
-
-    def test_wider_codecs_hold_the_narrower(self) -> None:  # `others`: where browsers differ, too
-        for narrow, others in [("shift_jis", 6), ("gb2312", 2), ("gbk", 0), ("euc_kr", 0)]:
-            differ = 0
-            for pair in itertools.product(range(256), repeat=2):
-                text = bytes(pair).decode(narrow, "ignore")
-                differ += (len(text) == 1 and text.encode(narrow) == bytes(pair)
-                           and text != bytes(pair).decode(charset_of(f";charset={narrow}"), "replace"))
-            with self.subTest(narrow):
-                self.assertEqual(differ, others)
+        self.alike(charset_of, [
+            ("", "utf-8"), ("text/html", "utf-8"), ("text/html; charset=", "utf-8"),
+            ("text/html ; x=y; CharSet = 'utf-16'", "utf-16"),
+            ("text/html; charset=windows-1252; x", "cp1252"), ("a/b; xcharset=latin-1", "utf-8"),
+            ("a/b; charset=\xe9", "utf-8")])
+        for codec, labels in [*self.LABELS.items(), ("utf-8", self.NO_TEXT)]:
+            for label in labels.split():
+                with self.subTest(label):
+                    for text in (f"a/b; charset={label}", f'a/b;x=y;CHARSET = "{label.upper()}"'):
+                        self.assertEqual(charset_of(text), codec)
 
     def test_every_charset_decodes_everything(self) -> None:
         junk = random.Random(6).getrandbits(8 * 4001).to_bytes(4001, "big")
@@ -1607,8 +1292,6 @@ class Section8Decoding(Section):
             for name in ("x" * 99_999, "iso8859" + "1" * 99_999, "x-" * 50_000):
                 self.assertEqual(charset_of(f"a/b; charset={name}"), "utf-8")
         self.assertLess(max(len(call[0][0]) for call in lookup.call_args_list), 50)
-        for shape in (";" * 100_000, "; charset " * 10_000, ";" + " " * 100_000, "; charset=" * 10_000):
-            self.quick(charset_of, shape)
 
 
 async def no_turn() -> float:
@@ -1619,9 +1302,9 @@ async def no_turn() -> float:
 class Source:
     """What a Body asks of a connection, on pieces that never wait. An exception is raised."""
 
-    def __init__(self, *pieces: bytes | BaseException, rest: bytes = b"", clean: bool = True) -> None:
-        self.pieces, self.rest, self.clean = iter(pieces), rest, clean
-        self.aborted = self.kept = 0
+    def __init__(self, *pieces: bytes | BaseException, rest: bytes = b"") -> None:
+        self.pieces, self.rest = iter(pieces), rest
+        self.asked = self.aborted = self.kept = 0
         self.timeout, self.turn, self.sent_at, self.head_at = None, no_turn, 0.0, 9.0
         self.exchanges = 1
         self.clock = types.SimpleNamespace(
@@ -1629,13 +1312,14 @@ class Source:
             loop=types.SimpleNamespace(time=lambda: 9.0), watch=lambda phase, seconds: 9.0)
 
     async def receive(self) -> bytes:
+        self.asked += 1
         piece = next(self.pieces, b"")
         if isinstance(piece, BaseException):
             raise piece
         return piece
 
     def ended_cleanly(self) -> bool:
-        return self.clean
+        return True
 
     def rest_in_pool(self, now: float) -> None:
         self.kept += 1
@@ -1653,20 +1337,14 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("it waits")
 
 
-def response(*pieces: bytes | Exception, fields: Iterable[bytes] = (), url: str = "http://h/",
+def response(*pieces: bytes | BaseException, fields: Iterable[bytes] = (), url: str = "http://h/",
              status: bytes = b"HTTP/1.1 200 OK", read: bool = False, decode: bool = True,
-             done: bool = False, trailers: bytes = b"", source: Source | None = None) -> Response:
+             done: bool = False, source: Source | None = None) -> Response:
     """A Response on a connection that plays pieces; `done`: all came with the head."""
-    fields = list(fields)
-    if trailers:
-        fields += [b"Transfer-Encoding: chunked"]
-        pieces = (*(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces  # type: ignore[arg-type,str-format]
-                    ), b"0\r\n" + trailers)
+    fields, source = list(fields), source or Source(*pieces)
     if done:
-        whole = b"".join(pieces)  # type: ignore[arg-type]
-        source = source or Source(rest=whole)
-        fields += [] if trailers else [b"Content-Length: %d" % len(whole)]
-    source = source or Source(*pieces)
+        source = Source(rest=b"".join(pieces))  # type: ignore[arg-type]
+        fields += [b"Content-Length: %d" % len(source.rest)]
     top = head(*fields, status=status)
     answer = Response(top, parse_url(url), Body(source, top), decode)  # type: ignore[arg-type]
     if read:
@@ -1676,12 +1354,6 @@ def response(*pieces: bytes | Exception, fields: Iterable[bytes] = (), url: str 
 
 async def listed(items: Any) -> list[Any]:
     return [item async for item in items]
-
-
-async def anext_of(items: Any) -> Any:
-    async for item in items:
-        return item
-    return None
 
 
 GZIP = b"Content-Encoding: gzip"
@@ -1696,12 +1368,16 @@ def framed(body: bytes, framing: Framing) -> tuple[list[bytes], bytes]:
     return [] if framing == "close" else [b"Content-Length: %d" % len(body)], body
 
 
-def timings(wire: bytes) -> dict[str, dict[str, Any]]:
-    """When the bytes behind a head come: arguments for Source."""
+def arrivals(wire: bytes) -> dict[str, Callable[[], Source]]:
+    """Connections on which the bytes behind a head come so or so."""
     middle = len(wire) // 2
-    return {"with the head": {"rest": wire}, "late": {"pieces": [wire]},
-            "byte by byte": {"pieces": [wire[at:at + 1] for at in range(len(wire))]},
-            "half and half": {"rest": wire[:middle], "pieces": [wire[middle:]]}}
+    ways: dict[str, tuple[bytes, list[bytes]]] = {
+        "with the head": (wire, []), "late": (b"", [wire]),
+        "half and half": (wire[:middle], [wire[middle:]])}
+    if len(wire) < 1000:
+        ways["byte by byte"] = b"", [wire[at:at + 1] for at in range(len(wire))]
+    return {when: functools.partial(Source, *pieces, rest=rest)
+            for when, (rest, pieces) in ways.items()}
 
 
 def perform(got: Response, program: Iterable[str]) -> tuple[bytes, list[str]]:
@@ -1745,130 +1421,115 @@ class Section6Response(Section):
     def test_head(self) -> None:
         got = response(fields=[b"Vary: a", b"X: \xe9"], status=b"HTTP/1.0 404 Not F\xc3\xb6und",
                        url=f"http://u:{SECRET}@h:81/x?y#z")
-        self.assertEqual((got.status, got.status_code, got.reason, got.http_version, got.url,
-                          got.ok),
-                         (404, 404, "Not Föund", "HTTP/1.0", "http://h:81/x?y#z", False))
+        self.assertEqual((got.status, got.status_code, got.reason, got.http_version, got.url),
+                         (404, 404, "Not Föund", "HTTP/1.0", "http://h:81/x?y#z"))
         self.assertEqual((got.headers["vary"], got.headers["x"], got.history), ("a", "é", []))
         self.assertIs(got.headers, got.headers)
         self.assertEqual(repr(got), "<Response 404 http://h:81/x?y#z>")
+        self.assertNotIn(SECRET, repr(got._url) + str(got._url))
         self.assertEqual(response(fields=[b"X: 1\r\n 2"]).headers["x"], "1 2")
-        self.assertEqual([response(status=b"HTTP/1.1 " + line).reason
-                          for line in (b"200", b"200 ", b"299 a b")], ["", "", "a b"])
 
     def test_raise_for_status(self) -> None:
-        for status, ok in [(200, True), (302, True), (399, True), (400, False), (503, False),
-        (999, False)]:
-            with self.subTest(status):
-                got = response(status=b"HTTP/1.1 %d \x9b\xe2\x80\xae!" % status,
-                               url=f"http://u:{SECRET}@h/")
-                self.assertIs(got.ok, ok)
-                if ok:
-                    self.assertIs(got.raise_for_status(), got)
-                else:
-                    error = self.refused(StatusError, str(status), got.raise_for_status)
-                    self.assertEqual((error.url, error.response, error.exit_code),
-                    ("http://h/", got, 22))
+        for status in (200, 399, 400, 999):
+            got = response(status=b"HTTP/1.1 %d \x9b\xe2\x80\xae!" % status,
+                           url=f"http://u:{SECRET}@h/")
+            self.assertIs(got.ok, status < 400)
+            if got.ok:
+                self.assertIs(got.raise_for_status(), got)
+            else:
+                error = self.refused(StatusError, str(status), got.raise_for_status)
+                self.assertEqual((error.url, error.response, error.exit_code), ("http://h/", got, 22))
 
     def test_read_in_all_cuts(self) -> None:
         coded = gzip.compress(b"hello")
-        for why, wire, fields in [("plain", b"hello", []), ("coded", coded, [GZIP]),
-        ("not", b"hello", [b"Content-Encoding: identity"])]:
-            with self.subTest(why):
+        for wire, fields in [(b"hello", []), (coded, [GZIP]),
+                             (b"hello", [b"Content-Encoding: identity"])]:
+            with self.subTest(fields):
                 for pieces in cuts(wire):
                     for done in (False, True):
                         got = response(*pieces, fields=fields, done=done)
                         self.assertEqual((run(got.read()), got.content, run(got.read())),
-                        (b"hello",) * 3)
+                                         (b"hello",) * 3)
                         self.assertEqual(got.received, len(wire))
-                    self.assertEqual(b"".join(run(listed(response(*pieces,
-                                                                  fields=fields).iter_bytes()))),
-                                                                  b"hello")
+                    got = response(*pieces, fields=fields)
+                    self.assertEqual(b"".join(run(listed(got.iter_bytes()))), b"hello")
         self.assertEqual(response(coded, fields=[GZIP], decode=False, read=True).content, coded)
-
-    def test_empty_bodies(self) -> None:
-        for fields in ([], [GZIP], [b"Content-Encoding: identity"]):
+        self.assertEqual(run(listed(response(b"he", b"llo", read=True).iter_bytes())), [b"hello"])
+        for coding in ("br", "gzip"):  # an empty body is whole even so
             for done in (False, True):
-                with self.subTest(fields, done=done):
-                    got = response(fields=fields, done=done)
-                    self.assertEqual((run(got.read()), got.text, run(listed(got.iter_lines()))),
-                    (b"", "", []))
-
-    def test_bytes_after_a_read_are_the_content(self) -> None:
-        got = response(b"he", b"llo", read=True)
-        self.assertEqual(run(listed(got.iter_bytes())), [b"hello"])
+                got = response(fields=[b"Content-Encoding: " + coding.encode()], done=done)
+                self.assertEqual((run(got.read()), got.text, run(listed(got.iter_lines()))),
+                                 (b"", "", []))
 
     def test_content_before_a_read_says_what_to_do(self) -> None:
         for touch in (lambda r: r.content, lambda r: r.text, lambda r: r.json()):
             for done in (False, True):
-                error = self.refused(AsyncGetError, "await response.read()", touch, response(b"x", done=done))
+                error = self.refused(AsyncGetError, "await response.read()", touch,
+                                     response(b"x", done=done))
                 self.assertEqual(error.url, "http://h/")
 
     BODY = b'[1,\n"two",\n3]\n'
-    UNREAD, PIECES = "AsyncGetError: the body was not read: aw", "AsyncGetError: the body was handed out i"
+    FRAMINGS: tuple[Framing, ...] = (0, "chunked", "close")
+    UNREAD = "AsyncGetError: the body was not read: aw"
+    PIECES = "AsyncGetError: the body was handed out i"
+    GIVEN_UP = "AsyncGetError: the body was given up: no"
 
     def test_programs(self) -> None:
         """Whatever is called in whatever order: the same for all timings, framings, codings."""
         body, text = self.BODY, self.BODY.decode()
-        expected = {
-            "": (body, []), "look": (body, [self.UNREAD]), "look read look read": (body, [self.UNREAD] + [text] * 3),
-            "read bytes lines": (body * 3, [text]), "read line line": (body[:4] * 2 + body, [text]),
-            "bytes": (body, []), "bytes bytes": (body, []), "lines lines": (body, []),
-            "piece": (body, []), "piece piece line": (body, []), "line": (body, []), "line line": (body, []),
-            "line bytes": (body, []), "line piece lines": (body, []), "line line line bytes": (body, []),
-            "piece look read": (body, [self.PIECES] * 2), "line read look": (body, [self.PIECES] * 2),
-            "bytes read": (body, [self.PIECES]), "lines look": (body, [self.PIECES]),
-        }
+        expected: dict[str, tuple[bytes, list[str]]] = {
+            **dict.fromkeys([
+                "", "bytes", "bytes bytes", "lines lines", "piece", "piece piece line", "line",
+                "line line", "line bytes", "line piece lines", "line line line bytes"], (body, [])),
+            **dict.fromkeys(["piece look read", "line read look"], (body, [self.PIECES] * 2)),
+            **dict.fromkeys(["bytes read", "lines look"], (body, [self.PIECES])),
+            "look": (body, [self.UNREAD]), "look read look": (body, [self.UNREAD, *[text] * 2]),
+            "read bytes lines": (body * 3, [text]), "read line line": (body[:4] * 2 + body, [text])}
         words = ("look", "read", "bytes", "lines", "piece", "line")
-        programs = {*expected, *map(" ".join, itertools.product(words, repeat=3))}
-        outcomes: dict[tuple[bytes, str], Any] = {(body, program): row for program, row in expected.items()}
-        ways: list[tuple[bytes, Any, Any]] = [*itertools.product(
-            (body, b""), (None, gzip.compress, zlib.compress), (0, "chunked", "close"))]
-        for content, coding, framing in ways:
-            fields, wire = framed(coding(content) if coding else content, framing)
-            fields += [b"Content-Encoding: " + (b"gzip" if coding is gzip.compress else b"deflate")] * bool(coding)
-            for when, arrival in timings(wire).items():
-                for program in programs:
-                    with self.subTest(program, content=content, coding=coding, framing=framing, when=when):
-                        got = response(fields=fields, source=Source(*arrival.get("pieces", ()),
-                                                                    rest=arrival.get("rest", b"")))
-                        outcome = perform(got, [*program.split(), "bytes"])
-                        self.assertEqual(outcome, outcomes.setdefault((content, program), outcome))
+        programs = {*expected, *map(" ".join, itertools.product(words, repeat=2))}
+        outcomes = {(body, program): outcome for program, outcome in expected.items()}
+        codings: dict[bytes, Any] = {
+            b"identity": bytes, b"gzip": gzip.compress,
+            b"deflate, gzip": lambda content: gzip.compress(raw_deflate(content))}
+        for content, coding, framing in itertools.product((body, b""), codings, self.FRAMINGS):
+            fields, wire = framed(codings[coding](content), framing)
+            fields += [b"Content-Encoding: " + coding]
+            for (when, source), program in itertools.product(arrivals(wire).items(), programs):
+                with self.subTest(program, content=content, fields=fields, when=when):
+                    got = response(fields=fields, source=source())
+                    outcome = perform(got, [*program.split(), "bytes"])
+                    self.assertEqual(outcome, outcomes.setdefault((content, program), outcome))
 
     def test_what_came_is_handed_out_before_the_error(self) -> None:
         sized, chunked = [b"Content-Length: 99"], [b"Transfer-Encoding: chunked"]
         coded = gzip.compress(b"hello\nx")
-        for why, fields, wire, handed, error, said in [
-                ("cut", sized, b"hello\nx", b"hello\nx", IncompleteBody, "7 bytes of the body, which has 99"),
-                ("cut", chunked, b"6\r\nhello\n\r\n9\r\nx", b"hello\nx", IncompleteBody, "7 bytes of the body"),
-                ("cut", chunked, b"7\r\nhello\nx\r\n0\r\n", b"hello\nx", IncompleteBody, "7 bytes"),
-                ("nothing", sized, b"", b"", IncompleteBody, "0 bytes of the body, which has 99"),
-                ("broken", chunked, b"6\r\nhello\n\r\n1\r\nxxx", b"hello\nx", ProtocolError, "no CRLF"),
-                ("broken", chunked, b"7\r\nhello\nx\r\n+1\r\n", b"hello\nx", ProtocolError, "not a chunk size"),
-                ("broken", chunked, b"7\r\nhello\nx\r\n0\r\nX\r\n\r\n", b"hello\nx", ProtocolError, "trailers"),
-                ("coding cut", [GZIP], coded[:-1], b"hello\nx", DecodingError, "too early"),
-                ("both cut", [GZIP, *sized], coded[:-1], b"hello\nx", IncompleteBody, "which has 99"),
-                ("broken member", [GZIP], coded + b"\x1f\x8bxxxxxxx", b"hello\nx", DecodingError, "not gzip"),
-                ("not gzip", [GZIP], b"hello", b"", DecodingError, "not gzip"),
-                ("br", [b"Content-Encoding: br"], b"hello", b"", DecodingError, "'br'")]:
-            for pieces in cuts(wire):
-                for came in (0, 1):
-                    with self.subTest(why, pieces=pieces, came=came):
-                        def arrived(pieces: list[bytes] = pieces, came: int = came, fields: Any = fields) -> Response:
-                            return response(fields=fields, source=Source(
-                                *filter(None, pieces[came:]), rest=b"".join(pieces[:came])))
-
-                        for word, part in [("bytes", handed), ("lines", handed[:6]), ("read", b"")]:
-                            got = arrived()
-                            outcome, told = perform(got, [word, "look", "read", "bytes", "lines"])
-                            self.assertEqual(outcome, part)
-                            self.assertTrue(told[0].startswith(error.__name__ + ":"), told)
-                            self.assertEqual([text[:40] for text in told[1:]],
-                                             ["AsyncGetError: the body was given up: no"] * 4)
-                        with self.assertRaisesRegex(error, said) as caught:
-                            got = arrived()
-                            run(got.read())
-                        self.assertIs(caught.exception.response, got)
-                        self.assertEqual(caught.exception.url, "http://h/")
+        for fields, wire, handed, error, said in [
+                (sized, b"hello\nx", b"hello\nx", IncompleteBody, "7 bytes of the body, which has 99"),
+                (chunked, b"6\r\nhello\n\r\n9\r\nx", b"hello\nx", IncompleteBody, "7 bytes of the body"),
+                (chunked, b"7\r\nhello\nx\r\n0\r\n", b"hello\nx", IncompleteBody, "7 bytes"),
+                (sized, b"", b"", IncompleteBody, "0 bytes of the body, which has 99"),
+                (chunked, b"6\r\nhello\n\r\n1\r\nxxx", b"hello\nx", ProtocolError, "no CRLF"),
+                (chunked, b"7\r\nhello\nx\r\n+1\r\n", b"hello\nx", ProtocolError, "not a chunk size"),
+                (chunked, b"7\r\nhello\nx\r\n0\r\nX\r\n\r\n", b"hello\nx", ProtocolError, "trailers"),
+                ([GZIP], coded[:-1], b"hello\nx", DecodingError, "too early"),
+                ([GZIP, *sized], coded[:-1], b"hello\nx", IncompleteBody, "which has 99"),
+                ([GZIP], coded + b"\x1f\x8bxxxxxxx", b"hello\nx", DecodingError, "not gzip"),
+                ([GZIP], b"hello", b"", DecodingError, "not gzip"),
+                ([b"Content-Encoding: br"], b"hello", b"", DecodingError, "'br'")]:
+            for pieces, came in itertools.product(cuts(wire), (0, 1)):
+                with self.subTest(said, pieces=pieces, came=came):
+                    for word, part in [("bytes", handed), ("lines", handed[:6]), ("read", b"")]:
+                        got = response(fields=fields, source=Source(
+                            *filter(None, pieces[came:]), rest=b"".join(pieces[:came])))
+                        outcome, told = perform(got, [word, "look", "read", "bytes", "lines"])
+                        self.assertEqual(outcome, part)
+                        self.assertTrue(told[0].startswith(error.__name__ + ":"), told)
+                        self.assertEqual([text[:40] for text in told[1:]], [self.GIVEN_UP] * 4)
+            got = response(wire, fields=fields)
+            with self.assertRaisesRegex(error, said) as caught:
+                run(got.read())
+            self.assertIs(caught.exception.response, got)
+            self.assertEqual(caught.exception.url, "http://h/")
 
     def test_what_was_given_up_never_looks_whole(self) -> None:
         """Not after what ended a read amid the body, nor in a copy; not even where all has come."""
@@ -1883,50 +1544,48 @@ class Section6Response(Section):
             with self.assertRaises((asyncio.CancelledError, KeyboardInterrupt, ValueError)):
                 run(got.read())
 
-        pieces: dict[Any, Any] = {
-            too_large: [b"hel", b"lo"], too_long: [b"hello"], Response.close: [b"hello"],
-            broken_off: [b"he", KeyboardInterrupt()]}
-        cases = [(end, response(*pieces[end])) for end in pieces]
-        cases += [(end, response(b"hello", done=True)) for end in (too_large, too_long, Response.close)]
-        cases += [(broken_off, response(b"he", error))  # type: ignore[arg-type]
-                  for error in (asyncio.CancelledError(), ValueError("of a caller's transport"))]
-        cases += [(lambda got: run(got.discard()), response(b"hello", done=done, fields=fields))
+        def discarded(got: Response) -> None:
+            run(got.discard())
+
+        cases: list[tuple[Any, Response]] = [
+            (too_large, response(b"hel", b"lo")), (too_long, response(b"hello")),
+            (Response.close, response(b"hello"))]
+        cases += [(end, response(b"hello", done=True))
+                  for end in (too_large, too_long, Response.close)]
+        cases += [(broken_off, response(b"he", error)) for error in (
+            KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a caller's transport"))]
+        cases += [(discarded, response(b"hello", done=done, fields=fields))
                   for done in (False, True) for fields in ([], [GZIP])]
         for end, got in cases:
             with self.subTest(end, got=got):
                 end(got)
                 self.assertIsNone(got._body.connection)
-                for twin in (got, copy.copy(got), copy.deepcopy(got), pickle.loads(pickle.dumps(got))):
+                for twin in (got, copy.deepcopy(got), pickle.loads(pickle.dumps(got))):
                     self.assertEqual(perform(twin, ["look", "read", "bytes", "lines", "piece"]),
-                                     (b"", ["AsyncGetError: the body was given up: no"] * 5))
+                                     (b"", [self.GIVEN_UP] * 5))
 
     def test_keep_short(self) -> None:
         limit = asyncget.MAX_DISCARD_BYTES
-        framings: list[Framing] = [0, "chunked", "close"]
         for why, body, before, told in [
                 ("short", self.BODY, [], self.BODY.decode()), ("empty", b"", [], ""),
                 ("read", self.BODY, ["read"], self.BODY.decode()),
-                ("in pieces", self.BODY, ["piece"], self.PIECES), ("lines", self.BODY, ["line"], self.PIECES),
-                ("fits", b"1" * limit, [], "1" * limit),
-                ("long", b"1" * (limit + 1), [], "AsyncGetError: the body was given up: no")]:
-            for framing in framings:
-                for coding in (bytes, gzip.compress):
-                    fields, wire = framed(coding(body), framing)
-                    for when, arrival in timings(wire).items():
-                        if len(wire) > 999 and when == "byte by byte":
-                            continue
-                        with self.subTest(why, framing=framing, when=when):
-                            source = Source(*arrival.get("pieces", ()), rest=arrival.get("rest", b""))
-                            got = response(fields=fields + [GZIP] * (coding is gzip.compress), source=source)
-                            perform(got, before)
-                            run(asyncget.keep_short(got))
-                            with mock.patch.object(Response, "json", lambda _: 1):
-                                self.assertEqual(perform(got, ["look"])[1], [told])
+                ("pieces", self.BODY, ["piece"], self.PIECES),
+                ("lines", self.BODY, ["line"], self.PIECES), ("fits", b"1" * limit, [], "1" * limit),
+                ("long", b"1" * (limit + 1), [], self.GIVEN_UP)]:
+            for framing, coded in itertools.product(self.FRAMINGS, (False, True)):
+                fields, wire = framed(gzip.compress(body) if coded else body, framing)
+                for when, source in arrivals(wire).items():
+                    with self.subTest(why, framing=framing, when=when):
+                        got = response(fields=[*fields, *[GZIP] * coded], source=source())
+                        perform(got, before)
+                        run(asyncget.keep_short(got))
+                        with mock.patch.object(Response, "json", lambda _: 1):
+                            self.assertEqual(perform(got, ["look"])[1], [told])
         broken = response(b"x", IncompleteBody("cut"))
         run(asyncget.keep_short(broken))
         self.refused(AsyncGetError, "given up", lambda: broken.content)
 
-    def test_a_closed_response_is_not_an_empty_one(self) -> None:
+    def test_close(self) -> None:
         source = Source(b"a", b"b")
         got = response(source=source)
         got.close()
@@ -1937,21 +1596,12 @@ class Section6Response(Section):
         self.assertEqual(run(whole.read()), b"ab")
 
     def test_limit(self) -> None:  # CVE-2017-14158
-        zeros = gzip.compress(bytes(1 << 26))
-        for why, pieces, options, fits, limit in [
-                ("fits", [b"hel", b"lo"], {}, True, 5),
-                ("one too many", [b"hel", b"lo!"], {}, False, 5),
-                ("at once", [b"hello!"], {"done": True}, False, 5),
-                ("at once", [b"hello"], {"done": True}, True, 5),
-                ("zero", [], {}, True, 0), ("bomb", [zeros], {"fields": [GZIP]}, False, 1 << 20)]:
-            with self.subTest(why):
-                got = response(*pieces, **options)  # type: ignore[arg-type]
-                if fits:
-                    self.assertEqual(len(run(got.read(limit))), limit)
-                    continue
-                with self.assertRaisesRegex(TooLarge, "max_size") as caught:
-                    run(got.read(limit))
-                self.assertEqual((caught.exception.limit, caught.exception.response), (limit, got))
+        for done in (False, True):
+            self.assertEqual(run(response(b"hel", b"lo", done=done).read(5)), b"hello")
+            got = response(b"hel", b"lo!", done=done)
+            error = self.refused(TooLarge, "max_size", lambda got: run(got.read(5)), got)
+            self.assertEqual((vars(error)["limit"], error.response), (5, got))
+        self.assertEqual(run(response().read(0)), b"")
 
     def test_a_bomb_is_left_where_it_was_too_large(self) -> None:  # CVE-2026-44432
         made: list[int] = []
@@ -1963,7 +1613,7 @@ class Section6Response(Section):
                 yield piece
 
         with mock.patch.object(asyncget.Inflater, "feed", counted), self.assertRaises(TooLarge):
-            run(response(gzip.compress(bytes(1 << 26)), fields=[GZIP]).read(1 << 20))
+            run(response(gzip.compress(bytes(1 << 23)), fields=[GZIP]).read(1 << 20))
         self.assertLess(sum(made), 2 << 20)
 
     def test_discard(self) -> None:
@@ -1983,146 +1633,125 @@ class Section6Response(Section):
                 if framing == "x":
                     fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
                 source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
-                receive = mock.Mock(wraps=source.receive)
-                source.receive = receive  # type: ignore[method-assign]
                 got = response(fields=[*fields, field, GZIP], source=source)
                 with mock.patch.object(Decoder, "feed", side_effect=AssertionError("decoded")):
                     run(got.discard())
-                self.assertEqual((source.kept, source.aborted, receive.call_count), (kept, 1 - kept, asked))
+                self.assertEqual((source.kept, source.aborted, source.asked),
+                                 (kept, 1 - kept, asked))
 
     def test_lines(self) -> None:
-        for wire, lines in [
-                (b"", []), (b"a", ["a"]), (b"a\n", ["a"]), (b"a\nb\r\n\r\nc", ["a", "b", "", "c"]),
-                (b"\n\n", ["", ""]), ("é\n日本\r\n".encode(), ["é", "日本"]),
-                (b"a\rb\x0b\x0c\x1c\n", ["a\rb\x0b\x0c\x1c"]),
-                ("a\x85b\u2028c\n".encode(), ["a\x85b\u2028c"]),
-                (b"\xff\n\xc3", ["\ufffd", "\ufffd"])]:  # trap 4
-            with self.subTest(wire):
-                for pieces in cuts(wire):
-                    self.assertEqual(run(listed(response(*filter(None, pieces)).iter_lines())),
-                                     lines)
-                self.assertEqual(run(listed(response(wire, read=True).iter_lines())), lines)
-        latin = response(b"\xe9\n", fields=[b"Content-Type: text/plain; charset=latin-1"])
-        self.assertEqual(run(listed(latin.iter_lines())), ["é"])
-        for codec in ("utf-16", "utf-16-le", "utf-32-be", "shift_jis", "iso2022_jp", "gb18030", "utf-8-sig"):
-            wire = "日\r\n本\n\n語".encode(codec)  # in some, a character's bytes are a line end
-            for pieces in cuts(wire):
-                got = response(*pieces, fields=[b"Content-Type: a; charset=" + codec.encode()])
-                self.assertEqual(run(listed(got.iter_lines())), ["日", "本", "", "語"])
+        def of(codec: str, *pieces: bytes, read: bool = False) -> Response:
+            fields = [b"Content-Type: a; charset=" + codec.encode()]
+            return response(*filter(None, pieces), read=read, fields=fields)
+
+        mixed = ["日", "本", "", "語"]  # in some codecs a character's bytes are a line end
         native = "utf-16-" + sys.byteorder[0] + "e"
         for codec, wire, lines in [
+                ("", b"", []), ("", b"a", ["a"]), ("", b"a\nb\r\n\r\nc", ["a", "b", "", "c"]),
+                ("", b"\n\n", ["", ""]), ("", "é\n日本\r\n".encode(), ["é", "日本"]),
+                ("", b"a\rb\x0b\x0c\x1c\n", ["a\rb\x0b\x0c\x1c"]),
+                ("", "a\x85b\u2028c\n".encode(), ["a\x85b\u2028c"]),
+                ("", b"\xff\n\xc3", ["\ufffd", "\ufffd"]), ("latin-1", b"\xe9\n", ["é"]),
+                *[(codec, "日\r\n本\n\n語".encode(codec), mixed) for codec in (
+                    "utf-16", "utf-16-le", "utf-32-be", "shift_jis", "iso2022_jp", "gb18030",
+                    "utf-8-sig")],
                 ("utf-16", "a\nb\n".encode(native), ["a", "b"]), ("utf-32", b"a", ["\ufffd"]),
                 ("utf-16-be", b"\x0a\x01\x0a\x0a\x00\x0a\x01", ["\u0a01\u0a0a", "\ufffd"]),
                 ("gb18030", b"\x81\x30\n\x81", ["\ufffd", "\ufffd"]),
                 ("utf-16", b"\xfe\xff\0a\0\nx", ["a", "\ufffd"])]:
-            for pieces in cuts(wire):
-                with self.subTest(codec, pieces=pieces):
-                    fields = [b"Content-Type: a; charset=" + codec.encode()]
-                    self.assertEqual(run(listed(response(*pieces, fields=fields).iter_lines())), lines)
-                    got = response(*pieces, fields=fields)
-                    first = run(anext_of(got.iter_lines()))  # what is left is there as bytes
-                    rest = b"".join(run(listed(got.iter_bytes())))
-                    self.assertEqual((first, wire[-len(rest):] if rest else b""), (lines[0], rest))
+            with self.subTest(codec, wire=wire):
+                self.assertEqual(run(listed(of(codec, wire, read=True).iter_lines())), lines)
+                for pieces in cuts(wire):
+                    self.assertEqual(run(listed(of(codec, *pieces).iter_lines())), lines, pieces)
+                    if lines:
+                        got = of(codec, *pieces)
+                        first, _ = perform(got, ["line"])  # what is left is there as bytes
+                        rest = b"".join(run(listed(got.iter_bytes())))
+                        self.assertEqual(first.decode(), lines[0] + "\n")
+                        self.assertTrue(wire.endswith(rest))
 
     def test_long_lines(self) -> None:
         with mock.patch.object(asyncget, "MAX_LINE_BYTES", 10):
             for pieces in cuts(b"1\n1234567890\n1"):
-                self.assertEqual(run(listed(response(*pieces).iter_lines())), ["1", "1234567890", "1"])
+                got = run(listed(response(*pieces).iter_lines()))
+                self.assertEqual(got, ["1", "1234567890", "1"])
             for wire in (b"1\n12345678901", b"1\n12345678901\n1"):
                 for pieces in cuts(wire):
                     with self.subTest(pieces):
                         self.assertEqual(perform(response(*pieces), ["lines"]),
                                          (b"1\n", ["TooLarge: more than 10 bytes in a l"]))
-        self.assertEqual(len(self.quick(run, listed(response(b"x\n" * 500_000).iter_lines()))), 500_000)
-        pieces = [b"x"] * 200_000 + [b"\n"]
-        self.assertEqual(len(self.quick(run, listed(response(*pieces).iter_lines()))[0]), 200_000)
+        slow = response(*[b"\x0a", b"\x01"] * 2500, fields=[b"Content-Type: a; charset=utf-16-be"])
+        self.assertEqual(self.quick(run, listed(slow.iter_lines())), ["\u0a01" * 2500])
 
     def test_text(self) -> None:
         for content_type, encoding, body, text in [
                 (b"text/plain", "utf-8", b"caf\xc3\xa9", "café"),
                 (b"text/plain", "utf-8", b"caf\xe9", "caf\ufffd"),
                 (b"text/plain; charset=latin-1", "iso8859-1", b"caf\xe9", "café"),
-                (b"t; charset=rot13", "utf-8", b"a", "a"),
                 (b"text/plain; charset=utf-16", "utf-16", "\ufeffé".encode("utf-16-be"), "é"),
-                (b"t; charset=utf-8-sig", "utf-8-sig", b"\xef\xbb\xbfa", "a"),
-                (b"t; charset=undefined", "utf-8", b"a", "a")]:
+                (b"t; charset=utf-8-sig", "utf-8-sig", b"\xef\xbb\xbfa", "a")]:
             with self.subTest(content_type, body=body):
                 got = response(body, fields=[b"Content-Type: " + content_type], read=True)
                 self.assertEqual((got.encoding, got.text), (encoding, text))
         got = response(b"\xe9", read=True)
         for name, encoding, text in [("latin-1", "iso8859-1", "é"),
-        ("nonsense", "utf-8", "\ufffd"), ("cp437", "cp437", "Θ")]:
+                                     ("nonsense", "utf-8", "\ufffd"), ("cp437", "cp437", "Θ")]:
             got.encoding = name
             self.assertEqual((got.encoding, got.text), (encoding, text))
 
     def test_json(self) -> None:
-        for text in ("{}", "[1, 2.5, null, true]", '"é\\u00e9\\ud83d\\ude00"', " 5 \n",
-                     '{"a": {"b": []}}'):
-            for codec in ("utf-8", "utf-16", "utf-32",
-                          "utf-8-sig"):  # RFC 7159 8.1 allowed them all
-                with self.subTest(text, codec=codec):
-                    self.assertEqual(response(text.encode(codec), read=True).json(),
-                                     json.loads(text))
-        for why, body in [("empty", b""), ("html", b"<html>"), ("not utf-8", b'"\xff"'),
-        ("cut", b'{"a": '), ("two", b"1 2"),
-                          ("trap 11: depth", b"[" * 200_000), ("depth", b'{"":' * 200_000),
-                          ("control", b'"\x1b[2J"'),
-                          ("terminal", b"\x1b]0;x\x07"), ("NUL", b"\0\0\0")]:
-            with self.subTest(why):
+        text = ' {"a": [1, 2.5, null, true], "b": "é\\u00e9\\ud83d\\ude00"} \n'
+        for codec in ("utf-8", "utf-16", "utf-32", "utf-8-sig"):  # RFC 7159 8.1 allowed them all
+            with self.subTest(codec):
+                self.assertEqual(response(text.encode(codec), read=True).json(), json.loads(text))
+        for body in [b"", b"<html>", b'"\xff"', b'{"a": ', b"1 2", b"[" * 200_000, b'{"":' * 200_000,
+                     b'"\x1b[2J"', b"\x1b]0;x\x07", b"\0\0\0"]:
+            with self.subTest(body[:9]):
                 got = response(body, read=True)
                 error = self.refused(DecodingError, "not JSON", got.json)
                 self.assertEqual((error.response, error.url, error.exit_code),
-                (got, "http://h/", 61))
-        got = response('["é"]'.encode("latin-1"), fields=[b"Content-Type: a; charset=latin-1"], read=True)
+                                 (got, "http://h/", 61))
+        fields = [b"Content-Type: a; charset=latin-1"]
+        got = response(b'["\xe9"]', fields=fields, read=True)
         self.refused(DecodingError, "not JSON", got.json)  # 8259 8.1: not the server's to say
-        for name, value in [("latin-1", ["é"]), ("cp437", ["Θ"]), ("x-mac-roman", ["È"])]:
+        for name, body, value in [
+                ("latin-1", b'"\xe9"', "é"), ("cp437", b'"\xe9"', "Θ"), ("x-mac-roman", b'"\xe9"', "È"),
+                ("utf-8", b"\xef\xbb\xbf[1]", [1])]:
+            got = response(body, fields=fields, read=True)
             got.encoding = name
             self.assertEqual(got.json(), value)
-        marked = response(b"\xef\xbb\xbf[1]", read=True)
-        marked.encoding = "utf-8"
-        self.assertEqual(marked.json(), [1])
-        digits = response(b"9" * 5000, read=True)  # trap 11
-        try:
-            self.assertEqual(digits.json() % 10, 9)
-        except DecodingError:
-            self.assertGreater(sys.version_info, (3, 9, 13))
+        with contextlib.suppress(DecodingError):  # int() has a limit, but not in old ones
+            self.assertEqual(response(b"9" * 5000, read=True).json() % 10, 9)
 
     def test_cookies(self) -> None:
         fields = [b"Set-Cookie: a=1; Path=/; Secure", b"set-cookie: b = x=y ;HttpOnly",
-                  b"Set-Cookie: junk", b"Set-Cookie: a=2",
-                  b"Set-Cookie: c=%0d%0a", b"Set-Cookie: d=\"q\"",
-                  b"Set-Cookie: e="]  # CVE-2026-9679: opaque
+                  b"Set-Cookie: junk", b"Set-Cookie: a=2", b"Set-Cookie: c=%0d%0a",
+                  b"Set-Cookie: d=\"q\"", b"Set-Cookie: e="]  # CVE-2026-9679: opaque
         self.assertEqual(response(fields=fields).cookies,
                          {"a": "2", "b": "x=y", "c": "%0d%0a", "d": '"q"', "e": ""})
         self.assertEqual(response().cookies, {})
 
     def test_links(self) -> None:
-        for value, links in [  # RFC 8288
-                (b'</p?2>; rel="next"', {"next": {"url": "/p?2", "rel": "next"}}),
-                (b'<a>; rel=next, <b>; rel="prev"',
-                 {"next": {"url": "a", "rel": "next"}, "prev": {"url": "b", "rel": "prev"}}),
-                (b'<a,;b>;title="x, <y>; rel=z";REL = "last"',
-                 {"last": {"url": "a,;b", "title": "x, <y>; rel=z", "rel": "last"}}),
-                (b'<a>; rel="first last"',
-                 {name: {"url": "a", "rel": "first last"} for name in ("first", "last")}),
-                (b'<a>; rel=x; rel=y; url=z', {"x": {"url": "a", "rel": "x"}}),  # 3.3: once
-                (b'<a>; rel=x; flag', {"x": {"url": "a", "rel": "x", "flag": ""}}),
-                (b"<>; rel=self", {"self": {"url": "", "rel": "self"}}),
-                (b"<a>", {}), (b"", {}), (b"junk", {}), (b"; rel=next", {}), (b"<a; rel=x", {}),
-                (b'<a>; title="rel=x', {}), (b'<a>; rel=""', {})]:
-            with self.subTest(value):
-                self.assertEqual(response(fields=[b"Link: " + value]).links, links)
+        self.alike(lambda value: response(fields=[b"Link: " + value]).links, [  # RFC 8288
+            (b'</p?2>; rel="next"', {"next": {"url": "/p?2", "rel": "next"}}),
+            (b'<a>; rel=next, <b>; rel="prev"',
+             {"next": {"url": "a", "rel": "next"}, "prev": {"url": "b", "rel": "prev"}}),
+            (b'<a,;b>;title="x, <y>; rel=z";REL = "last"',
+             {"last": {"url": "a,;b", "title": "x, <y>; rel=z", "rel": "last"}}),
+            (b'<a>; rel="first last"',
+             {name: {"url": "a", "rel": "first last"} for name in ("first", "last")}),
+            (b'<a>; rel=x; rel=y; url=z', {"x": {"url": "a", "rel": "x"}}),  # 3.3: once
+            (b'<a>; rel=x; flag', {"x": {"url": "a", "rel": "x", "flag": ""}}),
+            (b"<>; rel=self", {"self": {"url": "", "rel": "self"}}),
+            (b"<a>", {}), (b"", {}), (b"junk", {}), (b"; rel=next", {}), (b"<a; rel=x", {}),
+            (b'<a>; title="rel=x', {}), (b'<a>; rel=""', {})])
         two = response(fields=[b"Link: <a>; rel=x", b"link: <b>; rel=y"]).links
         self.assertEqual([two["x"]["url"], two["y"]["url"]], ["a", "b"])
-        for shape in (b"<" * 100_000, b";" * 100_000, b"<a>" + b";" + b" " * 100_000,
-                      b'<a>;a="' * 15_000, b";a =" * 25_000,
-                      b"<a>; a" + b" " * 100_000, b'<a>; a="' + b"x" * 100_000, b"; ;" * 30_000):
-            with self.subTest(shape[:8]):
-                self.quick(lambda r: r.links, response(fields=[b"Link: " + shape]))
 
     def test_trailers(self) -> None:  # 9112 7.1.2: never merged into the headers
-        for done in (False, True):
-            got = response(b"x", trailers=b"X-Sum: 1\r\n\r\n", done=done, read=True)
+        wire, fields = b"1\r\nx\r\n0\r\nX-Sum: 1\r\n\r\n", [b"Transfer-Encoding: chunked"]
+        for source in (Source(wire), Source(rest=wire)):
+            got = response(fields=fields, source=source, read=True)
             self.assertEqual((got.trailers["x-sum"], "x-sum" in got.headers), ("1", False))
         self.assertEqual(len(response(b"x").trailers), 0)
 
@@ -2133,47 +1762,39 @@ class Section6Response(Section):
         self.assertEqual(got.elapsed.total_seconds(), 2.5)
         run(got.read())
         self.assertEqual((got.timing.done, got.elapsed.total_seconds(), got.timing.reused),
-        (8.0, 8.0, True))
+                         (8.0, 8.0, True))
 
     def test_pickle(self) -> None:
-        got = response(b"caf\xe9", fields=[b"X: 1", b"Content-Type: t; charset=latin-1"],
-                       url="http://h/#f",
-                       trailers=b"Y: 2\r\n\r\n", status=b"HTTP/1.1 404 No", read=True)
+        got = response(b"4\r\ncaf\xe9\r\n0\r\nY: 2\r\n\r\n", status=b"HTTP/1.1 404 No", read=True,
+                       url="http://h/#f", fields=[b"X: 1", b"Transfer-Encoding: chunked",
+                                                  b"Content-Type: t; charset=latin-1"])
         hop = response(b"moved", url="http://g/")
         run(hop.discard())
         got.history.append(hop)
         self.assertEqual(got.headers["x"], "1")
-        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
-            with self.subTest(protocol):
-                data = pickle.dumps(got, protocol)
-                self.assertNotIn(SECRET.encode(), data)
-                twin = pickle.loads(data)
-                for name in ("status", "reason", "url", "headers", "content", "text", "encoding",
-                             "trailers", "received", "timing"):
-                    self.assertEqual(getattr(twin, name), getattr(got, name), name)
-                self.assertEqual((repr(twin), run(twin.read())), (repr(got), b"caf\xe9"))
-                self.assertEqual(repr(twin.history), "[<Response 200 http://g/>]")
-                with self.assertRaises(AsyncGetError):
-                    twin.history[0].content  # noqa: B018
+        for twin in [copy.copy(got), *(pickle.loads(pickle.dumps(got, protocol))
+                                       for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1))]:
+            for name in ("status", "reason", "url", "headers", "content", "text", "encoding",
+                         "trailers", "received", "timing"):
+                self.assertEqual(getattr(twin, name), getattr(got, name), name)
+            self.assertEqual((repr(twin), run(twin.read())), (repr(got), b"caf\xe9"))
+            self.assertEqual(repr(twin.history), "[<Response 200 http://g/>]")
+            with self.assertRaises(AsyncGetError):
+                twin.history[0].content  # noqa: B018
         error = self.refused(StatusError, "404", got.raise_for_status)
         again = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(again), again.response.content), (str(error), b"caf\xe9"))
         coded = response(gzip.compress(b"x"), fields=[GZIP], read=True)
         self.assertEqual(pickle.loads(pickle.dumps(coded)).content, b"x")
-        with self.assertRaises((TypeError, AttributeError)):  # it is still to come, over a connection
+        with self.assertRaises((TypeError, AttributeError)):  # it is still to come
             pickle.dumps(response(b"x"))
         waiting = pickle.loads(pickle.dumps(response(b"x", done=True)))
         self.assertEqual(run(waiting.read()), b"x")
-        for piecemeal in (response(b"x\n"), response(gzip.compress(b"x\n"), fields=[GZIP], done=True)):
-            perform(piecemeal, ["lines"])
-            self.assertEqual(perform(pickle.loads(pickle.dumps(piecemeal)), ["look", "read", "bytes", "lines"]),
+        for got in (response(b"x\n"), response(gzip.compress(b"x\n"), fields=[GZIP], done=True)):
+            perform(got, ["lines"])
+            twin = pickle.loads(pickle.dumps(got))
+            self.assertEqual(perform(twin, ["look", "read", "bytes", "lines"]),
                              (b"", [self.PIECES] * 2))
-        self.assertEqual(copy.copy(got).content, got.content)
-
-    def test_a_url_is_never_shown_with_its_password(self) -> None:
-        got = response(url=f"http://u:{SECRET}@h/")
-        self.assertNotIn(SECRET, repr(got) + got.url + str(got._url))
-        self.assertIsInstance(got._url, URL)
 
 
 # ==== Connection, pool, session: over loopback ================================
@@ -6819,7 +6440,7 @@ class PublishedFaults(AsyncCase):
 
         async with scripted([READ, OK + b"\r\n", more]) as server, Session() as session:
             async with session.stream(server.url) as got:
-                await anext_of(got.iter_bytes())
+                await got.iter_bytes().__anext__()
                 while sent != early and sent < 32 * MIB:  # most of it the kernel's
                     early = sent
                     await asyncio.sleep(0.1)
@@ -7178,7 +6799,7 @@ class LinearTime(Section):
             "parse_head, fields": raw(lambda t: parse_head(OK + t + b"\r\n\r\n")),
             "octets_text": raw(lambda t: asyncget.octets_text(OK + b"x:" + t + b"\r\n", "x")),
             "may_reuse": raw(lambda t: may_reuse(head(b"Connection: " + t), 0)),
-            "parse_border": raw(lambda t: parse_border(b"\r\n1;" + t)),
+            "parse_border": raw(lambda t: asyncget.parse_border(b"\r\n1;" + t)),
             "read_chunked": raw(lambda t: take("chunked", [t])),
             "read_chunked, trailers": raw(lambda t: take("chunked", [b"0\r\n" + t])),
             "inflate": raw(lambda t: decode([b"gzip"], [EMPTY + t])),
@@ -8584,7 +8205,6 @@ PYTHON = [sys.executable, "-W", "error"]
 PYTHON_DEV = [*PYTHON, "-X", "dev"]  # asyncio then tells of each step that takes 0.1 s:
 SLOW_STEP = re.compile(rb"Executing <.*?> took [0-9.]+ seconds\r?\n")
 PATIENCE = 60  # seconds for a process; the machine may have other things to do
-KEEP = LOOP    # at the end of a page's steps: the connection stays
 
 
 def ok(body: bytes = b"hello\n", *fields: str, status: str = "200 OK") -> bytes:
