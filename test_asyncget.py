@@ -244,11 +244,12 @@ class Server:
                 await writer.wait_closed()
                 return
             elif step is RESET:
-                writer.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if peer := writer.get_extra_info("socket"):  # none, where the client has gone
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return
             elif step is CUT:
-                writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+                if peer := writer.get_extra_info("socket"):
+                    peer.shutdown(socket.SHUT_WR)
             else:
                 head = await reader.readuntil(b"\r\n\r\n")
                 self.requests.append(head)
@@ -6905,10 +6906,11 @@ class LinearTime(Section):
                     list(got)
             return time.process_time() - begun
 
-        if (last := seconds(size)) < 0.02:
-            return True
-        last = min(last, seconds(size), seconds(size))
-        return last < 24 * max(min(seconds(size // 8) for _ in range(3)), 1e-4)
+        def fits() -> bool:
+            last = min(seconds(size) for _ in range(3))
+            return last < 24 * max(min(seconds(size // 8) for _ in range(3)), 1e-4)
+
+        return seconds(size) < 0.02 or any(fits() for _ in range(3))  # a machine has other things to do
 
 
 class Waiting(Pieces):
