@@ -1122,7 +1122,7 @@ class Response:
             return json.loads(self.content.decode(self._encoding).removeprefix("\ufeff")
                               if self._encoding else self.content)
         except (ValueError, RecursionError) as error:
-            raise DecodingError(f"not JSON ({error}): {shown(self.content)}",
+            raise DecodingError(f"not JSON ({printable(str(error))}): {shown(self.content)}",
                                 url=self.url, response=self) from None
 
     async def read(self, limit: int | None = None) -> bytes:
