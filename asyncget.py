@@ -1127,18 +1127,18 @@ class Response:
 
     async def read(self, limit: int | None = None) -> bytes:
         """Read the body into `content`; raise TooLarge beyond limit."""
-        if self._missing == _UNREAD:
-            content: bytes | bytearray = bytearray()
-            if self._body.done and not self.coding:  # it came with the head
-                content = self._body.ready
+        if self._missing != _UNREAD:
+            return self.content
+        content: bytes | bytearray = bytearray()
+        if self._body.done and not self.coding:  # it came with the head
+            content = self._body.ready
+            self._check_size(len(content), limit)
+        else:
+            while piece := await self._next_piece():
+                content += piece
                 self._check_size(len(content), limit)
-            else:
-                while piece := await self._next_piece():
-                    content += piece
-                    self._check_size(len(content), limit)
-            self._content, self._missing = bytes(content), ""
-            return self._content
-        return self.content
+        self._content, self._missing = bytes(content), ""
+        return self._content
 
     def _check_size(self, size: int, limit: int | None,
                     what: str = "bytes of body: raise max_size, or stream it") -> None:
@@ -1740,18 +1740,18 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
                         + handshake_hint(error.reason or ""))
     if connection.opener is None:
         return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
+    number = getattr(error, "errno", None)
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return (ProxyError if proxy else ConnectError)(
             f"cannot resolve {(proxy or route.origin).host!r}, for {where}: {text}{took}",
-            exit_code=5 if proxy else 6, errno=getattr(error, "errno", None))
+            exit_code=5 if proxy else 6, errno=number)
     if not isinstance(error, (OSError, ValueError, EOFError)):
         return error
     if phase == "answer of the proxy":
         return proxy_error(connection, f"closed the connection: {text}")
     if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
-    return ConnectError(f"cannot connect to {where}: {text}{took}",
-                        errno=getattr(error, "errno", None))
+    return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
 
 
 async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> Response:
@@ -2443,7 +2443,6 @@ def parse_date(text: str) -> float | None:
     return when.timestamp() if year >= 1601 else None
 
 
-RetryRule = Callable[[int, Union[Response, AsyncGetError]], Optional[float]]
 
 
 def retry_after(text: str) -> float:
@@ -2494,6 +2493,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 class AskedJar(Protocol):
     """What a call asks of a jar: section 15 has the session's own, Cookies."""
 
+    def home(self, origin: Origin) -> object: ...
     def pairs_for(self, url: URL) -> list[tuple[str, str]]: ...
     def store(self, url: URL, lines: Iterable[str]) -> list[str]: ...
 
@@ -2947,7 +2947,6 @@ class Call:
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
         fields = session._base_fields if options else session._fields
         self.first, self.cert = url.origin, settings["cert"]
-        session._meet(url.origin)
         if base and url.origin != base.origin:  # the session's secrets are the base's
             fields = without_secrets(fields, settings["secret_headers"])
             self.cert = options.get("cert")
@@ -3145,7 +3144,6 @@ class Session:
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self.tls_version: ssl.TLSVersion | None = None  # at least
         self.connect_timeout: float | None = None  # where it is not as `timeout`
-        self._first: Origin | None = None      # whose the cookies are that were set for nobody
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
                          self.settings["open_connection"], self.settings["rate"])
@@ -3185,8 +3183,7 @@ class Session:
     @spelled_out(RequestSettings)
     async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
         """GET a URL and read its body. What the server does can raise AsyncGetError alone."""
-        settled = self._settled(options) if options else self._plain
-        return await Call(self, url, settled, GET_DEADLINE_SECONDS).run()
+        return await Call(self, url, self._settled(options), GET_DEADLINE_SECONDS).run()
 
     @spelled_out(RequestSettings)
     @contextlib.asynccontextmanager
@@ -3324,6 +3321,8 @@ class Session:
 
     def _settled(self, options: Mapping[str, object], allowed: type = RequestSettings) -> Settled:
         """The settings of calls with these options, merged and checked once for all of them."""
+        if not options:
+            return self._plain
         own = checked(options, allowed)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
@@ -3336,19 +3335,14 @@ class Session:
             settings["cookies"] = as_jar(cookies)
         return settings, own, own.keys().isdisjoint(_ROUTING)
 
-    def _meet(self, origin: Origin) -> None:
-        """Take note of the first origin: cookies that were set for nobody are for it."""
-        if self._first is None:
-            self._first = self._base.origin if self._base else origin
-            if self.cookies is not None and isinstance(self.cookies, Cookies):
-                self.cookies.home(self._first)
-
     def _route(self, origin: Origin, call: Call) -> Route:
         """The route to an origin; remembered for the session's own settings."""
         key = (origin, call.cert)
         route = self._routes.get(key) if call.shared else None
         if route is not None:
             return route
+        if self.settings["cookies"] is not None:  # those without a domain are for the first origin
+            self.settings["cookies"].home(self._base.origin if self._base else origin)
         settings = call.settings
         proxy, verify = choose_way(origin, settings), settings["verify"]
         tls = self._context(verify, call.cert) if origin.scheme == "https" else None
@@ -4166,6 +4160,9 @@ class OthersJar:
 
     def __init__(self, jar: Any) -> None:
         self.jar = jar
+
+    def home(self, origin: Origin) -> None:
+        """All of its cookies have a domain already."""
 
     def pairs_for(self, url: URL) -> list[tuple[str, str]]:
         """The names and values that a request is sent with."""
