@@ -4794,6 +4794,7 @@ async def demo() -> None:
 # another method than GET, and curl's config files.
 
 HELD_BYTES = 1_048_576   # of a body that waits for its turn on stdout; then the server waits, too
+AWAKE_SECONDS = 0.2      # that a Ctrl-C may have to wait, at most
 REDRAW_SECONDS = 0.1     # between two states of the progress line
 SILENCE_SECONDS = 30.0   # without a byte, and we give up
 MAX_GLOB = 100_000       # URLs that one argument may stand for
@@ -6194,8 +6195,15 @@ class Command:
         return next((transfer.exit_code for transfer in transfers if transfer.error), 0)
 
 
+async def stay_awake() -> None:
+    """Wake the loop now and then: it does not see a Ctrl-C that came just before it waits."""
+    while True:
+        await asyncio.sleep(AWAKE_SECONDS)
+
+
 async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
+    awake = asyncio.ensure_future(stay_awake())  # asyncio.run ends it, too
     if options.demo:
         await demo()
         return 0
@@ -6209,6 +6217,7 @@ async def run_command(options: Options) -> int:
     # Name look-ups sit in threads, and nothing cancels those: -m is not to wait for one.
     threads = asyncio.ensure_future(asyncio.get_running_loop().shutdown_default_executor())
     await asyncio.wait([threads], timeout=0.2)
+    awake.cancel()
     if not threads.done():
         os._exit(code)
     return code
