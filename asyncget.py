@@ -896,14 +896,12 @@ class Timing(NamedTuple):
 class Body:
     """The body of one response on a connection, which it lets go of at its end."""
 
-    __slots__ = ("connection", "framing", "reusable", "parser", "ready", "fault", "done",
-                 "received", "done_at", "trailers", "deadline", "seconds", "turn", "sent_at",
-                 "head_at", "reused")
+    __slots__ = ("connection", "deadline", "framing", "reusable", "parser", "ready", "fault",
+                 "done", "received", "trailers", "sent_at", "head_at", "done_at", "reused")
 
     def __init__(self, connection: Connection, head: Head, keep: bool = True) -> None:
         self.connection: Connection | None = connection
-        self.sent_at, self.head_at = connection.sent_at, connection.head_at
-        self.reused = connection.exchanges > 1
+        self.deadline = connection.clock.deadline
         self.framing = body_framing(head)
         self.reusable = keep and may_reuse(head, self.framing)
         self.parser: BodyParser | None = None
@@ -911,16 +909,16 @@ class Body:
         self.fault: ProtocolError | None = None  # what comes behind that
         self.done = False    # whether `ready` is the last of it
         self.received = 0    # bytes of payload so far
-        self.done_at = 0.0   # on the loop's clock
         self.trailers = b""
-        self.deadline, self.seconds = connection.clock.deadline, connection.clock.call_seconds
-        self.turn = connection.turn  # gives the loop one, and the time
+        self.sent_at, self.head_at = connection.sent_at, connection.head_at
+        self.done_at = 0.0   # all three on the loop's clock
+        self.reused = connection.exchanges > 1
         data, connection.rest = connection.rest, b""
         if isinstance(self.framing, int) and len(data) >= self.framing:  # it came with the head
             self.ready, self.received = data[:self.framing], self.framing
             self._let_go(connection, data[self.framing:], connection.head_at)
             return
-        self.allow(self.deadline)  # while the caller thinks
+        connection.clock.let_caller_think()
         self.parser = body_parser(self.framing)
         if data:
             self.ready = self._take(connection, self.parser, data)
@@ -933,7 +931,7 @@ class Body:
                 raise self.fault
             connection.clock.watch("more of the body", connection.timeout)
             data = await connection.receive()
-            self.allow(self.deadline)  # while the caller thinks
+            connection.clock.let_caller_think()
             if data:
                 piece = self._take(connection, self.parser, data)
             else:
@@ -972,22 +970,6 @@ class Body:
         else:
             connection.close()
 
-    async def breathe(self) -> None:
-        """Give the loop a turn amid long work; raise when the call's time is over."""
-        if await self.turn() > self.deadline:
-            raise TimedOut("no end of decoding within the whole call's deadline",
-                           phase="more of the body", seconds=self.seconds)
-
-    def allow(self, until: float) -> None:
-        """Say when the call's time is over; until more is read, nothing else is watched."""
-        self.deadline = until
-        if self.connection is not None:
-            self.connection.clock.deadline = self.connection.clock.limit = until
-
-    async def hurry(self, seconds: float) -> None:
-        """Allow the rest of the body so many seconds at most."""
-        self.allow(min(self.deadline, await self.turn() + seconds))
-
     def abort(self) -> None:
         """Give up the rest of the body, and the connection with it."""
         if self.connection is not None:
@@ -1011,19 +993,19 @@ class Response:
         after get() or read()       all of them work as often as one likes
     """
 
-    def __init__(self, head: Head, url: URL, body: Body, decode: bool = True) -> None:
+    def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = True,
+                 decode: bool = True) -> None:
         self.status_code = head.status
         self.raw_head = head.raw               # as received, without folds
         self.history: list[Response] = []
-        self.peer: Any = None                  # the remote address
-        self.local: Any = None                 # ours
-        self.proxied = False                   # by way of a proxy
-        self.request_bytes = 0                 # sent for it
-        self.started = 0.0                     # the loop's clock when the call began
+        self.peer = connection.peer            # the remote address
+        self.local = connection.local          # ours
+        self.proxied = connection.route.proxy is not None
+        self.request_bytes = connection.request_bytes  # sent for it
         # What is to be undone; for one that is the file's own a download makes it "identity".
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
         self._url = url
-        self._body = body
+        self._body = Body(connection, head, keep)
         self._headers: Headers | None = None
         self._encoding = ""
         self._content = b""                    # the whole body, once it was read
@@ -1190,21 +1172,15 @@ class Response:
         body = self._body
         long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
         if body.reusable and not long:
-            await body.hurry(MAX_DISCARD_SECONDS)
-            with contextlib.suppress(AsyncGetError):  # nobody wants it: a broken one does no harm
+            with body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
                 while not body.done and body.received <= MAX_DISCARD_BYTES:
                     await body.read_piece()
         self.close()
 
     async def stand_by(self, something: Callable[[], Awaitable[object]]) -> None:
         """Await what the server has no part in: meanwhile the call's clock stands still."""
-        body = self._body
-        left = body.deadline - await body.turn()
-        body.allow(_FOREVER)
-        try:
+        with self._body.deadline.stopped():
             await something()  # not before: cancelled above, it would never be awaited
-        finally:
-            body.allow(await body.turn() + left)
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
@@ -1232,7 +1208,7 @@ class Response:
             for piece in self._decoded or ():
                 if self._decoder and self._decoder.work > MAX_WORK_BYTES:
                     self._decoder.work = 0
-                    await self._body.breathe()
+                    await self._body.deadline.breathe()
                 if piece:
                     return piece
             self._decoded = None
@@ -1265,6 +1241,11 @@ class Response:
         return Headers.parse(self._body.trailers)
 
     # ---- the clock
+
+    @property
+    def started(self) -> float:
+        """When the call began, on the loop's clock."""
+        return self._body.deadline.started
 
     @property
     def timing(self) -> Timing:
@@ -1332,6 +1313,47 @@ class Route(NamedTuple):
         return address + (f" through proxy {self.proxy}" if self.proxy else "")
 
 
+class Deadline:
+    """When a call must be over: one for all of its hops, tries and waits."""
+
+    __slots__ = ("started", "seconds", "until")
+
+    def __init__(self, started: float = 0.0, seconds: float = _FOREVER) -> None:
+        self.started = started
+        self.seconds = seconds    # that it may take
+        self.until = _FOREVER     # as long as it has no connection, its time does not run
+
+    async def breathe(self) -> None:
+        """Give the loop a turn amid long work; raise when the time is over."""
+        await asyncio.sleep(0)
+        if asyncio.get_running_loop().time() > self.until:
+            raise TimedOut("no end of decoding within the whole call's deadline",
+                           phase="more of the body", seconds=self.seconds)
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Allow what is done meanwhile so many seconds at most."""
+        until = self.until
+        self.until = min(until, asyncio.get_running_loop().time() + seconds)
+        try:
+            yield
+        finally:
+            self.until = until
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Let no time run meanwhile."""
+        time = asyncio.get_running_loop().time
+        left, self.until = self.until - time(), _FOREVER
+        try:
+            yield
+        finally:
+            self.until = time() + left
+
+
+_NEVER = Deadline()  # of a connection that no call uses
+
+
 class Clock:
     """One timer for a connection's whole life, which watches one wait after another.
 
@@ -1340,8 +1362,8 @@ class Clock:
     is half the price of a small GET.
     """
 
-    __slots__ = ("loop", "ring", "phase", "seconds", "limit", "deadline", "call_seconds", "expired",
-                 "timer", "wakes_at", "excused")
+    __slots__ = ("loop", "ring", "phase", "seconds", "limit", "deadline", "expired", "timer",
+                 "wakes_at", "excused")
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self.loop = asyncio.get_running_loop()
@@ -1349,8 +1371,7 @@ class Clock:
         self.phase = "connection"     # what is waited for
         self.seconds = _FOREVER       # how long that may take
         self.limit = _FOREVER         # the moment when that is over
-        self.deadline = _FOREVER      # the moment when the whole call is
-        self.call_seconds = 0.0       # how long that was
+        self.deadline = _NEVER        # of the call that uses the connection
         self.expired = False
         self.timer: asyncio.Handle | None = None
         self.wakes_at = _FOREVER      # when it rings
@@ -1361,17 +1382,22 @@ class Clock:
         now = self.loop.time()
         self.phase = phase
         self.seconds = _FOREVER if seconds is None else seconds
-        self.limit = limit = min(now + self.seconds, self.deadline)
-        if limit < self.wakes_at:
+        self.limit = now + self.seconds
+        if min(self.limit, self.deadline.until) < self.wakes_at:
             self.set_timer()
         return now
 
+    def let_caller_think(self) -> None:
+        """Watch nothing but the deadline, until more is read."""
+        self.limit = _FOREVER
+
     def set_timer(self) -> None:
-        """Have the timer ring at the limit."""
+        """Have the timer ring when the time for the phase, or for the call, is over."""
         if self.timer is not None:
             self.timer.cancel()
-        self.wakes_at = self.limit
-        self.timer = self.loop.call_at(self.limit, self._wake) if self.limit < _FOREVER else None
+        self.timer, self.wakes_at = None, min(self.limit, self.deadline.until)
+        if self.wakes_at < _FOREVER:
+            self.timer = self.loop.call_at(self.wakes_at, self._wake)
 
     def _wake(self, turns: int = LAST_TURNS) -> None:
         """The timer rings. The limit may have been moved on; if not, whatever waits is ended.
@@ -1382,15 +1408,16 @@ class Clock:
         handshake: that time, once, is given back, within the deadline.
         """
         self.timer, self.wakes_at = None, _FOREVER
-        late, idle = self.loop.time() - self.limit, self.phase == "idle"
+        now, until = self.loop.time(), self.deadline.until
+        late = now - min(self.limit, until)
         if late < 0:
             self.set_timer()
-        elif (late > LATE_SECONDS and self.limit < self.deadline and self.limit != self.excused
-              and not idle):
-            self.excused = self.limit = min(self.loop.time() + min(late, self.seconds),
-                                            self.deadline)
+        elif self.phase == "idle":
+            self.ring()
+        elif late > LATE_SECONDS and self.limit < until and self.limit != self.excused:
+            self.excused = self.limit = now + min(late, self.seconds)
             self.set_timer()
-        elif turns and not idle:
+        elif turns:
             self.wakes_at = -_FOREVER  # this look is all that is due: no timer beside it
             self.timer = self.loop.call_soon(self._wake, turns - 1)
         else:
@@ -1400,8 +1427,8 @@ class Clock:
     def error(self, where: str) -> TimedOut:
         """The error for a wait that took too long."""
         seconds, what = self.seconds, self.phase
-        if self.limit >= self.deadline:
-            seconds, what = self.call_seconds, f"{self.phase} (the whole call's deadline)"
+        if self.limit >= self.deadline.until:
+            seconds, what = self.deadline.seconds, f"{self.phase} (the whole call's deadline)"
         return TimedOut(f"no {what} within {seconds:g} s: {where}", phase=self.phase,
                         seconds=seconds)
 
@@ -1448,12 +1475,6 @@ class Reading:
         self.coroutine.close()
 
 
-async def turn_of_loop() -> float:
-    """Let others run; then the time on the loop's clock."""
-    await asyncio.sleep(0)
-    return asyncio.get_running_loop().time()
-
-
 def tls_options(host: str) -> dict[str, Any]:
     """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
@@ -1463,9 +1484,10 @@ class Connection:
     """A connection on a route: made by the pool, opened, used, kept or closed."""
 
     __slots__ = (
-        "route", "connector", "trace", "on_idle", "on_close", "loop", "turn", "clock", "reader",
-        "writer", "outer", "peer", "local", "closed", "exchanges", "silent", "interim", "opener",
-        "rest", "broken", "reading", "timeout", "opened_at", "sent_at", "head_at", "idle_at")
+        "route", "connector", "trace", "on_idle", "on_close", "loop", "clock", "reader", "writer",
+        "outer", "peer", "local", "closed", "exchanges", "request_bytes", "silent", "interim",
+        "opener", "rest", "broken", "reading", "timeout", "opened_at", "sent_at", "head_at",
+        "idle_at")
 
     def __init__(self, route: Route, connector: Connector,
                  on_idle: Callable[[Connection], object],
@@ -1475,7 +1497,6 @@ class Connection:
         self.trace: Trace | None = None  # of the call that uses it
         self.on_idle, self.on_close = on_idle, on_close
         self.loop = asyncio.get_running_loop()
-        self.turn = turn_of_loop
         self.clock = Clock(self._end_waiting)
         self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or doubles
         self.writer: Any = None
@@ -1484,6 +1505,7 @@ class Connection:
         self.local: Any = None
         self.closed = False
         self.exchanges = 0            # requests sent so far
+        self.request_bytes = 0        # in the last of them
         self.silent = True            # no byte of the current response has come
         self.interim = 0              # 1xx responses ahead of it
         self.opener: asyncio.Task[Any] | None = None
@@ -1579,6 +1601,7 @@ class Connection:
         if self.trace:
             self.trace(">", request)
         self.exchanges += 1
+        self.request_bytes = len(request)
         self.silent, self.timeout = True, timeout
         self.sent_at = self.clock.watch(phase, timeout)
         self.writer.write(request)  # no drain: there is no more to come, and little of it
@@ -1668,7 +1691,7 @@ class Connection:
             self.reading.future.add_done_callback(self._spoke)
         clock = self.clock
         clock.phase, self.idle_at = "idle", now
-        clock.deadline, clock.limit = _FOREVER, now + IDLE_SECONDS
+        clock.deadline, clock.limit = _NEVER, now + IDLE_SECONDS
         if clock.limit < clock.wakes_at:  # else it wakes before, and finds the new limit
             clock.set_timer()
         self.on_idle(self)
@@ -1765,7 +1788,7 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
         await connection.open(timeout)
         lines = render_fields(PLAIN_FIELDS, parts.origin)
         head = await connection.exchange(render_request(parts.target, lines), timeout)
-        response = Response(head, parts, Body(connection, head, keep=False), decode=False)
+        response = Response(head, parts, connection, keep=False, decode=False)
         await response.read(64 * 2**20)
         return response
     finally:
@@ -2836,7 +2859,7 @@ class Call:
     """One call of the caller's: its settings, its request, its clock over all hops and tries."""
 
     __slots__ = ("session", "url", "settings", "options", "shared", "cert", "first", "cookies",
-                 "replaced", "started", "seconds", "deadline")
+                 "replaced", "deadline")
 
     def __init__(self, session: Session, url: str, settled: Settled, usual: float | None) -> None:
         if not isinstance(url, str):
@@ -2848,10 +2871,8 @@ class Call:
         self.first: Origin | None = None
         self.cookies: Mapping[str, str | None] = {}  # the call's own, while at its first origin
         self.replaced: set[str] = set()  # names of those that the server has set anew
-        self.started = session._time()
         seconds = self.settings.get("deadline", usual)
-        self.seconds = _FOREVER if seconds is None else seconds
-        self.deadline = _FOREVER  # until there is a connection: queueing is not counted
+        self.deadline = Deadline(session._time(), _FOREVER if seconds is None else seconds)
 
     async def run(self, finish: Finish | None = None,
                   begin: Callable[[], Request] | None = None) -> Response:
@@ -2911,7 +2932,7 @@ class Call:
             return None
         if not (isinstance(delay, (int, float)) and delay >= 0):
             raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
-        late = self.session._time() + delay > self.deadline
+        late = self.session._time() + delay > self.deadline.until
         return None if late or delay == _FOREVER else delay
 
     def redirected(self, request: Request, response: Response,
@@ -2975,23 +2996,25 @@ class Call:
         way: if not a byte came back, or no more than 408 and goodbye, the request goes once
         more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
-        session, settings = self.session, self.settings
+        session, settings, deadline = self.session, self.settings, self.deadline
         route = session._route(request.url.origin, self)
         data = self.render(request, route)
         connection = session._pool.take(route) or await self.acquire(route)
         while True:
             clock = connection.clock
             # The first connection's is the earliest: from then on the call's time runs.
-            self.deadline = clock.deadline = min(self.deadline, clock.loop.time() + self.seconds)
-            clock.call_seconds, connection.trace = self.seconds, settings["trace"]
+            deadline.until = min(deadline.until, clock.loop.time() + deadline.seconds)
+            clock.deadline, connection.trace = deadline, settings["trace"]
             try:
                 if connection.writer is None:
                     await connection.open(session.connect_timeout or settings["timeout"])
                 head = await connection.exchange(data, settings["timeout"])
                 if not (head.status == 408 and connection.exchanges > 1
                         and not connection.interim and not may_reuse(head, 0)):
-                    response = self.receive(head, connection, request)
-                    response.request_bytes = len(data)
+                    response = Response(head, request.url, connection,
+                                        CLOSE_FIELD not in request.fields, settings["decode"])
+                    if b"set-cookie" in head.fields:
+                        self.keep_cookies(response)
                     return response
             except BaseException as error:
                 if not (connection.exchanges > 1 and connection.silent
@@ -3002,29 +3025,18 @@ class Call:
             connection.note("the kept connection ended unanswered: once more on a new one")
             connection = await self.acquire(route, fresh=True)
 
-    def receive(self, head: Head, connection: Connection, request: Request) -> Response:
-        """The response that a head begins; its cookies are kept, whatever becomes of the rest."""
-        body = Body(connection, head, CLOSE_FIELD not in request.fields)
-        response = Response(head, request.url, body, self.settings["decode"])
-        response.started = self.started
-        response.peer, response.local = connection.peer, connection.local
-        response.proxied = connection.route.proxy is not None
-        if b"set-cookie" in head.fields:
-            self.keep_cookies(response)
-        return response
-
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
         """A connection; what one waits for it is not the call's time, as long as others move."""
-        timeout, came = self.settings["timeout"], self.session._time()
-        left, patience = self.deadline - came, self.seconds if timeout is None else timeout
+        deadline, came = self.deadline, self.session._time()
+        left, patience = deadline.until - came, self.settings["timeout"] or deadline.seconds
         try:
             connection = await self.session._pool.acquire(route, min(left, patience), fresh)
         except TimedOut as error:
             if left > patience:
                 raise
             raise TimedOut(f"{error} (what the whole call's deadline left)", phase=error.phase,
-                           seconds=self.seconds) from None
-        self.deadline += self.session._time() - came
+                           seconds=deadline.seconds) from None
+        deadline.until += self.session._time() - came
         return connection
 
     def render(self, request: Request, route: Route) -> bytes:
@@ -3101,8 +3113,7 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
 
 async def keep_short(response: Response) -> None:
     """Read a body that is short, and comes at once, for the error that will hold it."""
-    await response._body.hurry(MAX_DISCARD_SECONDS)
-    with contextlib.suppress(AsyncGetError):
+    with response._body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
         await response.read(MAX_DISCARD_BYTES)
 
 

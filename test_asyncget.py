@@ -84,6 +84,7 @@ from asyncget import (
     Body,
     ConnectError,
     Connection,
+    Deadline,
     Decoder,
     DecodingError,
     Framing,
@@ -1307,9 +1308,19 @@ class Section8Decoding(Section):
         self.assertLess(max(len(call[0][0]) for call in lookup.call_args_list), 50)
 
 
-async def no_turn() -> float:
-    """Instead of turn_of_loop, where there is no loop."""
-    return 9.0
+ROUTE = Route(Origin("http", "h", 80), None, None, None, None)
+
+
+class NoDeadline(Deadline):
+    """A deadline where there is no loop."""
+
+    async def breathe(self) -> None:
+        """Nobody else is there."""
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """For as long as it takes."""
+        yield
 
 
 class Source:
@@ -1318,10 +1329,11 @@ class Source:
     def __init__(self, *pieces: bytes | BaseException, rest: bytes = b"") -> None:
         self.pieces, self.rest = iter(pieces), rest
         self.asked = self.aborted = self.kept = 0
-        self.timeout, self.turn, self.sent_at, self.head_at = None, no_turn, 0.0, 9.0
-        self.exchanges = 1
+        self.timeout, self.sent_at, self.head_at = None, 0.0, 9.0
+        self.peer, self.local, self.route = None, None, ROUTE
+        self.exchanges, self.request_bytes = 1, 0
         self.clock = types.SimpleNamespace(
-            limit=0.0, deadline=float("inf"), call_seconds=0.0, expired=False,
+            deadline=NoDeadline(), expired=False, let_caller_think=lambda: None,
             loop=types.SimpleNamespace(time=lambda: 9.0), watch=lambda phase, seconds: 9.0)
 
     async def receive(self) -> bytes:
@@ -1359,7 +1371,7 @@ def response(*pieces: bytes | BaseException, fields: Iterable[bytes] = (), url: 
         source = Source(rest=b"".join(pieces))  # type: ignore[arg-type]
         fields += [b"Content-Length: %d" % len(source.rest)]
     top = head(*fields, status=status)
-    answer = Response(top, parse_url(url), Body(source, top), decode)  # type: ignore[arg-type]
+    answer = Response(top, parse_url(url), source, True, decode)  # type: ignore[arg-type]
     if read:
         run(answer.read())
     return answer
@@ -1770,7 +1782,8 @@ class Section6Response(Section):
 
     def test_timing(self) -> None:
         got = response(b"x")
-        got.started, got._body.sent_at, got._body.head_at, got._body.reused = 1.0, 2.0, 3.5, True
+        body = got._body
+        body.deadline.started, body.sent_at, body.head_at, body.reused = 1.0, 2.0, 3.5, True
         self.assertEqual(got.timing, (1.0, 1.0, 2.5, 0.0, True))
         self.assertEqual(got.elapsed.total_seconds(), 2.5)
         run(got.read())
@@ -2606,7 +2619,7 @@ class Section10RedirectsAndRetries(AsyncCase):
     def response(url: str, *fields: str, status: int = 200) -> Response:
         head = "\r\n".join([f"HTTP/1.1 {status} X", *fields, "", ""])
         top = parse_head(head.encode("latin-1"))
-        return Response(top, parse_url(url), Body(Source(), top))  # type: ignore[arg-type]
+        return Response(top, parse_url(url), Source())  # type: ignore[arg-type]
 
     def test_which_responses_are_redirects(self) -> None:
         request = Request(parse_url("http://h/a"), (("Host", ""),))
@@ -5626,11 +5639,10 @@ class Pieces:
 
 def headed(head: asyncget.Head, url: URL = BASE) -> Response:
     """A Response whose body has not come yet."""
-    return Response(head, url, Body(Source(), head))  # type: ignore[arg-type]
+    return Response(head, url, Source())  # type: ignore[arg-type]
 
 
 Outcome = tuple[Any, ...]
-ROUTE = Route(BASE.origin, None, None, None, None)
 
 
 class Kept(Connection):
@@ -5648,7 +5660,7 @@ async def receive(pieces: Iterable[bytes]) -> tuple[Outcome, Any]:
     await connection.open(None)
     try:
         head = await connection.exchange(b"", None)
-        response = Response(head, BASE, Body(connection, head))
+        response = Response(head, BASE, connection)
         content = await response.read(100_000)
     except AsyncGetError as error:
         connection.close()
