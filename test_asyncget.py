@@ -10441,8 +10441,9 @@ class Recipes(OnDisk):
         for way, script, end in rows:
             async with scripted(script) as server:
                 url = server.url if script else f"http://127.0.0.1:{free_port()}"
-                words = [word.replace("http://127.0.0.1:8000", url).replace("m3", "m1")
-                         for word in way]
+                words = [word.replace("http://127.0.0.1:8000", url) for word in way]
+                if script == [READ]:
+                    words = [word.replace("m3", "m1") for word in words]
                 with self.subTest(words):
                     self.assertEqual(await self.program(
                         *words, stdin=Path(PROGRAM).read_bytes() if way is pod else b"",
@@ -10464,7 +10465,8 @@ class Recipes(OnDisk):
             self.assertEqual((done.returncode, done.stdout), (0, b"[1]ok"), done.stderr)
             names = await self.play(self.block(heading, "import ssl", *places))
         self.assertEqual(names["page"].text, "ok")
-        self.assertGreater(len(names["both"].get_ca_certs()), 1)  # the system's as well
+        self.assertEqual(len(names["both"].get_ca_certs()),
+                         len(ssl.create_default_context().get_ca_certs()) + 1)
         self.assertEqual([field(head, "Proxy-Authorization") for head in via.requests
                           if head.startswith(b"CONNECT")], [[basic("me", "pass@word")]] * 2)
         self.assertEqual(daemon.targets(), ["/containers/json"])
