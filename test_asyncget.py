@@ -10459,7 +10459,7 @@ class Recipes(OnDisk):
             places = [("https://example.com", f"https://other.test:{server.port}"),
                       ("proxy.corp:3128", via.url), ("/etc/ssl/corp-ca.pem", pem("ca"))]
             script = self.block(heading, "python3", ("/var/run/docker.sock", path),
-                                ("python3 asyncget.py", f"{sys.executable} {PROGRAM}"), *places)
+                                ("python3 asyncget.py", shlex.join([sys.executable, PROGRAM])), *places)
             done = await asyncio.to_thread(
                 subprocess.run, ["sh", "-ec", script], capture_output=True)
             self.assertEqual((done.returncode, done.stdout), (0, b"[1]ok"), done.stderr)
@@ -10618,7 +10618,7 @@ if __name__ == "__main__":
     async def test_vendored(self) -> None:
         """The copy passes its doctests, and mypy reads its types as those of a module of ours."""
         cp, doctests, mypy, _ = self.block("The file in your own tree", "cp", (
-            "../asyncget/asyncget.py", PROGRAM)).splitlines()
+            "../asyncget/asyncget.py", shlex.quote(PROGRAM))).splitlines()
         os.makedirs("yours/_vendor")
         self.write("yours/__init__.py", b"")
         self.write("yours/_vendor/__init__.py", b"")
@@ -10627,7 +10627,7 @@ async def main() -> None:
     print((await asyncget.get("http://h/", timeout=5)).text.upper())
     await asyncget.get("http://h/", timeouts=5)
 """)
-        shutil.copy(*cp.split()[1:])
+        shutil.copy(*shlex.split(cp)[1:])
         self.assertEqual(await self.program(*doctests.split()[1:]), (0, b""), self.said)
         if importlib.util.find_spec("mypy") is None:
             self.skipTest("not installed: mypy")
