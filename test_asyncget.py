@@ -10458,8 +10458,9 @@ class Recipes(OnDisk):
         async with origin("other") as server, proxy() as via:
             places = [("https://example.com", f"https://other.test:{server.port}"),
                       ("proxy.corp:3128", via.url), ("/etc/ssl/corp-ca.pem", pem("ca"))]
+            program = shlex.join([sys.executable, PROGRAM])
             script = self.block(heading, "python3", ("/var/run/docker.sock", path),
-                                ("python3 asyncget.py", shlex.join([sys.executable, PROGRAM])), *places)
+                                ("python3 asyncget.py", program), *places)
             done = await asyncio.to_thread(
                 subprocess.run, ["sh", "-ec", script], capture_output=True)
             self.assertEqual((done.returncode, done.stdout), (0, b"[1]ok"), done.stderr)
