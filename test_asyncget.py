@@ -27,7 +27,7 @@ import gc
 import gzip
 import hashlib
 import http.cookiejar
-import importlib
+import importlib.util
 import inspect
 import io
 import itertools
@@ -10387,6 +10387,267 @@ class TheText(unittest.TestCase):
         text = README.read_text(encoding="utf-8")
         for name in asyncget.SessionSettings.__annotations__:
             self.assertIn(f"`{name}`", text)
+
+
+# ==== The recipes =============================================================
+# The README's recipes, as they stand there but for their hosts, which are on this machine. What
+# a recipe needs and is not installed, its test names where it skips.
+
+
+def installed(*modules: str) -> Callable[[Test], Test]:
+    """Skips, saying what is missing."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    return unittest.skipIf(bool(missing), f"not installed: {', '.join(missing)}")
+
+
+class Recipes(OnDisk):
+    """Each block of the README's recipes does what is said of it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)
+        patch = mock.patch.object(sys.modules[AsyncCase.__module__], "TEST_SECONDS", 240.0)
+        patch.start()  # for programs that start others
+        self.addCleanup(patch.stop)
+
+    def block(self, heading: str, start: str, *places: tuple[str, str]) -> str:
+        """The block that begins so below a heading, with one text in another's place."""
+        text = README.read_text(encoding="utf-8").partition("\n## Recipes\n")[2]
+        below = text.partition(f"\n### {heading}")[2].partition("\n##")[0]
+        block, = re.findall(rf"(?s)```\w+\n({re.escape(start)}.*?)```", below)
+        for there, here in places:
+            self.assertIn(there, block)
+            block = block.replace(there, here)
+        return str(block)
+
+    async def play(self, block: str, **names: Any) -> dict[str, Any]:
+        """Run a block as a notebook would; give what it has defined, and printed."""
+        names.update(__name__="readme", asyncio=asyncio, asyncget=asyncget)
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        code = compile(block, "README.md", "exec", flags, dont_inherit=True)
+        with contextlib.redirect_stdout(io.StringIO()) as printed, \
+                contextlib.redirect_stderr(io.StringIO()):
+            outcome = eval(code, names)
+            if outcome is not None:
+                await outcome
+        return {**names, "printed": printed.getvalue()}
+
+    async def program(self, *command: str, stdin: bytes = b"", **env: str) -> tuple[int, bytes]:
+        """Run a program in the folder; give its exit code, and stdout."""
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, *command], input=stdin, capture_output=True,
+            timeout=200, env=environment(**env))
+        self.said = done.stderr.decode()
+        return done.returncode, done.stdout
+
+    async def test_health_check(self) -> None:
+        """Both ways end with curl's codes, and one takes no proxy of the environment's."""
+        docker = self.block("A health check", "COPY", ("\\\n", ""), ("/asyncget.py", PROGRAM))
+        image = json.loads(docker.partition("CMD ")[2])[1:]
+        pod = self.block("A health check", "kubectl").split()[6:-2]
+        rows: list[tuple[list[str], Script, tuple[int, bytes]]] = [
+            (image, [READ, answer(b"well")], (0, b"")), (image, [READ], (28, b"")),
+            (image, [READ, answer(status="503 X")], (22, b"")),
+            (pod, [READ, answer(b"well")], (0, b"well")), (pod, [], (7, b""))]
+        for way, script, end in rows:
+            async with scripted(script) as server:
+                url = server.url if script else f"http://127.0.0.1:{free_port()}"
+                words = [word.replace("http://127.0.0.1:8000", url) for word in way]
+                if script == [READ]:
+                    words = [word.replace("m3", "m1") for word in words]
+                with self.subTest(words):
+                    self.assertEqual(await self.program(
+                        *words, stdin=Path(PROGRAM).read_bytes() if way is pod else b"",
+                        http_proxy="x:1" if way is image else ""), end)
+
+    @needs("sh")
+    async def test_corporate_network(self) -> None:
+        """What a proxy is told, and whose certificate is believed, by environment and keywords."""
+        heading, path = "A corporate proxy", os.path.join(self.folder, "s")
+        daemon = Server(([READ, answer(b"[1]")],), True)
+        listener = await asyncio.start_unix_server(daemon.play, path)
+        async with origin("other") as server, proxy() as via:
+            places = [("https://example.com", f"https://other.test:{server.port}"),
+                      ("proxy.corp:3128", via.url), ("/etc/ssl/corp-ca.pem", pem("ca"))]
+            program = shlex.join([sys.executable, PROGRAM])
+            script = self.block(heading, "python3", ("/var/run/docker.sock", path),
+                                ("python3 asyncget.py", program), *places)
+            done = await asyncio.to_thread(
+                subprocess.run, ["sh", "-ec", script], capture_output=True)
+            self.assertEqual((done.returncode, done.stdout), (0, b"[1]ok"), done.stderr)
+            names = await self.play(self.block(heading, "import ssl", *places))
+        self.assertEqual(names["page"].text, "ok")
+        self.assertEqual(len(names["both"].get_ca_certs()),
+                         len(ssl.create_default_context().get_ca_certs()) + 1)
+        self.assertEqual([field(head, "Proxy-Authorization") for head in via.requests
+                          if head.startswith(b"CONNECT")], [[basic("me", "pass@word")]] * 2)
+        self.assertEqual(daemon.targets(), ["/containers/json"])
+        listener.close()
+
+    async def test_pages_by_link(self) -> None:
+        """A link that is relative, a retry, and another origin, which is not told the token."""
+        async with scripted([READ, answer(b"[3]")]) as other, scripted(
+                [READ, answer(b"[1]", 'Link: <?page=2>; rel="next"'),
+                 READ, answer(b"", "Retry-After: 0", status="503 X"),
+                 READ, answer(b"[2]", f'Link: <{other.url}/x>; rel="next"')]) as server:
+            names = await self.play(self.block("Page after page", "from",
+                                               ("https://api.example.com", server.url)))
+        self.assertEqual(names["items"], [1, 2, 3])
+        self.assertEqual(server.targets(), ["/v1/items", "/v1/items?page=2", "/v1/items?page=2"])
+        heads = server.requests + other.requests
+        self.assertEqual([field(head, "Authorization") for head in heads],
+                         [["Bearer token"]] * 3 + [[]])
+
+    async def test_lines_and_events(self) -> None:
+        rows, live = b'{"a": 1}\n{"a"', b': [2]}\n'
+        stream = ": hello\n\nid: 1\nevent: x\ndata: one\ndata:  two\r\n\r\nretry: 9\n\ndata:é\n\n"
+        pages = {b"/rows.ndjson": [unsized(rows), 0.01, live, CLOSE],
+                 b"/live": [unsized(b""), *bytewise(stream.encode()), CLOSE]}
+        async with scripted([READ, lambda head: pages[head.split(b" ")[1]]], again=True) as server:
+            names = await self.play(self.block("Lines of JSON", "import json",
+                                               ("https://example.com", server.url)))
+        self.assertEqual(names["printed"], "{'a': 1}\n{'a': [2]}\n"
+                         "{'id': '1', 'event': 'x', 'data': 'one\\n two'}\n"
+                         "{'retry': '9'}\n{'data': 'é'}\n")
+
+    async def test_many_into_a_file(self) -> None:
+        def play(head: bytes) -> Any:
+            number = int(head.split(b" ")[1].rpartition(b"/")[2])
+            return {7: [b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", CLOSE],
+                    9: answer(status="404 X")}.get(number, answer())
+
+        async with scripted([READ, play, LOOP], again=True) as server:
+            await self.play(self.block("100,000 URLs", "import csv", ("100_000", "300"),
+                                       ("https://example.com", server.url)))
+        rows = sorted(Path("items.csv").read_text(encoding="utf-8").splitlines())
+        self.assertEqual(len(rows), 300)
+        self.assertEqual(rows[0], f"{server.url}/items/0,200")
+        self.assertRegex("\n".join(rows), r"(?m)/items/9,404$")
+        self.assertRegex("\n".join(rows), r"/items/7,.*Content-Length")
+        self.assertEqual(server.most, 50)
+
+    @installed("tqdm", "rich")
+    async def test_bars(self) -> None:
+        """A program that was killed half way; the same block goes on, and the bar ends full."""
+        body, half = random.Random(5).randbytes(300_000), 200_000
+        code = "import asyncio, asyncget\nasync def main():\n{}\nasyncio.run(main())"
+        for start, state in (("from tqdm", "bar.n, bar.total"),
+                             ("from rich", "bars.tasks[0].completed, bars.tasks[0].total")):
+            async with scripted([READ, answer(body, V1)[:half - len(body)], HOLD],
+                                [READ, good_at_ranges(body)]) as server:
+                block = self.block("A download with a bar", start,
+                                   ("https://example.com", server.url))
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-c", code.format(textwrap.indent(block, "    ")),
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+                await until(lambda: len(self.read("a.iso.part") or b"") == half)
+                process.kill()
+                await process.wait()
+                names = await self.play(block)
+            with self.subTest(start):
+                self.assertEqual(asked_for(server), ["", f"{half}-"])
+                self.assertEqual((self.read("a.iso"), self.names()), (body, ["a.iso"]))
+                self.assertEqual(eval(state, names), (len(body), len(body)))
+            os.unlink("a.iso")
+
+    @installed("fastapi", "uvicorn")
+    async def test_web_application(self) -> None:
+        """Two requests on one kept connection, which is closed where the application ends."""
+        uvicorn = importlib.import_module("uvicorn")
+        async with scripted([READ, answer(b'{"name": "Ann"}'), LOOP]) as server:
+            names = await self.play(self.block("One session", "import contextlib",
+                                               ("https://api.example.com", server.url)))
+            web = uvicorn.Server(uvicorn.Config(names["app"], port=0, log_level="warning"))
+            serving = asyncio.ensure_future(web.serve())
+            await until(lambda: web.started)
+            url = "http://{}:{}/users/".format(*web.servers[0].sockets[0].getsockname())
+            pages = [await asyncget.get(url + number) for number in "78"]
+            web.should_exit = True
+            await serving
+            await until(lambda: not server.open)
+        self.assertEqual([page.json() for page in pages], [{"name": "Ann"}] * 2)
+        self.assertEqual((server.targets(), server.connections), (["/users/7", "/users/8"], 1))
+
+    @installed("IPython")
+    async def test_notebook(self) -> None:
+        """A block with await and async with at its left edge is a cell."""
+        async with scripted([READ, answer(b"[1]")]) as server:
+            block = self.block("Page after page", "from", ("https://api.example.com", server.url))
+            self.write("cells.ipy", f"import asyncget\n{block}\nprint(items)".encode())
+            end = await self.program("-m", "IPython", "--no-banner", "--colors=NoColor",
+                                     "--HistoryManager.enabled=False", "cells.ipy",
+                                     IPYTHONDIR=self.folder)
+        self.assertEqual(end, (0, b"[1]\n"), self.said)
+
+    @installed("pytest")
+    async def test_pytest_fixture(self) -> None:
+        block = self.block("A pytest fixture", "import pytest")
+        more = """
+def test_more(session):
+    async def main():
+        async with session:
+            urls = ["https://api.example.com/users/7"] * 9 + ["http://h/x"]
+            return [page.status_code for page in await session.get_all(urls)]
+    assert asyncio.run(main()) == [200] * 9 + [404]
+"""
+        self.write("test_it.py", f"import asyncio, asyncget\n{block}{more}".encode())
+        end, said = await self.program(*PYTHON_DEV[1:], "-m", "pytest", "-q",
+                                       "-p", "no:cacheprovider")
+        self.assertEqual((end, said.splitlines()[-1][:8]), (0, b"2 passed"), said)
+
+    async def cluster(self, start: str, place: tuple[str, str]) -> None:
+        """Have a cluster on this machine fetch 40 pages, and one whose server has gone."""
+        heading = "Beyond one machine"
+        async with scripted([READ, answer(), LOOP], again=True) as server:
+            gone = f"http://127.0.0.1:{free_port()}/"
+            self.write("it.py", f"""
+urls = [f"{server.url}/{{number}}" for number in range(40)] + [{gone!r}]
+{self.block(heading, "def fetch", ("rate=2", "rate=100"))}
+if __name__ == "__main__":
+{textwrap.indent(self.block(heading, start, place), "    ")}
+    pairs = pairs if "pairs" in globals() else sum(parts, [])
+    print(sorted(type(outcome).__name__ for _, outcome in pairs))
+    assert {{url for url, _ in pairs}} == set(urls)
+""".encode())
+            shutil.copy(PROGRAM, "asyncget.py")
+            end, said = await self.program("it.py", PYTHONPATH="", PYSPARK_PYTHON=sys.executable,
+                                           SPARK_LOCAL_IP="127.0.0.1", SPARK_LOCAL_DIRS="spark")
+        self.assertEqual(end, 0, self.said)
+        self.assertIn(str(["ConnectError"] + ["Response"] * 40), said.decode())
+        self.assertEqual(sorted(server.targets()), sorted(f"/{number}" for number in range(40)))
+
+    @installed("distributed")
+    async def test_dask(self) -> None:
+        await self.cluster("from dask", (
+            '"scheduler:8786"', "n_workers=2, threads_per_worker=1, dashboard_address=None, "
+            "local_directory='dask'"))
+
+    @needs("java")
+    @installed("pyspark")
+    async def test_spark(self) -> None:
+        await self.cluster("from pyspark", ("SparkContext()", "SparkContext('local[2]')"))
+
+    async def test_vendored(self) -> None:
+        """The copy passes its doctests, and mypy reads its types as those of a module of ours."""
+        cp, doctests, mypy, _ = self.block("The file in your own tree", "cp", (
+            "../asyncget/asyncget.py", shlex.quote(PROGRAM))).splitlines()
+        os.makedirs("yours/_vendor")
+        self.write("yours/__init__.py", b"")
+        self.write("yours/_vendor/__init__.py", b"")
+        self.write("yours/program.py", b"""from yours._vendor import asyncget
+async def main() -> None:
+    print((await asyncget.get("http://h/", timeout=5)).text.upper())
+    await asyncget.get("http://h/", timeouts=5)
+""")
+        shutil.copy(*shlex.split(cp)[1:])
+        self.assertEqual(await self.program(*doctests.split()[1:]), (0, b""), self.said)
+        if importlib.util.find_spec("mypy") is None:
+            self.skipTest("not installed: mypy")
+        end, said = await self.program("-m", *mypy.split())
+        self.assertEqual(re.findall(rb"\S+: error: .*\[", said), [
+            b'yours/program.py:4: error: Unexpected keyword argument "timeouts" for "get"; '
+            b'did you mean "timeout"?  ['])
 
 
 def load_tests(loader: unittest.TestLoader, tests: unittest.TestSuite,
