@@ -3913,9 +3913,6 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     name, mark, value = parts[0]
     if not mark:
         name, value = "", name
-    if (not _VALUE.fullmatch(line) or not (name or value)
-            or octets(name + value) > MAX_COOKIE_BYTES):
-        return None
     found = collections.defaultdict(str, {  # the last of each counts
         key.lower(): text for key, _, text in parts[1:] if octets(text) <= MAX_ATTRIBUTE_BYTES})
     expires = parse_date(found["expires"])
@@ -3927,9 +3924,10 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     scheme, host, _ = url.origin
     cookie = Cookie(name, value, domain or host, found["path"], not domain,
                     "secure" in found, "httponly" in found, expires)
-    if not domain_match(host, cookie.domain) or site_of(host) != site_of(cookie.domain):
-        return None
-    if not keeps_prefix(cookie) or (cookie.secure and scheme != "https"):
+    if not (_VALUE.fullmatch(line) and (name or value)
+            and octets(name + value) <= MAX_COOKIE_BYTES
+            and domain_match(host, cookie.domain) and site_of(host) == site_of(cookie.domain)
+            and keeps_prefix(cookie) and (scheme == "https" or not cookie.secure)):
         return None
     if cookie.path[:1] != "/":  # then it is the folder that the target lies in (5.1.4)
         folder = url.target.partition("?")[0].rpartition("/")[0]
@@ -3980,7 +3978,7 @@ class Cookies:
     >>> cookies["sid"], "b" in cookies, [cookie.domain for cookie in cookies]
     ('7', False, ['', '', 'h.test'])
     >>> cookies
-    <Cookies sid (home origin), lang (home origin), a (h.test)>
+    <Cookies ['sid', 'lang', 'a']>
 
     A cookie that you set without a domain goes to one origin, scheme and port included: the
     session's base_url, or else the first that it asks. It is a guess at what that server would
@@ -4088,8 +4086,7 @@ class Cookies:
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:  # no values: they are secrets
-        return printable("<Cookies " + ", ".join(
-            f"{cookie.name} ({cookie.domain or 'home origin'})" for cookie in self) + ">")
+        return f"<Cookies {[*self._values()]}>"
 
 
 class OthersJar:
