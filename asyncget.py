@@ -2505,6 +2505,13 @@ class Jar(Protocol):
     def extract_cookies(self, response: Any, request: Any) -> object: ...
 
 
+def as_jar(cookies: Any) -> AskedJar | None:
+    """A jar of either kind as one that a call can ask; None for what is none, a mapping, say."""
+    if isinstance(cookies, Jar):  # requests' is a mapping, too
+        return OthersJar(cookies)
+    return cookies if isinstance(cookies, AskedJar) else None
+
+
 class RequestSettings(TypedDict, total=False):
     """The keywords of every call; given to a Session, they hold for all of its calls."""
 
@@ -2820,7 +2827,7 @@ def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
 def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
     """The cookies that a call brings along, if it has any; None for one that is not to go."""
     cookies = options.get("cookies")
-    if not isinstance(cookies, Mapping) or is_jar(cookies):
+    if not isinstance(cookies, Mapping) or as_jar(cookies):
         return {}
     for name, value in cookies.items():
         check_cookie(name, "" if value is None else value)
@@ -3134,9 +3141,9 @@ class Session:
         self.cookies: Any = None
         given = self.settings["cookies"]
         if given is not False:  # section 15
-            self.cookies = given if is_jar(given) else Cookies(
+            self.cookies = given if as_jar(given) is not None else Cookies(
                 given if isinstance(given, Mapping) else {}, self._base and self._base.origin)
-        self.settings["cookies"] = as_jar(self.cookies) if self.cookies is not None else None
+        self.settings["cookies"] = as_jar(self.cookies)
         self._plain: Settled = self.settings, {}, True
         self._routes: dict[tuple[Origin, Any], Route] = {}
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
@@ -3325,13 +3332,9 @@ class Session:
         own = checked(options, allowed)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
-        cookies = own.get("cookies", True)
-        if cookies is False:
-            settings["cookies"] = None
-        elif cookies in (True, None) or isinstance(cookies, Mapping) and not is_jar(cookies):
+        settings["cookies"] = as_jar(own.get("cookies"))
+        if settings["cookies"] is None and own.get("cookies") is not False:
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
-        else:
-            settings["cookies"] = as_jar(cookies)
         return settings, own, own.keys().isdisjoint(_ROUTING)
 
     def _route(self, origin: Origin, call: Call) -> Route:
@@ -3405,8 +3408,8 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 
 # You may stop here, too: with cookies=False and trust_env=False all of this works without the
 # parts to come. They are reached from this one at `resolved` and `tls_context` (section 13),
-# `choose_proxy`, `parse_proxy` and `proxy_fields` (14), `Cookies`, `as_jar`, `is_jar`,
-# `check_cookie` and `render_cookies` (15), `netrc_auth` (16), and `Download` (17).
+# `choose_proxy`, `parse_proxy` and `proxy_fields` (14), `Cookies`, `OthersJar`, `check_cookie`
+# and `render_cookies` (15), `netrc_auth` (16), and `Download` (17).
 
 # #### Part III. In somebody else's network ####################################
 # At its end one knows what stands between a program and a server in a corporate network:
@@ -4112,16 +4115,6 @@ class OthersJar:
         headers = types.SimpleNamespace(get_all={"Set-Cookie": fit}.get)
         self.jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), self._request(url))
         return []
-
-
-def is_jar(cookies: object) -> bool:
-    """Whether `cookies` is a jar of any kind, not a mapping (though requests' is that, too)."""
-    return isinstance(cookies, (AskedJar, Jar))
-
-
-def as_jar(jar: Any) -> AskedJar:
-    """A jar of either kind as one that a call can ask."""
-    return jar if isinstance(jar, AskedJar) else OthersJar(jar)
 
 
 # ==== 16. Passwords ===========================================================
