@@ -2962,8 +2962,7 @@ class Call:
             url = add_params(url, settings["params"])
         if options:
             fields = with_codings(fields_of(fields, options), settings["decode"])
-            self.cookies = {name: value for name, value in own_cookies(options).items()
-                            if name not in self.replaced}
+            self.cookies = own_cookies(options)
         if not url.userinfo:
             return Request(url, fields)
         request = Request(url._replace(userinfo=""), fields)
@@ -3015,8 +3014,9 @@ class Call:
         response.started = self.started
         response.peer, response.local = connection.peer, connection.local
         response.proxied = connection.route.proxy is not None
-        if b"set-cookie" in head.fields:
-            self.keep_cookies(response)
+        jar = self.settings["cookies"]
+        if jar is not None and b"set-cookie" in head.fields:
+            self.replaced.update(jar.store(request.url, octets_text(head.raw, "set-cookie")))
         return response
 
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
@@ -3038,9 +3038,10 @@ class Call:
         origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
         cookies = jar.pairs_for(request.url) if jar is not None else ()
         if cookies or self.cookies:
-            own = [(name, value) for name, value in self.cookies.items() if value is not None]
-            others = [pair for pair in cookies if pair[0] not in self.cookies]
-            request = request.with_cookies([*own, *others])  # cut, if at all, at the end
+            own = {name: self.cookies[name] for name in self.cookies if name not in self.replaced}
+            told = [(name, value) for name, value in own.items() if value is not None]
+            others = [pair for pair in cookies if pair[0] not in own]
+            request = request.with_cookies([*told, *others])  # cut, if at all, at the end
         if self.settings["netrc"] and not request.has("authorization"):
             request = self.with_password(request)
         fields = request.fields
@@ -3063,15 +3064,6 @@ class Call:
         known = same and "auth" not in self.options and netrc_auth(self.settings["netrc"],
                                                                    origin.host)
         return request.adding("Authorization", render_auth(known)) if known else request
-
-    def keep_cookies(self, response: Response) -> None:
-        """Put what a response sets into the jar; it replaces what the call brought along."""
-        jar = self.settings["cookies"]
-        if jar is not None:
-            lines = octets_text(response.raw_head, "set-cookie")
-            self.replaced.update(jar.store(response._url, lines))
-            self.cookies = {name: value for name, value in self.cookies.items()
-                            if name not in self.replaced}
 
 
 class Numbered:
