@@ -3826,8 +3826,10 @@ MAX_COOKIES = 3000               # kept in sum; 6265bis 6.1 asks for as many
 MAX_COOKIE_SECONDS = 34_560_000  # that one is kept at most: 400 days; 6265bis 5.5
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
 # Under these everyone has a domain, and so no cookie is for all of them. The list of all
-# public suffixes is long and changes by the week; http.cookiejar has the same few.
-_SITE = re.compile(r"(?<![^.])[^.]+\.((ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}|[^.]+)\.?$")
+# public suffixes is long and changes by the week; http.cookiejar has the same few. That of
+# an address would begin with a digit.
+_SITE = re.compile(
+    r"(?<![^.])[^.]+\.((ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}|[^.0-9][^.]*)\.?$")
 
 
 def octets(text: str) -> int:
@@ -3841,7 +3843,7 @@ def site_of(host: str) -> str:
     >>> site_of("www.h.test"), site_of("a.b.co.uk"), site_of("10.0.0.1")
     ('h.test', 'b.co.uk', '10.0.0.1')
     """
-    match = None if is_address(host) else _SITE.search(host)
+    match = _SITE.search(host)
     return match[0] if match else host
 
 
