@@ -2489,12 +2489,8 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 # editors show, what type checkers check, and what is checked where it is given. Below
 # it, what they put into a request.
 
-@runtime_checkable
-class AskedJar(Protocol):
-    """What a call asks of a jar: section 15 has the session's own, Cookies."""
-
-    def pairs_for(self, url: URL) -> list[tuple[str, str]]: ...
-    def store(self, url: URL, lines: Iterable[str]) -> list[str]: ...
+class AskedJar:
+    """What a call can ask, by pairs_for() and store(): section 15 has two of it."""
 
 
 @runtime_checkable
@@ -3966,7 +3962,7 @@ def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
     return "; ".join(texts)
 
 
-class Cookies:
+class Cookies(AskedJar):
     """The cookies of a session: what servers set, and what you do.
 
     >>> cookies = Cookies({"sid": "7"})
@@ -4086,7 +4082,7 @@ class Cookies:
         return f"<Cookies {[*self._values()]}>"
 
 
-class OthersJar:
+class OthersJar(AskedJar):
     """A jar of the caller's, http.cookiejar's, requests' or a like one, asked as ours is."""
 
     def __init__(self, jar: Any) -> None:
