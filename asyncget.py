@@ -3592,7 +3592,7 @@ def handshake_hint(reason: str) -> str:
 # connection to the origin, through which we then speak as if there were no proxy.
 # Which one it is the caller says, or the environment.
 
-_PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+_PROXY_PORTS = {**DEFAULT_PORTS, "socks5": 1080, "socks5h": 1080}
 
 
 class Proxy(NamedTuple):
@@ -3626,10 +3626,10 @@ def parse_proxy(text: str, source: str) -> Proxy:
         url = parse_url("http://" + rest)
     except InvalidURL as error:
         raise ProxyError(f"{source}: {error}", exit_code=5) from None
-    _, host, port = url.origin
+    port = url.origin.port
     if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # it is that of http
         port = _PROXY_PORTS[scheme]
-    return Proxy(scheme, host, port, url.userinfo, source)
+    return Proxy(scheme, url.origin.host, port, url.userinfo, source)
 
 
 def domain_match(host: str, domain: str) -> bool:
@@ -3955,7 +3955,7 @@ def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
     texts, size = [], 0
     for name, value in pairs:
         text = f"{name}={value}" if name else value
-        size += octets(text) + len("; ")
+        size += octets(text + "; ")
         if size > MAX_COOKIE_FIELD_BYTES + len("; "):
             break
         texts.append(text)
@@ -4096,7 +4096,7 @@ class OthersJar(AskedJar):
         """The names and values that a request is sent with."""
         request = self._request(url)
         self.jar.add_cookie_header(request)
-        return re.findall("([^=;]+)=?([^;]*)(?:; )?", request.get_header("Cookie", ""))
+        return re.findall("(?:^|; )([^=;]+)=?([^;]*)", request.get_header("Cookie", ""))
 
     def store(self, url: URL, lines: Iterable[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; it tells no names."""

@@ -6822,7 +6822,7 @@ class LinearTime(Section):
             "next_request": raw(lambda t: next_request(Request(page, ()), response(
                 fields=[b"Location: " + t], status=b"HTTP/1.1 302 F"))),
             "with_cookies": lambda t: Request(page, (("Cookie", t),)).with_cookies([("a", "1")]),
-            "pairs_for": lambda t: re.findall("([^=;]+)=?([^;]*)(?:; )?", t),
+            "pairs_for": lambda t: re.findall("(?:^|; )([^=;]+)=?([^;]*)", t),
             "parse_set_cookie": lambda t: asyncget.parse_set_cookie("a=1;" + t, page, NOW),
             "parse_set_cookie, many": lambda t: asyncget.parse_set_cookie(
                 "a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW),
