@@ -3716,7 +3716,8 @@ def proxy_error(connection: Connection, text: str, exit_code: int = 97) -> Proxy
 
 async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
     """Have a proxy connect us to the origin; for http it is just asked, later on."""
-    route, timeout = connection.route, connection.timeout
+    route = connection.route
+    timeout = connection.timeout
     if route.proxy_tls and route.tls and sys.version_info < (3, 11):
         raise proxy_error(connection, "needs Python 3.11 for TLS inside its own; an http:// "
                           "proxy tunnels https, too")
@@ -3759,7 +3760,8 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929)."""
     import ipaddress
     origin = connection.route.origin
-    read, write = connection.reader.readexactly, connection.writer.write
+    read = connection.reader.readexactly
+    write = connection.writer.write
     write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
     version, method = start = await read(2)
     if version != 5:
@@ -3774,7 +3776,8 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
             raise proxy_error(connection, "refused the user and password in its URL")
     elif method:
         raise proxy_error(connection, "wants credentials that are not in its URL")
-    host, address = origin.host, b"\x03%c%b" % (len(origin.host), origin.host.encode("ascii"))
+    host = origin.host
+    address = b"\x03%c%b" % (len(host), host.encode("ascii"))
     if proxy.scheme == "socks5":  # the name is not told: we look it up
         host = (await look_up(connection.route.address or host, origin.port))[0]
     if is_address(host):
@@ -3796,9 +3799,10 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
     that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
     Here nobody reads them. loop.start_tls does for 3.9, too.
     """
-    loop, connection.rest = connection.loop, b""
-    outer, connection.writer = connection.writer, None
-    connection.outer = outer  # collected, it would close the transport
+    loop = connection.loop
+    connection.outer = outer = connection.writer  # collected, it would close the transport
+    connection.writer = None
+    connection.rest = b""
     connection.reader = reader = asyncio.StreamReader(limit=READ_BYTES)
     protocol = asyncio.StreamReaderProtocol(reader)
     transport = await loop.start_tls(outer.transport, protocol, tls,
@@ -3952,7 +3956,8 @@ def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
     'a=1; nameless; b='
     """
-    texts, size = [], 0
+    texts = []
+    size = 0
     for name, value in pairs:
         text = f"{name}={value}" if name else value
         size += octets(text + "; ")
@@ -3994,7 +3999,9 @@ class Cookies(AskedJar):
         Past MAX_DOMAIN_COOKIES of a site, its oldest makes room; past MAX_COOKIES in sum, the
         site that has set none for longest: endless subdomains push out nobody else's.
         """
-        site, names, safe = site_of(url.origin.host), [], url.origin.scheme == "https"
+        site = site_of(url.origin.host)
+        safe = url.origin.scheme == "https"
+        names = []
         kept = {key: old for key, old in self._sites.pop(site, {}).items() if old.lives()}
         for line in itertools.islice(lines, MAX_SET_COOKIES):
             cookie = parse_set_cookie(line, url, time.time())
