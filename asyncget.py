@@ -2512,13 +2512,8 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 # editors show, what type checkers check, and what is checked where it is given. Below
 # it, what they put into a request.
 
-@runtime_checkable
-class AskedJar(Protocol):
-    """What a call asks of a jar: section 15 has the session's own, Cookies."""
-
-    def home(self, origin: Origin) -> object: ...
-    def pairs_for(self, url: URL) -> list[tuple[str, str]]: ...
-    def store(self, url: URL, lines: Iterable[str]) -> list[str]: ...
+class AskedJar:
+    """What a call can ask, by pairs_for() and store(): section 15 has two of it."""
 
 
 @runtime_checkable
@@ -2527,6 +2522,13 @@ class Jar(Protocol):
 
     def add_cookie_header(self, request: Any) -> object: ...
     def extract_cookies(self, response: Any, request: Any) -> object: ...
+
+
+def as_jar(cookies: Any) -> AskedJar | None:
+    """A jar of either kind as one that a call can ask; None for what is none, a mapping, say."""
+    if isinstance(cookies, Jar):  # requests' is a mapping, too
+        return OthersJar(cookies)
+    return cookies if isinstance(cookies, AskedJar) else None
 
 
 class RequestSettings(TypedDict, total=False):
@@ -2844,7 +2846,7 @@ def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
 def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
     """The cookies that a call brings along, if it has any; None for one that is not to go."""
     cookies = options.get("cookies")
-    if not isinstance(cookies, Mapping) or is_jar(cookies):
+    if not isinstance(cookies, Mapping) or as_jar(cookies):
         return {}
     for name, value in cookies.items():
         check_cookie(name, "" if value is None else value)
@@ -2977,8 +2979,7 @@ class Call:
             url = add_params(url, settings["params"])
         if options:
             fields = with_codings(fields_of(fields, options), settings["decode"])
-            self.cookies = {name: value for name, value in own_cookies(options).items()
-                            if name not in self.replaced}
+            self.cookies = own_cookies(options)
         if not url.userinfo:
             return Request(url, fields)
         request = Request(url._replace(userinfo=""), fields)
@@ -3011,11 +3012,7 @@ class Call:
                 head = await connection.exchange(data, settings["timeout"])
                 if not (head.status == 408 and connection.exchanges > 1
                         and not connection.interim and not may_reuse(head, 0)):
-                    response = Response(head, request.url, connection,
-                                        CLOSE_FIELD not in request.fields, settings["decode"])
-                    if b"set-cookie" in head.fields:
-                        self.keep_cookies(response)
-                    return response
+                    return self.receive(head, connection, request)
             except BaseException as error:
                 if not (connection.exchanges > 1 and connection.silent
                         and isinstance(error, (IncompleteBody, TLSError))):
@@ -3024,6 +3021,15 @@ class Call:
             connection.close()
             connection.note("the kept connection ended unanswered: once more on a new one")
             connection = await self.acquire(route, fresh=True)
+
+    def receive(self, head: Head, connection: Connection, request: Request) -> Response:
+        """The response that a head begins; its cookies are kept, whatever becomes of the rest."""
+        response = Response(head, request.url, connection, CLOSE_FIELD not in request.fields,
+                            self.settings["decode"])
+        jar = self.settings["cookies"]
+        if jar is not None and b"set-cookie" in head.fields:
+            self.replaced.update(jar.store(request.url, octets_text(head.raw, "set-cookie")))
+        return response
 
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
         """A connection; what one waits for it is not the call's time, as long as others move."""
@@ -3044,9 +3050,10 @@ class Call:
         origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
         cookies = jar.pairs_for(request.url) if jar is not None else ()
         if cookies or self.cookies:
-            own = [(name, value) for name, value in self.cookies.items() if value is not None]
-            others = [pair for pair in cookies if pair[0] not in self.cookies]
-            request = request.with_cookies([*own, *others])  # cut, if at all, at the end
+            own = {name: self.cookies[name] for name in self.cookies if name not in self.replaced}
+            told = [(name, value) for name, value in own.items() if value is not None]
+            others = [pair for pair in cookies if pair[0] not in own]
+            request = request.with_cookies([*told, *others])  # cut, if at all, at the end
         if self.settings["netrc"] and not request.has("authorization"):
             request = self.with_password(request)
         fields = request.fields
@@ -3069,15 +3076,6 @@ class Call:
         known = same and "auth" not in self.options and netrc_auth(self.settings["netrc"],
                                                                    origin.host)
         return request.adding("Authorization", render_auth(known)) if known else request
-
-    def keep_cookies(self, response: Response) -> None:
-        """Put what a response sets into the jar; it replaces what the call brought along."""
-        jar = self.settings["cookies"]
-        if jar is not None:
-            lines = octets_text(response.raw_head, "set-cookie")
-            self.replaced.update(jar.store(response._url, lines))
-            self.cookies = {name: value for name, value in self.cookies.items()
-                            if name not in self.replaced}
 
 
 class Numbered:
@@ -3146,9 +3144,9 @@ class Session:
         self.cookies: Any = None
         given = self.settings["cookies"]
         if given is not False:  # section 15
-            self.cookies = given if is_jar(given) else Cookies(
-                given if isinstance(given, Mapping) else {})
-        self.settings["cookies"] = as_jar(self.cookies) if self.cookies is not None else None
+            self.cookies = given if as_jar(given) is not None else Cookies(
+                given if isinstance(given, Mapping) else {}, self._base and self._base.origin)
+        self.settings["cookies"] = as_jar(self.cookies)
         self._plain: Settled = self.settings, {}, True
         self._routes: dict[tuple[Origin, Any], Route] = {}
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
@@ -3337,13 +3335,9 @@ class Session:
         own = checked(options, allowed)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
-        cookies = own.get("cookies", True)
-        if cookies is False:
-            settings["cookies"] = None
-        elif cookies in (True, None) or isinstance(cookies, Mapping) and not is_jar(cookies):
+        settings["cookies"] = as_jar(own.get("cookies"))
+        if settings["cookies"] is None and own.get("cookies") is not False:
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
-        else:
-            settings["cookies"] = as_jar(cookies)
         return settings, own, own.keys().isdisjoint(_ROUTING)
 
     def _route(self, origin: Origin, call: Call) -> Route:
@@ -3352,8 +3346,6 @@ class Session:
         route = self._routes.get(key) if call.shared else None
         if route is not None:
             return route
-        if self.settings["cookies"] is not None:  # those without a domain are for the first origin
-            self.settings["cookies"].home(self._base.origin if self._base else origin)
         settings = call.settings
         proxy, verify = choose_way(origin, settings), settings["verify"]
         tls = self._context(verify, call.cert) if origin.scheme == "https" else None
@@ -3419,8 +3411,8 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 
 # You may stop here, too: with cookies=False and trust_env=False all of this works without the
 # parts to come. They are reached from this one at `resolved` and `tls_context` (section 13),
-# `choose_proxy`, `parse_proxy` and `proxy_fields` (14), `Cookies`, `as_jar`, `is_jar`,
-# `check_cookie` and `render_cookies` (15), `netrc_auth` (16), and `Download` (17).
+# `choose_proxy`, `parse_proxy` and `proxy_fields` (14), `Cookies`, `OthersJar`, `check_cookie`
+# and `render_cookies` (15), `netrc_auth` (16), and `Download` (17).
 
 # #### Part III. In somebody else's network ####################################
 # At its end one knows what stands between a program and a server in a corporate network:
@@ -3615,7 +3607,7 @@ def handshake_hint(reason: str) -> str:
 # connection to the origin, through which we then speak as if there were no proxy.
 # Which one it is the caller says, or the environment.
 
-_PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+_PROXY_PORTS = {**DEFAULT_PORTS, "socks5": 1080, "socks5h": 1080}
 
 
 class Proxy(NamedTuple):
@@ -3627,16 +3619,8 @@ class Proxy(NamedTuple):
     userinfo: str  # for the proxy alone; never in a text
     source: str    # "proxy=", or the variable's name
 
-    def __str__(self) -> str:
-        return f"{self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
-
     def __repr__(self) -> str:
-        return f"<Proxy {self}>"
-
-
-def octets(text: str) -> int:
-    """The length of a server's text as it was on the wire."""
-    return len(text.encode("utf-8", "surrogateescape"))
+        return f"{self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
 
 
 def parse_proxy(text: str, source: str) -> Proxy:
@@ -3648,10 +3632,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
     An unknown kind of proxy is an error: going there directly might be the leak that
     the proxy is there to prevent.
     """
-    scheme, mark, rest = text.strip().partition("://")
-    if not mark:
-        scheme, rest = "http", scheme
-    scheme = scheme.lower()
+    scheme, _, rest = text.strip().rpartition("://")
+    scheme = scheme.lower() or "http"
     if scheme not in _PROXY_PORTS:
         raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
                          f"not {masked(text)}", exit_code=7)
@@ -3659,16 +3641,23 @@ def parse_proxy(text: str, source: str) -> Proxy:
         url = parse_url("http://" + rest)
     except InvalidURL as error:
         raise ProxyError(f"{source}: {error}", exit_code=5) from None
-    if max(map(octets, split_userinfo(url.userinfo))) > 255:
-        raise ProxyError(f"{source}: user and password have at most 255 bytes each")  # RFC 1929
-    _, host, port = url.origin
+    port = url.origin.port
     if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # it is that of http
         port = _PROXY_PORTS[scheme]
-    return Proxy(scheme, host, port, url.userinfo, source)
+    return Proxy(scheme, url.origin.host, port, url.userinfo, source)
+
+
+def domain_match(host: str, domain: str) -> bool:
+    """Whether a host is a domain or below it (RFC 6265 5.1.3); below an address is none.
+
+    >>> [domain_match(h, "h.test") for h in ("h.test", "www.h.test", "noth.test")]
+    [True, True, False]
+    """
+    return host == domain or host.endswith("." + domain) and not is_address(host)
 
 
 def in_network(address: str, network: str) -> bool:
-    """Whether an address lies in a network, or is the one named."""
+    """Whether an address lies in a network, or is the one named; a name does not."""
     import ipaddress
     try:
         return ipaddress.ip_address(address) in ipaddress.ip_network(network, strict=False)
@@ -3687,11 +3676,9 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
     host = origin.host.rstrip(".")
     for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # of IPv6: all of it
                                  r"(?::([0-9]{1,5}))?(?![^\s,])", no_proxy.lower()):
-        if is_address(host):
-            exempt = in_network(host, name.strip("[]"))
-        else:
-            exempt = f".{host}".endswith("." + name.removeprefix("*.").strip("."))
-        if (exempt or name == "*") and int(port or origin.port) == origin.port:
+        exempt = (name == "*" or domain_match(host, name.removeprefix("*.").strip("."))
+                  or in_network(host, name.strip("[]")))
+        if exempt and int(port or origin.port) == origin.port:
             return True
     return False
 
@@ -3715,18 +3702,18 @@ def choose_proxy(origin: Origin) -> Proxy | None:
     ours = getproxies_environment()
     found = ours or getproxies()
     kind = origin.scheme if origin.scheme in found else "all"
-    if kind not in found or bypasses_proxy(found.get("no", ""), origin):
-        return None
-    if not ours and proxy_bypass(origin.host):
+    exempt = bypasses_proxy(found.get("no", ""), origin) if ours else proxy_bypass(origin.host)
+    if exempt or kind not in found:
         return None
     return parse_proxy(found[kind], f"{kind}_proxy" if ours else "the system's settings")
 
 
 # ---- through it
 
-_SOCKS_REPLIES = {1: "general failure", 2: "not allowed by its rules", 3: "network unreachable",
-                  4: "host unreachable", 5: "connection refused", 6: "expired on the way",
-                  7: "command not supported", 8: "address type not supported"}
+_SOCKS_REPLIES = dict(enumerate((
+    "general failure", "not allowed by its rules", "network unreachable", "host unreachable",
+    "connection refused", "expired on the way", "command not supported",
+    "address type not supported"), start=1))
 
 
 def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
@@ -3744,10 +3731,11 @@ def proxy_error(connection: Connection, text: str, exit_code: int = 97) -> Proxy
 
 async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
     """Have a proxy connect us to the origin; for http it is just asked, later on."""
-    route, timeout = connection.route, connection.timeout
+    route = connection.route
+    timeout = connection.timeout
     if route.proxy_tls and route.tls and sys.version_info < (3, 11):
-        raise ProxyError(f"{hop(connection)}: TLS inside the TLS of an https:// proxy needs "
-                         "Python 3.11; an http:// proxy tunnels https, too")
+        raise proxy_error(connection, "needs Python 3.11 for TLS inside its own; an http:// "
+                          "proxy tunnels https, too")
     await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
                              tls=route.proxy_tls)
     if proxy.scheme.startswith("socks"):
@@ -3755,13 +3743,6 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         await ask_socks(connection, proxy)
     elif route.tls:
         await ask_for_tunnel(connection, proxy)
-    else:
-        return
-    early = Reading(connection.reader)
-    early.give_up()
-    if connection.rest or early.data is not None:
-        raise proxy_error(connection, "ended the tunnel, or sent bytes before it was in use: "
-                          + shown(connection.rest), 56)
     if route.tls:
         connection.clock.watch("TLS handshake", timeout)
         await start_tls(connection, route.tls)
@@ -3780,86 +3761,50 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
         raise proxy_error(connection, f"did not answer CONNECT {target}: {error}") from error
     connection.exchanges = 0  # none with the origin
     if head.status // 100 != 2:
-        reason = printable(status_reason(head.raw)[:MAX_SHOWN_BYTES])
-        raise proxy_error(connection, f"refused a tunnel to {target}: {head.status} {reason}"
-                          + password_hint(head, proxy) + first_line(head, connection.rest), 56)
-
-
-def password_hint(head: Head, proxy: Proxy) -> str:
-    """What to do about a proxy that wants to know who asks (401 is tinyproxy's word for it)."""
-    if head.status not in (401, 407):
-        return ""
-    if not proxy.userinfo:
-        return " (give user and password in the proxy's URL)"
-    asked = [value.split(" ")[0] for value in octets_text(head.raw, "proxy-authenticate")]
-    wants = printable(", ".join(asked))[:MAX_SHOWN_BYTES]
-    return (" (the user and password in its URL were refused"
-            + (f"; it asks for {wants})" if wants else ")"))
-
-
-def first_line(head: Head, data: bytes) -> str:
-    """What a refusal says, where its body came along with its head."""
-    text = b""
-    try:
-        text = body_parser(body_framing(head)).send(data)
-    except StopIteration as end:
-        text = end.value[0]
-    except AsyncGetError:
-        pass
-    lines = re.sub(rb"<[^<>]*>", b"", text).split(b"\n")
-    return next((f"; it says {shown(line.strip())}" for line in lines if line.strip()), "")
+        text = f"refused a tunnel to {target}: {head.status} {status_reason(head.raw):.100}"
+        if head.status in (401, 407):  # 401 is tinyproxy's word for it
+            asked = ", ".join(octets_text(head.raw, "proxy-authenticate"))
+            state = "were refused" if proxy.userinfo else "are wanted"
+            text += f" (user and password in its URL {state}; it asks for {asked!r:.100})"
+        said = re.sub(rb"(<[^<>]*>|\s)+", b" ", connection.rest).strip()  # what came with it
+        raise proxy_error(connection, printable(text)
+                          + (f"; it says {shown(said)}" if said else ""), 56)
 
 
 async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929)."""
-    origin, write = connection.route.origin, connection.writer.write
-
-    async def read(count: int) -> bytes:
-        while len(connection.rest) < count:
-            data = await connection.receive()
-            if not data:
-                raise proxy_error(connection,
-                                  f"closed the connection behind {shown(connection.rest)}")
-            connection.rest += data
-        data, connection.rest = connection.rest[:count], connection.rest[count:]
-        return data
-
+    import ipaddress
+    origin = connection.route.origin
+    read = connection.reader.readexactly
+    write = connection.writer.write
     write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
     version, method = start = await read(2)
     if version != 5:
-        raise proxy_error(connection,
-                          f"is no SOCKS5 proxy: its answer begins with {shown(start)}")
+        raise proxy_error(connection, f"is no SOCKS5 proxy: it answers {shown(start)}")
     if method == 2 and proxy.userinfo:
         user, password = (text.encode("utf-8", "surrogateescape")
                           for text in split_userinfo(proxy.userinfo))
+        if max(len(user), len(password)) > 255:
+            raise proxy_error(connection, "takes no user or password of more than 255 bytes")
         write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
         if (await read(2))[1]:
             raise proxy_error(connection, "refused the user and password in its URL")
     elif method:
-        raise proxy_error(connection, "wants something else than the password in its URL"
-                          if proxy.userinfo else "wants a user and password in its URL")
-    write(b"\x05\x01\x00%b%b" % (await socks_address(connection.route),
-                                 origin.port.to_bytes(2, "big")))
-    version, reply, _, kind = start = await read(4)
-    if version != 5 or reply == 0 and kind not in (1, 3, 4):
-        raise proxy_error(connection, f"is no SOCKS5 proxy: it answers {shown(start)}")
+        raise proxy_error(connection, "wants credentials that are not in its URL")
+    host = origin.host
+    address = b"\x03%c%b" % (len(host), host.encode("ascii"))
+    if proxy.scheme == "socks5":  # the name is not told: we look it up
+        host = (await look_up(connection.route.address or host, origin.port))[0]
+    if is_address(host):
+        packed = ipaddress.ip_address(host).packed
+        address = (b"\x01" if len(packed) == 4 else b"\x04") + packed
+    write(b"\x05\x01\x00" + address + origin.port.to_bytes(2, "big"))
+    _, reply, _, kind = await read(4)
     if reply:
         raise proxy_error(connection, f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
                           + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
-    size = (await read(1))[0] if kind == 3 else {1: 4, 4: 16}[kind]
-    await read(size + 2)  # the address that it connects from
-
-
-async def socks_address(route: Route) -> bytes:
-    """The origin's host as SOCKS has it: an address, or a name for socks5h."""
-    import ipaddress
-    host = route.address or route.origin.host
-    if "," in host or not is_address(host):
-        if route.proxy and route.proxy.scheme == "socks5h":
-            return b"\x03%c%b" % (len(host), host.encode("ascii"))
-        host = (await look_up(host, route.origin.port))[0]
-    address = ipaddress.ip_address(host)
-    return (b"\x01" if address.version == 4 else b"\x04") + address.packed
+    size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]
+    await read(size + 2)  # the address and port that it connects from
 
 
 async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
@@ -3867,13 +3812,14 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
 
     StreamWriter.start_tls (3.11) would keep the old reader, and hand out plain bytes
     that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
-    loop.start_tls does for 3.9, too.
+    Here nobody reads them. loop.start_tls does for 3.9, too.
     """
     loop = connection.loop
-    outer, connection.writer = connection.writer, None  # collected, it would close the transport
-    connection.outer = outer
-    connection.reader = reader = asyncio.StreamReader(limit=READ_BYTES, loop=loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    connection.outer = outer = connection.writer  # collected, it would close the transport
+    connection.writer = None
+    connection.rest = b""
+    connection.reader = reader = asyncio.StreamReader(limit=READ_BYTES)
+    protocol = asyncio.StreamReaderProtocol(reader)
     transport = await loop.start_tls(outer.transport, protocol, tls,
                                      **tls_options(connection.route.origin.host))
     if transport is None or transport.is_closing():  # the connection ended meanwhile
@@ -3895,8 +3841,15 @@ MAX_COOKIES = 3000               # kept in sum; 6265bis 6.1 asks for as many
 MAX_COOKIE_SECONDS = 34_560_000  # that one is kept at most: 400 days; 6265bis 5.5
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
 # Under these everyone has a domain, and so no cookie is for all of them. The list of all
-# public suffixes is long and changes by the week; http.cookiejar has the same few.
-_SUFFIX = re.compile(r"([^.]*|(ac|co|com|edu|gov|mil|net|org)\.[a-z]{2})\.?")
+# public suffixes is long and changes by the week; http.cookiejar has the same few. That of
+# an address would begin with a digit.
+_SITE = re.compile(
+    r"(?<![^.])[^.]+\.((ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}|[^.0-9][^.]*)\.?$")
+
+
+def octets(text: str) -> int:
+    """The length of a server's text as it was on the wire."""
+    return len(text.encode("utf-8", "replace"))  # a surrogate was one octet, and is "?"
 
 
 def site_of(host: str) -> str:
@@ -3905,20 +3858,8 @@ def site_of(host: str) -> str:
     >>> site_of("www.h.test"), site_of("a.b.co.uk"), site_of("10.0.0.1")
     ('h.test', 'b.co.uk', '10.0.0.1')
     """
-    if is_address(host):
-        return host
-    labels = host.rstrip(".").split(".")
-    below = 3 if _SUFFIX.fullmatch(".".join(labels[-2:])) else 2
-    return ".".join(labels[-below:])
-
-
-def domain_match(host: str, domain: str) -> bool:
-    """Whether a host is a domain or below it (6265bis 5.1.3).
-
-    >>> [domain_match(h, "h.test") for h in ("h.test", "www.h.test", "noth.test")]
-    [True, True, False]
-    """
-    return f".{host}".endswith(f".{domain}")
+    match = _SITE.search(host)
+    return match[0] if match else host
 
 
 def path_match(path: str, folder: str) -> bool:
@@ -3984,23 +3925,21 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     name, mark, value = parts[0]
     if not mark:
         name, value = "", name
-    if (not _VALUE.fullmatch(line) or not (name or value)
-            or octets(name + value) > MAX_COOKIE_BYTES):
-        return None
-    found = {key.lower(): text for key, _, text in parts[1:]  # the last of each counts
-             if octets(text) <= MAX_ATTRIBUTE_BYTES}
-    expires = parse_date(found.get("expires", ""))
-    if re.fullmatch("-?[0-9]+", found.get("max-age", "")):
-        expires = now + max(0.0, float(found["max-age"]))
+    found = collections.defaultdict(str, {  # the last of each counts
+        key.lower(): text for key, _, text in parts[1:] if octets(text) <= MAX_ATTRIBUTE_BYTES})
+    expires = parse_date(found["expires"])
+    if re.fullmatch("-?[0-9]+", found["max-age"]):
+        expires = now + float(found["max-age"])
     if expires is not None:
         expires = min(expires, now + MAX_COOKIE_SECONDS)
-    domain = found.get("domain", "").removeprefix(".").lower()
+    domain = found["domain"].removeprefix(".").lower()
     scheme, host, _ = url.origin
-    cookie = Cookie(name, value, domain or host, found.get("path", ""), not domain,
+    cookie = Cookie(name, value, domain or host, found["path"], not domain,
                     "secure" in found, "httponly" in found, expires)
-    if not domain_match(host, cookie.domain) or site_of(host) != site_of(cookie.domain):
-        return None
-    if not keeps_prefix(cookie) or (cookie.secure and scheme != "https"):
+    if not (_VALUE.fullmatch(line) and (name or value)
+            and octets(name + value) <= MAX_COOKIE_BYTES
+            and domain_match(host, cookie.domain) and site_of(host) == site_of(cookie.domain)
+            and keeps_prefix(cookie) and (scheme == "https" or not cookie.secure)):
         return None
     if cookie.path[:1] != "/":  # then it is the folder that the target lies in (5.1.4)
         folder = url.target.partition("?")[0].rpartition("/")[0]
@@ -4019,12 +3958,9 @@ def overlays(new: Cookie, old: Cookie) -> bool:
 
 def check_cookie(name: str, value: str) -> None:
     """Raise InvalidHeader for a caller's cookie that would not arrive as it is (RFC 6265 4.2.1)."""
-    try:
-        sound = (_NAME.fullmatch(name) and _VALUE.fullmatch(value) and ";" not in value
-                 and octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES)
-    except (TypeError, UnicodeError):  # no text, or half a character
-        sound = False
-    if not sound:
+    if not (isinstance(name, str) and _NAME.fullmatch(name)
+            and isinstance(value, str) and _VALUE.fullmatch(value) and ";" not in value
+            and octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES):
         raise InvalidHeader(f"a cookie's name and value are text of {MAX_COOKIE_FIELD_BYTES} bytes "
                             f"at most, without ';' and controls: not those of {name!r:.100}")
 
@@ -4035,13 +3971,18 @@ def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
     'a=1; nameless; b='
     """
-    ended = "".join(f"{name}={value}; ".removeprefix("=") for name, value in pairs)
-    room = MAX_COOKIE_FIELD_BYTES + len("; ")
-    data = ended.encode("utf-8", "surrogateescape")[:room].rpartition(b"; ")[0]
-    return data.decode("utf-8", "surrogateescape")
+    texts = []
+    size = 0
+    for name, value in pairs:
+        text = f"{name}={value}" if name else value
+        size += octets(text + "; ")
+        if size > MAX_COOKIE_FIELD_BYTES + len("; "):
+            break
+        texts.append(text)
+    return "; ".join(texts)
 
 
-class Cookies:
+class Cookies(AskedJar):
     """The cookies of a session: what servers set, and what you do.
 
     >>> cookies = Cookies({"sid": "7"})
@@ -4050,7 +3991,7 @@ class Cookies:
     >>> cookies["sid"], "b" in cookies, [cookie.domain for cookie in cookies]
     ('7', False, ['', '', 'h.test'])
     >>> cookies
-    <Cookies sid (home origin), lang (home origin), a (h.test)>
+    <Cookies ['sid', 'lang', 'a']>
 
     A cookie that you set without a domain goes to one origin, scheme and port included: the
     session's base_url, or else the first that it asks. It is a guess at what that server would
@@ -4058,8 +3999,9 @@ class Cookies:
     Iterating gives Cookie tuples; an item is the last of its name.
     """
 
-    def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
-        self._home: Origin | None = None
+    def __init__(self, cookies: Mapping[str, str] | None = None,
+                 home: Origin | None = None) -> None:
+        self._home = home
         # All that a host may be told is in its site's dict, and no other is looked at: by
         # Cookie.key, in the order in which they were made. The sites are in the order in which
         # they last set one. The caller's for the home origin are under "".
@@ -4072,15 +4014,15 @@ class Cookies:
         Past MAX_DOMAIN_COOKIES of a site, its oldest makes room; past MAX_COOKIES in sum, the
         site that has set none for longest: endless subdomains push out nobody else's.
         """
-        site, names = site_of(url.origin.host), []
+        site = site_of(url.origin.host)
+        safe = url.origin.scheme == "https"
+        names = []
         kept = {key: old for key, old in self._sites.pop(site, {}).items() if old.lives()}
         for line in itertools.islice(lines, MAX_SET_COOKIES):
             cookie = parse_set_cookie(line, url, time.time())
-            if cookie is None or (url.origin.scheme != "https"
-                                  and any(overlays(cookie, old) for old in kept.values())):
-                continue
-            kept[cookie.key] = cookie  # or deletes it: then it has expired
-            names.append(cookie.name)
+            if cookie and (safe or not any(overlays(cookie, old) for old in kept.values())):
+                kept[cookie.key] = cookie  # or deletes it: then it has expired
+                names.append(cookie.name)
         # Those that http has set go first: it must not push out what only https may set.
         for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
             del kept[cookie.key]
@@ -4089,26 +4031,23 @@ class Cookies:
             own = {key: cookie for key, cookie in own.items() if cookie.name not in names}
         if kept:
             self._sites[site] = kept
-        self._sites[""] = own  # last, and so the last to go
+        if own:
+            self._sites[""] = own  # last, and so the last to go
         while sum(map(len, self._sites.values())) > MAX_COOKIES:
             del self._sites[next(iter(self._sites))]
         return names
 
     def pairs_for(self, url: URL) -> list[tuple[str, str]]:
         """The names and values that a request is sent with, in their order (6265bis 5.8.3)."""
+        self._home = self._home or url.origin
         if not self._sites:
             return []
-        own = self._sites.get("", {}) if url.origin == self._home else {}
-        kept = self._sites.get(site_of(url.origin.host), {})
-        names = {cookie.name for cookie in own.values()}
-        found = [cookie for cookie in (*own.values(), *kept.values())
-                 if cookie.belongs(url) and (not cookie.domain or cookie.name not in names)]
+        own = self._sites.get("", {}).values() if url.origin == self._home else ()
+        hidden = {cookie.name for cookie in own}
+        kept = self._sites.get(site_of(url.origin.host), {}).values()
+        found = [*own, *(cookie for cookie in kept if cookie.name not in hidden)]
         found.sort(key=lambda cookie: -len(cookie.path))
-        return [(cookie.name, cookie.value) for cookie in found]
-
-    def home(self, origin: Origin) -> None:
-        """Say whose the cookies without a domain are; only the first call counts."""
-        self._home = self._home or origin
+        return [(cookie.name, cookie.value) for cookie in found if cookie.belongs(url)]
 
     def add(self, cookie: Cookie) -> None:
         """Put a cookie in as it is; one without a domain is the home origin's."""
@@ -4162,47 +4101,32 @@ class Cookies:
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:  # no values: they are secrets
-        return printable("<Cookies " + ", ".join(
-            f"{cookie.name} ({cookie.domain or 'home origin'})" for cookie in self) + ">")
+        return f"<Cookies {[*self._values()]}>"
 
 
-class OthersJar:
+class OthersJar(AskedJar):
     """A jar of the caller's, http.cookiejar's, requests' or a like one, asked as ours is."""
 
     def __init__(self, jar: Any) -> None:
         self.jar = jar
 
-    def home(self, origin: Origin) -> None:
-        """All of its cookies have a domain already."""
+    def _request(self, url: URL) -> Any:
+        import urllib.request
+        return urllib.request.Request(str(url).partition("?")[0])  # it would remember the query
 
     def pairs_for(self, url: URL) -> list[tuple[str, str]]:
         """The names and values that a request is sent with."""
-        from urllib.request import Request as CookieRequest
-        request = CookieRequest(str(url).partition("?")[0])  # urllib would remember the query
+        request = self._request(url)
         self.jar.add_cookie_header(request)
-        pairs = (pair.partition("=") for pair in request.get_header("Cookie", "").split("; "))
-        return [(name, value) for name, _, value in pairs if name]
+        return re.findall("(?:^|; )([^=;]+)=?([^;]*)", request.get_header("Cookie", ""))
 
     def store(self, url: URL, lines: Iterable[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; it tells no names."""
-        from urllib.request import Request as CookieRequest
         fit = [line for line in itertools.islice(lines, MAX_SET_COOKIES)
                if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
-        headers = types.SimpleNamespace(
-            get_all=lambda name, default: fit if name == "Set-Cookie" else default)
-        self.jar.extract_cookies(types.SimpleNamespace(info=lambda: headers),
-                                 CookieRequest(str(url).partition("?")[0]))
+        headers = types.SimpleNamespace(get_all={"Set-Cookie": fit}.get)
+        self.jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), self._request(url))
         return []
-
-
-def is_jar(cookies: object) -> bool:
-    """Whether `cookies` is a jar of any kind, not a mapping (though requests' is that, too)."""
-    return isinstance(cookies, (AskedJar, Jar))
-
-
-def as_jar(jar: Any) -> AskedJar:
-    """A jar of either kind as one that a call can ask."""
-    return jar if isinstance(jar, AskedJar) else OthersJar(jar)
 
 
 # ==== 16. Passwords ===========================================================
