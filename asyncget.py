@@ -874,8 +874,9 @@ def body_parser(framing: Framing) -> BodyParser:
 # ==== 6. Response =============================================================
 # What the caller holds. It keeps the head as bytes and takes out of it what is
 # asked for: a hundred thousand responses kept are then mostly their bodies. The
-# body comes off a connection, which is handed in: it is asked for what arrives,
-# and told when the body is over. So far no section knows of sockets or of a loop.
+# body comes off a connection (section 7), which is handed in: it is asked for what
+# arrives, and told when the body is over. This section opens no socket and starts
+# no timer; what it awaits is what it was handed.
 
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
 MAX_DISCARD_SECONDS = 1.0        # that this may take
@@ -884,7 +885,10 @@ MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 m
 
 
 class Timing(NamedTuple):
-    """Seconds since the start of the call; `reused`: on a kept connection."""
+    """Seconds since the start of the call; `reused`: on a kept connection.
+
+    `connected` is when the connection was there, and `sent` when the request was: the same.
+    """
 
     connected: float
     sent: float
@@ -903,11 +907,12 @@ class Body:
         self.connection: Connection | None = connection
         self.deadline = connection.clock.deadline
         self.framing = body_framing(head)
+        # Both sides must want it: `keep` is False where our request said Connection: close.
         self.reusable = keep and may_reuse(head, self.framing)
         self.parser: BodyParser | None = None
-        self.ready = b""     # payload that is here already
-        self.fault: ProtocolError | None = None  # what comes behind that
-        self.done = False    # whether `ready` is the last of it
+        self.ready = b""     # payload that has come and was not asked for yet
+        self.fault: ProtocolError | None = None  # in the bytes behind it; raised after it
+        self.done = False    # whether `ready` is the last of the body
         self.received = 0    # bytes of payload so far
         self.trailers = b""
         self.sent_at, self.head_at = connection.sent_at, connection.head_at
@@ -963,7 +968,7 @@ class Body:
         self._let_go(connection, b"", connection.clock.loop.time())
 
     def _let_go(self, connection: Connection, rest: bytes, now: float) -> None:
-        """The body is whole: keep the connection if all agree."""
+        """The body is whole: keep the connection, unless anything came behind the body."""
         self.done, self.connection, self.parser, self.done_at = True, None, None, now
         if self.reusable and not rest and not connection.clock.expired:
             connection.rest_in_pool(now)
@@ -978,7 +983,7 @@ class Body:
         self.ready = b""
 
 
-# Why there is no `content`, whatever the timing was (== compares them: pickling makes others).
+# Why there is no `content`. Compared with ==: in a response that was pickled they are copies.
 _UNREAD = "the body was not read: await response.read()"
 _IN_PIECES = "the body was handed out in pieces, and is not kept: read() it instead"
 _GIVEN_UP = "the body was given up: nothing is left to read"
@@ -1002,7 +1007,7 @@ class Response:
         self.local = connection.local          # ours
         self.proxied = connection.route.proxy is not None
         self.request_bytes = connection.request_bytes  # sent for it
-        # What is to be undone; for one that is the file's own a download makes it "identity".
+        # What is to be undone. A download that saves x.gz as it is makes it "identity".
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
         self._url = url
         self._body = Body(connection, head, keep)
@@ -1012,8 +1017,8 @@ class Response:
         self._missing = _UNREAD                # why it is not there; "" when it is
         self._ended = False                    # the last of the body is in _decoded
         self._decoder: Decoder | None = None
-        self._decoded: Iterator[bytes] | None = None  # what has come and was not handed out yet
-        self._cutter: LineCutter | None = None  # the same, of a line that is not whole
+        self._decoded: Iterator[bytes] | None = None  # what came, and was not handed out yet
+        self._cutter: LineCutter | None = None  # the same as lines, the last of them unfinished
 
     # ---- the head
 
@@ -1180,7 +1185,7 @@ class Response:
     async def stand_by(self, something: Callable[[], Awaitable[object]]) -> None:
         """Await what the server has no part in: meanwhile the call's clock stands still."""
         with self._body.deadline.stopped():
-            await something()  # not before: cancelled above, it would never be awaited
+            await something()
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
@@ -1271,17 +1276,21 @@ class Response:
 #
 #     new --open--> busy --exchange, Body--> idle --exchange--> busy ...   closed
 #
-# A new and a busy connection belong to one call, an idle one to the pool. From any
-# of these states it can be closed, and nothing leads out of that.
+# A new and a busy connection belong to one call, an idle one to the pool (section 9).
+# It becomes idle only if the body is whole, nothing came behind it, neither side said
+# close (`may_reuse`, section 5), and the clock has not run out. Idle, it is closed at
+# the first byte or the end that comes from the server, after IDLE_SECONDS, or when the
+# pool needs its place. A body that was left or broke off closes it, too.
 
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 MAX_INTERIM = 10                 # 1xx responses before the real one
 IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
 IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
-LAST_TURNS = 12                  # of the loop, before a clock is believed; connecting takes most
+LAST_TURNS = 12                  # of the loop, before a clock is believed; opening may need them all
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
-_STUMBLES = (TypeError, AttributeError)  # asyncio's, over an error in TLS in TLS, until 3.12.2
+# asyncio raises these, by a bug, for an error of TLS inside TLS (mended in 3.12.2).
+_TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connector = Callable[..., Awaitable[Stream]]
 Trace = Callable[[str, Union[str, bytes]], object]
@@ -1357,9 +1366,9 @@ _NEVER = Deadline()  # of a connection that no call uses
 class Clock:
     """One timer for a connection's whole life, which watches one wait after another.
 
-    A new limit is mostly just a number moved further away, which the timer finds when it
-    rings. wait_for, or a timer for each read, would cost a task or a handle each time; that
-    is half the price of a small GET.
+    To watch the next wait is mostly to note a later moment: the timer is left as it is, rings
+    too early, finds the new moment and is set to that. asyncio.wait_for, or a timer for each
+    read, would cost a task or a handle each time: half the price of a small GET.
     """
 
     __slots__ = ("loop", "ring", "phase", "seconds", "limit", "deadline", "expired", "timer",
@@ -1400,12 +1409,13 @@ class Clock:
             self.timer = self.loop.call_at(self.wakes_at, self._wake)
 
     def _wake(self, turns: int = LAST_TURNS) -> None:
-        """The timer rings. The limit may have been moved on; if not, whatever waits is ended.
+        """The timer rings: end what is waited for, if its time is over.
 
-        But not at once: while the program was busy elsewhere the answer may have come, and
-        lie in the kernel. So the loop has its turns to bring it in, before the clock is
-        believed. If it rings late, we were away for so long and could not take our part in a
-        handshake: that time, once, is given back, within the deadline.
+            early   the moment was moved meanwhile: set the timer again
+            late    the program was busy elsewhere, and we could not do our part of a
+                    handshake: once, as much time as was lost is allowed in addition
+            else    the answer may have come and lie in the kernel: let the loop have
+                    LAST_TURNS turns to bring it in, before the wait is ended
         """
         self.timer, self.wakes_at = None, _FOREVER
         now, until = self.loop.time(), self.deadline.until
@@ -1418,7 +1428,7 @@ class Clock:
             self.excused = self.limit = now + min(late, self.seconds)
             self.set_timer()
         elif turns:
-            self.wakes_at = -_FOREVER  # this look is all that is due: no timer beside it
+            self.wakes_at = -_FOREVER  # so that `watch` sets no second timer meanwhile
             self.timer = self.loop.call_soon(self._wake, turns - 1)
         else:
             self.expired = True
@@ -1434,13 +1444,14 @@ class Clock:
 
 
 class Reading:
-    """A read that is begun now and awaited later.
+    """A read that is begun while the connection is idle, and awaited behind the next request.
 
-    What lies there before we asked would be taken for the answer (CVE-2026-6733), and an end
-    would be found too late: so the next read of a connection begins as soon as it is idle.
-    `await` does nothing but step a coroutine: send(None) takes it to where it has to wait,
-    and hands us the future that it waits for. We do the first step here, and leave the others
-    to who awaits us. Has it nothing to wait for, then it ends in that very step.
+    If it ends before we have asked, then the server has said something unasked, which would
+    be taken for the answer to our next question (CVE-2026-6733), or it has hung up: such a
+    connection is not used. All that `await` does is to step a coroutine, and so can we:
+    send(None) runs it to where it has to wait, and returns the future that it waits for; if
+    the bytes are there already, it raises StopIteration. The first step is done here, the
+    others by who awaits us.
     """
 
     __slots__ = ("coroutine", "waits_for", "future", "data")
@@ -1448,8 +1459,8 @@ class Reading:
     def __init__(self, reader: Any) -> None:
         self.coroutine = reader.read(READ_BYTES)
         self.waits_for: Any = None
-        self.future: asyncio.Future[Any] | None = None  # that, where the reader is asyncio's
-        self.data: bytes | None = None    # what was there already; b"": the end
+        self.future: asyncio.Future[Any] | None = None  # the same; None if a caller's reader
+        self.data: bytes | None = None    # has something else. What was there; b"": the end
         try:
             self.waits_for = self.coroutine.send(None)
         except StopIteration as end:
@@ -1498,7 +1509,7 @@ class Connection:
         self.on_idle, self.on_close = on_idle, on_close
         self.loop = asyncio.get_running_loop()
         self.clock = Clock(self._end_waiting)
-        self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or doubles
+        self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or a caller's
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
         self.peer: Any = None
@@ -1544,7 +1555,7 @@ class Connection:
             self.close()
             if not ours or task is None or (
                     hasattr(task, "uncancel") and task.uncancel() > cancels):
-                raise  # somebody else's cancellation, too
+                raise  # the caller's task was cancelled, too: that goes on
             raise ended(self) from None
         except AsyncGetError:
             self.close()
@@ -1645,7 +1656,7 @@ class Connection:
         try:
             reading, self.reading = self.reading or Reading(self.reader), None
             data = await reading
-        except (OSError, *_STUMBLES) as error:
+        except (OSError, *_TLS_IN_TLS_ERRORS) as error:
             if self.broken or not isinstance(self.reader, asyncio.StreamReader):
                 raise failure(self, error) from error
             # The reader tells of an error before it hands out what came ahead of it: a whole
@@ -1684,7 +1695,7 @@ class Connection:
         except OSError:
             self.close()
             return
-        if self.reading.data is not None:  # it goes on, or has ended
+        if self.reading.data is not None:  # more bytes, or the end, are there already
             self.close()
             return
         if self.reading.future is not None:
@@ -1701,7 +1712,9 @@ class Connection:
         self.close()
 
     def is_quiet(self) -> bool:
-        """Whether an idle connection can be used; from now on its end is for who uses it."""
+        """Whether an idle connection has stayed silent. From now on it is its user's: what
+        comes, or its end, is for `receive` to find, and no longer closes it at once.
+        """
         future = self.reading.future
         if future is None or self.closed:
             return not self.closed
@@ -1747,7 +1760,7 @@ def ended(connection: Connection) -> AsyncGetError:
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
-    if isinstance(error, _STUMBLES) and connection.clock.phase != "connection":
+    if isinstance(error, _TLS_IN_TLS_ERRORS) and connection.clock.phase != "connection":
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.clock.expired:
         return ended(connection)
@@ -1783,6 +1796,7 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
     if parts.origin.scheme == "https":
         context = tls or ssl.create_default_context()
     route = Route(parts.origin, context, None, None, None)
+    # There is no pool to be told that it is idle or closed: id() is as good as nothing.
     connection = Connection(route, asyncio.open_connection, on_idle=id, on_close=id)
     try:
         await connection.open(timeout)
