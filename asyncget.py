@@ -1287,7 +1287,7 @@ MAX_INTERIM = 10                 # 1xx responses before the real one
 IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
 IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
-LAST_TURNS = 12                  # of the loop, before a clock is believed; opening may need them all
+LAST_TURNS = 12                  # of the loop before a clock is believed; opening may take them all
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 # asyncio raises these, by a bug, for an error of TLS inside TLS (mended in 3.12.2).
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
