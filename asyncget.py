@@ -4803,8 +4803,8 @@ SECRET_NAMES = re.compile(  # not for -v
     r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
     r"|credential|(api|auth|access|subscription|signature)[-_]?key)", re.I)
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
-# A line is a flag's definition as well as its help. A word in capitals is its value, and
-# those in NUMBERS are checked; with three dots, it may be given repeatedly.
+# A line is a flag's definition as well as its help. A word in capitals is its value, read as
+# VALUES has it; with three dots, it may be given repeatedly.
 FLAGS = """\
 usage: asyncget [flags] URL...      (--help all: the other flags)
 
@@ -4840,7 +4840,7 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   -s --silent                 no progress, no errors
   -S --show-error             errors all the same
   -v --verbose                the wire: > sent, < received, * notes
-  -w --write-out FORMAT       a report at the end: %{http_code} %{time_total} %{json}
+  -w --write-out TEXT         a report at the end: %{http_code} %{time_total} %{json}
   --url URL...                one more; @FILE or @- has one a line, saved as by -O
   --waterfall                 draw the requests over time
   --demo                      what asyncio is for, told in seven seconds
@@ -4855,11 +4855,11 @@ request
   -G --get                    take data into the URL
   -d --data TEXT...           with -G: data as it is, or @FILE
   --data-ascii TEXT...        the same
-  --data-binary TEXT...       the same, with its line ends
-  --data-raw TEXT...          the same, and @ is just a letter
-  --data-urlencode TEXT...    with -G, encoded: TEXT, NAME=TEXT, @FILE, NAME@FILE
-  --url-query TEXT...         the same without -G; +TEXT is taken as it is
-  -X --request METHOD         GET is the only one
+  --data-binary TEXT...       the same
+  --data-raw STRING...        the same, and @ is just a letter
+  --data-urlencode FIELD...   with -G, encoded: TEXT, NAME=TEXT, @FILE, NAME@FILE
+  --url-query QUERY...        the same without -G; +TEXT is taken as it is
+  -X --request GET            it is the only method
   -z --time-cond TIME         only if younger than a date or a file; -TIME: older
   --etag-save FILE            note the ETag there
   --etag-compare FILE         only if the ETag is another than the one there
@@ -4886,7 +4886,7 @@ time
   -y --speed-time SECONDS     the longest silence (30, or -m); 0 is no limit
   -Y --speed-limit BYTES      so many a second at least, over that time
   --limit-rate BYTES          so many a second at most
-  --rate RATE                 so many requests to one host: 10/s, 30/m
+  --rate NUMBER/UNIT          so many requests to one host: 10/s, 30/m
   --retry-delay SECONDS       between two tries
   --retry-max-time SECONDS    no try begins later than that
   --retry-all-errors          whatever the error
@@ -4927,9 +4927,74 @@ of curl's, and not here
    -0 --http1.0 --http2-prior-knowledge --http3  HTTP/1.1 is spoken
    --digest --ntlm --negotiate --anyauth  -u is Basic, --oauth2-bearer the rest
 """
-NUMBERS = {"SECONDS": r"[0-9]*\.?[0-9]+", "NUMBER": "[0-9]+", "LIMIT": "-1|[0-9]+",
-           "BYTES": "[0-9]+[kKmMgG]?"}
 Options = types.SimpleNamespace  # an attribute for each flag
+
+
+# ---- what a value may be
+
+def read_text(name: str) -> str:
+    """What stands behind an "@": a file, or stdin, which is touched for nothing else.
+
+    Bytes that are no UTF-8 go out as they came.
+    """
+    try:
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            return file.read().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise AsyncGetError(f"cannot read {printable(name)}: {error.strerror}",
+                            exit_code=26) from error
+
+
+def read_lines(name: str) -> list[str]:
+    """Its lines, without the blanks around them; no empty ones, and no comments."""
+    lines = map(str.strip, read_text(name).split("\n"))
+    return [line for line in lines if line and line[0] != "#"]
+
+
+def text_of(at_sign: str, text: str) -> str:
+    """A text, or that of a file, whose line ends are left out, as curl does."""
+    return re.sub("[\r\n]", "", read_text(text)) if at_sign else text
+
+
+def encode_data(text: str) -> str:
+    """The forms of --data-urlencode, percent-encoded.
+
+    >>> encode_data("a b"), encode_data("=a&b"), encode_data("n=a=b"), encode_data("é")
+    ('a+b', 'a%26b', 'n=a%3Db', '%C3%A9')
+    """
+    from urllib.parse import quote_plus
+    name, mark, content = text.partition("=" if "=" in text else "@")
+    if not mark:
+        name, content = "", text
+    data = read_text(content) if mark == "@" else content
+    return (name and name + "=") + quote_plus(data, errors="surrogateescape")
+
+
+def requests_a_second(number: str, units: str, unit: str) -> float:
+    """What --rate asks for; without a unit, curl means an hour."""
+    seconds = {"s": 1, "m": 60, "d": 86400}.get(unit, 3600)
+    return int(number) / seconds / int(units or 1)
+
+
+VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its groups become
+    "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
+    "NUMBER": ("([0-9]{1,18})", int),
+    "LIMIT": ("(-1|[0-9]{1,18})", int),
+    "BYTES": ("([0-9]{1,18})([kKmMgG]?)",
+              lambda number, unit: int(number) << 10 * " kmg".index(unit.lower())),
+    "NUMBER/UNIT": ("([1-9][0-9]{,9})(?:/([1-9][0-9]{,9})?([smhd]))?", requests_a_second),
+    "POSITION": ("(-|[0-9]{1,18})", str),
+    "GET": ("(GET)", str),
+    "FILE": ("(?s)(.+)", str),
+    "TEXT": ("(?s)(@?)(.*)", text_of),
+    "FIELD": ("(?s)(.*)", encode_data),
+    "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
+    "HOST:PORT:ADDRESS": (r"\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):([][0-9A-Fa-f.:, ]+)",
+                          lambda *parts: parts),
+    "HOST1:PORT1:HOST2:PORT2": (
+        r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
+        lambda *parts: parts),
+}
 
 
 class Flag(NamedTuple):
@@ -4948,51 +5013,50 @@ def known_flags() -> dict[str, Flag]:
     Flag(name='max_time', value='SECONDS', repeats=False, on=True)
     """
     flags = {}
-    pattern = r"^  (?:(-\S) )?--(\S+) ?([A-Z0-9:]*)(\.\.\.)?"
+    pattern = r"^  (?:(-\S) )?(--\S+) ?([A-Z0-9:/]*)(\.\.\.)?"
     for short, name, value, dots in re.findall(pattern, FLAGS + MORE_FLAGS, re.M):
-        flag = Flag(re.sub("[-.]", "_", name), value, bool(dots))
-        flags[short or "--" + name] = flags["--" + name] = flag
+        flag = Flag(re.sub("[-.]", "_", name[2:]), value, bool(dots))
+        flags[short or name] = flags[name] = flag
         if not value:
-            opposite = name[3:] if name.startswith("no-") else "no-" + name
-            flags["--" + opposite] = flag._replace(on=False)
+            opposite = f"--no-{name[2:]}".replace("--no-no-", "--")
+            flags[opposite] = flag._replace(on=False)
     return flags
 
 
 def find_flag(word: str, flags: Mapping[str, Flag]) -> Flag:
     """The flag that a word spells: in full, as another might begin with the same letters."""
-    if word in flags:
-        return flags[word]
-    from difflib import get_close_matches
-    hints = [line.strip().partition("  ")[2].strip() for line in MORE_FLAGS.splitlines()
-             if word in line.split()]
-    hints += [f"try {flag}" for flag in get_close_matches(word, flags, 1, 0.8)]
-    raise AsyncGetError(f"there is no flag {word}; " + (hints or ["try --help all"])[0])
+    if word not in flags:
+        hints = [line.strip() for line in MORE_FLAGS.splitlines() if word in line.split()]
+        raise AsyncGetError(f"there is no flag {word}; " + (hints or ["try --help all"])[0])
+    return flags[word]
 
 
-def parse_value(flag: Flag, text: str) -> str | int | float:
-    """The value of a flag as the type that FLAGS says.
+def parse_value(flag: Flag, text: str) -> Any:
+    """The value of a flag as VALUES says, text where it does not.
 
-    >>> parse_value(Flag("max_filesize", "BYTES", False), "2k")
-    2048
+    >>> parse_value(known_flags()["--max-filesize"], "2k"), parse_value(known_flags()["-e"], "u")
+    (2048, 'u')
+    >>> parse_value(known_flags()["--rate"], "30/m"), parse_value(known_flags()["--rate"], "7200")
+    (0.5, 2.0)
     """
-    if flag.value not in NUMBERS:
-        return text
-    if not re.fullmatch(NUMBERS[flag.value], text):
-        raise AsyncGetError(f"--{flag.name.replace('_', '-')} needs a number, not {text!r}")
-    if flag.value == "SECONDS":
-        return float(text)
-    number = text.rstrip("kKmMgG")
-    return int(number) << 10 * " kmg".index(text[len(number):].lower())
+    shape, make = VALUES.get(flag.value, ("(?s)(.*)", str))
+    match = re.fullmatch(shape, text)
+    if match is None:
+        raise AsyncGetError(
+            f"--{flag.name.replace('_', '-')} needs {flag.value}, not {text!r:.100}",
+            exit_code=49 if ":" in flag.value else 2)
+    return make(*match.groups(""))
 
 
-def store_flag(options: Options, flag: Flag, value: str) -> None:
+def store_flag(options: Options, flag: Flag, text: str) -> None:
     """Put a flag into the options, behind its earlier values or in their place."""
+    value = parse_value(flag, text) if flag.value else flag.on
     if flag.repeats:
         getattr(options, flag.name).append(value)
     else:
-        setattr(options, flag.name, parse_value(flag, value) if flag.value else flag.on)
+        setattr(options, flag.name, value)
     if flag.name.startswith("data"):
-        options.sent.append((flag.name, value))
+        options.sent.append(value)
     if flag.name == "remote_name" and flag.on:
         options.output.append(None)  # -o and -O are paired with the URLs in one order
 
@@ -5043,12 +5107,9 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 def check_options(options: Options) -> None:
     """Refuse what cannot be meant; nothing has been sent yet."""
     for wrong, reason in (
-        (options.request not in (None, "GET"), "-X: this client only GETs"),
         (options.sent and not options.get,
          "data would make it a POST; with -G it goes into the URL"),
-        ("" in options.output, "-o needs the name of a file"),
         (options.include and options.remote_header_name, "-i would put heads into -J's file"),
-        (not re.fullmatch("-|[0-9]+", options.continue_at or "-"), "-C takes - or a number"),
         (options.continue_at and options.remote_header_name,
          "-C has to know the name of the file, which with -J only the server knows"),
         (options.continue_at and options.range, "-C and -r both ask for a range"),
@@ -5060,38 +5121,18 @@ def check_options(options: Options) -> None:
 
 # ---- flags to settings
 
-def read_named(name: str) -> bytes:
-    """What stands behind an "@": a file, or stdin, which is touched for nothing else."""
-    try:
-        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-            return file.read()
-    except OSError as error:
-        raise AsyncGetError(f"cannot read {printable(name)}: {error.strerror}",
-                            exit_code=26) from error
-
-
-def read_text(name: str) -> str:
-    """The same as text; bytes that are no UTF-8 go out as they came."""
-    return read_named(name).removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
-
-
-def read_lines(name: str) -> list[str]:
-    """Its lines, without the blanks around them, and without empty ones."""
-    return [line.strip() for line in read_text(name).split("\n") if line.strip()]
-
-
-def parse_header(line: str) -> list[tuple[str, str | None]]:
+def parse_header(line: str) -> tuple[str, str | None]:
     """One -H, read as curl does; None removes a header.
 
-    >>> parse_header("X: 1"), parse_header("Accept:"), parse_header("X;"), parse_header("X; y")
-    ([('X', '1')], [('Accept', None)], [('X', '')], [])
+    >>> parse_header("X: 1"), parse_header("Accept:"), parse_header("X;")
+    (('X', '1'), ('Accept', None), ('X', ''))
     """
     name, colon, value = line.partition(":")
     if colon:
-        return [(name, value.strip() or None)]
-    if line and ";" not in line:
+        return name, value.strip() or None
+    if not line.endswith(";"):
         raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
-    return [(line[:-1], "")] if line.endswith(";") else []
+    return line[:-1], ""
 
 
 def condition(text: str) -> dict[str, str]:
@@ -5105,64 +5146,36 @@ def condition(text: str) -> dict[str, str]:
     from email.utils import formatdate, mktime_tz, parsedate_tz
     name = "If-Unmodified-Since" if text.startswith("-") else "If-Modified-Since"
     text = text.removeprefix("-")
-    if os.path.exists(text):
-        return {name: formatdate(os.path.getmtime(text), usegmt=True)}
     date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
     with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
+        if os.path.exists(text):
+            return {name: formatdate(os.path.getmtime(text), usegmt=True)}
         if date:
             return {name: formatdate(mktime_tz(date), usegmt=True)}
     return {}
 
 
-def request_headers(options: Options) -> list[tuple[str, str | None]]:
-    """All headers that the flags ask for."""
-    headers: list[tuple[str, str | None]] = []
+def header_fields(options: Options) -> list[tuple[str, Any]]:
+    """What -H asks for."""
+    lines: list[str] = []
     for text in options.header:
-        for line in read_lines(text[1:]) if text[:1] == "@" else [text]:
-            if line[:1] != "#":
-                headers += parse_header(line)
-    given = {name.lower() for name, _ in headers}  # -H has the last word
-    named = {"User-Agent": options.user_agent, "Referer": options.referer}
-    if options.range:  # -r 5 is 5-
-        named["Range"] = f"bytes={options.range}" + ("-" if options.range.isdigit() else "")
+        lines += read_lines(text[1:]) if text[:1] == "@" else [text]
+    return [parse_header(line) for line in lines if line]
+
+
+def request_headers(options: Options) -> dict[str, str | None]:
+    """What other flags ask for in a header; -H has the last word."""
     cookies = [text for text in options.cookie if "=" in text]
-    if cookies:
-        named["Cookie"] = "; ".join(cookies)
+    headers = {"Referer": options.referer or None, "Cookie": "; ".join(cookies) or None}
+    if options.user_agent is not None:
+        headers["User-Agent"] = options.user_agent or None
+    if options.range:  # -r 5 is 5-
+        headers["Range"] = f"bytes={options.range}" + ("-" if options.range.isdigit() else "")
     if options.etag_compare and os.path.exists(options.etag_compare):
-        named["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
+        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
     if options.time_cond:
-        named.update(condition(options.time_cond))
-    return headers + [(name, value or None) for name, value in named.items()
-                      if value is not None and name.lower() not in given]
-
-
-def encode_data(text: str) -> str:
-    """The forms of --data-urlencode, percent-encoded.
-
-    >>> encode_data("a b"), encode_data("=a&b"), encode_data("n=a=b"), encode_data("é")
-    ('a+b', 'a%26b', 'n=a%3Db', '%C3%A9')
-    """
-    from urllib.parse import quote_plus
-    name, mark, content = text.partition("=" if "=" in text else "@")
-    if not mark:
-        name, content = "", text
-    data = read_named(content) if mark == "@" else os.fsencode(content)
-    return (name and name + "=") + quote_plus(data)
-
-
-def queries(options: Options) -> list[str]:
-    """What the flags add to each URL's query."""
-    found: list[str] = []
-    for flag, text in options.sent:
-        if flag == "data_urlencode":
-            text = encode_data(text)
-        elif flag != "data_raw" and text[:1] == "@":
-            text = read_text(text[1:])
-            if flag != "data_binary":
-                text = re.sub("[\r\n]", "", text)
-        found.append(text)
-    return found + [text[1:] if text[:1] == "+" else encode_data(text)
-                    for text in options.url_query]
+        headers.update(condition(options.time_cond))
+    return headers
 
 
 def complete_url(text: str, added: Iterable[str] = ()) -> str:
@@ -5234,45 +5247,6 @@ def schemes(text: str | None, base: Iterable[str] = ("http", "https")) -> list[s
     return sorted(found & {"http", "https"})
 
 
-def parse_resolve(entries: Iterable[str]) -> dict[str, str]:
-    """--resolve as Session takes it.
-
-    >>> parse_resolve(["+H:80:1.2.3.4,[::1]", "h:81:::1", "-h:81"])
-    {'h:80': '1.2.3.4,[::1]'}
-    """
-    found: dict[str, str] = {}
-    for entry in map(str.lower, entries):
-        if entry.startswith("-"):
-            found.pop(entry[1:], None)
-            continue
-        match = re.fullmatch(r"\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", entry)
-        host, addresses = match.groups() if match else (entry, "")
-        try:
-            for address in addresses.split(","):
-                parse_address(address.strip("[] "), 6 if ":" in address else 4)
-        except InvalidURL:
-            raise AsyncGetError(f"--resolve is HOST:PORT:ADDRESS, not {entry!r:.100}",
-                                exit_code=49) from None
-        found[host] = addresses
-    return found
-
-
-def parse_rate(text: str | None) -> float | None:
-    """--rate as requests a second; without a unit, curl means an hour.
-
-    >>> parse_rate("30/m"), parse_rate("7200")
-    (0.5, 2.0)
-    """
-    if not text:
-        return None
-    match = re.fullmatch("([1-9][0-9]*)(?:/([1-9][0-9]*)?([smhd]))?", text)
-    if match is None:
-        raise AsyncGetError(f"--rate is a number and a unit, 10/s or 30/m, not {text!r:.50}")
-    number, units, unit = match.groups()
-    seconds = {"s": 1, "m": 60, "d": 86400}.get(unit, 3600)
-    return int(number) / seconds / int(units or 1)
-
-
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
@@ -5281,19 +5255,11 @@ def connector(options: Options) -> Connector:
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
-    elsewhere = []
-    for entry in options.connect_to:
-        host_and_port = r"(\[[^]]*\]|[^:]*):([0-9]*)"
-        match = re.fullmatch(f"{host_and_port}:{host_and_port}", entry.lower())
-        if match is None:
-            raise AsyncGetError(f"--connect-to is HOST1:PORT1:HOST2:PORT2, not {entry!r:.100}",
-                                exit_code=49)
-        elsewhere.append([part.strip("[]") for part in match.groups()])
 
     async def connect(host: str, port: int, **how: Any) -> Any:
-        for old_host, old_port, new_host, new_port in elsewhere:
-            if old_host in ("", host) and old_port in ("", str(port)):
-                host, port = new_host or host, int(new_port or port)
+        for old_host, old_port, new_host, new_port in options.connect_to:
+            if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
+                host, port = new_host.strip("[]") or host, int(new_port or port)
                 break
         began = time.monotonic()
         addresses = await look_up(host, port, family)
@@ -5358,11 +5324,11 @@ def session_settings(options: Options) -> dict[str, Any]:
         "trust_redirects": bool(options.location_trusted),
         "verify": not options.insecure and (options.cacert or options.capath or True),
         "cert": (certificate, options.key, password or None) if options.cert else None,
-        "decode": options.compressed and not options.range,  # no part of a gzip unpacks
+        "decode": options.compressed,
         "unix_socket": options.unix_socket,
-        "resolve": parse_resolve(options.resolve),
+        "resolve": dict(options.resolve),
         "open_connection": connector(options),
-        "rate": parse_rate(options.rate),
+        "rate": options.rate,
         "limit": options.parallel_max or 50,
     }
 
@@ -5803,11 +5769,11 @@ class Transfer:
 def plan_transfers(options: Options) -> list[Transfer]:
     """The URLs, each with its -o or -O; those of a list are saved as by -O, as curl does."""
     transfers: list[Transfer] = []
-    outputs, added = iter(options.output), queries(options)
+    outputs, added = iter(options.output), options.sent + options.url_query
     for text in options.url:
         listed = text.startswith("@")
         found: list[tuple[str, list[str]]] = (
-            [(line, []) for line in read_lines(text[1:]) if line[0] != "#"] if listed else
+            [(line, []) for line in read_lines(text[1:])] if listed else
             [(text, [])] if options.globoff else expand_glob(text))
         unnamed = None if listed or options.remote_name_all else ""
         output = None
@@ -6053,7 +6019,7 @@ class Command:
         self.claimed: dict[str, int] = {}  # each name that is written to, and by which URL
         os.environ.update(proxy_environment(options, os.environ))
         settings = session_settings(options)
-        self.headers = settings["headers"]  # for each call: an Authorization then beats -u
+        self.headers = header_fields(options)  # for each call: they beat the session's, -u, too
         self.session = Session(cookies=open_jar(options), **settings)
         self.session.connect_timeout = options.connect_timeout
         if options.tlsv1_2:
@@ -6208,8 +6174,6 @@ async def run_command(options: Options) -> int:
         await demo()
         return 0
     check_options(options)
-    if (options.write_out or "").startswith("@"):
-        options.write_out = re.sub("[\r\n]", "", read_text(options.write_out[1:]))
     command = Command(options)
     if options.dump_header not in (None, "-"):
         write_named(options.dump_header, b"")
