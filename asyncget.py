@@ -5187,7 +5187,7 @@ def complete_url(text: str, added: Iterable[str] = ()) -> str:
     url, hash_sign, fragment = text.partition("#")
     for query in added:
         url += ("&" if "?" in url else "?") + query
-    return ("" if re.match("[A-Za-z0-9+.-]+://", url) else "http://") + url + hash_sign + fragment
+    return re.sub("^(?![A-Za-z0-9+.-]+://)", "http://", url) + hash_sign + fragment
 
 
 _GLOB = re.compile(r"(\{[^{}]+\}|\[(?:[0-9]{1,18}-[0-9]{1,18}|[A-Za-z]-[A-Za-z])"
@@ -5202,10 +5202,9 @@ def glob_values(pattern: str) -> Sequence[str]:
     """
     if pattern[0] == "{":
         return pattern[1:-1].split(",")
-    limits, _, step = pattern[1:-1].partition(":")
-    first, _, last = limits.partition("-")
+    first, last, step, *_ = [*re.findall("[0-9A-Za-z]+", pattern), "1"]
     number_of, shape = (int, f"0{len(first)}") if first.isdigit() else (ord, "c")
-    numbers = range(number_of(first), number_of(last) + 1, int(step or 1))
+    numbers = range(number_of(first), number_of(last) + 1, int(step))
     return [format(number, shape) for number in numbers[:MAX_GLOB + 1]]
 
 
@@ -5234,17 +5233,12 @@ def schemes(text: str | None, base: Iterable[str] = ("http", "https")) -> list[s
     >>> schemes("=https"), schemes("-all,https"), schemes(None)
     (['https'], ['https'], ['http', 'https'])
     """
-    found = set(base)
+    both, found = {"http", "https"}, set(base)
     for entry in (text or "").lower().split(","):
         name = entry.lstrip("=+-")
-        named = {"http", "https"} if name == "all" else {name}
-        if entry.startswith("-"):
-            found -= named
-        elif entry.startswith("="):
-            found = named
-        else:
-            found |= named
-    return sorted(found & {"http", "https"})
+        named = both if name == "all" else {name}
+        found = {"=": named, "-": found - named}.get(entry[:1], found | named)
+    return sorted(found & both)
 
 
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
@@ -5271,17 +5265,18 @@ def connector(options: Options) -> Connector:
 
 def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
     """-x, -U and --noproxy as the variables that the library obeys: it decides for each hop."""
-    found: dict[str, str] = {}
-    for scheme, address in (("", options.proxy), ("socks5://", options.socks5),
-                            ("socks5h://", options.socks5_hostname)):
-        if address is not None:
-            found = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), scheme + address)
+    names = ("http_proxy", "https_proxy", "all_proxy")
+    proxy = options.proxy
+    if options.socks5:
+        proxy = f"socks5://{options.socks5}"
+    if options.socks5_hostname:
+        proxy = f"socks5h://{options.socks5_hostname}"
+    found = {} if proxy is None else dict.fromkeys(names, proxy)
     if options.proxy_user:
         from urllib.parse import quote
         user = quote(os.fsencode(options.proxy_user), safe=":")
-        names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
-        found = found or {name.lower(): environ[name] for name in names if name in environ}
-        for name, url in found.items():
+        for name in names:
+            url = found.get(name, environ.get(name, environ.get(name.upper(), "")))
             scheme, mark, address = url.rpartition("://")
             found[name] = url and f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
     if options.noproxy is not None:
@@ -5333,10 +5328,9 @@ def session_settings(options: Options) -> dict[str, Any]:
     }
 
 
-COOKIE_FILE_HEAD = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html"]
 _COOKIE_LINE = re.compile(  # domain, below it too?, path, secure?, expires, name, value
-    r"(#HttpOnly_)?\.?([^\t#.][^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)"
-    r"\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
+    r"(?i)(#HttpOnly_)?\.?([^\t#.][^\t]*)\t(?:(TRUE)|[^\t]*)\t(?:(/[^\t]*)|[^\t]*)"
+    r"\t(?:(TRUE)|[^\t]*)\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
 
 
 def parse_cookie_line(line: str) -> Cookie | None:
@@ -5351,34 +5345,27 @@ def parse_cookie_line(line: str) -> Cookie | None:
     if match is None or not _VALUE.fullmatch(line):
         return None
     http_only, domain, below, path, secure, expires, name, value = match.groups("")
-    cookie = Cookie(name, value, domain.lower(), path if path[:1] == "/" else "/",
-                    below.upper() != "TRUE", secure.upper() == "TRUE", http_only != "",
+    cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
+                    http_only != "",
                     float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
     return cookie if (name or value) and keeps_prefix(cookie) else None
 
 
-def parse_cookie_file(text: str) -> tuple[list[Cookie], list[str]]:
-    """The cookies of such a file, and the lines that are neither these nor what we write."""
-    cookies, unknown = [], []
-    for line in text.split("\n"):  # splitlines would part a value at U+2028, too
-        cookie = parse_cookie_line(line.removesuffix("\r"))
-        if cookie:
-            cookies.append(cookie)
-        elif line.strip() not in ("", *COOKIE_FILE_HEAD):
-            unknown.append(line)
-    return cookies, unknown
+def parse_cookie_file(text: str) -> list[Cookie]:
+    """The cookies of such a file."""
+    lines = text.split("\n")  # splitlines would part a value at U+2028, too
+    return [cookie for line in lines if (cookie := parse_cookie_line(line.removesuffix("\r")))]
 
 
-def render_cookie_file(cookies: Iterable[Cookie], unknown: Iterable[str] = ()) -> str:
+def render_cookie_file(cookies: Iterable[Cookie]) -> str:
     """Cookies as curl writes them, those without an end included, the caller's guesses not."""
-    lines = [*COOKIE_FILE_HEAD, "", *unknown]
+    lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
     for cookie in cookies:
-        domain = cookie.domain if cookie.host_only else "." + cookie.domain
+        dot = "" if cookie.host_only else "."
         line = "\t".join((
-            "#HttpOnly_" + domain if cookie.http_only else domain,
-            "FALSE" if cookie.host_only else "TRUE", cookie.path,
-            "TRUE" if cookie.secure else "FALSE", str(int(cookie.expires or 0)),
-            cookie.name, cookie.value))
+            ("#HttpOnly_" if cookie.http_only else "") + dot + cookie.domain,
+            str(not cookie.host_only).upper(), cookie.path, str(cookie.secure).upper(),
+            str(int(cookie.expires or 0)), cookie.name, cookie.value))
         if parse_cookie_line(line):  # no column for a home origin, or a tab
             lines.append(line)
     return "\n".join(lines) + "\n"
@@ -5388,17 +5375,16 @@ def render_cookie_file(cookies: Iterable[Cookie], unknown: Iterable[str] = ()) -
 
 def safe_name(name: str, hidden: bool) -> str:
     """The name, if it is one of a file in this very folder."""
-    try:
-        size = len(os.fsencode(name))
-    except UnicodeError:  # of a locale without it
-        size = 0
-    theirs = not hidden and (  # a server's: nor what we ourselves read later, as ours
-        name.startswith(".") or name.lower().endswith((".part", ".part.meta")))
-    windows = os.name == "nt" and re.search(  # a drive, a stream, a device, or an end it drops
-        r'[:*?"<>|]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d) *(\.|$)', name, re.I)
-    if name in (".", "..") or printable(name) != name or theirs or windows or not 0 < size < 256:
-        raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
-    return name
+    strange = r"\.{0,2}$"
+    if not hidden:  # a server's: nor what we ourselves read later, as ours
+        strange += r"|\.|.*\.part(\.meta)?$"
+    if os.name == "nt":  # a drive, a stream, a device, or an end that it drops
+        strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|com\d|lpt\d) *(\.|$)'
+    with contextlib.suppress(UnicodeError):  # of a locale without such letters
+        if (printable(name) == name and not re.match(strange, name, re.I)
+                and len(os.fsencode(name)) < 256):
+            return name
+    raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
 
 
 def name_from_url(url: str) -> str:
@@ -5409,9 +5395,9 @@ def name_from_url(url: str) -> str:
 
     The last two are what curl does from 8.10 on; before, it refused.
     """
-    address = re.split("[?#]", url)[0].partition("://")[2].replace("\\", "/")
-    path = address.partition("/")[2].rstrip("/")
-    return safe_name(path.rpartition("/")[2] or "curl_response", hidden=True)
+    path = re.split("[?#]", url)[0].rstrip("/\\")
+    parts = re.split(r"[/\\]+", path)[2:]  # behind the scheme and the host
+    return safe_name(["curl_response", *parts][-1], hidden=True)
 
 
 def name_from_header(disposition: str) -> str | None:
@@ -5425,10 +5411,8 @@ def name_from_header(disposition: str) -> str | None:
     It is decoded first and then cut to its last part: %2F climbs out of no folder.
     """
     from urllib.parse import unquote
-    found: dict[str, str] = {}
-    for part in re.findall(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)+', disposition):
-        name, _, value = part.partition("=")
-        found[name.strip().lower()] = value.strip()
+    fields = re.findall(r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', disposition)
+    found = {name.strip().lower(): value.strip() for name, value in fields}
     coded = re.fullmatch("(?i)(utf-8|iso-8859-1)'[^']*'(.*)", found.get("filename*", ""))
     if coded:
         name = unquote(coded[2], coded[1])
@@ -5442,16 +5426,10 @@ def name_from_header(disposition: str) -> str | None:
     return safe_name(re.split(r"[/\\]", name)[-1], hidden=False)
 
 
-def key_of(path: str) -> str:
-    """One spelling for each file: two names may lead to the same folder."""
-    folder, name = os.path.split(path)
-    return os.path.join(os.path.realpath(folder), name)
-
-
 def free_name(path: str, taken: Container[str]) -> str:
     """The name that --no-clobber gives: path, or the first of path.1, path.2 ... not taken."""
     name, number = path, 0
-    while key_of(name) in taken or os.path.lexists(name):
+    while os.path.realpath(name) in taken or os.path.lexists(name):
         number += 1
         name = f"{path}.{number}"
     return name
@@ -5461,12 +5439,10 @@ def is_direct(path: str) -> bool:
     """Whether a name of -o's can only be written to as it is: a device, a pipe, a descriptor,
     or a file in a folder where no other can be made.
     """
-    folder = os.path.realpath(os.path.dirname(path))
-    if folder in ("/dev", "/dev/fd") or folder.startswith("/proc/"):
-        return True
-    behind_links = os.path.dirname(os.path.realpath(path))
+    system = re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path)))
+    folder = os.path.dirname(os.path.realpath(path))
     return os.path.exists(path) and not (
-        os.path.isfile(path) and os.access(behind_links, os.W_OK))
+        system is None and os.path.isfile(path) and os.access(folder, os.W_OK))
 
 
 def is_stdout(path: str) -> bool:
@@ -5496,19 +5472,17 @@ def write_secret(name: str, data: bytes) -> None:
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
-    with disk_errors(name):
-        path = os.path.realpath(name)
-        from tempfile import mkstemp
-        number, temporary = mkstemp(prefix=".asyncget-", dir=os.path.dirname(path))
+    from tempfile import TemporaryDirectory
+    path = os.path.realpath(name)
+    with disk_errors(name), TemporaryDirectory(
+            prefix=".asyncget-", dir=os.path.dirname(path)) as folder:  # its owner's alone
+        temporary = os.path.join(folder, "new")
+        write_named(temporary, data)
+        os.chmod(temporary, 0o600)
         try:
-            with open(number, "wb") as file:  # mkstemp's files are their owner's alone
-                write_all(file, data)
             os.replace(temporary, path)
-        except BaseException as error:
-            os.unlink(temporary)
-            if getattr(error, "errno", None) != errno.EBUSY:
-                raise
-            write_named(path, data)  # a mount of one file: nothing can take its place
+        except OSError:  # a mount of one file: nothing can take its place
+            write_named(path, data)
 
 
 # ---- one URL
@@ -5618,7 +5592,7 @@ class Transfer:
             self.path = free_name(self.path, claimed)
         part = part_of(self.path)
         for taken in (self.path, part, part + ".meta"):
-            if claimed.setdefault(key_of(taken), self.number) != self.number:
+            if claimed.setdefault(os.path.realpath(taken), self.number) != self.number:
                 raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
         if options.create_dirs:
             with disk_errors(self.path):
@@ -5988,16 +5962,14 @@ def open_jar(options: Options) -> Cookies | Literal[False]:
     jar = Cookies()
     for name in names:
         if name == "-" or os.path.exists(name):  # a first run may well name a file to come
-            for cookie in parse_cookie_file(read_text(name))[0]:
+            for cookie in parse_cookie_file(read_text(name)):
                 jar.add(cookie)
     return jar
 
 
 def save_jar(jar: Cookies, name: str) -> None:
-    """Write the cookies for -c; lines of the file that are none of ours stay."""
-    known = name != "-" and os.path.isfile(name)
-    text = render_cookie_file(jar, parse_cookie_file(read_text(name))[1] if known else ())
-    write_secret(name, text.encode("utf-8", "surrogateescape"))
+    """Write the cookies for -c."""
+    write_secret(name, render_cookie_file(jar).encode("utf-8", "surrogateescape"))
 
 
 def bars_of(transfer: Transfer) -> list[Bar]:
