@@ -4870,7 +4870,7 @@ redirects
   --proto LIST                schemes that may be used: =https
   --proto-redir LIST          the same for redirects
 network
-  -U --proxy-user NAME:PASSWORD  log in at the proxy
+  -U --proxy-user USER:PASSWORD  log in at the proxy
   --socks5 HOST               a SOCKS5 proxy
   --socks5-hostname HOST      the same; it resolves names, too
   --resolve HOST:PORT:ADDRESS...  the address of a host, or several
@@ -4947,8 +4947,7 @@ def read_text(name: str) -> str:
 
 def read_lines(name: str) -> list[str]:
     """Its lines, without the blanks around them; no empty ones, and no comments."""
-    lines = map(str.strip, read_text(name).split("\n"))
-    return [line for line in lines if line and line[0] != "#"]
+    return re.findall(r"(?m)^[ \t]*([^#\s](?:.*\S)?)", read_text(name))
 
 
 def text_of(at_sign: str, text: str) -> str:
@@ -4970,10 +4969,55 @@ def encode_data(text: str) -> str:
     return (name and name + "=") + quote_plus(data, errors="surrogateescape")
 
 
-def requests_a_second(number: str, units: str, unit: str) -> float:
-    """What --rate asks for; without a unit, curl means an hour."""
-    seconds = {"s": 1, "m": 60, "d": 86400}.get(unit, 3600)
-    return int(number) / seconds / int(units or 1)
+def parse_header(line: str) -> tuple[str, str | None]:
+    """One -H, read as curl does; None removes a header.
+
+    >>> parse_header("X: 1"), parse_header("Accept:"), parse_header("X;")
+    (('X', '1'), ('Accept', None), ('X', ''))
+    """
+    name, colon, value = line.partition(":")
+    if colon:
+        return name, value.strip() or None
+    if not line.endswith(";"):
+        raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
+    return line[:-1], ""
+
+
+def header_fields(at_sign: str, text: str) -> list[tuple[str, str | None]]:
+    """The headers of one -H, or those in its file."""
+    lines = read_lines(text) if at_sign else [text]
+    return [parse_header(line) for line in lines if line]
+
+
+def condition(minus: str, text: str) -> dict[str, str | None]:
+    """The header for -z: a date, or a file whose date is meant; "-" before it turns it about.
+
+    >>> condition("", "1 Jan 2020"), condition("-", "2 Jan 2020 01:00:00 +0100")
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ({'If-Modified-Since': 'Wed, 01 Jan 2020 00:00:00 GMT'},
+     {'If-Unmodified-Since': 'Thu, 02 Jan 2020 00:00:00 GMT'})
+    >>> condition("", "no file yet")
+    {}
+    """
+    from email.utils import formatdate, mktime_tz, parsedate_tz
+    name = "If-Unmodified-Since" if minus else "If-Modified-Since"
+    date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
+    with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
+        if os.path.exists(text):
+            return {name: formatdate(os.path.getmtime(text), usegmt=True)}
+        if date:
+            return {name: formatdate(mktime_tz(date), usegmt=True)}
+    return {}
+
+
+def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
+    """-u as a pair; a password left out is asked for, where somebody can answer."""
+    if not colon:
+        if not sys.stdin.isatty():
+            raise AsyncGetError("-u has no password, and nobody is there to ask; write NAME:")
+        from getpass import getpass
+        password = getpass(f"Password of {printable(user)}: ", sys.stderr)
+    return user, password
 
 
 VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its groups become
@@ -4982,12 +5026,19 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its
     "LIMIT": ("(-1|[0-9]{1,18})", int),
     "BYTES": ("([0-9]{1,18})([kKmMgG]?)",
               lambda number, unit: int(number) << 10 * " kmg".index(unit.lower())),
-    "NUMBER/UNIT": ("([1-9][0-9]{,9})(?:/([1-9][0-9]{,9})?([smhd]))?", requests_a_second),
+    "NUMBER/UNIT": (  # a second; without a unit, curl means an hour
+        "([1-9][0-9]{,9})(?:/([1-9][0-9]{,9})?([smhd]))?", lambda number, units, unit:
+        int(number) / int(units or 1) / {"s": 1, "m": 60, "d": 86400}.get(unit, 3600)),
+    "RANGE": ("(?=.)([0-9]*)(.*)", lambda first, rest: f"bytes={first}{rest or '-'}"),
     "POSITION": ("(-|[0-9]{1,18})", str),
     "GET": ("(GET)", str),
     "FILE": ("(?s)(.+)", str),
     "TEXT": ("(?s)(@?)(.*)", text_of),
     "FIELD": ("(?s)(.*)", encode_data),
+    "URL": ("(?s)(@?)(.*)", lambda at_sign, text: read_lines(text) if at_sign else text),
+    "LINE": ("(?s)(@?)(.*)", header_fields),
+    "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
+    "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
     "HOST:PORT:ADDRESS": (r"\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):([][0-9A-Fa-f.:, ]+)",
                           lambda *parts: parts),
@@ -5023,34 +5074,17 @@ def known_flags() -> dict[str, Flag]:
     return flags
 
 
-def find_flag(word: str, flags: Mapping[str, Flag]) -> Flag:
-    """The flag that a word spells: in full, as another might begin with the same letters."""
-    if word not in flags:
-        hints = [line.strip() for line in MORE_FLAGS.splitlines() if word in line.split()]
-        raise AsyncGetError(f"there is no flag {word}; " + (hints or ["try --help all"])[0])
-    return flags[word]
-
-
-def parse_value(flag: Flag, text: str) -> Any:
-    """The value of a flag as VALUES says, text where it does not.
-
-    >>> parse_value(known_flags()["--max-filesize"], "2k"), parse_value(known_flags()["-e"], "u")
-    (2048, 'u')
-    >>> parse_value(known_flags()["--rate"], "30/m"), parse_value(known_flags()["--rate"], "7200")
-    (0.5, 2.0)
-    """
-    shape, make = VALUES.get(flag.value, ("(?s)(.*)", str))
-    match = re.fullmatch(shape, text)
-    if match is None:
-        raise AsyncGetError(
-            f"--{flag.name.replace('_', '-')} needs {flag.value}, not {text!r:.100}",
-            exit_code=49 if ":" in flag.value else 2)
-    return make(*match.groups(""))
-
-
 def store_flag(options: Options, flag: Flag, text: str) -> None:
     """Put a flag into the options, behind its earlier values or in their place."""
-    value = parse_value(flag, text) if flag.value else flag.on
+    value: Any = flag.on
+    if flag.value:
+        shape, make = VALUES.get(flag.value, ("(?s)(.*)", str))
+        match = re.fullmatch(shape, text)
+        if match is None:
+            raise AsyncGetError(
+                f"--{flag.name.replace('_', '-')} needs {flag.value}, not {text!r:.100}",
+                exit_code=49 if ":" in flag.value else 2)
+        value = make(*match.groups(""))
     if flag.repeats:
         getattr(options, flag.name).append(value)
     else:
@@ -5077,28 +5111,27 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
                       sent=[])  # what the data flags say, in their order
     for flag in flags.values():
         vars(options).setdefault(flag.name, [] if flag.repeats else None)
-    words, bare = list(arguments), False
+    words = list(arguments)
     while words:
         word = words.pop(0)
-        if bare or word[:1] != "-" or word == "-":
-            if word[:1] == "@":  # a URL may come from anywhere: it must not read a file
-                raise AsyncGetError(f"a list of URLs goes behind --url: {word}")
-            options.url.append(word)
-            continue
         if word == "--":
-            bare = True
+            options.url += words
+            break
+        if word[:1] != "-" or word == "-":
+            options.url.append(word)
             continue
         spelling, stuck, value = word[:2], word[2:], word[2:]
         if spelling == "--":
             spelling, stuck, value = word.partition("=")
-        flag = find_flag(spelling, flags)
+        if spelling not in flags or stuck == "=" and not flags[spelling].value:
+            hints = [line.strip() for line in MORE_FLAGS.splitlines() if spelling in line.split()]
+            raise AsyncGetError(f"there is no flag {word}; " + (hints or ["try --help all"])[0])
+        flag = flags[spelling]
         if flag.value and not stuck:
             if not words:
                 raise AsyncGetError(f"{spelling} needs a value: {flag.value}")
             value = words.pop(0)
         if stuck and not flag.value:
-            if stuck == "=":
-                raise AsyncGetError(f"{spelling} takes no value")
             words.insert(0, "-" + value)  # -sSf is -s -Sf
         store_flag(options, flag, value)
     return options
@@ -5121,61 +5154,16 @@ def check_options(options: Options) -> None:
 
 # ---- flags to settings
 
-def parse_header(line: str) -> tuple[str, str | None]:
-    """One -H, read as curl does; None removes a header.
-
-    >>> parse_header("X: 1"), parse_header("Accept:"), parse_header("X;")
-    (('X', '1'), ('Accept', None), ('X', ''))
-    """
-    name, colon, value = line.partition(":")
-    if colon:
-        return name, value.strip() or None
-    if not line.endswith(";"):
-        raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
-    return line[:-1], ""
-
-
-def condition(text: str) -> dict[str, str]:
-    """The header for -z: a date, or a file whose date is meant; "-" before it turns it about.
-
-    >>> condition("1 Jan 2020"), condition("-2 Jan 2020 01:00:00 +0100"), condition("no file yet")
-    ... # doctest: +NORMALIZE_WHITESPACE
-    ({'If-Modified-Since': 'Wed, 01 Jan 2020 00:00:00 GMT'},
-     {'If-Unmodified-Since': 'Thu, 02 Jan 2020 00:00:00 GMT'}, {})
-    """
-    from email.utils import formatdate, mktime_tz, parsedate_tz
-    name = "If-Unmodified-Since" if text.startswith("-") else "If-Modified-Since"
-    text = text.removeprefix("-")
-    date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
-    with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
-        if os.path.exists(text):
-            return {name: formatdate(os.path.getmtime(text), usegmt=True)}
-        if date:
-            return {name: formatdate(mktime_tz(date), usegmt=True)}
-    return {}
-
-
-def header_fields(options: Options) -> list[tuple[str, Any]]:
-    """What -H asks for."""
-    lines: list[str] = []
-    for text in options.header:
-        lines += read_lines(text[1:]) if text[:1] == "@" else [text]
-    return [parse_header(line) for line in lines if line]
-
-
 def request_headers(options: Options) -> dict[str, str | None]:
     """What other flags ask for in a header; -H has the last word."""
     cookies = [text for text in options.cookie if "=" in text]
-    headers = {"Referer": options.referer or None, "Cookie": "; ".join(cookies) or None}
+    headers = {"Referer": options.referer or None, "Cookie": "; ".join(cookies) or None,
+               "Range": options.range}
     if options.user_agent is not None:
         headers["User-Agent"] = options.user_agent or None
-    if options.range:  # -r 5 is 5-
-        headers["Range"] = f"bytes={options.range}" + ("-" if options.range.isdigit() else "")
     if options.etag_compare and os.path.exists(options.etag_compare):
         headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
-    if options.time_cond:
-        headers.update(condition(options.time_cond))
-    return headers
+    return {**headers, **(options.time_cond or {})}
 
 
 def complete_url(text: str, added: Iterable[str] = ()) -> str:
@@ -5227,18 +5215,18 @@ def expand_glob(text: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-def schemes(text: str | None, base: Iterable[str] = ("http", "https")) -> list[str]:
+def schemes(text: str | None) -> set[str]:
     """What --proto leaves of the schemes: "=https" that alone, "-http" without, "+http" with.
 
-    >>> schemes("=https"), schemes("-all,https"), schemes(None)
-    (['https'], ['https'], ['http', 'https'])
+    >>> schemes("=https"), schemes("-all,https"), sorted(schemes(None))
+    ({'https'}, {'https'}, ['http', 'https'])
     """
-    both, found = {"http", "https"}, set(base)
+    found = both = {"http", "https"}
     for entry in (text or "").lower().split(","):
         name = entry.lstrip("=+-")
         named = both if name == "all" else {name}
         found = {"=": named, "-": found - named}.get(entry[:1], found | named)
-    return sorted(found & both)
+    return found & both
 
 
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
@@ -5284,22 +5272,6 @@ def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str,
     return found
 
 
-def credentials(text: str) -> tuple[str, str]:
-    """-u as a pair; a password left out is asked for, where somebody can answer."""
-    user, colon, password = text.partition(":")
-    if not colon:
-        if not sys.stdin.isatty():
-            raise AsyncGetError("-u has no password, and nobody is there to ask; write NAME:")
-        import signal
-        from getpass import getpass
-        with_interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:  # Ctrl-C has to turn the terminal's echo on again
-            password = getpass(f"Password of {printable(user)}: ", sys.stderr)
-        finally:
-            signal.signal(signal.SIGINT, with_interrupts)
-    return user, password
-
-
 def session_settings(options: Options) -> dict[str, Any]:
     """The flags as keywords of Session."""
     silence = options.speed_time
@@ -5308,14 +5280,14 @@ def session_settings(options: Options) -> dict[str, Any]:
     certificate, _, password = (options.cert or "").partition(":")
     return {
         "headers": request_headers(options),
-        "auth": options.oauth2_bearer or (credentials(options.user) if options.user else None),
+        "auth": options.oauth2_bearer or options.user,
         "netrc": options.netrc_file or bool(options.netrc or options.netrc_optional)
         and os.path.exists(os.path.expanduser("~/.netrc")),
         "timeout": silence or None,
         "deadline": options.max_time or None,
         "follow_redirects": options.location,
         "max_redirects": options.max_redirs if options.max_redirs >= 0 else None,
-        "redirect_schemes": schemes(options.proto_redir, schemes(options.proto)),
+        "redirect_schemes": schemes(options.proto_redir) & schemes(options.proto),
         "trust_redirects": bool(options.location_trusted),
         "verify": not options.insecure and (options.cacert or options.capath or True),
         "cert": (certificate, options.key, password or None) if options.cert else None,
@@ -5361,11 +5333,11 @@ def render_cookie_file(cookies: Iterable[Cookie]) -> str:
     """Cookies as curl writes them, those without an end included, the caller's guesses not."""
     lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
     for cookie in cookies:
-        dot = "" if cookie.host_only else "."
-        line = "\t".join((
-            ("#HttpOnly_" if cookie.http_only else "") + dot + cookie.domain,
-            str(not cookie.host_only).upper(), cookie.path, str(cookie.secure).upper(),
-            str(int(cookie.expires or 0)), cookie.name, cookie.value))
+        http_only = "#HttpOnly_" if cookie.http_only else ""
+        dot, below = ("", "FALSE") if cookie.host_only else (".", "TRUE")
+        secure, expires = str(cookie.secure).upper(), int(cookie.expires or 0)
+        line = (f"{http_only}{dot}{cookie.domain}\t{below}\t{cookie.path}\t{secure}\t{expires}"
+                f"\t{cookie.name}\t{cookie.value}")
         if parse_cookie_line(line):  # no column for a home origin, or a tab
             lines.append(line)
     return "\n".join(lines) + "\n"
@@ -5413,17 +5385,14 @@ def name_from_header(disposition: str) -> str | None:
     from urllib.parse import unquote
     fields = re.findall(r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', disposition)
     found = {name.strip().lower(): value.strip() for name, value in fields}
-    coded = re.fullmatch("(?i)(utf-8|iso-8859-1)'[^']*'(.*)", found.get("filename*", ""))
-    if coded:
-        name = unquote(coded[2], coded[1])
-    elif "filename" in found:
-        name = re.sub(r"\\([\"\\])", r"\1", found["filename"].strip('"'))
-        with contextlib.suppress(UnicodeError):  # many send UTF-8 where Latin-1 is due
-            name = name.encode("latin-1").decode()
-        name = unquote(name)
-    else:
+    coded = re.fullmatch("(?i)utf-8'[^']*'(.*)", found.get("filename*", ""))
+    name = coded[1] if coded else found.get("filename")
+    if name is None:
         return None
-    return safe_name(re.split(r"[/\\]", name)[-1], hidden=False)
+    name = re.sub(r"\\([\"\\])", r"\1", name.strip('"'))
+    with contextlib.suppress(UnicodeError):  # many send UTF-8 where Latin-1 is due
+        name = name.encode("latin-1").decode()
+    return safe_name(re.split(r"[/\\]", unquote(name))[-1], hidden=False)
 
 
 def free_name(path: str, taken: Container[str]) -> str:
@@ -5745,9 +5714,9 @@ def plan_transfers(options: Options) -> list[Transfer]:
     transfers: list[Transfer] = []
     outputs, added = iter(options.output), options.sent + options.url_query
     for text in options.url:
-        listed = text.startswith("@")
+        listed = isinstance(text, list)  # of a file
         found: list[tuple[str, list[str]]] = (
-            [(line, []) for line in read_lines(text[1:])] if listed else
+            [(line, []) for line in text] if listed else
             [(text, [])] if options.globoff else expand_glob(text))
         unnamed = None if listed or options.remote_name_all else ""
         output = None
@@ -5991,7 +5960,7 @@ class Command:
         self.claimed: dict[str, int] = {}  # each name that is written to, and by which URL
         os.environ.update(proxy_environment(options, os.environ))
         settings = session_settings(options)
-        self.headers = header_fields(options)  # for each call: they beat the session's, -u, too
+        self.headers: list[Any] = sum(options.header, [])  # for each call: they beat -u and all
         self.session = Session(cookies=open_jar(options), **settings)
         self.session.connect_timeout = options.connect_timeout
         if options.tlsv1_2:
@@ -6188,11 +6157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import signal
     if arguments is None:
         fill_descriptors()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupted)
     code = 0
     try:
         options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupted)
         if options.version:
             print(f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
                   f"Python {sys.version.split()[0]})")
@@ -6201,7 +6170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             code = asyncio.run(run_command(options))
         sys.stdout.flush()
-    except KeyboardInterrupt:  # while the password was asked for
+    except KeyboardInterrupt:  # while the password was asked for, with its echo on again now
         interrupted()
     except AsyncGetError as error:
         tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")

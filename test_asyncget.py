@@ -6756,7 +6756,7 @@ class LinearTime(Section):
         "jan 1 1:1:1 70;expires="]
 
     # Functions that take a text as it is, and bytes; and what is put before it for others.
-    OF_TEXT = """printable parse_host ascii_label percent_encode acceptable split_userinfo condition
+    OF_TEXT = """printable parse_host ascii_label percent_encode acceptable split_userinfo
         charset_of retry_after parse_date site_of complete_url expand_glob in_flags
         parse_cookie_file name_from_header netrc_entries handshake_hint""".split()
     OF_BYTES = "shown parse_list find_head_end status_reason content_codings".split()
@@ -6766,7 +6766,7 @@ class LinearTime(Section):
         ("netrc_entries", "machine h password "), ("netrc_entries", "macdef "),
         ("parse_cookie_line", "h\tTRUE\t/\tFALSE\t0\t"), ("name_from_url", "http://h/"),
         ("name_from_header", "a; filename="), ("name_from_header", "a; filename*=utf-8''")]
-    FLAGS = "-C -m -o -d --connect-to --max-filesize --rate --resolve".split()
+    FLAGS = "-C -m -o -d -z --connect-to --max-filesize --rate --resolve".split()
     FIELDS = [  # of a response, the value, what is asked for
         ("body_framing", "content-length", "{}", "status"), ("parse", "x", "{}", "headers"),
         ("parse_links", "link", "{}", "links"), ("parse_links", "link", '<a>;rel="{}"', "links"),
@@ -6790,6 +6790,9 @@ class LinearTime(Section):
         def flagged(flag: str, text: str) -> Any:
             return parse_arguments(["u", flag, text])
 
+        def with_text(call: Callable[[], Any]) -> Callable[[str], Any]:
+            return lambda text: mock.patch.object(asyncget, "read_text", lambda _: text)(call)()
+
         def told(asked: str, line: str, text: str) -> Any:
             got = response(fields=[line.format(text).encode("utf-8", "surrogateescape")])
             return getattr(got, asked)
@@ -6799,7 +6802,7 @@ class LinearTime(Section):
         for name, start in cls.BEHIND:
             yield name, functools.partial(behind, known[name], start)
         for flag in cls.FLAGS:
-            yield "parse_value", functools.partial(flagged, flag)
+            yield "store_flag", functools.partial(flagged, flag)
         for name, key, form, asked in cls.FIELDS:
             yield name, functools.partial(told, asked, f"{key}: {form}")
         rest: dict[str, Callable[[str], Any]] = {
@@ -6854,6 +6857,7 @@ class LinearTime(Section):
             "url_parts": lambda t: asyncget.url_parts("http://h/" + t, ""),
             "render_write_out": lambda t: render_write_out(t, {"exitcode": 0}, Headers()),
             "text_of": lambda t: asyncget.text_of("", t),
+            "read_lines": with_text(lambda: asyncget.read_lines("")),
             "show_wire": lambda t: asyncget._FIELD.sub(asyncget.mask_field, t),
             "mask_field": lambda t: asyncget._FIELD.sub(
                 asyncget.mask_field, f"x{t.strip()}: {t}"),
@@ -8881,7 +8885,7 @@ class Section20CommandLine(Folder):
             ("--http1.1 -gNq4 u", {"ipv4": True, "globoff": True, "url": ["u"]}),
             ("--max-filesize 2M u", {"max_filesize": 2 << 20}),
             ("-- -u --x", {"url": ["-u", "--x"]}),
-            ("-H a:b -H c:d -", {"header": ["a:b", "c:d"], "url": ["-"]}),
+            ("-H a:b -H c:d -", {"header": [[("a", "b")], [("c", "d")]], "url": ["-"]}),
             ("-# -Z -X GET u", {"request": "GET"}),
         ):
             with self.subTest(arguments):
@@ -8891,14 +8895,14 @@ class Section20CommandLine(Folder):
     def test_wrong_flags_are_refused_with_a_hint(self) -> None:
         for arguments, text in (
             ("--fai u", "no flag --fai"), ("-Q u", "no flag -Q"), ("--ssl-no-revoke u", "try --help all"),
-            ("-F a=b u", "-F"), ("-T f u", "GET"), ("--silent=1 u", "takes no value"),
+            ("-F a=b u", "-F"), ("-T f u", "GET"), ("--silent=1 u", "--silent=1"),
             ("-K f u", "command line"), ("--interface eth0 u", "routes"), ("--stderr f u", "2>"),
             ("--trace-ascii f u", "-v"), ("--ciphers X u", "OpenSSL"), ("--next u", "all URLs"),
             ("u -o", "needs a value"), ("-m x u", "needs SECONDS"), ("-m -1 u", "SECONDS"),
             ("-m nan u", "SECONDS"), ("--retry 1.5 u", "NUMBER"), ("--max-filesize 1x u", "BYTES"),
             ("--no-output u", "no flag"), ("-X POST u", "GET"), ("-d a u", "-G"),
             ("--data-urlencode a u", "-G"), ("-i -OJ u", "-J"), ("", "no URL"),
-            ("@list", "--url"), ("-- @list", "--url"), ("-C x u", "POSITION"), ("-C - -OJ u", "-J"),
+            ("-C x u", "POSITION"), ("-C - -OJ u", "-J"),
             ("-C 5 -r 5 u", "-r"), ("-m \u0661 u", "SECONDS"),
             ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.5M u", "BYTES"),
         ):
@@ -8961,7 +8965,6 @@ class Section20CommandLine(Folder):
             ("attachment; filename*=UTF-8''%e2%82%ac", "\u20ac"),
             ("attachment; filename=x; filename*=UTF-8''y", "y"),
             ("attachment; filename*=UTF-8''y; filename=x", "y"),
-            ("attachment; filename*=iso-8859-1'en'%A3", "\u00a3"),
             ("attachment; filename*=utf-7''x; filename=good", "good"),
             ("attachment; filename*=broken; filename=good", "good"),
             ("attachment; filename*=UTF-8''..%2Fx", "x"),
