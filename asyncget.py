@@ -4841,7 +4841,7 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   -S --show-error             errors all the same
   -v --verbose                the wire: > sent, < received, * notes
   -w --write-out TEXT         a report at the end: %{http_code} %{time_total} %{json}
-  --url URL...                one more; @FILE or @- has one a line, saved as by -O
+  --url TARGET...             one more; @FILE or @- has one a line, saved as by -O
   --waterfall                 draw the requests over time
   --demo                      what asyncio is for, told in seven seconds
   -V --version
@@ -4969,24 +4969,22 @@ def encode_data(text: str) -> str:
     return (name and name + "=") + quote_plus(data, errors="surrogateescape")
 
 
-def parse_header(line: str) -> tuple[str, str | None]:
-    """One -H, read as curl does; None removes a header.
-
-    >>> parse_header("X: 1"), parse_header("Accept:"), parse_header("X;")
-    (('X', '1'), ('Accept', None), ('X', ''))
-    """
-    name, colon, value = line.partition(":")
-    if colon:
-        return name, value.strip() or None
-    if not line.endswith(";"):
-        raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
-    return line[:-1], ""
-
-
 def header_fields(at_sign: str, text: str) -> list[tuple[str, str | None]]:
-    """The headers of one -H, or those in its file."""
-    lines = read_lines(text) if at_sign else [text]
-    return [parse_header(line) for line in lines if line]
+    """The headers of one -H, or those in its file, read as curl does; None removes one.
+
+    >>> header_fields("", "X: 1"), header_fields("", "Accept:"), header_fields("", "X;")
+    ([('X', '1')], [('Accept', None)], [('X', '')])
+    """
+    found: list[tuple[str, str | None]] = []
+    for line in read_lines(text) if at_sign else [text]:
+        name, colon, value = line.partition(":")
+        if colon:
+            found.append((name, value.strip() or None))
+        elif line.endswith(";"):
+            found.append((line[:-1], ""))
+        elif line:
+            raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
+    return found
 
 
 def condition(minus: str, text: str) -> dict[str, str | None]:
@@ -5001,10 +4999,10 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
     """
     from email.utils import formatdate, mktime_tz, parsedate_tz
     name = "If-Unmodified-Since" if minus else "If-Modified-Since"
-    date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
     with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
         if os.path.exists(text):
-            return {name: formatdate(os.path.getmtime(text), usegmt=True)}
+            text = formatdate(os.path.getmtime(text))
+        date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
         if date:
             return {name: formatdate(mktime_tz(date), usegmt=True)}
     return {}
@@ -5035,7 +5033,7 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its
     "FILE": ("(?s)(.+)", str),
     "TEXT": ("(?s)(@?)(.*)", text_of),
     "FIELD": ("(?s)(.*)", encode_data),
-    "URL": ("(?s)(@?)(.*)", lambda at_sign, text: read_lines(text) if at_sign else text),
+    "TARGET": ("(?s)(@?)(.*)", lambda at_sign, text: read_lines(text) if at_sign else text),
     "LINE": ("(?s)(@?)(.*)", header_fields),
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
     "TIME": ("(?s)(-?)(.*)", condition),
@@ -5064,9 +5062,10 @@ def known_flags() -> dict[str, Flag]:
     Flag(name='max_time', value='SECONDS', repeats=False, on=True)
     """
     flags = {}
-    pattern = r"^  (?:(-\S) )?(--\S+) ?([A-Z0-9:/]*)(\.\.\.)?"
-    for short, name, value, dots in re.findall(pattern, FLAGS + MORE_FLAGS, re.M):
-        flag = Flag(re.sub("[-.]", "_", name[2:]), value, bool(dots))
+    pattern = r"^  (?:(-\S) )?(--(data)?\S+) ?([A-Z0-9:/]*)(\.\.\.)?"
+    for short, name, data, value, dots in re.findall(pattern, FLAGS + MORE_FLAGS, re.M):
+        # What they say goes into the query in their order: all of --data-X share one name.
+        flag = Flag(data or re.sub("[-.]", "_", name[2:]), value, bool(dots))
         flags[short or name] = flags[name] = flag
         if not value:
             opposite = f"--no-{name[2:]}".replace("--no-no-", "--")
@@ -5089,8 +5088,6 @@ def store_flag(options: Options, flag: Flag, text: str) -> None:
         getattr(options, flag.name).append(value)
     else:
         setattr(options, flag.name, value)
-    if flag.name.startswith("data"):
-        options.sent.append(value)
     if flag.name == "remote_name" and flag.on:
         options.output.append(None)  # -o and -O are paired with the URLs in one order
 
@@ -5107,8 +5104,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     getopt takes them, but not -o and --url in the order of the URLs.
     """
     flags = known_flags()
-    options = Options(location=True, compressed=True, max_redirs=50,
-                      sent=[])  # what the data flags say, in their order
+    options = Options(location=True, compressed=True, max_redirs=50)
     for flag in flags.values():
         vars(options).setdefault(flag.name, [] if flag.repeats else None)
     words = list(arguments)
@@ -5125,7 +5121,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
             spelling, stuck, value = word.partition("=")
         if spelling not in flags or stuck == "=" and not flags[spelling].value:
             hints = [line.strip() for line in MORE_FLAGS.splitlines() if spelling in line.split()]
-            raise AsyncGetError(f"there is no flag {word}; " + (hints or ["try --help all"])[0])
+            hints.append("try --help all")
+            raise AsyncGetError(f"there is no flag {word}; {hints[0]}")
         flag = flags[spelling]
         if flag.value and not stuck:
             if not words:
@@ -5140,7 +5137,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 def check_options(options: Options) -> None:
     """Refuse what cannot be meant; nothing has been sent yet."""
     for wrong, reason in (
-        (options.sent and not options.get,
+        (options.data and not options.get,
          "data would make it a POST; with -G it goes into the URL"),
         (options.include and options.remote_header_name, "-i would put heads into -J's file"),
         (options.continue_at and options.remote_header_name,
@@ -5208,8 +5205,8 @@ def expand_glob(text: str) -> list[tuple[str, list[str]]]:
     for values in itertools.islice(choices, MAX_GLOB + 1):
         pieces[1::2] = values
         found.append(("".join(pieces), list(values)))
-    literal = re.sub(r"^([^/]*//)?\[[0-9A-Fa-f:.%]*\]|\[\]", "", " ".join(pieces[::2]))
-    if not 0 < len(found) <= MAX_GLOB or re.search(r"[][{}]", literal):
+    literal = r"(([^/]*//)?\[[0-9A-Fa-f:.%]*\])?([^][{}]|\[\])*"  # [::1] first, and [] anywhere
+    if not 0 < len(found) <= MAX_GLOB or not re.fullmatch(literal, " ".join(pieces[::2])):
         raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
                             f"{text!r:.100}; -g takes it as it is", exit_code=3)
     return found
@@ -5305,28 +5302,26 @@ _COOKIE_LINE = re.compile(  # domain, below it too?, path, secure?, expires, nam
     r"\t(?:(TRUE)|[^\t]*)\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
 
 
-def parse_cookie_line(line: str) -> Cookie | None:
-    r"""The cookie in a line of a Netscape file, as curl reads it; None where there is none.
-
-    >>> parse_cookie_line("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7")
-    ... # doctest: +NORMALIZE_WHITESPACE
-    Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
-           http_only=True, expires=None)
-    """
-    match = _COOKIE_LINE.fullmatch(line)
-    if match is None or not _VALUE.fullmatch(line):
-        return None
-    http_only, domain, below, path, secure, expires, name, value = match.groups("")
-    cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
-                    http_only != "",
-                    float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
-    return cookie if (name or value) and keeps_prefix(cookie) else None
-
-
 def parse_cookie_file(text: str) -> list[Cookie]:
-    """The cookies of such a file."""
-    lines = text.split("\n")  # splitlines would part a value at U+2028, too
-    return [cookie for line in lines if (cookie := parse_cookie_line(line.removesuffix("\r")))]
+    r"""The cookies in a Netscape file, as curl reads it; other lines are passed over.
+
+    >>> parse_cookie_file("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7")
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
+            http_only=True, expires=None)]
+    """
+    cookies = []
+    for line in re.split("\r?\n", text):  # splitlines would part a value at U+2028, too
+        match = _COOKIE_LINE.fullmatch(line)
+        if match is None or not _VALUE.fullmatch(line):
+            continue
+        http_only, domain, below, path, secure, expires, name, value = match.groups("")
+        cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
+                        http_only != "",
+                        float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
+        if (name or value) and keeps_prefix(cookie):
+            cookies.append(cookie)
+    return cookies
 
 
 def render_cookie_file(cookies: Iterable[Cookie]) -> str:
@@ -5338,7 +5333,7 @@ def render_cookie_file(cookies: Iterable[Cookie]) -> str:
         secure, expires = str(cookie.secure).upper(), int(cookie.expires or 0)
         line = (f"{http_only}{dot}{cookie.domain}\t{below}\t{cookie.path}\t{secure}\t{expires}"
                 f"\t{cookie.name}\t{cookie.value}")
-        if parse_cookie_line(line):  # no column for a home origin, or a tab
+        if parse_cookie_file(line):  # no column for a home origin, or a tab
             lines.append(line)
     return "\n".join(lines) + "\n"
 
@@ -5408,18 +5403,17 @@ def is_direct(path: str) -> bool:
     """Whether a name of -o's can only be written to as it is: a device, a pipe, a descriptor,
     or a file in a folder where no other can be made.
     """
-    system = re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path)))
     folder = os.path.dirname(os.path.realpath(path))
-    return os.path.exists(path) and not (
-        system is None and os.path.isfile(path) and os.access(folder, os.W_OK))
+    return os.path.exists(path) and (
+        bool(re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path))))
+        or not os.path.isfile(path) or not os.access(folder, os.W_OK))
 
 
 def is_stdout(path: str) -> bool:
     """Whether a name leads to what stdout is, such as /dev/stdout."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
-    except (OSError, ValueError):
-        return False
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    return False
 
 
 def write_stdout(data: bytes | bytearray) -> None:
@@ -5712,7 +5706,7 @@ class Transfer:
 def plan_transfers(options: Options) -> list[Transfer]:
     """The URLs, each with its -o or -O; those of a list are saved as by -O, as curl does."""
     transfers: list[Transfer] = []
-    outputs, added = iter(options.output), options.sent + options.url_query
+    outputs, added = iter(options.output), options.data + options.url_query
     for text in options.url:
         listed = isinstance(text, list)  # of a file
         found: list[tuple[str, list[str]]] = (
