@@ -4963,10 +4963,11 @@ def encode_data(text: str) -> str:
     """
     from urllib.parse import quote_plus
     name, mark, content = text.partition("=" if "=" in text else "@")
-    if not mark:
+    if mark == "@":
+        content = read_text(content)
+    elif not mark:
         name, content = "", text
-    data = read_text(content) if mark == "@" else content
-    return (name and name + "=") + quote_plus(data, errors="surrogateescape")
+    return (name and name + "=") + quote_plus(content, errors="surrogateescape")
 
 
 def header_fields(at_sign: str, text: str) -> list[tuple[str, str | None]]:
@@ -5105,8 +5106,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     """
     flags = known_flags()
     options = Options(location=True, compressed=True, max_redirs=50)
-    for flag in flags.values():
-        vars(options).setdefault(flag.name, [] if flag.repeats else None)
+    for known in flags.values():
+        vars(options).setdefault(known.name, [] if known.repeats else None)
     words = list(arguments)
     while words:
         word = words.pop(0)
@@ -5119,11 +5120,11 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         spelling, stuck, value = word[:2], word[2:], word[2:]
         if spelling == "--":
             spelling, stuck, value = word.partition("=")
-        if spelling not in flags or stuck == "=" and not flags[spelling].value:
+        flag = flags.get(spelling)
+        if flag is None or stuck == "=" and not flag.value:
             hints = [line.strip() for line in MORE_FLAGS.splitlines() if spelling in line.split()]
             hints.append("try --help all")
             raise AsyncGetError(f"there is no flag {word}; {hints[0]}")
-        flag = flags[spelling]
         if flag.value and not stuck:
             if not words:
                 raise AsyncGetError(f"{spelling} needs a value: {flag.value}")
@@ -5435,6 +5436,7 @@ def write_secret(name: str, data: bytes) -> None:
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
+    from shutil import move
     from tempfile import TemporaryDirectory
     path = os.path.realpath(name)
     with disk_errors(name), TemporaryDirectory(
@@ -5442,10 +5444,7 @@ def write_secret(name: str, data: bytes) -> None:
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
         os.chmod(temporary, 0o600)
-        try:
-            os.replace(temporary, path)
-        except OSError:  # a mount of one file: nothing can take its place
-            write_named(path, data)
+        move(temporary, path)  # or copies, if it is a mount of one file
 
 
 # ---- one URL
