@@ -4970,22 +4970,20 @@ def encode_data(text: str) -> str:
     return (name and name + "=") + quote_plus(content, errors="surrogateescape")
 
 
-def header_fields(at_sign: str, text: str) -> list[tuple[str, str | None]]:
+def header_fields(at_sign: str, text: str) -> Iterator[tuple[str, str | None]]:
     """The headers of one -H, or those in its file, read as curl does; None removes one.
 
-    >>> header_fields("", "X: 1"), header_fields("", "Accept:"), header_fields("", "X;")
-    ([('X', '1')], [('Accept', None)], [('X', '')])
+    >>> [*header_fields("", "X: 1"), *header_fields("", "Accept:"), *header_fields("", "X;")]
+    [('X', '1'), ('Accept', None), ('X', '')]
     """
-    found: list[tuple[str, str | None]] = []
     for line in read_lines(text) if at_sign else [text]:
         name, colon, value = line.partition(":")
         if colon:
-            found.append((name, value.strip() or None))
+            yield name, value.strip() or None
         elif line.endswith(";"):
-            found.append((line[:-1], ""))
+            yield line[:-1], ""
         elif line:
             raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
-    return found
 
 
 def condition(minus: str, text: str) -> dict[str, str | None]:
@@ -5035,7 +5033,7 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its
     "TEXT": ("(?s)(@?)(.*)", text_of),
     "FIELD": ("(?s)(.*)", encode_data),
     "TARGET": ("(?s)(@?)(.*)", lambda at_sign, text: read_lines(text) if at_sign else text),
-    "LINE": ("(?s)(@?)(.*)", header_fields),
+    "LINE": ("(?s)(@?)(.*)", lambda *parts: [*header_fields(*parts)]),
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
@@ -5152,16 +5150,16 @@ def check_options(options: Options) -> None:
 
 # ---- flags to settings
 
-def request_headers(options: Options) -> dict[str, str | None]:
+def request_headers(options: Options) -> Iterator[tuple[str, str | None]]:
     """What other flags ask for in a header; -H has the last word."""
-    cookies = [text for text in options.cookie if "=" in text]
-    headers = {"Referer": options.referer or None, "Cookie": "; ".join(cookies) or None,
-               "Range": options.range}
+    yield "Referer", options.referer or None
+    yield "Cookie", "; ".join(text for text in options.cookie if "=" in text) or None
+    yield "Range", options.range
+    yield from (options.time_cond or {}).items()
     if options.user_agent is not None:
-        headers["User-Agent"] = options.user_agent or None
+        yield "User-Agent", options.user_agent or None
     if options.etag_compare and os.path.exists(options.etag_compare):
-        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
-    return {**headers, **(options.time_cond or {})}
+        yield "If-None-Match", read_text(options.etag_compare).strip() or '""'
 
 
 def complete_url(text: str, added: Iterable[str] = ()) -> str:
@@ -5303,15 +5301,14 @@ _COOKIE_LINE = re.compile(  # domain, below it too?, path, secure?, expires, nam
     r"\t(?:(TRUE)|[^\t]*)\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
 
 
-def parse_cookie_file(text: str) -> list[Cookie]:
+def parse_cookie_file(text: str) -> Iterator[Cookie]:
     r"""The cookies in a Netscape file, as curl reads it; other lines are passed over.
 
-    >>> parse_cookie_file("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7")
+    >>> list(parse_cookie_file("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7"))
     ... # doctest: +NORMALIZE_WHITESPACE
     [Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
             http_only=True, expires=None)]
     """
-    cookies = []
     for line in re.split("\r?\n", text):  # splitlines would part a value at U+2028, too
         match = _COOKIE_LINE.fullmatch(line)
         if match is None or not _VALUE.fullmatch(line):
@@ -5321,8 +5318,7 @@ def parse_cookie_file(text: str) -> list[Cookie]:
                         http_only != "",
                         float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
         if (name or value) and keeps_prefix(cookie):
-            cookies.append(cookie)
-    return cookies
+            yield cookie
 
 
 def render_cookie_file(cookies: Iterable[Cookie]) -> str:
@@ -5334,7 +5330,7 @@ def render_cookie_file(cookies: Iterable[Cookie]) -> str:
         secure, expires = str(cookie.secure).upper(), int(cookie.expires or 0)
         line = (f"{http_only}{dot}{cookie.domain}\t{below}\t{cookie.path}\t{secure}\t{expires}"
                 f"\t{cookie.name}\t{cookie.value}")
-        if parse_cookie_file(line):  # no column for a home origin, or a tab
+        if list(parse_cookie_file(line)):  # no column for a home origin, or a tab
             lines.append(line)
     return "\n".join(lines) + "\n"
 

@@ -5744,7 +5744,7 @@ class HostileFuzz(unittest.TestCase):
         fields = Request(BASE, (("Host", ""),)).with_cookies(jar.pairs_for(BASE)).fields
         self.one_request(render_request("/", render_fields(fields, BASE.origin)), len(fields))
         text = render_cookie_file(jar)
-        again = parse_cookie_file(text)
+        again = list(parse_cookie_file(text))
         self.assertEqual(render_cookie_file(again), text)
         self.assertEqual([cookie.key for cookie in again],
                          [cookie.key for cookie in jar if "\t" not in "".join(cookie[:4])])
