@@ -4752,8 +4752,8 @@ SECRET_NAMES = re.compile(  # not for -v
     r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
     r"|credential|(api|auth|access|subscription|signature)[-_]?key)", re.I)
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
-# A line is a flag's definition as well as its help. A word in capitals is its value, and
-# those in NUMBERS are checked; with three dots, it may be given repeatedly.
+# A line is a flag's definition as well as its help. A word in capitals is its value, read as
+# VALUES has it; with three dots, it may be given repeatedly.
 FLAGS = """\
 usage: asyncget [flags] URL...      (--help all: the other flags)
 
@@ -4789,8 +4789,8 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   -s --silent                 no progress, no errors
   -S --show-error             errors all the same
   -v --verbose                the wire: > sent, < received, * notes
-  -w --write-out FORMAT       a report at the end: %{http_code} %{time_total} %{json}
-  --url URL...                one more; @FILE or @- has one a line, saved as by -O
+  -w --write-out TEXT         a report at the end: %{http_code} %{time_total} %{json}
+  --url TARGET...             one more; @FILE or @- has one a line, saved as by -O
   --waterfall                 draw the requests over time
   --demo                      what asyncio is for, told in seven seconds
   -V --version
@@ -4804,11 +4804,11 @@ request
   -G --get                    take data into the URL
   -d --data TEXT...           with -G: data as it is, or @FILE
   --data-ascii TEXT...        the same
-  --data-binary TEXT...       the same, with its line ends
-  --data-raw TEXT...          the same, and @ is just a letter
-  --data-urlencode TEXT...    with -G, encoded: TEXT, NAME=TEXT, @FILE, NAME@FILE
-  --url-query TEXT...         the same without -G; +TEXT is taken as it is
-  -X --request METHOD         GET is the only one
+  --data-binary TEXT...       the same
+  --data-raw STRING...        the same, and @ is just a letter
+  --data-urlencode FIELD...   with -G, encoded: TEXT, NAME=TEXT, @FILE, NAME@FILE
+  --url-query QUERY...        the same without -G; +TEXT is taken as it is
+  -X --request GET            it is the only method
   -z --time-cond TIME         only if younger than a date or a file; -TIME: older
   --etag-save FILE            note the ETag there
   --etag-compare FILE         only if the ETag is another than the one there
@@ -4819,7 +4819,7 @@ redirects
   --proto LIST                schemes that may be used: =https
   --proto-redir LIST          the same for redirects
 network
-  -U --proxy-user NAME:PASSWORD  log in at the proxy
+  -U --proxy-user USER:PASSWORD  log in at the proxy
   --socks5 HOST               a SOCKS5 proxy
   --socks5-hostname HOST      the same; it resolves names, too
   --resolve HOST:PORT:ADDRESS...  the address of a host, or several
@@ -4835,7 +4835,7 @@ time
   -y --speed-time SECONDS     the longest silence (30, or -m); 0 is no limit
   -Y --speed-limit BYTES      so many a second at least, over that time
   --limit-rate BYTES          so many a second at most
-  --rate RATE                 so many requests to one host: 10/s, 30/m
+  --rate NUMBER/UNIT          so many requests to one host: 10/s, 30/m
   --retry-delay SECONDS       between two tries
   --retry-max-time SECONDS    no try begins later than that
   --retry-all-errors          whatever the error
@@ -4876,9 +4876,122 @@ of curl's, and not here
    -0 --http1.0 --http2-prior-knowledge --http3  HTTP/1.1 is spoken
    --digest --ntlm --negotiate --anyauth  -u is Basic, --oauth2-bearer the rest
 """
-NUMBERS = {"SECONDS": r"[0-9]*\.?[0-9]+", "NUMBER": "[0-9]+", "LIMIT": "-1|[0-9]+",
-           "BYTES": "[0-9]+[kKmMgG]?"}
 Options = types.SimpleNamespace  # an attribute for each flag
+
+
+# ---- what a value may be
+
+def read_text(name: str) -> str:
+    """What stands behind an "@": a file, or stdin, which is touched for nothing else.
+
+    Bytes that are no UTF-8 go out as they came.
+    """
+    try:
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            return file.read().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise AsyncGetError(f"cannot read {printable(name)}: {error.strerror}",
+                            exit_code=26) from error
+
+
+def read_lines(name: str) -> list[str]:
+    """Its lines, without the blanks around them; no empty ones, and no comments."""
+    return re.findall(r"(?m)^[ \t]*([^#\s](?:.*\S)?)", read_text(name))
+
+
+def text_of(at_sign: str, text: str) -> str:
+    """A text, or that of a file, whose line ends are left out, as curl does."""
+    return re.sub("[\r\n]", "", read_text(text)) if at_sign else text
+
+
+def encode_data(text: str) -> str:
+    """The forms of --data-urlencode, percent-encoded.
+
+    >>> encode_data("a b"), encode_data("=a&b"), encode_data("n=a=b"), encode_data("é")
+    ('a+b', 'a%26b', 'n=a%3Db', '%C3%A9')
+    """
+    from urllib.parse import quote_plus
+    name, mark, content = text.partition("=" if "=" in text else "@")
+    if mark == "@":
+        content = read_text(content)
+    elif not mark:
+        name, content = "", text
+    return (name and name + "=") + quote_plus(content, errors="surrogateescape")
+
+
+def header_fields(at_sign: str, text: str) -> Iterator[tuple[str, str | None]]:
+    """The headers of one -H, or those in its file, read as curl does; None removes one.
+
+    >>> [*header_fields("", "X: 1"), *header_fields("", "Accept:"), *header_fields("", "X;")]
+    [('X', '1'), ('Accept', None), ('X', '')]
+    """
+    for line in read_lines(text) if at_sign else [text]:
+        name, colon, value = line.partition(":")
+        if colon:
+            yield name, value.strip() or None
+        elif line.endswith(";"):
+            yield line[:-1], ""
+        elif line:
+            raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
+
+
+def condition(minus: str, text: str) -> dict[str, str | None]:
+    """The header for -z: a date, or a file whose date is meant; "-" before it turns it about.
+
+    >>> condition("", "1 Jan 2020"), condition("-", "2 Jan 2020 01:00:00 +0100")
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ({'If-Modified-Since': 'Wed, 01 Jan 2020 00:00:00 GMT'},
+     {'If-Unmodified-Since': 'Thu, 02 Jan 2020 00:00:00 GMT'})
+    >>> condition("", "no file yet")
+    {}
+    """
+    from email.utils import formatdate, mktime_tz, parsedate_tz
+    name = "If-Unmodified-Since" if minus else "If-Modified-Since"
+    with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
+        if os.path.exists(text):
+            text = formatdate(os.path.getmtime(text))
+        date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
+        if date:
+            return {name: formatdate(mktime_tz(date), usegmt=True)}
+    return {}
+
+
+def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
+    """-u as a pair; a password left out is asked for, where somebody can answer."""
+    if not colon:
+        if not sys.stdin.isatty():
+            raise AsyncGetError("-u has no password, and nobody is there to ask; write NAME:")
+        from getpass import getpass
+        password = getpass(f"Password of {printable(user)}: ", sys.stderr)
+    return user, password
+
+
+VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its groups become
+    "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
+    "NUMBER": ("([0-9]{1,18})", int),
+    "LIMIT": ("(-1|[0-9]{1,18})", int),
+    "BYTES": ("([0-9]{1,18})([kKmMgG]?)",
+              lambda number, unit: int(number) << 10 * " kmg".index(unit.lower())),
+    "NUMBER/UNIT": (  # a second; without a unit, curl means an hour
+        "([1-9][0-9]{,9})(?:/([1-9][0-9]{,9})?([smhd]))?", lambda number, units, unit:
+        int(number) / int(units or 1) / {"s": 1, "m": 60, "d": 86400}.get(unit, 3600)),
+    "RANGE": ("(?=.)([0-9]*)(.*)", lambda first, rest: f"bytes={first}{rest or '-'}"),
+    "POSITION": ("(-|[0-9]{1,18})", str),
+    "GET": ("(GET)", str),
+    "FILE": ("(?s)(.+)", str),
+    "TEXT": ("(?s)(@?)(.*)", text_of),
+    "FIELD": ("(?s)(.*)", encode_data),
+    "TARGET": ("(?s)(@?)(.*)", lambda at_sign, text: read_lines(text) if at_sign else text),
+    "LINE": ("(?s)(@?)(.*)", lambda *parts: [*header_fields(*parts)]),
+    "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
+    "TIME": ("(?s)(-?)(.*)", condition),
+    "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
+    "HOST:PORT:ADDRESS": (r"\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):([][0-9A-Fa-f.:, ]+)",
+                          lambda *parts: parts),
+    "HOST1:PORT1:HOST2:PORT2": (
+        r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
+        lambda *parts: parts),
+}
 
 
 class Flag(NamedTuple):
@@ -4897,51 +5010,32 @@ def known_flags() -> dict[str, Flag]:
     Flag(name='max_time', value='SECONDS', repeats=False, on=True)
     """
     flags = {}
-    pattern = r"^  (?:(-\S) )?--(\S+) ?([A-Z0-9:]*)(\.\.\.)?"
-    for short, name, value, dots in re.findall(pattern, FLAGS + MORE_FLAGS, re.M):
-        flag = Flag(re.sub("[-.]", "_", name), value, bool(dots))
-        flags[short or "--" + name] = flags["--" + name] = flag
+    pattern = r"^  (?:(-\S) )?(--(data)?\S+) ?([A-Z0-9:/]*)(\.\.\.)?"
+    for short, name, data, value, dots in re.findall(pattern, FLAGS + MORE_FLAGS, re.M):
+        # What they say goes into the query in their order: all of --data-X share one name.
+        flag = Flag(data or re.sub("[-.]", "_", name[2:]), value, bool(dots))
+        flags[short or name] = flags[name] = flag
         if not value:
-            opposite = name[3:] if name.startswith("no-") else "no-" + name
-            flags["--" + opposite] = flag._replace(on=False)
+            opposite = f"--no-{name[2:]}".replace("--no-no-", "--")
+            flags[opposite] = flag._replace(on=False)
     return flags
 
 
-def find_flag(word: str, flags: Mapping[str, Flag]) -> Flag:
-    """The flag that a word spells: in full, as another might begin with the same letters."""
-    if word in flags:
-        return flags[word]
-    from difflib import get_close_matches
-    hints = [line.strip().partition("  ")[2].strip() for line in MORE_FLAGS.splitlines()
-             if word in line.split()]
-    hints += [f"try {flag}" for flag in get_close_matches(word, flags, 1, 0.8)]
-    raise AsyncGetError(f"there is no flag {word}; " + (hints or ["try --help all"])[0])
-
-
-def parse_value(flag: Flag, text: str) -> str | int | float:
-    """The value of a flag as the type that FLAGS says.
-
-    >>> parse_value(Flag("max_filesize", "BYTES", False), "2k")
-    2048
-    """
-    if flag.value not in NUMBERS:
-        return text
-    if not re.fullmatch(NUMBERS[flag.value], text):
-        raise AsyncGetError(f"--{flag.name.replace('_', '-')} needs a number, not {text!r}")
-    if flag.value == "SECONDS":
-        return float(text)
-    number = text.rstrip("kKmMgG")
-    return int(number) << 10 * " kmg".index(text[len(number):].lower())
-
-
-def store_flag(options: Options, flag: Flag, value: str) -> None:
+def store_flag(options: Options, flag: Flag, text: str) -> None:
     """Put a flag into the options, behind its earlier values or in their place."""
+    value: Any = flag.on
+    if flag.value:
+        shape, make = VALUES.get(flag.value, ("(?s)(.*)", str))
+        match = re.fullmatch(shape, text)
+        if match is None:
+            raise AsyncGetError(
+                f"--{flag.name.replace('_', '-')} needs {flag.value}, not {text!r:.100}",
+                exit_code=49 if ":" in flag.value else 2)
+        value = make(*match.groups(""))
     if flag.repeats:
         getattr(options, flag.name).append(value)
     else:
-        setattr(options, flag.name, parse_value(flag, value) if flag.value else flag.on)
-    if flag.name.startswith("data"):
-        options.sent.append((flag.name, value))
+        setattr(options, flag.name, value)
     if flag.name == "remote_name" and flag.on:
         options.output.append(None)  # -o and -O are paired with the URLs in one order
 
@@ -4958,32 +5052,31 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     getopt takes them, but not -o and --url in the order of the URLs.
     """
     flags = known_flags()
-    options = Options(location=True, compressed=True, max_redirs=50,
-                      sent=[])  # what the data flags say, in their order
-    for flag in flags.values():
-        vars(options).setdefault(flag.name, [] if flag.repeats else None)
-    words, bare = list(arguments), False
+    options = Options(location=True, compressed=True, max_redirs=50)
+    for known in flags.values():
+        vars(options).setdefault(known.name, [] if known.repeats else None)
+    words = list(arguments)
     while words:
         word = words.pop(0)
-        if bare or word[:1] != "-" or word == "-":
-            if word[:1] == "@":  # a URL may come from anywhere: it must not read a file
-                raise AsyncGetError(f"a list of URLs goes behind --url: {word}")
-            options.url.append(word)
-            continue
         if word == "--":
-            bare = True
+            options.url += words
+            break
+        if word[:1] != "-" or word == "-":
+            options.url.append(word)
             continue
         spelling, stuck, value = word[:2], word[2:], word[2:]
         if spelling == "--":
             spelling, stuck, value = word.partition("=")
-        flag = find_flag(spelling, flags)
+        flag = flags.get(spelling)
+        if flag is None or stuck == "=" and not flag.value:
+            hints = [line.strip() for line in MORE_FLAGS.splitlines() if spelling in line.split()]
+            hints.append("try --help all")
+            raise AsyncGetError(f"there is no flag {word}; {hints[0]}")
         if flag.value and not stuck:
             if not words:
                 raise AsyncGetError(f"{spelling} needs a value: {flag.value}")
             value = words.pop(0)
         if stuck and not flag.value:
-            if stuck == "=":
-                raise AsyncGetError(f"{spelling} takes no value")
             words.insert(0, "-" + value)  # -sSf is -s -Sf
         store_flag(options, flag, value)
     return options
@@ -4992,12 +5085,9 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 def check_options(options: Options) -> None:
     """Refuse what cannot be meant; nothing has been sent yet."""
     for wrong, reason in (
-        (options.request not in (None, "GET"), "-X: this client only GETs"),
-        (options.sent and not options.get,
+        (options.data and not options.get,
          "data would make it a POST; with -G it goes into the URL"),
-        ("" in options.output, "-o needs the name of a file"),
         (options.include and options.remote_header_name, "-i would put heads into -J's file"),
-        (not re.fullmatch("-|[0-9]+", options.continue_at or "-"), "-C takes - or a number"),
         (options.continue_at and options.remote_header_name,
          "-C has to know the name of the file, which with -J only the server knows"),
         (options.continue_at and options.range, "-C and -r both ask for a range"),
@@ -5009,109 +5099,16 @@ def check_options(options: Options) -> None:
 
 # ---- flags to settings
 
-def read_named(name: str) -> bytes:
-    """What stands behind an "@": a file, or stdin, which is touched for nothing else."""
-    try:
-        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-            return file.read()
-    except OSError as error:
-        raise AsyncGetError(f"cannot read {printable(name)}: {error.strerror}",
-                            exit_code=26) from error
-
-
-def read_text(name: str) -> str:
-    """The same as text; bytes that are no UTF-8 go out as they came."""
-    return read_named(name).removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
-
-
-def read_lines(name: str) -> list[str]:
-    """Its lines, without the blanks around them, and without empty ones."""
-    return [line.strip() for line in read_text(name).split("\n") if line.strip()]
-
-
-def parse_header(line: str) -> list[tuple[str, str | None]]:
-    """One -H, read as curl does; None removes a header.
-
-    >>> parse_header("X: 1"), parse_header("Accept:"), parse_header("X;"), parse_header("X; y")
-    ([('X', '1')], [('Accept', None)], [('X', '')], [])
-    """
-    name, colon, value = line.partition(":")
-    if colon:
-        return [(name, value.strip() or None)]
-    if line and ";" not in line:
-        raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
-    return [(line[:-1], "")] if line.endswith(";") else []
-
-
-def condition(text: str) -> dict[str, str]:
-    """The header for -z: a date, or a file whose date is meant; "-" before it turns it about.
-
-    >>> condition("1 Jan 2020"), condition("-2 Jan 2020 01:00:00 +0100"), condition("no file yet")
-    ... # doctest: +NORMALIZE_WHITESPACE
-    ({'If-Modified-Since': 'Wed, 01 Jan 2020 00:00:00 GMT'},
-     {'If-Unmodified-Since': 'Thu, 02 Jan 2020 00:00:00 GMT'}, {})
-    """
-    from email.utils import formatdate, mktime_tz, parsedate_tz
-    name = "If-Unmodified-Since" if text.startswith("-") else "If-Modified-Since"
-    text = text.removeprefix("-")
-    if os.path.exists(text):
-        return {name: formatdate(os.path.getmtime(text), usegmt=True)}
-    date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
-    with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
-        if date:
-            return {name: formatdate(mktime_tz(date), usegmt=True)}
-    return {}
-
-
-def request_headers(options: Options) -> list[tuple[str, str | None]]:
-    """All headers that the flags ask for."""
-    headers: list[tuple[str, str | None]] = []
-    for text in options.header:
-        for line in read_lines(text[1:]) if text[:1] == "@" else [text]:
-            if line[:1] != "#":
-                headers += parse_header(line)
-    given = {name.lower() for name, _ in headers}  # -H has the last word
-    named = {"User-Agent": options.user_agent, "Referer": options.referer}
-    if options.range:  # -r 5 is 5-
-        named["Range"] = f"bytes={options.range}" + ("-" if options.range.isdigit() else "")
-    cookies = [text for text in options.cookie if "=" in text]
-    if cookies:
-        named["Cookie"] = "; ".join(cookies)
+def request_headers(options: Options) -> Iterator[tuple[str, str | None]]:
+    """What other flags ask for in a header; -H has the last word."""
+    yield "Referer", options.referer or None
+    yield "Cookie", "; ".join(text for text in options.cookie if "=" in text) or None
+    yield "Range", options.range
+    yield from (options.time_cond or {}).items()
+    if options.user_agent is not None:
+        yield "User-Agent", options.user_agent or None
     if options.etag_compare and os.path.exists(options.etag_compare):
-        named["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
-    if options.time_cond:
-        named.update(condition(options.time_cond))
-    return headers + [(name, value or None) for name, value in named.items()
-                      if value is not None and name.lower() not in given]
-
-
-def encode_data(text: str) -> str:
-    """The forms of --data-urlencode, percent-encoded.
-
-    >>> encode_data("a b"), encode_data("=a&b"), encode_data("n=a=b"), encode_data("é")
-    ('a+b', 'a%26b', 'n=a%3Db', '%C3%A9')
-    """
-    from urllib.parse import quote_plus
-    name, mark, content = text.partition("=" if "=" in text else "@")
-    if not mark:
-        name, content = "", text
-    data = read_named(content) if mark == "@" else os.fsencode(content)
-    return (name and name + "=") + quote_plus(data)
-
-
-def queries(options: Options) -> list[str]:
-    """What the flags add to each URL's query."""
-    found: list[str] = []
-    for flag, text in options.sent:
-        if flag == "data_urlencode":
-            text = encode_data(text)
-        elif flag != "data_raw" and text[:1] == "@":
-            text = read_text(text[1:])
-            if flag != "data_binary":
-                text = re.sub("[\r\n]", "", text)
-        found.append(text)
-    return found + [text[1:] if text[:1] == "+" else encode_data(text)
-                    for text in options.url_query]
+        yield "If-None-Match", read_text(options.etag_compare).strip() or '""'
 
 
 def complete_url(text: str, added: Iterable[str] = ()) -> str:
@@ -5123,7 +5120,7 @@ def complete_url(text: str, added: Iterable[str] = ()) -> str:
     url, hash_sign, fragment = text.partition("#")
     for query in added:
         url += ("&" if "?" in url else "?") + query
-    return ("" if re.match("[A-Za-z0-9+.-]+://", url) else "http://") + url + hash_sign + fragment
+    return re.sub("^(?![A-Za-z0-9+.-]+://)", "http://", url) + hash_sign + fragment
 
 
 _GLOB = re.compile(r"(\{[^{}]+\}|\[(?:[0-9]{1,18}-[0-9]{1,18}|[A-Za-z]-[A-Za-z])"
@@ -5138,10 +5135,9 @@ def glob_values(pattern: str) -> Sequence[str]:
     """
     if pattern[0] == "{":
         return pattern[1:-1].split(",")
-    limits, _, step = pattern[1:-1].partition(":")
-    first, _, last = limits.partition("-")
+    first, last, step, *_ = [*re.findall("[0-9A-Za-z]+", pattern), "1"]
     number_of, shape = (int, f"0{len(first)}") if first.isdigit() else (ord, "c")
-    numbers = range(number_of(first), number_of(last) + 1, int(step or 1))
+    numbers = range(number_of(first), number_of(last) + 1, int(step))
     return [format(number, shape) for number in numbers[:MAX_GLOB + 1]]
 
 
@@ -5157,69 +5153,25 @@ def expand_glob(text: str) -> list[tuple[str, list[str]]]:
     for values in itertools.islice(choices, MAX_GLOB + 1):
         pieces[1::2] = values
         found.append(("".join(pieces), list(values)))
-    literal = re.sub(r"^([^/]*//)?\[[0-9A-Fa-f:.%]*\]|\[\]", "", " ".join(pieces[::2]))
-    if not 0 < len(found) <= MAX_GLOB or re.search(r"[][{}]", literal):
+    literal = r"(([^/]*//)?\[[0-9A-Fa-f:.%]*\])?([^][{}]|\[\])*"  # [::1] first, and [] anywhere
+    if not 0 < len(found) <= MAX_GLOB or not re.fullmatch(literal, " ".join(pieces[::2])):
         raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
                             f"{text!r:.100}; -g takes it as it is", exit_code=3)
     return found
 
 
-def schemes(text: str | None, base: Iterable[str] = ("http", "https")) -> list[str]:
+def schemes(text: str | None) -> set[str]:
     """What --proto leaves of the schemes: "=https" that alone, "-http" without, "+http" with.
 
-    >>> schemes("=https"), schemes("-all,https"), schemes(None)
-    (['https'], ['https'], ['http', 'https'])
+    >>> schemes("=https"), schemes("-all,https"), sorted(schemes(None))
+    ({'https'}, {'https'}, ['http', 'https'])
     """
-    found = set(base)
+    found = both = {"http", "https"}
     for entry in (text or "").lower().split(","):
         name = entry.lstrip("=+-")
-        named = {"http", "https"} if name == "all" else {name}
-        if entry.startswith("-"):
-            found -= named
-        elif entry.startswith("="):
-            found = named
-        else:
-            found |= named
-    return sorted(found & {"http", "https"})
-
-
-def parse_resolve(entries: Iterable[str]) -> dict[str, str]:
-    """--resolve as Session takes it.
-
-    >>> parse_resolve(["+H:80:1.2.3.4,[::1]", "h:81:::1", "-h:81"])
-    {'h:80': '1.2.3.4,[::1]'}
-    """
-    found: dict[str, str] = {}
-    for entry in map(str.lower, entries):
-        if entry.startswith("-"):
-            found.pop(entry[1:], None)
-            continue
-        match = re.fullmatch(r"\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", entry)
-        host, addresses = match.groups() if match else (entry, "")
-        try:
-            for address in addresses.split(","):
-                parse_address(address.strip("[] "), 6 if ":" in address else 4)
-        except InvalidURL:
-            raise AsyncGetError(f"--resolve is HOST:PORT:ADDRESS, not {entry!r:.100}",
-                                exit_code=49) from None
-        found[host] = addresses
-    return found
-
-
-def parse_rate(text: str | None) -> float | None:
-    """--rate as requests a second; without a unit, curl means an hour.
-
-    >>> parse_rate("30/m"), parse_rate("7200")
-    (0.5, 2.0)
-    """
-    if not text:
-        return None
-    match = re.fullmatch("([1-9][0-9]*)(?:/([1-9][0-9]*)?([smhd]))?", text)
-    if match is None:
-        raise AsyncGetError(f"--rate is a number and a unit, 10/s or 30/m, not {text!r:.50}")
-    number, units, unit = match.groups()
-    seconds = {"s": 1, "m": 60, "d": 86400}.get(unit, 3600)
-    return int(number) / seconds / int(units or 1)
+        named = both if name == "all" else {name}
+        found = {"=": named, "-": found - named}.get(entry[:1], found | named)
+    return found & both
 
 
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
@@ -5230,19 +5182,11 @@ def connector(options: Options) -> Connector:
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
-    elsewhere = []
-    for entry in options.connect_to:
-        host_and_port = r"(\[[^]]*\]|[^:]*):([0-9]*)"
-        match = re.fullmatch(f"{host_and_port}:{host_and_port}", entry.lower())
-        if match is None:
-            raise AsyncGetError(f"--connect-to is HOST1:PORT1:HOST2:PORT2, not {entry!r:.100}",
-                                exit_code=49)
-        elsewhere.append([part.strip("[]") for part in match.groups()])
 
     async def connect(host: str, port: int, **how: Any) -> Any:
-        for old_host, old_port, new_host, new_port in elsewhere:
-            if old_host in ("", host) and old_port in ("", str(port)):
-                host, port = new_host or host, int(new_port or port)
+        for old_host, old_port, new_host, new_port in options.connect_to:
+            if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
+                host, port = new_host.strip("[]") or host, int(new_port or port)
                 break
         began = time.monotonic()
         addresses = await look_up(host, port, family)
@@ -5254,38 +5198,23 @@ def connector(options: Options) -> Connector:
 
 def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
     """-x, -U and --noproxy as the variables that the library obeys: it decides for each hop."""
-    found: dict[str, str] = {}
-    for scheme, address in (("", options.proxy), ("socks5://", options.socks5),
-                            ("socks5h://", options.socks5_hostname)):
-        if address is not None:
-            found = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), scheme + address)
+    names = ("http_proxy", "https_proxy", "all_proxy")
+    proxy = options.proxy
+    if options.socks5:
+        proxy = f"socks5://{options.socks5}"
+    if options.socks5_hostname:
+        proxy = f"socks5h://{options.socks5_hostname}"
+    found = {} if proxy is None else dict.fromkeys(names, proxy)
     if options.proxy_user:
         from urllib.parse import quote
         user = quote(os.fsencode(options.proxy_user), safe=":")
-        names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
-        found = found or {name.lower(): environ[name] for name in names if name in environ}
-        for name, url in found.items():
+        for name in names:
+            url = found.get(name, environ.get(name, environ.get(name.upper(), "")))
             scheme, mark, address = url.rpartition("://")
             found[name] = url and f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
     if options.noproxy is not None:
         found["no_proxy"] = options.noproxy
     return found
-
-
-def credentials(text: str) -> tuple[str, str]:
-    """-u as a pair; a password left out is asked for, where somebody can answer."""
-    user, colon, password = text.partition(":")
-    if not colon:
-        if not sys.stdin.isatty():
-            raise AsyncGetError("-u has no password, and nobody is there to ask; write NAME:")
-        import signal
-        from getpass import getpass
-        with_interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:  # Ctrl-C has to turn the terminal's echo on again
-            password = getpass(f"Password of {printable(user)}: ", sys.stderr)
-        finally:
-            signal.signal(signal.SIGINT, with_interrupts)
-    return user, password
 
 
 def session_settings(options: Options) -> dict[str, Any]:
@@ -5296,73 +5225,61 @@ def session_settings(options: Options) -> dict[str, Any]:
     certificate, _, password = (options.cert or "").partition(":")
     return {
         "headers": request_headers(options),
-        "auth": options.oauth2_bearer or (credentials(options.user) if options.user else None),
+        "auth": options.oauth2_bearer or options.user,
         "netrc": options.netrc_file or bool(options.netrc or options.netrc_optional)
         and os.path.exists(os.path.expanduser("~/.netrc")),
         "timeout": silence or None,
         "deadline": options.max_time or None,
         "follow_redirects": options.location,
         "max_redirects": options.max_redirs if options.max_redirs >= 0 else None,
-        "redirect_schemes": schemes(options.proto_redir, schemes(options.proto)),
+        "redirect_schemes": schemes(options.proto_redir) & schemes(options.proto),
         "trust_redirects": bool(options.location_trusted),
         "verify": not options.insecure and (options.cacert or options.capath or True),
         "cert": (certificate, options.key, password or None) if options.cert else None,
-        "decode": options.compressed and not options.range,  # no part of a gzip unpacks
+        "decode": options.compressed,
         "unix_socket": options.unix_socket,
-        "resolve": parse_resolve(options.resolve),
+        "resolve": dict(options.resolve),
         "open_connection": connector(options),
-        "rate": parse_rate(options.rate),
+        "rate": options.rate,
         "limit": options.parallel_max or 50,
     }
 
 
-COOKIE_FILE_HEAD = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html"]
 _COOKIE_LINE = re.compile(  # domain, below it too?, path, secure?, expires, name, value
-    r"(#HttpOnly_)?\.?([^\t#.][^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)"
-    r"\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
+    r"(?i)(#HttpOnly_)?\.?([^\t#.][^\t]*)\t(?:(TRUE)|[^\t]*)\t(?:(/[^\t]*)|[^\t]*)"
+    r"\t(?:(TRUE)|[^\t]*)\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
 
 
-def parse_cookie_line(line: str) -> Cookie | None:
-    r"""The cookie in a line of a Netscape file, as curl reads it; None where there is none.
+def parse_cookie_file(text: str) -> Iterator[Cookie]:
+    r"""The cookies in a Netscape file, as curl reads it; other lines are passed over.
 
-    >>> parse_cookie_line("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7")
+    >>> list(parse_cookie_file("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7"))
     ... # doctest: +NORMALIZE_WHITESPACE
-    Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
-           http_only=True, expires=None)
+    [Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
+            http_only=True, expires=None)]
     """
-    match = _COOKIE_LINE.fullmatch(line)
-    if match is None or not _VALUE.fullmatch(line):
-        return None
-    http_only, domain, below, path, secure, expires, name, value = match.groups("")
-    cookie = Cookie(name, value, domain.lower(), path if path[:1] == "/" else "/",
-                    below.upper() != "TRUE", secure.upper() == "TRUE", http_only != "",
-                    float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
-    return cookie if (name or value) and keeps_prefix(cookie) else None
+    for line in re.split("\r?\n", text):  # splitlines would part a value at U+2028, too
+        match = _COOKIE_LINE.fullmatch(line)
+        if match is None or not _VALUE.fullmatch(line):
+            continue
+        http_only, domain, below, path, secure, expires, name, value = match.groups("")
+        cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
+                        http_only != "",
+                        float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
+        if (name or value) and keeps_prefix(cookie):
+            yield cookie
 
 
-def parse_cookie_file(text: str) -> tuple[list[Cookie], list[str]]:
-    """The cookies of such a file, and the lines that are neither these nor what we write."""
-    cookies, unknown = [], []
-    for line in text.split("\n"):  # splitlines would part a value at U+2028, too
-        cookie = parse_cookie_line(line.removesuffix("\r"))
-        if cookie:
-            cookies.append(cookie)
-        elif line.strip() not in ("", *COOKIE_FILE_HEAD):
-            unknown.append(line)
-    return cookies, unknown
-
-
-def render_cookie_file(cookies: Iterable[Cookie], unknown: Iterable[str] = ()) -> str:
+def render_cookie_file(cookies: Iterable[Cookie]) -> str:
     """Cookies as curl writes them, those without an end included, the caller's guesses not."""
-    lines = [*COOKIE_FILE_HEAD, "", *unknown]
+    lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
     for cookie in cookies:
-        domain = cookie.domain if cookie.host_only else "." + cookie.domain
-        line = "\t".join((
-            "#HttpOnly_" + domain if cookie.http_only else domain,
-            "FALSE" if cookie.host_only else "TRUE", cookie.path,
-            "TRUE" if cookie.secure else "FALSE", str(int(cookie.expires or 0)),
-            cookie.name, cookie.value))
-        if parse_cookie_line(line):  # no column for a home origin, or a tab
+        http_only = "#HttpOnly_" if cookie.http_only else ""
+        dot, below = ("", "FALSE") if cookie.host_only else (".", "TRUE")
+        secure, expires = str(cookie.secure).upper(), int(cookie.expires or 0)
+        line = (f"{http_only}{dot}{cookie.domain}\t{below}\t{cookie.path}\t{secure}\t{expires}"
+                f"\t{cookie.name}\t{cookie.value}")
+        if list(parse_cookie_file(line)):  # no column for a home origin, or a tab
             lines.append(line)
     return "\n".join(lines) + "\n"
 
@@ -5371,17 +5288,16 @@ def render_cookie_file(cookies: Iterable[Cookie], unknown: Iterable[str] = ()) -
 
 def safe_name(name: str, hidden: bool) -> str:
     """The name, if it is one of a file in this very folder."""
-    try:
-        size = len(os.fsencode(name))
-    except UnicodeError:  # of a locale without it
-        size = 0
-    theirs = not hidden and (  # a server's: nor what we ourselves read later, as ours
-        name.startswith(".") or name.lower().endswith((".part", ".part.meta")))
-    windows = os.name == "nt" and re.search(  # a drive, a stream, a device, or an end it drops
-        r'[:*?"<>|]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d) *(\.|$)', name, re.I)
-    if name in (".", "..") or printable(name) != name or theirs or windows or not 0 < size < 256:
-        raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
-    return name
+    strange = r"\.{0,2}$"
+    if not hidden:  # a server's: nor what we ourselves read later, as ours
+        strange += r"|\.|.*\.part(\.meta)?$"
+    if os.name == "nt":  # a drive, a stream, a device, or an end that it drops
+        strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|com\d|lpt\d) *(\.|$)'
+    with contextlib.suppress(UnicodeError):  # of a locale without such letters
+        if (printable(name) == name and not re.match(strange, name, re.I)
+                and len(os.fsencode(name)) < 256):
+            return name
+    raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
 
 
 def name_from_url(url: str) -> str:
@@ -5392,9 +5308,9 @@ def name_from_url(url: str) -> str:
 
     The last two are what curl does from 8.10 on; before, it refused.
     """
-    address = re.split("[?#]", url)[0].partition("://")[2].replace("\\", "/")
-    path = address.partition("/")[2].rstrip("/")
-    return safe_name(path.rpartition("/")[2] or "curl_response", hidden=True)
+    path = re.split("[?#]", url)[0].rstrip("/\\")
+    parts = re.split(r"[/\\]+", path)[2:]  # behind the scheme and the host
+    return safe_name(["curl_response", *parts][-1], hidden=True)
 
 
 def name_from_header(disposition: str) -> str | None:
@@ -5408,33 +5324,22 @@ def name_from_header(disposition: str) -> str | None:
     It is decoded first and then cut to its last part: %2F climbs out of no folder.
     """
     from urllib.parse import unquote
-    found: dict[str, str] = {}
-    for part in re.findall(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)+', disposition):
-        name, _, value = part.partition("=")
-        found[name.strip().lower()] = value.strip()
-    coded = re.fullmatch("(?i)(utf-8|iso-8859-1)'[^']*'(.*)", found.get("filename*", ""))
-    if coded:
-        name = unquote(coded[2], coded[1])
-    elif "filename" in found:
-        name = re.sub(r"\\([\"\\])", r"\1", found["filename"].strip('"'))
-        with contextlib.suppress(UnicodeError):  # many send UTF-8 where Latin-1 is due
-            name = name.encode("latin-1").decode()
-        name = unquote(name)
-    else:
+    fields = re.findall(r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', disposition)
+    found = {name.strip().lower(): value.strip() for name, value in fields}
+    coded = re.fullmatch("(?i)utf-8'[^']*'(.*)", found.get("filename*", ""))
+    name = coded[1] if coded else found.get("filename")
+    if name is None:
         return None
-    return safe_name(re.split(r"[/\\]", name)[-1], hidden=False)
-
-
-def key_of(path: str) -> str:
-    """One spelling for each file: two names may lead to the same folder."""
-    folder, name = os.path.split(path)
-    return os.path.join(os.path.realpath(folder), name)
+    name = re.sub(r"\\([\"\\])", r"\1", name.strip('"'))
+    with contextlib.suppress(UnicodeError):  # many send UTF-8 where Latin-1 is due
+        name = name.encode("latin-1").decode()
+    return safe_name(re.split(r"[/\\]", unquote(name))[-1], hidden=False)
 
 
 def free_name(path: str, taken: Container[str]) -> str:
     """The name that --no-clobber gives: path, or the first of path.1, path.2 ... not taken."""
     name, number = path, 0
-    while key_of(name) in taken or os.path.lexists(name):
+    while os.path.realpath(name) in taken or os.path.lexists(name):
         number += 1
         name = f"{path}.{number}"
     return name
@@ -5444,20 +5349,17 @@ def is_direct(path: str) -> bool:
     """Whether a name of -o's can only be written to as it is: a device, a pipe, a descriptor,
     or a file in a folder where no other can be made.
     """
-    folder = os.path.realpath(os.path.dirname(path))
-    if folder in ("/dev", "/dev/fd") or folder.startswith("/proc/"):
-        return True
-    behind_links = os.path.dirname(os.path.realpath(path))
-    return os.path.exists(path) and not (
-        os.path.isfile(path) and os.access(behind_links, os.W_OK))
+    folder = os.path.dirname(os.path.realpath(path))
+    return os.path.exists(path) and (
+        bool(re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path))))
+        or not os.path.isfile(path) or not os.access(folder, os.W_OK))
 
 
 def is_stdout(path: str) -> bool:
     """Whether a name leads to what stdout is, such as /dev/stdout."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
-    except (OSError, ValueError):
-        return False
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    return False
 
 
 def write_stdout(data: bytes | bytearray) -> None:
@@ -5479,19 +5381,15 @@ def write_secret(name: str, data: bytes) -> None:
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
-    with disk_errors(name):
-        path = os.path.realpath(name)
-        from tempfile import mkstemp
-        number, temporary = mkstemp(prefix=".asyncget-", dir=os.path.dirname(path))
-        try:
-            with open(number, "wb") as file:  # mkstemp's files are their owner's alone
-                write_all(file, data)
-            os.replace(temporary, path)
-        except BaseException as error:
-            os.unlink(temporary)
-            if getattr(error, "errno", None) != errno.EBUSY:
-                raise
-            write_named(path, data)  # a mount of one file: nothing can take its place
+    from shutil import move
+    from tempfile import TemporaryDirectory
+    path = os.path.realpath(name)
+    with disk_errors(name), TemporaryDirectory(
+            prefix=".asyncget-", dir=os.path.dirname(path)) as folder:  # its owner's alone
+        temporary = os.path.join(folder, "new")
+        write_named(temporary, data)
+        os.chmod(temporary, 0o600)
+        move(temporary, path)  # or copies, if it is a mount of one file
 
 
 # ---- one URL
@@ -5601,7 +5499,7 @@ class Transfer:
             self.path = free_name(self.path, claimed)
         part = part_of(self.path)
         for taken in (self.path, part, part + ".meta"):
-            if claimed.setdefault(key_of(taken), self.number) != self.number:
+            if claimed.setdefault(os.path.realpath(taken), self.number) != self.number:
                 raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
         if options.create_dirs:
             with disk_errors(self.path):
@@ -5752,11 +5650,11 @@ class Transfer:
 def plan_transfers(options: Options) -> list[Transfer]:
     """The URLs, each with its -o or -O; those of a list are saved as by -O, as curl does."""
     transfers: list[Transfer] = []
-    outputs, added = iter(options.output), queries(options)
+    outputs, added = iter(options.output), options.data + options.url_query
     for text in options.url:
-        listed = text.startswith("@")
+        listed = isinstance(text, list)  # of a file
         found: list[tuple[str, list[str]]] = (
-            [(line, []) for line in read_lines(text[1:]) if line[0] != "#"] if listed else
+            [(line, []) for line in text] if listed else
             [(text, [])] if options.globoff else expand_glob(text))
         unnamed = None if listed or options.remote_name_all else ""
         output = None
@@ -5971,16 +5869,14 @@ def open_jar(options: Options) -> Cookies | Literal[False]:
     jar = Cookies()
     for name in names:
         if name == "-" or os.path.exists(name):  # a first run may well name a file to come
-            for cookie in parse_cookie_file(read_text(name))[0]:
+            for cookie in parse_cookie_file(read_text(name)):
                 jar.add(cookie)
     return jar
 
 
 def save_jar(jar: Cookies, name: str) -> None:
-    """Write the cookies for -c; lines of the file that are none of ours stay."""
-    known = name != "-" and os.path.isfile(name)
-    text = render_cookie_file(jar, parse_cookie_file(read_text(name))[1] if known else ())
-    write_secret(name, text.encode("utf-8", "surrogateescape"))
+    """Write the cookies for -c."""
+    write_secret(name, render_cookie_file(jar).encode("utf-8", "surrogateescape"))
 
 
 def bars_of(transfer: Transfer) -> list[Bar]:
@@ -6002,7 +5898,7 @@ class Command:
         self.claimed: dict[str, int] = {}  # each name that is written to, and by which URL
         os.environ.update(proxy_environment(options, os.environ))
         settings = session_settings(options)
-        self.headers = settings["headers"]  # for each call: an Authorization then beats -u
+        self.headers: list[Any] = sum(options.header, [])  # for each call: they beat -u and all
         self.session = Session(cookies=open_jar(options), **settings)
         self.session.connect_timeout = options.connect_timeout
         if options.tlsv1_2:
@@ -6157,8 +6053,6 @@ async def run_command(options: Options) -> int:
         await demo()
         return 0
     check_options(options)
-    if (options.write_out or "").startswith("@"):
-        options.write_out = re.sub("[\r\n]", "", read_text(options.write_out[1:]))
     command = Command(options)
     if options.dump_header not in (None, "-"):
         write_named(options.dump_header, b"")
@@ -6201,11 +6095,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import signal
     if arguments is None:
         fill_descriptors()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupted)
     code = 0
     try:
         options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupted)
         if options.version:
             print(f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
                   f"Python {sys.version.split()[0]})")
@@ -6214,7 +6108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             code = asyncio.run(run_command(options))
         sys.stdout.flush()
-    except KeyboardInterrupt:  # while the password was asked for
+    except KeyboardInterrupt:  # while the password was asked for, with its echo on again now
         interrupted()
     except AsyncGetError as error:
         tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
