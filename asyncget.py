@@ -5567,15 +5567,10 @@ class Enough(Exception):
     """
 
 
-def clock() -> float:
-    """The time, as the event loop counts it."""
-    return asyncio.get_running_loop().time()
-
-
 def goes_on(response: Response, offset: int, path: str, given: bool) -> bool:
     """Whether a body goes on at an offset, from the flag or else the file's; False at its end.
 
-    Exit code 33 where the server's file is not the one that we have a part of.
+    Anew where the server's file is not the one that we have a part of.
     """
     status, headers = response.status_code, response.headers
     rest = body_length(response) or 0 if status == 206 else 0
@@ -5586,7 +5581,7 @@ def goes_on(response: Response, offset: int, path: str, given: bool) -> bool:
         return rest > 0
     if status != 416 or given:
         response.raise_for_status()
-    raise AsyncGetError("the server does not go on in the middle: -C is not for it", exit_code=33)
+    raise Anew
 
 
 NO_RESPONSE: Any = Options(  # what stands for one in -w
@@ -5628,21 +5623,22 @@ class Transfer:
 
     def prepare(self) -> None:
         """Refuse what --proto does not allow, and find the file's name if it is known yet."""
-        options, scheme = self.options, self.url.partition("://")[0].lower()
-        if scheme in DEFAULT_PORTS and scheme not in schemes(options.proto):
-            raise AsyncGetError(f"--proto does not allow {scheme}", exit_code=1)
-        name = self.output
-        if name is None and not options.remote_header_name:
+        scheme, name = self.url.partition("://")[0].lower(), self.output
+        if scheme not in schemes(self.options.proto):
+            raise AsyncGetError(f"{scheme} is not spoken here, or not allowed by --proto",
+                                exit_code=1)
+        if name is None and not self.options.remote_header_name:
             name = name_from_url(self.url)
-        if name and is_stdout(os.path.join(options.output_dir or "", name)):
-            self.output = "-"
-        elif name and name != "-":
+        if name and name != "-":
             self.place(name)
 
     def place(self, name: str) -> None:
         """Make a file name the path, which no other URL of this run may have."""
         options, claimed = self.options, self.command.claimed
         self.path = os.path.join(options.output_dir or "", name)
+        if is_stdout(self.path):
+            self.path, self.output = "", "-"
+            return
         if self.output:  # who named it means what it leads to
             if is_direct(self.path) and not os.path.isfile(self.path):
                 return
@@ -5652,7 +5648,7 @@ class Transfer:
             self.path = free_name(self.path, claimed)
         part = part_of(self.path)
         for taken in (self.path, part, part + ".meta"):
-            if claimed.setdefault(key_of(taken), self.number) != self.number:
+            if claimed.setdefault(key_of(taken), self) is not self:
                 raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
         if options.create_dirs:
             with disk_errors(self.path):
@@ -5663,9 +5659,7 @@ class Transfer:
         if self.mode:
             with disk_errors(self.path):
                 if self.file is None:
-                    flags = 0 if self.output else getattr(os, "O_NOFOLLOW", 0)
-                    self.file = open(self.path, self.mode, opener=lambda name, how: os.open(
-                        name, how | flags, 0o666))
+                    self.file = open(self.path, self.mode, opener=None if self.output else open_ours)
                 write_all(self.file, data)
             return
         self.held += data
@@ -5707,12 +5701,12 @@ class Transfer:
             response.raise_for_status()
         if options.etag_save and response.status_code == 200:
             write_named(options.etag_save, response.headers.get("etag", "").encode() + b"\n")
-        self.window = clock(), 0
+        self.window = time.monotonic(), 0
         await self.advance(0, body_length(response))
 
     async def advance(self, received: int, expected: int | None) -> None:
         """Note how far a body is; hold it up, or give it up, as the flags say."""
-        options, now = self.options, clock()
+        options, now = self.options, time.monotonic()
         self.received, self.expected = received, expected
         self.command.redraw()
         if options.max_filesize and max(received, expected or 0) > options.max_filesize:
@@ -5771,24 +5765,25 @@ class Transfer:
             try:
                 await self.stream(offset)
                 return
-            except AsyncGetError as error:
-                if error.exit_code != 33 or in_place or not going_on:
-                    raise
+            except Anew:
+                if in_place or not going_on:
+                    raise AsyncGetError("the server does not go on in the middle: -C is not for it",
+                                        exit_code=33) from None
             finally:
                 if self.file:
                     self.file.close()
                 self.file, self.mode = None, ""
 
         def choose(response: Response) -> str:
-            name = name_from_header(response.headers.get("content-disposition", ""))
-            self.place(name or name_from_url(self.url))
+            disposition = response.headers.get("content-disposition", "")
+            self.place(name_from_header(disposition) or name_from_url(self.url))
             return self.path
 
         await self.command.session.download(
             self.url, path or choose,  # what is there must be known first
             headers=self.command.headers, trace=self.trace,
             on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
-            overwrite=not options.remote_header_name, any_status=not options.fail)
+            overwrite=not options.remote_header_name, any_status=True)
 
     def finish(self) -> None:
         """What -R and --fail-with-body want behind the body."""
@@ -6048,9 +6043,9 @@ class Command:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.transfers = plan_transfers(options)
-        self.began = self.drawn = clock()
+        self.began = self.drawn = time.monotonic()
         self.width = 0  # of the progress line, while one is drawn
-        self.claimed: dict[str, int] = {}  # each name that is written to, and by which URL
+        self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
         os.environ.update(proxy_environment(options, os.environ))
         settings = session_settings(options)
         self.headers = settings["headers"]  # for each call: an Authorization then beats -u
@@ -6077,7 +6072,7 @@ class Command:
 
     def redraw(self) -> None:
         """Bring the progress line up to date, ten times a second at most."""
-        now = clock()
+        now = time.monotonic()
         if not self.shown or now - self.drawn < REDRAW_SECONDS:
             return
         self.drawn = now
@@ -6114,13 +6109,13 @@ class Command:
         if delay is None or transfer.wrote and not transfer.path:
             return None
         delay = options.retry_delay or delay
-        late = clock() + delay - transfer.started
+        late = time.monotonic() + delay - transfer.started
         return None if options.retry_max_time and late > options.retry_max_time else delay
 
     async def fetch(self, transfer: Transfer) -> None:
         """Carry a transfer out, by as many tries as it takes; an error becomes its outcome."""
         TRANSFER.set(transfer)
-        transfer.started = clock()
+        transfer.started = time.monotonic()
         delay = None if transfer.error else 0.0
         while delay is not None:
             await asyncio.sleep(delay)
@@ -6138,7 +6133,7 @@ class Command:
             if delay is not None and self.options.verbose:
                 why = transfer.error or transfer.response
                 self.say(f"* trying again in {delay:.1f} s: {why}")
-        transfer.ended = clock()
+        transfer.ended = time.monotonic()
         self.redraw()
 
     def report(self, transfer: Transfer) -> None:
