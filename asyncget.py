@@ -5577,7 +5577,6 @@ NO_RESPONSE: Any = Options(  # what stands for one in -w
 class Transfer:
     """One URL, from its flags to its report: where its body goes, what has become of it."""
 
-    command: Command       # the run that it is a part of
     path = ""              # of the file, if there is one
     response = NO_RESPONSE
     error: Any = None      # an AsyncGetError, if it has failed
@@ -5600,12 +5599,9 @@ class Transfer:
 
     # ---- where its bytes go
 
-    def prepare(self) -> None:
-        """Refuse what --proto does not allow, and find the file's name if it is known yet."""
-        scheme, name = self.url.partition("://")[0].lower(), self.output
-        if scheme not in schemes(self.options.proto):
-            raise AsyncGetError(f"{scheme} is not spoken here, or not allowed by --proto",
-                                exit_code=1)
+    def prepare(self, command: Command) -> None:
+        """Take a place in a run, and find the file's name if it is known yet."""
+        self.command, name = command, self.output
         if name is None and not self.options.remote_header_name:
             name = name_from_url(self.url)
         if name and name != "-":
@@ -5625,10 +5621,8 @@ class Transfer:
                 self.path = os.path.realpath(self.path)
         if options.no_clobber:
             self.path = free_name(self.path, claimed)
-        part = part_of(self.path)
-        for taken in (self.path, part, part + ".meta"):
-            if claimed.setdefault(key_of(taken), self) is not self:
-                raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
+        if claimed.setdefault(key_of(self.path), self) is not self:
+            raise AsyncGetError(f"two URLs would be written to {printable(self.path)}")
         if options.create_dirs:
             with disk_errors(self.path):
                 os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
@@ -5657,8 +5651,7 @@ class Transfer:
         options = self.options
         if options.verbose:
             text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
-            text = _FIELD.sub(mask_field, text).replace("\r\n", "\n")
-            for line in text.removesuffix("\n").split("\n"):
+            for line in _FIELD.sub(mask_field, text).removesuffix("\r\n").split("\r\n"):
                 self.command.say(f"{kind} {line}")
         if kind != "<" or isinstance(data, str):
             return
@@ -5751,6 +5744,10 @@ class Transfer:
         that bears its final name: these are gone on with where they are, as in curl.
         """
         options, path = self.options, self.path
+        scheme = self.url.partition("://")[0].lower()
+        if scheme not in schemes(options.proto):
+            raise AsyncGetError(f"{scheme} is not spoken here, or not allowed by --proto",
+                                exit_code=1)
         going_on = options.continue_at == "-"
         in_place = (self.output in ("", "-") or options.include or options.head
                     or self.output and is_direct(path))
@@ -6008,13 +6005,7 @@ class Command:
         if options.tlsv1_3:
             self.session.tls_version = ssl.TLSVersion.TLSv1_3
         for transfer in self.transfers:
-            transfer.command = self
-            try:
-                transfer.prepare()
-            except AsyncGetError as error:
-                if error.exit_code == 2:  # it cannot be meant
-                    raise
-                transfer.error = error
+            transfer.prepare(self)
         mixed = sys.stdout.isatty() and any(
             transfer.output in ("", "-") for transfer in self.transfers)
         self.shown = sys.stderr.isatty() and not (
@@ -6054,13 +6045,13 @@ class Command:
             return None
         delay = options.retry_delay or delay
         late = time.monotonic() + delay - transfer.started
-        return None if options.retry_max_time and late > options.retry_max_time else delay
+        return None if late > (options.retry_max_time or _FOREVER) else delay
 
     async def fetch(self, transfer: Transfer) -> None:
         """Carry a transfer out, by as many tries as it takes; an error becomes its outcome."""
         TRANSFER.set(transfer)
         transfer.started = time.monotonic()
-        delay = None if transfer.error else 0.0
+        delay: float | None = 0.0
         while delay is not None:
             await asyncio.sleep(delay)
             delay, transfer.error = None, None
@@ -6082,15 +6073,15 @@ class Command:
     def report(self, transfer: Transfer) -> None:
         """Say what has become of a transfer: all that its flags ask for behind the body."""
         self.wipe()
-        options, headers = self.options, transfer.response.headers
+        options = self.options
         transfer.flush()
         if transfer.error and (options.show_error or not options.silent):
-            which = f" [{transfer.shown_url}]" if len(self.transfers) > 1 else ""
-            told = in_flags(str(transfer.error)) + which
-            self.say(f"asyncget: ({transfer.error.exit_code}) {told}")
+            self.say(f"asyncget: ({transfer.error.exit_code}) {in_flags(str(transfer.error))} "
+                     f"[{transfer.shown_url}]")
         if not options.write_out:
             return
-        for where, text in render_write_out(options.write_out, write_out_values(transfer), headers):
+        for where, text in render_write_out(options.write_out, write_out_values(transfer),
+                                            transfer.response.headers):
             data = text.encode("utf-8", "surrogateescape")
             if where == "stderr":
                 tell(text)
@@ -6111,12 +6102,11 @@ class Command:
         async def work() -> None:
             for transfer in queue:
                 await self.fetch(transfer)
-                early = options.fail_early and transfer.error
-                if not early:
-                    await transfer.turn.wait()  # holding our place, so that few bodies wait
-                self.report(transfer)
-                if early:
+                if options.fail_early and transfer.error:
+                    self.report(transfer)
                     raise Enough
+                await transfer.turn.wait()  # holding our place, so that few bodies wait
+                self.report(transfer)
                 next(turns, transfer).turn.set()
 
         workers = [asyncio.ensure_future(work()) for _ in transfers[:options.parallel_max or 50]]
@@ -6162,7 +6152,7 @@ def interrupted(*_: object) -> None:
     if sys.stderr.isatty():
         os.write(2, WIPE.encode())  # the prompt belongs on a line of its own
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     os._exit(130)  # the first process of a container: it outlives the signal
 
 
@@ -6204,7 +6194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
         code = error.exit_code
     except OSError as error:  # of stdout: a pipe that is closed, a disk that is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # else it is flushed once more, at the end
         if not isinstance(error, BrokenPipeError):
             tell(f"asyncget: (23) cannot write: {error.strerror}\n")
         code = 23

@@ -8487,20 +8487,15 @@ class Section20Files(Folder):
             shared = tempfile.mkdtemp(dir="/dev/shm")
             self.addCleanup(shutil.rmtree, shared)
         rows: list[tuple[str, dict[str, bytes] | None]] = [
-            ("-O {u}/f.iso -O {u}/f.iso.part", None),
-            ("-O {u}/f.iso.part -O {u}/f.iso", None),
-            ("-O {u}/f.iso -O {u}/f.iso.part.meta", None),
             ("-O {u}/f.iso -o f.iso {u}/2", None),
             ("-o f {u}/1 -o ./f {u}/2", None),
             ("-o f {u}/1 -o here/f {u}/2", None),
             ("-o target {u}/1 -o link {u}/2", None),
-            ("-o link {u}/1 -o target.part {u}/2", None),
             *([(f"-o {shared}/f {{u}}/1 -o {shared}/f {{u}}/2", None)] if shared else []),
             ("-o f {u}/1 -o f.part2 {u}/2", {"f": b"1", "f.part2": b"2"}),
             ("-o /dev/null {u}/1 -o /dev/null {u}/2", {}),
             ("-OJ {u}/1 -OJ {u}/1", {"a": b"1", "b": b"1"}),
             ("--no-clobber -o f {u}/1 -o f {u}/2", {"f": b"1", "f.1": b"2"}),
-            ("--no-clobber -o f.part {u}/1 -o f {u}/2", None),
         ]
         for line, files in rows:
             named = [[ok(b"1", f"Content-Disposition: attachment; filename={name}")]
