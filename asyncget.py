@@ -5581,8 +5581,8 @@ class Transfer:
     response = NO_RESPONSE
     error: Any = None      # an AsyncGetError, if it has failed
     started = ended = looked_up = 0.0
-    tries = received = 0
-    expected: int | None = None
+    tries = 0
+    expected: int | None = None  # bytes of the body
     window = 0.0, 0        # for --speed-limit: since when, from how many bytes on
     wrote = 0              # bytes of the body that are where they cannot be taken back
     mode = ""              # for a body that goes neither to stdout nor to a .part: how its
@@ -5677,15 +5677,14 @@ class Transfer:
         if options.etag_save and response.status_code == 200:
             write_named(options.etag_save, response.headers.get("etag", "").encode() + b"\n")
         self.window = time.monotonic(), 0
-        await self.advance(0, body_length(response))
+        self.expected = body_length(response)
+        await self.advance(0, self.expected)
 
     async def advance(self, received: int, expected: int | None) -> None:
-        """Note how far a body is; hold it up, or give it up, as the flags say."""
+        """See how far a body is; hold it up, or give it up, as the flags say."""
         options, now = self.options, time.monotonic()
-        self.received, self.expected = received, expected
         if options.max_filesize and max(received, expected or 0) > options.max_filesize:
-            raise TooLarge(f"{self.shown_url} is larger than --max-filesize, "
-                           f"{options.max_filesize} bytes")
+            raise TooLarge(f"larger than --max-filesize, {options.max_filesize} bytes")
         since, before = self.window
         came = self.response.received - before
         span = options.speed_time or SILENCE_SECONDS
@@ -5708,8 +5707,8 @@ class Transfer:
         changed = parse_date(headers.get("last-modified", "")) or 0
         if (status in (206, 416)
                 and headers.get("content-range", "").lower() == range_of_rest(offset, rest)
-                and not (ours and rest and changed > os.path.getmtime(self.path))):
-            return rest > 0
+                and not (ours and changed > os.path.getmtime(self.path))):
+            return status == 206
         if status != 416 or not ours:
             response.raise_for_status()
         raise Anew
@@ -5725,6 +5724,7 @@ class Transfer:
                 return
             if is_own_coding(response, self.path):
                 response.coding = b"identity"
+            received = 0
             async for piece in response.iter_bytes():
                 if wary and b"\0" in piece:
                     raise AsyncGetError(BINARY, exit_code=23)
@@ -5732,7 +5732,8 @@ class Transfer:
                 self.write(piece)
                 if self.mode != "wb":
                     self.wrote += len(piece)
-                await self.advance(self.received + len(piece), self.expected)
+                received += len(piece)
+                await self.advance(received, None)
                 if len(self.held) > HELD_BYTES:
                     await response.stand_by(self.turn.wait)
             self.write(b"")  # a file, even if it is an empty one
@@ -5829,7 +5830,6 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
     remote, local = (address if isinstance(address, tuple) else (None, 0)
                      for address in (response.peer, response.local))
     url, seconds = response.url or transfer.shown_url, transfer.ended - transfer.started
-    received = response.received if transfer.received else 0
     return {
         **dict.fromkeys(("http_code", "response_code"), response.status_code),
         **dict.fromkeys(("time_connect", "time_pretransfer"), timing.connected),
@@ -5853,10 +5853,10 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "remote_ip": remote[0],
         "remote_port": remote[1],
         "scheme": url.partition("://")[0],
-        "size_download": received,
+        "size_download": response.received,
         "size_header": sum(len(hop.raw_head) for hop in hops),
         "size_request": sum(hop.request_bytes for hop in hops),
-        "speed_download": int(received / seconds) if seconds else 0,
+        "speed_download": int(response.received / seconds) if seconds else 0,
         "ssl_verify_result": getattr(getattr(error, "__cause__", None), "verify_code", 0),
         "time_appconnect": timing.connected if url[:6] == "https:" else 0.0,
         "time_namelookup": transfer.looked_up,
@@ -5904,7 +5904,7 @@ def render_write_out(template: str, values: Mapping[str, Any],
 
 def render_progress(transfers: Sequence[Transfer]) -> str:
     """How far they are: "3.0 MB of 12.0 MB   25%   1.5 MB/s   0:06 left"."""
-    received = sum(transfer.received for transfer in transfers)
+    received = sum(transfer.response.received for transfer in transfers)
     rate = received / (time.monotonic() - transfers[0].started)
     size, speed = render_size(received), render_size(rate) + "/s"
     if len(transfers) > 1:

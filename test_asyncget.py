@@ -9659,6 +9659,7 @@ class Section20CommandLine(Folder):
     @needs("curl")
     def test_json_report_beside_curl(self) -> None:
         pages = {"/": ok(b"b", "Content-Type: text/plain", "X: 1", "x: \"2"), "/cut": ok()[:-1],
+                 "/empty": ok(b"", status="404 Not Found"),
                  "/to": [ok(b"", "Location: /", status="302 Found"), LOOP]}
         later = {  # what only other protocols, client certificates and a later curl than ours have
             "certs", "num_certs", "ftp_entry_path", "http_connect", "proxy_ssl_verify_result"}
@@ -9672,7 +9673,7 @@ class Section20CommandLine(Folder):
 
         with Scripted(pages) as server:
             for line in ("{u}/", "{u}/to", "{u}/cut -o f", "{u}/none -e http://r/",
-                         "{u}/to --max-redirs 0", "{u}/none -f"):
+                         "{u}/to --max-redirs 0", "-f {u}/empty"):
                 with self.subTest(line):
                     line = self.filled(f"-L -s -o /dev/null -w %{{json}} {line}", server)
                     ours, theirs = both(line)
