@@ -5605,27 +5605,28 @@ class Transfer:
         if name is None and not self.options.remote_header_name:
             name = name_from_url(self.url)
         if name and name != "-":
-            self.place(name)
+            self.path = self.place(name)
 
-    def place(self, name: str) -> None:
-        """Make a file name the path, which no other URL of this run may have."""
+    def place(self, name: str) -> str:
+        """The path of a file name, which no other URL of this run may have; "" for stdout."""
         options, claimed = self.options, self.command.claimed
-        self.path = os.path.join(options.output_dir or "", name)
-        if is_stdout(self.path):
-            self.path, self.output = "", "-"
-            return
+        path = os.path.join(options.output_dir or "", name)
+        if is_stdout(path):
+            self.output = "-"
+            return ""
         if self.output:  # who named it means what it leads to
-            if is_direct(self.path) and not os.path.isfile(self.path):
-                return
-            if os.path.islink(self.path):
-                self.path = os.path.realpath(self.path)
+            if is_direct(path) and not os.path.isfile(path):
+                return path
+            if os.path.islink(path):
+                path = os.path.realpath(path)
         if options.no_clobber:
-            self.path = free_name(self.path, claimed)
-        if claimed.setdefault(key_of(self.path), self) is not self:
-            raise AsyncGetError(f"two URLs would be written to {printable(self.path)}")
+            path = free_name(path, claimed)
+        if claimed.setdefault(key_of(path), self) is not self:
+            raise AsyncGetError(f"two URLs would be written to {printable(path)}")
         if options.create_dirs:
-            with disk_errors(self.path):
-                os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            with disk_errors(path):
+                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        return path
 
     def write(self, data: bytes) -> None:
         """Write to the file, or to stdout if it is our turn; else keep the data till then."""
@@ -5771,7 +5772,7 @@ class Transfer:
 
         def choose(response: Response) -> str:
             disposition = response.headers.get("content-disposition", "")
-            self.place(name_from_header(disposition) or name_from_url(self.url))
+            self.path = self.place(name_from_header(disposition) or name_from_url(self.url))
             return self.path
 
         await self.command.session.download(
@@ -6073,10 +6074,10 @@ class Command:
     def report(self, transfer: Transfer) -> None:
         """Say what has become of a transfer: all that its flags ask for behind the body."""
         self.wipe()
-        options = self.options
+        options, error = self.options, transfer.error
         transfer.flush()
-        if transfer.error and (options.show_error or not options.silent):
-            self.say(f"asyncget: ({transfer.error.exit_code}) {in_flags(str(transfer.error))} "
+        if error and (options.show_error or not options.silent):
+            self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))} "
                      f"[{transfer.shown_url}]")
         if not options.write_out:
             return
