@@ -5588,24 +5588,22 @@ class Transfer:
     mode = ""              # for a body that goes neither to stdout nor to a .part: how its
     file: Any = None       # file is opened, "wb" or "ab", when the first byte has come
 
-    def __init__(self, options: Options, number: int, url: str, output: str | None) -> None:
-        self.options = options
+    def __init__(self, command: Command, number: int, url: str, output: str | None) -> None:
+        self.command = command
+        self.options = command.options
         self.number = number
         self.url = url
         self.shown_url = printable(without_userinfo(url))
         self.output = output         # what -o said: "" is nothing, "-" stdout; None is -O
         self.turn = asyncio.Event()  # set when stdout is ours
         self.held = bytearray()      # what came before that
-
-    # ---- where its bytes go
-
-    def prepare(self, command: Command) -> None:
-        """Take a place in a run, and find the file's name if it is known yet."""
-        self.command, name = command, self.output
+        name = output
         if name is None and not self.options.remote_header_name:
-            name = name_from_url(self.url)
+            name = name_from_url(url)
         if name and name != "-":
             self.path = self.place(name)
+
+    # ---- where its bytes go
 
     def place(self, name: str) -> str:
         """The path of a file name, which no other URL of this run may have; "" for stdout."""
@@ -5791,9 +5789,10 @@ class Transfer:
             self.response.raise_for_status()
 
 
-def plan_transfers(options: Options) -> list[Transfer]:
+def plan_transfers(command: Command) -> list[Transfer]:
     """The URLs, each with its -o or -O; those of a list are saved as by -O, as curl does."""
     transfers: list[Transfer] = []
+    options = command.options
     outputs, added = iter(options.output), queries(options)
     lines = [(line, text[:1] == "@") for text in options.url
              for line in (read_lines(text[1:]) if text[:1] == "@" else [text])]
@@ -5806,7 +5805,7 @@ def plan_transfers(options: Options) -> list[Transfer]:
             for index, value in enumerate(put_in, 1):
                 value = value.replace("\\", r"\\")
                 name = name and re.sub(f"#{index}(?![0-9])", value, name)
-            transfers.append(Transfer(options, len(transfers), complete_url(url, added), name))
+            transfers.append(Transfer(command, len(transfers), complete_url(url, added), name))
     if not transfers:
         raise AsyncGetError("there is no URL in the list")
     return transfers
@@ -5994,8 +5993,8 @@ class Command:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.transfers = plan_transfers(options)
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
+        self.transfers = plan_transfers(self)
         os.environ.update(proxy_environment(options, os.environ))
         settings = session_settings(options)
         self.headers = settings["headers"]  # for each call: an Authorization then beats -u
@@ -6005,8 +6004,6 @@ class Command:
             self.session.tls_version = ssl.TLSVersion.TLSv1_2
         if options.tlsv1_3:
             self.session.tls_version = ssl.TLSVersion.TLSv1_3
-        for transfer in self.transfers:
-            transfer.prepare(self)
         mixed = sys.stdout.isatty() and any(
             transfer.output in ("", "-") for transfer in self.transfers)
         self.shown = sys.stderr.isatty() and not (

@@ -6738,9 +6738,11 @@ def expressions() -> set[str]:
             and used.search("".join(map(ast.unparse, node.body)))}
 
 
-async def in_loop(function: Callable[..., Any], *given: Any) -> Any:
-    """Call what wants a running loop: on 3.9 an Event does."""
-    return function(*given)
+def planned(text: str) -> Any:
+    """The URLs of a run, with a text behind what is put into their names."""
+    command: Any = types.SimpleNamespace(options=parse_arguments(["u/{a,b}", "-o", "#1" + text]))
+    with mock.patch.object(asyncget, "Transfer", lambda *given: given):
+        return asyncget.plan_transfers(command)
 
 
 class LinearTime(Section):
@@ -6848,8 +6850,7 @@ class LinearTime(Section):
             "is_own_coding": raw(lambda t: asyncget.is_own_coding(
                 response(fields=[b"content-type: " + t]), t.decode("latin-1"))),
             "read_sidecar": asyncget._SIDECAR.fullmatch,
-            "plan_transfers": lambda t: asyncio.run(in_loop(
-                asyncget.plan_transfers, parse_arguments(["u/{a,b}", "-o", "#1" + t]))),
+            "plan_transfers": planned,
             "parse_resolve": lambda t: asyncget.parse_resolve([t]),
             "parse_value": lambda t: asyncget.parse_value(asyncget.known_flags()["-m"], t),
             "render_cookie_file": lambda t: render_cookie_file([asyncget.Cookie("a", t, "h")]),
@@ -8934,7 +8935,8 @@ class Section20CommandLine(Folder):
         ):
             with self.subTest(arguments):
                 with mock.patch.object(asyncget, "Transfer", lambda _, __, url, ___: url):
-                    urls = asyncget.plan_transfers(parse_arguments(arguments.split()))
+                    command: Any = types.SimpleNamespace(options=parse_arguments(arguments.split()))
+                    urls = asyncget.plan_transfers(command)
                 self.assertEqual(urls, expected.split())
 
     def test_names_from_urls_keep_to_the_folder(self) -> None:
@@ -10025,7 +10027,8 @@ class AcrossSections(AsyncCase):
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.01):
                 async with scripted([READ, answer()], host="two.test") as server:
                     options = parse_arguments([server.url, "-y", "4", *flags])
-                    asyncget.TRANSFER.set(asyncget.Transfer(options, 0, server.url, ""))
+                    command: Any = types.SimpleNamespace(options=options)
+                    asyncget.TRANSFER.set(asyncget.Transfer(command, 0, server.url, ""))
                     async with Session(**session_settings(options)) as session:
                         self.assertEqual((await session.get(server.url)).content, b"ok")
                 self.assertEqual(families.pop(), family)
