@@ -5558,7 +5558,7 @@ def without_userinfo(text: str) -> str:
         userinfo = parse_url(text).userinfo
     except InvalidURL:
         return masked(text)[1:-1]
-    return text.replace(userinfo + "@", "", 1) if userinfo else text
+    return text.replace(f"//{userinfo}@", "//", 1)
 
 
 class Enough(Exception):
@@ -5636,12 +5636,8 @@ class Transfer:
             return
         self.held += data
         if self.turn.is_set():
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was kept; our turn has come."""
-        held, self.held = self.held, bytearray()
-        write_stdout(held)
+            held, self.held = self.held, bytearray()
+            write_stdout(held)
 
     # ---- one try
 
@@ -5782,7 +5778,7 @@ class Transfer:
     def finish(self) -> None:
         """What -R and --fail-with-body want behind the body."""
         changed = parse_date(self.response.headers.get("last-modified", ""))
-        if self.options.remote_time and self.path and changed is not None:
+        if self.options.remote_time and self.path and changed:
             with disk_errors(self.path):
                 os.utime(self.path, (changed, changed))
         if self.options.fail_with_body:
@@ -6006,8 +6002,8 @@ class Command:
             self.session.tls_version = ssl.TLSVersion.TLSv1_3
         mixed = sys.stdout.isatty() and any(
             transfer.output in ("", "-") for transfer in self.transfers)
-        self.shown = sys.stderr.isatty() and not (
-            mixed or options.silent or options.no_progress_meter)
+        quiet = mixed or options.silent or options.no_progress_meter
+        self.shown = sys.stderr.isatty() and not quiet
 
     # ---- stderr: messages, and below them the progress line while somebody can see it
 
@@ -6064,15 +6060,16 @@ class Command:
                 transfer.response = error.response or transfer.response
                 delay = self.retry_in(transfer, error)
             if delay is not None:
-                why = transfer.error or transfer.response
-                transfer.trace("*", f"trying again in {delay:.1f} s: {why}")
+                transfer.trace("*", f"trying again in {delay:.1f} s: "
+                                    f"{transfer.error or transfer.response}")
         transfer.ended = time.monotonic()
 
     def report(self, transfer: Transfer) -> None:
         """Say what has become of a transfer: all that its flags ask for behind the body."""
         self.wipe()
         options, error = self.options, transfer.error
-        transfer.flush()
+        transfer.turn.set()  # though it may not have come: --fail-early
+        transfer.write(b"")
         if error and (options.show_error or not options.silent):
             self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))} "
                      f"[{transfer.shown_url}]")
@@ -6171,8 +6168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Without arguments it is the program itself, and ends it.
     """
     import signal
-    if arguments is None:
-        fill_descriptors()
+    fill_descriptors()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted)
     code = 0
