@@ -5584,7 +5584,7 @@ class Transfer:
     tries = 0
     expected: int | None = None  # bytes of the body
     window = 0.0, 0        # for --speed-limit: since when, from how many bytes on
-    wrote = 0              # bytes of the body that are where they cannot be taken back
+    wrote = 0              # bytes of the body, in all tries, that cannot be taken back
     mode = ""              # for a body that goes neither to stdout nor to a .part: how its
     file: Any = None       # file is opened, "wb" or "ab", when the first byte has come
 
@@ -5719,16 +5719,13 @@ class Transfer:
                 return
             if is_own_coding(response, self.path):
                 response.coding = b"identity"
-            received = 0
             async for piece in response.iter_bytes():
                 if wary and b"\0" in piece:
                     raise AsyncGetError(BINARY, exit_code=23)
                 wary = False  # the first piece tells, as it does for curl
                 self.write(piece)
-                if self.mode != "wb":
-                    self.wrote += len(piece)
-                received += len(piece)
-                await self.advance(received, None)
+                self.wrote += len(piece)
+                await self.advance(self.wrote, None)
                 if len(self.held) > HELD_BYTES:
                     await response.stand_by(self.turn.wait)
             self.write(b"")  # a file, even if it is an empty one
@@ -5747,7 +5744,7 @@ class Transfer:
         going_on = options.continue_at == "-"
         in_place = (self.output in ("", "-") or options.include or options.head
                     or self.output and is_direct(path))
-        offset = 0 if going_on else int(options.continue_at or 0) + self.wrote
+        offset = int((options.continue_at or "").strip("-") or 0) + self.wrote
         if going_on and os.path.isfile(path) and (in_place or not read_partial(path)):
             offset = os.path.getsize(path)
         if in_place or offset:
@@ -6035,7 +6032,7 @@ class Command:
         if options.retry_all_errors and isinstance(outcome, AsyncGetError):
             outcome = ConnectError()  # which is worth another try
         delay = retry_delay(transfer.tries, outcome, options.retry or 0)
-        if delay is None or transfer.wrote and not transfer.path:
+        if delay is None or transfer.wrote and not options.continue_at:
             return None
         delay = options.retry_delay or delay
         late = time.monotonic() + delay - transfer.started
@@ -6144,8 +6141,6 @@ async def run_command(options: Options) -> int:
 def interrupted(*_: object) -> None:
     """Die by the signal, so that a shell's loop ends, too: what has come is written already."""
     import signal
-    if sys.stderr.isatty():
-        os.write(2, WIPE.encode())  # the prompt belongs on a line of its own
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.raise_signal(signal.SIGINT)
     os._exit(130)  # the first process of a container: it outlives the signal
