@@ -5812,7 +5812,7 @@ def redirect_url(response: Response) -> str | None:
     if response.status_code // 100 != 3 or not any(locations):
         return None
     with contextlib.suppress(AsyncGetError):
-        return str(join_url(parse_url(response.url), locations[0]))
+        return str(join_url(response._url, locations[0]))
     return locations[0]  # not one of ours
 
 
@@ -6042,10 +6042,8 @@ class Command:
         """Carry a transfer out, by as many tries as it takes; an error becomes its outcome."""
         TRANSFER.set(transfer)
         transfer.started = time.monotonic()
-        delay: float | None = 0.0
-        while delay is not None:
-            await asyncio.sleep(delay)
-            delay, transfer.error = None, None
+        while True:
+            delay = transfer.error = None
             transfer.tries += 1
             try:
                 await transfer.fetch_once()
@@ -6056,9 +6054,11 @@ class Command:
                 transfer.error = error
                 transfer.response = error.response or transfer.response
                 delay = self.retry_in(transfer, error)
-            if delay is not None:
-                transfer.trace("*", f"trying again in {delay:.1f} s: "
-                                    f"{transfer.error or transfer.response}")
+            if delay is None:
+                break
+            transfer.trace("*", f"trying again in {delay:.1f} s: "
+                                f"{transfer.error or transfer.response}")
+            await asyncio.sleep(delay)
         transfer.ended = time.monotonic()
 
     def report(self, transfer: Transfer) -> None:
