@@ -5076,9 +5076,8 @@ def read_text(name: str) -> str:
 
 
 def read_lines(name: str) -> list[str]:
-    """Its lines, without the blanks around them, and without empty ones and comments."""
-    lines = map(str.strip, read_text(name).split("\n"))
-    return [line for line in lines if line[:1] not in ("", "#")]
+    """Its lines, without the blanks around them, and without empty ones."""
+    return [line.strip() for line in read_text(name).split("\n") if line.strip()]
 
 
 def parse_header(line: str) -> list[tuple[str, str | None]]:
@@ -5569,7 +5568,7 @@ class Enough(Exception):
 
 
 NO_RESPONSE: Any = Options(  # what stands for one in -w
-    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), peer=None, local=None, proxied=False,
+    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), peer=None, local=None,
     raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(), received=0,
     request_bytes=0, url="")
 
@@ -5788,7 +5787,8 @@ def plan_transfers(command: Command) -> list[Transfer]:
     options = command.options
     outputs, added = iter(options.output), queries(options)
     lines = [(line, text[:1] == "@") for text in options.url
-             for line in (read_lines(text[1:]) if text[:1] == "@" else [text])]
+             for line in (read_lines(text[1:]) if text[:1] == "@" else [text])
+             if line[:1] != "#"]
     for text, listed in lines:
         unnamed = None if listed or options.remote_name_all else ""
         output = next(outputs, os.devnull if options.out_null else unnamed)
@@ -5840,7 +5840,6 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "num_headers": len(response.headers.pairs),
         "num_redirects": len(response.history),
         "num_retries": transfer.tries - 1,
-        "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
         "referer": transfer.options.referer,
         "remote_ip": remote[0],
@@ -6163,7 +6162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Without arguments it is the program itself, and ends it.
     """
     import signal
-    fill_descriptors()
+    if arguments is None:
+        fill_descriptors()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted)
     code = 0
