@@ -5721,7 +5721,6 @@ class Transfer:
             async for piece in response.iter_bytes():
                 if wary and b"\0" in piece:
                     raise AsyncGetError(BINARY, exit_code=23)
-                wary = False  # the first piece tells, as it does for curl
                 self.write(piece)
                 self.wrote += len(piece)
                 await self.advance(self.wrote, None)
@@ -5848,7 +5847,7 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "size_download": response.received,
         "size_header": sum(len(hop.raw_head) for hop in hops),
         "size_request": sum(hop.request_bytes for hop in hops),
-        "speed_download": int(response.received / seconds) if seconds else 0,
+        "speed_download": int(response.received / (seconds or 1)),
         "ssl_verify_result": getattr(getattr(error, "__cause__", None), "verify_code", 0),
         "time_appconnect": timing.connected if url[:6] == "https:" else 0.0,
         "time_namelookup": transfer.looked_up,
