@@ -5557,7 +5557,7 @@ def without_userinfo(text: str) -> str:
         userinfo = parse_url(text).userinfo
     except InvalidURL:
         return masked(text)[1:-1]
-    return text.replace(f"//{userinfo}@", "//", 1)
+    return text.replace(f"://{userinfo}@", "://", 1)
 
 
 class Enough(Exception):
