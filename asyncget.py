@@ -4743,14 +4743,14 @@ async def demo() -> None:
 # another method than GET, and curl's config files.
 
 HELD_BYTES = 1_048_576   # of a body that waits for its turn on stdout; then the server waits, too
-AWAKE_SECONDS = 0.2      # that a Ctrl-C may have to wait, at most
-REDRAW_SECONDS = 0.1     # between two states of the progress line
+REDRAW_SECONDS = 0.1     # between two states of the progress line; a Ctrl-C may wait as long
 SILENCE_SECONDS = 30.0   # without a byte, and we give up
 MAX_GLOB = 100_000       # URLs that one argument may stand for
 _FIELD = re.compile(r"^([^\s:]+):([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.M)
 SECRET_NAMES = re.compile(  # not for -v
     r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
     r"|credential|(api|auth|access|subscription|signature)[-_]?key)", re.I)
+WIPE = "\r\x1b[K"  # the line that is begun on a terminal
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
 # A line is a flag's definition as well as its help. A word in capitals is its value, read as
 # VALUES has it; with three dots, it may be given repeatedly.
@@ -5404,7 +5404,7 @@ def without_userinfo(text: str) -> str:
         userinfo = parse_url(text).userinfo
     except InvalidURL:
         return masked(text)[1:-1]
-    return text.replace(userinfo + "@", "", 1) if userinfo else text
+    return text.replace(f"://{userinfo}@", "://", 1)
 
 
 class Enough(Exception):
@@ -5414,30 +5414,8 @@ class Enough(Exception):
     """
 
 
-def clock() -> float:
-    """The time, as the event loop counts it."""
-    return asyncio.get_running_loop().time()
-
-
-def goes_on(response: Response, offset: int, path: str, given: bool) -> bool:
-    """Whether a body goes on at an offset, from the flag or else the file's; False at its end.
-
-    Exit code 33 where the server's file is not the one that we have a part of.
-    """
-    status, headers = response.status_code, response.headers
-    rest = body_length(response) or 0 if status == 206 else 0
-    changed = parse_date(headers.get("last-modified", "")) or 0
-    if (status in (206, 416)
-            and headers.get("content-range", "").lower() == range_of_rest(offset, rest)
-            and (given or not rest or changed <= os.path.getmtime(path))):
-        return rest > 0
-    if status != 416 or given:
-        response.raise_for_status()
-    raise AsyncGetError("the server does not go on in the middle: -C is not for it", exit_code=33)
-
-
 NO_RESPONSE: Any = Options(  # what stands for one in -w
-    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), peer=None, local=None, proxied=False,
+    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), peer=None, local=None,
     raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(), received=0,
     request_bytes=0, url="")
 
@@ -5445,84 +5423,72 @@ NO_RESPONSE: Any = Options(  # what stands for one in -w
 class Transfer:
     """One URL, from its flags to its report: where its body goes, what has become of it."""
 
-    command: Command       # the run that it is a part of
     path = ""              # of the file, if there is one
     response = NO_RESPONSE
-    error: AsyncGetError | None = None
+    error: Any = None      # an AsyncGetError, if it has failed
     started = ended = looked_up = 0.0
-    tries = received = 0
-    expected: int | None = None
+    tries = 0
+    expected: int | None = None  # bytes of the body
     window = 0.0, 0        # for --speed-limit: since when, from how many bytes on
-    wrote = 0              # bytes of the body that are where they cannot be taken back
+    wrote = 0              # bytes of the body, in all tries, that cannot be taken back
     mode = ""              # for a body that goes neither to stdout nor to a .part: how its
     file: Any = None       # file is opened, "wb" or "ab", when the first byte has come
 
-    def __init__(self, options: Options, number: int, url: str, output: str | None) -> None:
-        self.options = options
+    def __init__(self, command: Command, number: int, url: str, output: str | None) -> None:
+        self.command = command
+        self.options = command.options
         self.number = number
         self.url = url
         self.shown_url = printable(without_userinfo(url))
         self.output = output         # what -o said: "" is nothing, "-" stdout; None is -O
         self.turn = asyncio.Event()  # set when stdout is ours
         self.held = bytearray()      # what came before that
-
-    @property
-    def exit_code(self) -> int:
-        """curl's code for the outcome."""
-        return self.error.exit_code if self.error else 0
+        name = output
+        try:
+            if name is None and not self.options.remote_header_name:
+                name = name_from_url(url)
+            if name and name != "-":
+                self.path = self.place(name)
+        except AsyncGetError as failed:
+            if failed.exit_code == 2:  # it cannot be meant: then nothing at all is sent
+                raise
+            self.error = failed
 
     # ---- where its bytes go
 
-    def prepare(self) -> None:
-        """Refuse what --proto does not allow, and find the file's name if it is known yet."""
-        options, scheme = self.options, self.url.partition("://")[0].lower()
-        if scheme in DEFAULT_PORTS and scheme not in schemes(options.proto):
-            raise AsyncGetError(f"--proto does not allow {scheme}", exit_code=1)
-        name = self.output
-        if name is None and not options.remote_header_name:
-            name = name_from_url(self.url)
-        if name and is_stdout(os.path.join(options.output_dir or "", name)):
-            self.output = "-"
-        elif name and name != "-":
-            self.place(name)
-
-    def place(self, name: str) -> None:
-        """Make a file name the path, which no other URL of this run may have."""
+    def place(self, name: str) -> str:
+        """The path of a file name, which no other URL of this run may have; "" for stdout."""
         options, claimed = self.options, self.command.claimed
-        self.path = os.path.join(options.output_dir or "", name)
+        path = os.path.join(options.output_dir or "", name)
+        if is_stdout(path):
+            self.output = "-"
+            return ""
         if self.output:  # who named it means what it leads to
-            if is_direct(self.path) and not os.path.isfile(self.path):
-                return
-            if os.path.islink(self.path):
-                self.path = os.path.realpath(self.path)
+            if is_direct(path) and not os.path.isfile(path):
+                return path
+            if os.path.islink(path):
+                path = os.path.realpath(path)
         if options.no_clobber:
-            self.path = free_name(self.path, claimed)
-        part = part_of(self.path)
-        for taken in (self.path, part, part + ".meta"):
-            if claimed.setdefault(os.path.realpath(taken), self.number) != self.number:
-                raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
+            path = free_name(path, claimed)
+        if claimed.setdefault(os.path.realpath(path), self) is not self:
+            raise AsyncGetError(f"two URLs would be written to {printable(path)}")
         if options.create_dirs:
-            with disk_errors(self.path):
-                os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            with disk_errors(path):
+                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        return path
 
     def write(self, data: bytes) -> None:
         """Write to the file, or to stdout if it is our turn; else keep the data till then."""
         if self.mode:
             with disk_errors(self.path):
-                if self.file is None:
-                    flags = 0 if self.output else getattr(os, "O_NOFOLLOW", 0)
-                    self.file = open(self.path, self.mode, opener=lambda name, how: os.open(
-                        name, how | flags, 0o666))
+                opener = None if self.output else open_ours
+                self.file = self.file or open(self.path, self.mode, opener=opener)
                 write_all(self.file, data)
             return
         self.held += data
         if self.turn.is_set():
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was kept; our turn has come."""
-        held, self.held = self.held, bytearray()
-        write_stdout(held)
+            held, self.held = self.held, bytearray()
+            write_stdout(held)
 
     # ---- one try
 
@@ -5530,7 +5496,9 @@ class Transfer:
         """What a call tells: for -v, and each head as it comes for -i, -I and -D."""
         options = self.options
         if options.verbose:
-            self.command.show_wire(kind, data)
+            text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
+            for line in _FIELD.sub(mask_field, text).removesuffix("\r\n").split("\r\n"):
+                self.command.say(f"{kind} {line}")
         if kind != "<" or isinstance(data, str):
             return
         head = data
@@ -5554,17 +5522,15 @@ class Transfer:
             response.raise_for_status()
         if options.etag_save and response.status_code == 200:
             write_named(options.etag_save, response.headers.get("etag", "").encode() + b"\n")
-        self.window = clock(), 0
-        await self.advance(0, body_length(response))
+        self.window = time.monotonic(), 0
+        self.expected = body_length(response)
+        await self.advance(0, self.expected)
 
     async def advance(self, received: int, expected: int | None) -> None:
-        """Note how far a body is; hold it up, or give it up, as the flags say."""
-        options, now = self.options, clock()
-        self.received, self.expected = received, expected
-        self.command.redraw()
+        """See how far a body is; hold it up, or give it up, as the flags say."""
+        options, now = self.options, time.monotonic()
         if options.max_filesize and max(received, expected or 0) > options.max_filesize:
-            raise TooLarge(f"{self.shown_url} is larger than --max-filesize, "
-                           f"{options.max_filesize} bytes")
+            raise TooLarge(f"larger than --max-filesize, {options.max_filesize} bytes")
         since, before = self.window
         came = self.response.received - before
         span = options.speed_time or SILENCE_SECONDS
@@ -5576,6 +5542,23 @@ class Transfer:
         if options.limit_rate:
             await asyncio.sleep(max(0.0, since + came / options.limit_rate - now))
 
+    def goes_on(self, response: Response, offset: int) -> bool:
+        """Whether a body goes on at an offset, from the flag or else the file's; False at its end.
+
+        Anew where the server's file is not the one that we have a part of.
+        """
+        status, headers = response.status_code, response.headers
+        rest = body_length(response) or 0 if status == 206 else 0
+        ours = self.options.continue_at == "-"
+        changed = parse_date(headers.get("last-modified", "")) or 0
+        if (status in (206, 416)
+                and headers.get("content-range", "").lower() == range_of_rest(offset, rest)
+                and not (ours and changed > os.path.getmtime(self.path))):
+            return status == 206
+        if status != 416 or not ours:
+            response.raise_for_status()
+        raise Anew
+
     async def stream(self, offset: int) -> None:
         """Hand on a body as it comes, from an offset on: to stdout, or to a file in place."""
         wary = self.output == "" and sys.stdout.isatty()
@@ -5583,19 +5566,16 @@ class Transfer:
         async with self.command.session.stream(
                 self.url, headers=self.command.headers + fields, trace=self.trace) as response:
             await self.meet(response)
-            given = self.options.continue_at != "-"
-            if offset and not goes_on(response, offset, self.path, given) or self.options.head:
+            if offset and not self.goes_on(response, offset) or self.options.head:
                 return
             if is_own_coding(response, self.path):
                 response.coding = b"identity"
             async for piece in response.iter_bytes():
                 if wary and b"\0" in piece:
                     raise AsyncGetError(BINARY, exit_code=23)
-                wary = False  # the first piece tells, as it does for curl
                 self.write(piece)
-                if self.mode != "wb":
-                    self.wrote += len(piece)
-                await self.advance(self.received + len(piece), self.expected)
+                self.wrote += len(piece)
+                await self.advance(self.wrote, None)
                 if len(self.held) > HELD_BYTES:
                     await response.stand_by(self.turn.wait)
             self.write(b"")  # a file, even if it is an empty one
@@ -5607,64 +5587,68 @@ class Transfer:
         that bears its final name: these are gone on with where they are, as in curl.
         """
         options, path = self.options, self.path
-        to_stdout, going_on = self.output in ("", "-"), options.continue_at == "-"
-        in_place = (to_stdout or options.include or options.head
+        scheme = self.url.partition("://")[0].lower()
+        if scheme not in schemes(options.proto):
+            raise AsyncGetError(f"{scheme} is not spoken here, or not allowed by --proto",
+                                exit_code=1)
+        going_on = options.continue_at == "-"
+        in_place = (self.output in ("", "-") or options.include or options.head
                     or self.output and is_direct(path))
-        offset = 0 if going_on else int(options.continue_at or 0) + self.wrote
+        offset = int((options.continue_at or "").strip("-") or 0) + self.wrote
         if going_on and os.path.isfile(path) and (in_place or not read_partial(path)):
             offset = os.path.getsize(path)
         if in_place or offset:
-            self.mode = "" if to_stdout else "ab" if offset else "wb"
+            self.mode = path and ("ab" if offset else "wb")
             try:
                 await self.stream(offset)
                 return
-            except AsyncGetError as error:
-                if error.exit_code != 33 or in_place or not going_on:
-                    raise
+            except Anew:
+                if in_place or not going_on:
+                    raise AsyncGetError("the server does not go on in the middle: -C is not for it",
+                                        exit_code=33) from None
             finally:
                 if self.file:
                     self.file.close()
                 self.file, self.mode = None, ""
 
         def choose(response: Response) -> str:
-            name = name_from_header(response.headers.get("content-disposition", ""))
-            self.place(name or name_from_url(self.url))
+            disposition = response.headers.get("content-disposition", "")
+            self.path = self.place(name_from_header(disposition) or name_from_url(self.url))
             return self.path
 
         await self.command.session.download(
             self.url, path or choose,  # what is there must be known first
             headers=self.command.headers, trace=self.trace,
             on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
-            overwrite=not options.remote_header_name, any_status=not options.fail)
+            overwrite=not options.remote_header_name, any_status=True)
 
     def finish(self) -> None:
         """What -R and --fail-with-body want behind the body."""
         changed = parse_date(self.response.headers.get("last-modified", ""))
-        if self.options.remote_time and self.path and changed is not None:
+        if self.options.remote_time and self.path and changed:
             with disk_errors(self.path):
                 os.utime(self.path, (changed, changed))
         if self.options.fail_with_body:
             self.response.raise_for_status()
 
 
-def plan_transfers(options: Options) -> list[Transfer]:
+def plan_transfers(command: Command) -> list[Transfer]:
     """The URLs, each with its -o or -O; those of a list are saved as by -O, as curl does."""
     transfers: list[Transfer] = []
+    options = command.options
     outputs, added = iter(options.output), options.data + options.url_query
-    for text in options.url:
-        listed = isinstance(text, list)  # of a file
-        found: list[tuple[str, list[str]]] = (
-            [(line, []) for line in text] if listed else
-            [(text, [])] if options.globoff else expand_glob(text))
+    lines = [(line, isinstance(entry, list)) for entry in options.url  # a list: of a file
+             for line in (entry if isinstance(entry, list) else [entry])]
+    for text, listed in lines:
         unnamed = None if listed or options.remote_name_all else ""
-        output = None
-        for number, (url, put_in) in enumerate(found):
-            if listed or number == 0:
-                output = next(outputs, os.devnull if options.out_null else unnamed)
+        output = next(outputs, os.devnull if options.out_null else unnamed)
+        literal = listed or options.globoff
+        for url, put_in in [(text, [])] if literal else expand_glob(text):
             name = output
             for index, value in enumerate(put_in, 1):
-                name = name and re.sub(f"#{index}(?![0-9])", value.replace("\\", r"\\"), name)
-            transfers.append(Transfer(options, len(transfers), complete_url(url, added), name))
+                value = value.replace("\\", r"\\")
+                name = name and re.sub(f"#{index}(?![0-9])", value, name)
+            transfers.append(Transfer(command, len(transfers), complete_url(url, added), name))
     if not transfers:
         raise AsyncGetError("there is no URL in the list")
     return transfers
@@ -5674,98 +5658,57 @@ def plan_transfers(options: Options) -> list[Transfer]:
 
 def redirect_url(response: Response) -> str | None:
     """Where a redirect that was not followed would have led."""
-    location = "".join(octets_text(response.raw_head, "location")[:1])
-    if response.status_code // 100 != 3 or not location:
+    locations = octets_text(response.raw_head, "location")
+    if response.status_code // 100 != 3 or not any(locations):
         return None
     with contextlib.suppress(AsyncGetError):
-        return str(join_url(parse_url(response.url), location))
-    return location  # not one of ours
-
-
-_URL_PARTS = re.compile(r"((?P<scheme>[^:/?#]*)://([^/?#]*@)?(?P<host>\[[^]]*\]|[^:/?#]*)"
-                        r"(:(?P<port>[0-9]*))?)?(?P<path>[^?#]*)(\?(?P<query>[^#]*))?"
-                        r"(#(?P<fragment>.*))?", re.S)
-
-
-def url_parts(url: str, prefix: str) -> dict[str, str]:
-    """A URL's parts as -w names them; the password is not among them.
-
-    >>> list(url_parts("http://me@[::1]:81?b#c", "url").values())
-    ['http', '[::1]', '81', '/', 'b', 'c']
-    """
-    found = next(_URL_PARTS.finditer(url)).groupdict("")
-    found["port"] = found["port"] or str(DEFAULT_PORTS.get(found["scheme"], ""))
-    found["path"] = found["path"] or "/"
-    return {f"{prefix}.{name}": value for name, value in found.items()}
-
-
-def response_values(response: Response, url: str) -> dict[str, Any]:
-    """What only a response can tell, under curl's names."""
-    hops = (*response.history, response)
-    timing = response.timing
-    remote, local = (address if isinstance(address, tuple) else (None, 0)
-                     for address in (response.peer, response.local))
-    return {
-        "content_type": response.headers.get("content-type"),
-        "http_code": response.status_code,
-        "http_version": response.http_version[5:],
-        "local_ip": local[0],
-        "local_port": local[1],
-        "num_connects": sum(not hop.timing.reused for hop in hops),
-        "num_headers": len(response.headers.pairs),
-        "num_redirects": len(response.history),
-        "proxy_used": int(response.proxied),
-        "redirect_url": redirect_url(response),
-        "remote_ip": remote[0],
-        "remote_port": remote[1],
-        "response_code": response.status_code,
-        "scheme": url.partition("://")[0],
-        "size_header": sum(len(hop.raw_head) for hop in hops),
-        "size_request": sum(hop.request_bytes for hop in hops),
-        "time_appconnect": timing.connected if url[:6] == "https:" else 0.0,
-        "time_connect": timing.connected,
-        "time_pretransfer": timing.connected,
-        "time_redirect": response.history[-1].timing.done if response.history else 0.0,
-        "time_starttransfer": timing.head,
-        "url_effective": url,
-        **url_parts(url, "urle"),
-    }
+        return str(join_url(response._url, locations[0]))
+    return locations[0]  # not one of ours
 
 
 def write_out_values(transfer: Transfer) -> dict[str, Any]:
-    """All that -w can tell: times in seconds, sizes in bytes."""
-    import json
-    response, seconds = transfer.response, transfer.ended - transfer.started
-    url = transfer.shown_url
-    received = response.received if transfer.received else 0
-    cause = getattr(transfer.error, "__cause__", None)
-    values = {
-        **response_values(response, response.url or url),
+    """What -w can tell, under curl's names: times in seconds, sizes in bytes."""
+    response, error = transfer.response, transfer.error
+    timing, hops = response.timing, (*response.history, response)
+    remote, local = (address if isinstance(address, tuple) else (None, 0)
+                     for address in (response.peer, response.local))
+    url, seconds = response.url or transfer.shown_url, transfer.ended - transfer.started
+    return {
+        **dict.fromkeys(("http_code", "response_code"), response.status_code),
+        **dict.fromkeys(("time_connect", "time_pretransfer"), timing.connected),
+        **dict.fromkeys(("size_upload", "speed_upload"), 0),
+        "content_type": response.headers.get("content-type"),
         "curl_version": f"asyncget {__version__}",
-        "errormsg": str(transfer.error) if transfer.error else None,
-        "exitcode": transfer.exit_code,
+        "errormsg": str(error) if error else None,
+        "exitcode": error.exit_code if error else 0,
         "filename_effective": transfer.path or None,
+        "http_version": response.http_version[5:],
+        "local_ip": local[0],
+        "local_port": local[1],
         "method": "GET",
+        "num_connects": sum(not hop.timing.reused for hop in hops),
+        "num_headers": len(response.headers.pairs),
+        "num_redirects": len(response.history),
         "num_retries": transfer.tries - 1,
+        "redirect_url": redirect_url(response),
         "referer": transfer.options.referer,
-        "size_delivered": transfer.received,
-        "size_download": received,
-        "size_upload": 0,
-        "speed_download": int(received / seconds) if seconds else 0,
-        "speed_upload": 0,
-        "ssl_verify_result": getattr(cause, "verify_code", 0),
+        "remote_ip": remote[0],
+        "remote_port": remote[1],
+        "scheme": url.partition("://")[0],
+        "size_download": response.received,
+        "size_header": sum(len(hop.raw_head) for hop in hops),
+        "size_request": sum(hop.request_bytes for hop in hops),
+        "speed_download": int(response.received / (seconds or 1)),
+        "ssl_verify_result": getattr(getattr(error, "__cause__", None), "verify_code", 0),
+        "time_appconnect": timing.connected if url[:6] == "https:" else 0.0,
         "time_namelookup": transfer.looked_up,
-        "time_queue": transfer.started - transfer.command.began,
+        "time_redirect": response.history[-1].timing.done if response.history else 0.0,
+        "time_starttransfer": timing.head,
         "time_total": seconds,
-        "tls_earlydata": 0,
-        "url": url,
+        "url": transfer.shown_url,
+        "url_effective": url,
         "urlnum": transfer.number,
-        **url_parts(url, "url"),
     }
-    values = {name: round(value, 6) if isinstance(value, float) else value
-              for name, value in values.items()}
-    fields = {name.lower(): response.headers.get_all(name) for name in response.headers}
-    return {**values, "json": json.dumps(values), "header_json": json.dumps(fields)}
 
 
 def render_write_out(template: str, values: Mapping[str, Any],
@@ -5777,38 +5720,38 @@ def render_write_out(template: str, values: Mapping[str, Any],
     ...                  values, Headers([("X", "y")]))
     [['stdout', '007\t0.500000'], ['stderr', 'y%'], ['f', '.']]
     """
-    plain = {r"\n": "\n", r"\r": "\r", r"\t": "\t", "%%": "%", "%{onerror}": ""}
+    import json
+    fields = {name.lower(): headers.get_all(name) for name in headers}
+    known = {r"\n": "\n", r"\r": "\r", r"\t": "\t", "%%": "%", "%{onerror}": "",
+             "%{json}": json.dumps(values), "%{header_json}": json.dumps(fields)}
+    for name, value in values.items():
+        shape = ".6f" if isinstance(value, float) else "03" if "_code" in name else ""
+        known[f"%{{{name}}}"] = "" if value is None else printable(format(value, shape))
     pieces = [["stdout", ""]]
-    for match in re.finditer(r"%\{([\w.]+)\}|%(?:header\{([^{}]*)|output\{([^{}]*))\}|\\[nrt]|%%"
-                             r"|.[^%\\]*", template, re.S):
-        variable, header, output = match.groups()
-        if variable == "onerror" and not values["exitcode"]:
+    for match in re.finditer(r"%\{\w+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*",
+                             template, re.S):
+        text, (kind, name) = match[0], match.groups()
+        if text == "%{onerror}" and not values["exitcode"]:
             break
-        if output or variable in ("stdout", "stderr"):
-            pieces.append([output or variable, ""])
-        elif variable in values:
-            value = values[variable]
-            shape = ".6f" if isinstance(value, float) else "03" if "_code" in variable else ""
-            text = "" if value is None else format(value, shape)
-            pieces[-1][1] += text if "json" in variable else printable(text)
-        elif header is not None:
-            pieces[-1][1] += printable(headers.get(header, ""))
-        else:  # one that we do not know stays visible
-            pieces[-1][1] += plain.get(match[0], match[0])
+        if kind == "header":
+            pieces[-1][1] += printable(headers.get(name, ""))
+        elif kind or text in ("%{stdout}", "%{stderr}"):
+            pieces.append([name or text[2:-1], ""])
+        else:
+            pieces[-1][1] += known.get(text, text)  # one that we do not know stays visible
     return pieces
 
 
 # ---- what stderr shows
 
-def render_progress(transfers: Sequence[Transfer], seconds: float) -> str:
+def render_progress(transfers: Sequence[Transfer]) -> str:
     """How far they are: "3.0 MB of 12.0 MB   25%   1.5 MB/s   0:06 left"."""
-    received, count = sum(transfer.received for transfer in transfers), len(transfers)
-    rate = received / (seconds or 1)
+    received = sum(transfer.response.received for transfer in transfers)
+    rate = received / (time.monotonic() - transfers[0].started)
     size, speed = render_size(received), render_size(rate) + "/s"
-    if count > 1:
+    if len(transfers) > 1:
         ended = sum(transfer.ended > 0 for transfer in transfers)
-        failed = sum(transfer.error is not None for transfer in transfers)
-        return f"{ended}/{count} done   {failed} failed   {size}   {speed}"
+        return f"{ended}/{len(transfers)} done   {size}   {speed}"
     expected = transfers[0].expected
     if not expected or not rate:
         return f"{size}   {speed}"
@@ -5830,9 +5773,7 @@ def mask_field(match: re.Match[str]) -> str:
     if SECRET_NAMES.match(name):
         return f"{name}: ***"
     if name.lower() == "location":  # whose password may have any character
-        before, _, behind = value.rpartition("@")
-        begin = re.match(r"[^/\\]*[/\\]+", before)
-        value = f"{begin[0]}***@{behind}" if begin else value
+        value = re.sub(r"(?s)^([^/\\]*[/\\]{1,2}).*@", r"\1***@", value)
     return f"{name}:" + re.sub(r"([/\\])[^/\\\s?#<>@]*@", r"\1***@", value)
 
 
@@ -5854,7 +5795,7 @@ def in_flags(text: str) -> str:
             ("pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT",
              "use Python's own API, or -k, which believes any server"),
             (", or verify=", ", or --cacert (-k believes any server)"), ("verify=", "--cacert "),
-            ("wanted: cert=", "wanted: -E"), ("(cert=)", "(-E)")):
+            ("cert=", "-E")):
         text = text.replace(keyword, flag)
     return text
 
@@ -5883,7 +5824,7 @@ def bars_of(transfer: Transfer) -> list[Bar]:
     """The rows of --waterfall; without a response it was all one wait."""
     if transfer.response is not NO_RESPONSE:
         return response_bars(transfer.response)
-    label = f"({transfer.exit_code}) {transfer.shown_url.partition('://')[2]}"
+    label = f"({transfer.error.exit_code}) {transfer.shown_url}"
     return [Bar(label, transfer.started, transfer.started, transfer.ended, transfer.ended)]
 
 
@@ -5892,10 +5833,8 @@ class Command:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.transfers = plan_transfers(options)
-        self.began = self.drawn = clock()
-        self.width = 0  # of the progress line, while one is drawn
-        self.claimed: dict[str, int] = {}  # each name that is written to, and by which URL
+        self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
+        self.transfers = plan_transfers(self)
         os.environ.update(proxy_environment(options, os.environ))
         settings = session_settings(options)
         self.headers: list[Any] = sum(options.header, [])  # for each call: they beat -u and all
@@ -5905,48 +5844,32 @@ class Command:
             self.session.tls_version = ssl.TLSVersion.TLSv1_2
         if options.tlsv1_3:
             self.session.tls_version = ssl.TLSVersion.TLSv1_3
-        for transfer in self.transfers:
-            transfer.command = self
-            try:
-                transfer.prepare()
-            except AsyncGetError as error:
-                if error.exit_code == 2:  # it cannot be meant
-                    raise
-                transfer.error = error
         mixed = sys.stdout.isatty() and any(
             transfer.output in ("", "-") for transfer in self.transfers)
-        self.shown = sys.stderr.isatty() and not (
-            mixed or options.silent or options.no_progress_meter)
+        quiet = mixed or options.silent or options.no_progress_meter
+        self.shown = sys.stderr.isatty() and not quiet
 
     # ---- stderr: messages, and below them the progress line while somebody can see it
 
     def redraw(self) -> None:
-        """Bring the progress line up to date, ten times a second at most."""
-        now = clock()
-        if not self.shown or now - self.drawn < REDRAW_SECONDS:
-            return
-        self.drawn = now
-        line = render_progress(self.transfers, now - self.began)[:terminal_width() - 3]
-        tell("\r" + line.ljust(self.width))
-        self.width = len(line)
+        """Bring the progress line up to date, from now on ten times a second.
+
+        Shown or not, this wakes the loop, which does not see a Ctrl-C that came just before
+        it waits.
+        """
+        asyncio.get_running_loop().call_later(REDRAW_SECONDS, self.redraw)
+        if self.shown:
+            tell(WIPE + render_progress(self.transfers)[:terminal_width() - 1])
 
     def wipe(self) -> None:
         """Take the progress line away."""
-        if self.width:
-            tell("\r" + " " * self.width + "\r")
-            self.width = 0
+        if self.shown:
+            tell(WIPE)
 
     def say(self, line: str) -> None:
         """A line on stderr, with the controls in it made harmless."""
         self.wipe()
         tell(printable(line) + "\n")
-
-    def show_wire(self, kind: str, data: str | bytes) -> None:
-        """What a call traces, as -v shows it: > sent, < received, * a note."""
-        text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
-        text = _FIELD.sub(mask_field, text).replace("\r\n", "\n")
-        for line in text.removesuffix("\n").split("\n"):
-            self.say(f"{kind} {line}")
 
     # ---- one transfer
 
@@ -5956,20 +5879,20 @@ class Command:
         if options.retry_all_errors and isinstance(outcome, AsyncGetError):
             outcome = ConnectError()  # which is worth another try
         delay = retry_delay(transfer.tries, outcome, options.retry or 0)
-        if delay is None or transfer.wrote and not transfer.path:
+        if delay is None or transfer.wrote and not options.continue_at:
             return None
         delay = options.retry_delay or delay
-        late = clock() + delay - transfer.started
-        return None if options.retry_max_time and late > options.retry_max_time else delay
+        late = time.monotonic() + delay - transfer.started
+        return None if late > (options.retry_max_time or _FOREVER) else delay
 
     async def fetch(self, transfer: Transfer) -> None:
         """Carry a transfer out, by as many tries as it takes; an error becomes its outcome."""
         TRANSFER.set(transfer)
-        transfer.started = clock()
+        transfer.started = time.monotonic()
         delay = None if transfer.error else 0.0
         while delay is not None:
             await asyncio.sleep(delay)
-            delay, transfer.error = None, None
+            delay = transfer.error = None
             transfer.tries += 1
             try:
                 await transfer.fetch_once()
@@ -5980,23 +5903,24 @@ class Command:
                 transfer.error = error
                 transfer.response = error.response or transfer.response
                 delay = self.retry_in(transfer, error)
-            if delay is not None and self.options.verbose:
-                why = transfer.error or transfer.response
-                self.say(f"* trying again in {delay:.1f} s: {why}")
-        transfer.ended = clock()
-        self.redraw()
+            if delay is not None:
+                transfer.trace("*", f"trying again in {delay:.1f} s: "
+                                    f"{transfer.error or transfer.response}")
+        transfer.ended = time.monotonic()
 
     def report(self, transfer: Transfer) -> None:
         """Say what has become of a transfer: all that its flags ask for behind the body."""
         self.wipe()
-        options, headers = self.options, transfer.response.headers
-        transfer.flush()
-        if transfer.error and (options.show_error or not options.silent):
-            which = f" [{transfer.shown_url}]" if len(self.transfers) > 1 else ""
-            self.say(f"asyncget: ({transfer.exit_code}) {in_flags(str(transfer.error))}{which}")
+        options, error = self.options, transfer.error
+        transfer.turn.set()  # though it may not have come: --fail-early
+        transfer.write(b"")
+        if error and (options.show_error or not options.silent):
+            self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))} "
+                     f"[{transfer.shown_url}]")
         if not options.write_out:
             return
-        for where, text in render_write_out(options.write_out, write_out_values(transfer), headers):
+        for where, text in render_write_out(options.write_out, write_out_values(transfer),
+                                            transfer.response.headers):
             data = text.encode("utf-8", "surrogateescape")
             if where == "stderr":
                 tell(text)
@@ -6012,16 +5936,16 @@ class Command:
         options, transfers = self.options, self.transfers
         queue, turns = iter(transfers), iter(transfers)
         next(turns).turn.set()
+        self.redraw()
 
         async def work() -> None:
             for transfer in queue:
                 await self.fetch(transfer)
-                early = options.fail_early and transfer.error
-                if not early:
-                    await transfer.turn.wait()  # holding our place, so that few bodies wait
-                self.report(transfer)
-                if early:
+                if options.fail_early and transfer.error:
+                    self.report(transfer)
                     raise Enough
+                await transfer.turn.wait()  # holding our place, so that few bodies wait
+                self.report(transfer)
                 next(turns, transfer).turn.set()
 
         workers = [asyncio.ensure_future(work()) for _ in transfers[:options.parallel_max or 50]]
@@ -6032,23 +5956,17 @@ class Command:
             finally:
                 await cancel(workers)
                 self.wipe()
+                self.shown = False
         if options.waterfall:
             bars = [bar for transfer in transfers if transfer.ended for bar in bars_of(transfer)]
             tell(render_timeline(bars, terminal_width() - 1) + "\n")
         if options.cookie_jar:
             save_jar(self.session.cookies, options.cookie_jar)
-        return next((transfer.exit_code for transfer in transfers if transfer.error), 0)
-
-
-async def stay_awake() -> None:
-    """Wake the loop now and then: it does not see a Ctrl-C that came just before it waits."""
-    while True:
-        await asyncio.sleep(AWAKE_SECONDS)
+        return next((transfer.error.exit_code for transfer in transfers if transfer.error), 0)
 
 
 async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
-    awake = asyncio.ensure_future(stay_awake())  # asyncio.run ends it, too
     if options.demo:
         await demo()
         return 0
@@ -6060,7 +5978,6 @@ async def run_command(options: Options) -> int:
     # Name look-ups sit in threads, and nothing cancels those: -m is not to wait for one.
     threads = asyncio.ensure_future(asyncio.get_running_loop().shutdown_default_executor())
     await asyncio.wait([threads], timeout=0.2)
-    awake.cancel()
     if not threads.done():
         os._exit(code)
     return code
@@ -6069,10 +5986,8 @@ async def run_command(options: Options) -> int:
 def interrupted(*_: object) -> None:
     """Die by the signal, so that a shell's loop ends, too: what has come is written already."""
     import signal
-    if sys.stderr.isatty():
-        os.write(2, b"\r\x1b[K")  # the prompt belongs on a line of its own
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     os._exit(130)  # the first process of a container: it outlives the signal
 
 
@@ -6114,7 +6029,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
         code = error.exit_code
     except OSError as error:  # of stdout: a pipe that is closed, a disk that is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # else it is flushed once more, at the end
         if not isinstance(error, BrokenPipeError):
             tell(f"asyncget: (23) cannot write: {error.strerror}\n")
         code = 23
