@@ -9473,6 +9473,10 @@ class Section20CommandLine(Folder):
                 self.assertEqual((self.read("a"), self.read("b")), (b"A", b"B"))
                 self.empty(list=b"# nothing\n\n")
                 self.assertRegex(self.get("--url @list").stderr, rb"\(2\).*no URL")
+                self.write("list", listed + f"{server.url}/b/..".encode())
+                done = self.get("--url @list")  # one that has no name for a file fails alone
+                self.assertEqual((done.returncode, done.stderr.count(b"\n")), (23, 1), done.stderr)
+                self.assertEqual((self.read("a"), self.read("b")), (b"A", b"B"))
 
     def test_waterfall(self) -> None:
         with Scripted({"/a": ok(), "/b": [0.1, ok()]}) as server:
