@@ -582,7 +582,7 @@ def render_request(target: str, lines: bytes) -> bytes:
 # with one of them is none). Of the fields only the few that decide what we do next are
 # looked up at once; what users read is made when they ask for it.
 
-MAX_HEAD_BYTES = 131_072         # one head or trailer section; curl 300 KB, aiohttp 8 KB a line
+MAX_HEAD_BYTES = 131_072         # one head; curl 300 KB, aiohttp 8 KB a line
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: " + _TEXT + rb")?\r?\n"
 _FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
@@ -623,11 +623,13 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
     return match.end() if match else 0
 
 
-def check_fields(block: bytes, what: str) -> None:
-    """Raise for the line that is no field, in a block that ends in an empty line."""
+def check_fields(block: bytes, what: str) -> bytes:
+    """Unfold a block that ends in an empty line; raise for the line that is no field."""
+    block = _FOLD.sub(b" ", block)
     for line in block.split(b"\n")[:-2]:
         if not _FIELD_LINE.fullmatch(line + b"\n"):
             raise ProtocolError(f"{what}: not a field line: {shown(line)}")
+    return block
 
 
 def parse_head(raw: bytes) -> Head:
@@ -640,12 +642,11 @@ def parse_head(raw: bytes) -> Head:
     Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
     """
     if not _HEAD.fullmatch(raw):
-        first = raw.find(b"\n") + 1
-        if not re.fullmatch(_STATUS_LINE, raw[:first]):
-            raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}",
+        line, end, block = raw.partition(b"\n")
+        if not re.fullmatch(_STATUS_LINE, line + end):
+            raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(line)}",
                                 exit_code=1)
-        raw = raw[:first] + _FOLD.sub(b" ", raw[first:])  # the first line cannot be folded
-        check_fields(raw[first:], "response head")
+        raw = line + end + check_fields(block, "response head")
     fields: dict[bytes, bytes] = {}
     for name, value in _DECISIVE.findall(raw.lower()):
         fields[name] = fields[name] + b"," + value if name in fields else value
@@ -660,8 +661,8 @@ def octets_text(raw: bytes, name: str) -> list[str]:
 
     What came in Latin-1 or GBK is to be sent back, in a target or a cookie, as it came.
     """
-    return [value.strip(b" \t").decode("utf-8", "surrogateescape")
-            for key, value in _FIELD_LINE.findall(raw) if key.decode("ascii").lower() == name]
+    values = re.findall(rb"(?im)^%b:(%b)" % (name.encode(), _TEXT), raw)
+    return [value.strip(b" \t").decode("utf-8", "surrogateescape") for value in values]
 
 
 def field_text(value: bytes) -> str:
@@ -685,8 +686,6 @@ class Headers(Mapping[str, str]):
     >>> headers["VARY"], headers.get_all("vary"), list(headers)
     ('a, b', ['a', 'b'], ['Vary', 'X'])
     """
-
-    __slots__ = ("_values", "pairs")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs = tuple(pairs)  # all fields, as sent
@@ -732,7 +731,7 @@ class Headers(Mapping[str, str]):
 # taken up again at any byte. That the connection has ended is seen by who reads it.
 
 MAX_REMEMBERED = 1000            # of what one of our dictionaries may hold, lest it grow for ever
-MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
+MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body, and of trailers; as hyper
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
@@ -790,11 +789,9 @@ def parse_border(border: bytes) -> int:
 
     int(line, 16) alone would take "+5", "0x5" and "0_5".
     """
-    if not border.startswith(b"\r\n"):
-        raise ProtocolError(f"no CRLF behind a chunk, but {shown(border[:20])}")
     match = _BORDER.fullmatch(border)
     if match is None or len(border) > MAX_EXTENSION_BYTES or int(match[1], 16) > sys.maxsize:
-        raise ProtocolError(f"not a chunk size: {shown(border[2:])}")
+        raise ProtocolError(f"not a CRLF and a chunk size: {shown(border)}")
     return int(match[1], 16)
 
 
@@ -810,16 +807,19 @@ def read_chunked() -> BodyParser:
     """
     arrived = io.BytesIO(b"\r\n")  # so that the first line, too, has a CRLF before it
     pieces: list[bytes] = []       # payload that was not yielded yet
-    extensions = 0
+    left = extensions = 0
     try:
         while True:
+            payload = arrived.read(left)
+            pieces.append(payload)
             border = arrived.read(2) + arrived.readline()
             size = _sizes.get(border)
             if size is None:
-                while (b"\r\n".startswith(border[:2]) and not border[2:].endswith(b"\n")
-                        and len(border) <= MAX_EXTENSION_BYTES):  # it may become one
+                if not border[2:].endswith(b"\n") and len(border) <= MAX_EXTENSION_BYTES:
+                    left -= len(payload)  # it goes on in what is still to come
                     arrived = io.BytesIO(border + (yield b"".join(pieces)))
-                    border, pieces = arrived.read(2) + arrived.readline(), []
+                    pieces = []
+                    continue
                 size = parse_border(border)
                 if len(border) <= 20:
                     remember(_sizes, border, size)
@@ -829,27 +829,19 @@ def read_chunked() -> BodyParser:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
                 break
-            payload = arrived.read(size)
-            while len(payload) < size:  # it goes on in what is still to come
-                size -= len(payload)
-                arrived = io.BytesIO((yield b"".join([*pieces, payload])))
-                payload, pieces = arrived.read(size), []
-            pieces.append(payload)
-        # With the CRLF behind the 0 the trailer section ends in two, even if there are none.
-        block, searched = bytearray(b"\r\n" + arrived.read()), 0
-        while (end := block.find(b"\r\n\r\n", searched)) < 0 and len(block) - 2 <= MAX_HEAD_BYTES:
-            searched = max(0, len(block) - 3)
-            block += yield b"".join(pieces)
+            left = size
+        data = b"\r\n" + arrived.read()  # now the trailers end in two CRLFs, be there any or none
+        while (end := data.find(b"\r\n\r\n", 0, MAX_EXTENSION_BYTES)) < 0:
+            if len(data) >= MAX_EXTENSION_BYTES:
+                raise ProtocolError(f"more than {MAX_EXTENSION_BYTES} bytes of trailers")
+            data += yield b"".join(pieces)
             pieces = []
-        if not 0 <= end <= MAX_HEAD_BYTES - 2:
-            raise ProtocolError(f"more than {MAX_HEAD_BYTES} bytes of trailers")
-        trailers = _FOLD.sub(b" ", block[2:end + 4])  # they never join the head's fields
-        check_fields(trailers, "trailers")
+        trailers = check_fields(data[2:end + 4], "trailers")  # they never join the head's fields
     except ProtocolError as error:
         error.payload = b"".join(pieces)  # what was right so far is handed out first
         error.exit_code = 56              # as curl has it for chunks
         raise
-    return b"".join(pieces), bytes(block[end + 4:]), trailers
+    return b"".join(pieces), data[end + 4:], trailers
 
 
 def read_sized(length: int) -> BodyParser:
