@@ -73,7 +73,7 @@ if __name__ == "__main__":
     # As a program it imports nothing from the folder that it is run in, nor from the one it
     # lies in: a server may have named its file json.py, and it was saved there.
     import sys
-    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
         import os
         try:
@@ -131,12 +131,10 @@ from typing import (
     runtime_checkable,
 )
 
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-elif TYPE_CHECKING:
-    from typing_extensions import Unpack  # known to each type checker, and never imported
 if TYPE_CHECKING:
     from datetime import timedelta
+
+    from typing_extensions import Unpack  # known to each type checker, and never imported
 
 __version__ = "0.1.0"
 __all__ = [
@@ -195,8 +193,7 @@ class AsyncGetError(Exception):
 
     def __init__(self, message: str = "", **facts: Any) -> None:
         super().__init__(message)
-        for name, value in facts.items():
-            setattr(self, name, value)
+        vars(self).update(facts)
 
 
 class InvalidURL(AsyncGetError, ValueError):
@@ -296,8 +293,7 @@ def printable(text: str | bytes) -> str:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-                   for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 # ==== 2. URLs =================================================================
@@ -308,10 +304,11 @@ def printable(text: str | bytes) -> str:
 
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 DEFAULT_PORTS = {"http": 80, "https": 443}
-_URL = re.compile(r"([^:/?#]*)://([^/?#]*)(.*)")
-_HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
-_USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%@-]*")
-_HOST = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")  # the last: the DNS root
+_URL = re.compile(  # scheme, user and password, host and port, and the rest
+    r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
+_HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
+_HOST = re.compile(  # of 255 characters at most; the last dot: the DNS root
+    r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
 _NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]{1,63})?")  # its zone: RFC 6874
 
@@ -357,9 +354,6 @@ class URL(NamedTuple):
     userinfo: str  # "user:password", still percent-encoded
 
     def __repr__(self) -> str:
-        return f"<URL {self}>"
-
-    def __str__(self) -> str:
         scheme, host, _ = self.origin
         fragment = "#" + self.fragment if self.fragment else ""
         return f"{scheme}://{bracketed(host)}{self.origin.port_suffix}{self.target}{fragment}"
@@ -391,18 +385,17 @@ def percent_encode(text: str) -> str:
         raise InvalidURL(f"not Unicode: {masked(text)}") from None
 
 
-def parse_address(text: str, version: int) -> str:
+def parse_address(text: str) -> str:
     """An IP address in its one canonical spelling.
 
-    >>> parse_address("FE80:0::1%25eth0", 6)
+    >>> parse_address("FE80:0::1%25eth0")
     'fe80::1%eth0'
     """
     import ipaddress
-    kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
     if _ADDRESS.fullmatch(text):
         with contextlib.suppress(ValueError):
-            return str(kind(text.replace("%25", "%")))
-    raise InvalidURL(f"not an IPv{version} address: {masked(text)}")
+            return str(ipaddress.ip_address(text.replace("%25", "%")))
+    raise InvalidURL(f"not an IP address: {masked(text)}")
 
 
 def ascii_label(label: str) -> str:
@@ -415,7 +408,7 @@ def ascii_label(label: str) -> str:
     from unicodedata import normalize
     lower = normalize("NFC", label.lower())
     # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts.
-    if (normalize("NFKC", lower) != lower or lower.isascii()
+    if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
             or re.search("[\ud800-\udfff]", label)):  # octets that are no UTF-8
         raise InvalidURL(f"not a host label: {masked(label)}")
     return "xn--" + lower.encode("punycode").decode("ascii")
@@ -431,13 +424,11 @@ def parse_host(text: str) -> str:
     may end in a number all the same: web.1 is how Docker Swarm calls a task.
     """
     if text.startswith("["):
-        return parse_address(text[1:-1], 6)
-    if not 0 < len(text) <= 255:
-        raise InvalidURL(f"no host, or one of more than 255 characters: {masked(text)}")
+        return parse_address(text[1:-1])
     host = ".".join(map(ascii_label, text.split(".")))
-    if not _HOST.fullmatch(host) or len(host) > 255:  # punycode makes it longer
+    if not _HOST.fullmatch(host):
         raise InvalidURL(f"not a host: {masked(text)}")
-    return parse_address(text, 4) if _NUMBERS.fullmatch(host) else host
+    return parse_address(text) if _NUMBERS.fullmatch(host) else host
 
 
 def is_address(host: str) -> bool:
@@ -477,35 +468,30 @@ def parse_url(text: str) -> URL:
     text = text.strip(" \t\r\n\f")
     if len(text) > MAX_URL_CHARS:
         raise InvalidURL(f"a URL of {len(text)} characters: at most {MAX_URL_CHARS} are sent")
-    # urllib.parse deletes control bytes, and so asks for something else.
-    control = None if text.isprintable() else re.search(r"[\x00-\x1f\x7f]", text)
-    if control:
-        raise InvalidURL(f"control character {control[0]!r} in URL {masked(text)}")
     match = _URL.fullmatch(text)
-    if match is None:
-        raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path")
-    scheme, authority, rest = match.groups()
-    userinfo, _, host_port = authority.rpartition("@")
-    if userinfo and not _USERINFO.fullmatch(userinfo):
-        raise InvalidURL("user and password in a URL must be percent-encoded where they hold "
-                         "other than letters, digits and -._~!$&'()*+,;=")
+    # urllib.parse deletes control bytes, and so asks for something else.
+    if match is None or not text.isprintable() and re.search(r"[\x00-\x1f\x7f]", text):
+        raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path, and "
+                         "percent-encode control characters, and in user and password all "
+                         "but letters, digits and -._~!$&'()*+,;=")
+    scheme, userinfo, host_port, rest = match.groups()
     if not rest.isascii() or " " in rest:
         rest = percent_encode(rest)
     target, _, fragment = rest.partition("#")
     if target[:1] != "/":
         target = "/" + target
     if "/." in target:
-        path, mark, query = target.partition("?")
-        target = remove_dots(path) + mark + query
-    return URL(parse_origin(scheme, host_port), target, fragment, userinfo)
+        target = remove_dots(target)
+    return URL(parse_origin(scheme, host_port), target, fragment, userinfo[:-1])
 
 
-def remove_dots(path: str) -> str:
+def remove_dots(target: str) -> str:
     """Take the segments "." and ".." out of a path (RFC 3986 5.2.4, 6.2.2.3).
 
-    >>> remove_dots("/a/./b/../../c"), remove_dots("/../a/.."), remove_dots("/a//...")
-    ('/c', '/', '/a//...')
+    >>> remove_dots("/a/./b/../../c"), remove_dots("/../a/..?/.."), remove_dots("/a//...")
+    ('/c', '/?/..', '/a//...')
     """
+    path, mark, query = target.partition("?")
     segments: list[str] = []
     for segment in path.split("/")[1:]:
         if segment == "..":
@@ -514,7 +500,7 @@ def remove_dots(path: str) -> str:
             segments.append(segment)
     if path.endswith(("/.", "/..")):
         segments.append("")
-    return "/" + "/".join(segments)
+    return "/" + "/".join(segments) + mark + query
 
 
 # ==== 3. Request bytes ========================================================
@@ -5241,7 +5227,7 @@ def parse_resolve(entries: Iterable[str]) -> dict[str, str]:
         host, addresses = match.groups() if match else (entry, "")
         try:
             for address in addresses.split(","):
-                parse_address(address.strip("[] "), 6 if ":" in address else 4)
+                parse_address(address.strip("[] "))
         except InvalidURL:
             raise AsyncGetError(f"--resolve is HOST:PORT:ADDRESS, not {entry!r:.100}",
                                 exit_code=49) from None

@@ -644,13 +644,13 @@ class Section2URLs(Section):
         self.assertEqual(str(parse_url("http://[FE80::1%25eth0]:8/")), "http://[fe80::1%25eth0]:8/")
 
     BAD = {  # by what is said about them
-        "not an absolute URL": ["h/x", "", "http:/h/", "http:h"],
-        "no host": ["http:///x", "http://:80/", "http://u@/", "http://?q"],  # 9110 4.2.1
-        # CVE-2019-9740, -9947, -11236, -18348, CVE-2022-0391, CVE-2023-24329
-        r"'\r'": ["http://h/x HTTP/1.1\r\nY: 2", "http://h/x\r\n\r\nGET /y", "http://h\r\nY: 2/"],
-        r"'\n'": ["http://h/?q=\n#", "ht\ntp://h", "http://h/#\nx", "http://u\n@h/"],
-        r"'\t'": ["http://h/a\tb"], r"'\x01'": ["\x01file://h"], r"'\x0b'": ["\x0bhttp://h"],
-        r"'\x00'": ["http://h\0/"], r"'\x7f'": ["http://h/\x7f"],
+        "not an absolute URL": [
+            "h/x", "", "http:/h/", "http:h",
+            # CVE-2019-9740, -9947, -11236, -18348, CVE-2022-0391, CVE-2023-24329
+            "http://h/x HTTP/1.1\r\nY: 2", "http://h/x\r\n\r\nGET /y", "http://h/?q=\n#",
+            "http://h/#\nx", "http://u\n@h/", "http://h/a\tb", "http://h/\x7f",
+            "http://h\r\nY: 2/", "ht\ntp://h", "\x01file://h", "\x0bhttp://h", "http://h\0/"],
+        "not a host: ''": ["http:///x", "http://:80/", "http://u@/", "http://?q"],  # 9110 4.2.1
         # CVE-2023-24329, CVE-2011-1521, CVE-2019-9948, CVE-2009-0037
         "unsupported scheme ": [
             " file://h", "\xa0http://h", "file:///etc/passwd", "local_file://h/x", "scp://h/x",
@@ -658,24 +658,24 @@ class Section2URLs(Section):
         "percent-encoded": ["http://A＃@B/", "http://A\\@B/"],  # CVE-2019-9636, aiohttp #12827
         "not a host label": [  # CVE-2019-9636, -10160 (NFKC: a/c), CVE-2022-42916, -43551
             "http://A＃B/", "http://A\u2100B/", "http://127．0．0．1/", "http://127｡0｡0｡1/",
-            "http://１２７.0.0.1/", "http://\u212a/", "http://ſ/", "http://h\udce9/"],
-        "not an IPv6 address": [  # CVE-2024-11168, CVE-2025-47912
-            "http://[1.2.3.4]/", "http://[h.test]/", "http://[]/",
-            *[f"http://[{text}]/" for text in [
+            "http://１２７.0.0.1/", "http://\u212a/", "http://ſ/", "http://h\udce9/", f"http://{'ü' * 64}/"],
+        "not an IP address": [
+            *[f"http://[{text}]/" for text in [  # CVE-2024-11168, CVE-2025-47912
                 "fe80::1%eth0", "fe80::1%25", "fe80::1%25a%25b", "fe80::1%25a%0d",
-                "fe80::1%25" + "z" * 64, "1.2.3.4%25eth0", "%25eth0"]]],
-        "not an IPv4 address": [f"http://{host}/" for host in [  # aiohttp #12827
-            "2130706433", "127.1", "0x7f.1", "0x7F000001", "0177.0.0.1", "1.2.3.08", "1.0x",
-            "256.1.1.1", "1.2.3.4."]],
+                "fe80::1%25" + "z" * 64, "::1.2.3.4%25eth0%25", ":%25eth0", "1.2.3.4:", ":h.test"]],
+            *[f"http://{host}/" for host in [  # aiohttp #12827
+                "2130706433", "127.1", "0x7f.1", "0x7F000001", "0177.0.0.1", "1.2.3.08", "1.0x",
+                "256.1.1.1", "1.2.3.4."]]],
         "not a host and port": [  # CVE-2025-0938, CVE-2019-14809, CVE-2026-25679, CVE-2022-33124
             "http://x[::1]/", "http://[::1]x/", "http://[::1].evil:80", "http://[::1/",
-            "http://fe80::1%25eth0/",
+            "http://fe80::1%25eth0/", "http://[1.2.3.4]/", "http://[h.test]/", "http://[]/",
+            "http://[1.2.3.4%25eth0]/", "http://[%25eth0]/",
             *[f"http://h:{port}/" for port in [
                 "80x", "+80", "-1", "8_0", "٨٠", "0x50", "1:2", "65536", "0065536", "100000"]]],
         "not a host: ": [f"http://{host}/" for host in [  # CVE-2017-6508, CVE-2022-27780, -45061
-            "h%0d%0aY", "A%2f", "A\\B", "ü" * 64, "a" * 64, "ü" * 60 + "x", "a..b", ".a", ".", "a b",
-            "a,b"]],
-        "255": [f"http://{'a.' * 128}/"], "not Unicode": ["http://h/\ud800"],
+            "h%0d%0aY", "A%2f", "A\\B", "a" * 64, "ü" * 60 + "x", "a..b", ".a", ".", "a b", "a,b",
+            "a." * 128]],
+        "not Unicode": ["http://h/\ud800"],
         "65536": ["http://h/" + "a" * 65528],
     }
 
@@ -6805,7 +6805,7 @@ class LinearTime(Section):
             yield name, functools.partial(told, asked, f"{key}: {form}")
         rest: dict[str, Callable[[str], Any]] = {
             # parts I and II: URLs, heads, bodies
-            "parse_address": lambda t: asyncget.parse_address("::%25" + t, 6),
+            "parse_address": lambda t: asyncget.parse_address("::%25" + t),
             "parse_origin": lambda t: asyncget.parse_origin.__wrapped__("http", t),
             "join_url": lambda t: join_url(page, t),
             "merge_fields": lambda t: merge_fields((), {"connection": t}),
