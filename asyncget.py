@@ -2467,13 +2467,8 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 # editors show, what type checkers check, and what is checked where it is given. Below
 # it, what they put into a request.
 
-@runtime_checkable
-class AskedJar(Protocol):
-    """What a call asks of a jar: section 15 has the session's own, Cookies."""
-
-    def home(self, origin: Origin) -> object: ...
-    def pairs_for(self, url: URL) -> list[tuple[str, str]]: ...
-    def store(self, url: URL, lines: Iterable[str]) -> list[str]: ...
+class AskedJar:
+    """What a call can ask, by home(), pairs_for() and store(): section 15 has two of it."""
 
 
 @runtime_checkable
@@ -2489,7 +2484,7 @@ class RequestSettings(TypedDict, total=False):
 
     params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
     headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
-    auth: str | tuple[str, str] | list[str] | None  # (user, password), or a bearer token
+    auth: str | tuple[str, str] | None      # (user, password), or a bearer token
     cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
@@ -2497,7 +2492,7 @@ class RequestSettings(TypedDict, total=False):
     max_redirects: int | None
     retries: int | Callable[[int, Outcome], float | None]  # tries, or a rule as retry_delay is one
     verify: bool | str | os.PathLike[str] | ssl.SSLContext
-    cert: str | os.PathLike[str] | Sequence[Any] | None  # path, (cert, key), (cert, key, password)
+    cert: str | os.PathLike[str] | tuple[Any, ...] | None  # path, (cert, key[, password])
     proxy: str | None                       # a URL; None or "" for none
     trust_env: bool
     max_size: int | None                    # bytes of a decoded body in memory
@@ -2506,7 +2501,7 @@ class RequestSettings(TypedDict, total=False):
     unix_socket: str | os.PathLike[str] | None
     resolve: Mapping[str, str] | None       # {"host:port": "address"}
     netrc: bool | str | os.PathLike[str]
-    redirect_schemes: Iterable[str]         # that a redirect may lead to
+    redirect_schemes: str | Iterable[str]   # that a redirect may lead to
     trust_redirects: bool                   # with the credentials for the first origin
     trace: Callable[[str, str | bytes], object] | None  # told ">", "<" or "*" and what it is
 
@@ -2564,33 +2559,9 @@ def kinds_of(annotation: str) -> tuple[type, ...]:
     >>> kinds_of("bool | Mapping[str, str | None] | None")
     (<class 'bool'>, <class 'collections.abc.Mapping'>, <class 'NoneType'>)
     """
-    while "[" in annotation:
-        annotation = re.sub(r"\[[^][]*\]", "", annotation)
-    kinds = tuple(eval(name) for name in annotation.split("|"))  # our own text, never a caller's
-    kinds = tuple(type(None) if kind is None else kind for kind in kinds)
-    return (*kinds, int) if float in kinds else kinds
-
-
-def annotation_of(name: str, settings: type) -> str:
-    """What stands behind a keyword's name."""
-    kind = settings.__annotations__[name]
-    return str(getattr(kind, "__forward_arg__", kind))
-
-
-def check_kind(value: object, kinds: tuple[type, ...]) -> None:
-    """Raise TypeError for a value that is of none of these classes."""
-    text = isinstance(value, bytes) or isinstance(value, str) and str not in kinds  # iterable, too
-    number = isinstance(value, bool) and bool not in kinds
-    if text or number or not isinstance(value, kinds):
-        raise TypeError
-
-
-def check_number(name: str, value: object) -> None:
-    """Raise ValueError for a number that is too small, or none (nan)."""
-    least = _LEAST.get(name)
-    if (least is not None and isinstance(value, (int, float))
-            and not (least <= value < 1e18 or value == _FOREVER)):
-        raise ValueError(f"{name} must be at least {least}: not {value!r:.50}")
+    names = re.sub(r"\[.*?\](?= \||$)", "", annotation)
+    names = names.replace("None", "type(None)").replace("float", "float | int")
+    return tuple(eval(name) for name in names.split(" | "))  # our own text, never a caller's
 
 
 def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> dict[str, Any]:
@@ -2599,7 +2570,7 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
     >>> checked({"allow_redirects": False, "headers": {"a": "b"}})
     {'follow_redirects': False, 'headers': (('a', 'b'),)}
 
-    What can be read but once is read here. allow_redirects is requests' name for one of them.
+    allow_redirects is requests' name for one of them.
     """
     settings: dict[str, Any] = {}
     for name, value in options.items():
@@ -2607,85 +2578,80 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
         if name not in allowed.__annotations__:
             raise TypeError(f"unknown keyword {name!r}; there are "
                             + ", ".join(allowed.__annotations__))
+        annotation = allowed.__annotations__[name].__forward_arg__
         try:
-            check_kind(value, kinds_of(annotation_of(name, allowed)))
+            if isinstance(value, bool) and "bool" not in annotation:  # which is an int, too
+                raise TypeError
+            if not isinstance(value, kinds_of(annotation)):
+                raise TypeError
             settings[name] = as_carried(name, value)
         except (TypeError, ValueError):
-            raise TypeError(f"{name} must be {annotation_of(name, allowed)}"
-                            f"{_HINTS.get(name, '')}: not {type(value).__name__}") from None
-        check_number(name, value)
+            raise TypeError(f"{name} must be {annotation}{_HINTS.get(name, '')}: "
+                            f"not {type(value).__name__}") from None
+        least = _LEAST.get(name, -_FOREVER)
+        if isinstance(value, (int, float)) and not value >= least:  # nan is neither
+            raise ValueError(f"{name} must be at least {least}: not {value!r:.50}")
     return settings
 
 
 def as_carried(name: str, value: Any) -> Any:
-    """A setting in the one form that the rest of this section knows; TypeError for none."""
+    """A setting in the one form that the rest of this section knows; TypeError for none.
+
+    What can be read but once is read here.
+    """
     if name in ("params", "headers"):
         pairs = value.items() if isinstance(value, Mapping) else value or ()
-        value = tuple((key, item) for key, item in pairs)
-        hash(tuple(key for key, _ in value))  # a name is text, or a number
-        return value
-    kinds: tuple[type, ...] = (str,)
-    parts: Iterable[object] = ()
-    if name == "secret_headers":
-        value = parts = (value,) if isinstance(value, str) else tuple(value)
-    elif name == "resolve" and value:
-        parts = [*value, *value.values()]
-    elif name == "cert" and isinstance(value, (tuple, list)):
-        value = parts = tuple(value)
-        kinds = (str, os.PathLike, bytes, type(None))
-    if not all(isinstance(part, kinds) for part in parts):
-        raise TypeError
+        return tuple((key, item) for key, item in pairs)
+    if name in ("secret_headers", "redirect_schemes"):
+        value = (value,) if isinstance(value, str) else tuple(value)
+        "".join(value)  # TypeError for what is no text
     return value
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def spelled_out(settings: type) -> Callable[[Function], Function]:
+def spelled_out(function: Function) -> Function:
     """Show the keywords behind a function's ** to help() and to editors.
 
     Type checkers know them from the TypedDict; so they are written down only there.
     """
-    def decorate(function: Function) -> Function:
-        signature = inspect.signature(function)
-        shown = [parameter for parameter in signature.parameters.values()
-                 if parameter.kind is not parameter.VAR_KEYWORD]
-        for name in settings.__annotations__:
-            shown.append(inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name, ...),
-                annotation=annotation_of(name, settings)))
-        function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-        return function
-
-    return decorate
+    signature = inspect.signature(function)
+    *shown, options = signature.parameters.values()
+    settings = globals()[options.annotation[len("Unpack["):-1]]
+    for name, annotation in settings.__annotations__.items():
+        shown.append(inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name, ...),
+            annotation=annotation.__forward_arg__))
+    function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return function
 
 
 # ---- what they put into a request
 
 DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
-Params = Union[Mapping[str, Any], Iterable["tuple[str, Any]"]]
+Pairs = tuple[tuple[Any, Any], ...]
 
 
-def merge_params(base: Iterable[tuple[Any, Any]], params: Params) -> tuple[tuple[Any, Any], ...]:
+def merge_params(base: Pairs, extra: Pairs) -> Pairs:
     """Lay a call's parameters over the session's, name by name; a value of None removes.
 
-    >>> merge_params([("key", "k"), ("page", 1)], {"page": None, "q": [1, 2]})
+    >>> merge_params((("key", "k"), ("page", 1)), (("page", None), ("q", [1, 2])))
     (('key', 'k'), ('page', None), ('q', [1, 2]))
     """
-    extra = list(params.items() if isinstance(params, Mapping) else params)
     named = {name for name, _ in extra}
     return (*(pair for pair in base if pair[0] not in named), *extra)
 
 
-def add_params(url: URL, params: Params) -> URL:
+def add_params(url: URL, params: Pairs) -> URL:
     """Append parameters to the query that is there.
 
-    >>> add_params(parse_url("http://h/?a=1"), {"b": [2, 3], "c": None, "d": True}).target
+    >>> add_params(parse_url("http://h/?a=1"), (("b", [2, 3]), ("c", None), ("d", True))).target
     '/?a=1&b=2&b=3&d=true'
     """
     from urllib.parse import urlencode
     pairs = [(name, str(item).lower() if isinstance(item, bool) else item)
-             for name, value in merge_params((), params)
+             for name, value in params
              for item in (value if isinstance(value, (list, tuple)) else [value])
              if item is not None]
     try:
@@ -2712,13 +2678,13 @@ def render_auth(auth: Auth) -> str:
         return f"Bearer {auth}"
     try:
         user, password = auth
-        pair = ":".join([user, password])
-        token = base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode("ascii")
+        if ":" in user or not _VALUE.fullmatch(user + password):
+            raise ValueError
+        pair = f"{user}:{password}".encode("utf-8", "surrogateescape")
     except (TypeError, ValueError):
-        raise InvalidHeader("auth is (user, password), or a bearer token as text") from None
-    if ":" in user or not _VALUE.fullmatch(pair):
-        raise InvalidHeader("a user name has no ':', and neither it nor a password controls")
-    return f"Basic {token}"
+        raise InvalidHeader("auth is (user, password), or a bearer token as text; a user has no "
+                            "':', and neither has control characters") from None
+    return "Basic " + base64.b64encode(pair).decode("ascii")
 
 
 def split_userinfo(userinfo: str) -> tuple[str, str]:
@@ -2731,8 +2697,7 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 
 def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
     """The fields of a request: over base what `headers` and `auth` ask for."""
-    if options.get("headers"):
-        base = merge_fields(base, options["headers"])
+    base = merge_fields(base, options.get("headers", ()))
     if "auth" in options:  # None takes the session's away
         auth = options["auth"]
         base = merge_fields(base, {"Authorization": render_auth(auth) if auth else None})
@@ -2757,15 +2722,15 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
     >>> with_codings((("Accept-Encoding", "gzip, br"),), decode=True)
     (('Accept-Encoding', 'gzip'),)
     """
-    names = {name.lower() for name, _ in fields}
-    if ("Accept-Encoding", ACCEPT_ENCODING) in fields:  # ours, so nobody insists on it
-        ranged = "range" in names  # no part of a gzip unpacks
-        return fields if decode and not ranged else merge_fields(
-            fields, {"Accept-Encoding": "identity" if decode else None})
-    if not decode or "accept-encoding" not in names:
-        return fields
-    return tuple((name, acceptable(value) if name.lower() == "accept-encoding" else value)
-                 for name, value in fields)
+    values = {name.lower(): value for name, value in fields}
+    asked = values.get("accept-encoding")
+    if asked != ACCEPT_ENCODING:
+        wanted = acceptable(asked) if asked and decode else asked
+    elif not decode:  # ours, so nobody insists on it
+        wanted = None
+    else:
+        wanted = "identity" if "range" in values else asked  # no part of a gzip unpacks
+    return fields if wanted == asked else merge_fields(fields, {"Accept-Encoding": wanted})
 
 
 # ==== 12. Session =============================================================
@@ -3099,7 +3064,7 @@ class Session:
     iterate. Belongs to the event loop that it is first used in.
     """
 
-    @spelled_out(SessionSettings)
+    @spelled_out
     def __init__(self, **settings: Unpack[SessionSettings]) -> None:
         own = checked(settings, SessionSettings)
         self.settings: dict[str, Any] = {**DEFAULTS, **own}
@@ -3158,12 +3123,12 @@ class Session:
 
     # ---- what users call
 
-    @spelled_out(RequestSettings)
+    @spelled_out
     async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
         """GET a URL and read its body. What the server does can raise AsyncGetError alone."""
         return await Call(self, url, self._settled(options), GET_DEADLINE_SECONDS).run()
 
-    @spelled_out(RequestSettings)
+    @spelled_out
     @contextlib.asynccontextmanager
     async def stream(self, url: str, **options: Unpack[RequestSettings]) -> AsyncIterator[Response]:
         """GET a URL and hand out the response with its body unread.
@@ -3190,7 +3155,7 @@ class Session:
     async def get_all(self, urls: Urls, *, limit: int = ..., return_exceptions: bool,
                       **options: Unpack[RequestSettings]) -> list[Outcome]: ...
 
-    @spelled_out(RequestSettings)
+    @spelled_out
     async def get_all(self, urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
                       **options: Unpack[RequestSettings]) -> Any:
         """GET many URLs, `limit` at once; return the responses in the order of the URLs.
@@ -3208,7 +3173,7 @@ class Session:
         await self._get_each(urls, limit, self._settled(options), deliver)
         return [outcomes[number] for number in range(len(outcomes))]
 
-    @spelled_out(RequestSettings)
+    @spelled_out
     def as_completed(self, urls: Urls, *, limit: int = 20, **options: Unpack[RequestSettings]
                      ) -> AsyncGenerator[tuple[str, Outcome], None]:
         """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
@@ -3272,7 +3237,7 @@ class Session:
         finally:
             await cancel(workers)
 
-    @spelled_out(DownloadSettings)
+    @spelled_out
     async def download(self, url: str, path: FilePath | PathRule,
                        **options: Unpack[DownloadSettings]) -> Response:
         """GET a URL into a file, which gets its name when it is whole, and return the response.
@@ -3343,14 +3308,14 @@ class Session:
         return self._contexts[key]
 
 
-@spelled_out(SessionSettings)
+@spelled_out
 async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
     """GET a URL and read its body, with a session of its own."""
     async with Session(**settings) as session:
         return await session.get(url)
 
 
-@spelled_out(SessionSettings)
+@spelled_out
 @contextlib.asynccontextmanager
 async def stream(url: str, **settings: Unpack[SessionSettings]) -> AsyncIterator[Response]:
     """GET a URL and hand out the response unread: see Session.stream."""
@@ -3368,7 +3333,7 @@ async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: bool,
                   **settings: Unpack[ClientSettings]) -> list[Outcome]: ...
 
 
-@spelled_out(ClientSettings)
+@spelled_out
 async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
                   **settings: Unpack[ClientSettings]) -> Any:
     """GET many URLs, `limit` at once, in their order: see Session.get_all."""
@@ -3376,7 +3341,7 @@ async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = Fals
         return await session.get_all(urls, limit=limit, return_exceptions=return_exceptions)
 
 
-@spelled_out(ClientSettings)
+@spelled_out
 def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
                  ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
@@ -4008,7 +3973,7 @@ def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-class Cookies:
+class Cookies(AskedJar):
     """The cookies of a session: what servers set, and what you do.
 
     >>> cookies = Cookies({"sid": "7"})
@@ -4133,7 +4098,7 @@ class Cookies:
             f"{cookie.name} ({cookie.domain or 'home origin'})" for cookie in self) + ">")
 
 
-class OthersJar:
+class OthersJar(AskedJar):
     """A jar of the caller's, http.cookiejar's, requests' or a like one, asked as ours is."""
 
     def __init__(self, jar: Any) -> None:
@@ -4608,7 +4573,7 @@ class Download:
             publish_part(file, path, size, self.settings["overwrite"])
 
 
-@spelled_out(LoneDownloadSettings)
+@spelled_out
 async def download(url: str, path: FilePath | PathRule,
                    **settings: Unpack[LoneDownloadSettings]) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
