@@ -285,14 +285,12 @@ def shown(data: bytes | bytearray) -> str:
     return repr(bytes(data[:MAX_SHOWN_BYTES])) + tail
 
 
-def printable(text: str | bytes) -> str:
+def printable(text: str) -> str:
     r"""Text of a stranger, fit for a terminal: controls and direction marks escaped.
 
     >>> printable("a\x1b]0;owned\x07")
     'a\\x1b]0;owned\\x07'
     """
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -306,6 +304,7 @@ MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at leas
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
     r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
+_NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # controls; half a character
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _HOST = re.compile(  # of 255 characters at most; the last dot: the DNS root
     r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
@@ -365,7 +364,7 @@ def masked(text: str) -> str:
     >>> masked("http://me:secret@h:x/")
     "'http://***@h:x/'"
     """
-    text = re.sub(r"^([a-z]+:/{0,2})?.*@", r"\1***@", text, flags=re.I | re.S)
+    text = re.sub(r"(?is)^([a-z]+:/{0,2})?.*@", r"\1***@", text)
     return shown(text[:MAX_SHOWN_BYTES + 1].encode("utf-8", "backslashreplace"))[1:]
 
 
@@ -379,10 +378,7 @@ def percent_encode(text: str) -> str:
     """
     from string import punctuation
     from urllib.parse import quote
-    try:
-        return quote(text, safe=punctuation, errors="surrogateescape")
-    except UnicodeError:
-        raise InvalidURL(f"not Unicode: {masked(text)}") from None
+    return quote(text, safe=punctuation, errors="surrogateescape")
 
 
 def parse_address(text: str) -> str:
@@ -470,7 +466,7 @@ def parse_url(text: str) -> URL:
         raise InvalidURL(f"a URL of {len(text)} characters: at most {MAX_URL_CHARS} are sent")
     match = _URL.fullmatch(text)
     # urllib.parse deletes control bytes, and so asks for something else.
-    if match is None or not text.isprintable() and re.search(r"[\x00-\x1f\x7f]", text):
+    if match is None or not text.isprintable() and _NEVER_SENT.search(text):
         raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path, and "
                          "percent-encode control characters, and in user and password all "
                          "but letters, digits and -._~!$&'()*+,;=")
@@ -492,14 +488,14 @@ def remove_dots(target: str) -> str:
     ('/c', '/?/..', '/a//...')
     """
     path, mark, query = target.partition("?")
+    if path.endswith(("/.", "/..")):
+        path += "/"
     segments: list[str] = []
     for segment in path.split("/")[1:]:
         if segment == "..":
             del segments[-1:]
         elif segment != ".":
             segments.append(segment)
-    if path.endswith(("/.", "/..")):
-        segments.append("")
     return "/" + "/".join(segments) + mark + query
 
 
@@ -570,10 +566,10 @@ def render_request(target: str, lines: bytes) -> bytes:
 
 MAX_HEAD_BYTES = 131_072         # one head; curl 300 KB, aiohttp 8 KB a line
 _TEXT = rb"[^\x00\r\n]*"
-_STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: " + _TEXT + rb")?\r?\n"
+_STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
 _FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
-    rb"^(" + TOKEN.encode() + rb"):(" + _TEXT + rb")\r?\n", re.M)
-_HEAD = re.compile(_STATUS_LINE + rb"(?:" + TOKEN.encode() + rb":" + _TEXT + rb"\r?\n)*\r?\n")
+    rb"^(%b):(%b)\r?\n" % (TOKEN.encode(), _TEXT), re.M)
+_HEAD = re.compile(_STATUS_LINE + rb"(?:%b:%b\r?\n)*\r?\n" % (TOKEN.encode(), _TEXT))
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
                        rb"|transfer-encoding):([^\r\n]*)")
 _FOLD = re.compile(rb"\r?\n[ \t]+")  # RFC 9112 5.2
@@ -807,10 +803,10 @@ def read_chunked() -> BodyParser:
                     pieces = []
                     continue
                 size = parse_border(border)
-                if len(border) <= 20:
+                if len(border) <= 20:  # no more than digits
                     remember(_sizes, border, size)
-                else:  # more than digits; what payload comes with it is to its credit
-                    extensions = max(0, extensions + len(border) - size)
+                # What payload comes with an extension is to its credit.
+                extensions = max(0, extensions + len(border) - size)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
@@ -2475,8 +2471,8 @@ class AskedJar:
 class Jar(Protocol):
     """What is asked of a jar of the caller's: http.cookiejar.CookieJar has it, and requests'."""
 
-    def add_cookie_header(self, request: Any) -> object: ...
-    def extract_cookies(self, response: Any, request: Any) -> object: ...
+    add_cookie_header: Callable[..., object]
+    extract_cookies: Callable[..., object]
 
 
 class RequestSettings(TypedDict, total=False):
@@ -2535,18 +2531,17 @@ class LoneDownloadSettings(SessionSettings, DownloadSettings, total=False):
     """The keywords of a download with a session of its own."""
 
 
-# Of `proxy` and `deadline` there is no default: the environment and the kind of call decide.
+# What is not named here is None, but for `proxy` and `deadline`: of these there is no default,
+# the environment and the kind of call decide.
 DEFAULTS: dict[str, Any] = {
-    "params": (), "headers": None, "auth": None, "cookies": True, "timeout": 30.0,
-    "follow_redirects": True, "max_redirects": 20, "retries": 0, "verify": True, "cert": None,
-    "trust_env": True, "max_size": 64 * 2**20, "decode": True, "secret_headers": (),
-    "unix_socket": None, "resolve": None, "netrc": False, "redirect_schemes": ("http", "https"),
-    "trust_redirects": False, "trace": None, "progress": None, "resume": True, "overwrite": True,
-    "any_status": False, "on_response": None, "base_url": "", "limit_per_host": None, "rate": None,
-    "open_connection": asyncio.open_connection, "limit": 100}
-# What a number must be at least. A timeout of 0 means "none" to some, "at once" to others.
-_LEAST = {"timeout": 1e-6, "deadline": 1e-6, "max_redirects": 0, "max_size": 0, "retries": 0,
-          "limit": 1, "limit_per_host": 1, "rate": 1e-6}
+    **dict.fromkeys(LoneDownloadSettings.__annotations__.keys() - {"proxy", "deadline"}),
+    "params": (), "cookies": True, "timeout": 30.0, "follow_redirects": True, "max_redirects": 20,
+    "retries": 0, "verify": True, "trust_env": True, "max_size": 64 * 2**20, "decode": True,
+    "secret_headers": (), "netrc": False, "redirect_schemes": ("http", "https"),
+    "trust_redirects": False, "resume": True, "overwrite": True, "any_status": False,
+    "base_url": "", "open_connection": asyncio.open_connection, "limit": 100}
+# A timeout of 0 means "none" to some, "at once" to others.
+_ABOVE_ZERO = {"timeout", "deadline", "limit", "limit_per_host", "rate"}
 _HINTS = {"proxy": "; for several kinds, leave it to the environment's http_proxy and no_proxy",
           "params": "; a finished query goes into the URL",
           "cert": ": a path, (cert, key) or (cert, key, password)"}
@@ -2564,7 +2559,7 @@ def kinds_of(annotation: str) -> tuple[type, ...]:
     return tuple(eval(name) for name in names.split(" | "))  # our own text, never a caller's
 
 
-def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> dict[str, Any]:
+def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict[str, Any]:
     """Settings as they are carried, or an error that says what was expected.
 
     >>> checked({"allow_redirects": False, "headers": {"a": "b"}})
@@ -2580,17 +2575,14 @@ def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> d
                             + ", ".join(allowed.__annotations__))
         annotation = allowed.__annotations__[name].__forward_arg__
         try:
-            if isinstance(value, bool) and "bool" not in annotation:  # which is an int, too
-                raise TypeError
             if not isinstance(value, kinds_of(annotation)):
                 raise TypeError
             settings[name] = as_carried(name, value)
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be {annotation}{_HINTS.get(name, '')}: "
                             f"not {type(value).__name__}") from None
-        least = _LEAST.get(name, -_FOREVER)
-        if isinstance(value, (int, float)) and not value >= least:  # nan is neither
-            raise ValueError(f"{name} must be at least {least}: not {value!r:.50}")
+        if name in _ABOVE_ZERO and value is not None and not settings[name] > 0:  # as nan is not
+            raise ValueError(f"{name} must be above 0: not {value!r:.50}")
     return settings
 
 
@@ -2621,7 +2613,7 @@ def spelled_out(function: Function) -> Function:
     settings = globals()[options.annotation[len("Unpack["):-1]]
     for name, annotation in settings.__annotations__.items():
         shown.append(inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name, ...),
+            name, options.KEYWORD_ONLY, default=DEFAULTS.get(name, ...),
             annotation=annotation.__forward_arg__))
     function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     return function
@@ -5631,7 +5623,8 @@ class Transfer:
             return
         head = data
         if sys.stdout.isatty() and not self.mode:
-            head = "".join(printable(line) + "\n" for line in data.splitlines()).encode()
+            head = "".join(printable(line.decode("utf-8", "backslashreplace")) + "\n"
+                           for line in data.splitlines()).encode()
         if options.include or options.head:
             self.write(head)
         if options.dump_header == "-":
