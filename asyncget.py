@@ -441,7 +441,7 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     """
     scheme = scheme.lower()
     if scheme not in DEFAULT_PORTS:
-        raise InvalidURL(f"unsupported scheme {printable(scheme[:20])!r}: only http and https",
+        raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only http and https",
                          exit_code=1)
     match = _HOST_PORT.fullmatch(host_port)
     if match is None or int(match[2] or 0) > 65535:  # or a password with a "/" in it
@@ -2542,62 +2542,49 @@ DEFAULTS: dict[str, Any] = {
     "base_url": "", "open_connection": asyncio.open_connection, "limit": 100}
 # A timeout of 0 means "none" to some, "at once" to others.
 _ABOVE_ZERO = {"timeout", "deadline", "limit", "limit_per_host", "rate"}
-_HINTS = {"proxy": "; for several kinds, leave it to the environment's http_proxy and no_proxy",
-          "params": "; a finished query goes into the URL",
-          "cert": ": a path, (cert, key) or (cert, key, password)"}
 
 
 @functools.cache
-def kinds_of(annotation: str) -> tuple[type, ...]:
-    """The classes that an annotation names: what a keyword may be.
+def kinds_of(annotation: str) -> Any:
+    """The classes that an annotation names, as isinstance takes them: what a keyword may be.
 
     >>> kinds_of("bool | Mapping[str, str | None] | None")
     (<class 'bool'>, <class 'collections.abc.Mapping'>, <class 'NoneType'>)
     """
     names = re.sub(r"\[.*?\](?= \||$)", "", annotation)
     names = names.replace("None", "type(None)").replace("float", "float | int")
-    return tuple(eval(name) for name in names.split(" | "))  # our own text, never a caller's
+    return eval(names.replace("|", ","))  # our own text, never a caller's
 
 
 def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict[str, Any]:
     """Settings as they are carried, or an error that says what was expected.
 
-    >>> checked({"allow_redirects": False, "headers": {"a": "b"}})
-    {'follow_redirects': False, 'headers': (('a', 'b'),)}
+    >>> checked({"max_redirects": 5, "headers": {"a": "b"}, "secret_headers": "a"})
+    {'max_redirects': 5, 'headers': (('a', 'b'),), 'secret_headers': ('a',)}
 
-    allow_redirects is requests' name for one of them.
+    What can be read but once is read here.
     """
     settings: dict[str, Any] = {}
     for name, value in options.items():
-        name = "follow_redirects" if name == "allow_redirects" else name
         if name not in allowed.__annotations__:
             raise TypeError(f"unknown keyword {name!r}; there are "
                             + ", ".join(allowed.__annotations__))
         annotation = allowed.__annotations__[name].__forward_arg__
+        settings[name] = value
         try:
             if not isinstance(value, kinds_of(annotation)):
                 raise TypeError
-            settings[name] = as_carried(name, value)
+            if name in ("params", "headers"):
+                pairs = value.items() if isinstance(value, Mapping) else value or ()
+                settings[name] = tuple((key, item) for key, item in pairs)
+            elif name in ("secret_headers", "redirect_schemes"):
+                settings[name] = (value,) if isinstance(value, str) else tuple(value)
+                "".join(settings[name])  # TypeError for what is no text
         except (TypeError, ValueError):
-            raise TypeError(f"{name} must be {annotation}{_HINTS.get(name, '')}: "
-                            f"not {type(value).__name__}") from None
-        if name in _ABOVE_ZERO and value is not None and not settings[name] > 0:  # as nan is not
+            raise TypeError(f"{name} must be {annotation}: not {type(value).__name__}") from None
+        if name in _ABOVE_ZERO and value is not None and not value > 0:  # as nan is not
             raise ValueError(f"{name} must be above 0: not {value!r:.50}")
     return settings
-
-
-def as_carried(name: str, value: Any) -> Any:
-    """A setting in the one form that the rest of this section knows; TypeError for none.
-
-    What can be read but once is read here.
-    """
-    if name in ("params", "headers"):
-        pairs = value.items() if isinstance(value, Mapping) else value or ()
-        return tuple((key, item) for key, item in pairs)
-    if name in ("secret_headers", "redirect_schemes"):
-        value = (value,) if isinstance(value, str) else tuple(value)
-        "".join(value)  # TypeError for what is no text
-    return value
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -2657,10 +2644,7 @@ def add_params(url: URL, params: Pairs) -> URL:
     return url._replace(target=target + glue + query)
 
 
-Auth = Union[str, "tuple[str, str]"]
-
-
-def render_auth(auth: Auth) -> str:
+def render_auth(auth: str | tuple[str, str]) -> str:
     """The value of Authorization: Basic (RFC 7617) for a pair, Bearer (RFC 6750) for text.
 
     >>> render_auth(("Aladdin", "open sesame"))

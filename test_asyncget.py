@@ -2708,11 +2708,9 @@ class Section11Settings(AsyncCase):
              r"int \| None: not"),
             ("limit limit_per_host", [0], ValueError, ""),
             ("follow_redirects trust_env decode", [None, 1, "no"], TypeError, "must be bool: not"),
-            ("allow_redirects", [None], TypeError, "follow_redirects must be bool"),
             ("retries", ["3", None, 1.0], TypeError, r"int \| Callable\[\[int, Outcome"),
-            ("proxy", [{"http": "p"}, b"p"], TypeError,
-             r"str \| None; for several kinds.*environment's http_proxy"),
-            ("params", [b"a=b", "a=b", 5, [1], ["abc"]], TypeError, r"Mapping.*Iterable.*the URL"),
+            ("proxy", [{"http": "p"}, b"p"], TypeError, r"str \| None: not"),
+            ("params", [b"a=b", "a=b", 5, [1], ["abc"]], TypeError, r"Mapping.*Iterable"),
             ("params", [{"a": "\ud800"}], InvalidURL, ""), ("base_url", ["h"], InvalidURL, ""),
             ("headers", ["a: b", b"x", 5, [1], [("a", "b", "c")]], TypeError, r"Mapping.*Iterable"),
             ("headers", [{5: "x"}, {"x": 5}, {"x": b"y"}], InvalidHeader, "pairs, of text"),
@@ -2726,7 +2724,7 @@ class Section11Settings(AsyncCase):
             ("secret_headers", [None, 5, [5], [b"x"]], TypeError, r"str \| Iterable\[str\]"),
             ("verify", [None, 5, b"ca.pem"], TypeError,
              r"bool \| str \| os.PathLike\[str\] \| ssl.SSLContext"),
-            ("cert", [5, {"cert": "x"}], TypeError, r"a path, \(cert, key\) or"),
+            ("cert", [5, {"cert": "x"}], TypeError, r"os.PathLike\[str\] \| tuple\[Any, ...\]"),
             ("unix_socket netrc", [5, b"x"], TypeError, r"str \| os.PathLike"),
             ("resolve", [5, "h:80:::1"], TypeError,
              r"Mapping\[str, str\] \| None"),
@@ -3008,13 +3006,12 @@ class Section12Session(AsyncCase):
             self.assertEqual((response.content, response.url), (b"end", server.url + "/c#new"))
             self.assertEqual([(hop.status_code, hop.url) for hop in response.history],
                              [(302, server.url + "/a#top"), (307, server.url + "/b?x#top")])
-            for url, off in (("/", {}),  # it leads nowhere
-                             ("/a", {"follow_redirects": False}), ("/a", {"allow_redirects": False})):
+            for url, off in (("/", {}), ("/a", {"follow_redirects": False})):
                 response = await session.get(url, **off)  # type: ignore[arg-type]
                 self.assertEqual((response.status_code, response.content, response.history),
                                  (302, b"gone", []))
             self.assertIsInstance(await error_of(session.get("/file")), InvalidURL)
-            self.assertEqual((server.connections, len(server.requests)), (1, 7))  # bodies were read
+            self.assertEqual((server.connections, len(server.requests)), (1, 6))  # bodies were read
         rows: list[tuple[int, dict[str, Any]]] = [
             (21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})]
         for hops, options in rows:
