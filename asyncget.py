@@ -365,20 +365,7 @@ def masked(text: str) -> str:
     "'http://***@h:x/'"
     """
     text = re.sub(r"(?is)^([a-z]+:/{0,2})?.*@", r"\1***@", text)
-    return shown(text[:MAX_SHOWN_BYTES + 1].encode("utf-8", "backslashreplace"))[1:]
-
-
-def percent_encode(text: str) -> str:
-    r"""Encode what may not stand on a request line; what is encoded already stays.
-
-    >>> percent_encode(b"/caf\xe9 \xc3\xa9".decode("utf-8", "surrogateescape"))
-    '/caf%E9%20%C3%A9'
-
-    Octets that were no UTF-8 go out as they came (RFC 9110 5.5): see octets_text.
-    """
-    from string import punctuation
-    from urllib.parse import quote
-    return quote(text, safe=punctuation, errors="surrogateescape")
+    return repr(text[:MAX_SHOWN_BYTES])
 
 
 def parse_address(text: str) -> str:
@@ -458,21 +445,24 @@ def parse_url(text: str) -> URL:
     >>> str(parse_url("https://straße.test/a/../%2F"))
     'https://xn--strae-oqa.test/%2F'
 
-    Blanks around it are passed over, as browsers do. Raises InvalidURL, with exit code 1
-    for a scheme that is not ours.
+    Blanks around it are passed over, as browsers do. What may not stand on a request line is
+    percent-encoded; octets that were no UTF-8 go out as they came (RFC 9110 5.5): see
+    octets_text. Raises InvalidURL, with exit code 1 for a scheme that is not ours.
     """
     text = text.strip(" \t\r\n\f")
-    if len(text) > MAX_URL_CHARS:
-        raise InvalidURL(f"a URL of {len(text)} characters: at most {MAX_URL_CHARS} are sent")
     match = _URL.fullmatch(text)
     # urllib.parse deletes control bytes, and so asks for something else.
-    if match is None or not text.isprintable() and _NEVER_SENT.search(text):
-        raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path, and "
-                         "percent-encode control characters, and in user and password all "
-                         "but letters, digits and -._~!$&'()*+,;=")
+    if (match is None or len(text) > MAX_URL_CHARS
+            or not text.isprintable() and _NEVER_SENT.search(text)):
+        raise InvalidURL(f"not an absolute URL of up to {MAX_URL_CHARS} characters: "
+                         f"{masked(text)}; write http://host/path, and percent-encode control "
+                         "characters, and in user and password all but letters, digits and "
+                         "-._~!$&'()*+,;=")
     scheme, userinfo, host_port, rest = match.groups()
     if not rest.isascii() or " " in rest:
-        rest = percent_encode(rest)
+        from string import punctuation
+        from urllib.parse import quote
+        rest = quote(rest, safe=punctuation, errors="surrogateescape")
     target, _, fragment = rest.partition("#")
     if target[:1] != "/":
         target = "/" + target
@@ -580,7 +570,6 @@ class Head(NamedTuple):
     """A response head that passed. `fields` are those that we decide from, in lower case."""
 
     raw: bytes     # as received, but unfolded, with the empty line
-    minor: int     # HTTP/1.minor
     status: int    # 100 to 999
     fields: dict[bytes, bytes]  # name: value, repeats joined with commas (RFC 9110 5.3)
 
@@ -605,12 +594,12 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
     return match.end() if match else 0
 
 
-def check_fields(block: bytes, what: str) -> bytes:
+def check_fields(block: bytes) -> bytes:
     """Unfold a block that ends in an empty line; raise for the line that is no field."""
     block = _FOLD.sub(b" ", block)
     for line in block.split(b"\n")[:-2]:
         if not _FIELD_LINE.fullmatch(line + b"\n"):
-            raise ProtocolError(f"{what}: not a field line: {shown(line)}")
+            raise ProtocolError(f"not a field line: {shown(line)}")
     return block
 
 
@@ -628,11 +617,11 @@ def parse_head(raw: bytes) -> Head:
         if not re.fullmatch(_STATUS_LINE, line + end):
             raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(line)}",
                                 exit_code=1)
-        raw = line + end + check_fields(block, "response head")
+        raw = line + end + check_fields(block)
     fields: dict[bytes, bytes] = {}
     for name, value in _DECISIVE.findall(raw.lower()):
         fields[name] = fields[name] + b"," + value if name in fields else value
-    return Head(raw, int(raw[7:8]), int(raw[9:12]), fields)
+    return Head(raw, int(raw[9:12]), fields)
 
 
 def octets_text(raw: bytes, name: str) -> list[str]:
@@ -752,7 +741,8 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
         return False
-    return head.minor >= 1 or (b"keep-alive" in options and framing != "chunked")  # 6.1
+    return (head.raw[:8] != b"HTTP/1.0"
+            or b"keep-alive" in options and framing != "chunked")  # 6.1
 
 
 def remember(known: dict[Any, Any], key: Any, value: Any) -> Any:
@@ -818,7 +808,7 @@ def read_chunked() -> BodyParser:
                 raise ProtocolError(f"more than {MAX_EXTENSION_BYTES} bytes of trailers")
             data += yield b"".join(pieces)
             pieces = []
-        trailers = check_fields(data[2:end + 4], "trailers")  # they never join the head's fields
+        trailers = check_fields(data[2:end + 4])  # they never join the head's fields
     except ProtocolError as error:
         error.payload = b"".join(pieces)  # what was right so far is handed out first
         error.exit_code = 56              # as curl has it for chunks

@@ -891,7 +891,7 @@ class Section4ResponseHead(Section):
     def test_status_lines(self) -> None:
         def parts(line: bytes) -> tuple[int, int, str]:
             parsed = parse_head(line + b"\r\n\r\n")
-            return parsed.minor, parsed.status, status_reason(parsed.raw)
+            return int(parsed.raw[7:8]), parsed.status, status_reason(parsed.raw)
 
         self.alike(parts, [
             (b"HTTP/1.1 200 OK", (1, 200, "OK")), (b"HTTP/1.0 404 Not Found", (0, 404, "Not Found")),
@@ -1096,7 +1096,7 @@ class Section5BodyFraming(Section):
                     b"-1", b"+5", b"0x5", b"0_5", "٥".encode(), b"\x0b5", b" 5",  # CVE-2017-13089
                     b"", b"\n", b"hello", b";a", b"5 a", b"0" * 17,
                     b"10000000000000005", b"8000000000000000"]]],                # RUSTSEC-2021-0079
-                "trailers: not a field line: b": [b"1\r\nx\r\n0\r\n" + lines + b"\r\n\r\n" for lines in [
+                "not a field line: b": [b"1\r\nx\r\n0\r\n" + lines + b"\r\n\r\n" for lines in [
                     b"X", b" X: 1", b"X : 1", b"X: \0", b"X\x01: 1", b"X\x7f: 1",
                     b"X: 1\n\nHTTP/1.1 200 OK", b"\nX: 1"]]}.items():  # CVE-2025-53643
             for wire in wires:
@@ -1528,7 +1528,7 @@ class Section6Response(Section):
                 (sized, b"", b"", IncompleteBody, "0 bytes of the body, which has 99"),
                 (chunked, b"6\r\nhello\n\r\n1\r\nxx\r\n", b"hello\nx", ProtocolError, "not a CRLF"),
                 (chunked, b"7\r\nhello\nx\r\n+1\r\n", b"hello\nx", ProtocolError, "a chunk size"),
-                (chunked, b"7\r\nhello\nx\r\n0\r\nX\r\n\r\n", b"hello\nx", ProtocolError, "trailers"),
+                (chunked, b"7\r\nhello\nx\r\n0\r\nX\r\n\r\n", b"hello\nx", ProtocolError, "not a field"),
                 ([GZIP], coded[:-1], b"hello\nx", DecodingError, "too early"),
                 ([GZIP, *sized], coded[:-1], b"hello\nx", IncompleteBody, "which has 99"),
                 ([GZIP], coded + b"\x1f\x8bxxxxxxx", b"hello\nx", DecodingError, "not gzip"),
@@ -6759,7 +6759,7 @@ class LinearTime(Section):
         "jan 1 1:1:1 70;expires="]
 
     # Functions that take a text as it is, and bytes; and what is put before it for others.
-    OF_TEXT = """printable parse_host ascii_label percent_encode acceptable split_userinfo condition
+    OF_TEXT = """printable parse_host ascii_label acceptable split_userinfo condition
         charset_of retry_after parse_date site_of complete_url expand_glob parse_rate in_flags
         parse_cookie_file name_from_header netrc_entries handshake_hint""".split()
     OF_BYTES = "shown parse_list find_head_end status_reason content_codings".split()
@@ -6815,7 +6815,7 @@ class LinearTime(Section):
             "render_fields": lambda t: render_fields((("Host", t),), HERE),
             "render_fields, value": lambda t: render_fields((("X", t),), HERE),
             "render_auth": lambda t: render_auth((t, t)),
-            "check_fields": raw(lambda t: asyncget.check_fields(t + b"\n\n", "")),
+            "check_fields": raw(lambda t: asyncget.check_fields(t + b"\n\n")),
             "parse_head": raw(lambda t: parse_head(b"HTTP/1.1 200 " + t + b"\r\n\r\n")),
             "parse_head, fields": raw(lambda t: parse_head(OK + t + b"\r\n\r\n")),
             "octets_text": raw(lambda t: asyncget.octets_text(OK + b"x:" + t + b"\r\n", "x")),
