@@ -193,7 +193,8 @@ class AsyncGetError(Exception):
 
     def __init__(self, message: str = "", **facts: Any) -> None:
         super().__init__(message)
-        vars(self).update(facts)
+        for name, value in facts.items():  # errno, too, which is no plain attribute
+            setattr(self, name, value)
 
 
 class InvalidURL(AsyncGetError, ValueError):
