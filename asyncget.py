@@ -598,9 +598,9 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
 def check_fields(block: bytes) -> bytes:
     """Unfold a block that ends in an empty line; raise for the line that is no field."""
     block = _FOLD.sub(b" ", block)
-    for line in block.split(b"\n")[:-2]:
-        if not _FIELD_LINE.fullmatch(line + b"\n"):
-            raise ProtocolError(f"not a field line: {shown(line)}")
+    left = _FIELD_LINE.sub(b"", block)
+    if left not in (b"\r\n", b"\n"):
+        raise ProtocolError(f"not a field line: {shown(left)}")
     return block
 
 
@@ -2628,11 +2628,9 @@ def add_params(url: URL, params: Pairs) -> URL:
         query = urlencode(pairs)
     except UnicodeError:
         raise InvalidURL("the name or the value of a parameter is not Unicode") from None
-    if not query:
-        return url
-    target = url.target if "?" in url.target else url.target + "?"
-    glue = "" if target.endswith(("?", "&")) else "&"
-    return url._replace(target=target + glue + query)
+    path, _, given = url.target.partition("?")
+    query = "&".join(filter(None, [given, query]))
+    return url._replace(target=f"{path}?{query}") if query else url
 
 
 def render_auth(auth: str | tuple[str, str]) -> str:

@@ -764,7 +764,7 @@ class Section2URLs(Section):
     def test_params(self) -> None:
         for given, params, target in [
                 ("/", {}, "/"), ("/?", {"a": 1}, "/?a=1"), ("/?a=1", {"a": 2}, "/?a=1&a=2"),
-                ("/?a=1&", [("b", 2)], "/?a=1&b=2"), ("/a&", {"b": 2}, "/a&?b=2"),
+                ("/?a=1&", [("b", 2)], "/?a=1&&b=2"), ("/a&", {"b": 2}, "/a&?b=2"),
                 ("/", {"a": None}, "/"), ("/", {"a": True, "b": False}, "/?a=true&b=false"),
                 ("/", {"a": [1, "x", None]}, "/?a=1&a=x"), ("/", {"a": (True, .5)}, "/?a=true&a=0.5"),
                 ("/", {"a b": "c&d=e#f/é+"}, "/?a+b=c%26d%3De%23f%2F%C3%A9%2B"),
