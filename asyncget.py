@@ -596,7 +596,7 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
 
 
 def check_fields(block: bytes) -> bytes:
-    """Unfold a block that ends in an empty line; raise for the line that is no field."""
+    """Unfold a block that ends in an empty line; raise for what in it is no field line."""
     block = _FOLD.sub(b" ", block)
     left = _FIELD_LINE.sub(b"", block)
     if left not in (b"\r\n", b"\n"):
@@ -2542,7 +2542,7 @@ def kinds_of(annotation: str) -> Any:
     >>> kinds_of("bool | Mapping[str, str | None] | None")
     (<class 'bool'>, <class 'collections.abc.Mapping'>, <class 'NoneType'>)
     """
-    names = re.sub(r"\[.*?\](?= \||$)", "", annotation)
+    names = re.sub(r"\[.*?\](?= \||$)", "", annotation)  # what is in a Mapping is not looked at
     names = names.replace("None", "type(None)").replace("float", "float | int")
     return eval(names.replace("|", ","))  # our own text, never a caller's
 
