@@ -633,8 +633,8 @@ def octets_text(raw: bytes, name: str) -> list[str]:
 
     What came in Latin-1 or GBK is to be sent back, in a target or a cookie, as it came.
     """
-    values = re.findall(rb"(?im)^%b:(%b)" % (name.encode(), _TEXT), raw)
-    return [value.strip(b" \t").decode("utf-8", "surrogateescape") for value in values]
+    return [value.strip(b" \t").decode("utf-8", "surrogateescape")
+            for value in re.findall(rb"(?im)^%b:(%b)" % (name.encode(), _TEXT), raw)]
 
 
 def field_text(value: bytes) -> str:
@@ -2543,8 +2543,8 @@ def kinds_of(annotation: str) -> Any:
     (<class 'bool'>, <class 'collections.abc.Mapping'>, <class 'NoneType'>)
     """
     names = re.sub(r"\[.*?\](?= \||$)", "", annotation)  # what is in a Mapping is not looked at
-    names = names.replace("None", "type(None)").replace("float", "float | int")
-    return eval(names.replace("|", ","))  # our own text, never a caller's
+    names = names.replace("None", "type(None)").replace("float", "float | int").replace("|", ",")
+    return eval(names)  # our own text, never a caller's
 
 
 def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict[str, Any]:
@@ -2675,9 +2675,8 @@ def acceptable(accept_encoding: str) -> str:
     >>> acceptable("gzip, deflate;q=0.5, br, *"), acceptable("br")
     ('gzip, deflate;q=0.5', 'identity')
     """
-    ours = {"identity", "x-gzip", *ACCEPT_ENCODING.split(", ")}
     kept = [item.strip() for item in accept_encoding.split(",")
-            if item.partition(";")[0].strip().lower() in ours]
+            if item.partition(";")[0].strip().lower() in ACCEPT_ENCODING.split(", ")]
     return ", ".join(kept) or "identity"
 
 
