@@ -73,7 +73,7 @@ if __name__ == "__main__":
     # As a program it imports nothing from the folder that it is run in, nor from the one it
     # lies in: a server may have named its file json.py, and it was saved there.
     import sys
-    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
         import os
         try:
@@ -131,12 +131,10 @@ from typing import (
     runtime_checkable,
 )
 
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-elif TYPE_CHECKING:
-    from typing_extensions import Unpack  # known to each type checker, and never imported
 if TYPE_CHECKING:
     from datetime import timedelta
+
+    from typing_extensions import Unpack  # known to each type checker, and never imported
 
 __version__ = "0.1.0"
 __all__ = [
@@ -195,7 +193,7 @@ class AsyncGetError(Exception):
 
     def __init__(self, message: str = "", **facts: Any) -> None:
         super().__init__(message)
-        for name, value in facts.items():
+        for name, value in facts.items():  # errno, too, which is no plain attribute
             setattr(self, name, value)
 
 
@@ -288,16 +286,13 @@ def shown(data: bytes | bytearray) -> str:
     return repr(bytes(data[:MAX_SHOWN_BYTES])) + tail
 
 
-def printable(text: str | bytes) -> str:
+def printable(text: str) -> str:
     r"""Text of a stranger, fit for a terminal: controls and direction marks escaped.
 
     >>> printable("a\x1b]0;owned\x07")
     'a\\x1b]0;owned\\x07'
     """
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-                   for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 # ==== 2. URLs =================================================================
@@ -308,10 +303,12 @@ def printable(text: str | bytes) -> str:
 
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 DEFAULT_PORTS = {"http": 80, "https": 443}
-_URL = re.compile(r"([^:/?#]*)://([^/?#]*)(.*)")
-_HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
-_USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%@-]*")
-_HOST = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")  # the last: the DNS root
+_URL = re.compile(  # scheme, user and password, host and port, and the rest
+    r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
+_NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # controls; half a character
+_HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
+_HOST = re.compile(  # of 255 characters at most; the last dot: the DNS root
+    r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
 _NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]{1,63})?")  # its zone: RFC 6874
 
@@ -357,9 +354,6 @@ class URL(NamedTuple):
     userinfo: str  # "user:password", still percent-encoded
 
     def __repr__(self) -> str:
-        return f"<URL {self}>"
-
-    def __str__(self) -> str:
         scheme, host, _ = self.origin
         fragment = "#" + self.fragment if self.fragment else ""
         return f"{scheme}://{bracketed(host)}{self.origin.port_suffix}{self.target}{fragment}"
@@ -371,38 +365,21 @@ def masked(text: str) -> str:
     >>> masked("http://me:secret@h:x/")
     "'http://***@h:x/'"
     """
-    text = re.sub(r"^([a-z]+:/{0,2})?.*@", r"\1***@", text, flags=re.I | re.S)
-    return shown(text[:MAX_SHOWN_BYTES + 1].encode("utf-8", "backslashreplace"))[1:]
+    text = re.sub(r"(?is)^([a-z]+:/{0,2})?.*@", r"\1***@", text)
+    return repr(text[:MAX_SHOWN_BYTES])
 
 
-def percent_encode(text: str) -> str:
-    r"""Encode what may not stand on a request line; what is encoded already stays.
-
-    >>> percent_encode(b"/caf\xe9 \xc3\xa9".decode("utf-8", "surrogateescape"))
-    '/caf%E9%20%C3%A9'
-
-    Octets that were no UTF-8 go out as they came (RFC 9110 5.5): see octets_text.
-    """
-    from string import punctuation
-    from urllib.parse import quote
-    try:
-        return quote(text, safe=punctuation, errors="surrogateescape")
-    except UnicodeError:
-        raise InvalidURL(f"not Unicode: {masked(text)}") from None
-
-
-def parse_address(text: str, version: int) -> str:
+def parse_address(text: str) -> str:
     """An IP address in its one canonical spelling.
 
-    >>> parse_address("FE80:0::1%25eth0", 6)
+    >>> parse_address("FE80:0::1%25eth0")
     'fe80::1%eth0'
     """
     import ipaddress
-    kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
     if _ADDRESS.fullmatch(text):
         with contextlib.suppress(ValueError):
-            return str(kind(text.replace("%25", "%")))
-    raise InvalidURL(f"not an IPv{version} address: {masked(text)}")
+            return str(ipaddress.ip_address(text.replace("%25", "%")))
+    raise InvalidURL(f"not an IP address: {masked(text)}")
 
 
 def ascii_label(label: str) -> str:
@@ -415,7 +392,7 @@ def ascii_label(label: str) -> str:
     from unicodedata import normalize
     lower = normalize("NFC", label.lower())
     # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts.
-    if (normalize("NFKC", lower) != lower or lower.isascii()
+    if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
             or re.search("[\ud800-\udfff]", label)):  # octets that are no UTF-8
         raise InvalidURL(f"not a host label: {masked(label)}")
     return "xn--" + lower.encode("punycode").decode("ascii")
@@ -431,13 +408,11 @@ def parse_host(text: str) -> str:
     may end in a number all the same: web.1 is how Docker Swarm calls a task.
     """
     if text.startswith("["):
-        return parse_address(text[1:-1], 6)
-    if not 0 < len(text) <= 255:
-        raise InvalidURL(f"no host, or one of more than 255 characters: {masked(text)}")
+        return parse_address(text[1:-1])
     host = ".".join(map(ascii_label, text.split(".")))
-    if not _HOST.fullmatch(host) or len(host) > 255:  # punycode makes it longer
+    if not _HOST.fullmatch(host):
         raise InvalidURL(f"not a host: {masked(text)}")
-    return parse_address(text, 4) if _NUMBERS.fullmatch(host) else host
+    return parse_address(text) if _NUMBERS.fullmatch(host) else host
 
 
 def is_address(host: str) -> bool:
@@ -454,7 +429,7 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     """
     scheme = scheme.lower()
     if scheme not in DEFAULT_PORTS:
-        raise InvalidURL(f"unsupported scheme {printable(scheme[:20])!r}: only http and https",
+        raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only http and https",
                          exit_code=1)
     match = _HOST_PORT.fullmatch(host_port)
     if match is None or int(match[2] or 0) > 65535:  # or a password with a "/" in it
@@ -471,50 +446,48 @@ def parse_url(text: str) -> URL:
     >>> str(parse_url("https://straße.test/a/../%2F"))
     'https://xn--strae-oqa.test/%2F'
 
-    Blanks around it are passed over, as browsers do. Raises InvalidURL, with exit code 1
-    for a scheme that is not ours.
+    Blanks around it are passed over, as browsers do. What may not stand on a request line is
+    percent-encoded; octets that were no UTF-8 go out as they came (RFC 9110 5.5): see
+    octets_text. Raises InvalidURL, with exit code 1 for a scheme that is not ours.
     """
     text = text.strip(" \t\r\n\f")
-    if len(text) > MAX_URL_CHARS:
-        raise InvalidURL(f"a URL of {len(text)} characters: at most {MAX_URL_CHARS} are sent")
-    # urllib.parse deletes control bytes, and so asks for something else.
-    control = None if text.isprintable() else re.search(r"[\x00-\x1f\x7f]", text)
-    if control:
-        raise InvalidURL(f"control character {control[0]!r} in URL {masked(text)}")
     match = _URL.fullmatch(text)
-    if match is None:
-        raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path")
-    scheme, authority, rest = match.groups()
-    userinfo, _, host_port = authority.rpartition("@")
-    if userinfo and not _USERINFO.fullmatch(userinfo):
-        raise InvalidURL("user and password in a URL must be percent-encoded where they hold "
-                         "other than letters, digits and -._~!$&'()*+,;=")
+    # urllib.parse deletes control bytes, and so asks for something else.
+    if (match is None or len(text) > MAX_URL_CHARS
+            or not text.isprintable() and _NEVER_SENT.search(text)):
+        raise InvalidURL(f"not an absolute URL of up to {MAX_URL_CHARS} characters: "
+                         f"{masked(text)}; write http://host/path, and percent-encode control "
+                         "characters, and in user and password all but letters, digits and "
+                         "-._~!$&'()*+,;=")
+    scheme, userinfo, host_port, rest = match.groups()
     if not rest.isascii() or " " in rest:
-        rest = percent_encode(rest)
+        from string import punctuation
+        from urllib.parse import quote
+        rest = quote(rest, safe=punctuation, errors="surrogateescape")
     target, _, fragment = rest.partition("#")
     if target[:1] != "/":
         target = "/" + target
     if "/." in target:
-        path, mark, query = target.partition("?")
-        target = remove_dots(path) + mark + query
-    return URL(parse_origin(scheme, host_port), target, fragment, userinfo)
+        target = remove_dots(target)
+    return URL(parse_origin(scheme, host_port), target, fragment, userinfo[:-1])
 
 
-def remove_dots(path: str) -> str:
+def remove_dots(target: str) -> str:
     """Take the segments "." and ".." out of a path (RFC 3986 5.2.4, 6.2.2.3).
 
-    >>> remove_dots("/a/./b/../../c"), remove_dots("/../a/.."), remove_dots("/a//...")
-    ('/c', '/', '/a//...')
+    >>> remove_dots("/a/./b/../../c"), remove_dots("/../a/..?/.."), remove_dots("/a//...")
+    ('/c', '/?/..', '/a//...')
     """
+    path, mark, query = target.partition("?")
+    if path.endswith(("/.", "/..")):
+        path += "/"
     segments: list[str] = []
     for segment in path.split("/")[1:]:
         if segment == "..":
             del segments[-1:]
         elif segment != ".":
             segments.append(segment)
-    if path.endswith(("/.", "/..")):
-        segments.append("")
-    return "/" + "/".join(segments)
+    return "/" + "/".join(segments) + mark + query
 
 
 # ==== 3. Request bytes ========================================================
@@ -582,12 +555,12 @@ def render_request(target: str, lines: bytes) -> bytes:
 # with one of them is none). Of the fields only the few that decide what we do next are
 # looked up at once; what users read is made when they ask for it.
 
-MAX_HEAD_BYTES = 131_072         # one head or trailer section; curl 300 KB, aiohttp 8 KB a line
+MAX_HEAD_BYTES = 131_072         # one head; curl 300 KB, aiohttp 8 KB a line
 _TEXT = rb"[^\x00\r\n]*"
-_STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: " + _TEXT + rb")?\r?\n"
+_STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
 _FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
-    rb"^(" + TOKEN.encode() + rb"):(" + _TEXT + rb")\r?\n", re.M)
-_HEAD = re.compile(_STATUS_LINE + rb"(?:" + TOKEN.encode() + rb":" + _TEXT + rb"\r?\n)*\r?\n")
+    rb"^(%b):(%b)\r?\n" % (TOKEN.encode(), _TEXT), re.M)
+_HEAD = re.compile(_STATUS_LINE + rb"(?:%b:%b\r?\n)*\r?\n" % (TOKEN.encode(), _TEXT))
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
                        rb"|transfer-encoding):([^\r\n]*)")
 _FOLD = re.compile(rb"\r?\n[ \t]+")  # RFC 9112 5.2
@@ -598,7 +571,6 @@ class Head(NamedTuple):
     """A response head that passed. `fields` are those that we decide from, in lower case."""
 
     raw: bytes     # as received, but unfolded, with the empty line
-    minor: int     # HTTP/1.minor
     status: int    # 100 to 999
     fields: dict[bytes, bytes]  # name: value, repeats joined with commas (RFC 9110 5.3)
 
@@ -623,11 +595,13 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
     return match.end() if match else 0
 
 
-def check_fields(block: bytes, what: str) -> None:
-    """Raise for the line that is no field, in a block that ends in an empty line."""
-    for line in block.split(b"\n")[:-2]:
-        if not _FIELD_LINE.fullmatch(line + b"\n"):
-            raise ProtocolError(f"{what}: not a field line: {shown(line)}")
+def check_fields(block: bytes) -> bytes:
+    """Unfold a block that ends in an empty line; raise for what in it is no field line."""
+    block = _FOLD.sub(b" ", block)
+    left = _FIELD_LINE.sub(b"", block)
+    if left not in (b"\r\n", b"\n"):
+        raise ProtocolError(f"not a field line: {shown(left)}")
+    return block
 
 
 def parse_head(raw: bytes) -> Head:
@@ -640,16 +614,15 @@ def parse_head(raw: bytes) -> Head:
     Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
     """
     if not _HEAD.fullmatch(raw):
-        first = raw.find(b"\n") + 1
-        if not re.fullmatch(_STATUS_LINE, raw[:first]):
-            raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(raw[:first])}",
+        line, end, block = raw.partition(b"\n")
+        if not re.fullmatch(_STATUS_LINE, line + end):
+            raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(line)}",
                                 exit_code=1)
-        raw = raw[:first] + _FOLD.sub(b" ", raw[first:])  # the first line cannot be folded
-        check_fields(raw[first:], "response head")
+        raw = line + end + check_fields(block)
     fields: dict[bytes, bytes] = {}
     for name, value in _DECISIVE.findall(raw.lower()):
         fields[name] = fields[name] + b"," + value if name in fields else value
-    return Head(raw, int(raw[7:8]), int(raw[9:12]), fields)
+    return Head(raw, int(raw[9:12]), fields)
 
 
 def octets_text(raw: bytes, name: str) -> list[str]:
@@ -661,7 +634,7 @@ def octets_text(raw: bytes, name: str) -> list[str]:
     What came in Latin-1 or GBK is to be sent back, in a target or a cookie, as it came.
     """
     return [value.strip(b" \t").decode("utf-8", "surrogateescape")
-            for key, value in _FIELD_LINE.findall(raw) if key.decode("ascii").lower() == name]
+            for value in re.findall(rb"(?im)^%b:(%b)" % (name.encode(), _TEXT), raw)]
 
 
 def field_text(value: bytes) -> str:
@@ -685,8 +658,6 @@ class Headers(Mapping[str, str]):
     >>> headers["VARY"], headers.get_all("vary"), list(headers)
     ('a, b', ['a', 'b'], ['Vary', 'X'])
     """
-
-    __slots__ = ("_values", "pairs")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs = tuple(pairs)  # all fields, as sent
@@ -732,7 +703,7 @@ class Headers(Mapping[str, str]):
 # taken up again at any byte. That the connection has ended is seen by who reads it.
 
 MAX_REMEMBERED = 1000            # of what one of our dictionaries may hold, lest it grow for ever
-MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body; hyper's figure
+MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body, and of trailers; as hyper
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
@@ -771,7 +742,8 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
         return False
-    return head.minor >= 1 or (b"keep-alive" in options and framing != "chunked")  # 6.1
+    return (head.raw[:8] != b"HTTP/1.0"
+            or b"keep-alive" in options and framing != "chunked")  # 6.1
 
 
 def remember(known: dict[Any, Any], key: Any, value: Any) -> Any:
@@ -790,11 +762,9 @@ def parse_border(border: bytes) -> int:
 
     int(line, 16) alone would take "+5", "0x5" and "0_5".
     """
-    if not border.startswith(b"\r\n"):
-        raise ProtocolError(f"no CRLF behind a chunk, but {shown(border[:20])}")
     match = _BORDER.fullmatch(border)
     if match is None or len(border) > MAX_EXTENSION_BYTES or int(match[1], 16) > sys.maxsize:
-        raise ProtocolError(f"not a chunk size: {shown(border[2:])}")
+        raise ProtocolError(f"not a CRLF and a chunk size: {shown(border)}")
     return int(match[1], 16)
 
 
@@ -810,46 +780,42 @@ def read_chunked() -> BodyParser:
     """
     arrived = io.BytesIO(b"\r\n")  # so that the first line, too, has a CRLF before it
     pieces: list[bytes] = []       # payload that was not yielded yet
-    extensions = 0
+    left = extensions = 0
     try:
         while True:
+            payload = arrived.read(left)
+            pieces.append(payload)
             border = arrived.read(2) + arrived.readline()
             size = _sizes.get(border)
             if size is None:
-                while (b"\r\n".startswith(border[:2]) and not border[2:].endswith(b"\n")
-                        and len(border) <= MAX_EXTENSION_BYTES):  # it may become one
+                if (b"\r\n".startswith(border[:2]) and not border[2:].endswith(b"\n")
+                        and len(border) <= MAX_EXTENSION_BYTES):
+                    left -= len(payload)  # it goes on in what is still to come
                     arrived = io.BytesIO(border + (yield b"".join(pieces)))
-                    border, pieces = arrived.read(2) + arrived.readline(), []
+                    pieces = []
+                    continue
                 size = parse_border(border)
-                if len(border) <= 20:
+                if len(border) <= 20:  # no more than digits
                     remember(_sizes, border, size)
-                else:  # more than digits; what payload comes with it is to its credit
-                    extensions = max(0, extensions + len(border) - size)
+                # What payload comes with an extension is to its credit.
+                extensions = max(0, extensions + len(border) - size)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
                 break
-            payload = arrived.read(size)
-            while len(payload) < size:  # it goes on in what is still to come
-                size -= len(payload)
-                arrived = io.BytesIO((yield b"".join([*pieces, payload])))
-                payload, pieces = arrived.read(size), []
-            pieces.append(payload)
-        # With the CRLF behind the 0 the trailer section ends in two, even if there are none.
-        block, searched = bytearray(b"\r\n" + arrived.read()), 0
-        while (end := block.find(b"\r\n\r\n", searched)) < 0 and len(block) - 2 <= MAX_HEAD_BYTES:
-            searched = max(0, len(block) - 3)
-            block += yield b"".join(pieces)
+            left = size
+        data = b"\r\n" + arrived.read()  # now the trailers end in two CRLFs, be there any or none
+        while (end := data.find(b"\r\n\r\n", 0, MAX_EXTENSION_BYTES)) < 0:
+            if len(data) >= MAX_EXTENSION_BYTES:
+                raise ProtocolError(f"more than {MAX_EXTENSION_BYTES} bytes of trailers")
+            data += yield b"".join(pieces)
             pieces = []
-        if not 0 <= end <= MAX_HEAD_BYTES - 2:
-            raise ProtocolError(f"more than {MAX_HEAD_BYTES} bytes of trailers")
-        trailers = _FOLD.sub(b" ", block[2:end + 4])  # they never join the head's fields
-        check_fields(trailers, "trailers")
+        trailers = check_fields(data[2:end + 4])  # they never join the head's fields
     except ProtocolError as error:
         error.payload = b"".join(pieces)  # what was right so far is handed out first
         error.exit_code = 56              # as curl has it for chunks
         raise
-    return b"".join(pieces), bytes(block[end + 4:]), trailers
+    return b"".join(pieces), data[end + 4:], trailers
 
 
 def read_sized(length: int) -> BodyParser:
@@ -2534,8 +2500,8 @@ class AskedJar:
 class Jar(Protocol):
     """What is asked of a jar of the caller's: http.cookiejar.CookieJar has it, and requests'."""
 
-    def add_cookie_header(self, request: Any) -> object: ...
-    def extract_cookies(self, response: Any, request: Any) -> object: ...
+    add_cookie_header: Callable[..., object]
+    extract_cookies: Callable[..., object]
 
 
 def as_jar(cookies: Any) -> AskedJar | None:
@@ -2550,7 +2516,7 @@ class RequestSettings(TypedDict, total=False):
 
     params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
     headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
-    auth: str | tuple[str, str] | list[str] | None  # (user, password), or a bearer token
+    auth: str | tuple[str, str] | None      # (user, password), or a bearer token
     cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
@@ -2558,7 +2524,7 @@ class RequestSettings(TypedDict, total=False):
     max_redirects: int | None
     retries: int | Callable[[int, Outcome], float | None]  # tries, or a rule as retry_delay is one
     verify: bool | str | os.PathLike[str] | ssl.SSLContext
-    cert: str | os.PathLike[str] | Sequence[Any] | None  # path, (cert, key), (cert, key, password)
+    cert: str | os.PathLike[str] | tuple[Any, ...] | None  # path, (cert, key[, password])
     proxy: str | None                       # a URL; None or "" for none
     trust_env: bool
     max_size: int | None                    # bytes of a decoded body in memory
@@ -2567,7 +2533,7 @@ class RequestSettings(TypedDict, total=False):
     unix_socket: str | os.PathLike[str] | None
     resolve: Mapping[str, str] | None       # {"host:port": "address"}
     netrc: bool | str | os.PathLike[str]
-    redirect_schemes: Iterable[str]         # that a redirect may lead to
+    redirect_schemes: str | Iterable[str]   # that a redirect may lead to
     trust_redirects: bool                   # with the credentials for the first origin
     trace: Callable[[str, str | bytes], object] | None  # told ">", "<" or "*" and what it is
 
@@ -2601,169 +2567,119 @@ class LoneDownloadSettings(SessionSettings, DownloadSettings, total=False):
     """The keywords of a download with a session of its own."""
 
 
-# Of `proxy` and `deadline` there is no default: the environment and the kind of call decide.
+# What is not named here is None, but for `proxy` and `deadline`: of these there is no default,
+# the environment and the kind of call decide.
 DEFAULTS: dict[str, Any] = {
-    "params": (), "headers": None, "auth": None, "cookies": True, "timeout": 30.0,
-    "follow_redirects": True, "max_redirects": 20, "retries": 0, "verify": True, "cert": None,
-    "trust_env": True, "max_size": 64 * 2**20, "decode": True, "secret_headers": (),
-    "unix_socket": None, "resolve": None, "netrc": False, "redirect_schemes": ("http", "https"),
-    "trust_redirects": False, "trace": None, "progress": None, "resume": True, "overwrite": True,
-    "any_status": False, "on_response": None, "base_url": "", "limit_per_host": None, "rate": None,
-    "open_connection": asyncio.open_connection, "limit": 100}
-# What a number must be at least. A timeout of 0 means "none" to some, "at once" to others.
-_LEAST = {"timeout": 1e-6, "deadline": 1e-6, "max_redirects": 0, "max_size": 0, "retries": 0,
-          "limit": 1, "limit_per_host": 1, "rate": 1e-6}
-_HINTS = {"proxy": "; for several kinds, leave it to the environment's http_proxy and no_proxy",
-          "params": "; a finished query goes into the URL",
-          "cert": ": a path, (cert, key) or (cert, key, password)"}
+    **dict.fromkeys(LoneDownloadSettings.__annotations__.keys() - {"proxy", "deadline"}),
+    "params": (), "cookies": True, "timeout": 30.0, "follow_redirects": True, "max_redirects": 20,
+    "retries": 0, "verify": True, "trust_env": True, "max_size": 64 * 2**20, "decode": True,
+    "secret_headers": (), "netrc": False, "redirect_schemes": ("http", "https"),
+    "trust_redirects": False, "resume": True, "overwrite": True, "any_status": False,
+    "base_url": "", "open_connection": asyncio.open_connection, "limit": 100}
+# A timeout of 0 means "none" to some, "at once" to others.
+_ABOVE_ZERO = {"timeout", "deadline", "limit", "limit_per_host", "rate"}
 
 
 @functools.cache
-def kinds_of(annotation: str) -> tuple[type, ...]:
-    """The classes that an annotation names: what a keyword may be.
+def kinds_of(annotation: str) -> Any:
+    """The classes that an annotation names, as isinstance takes them: what a keyword may be.
 
     >>> kinds_of("bool | Mapping[str, str | None] | None")
     (<class 'bool'>, <class 'collections.abc.Mapping'>, <class 'NoneType'>)
     """
-    while "[" in annotation:
-        annotation = re.sub(r"\[[^][]*\]", "", annotation)
-    kinds = tuple(eval(name) for name in annotation.split("|"))  # our own text, never a caller's
-    kinds = tuple(type(None) if kind is None else kind for kind in kinds)
-    return (*kinds, int) if float in kinds else kinds
+    names = re.sub(r"\[.*?\](?= \||$)", "", annotation)  # what is in a Mapping is not looked at
+    names = names.replace("None", "type(None)").replace("float", "float | int").replace("|", ",")
+    return eval(names)  # our own text, never a caller's
 
 
-def annotation_of(name: str, settings: type) -> str:
-    """What stands behind a keyword's name."""
-    kind = settings.__annotations__[name]
-    return str(getattr(kind, "__forward_arg__", kind))
-
-
-def check_kind(value: object, kinds: tuple[type, ...]) -> None:
-    """Raise TypeError for a value that is of none of these classes."""
-    text = isinstance(value, bytes) or isinstance(value, str) and str not in kinds  # iterable, too
-    number = isinstance(value, bool) and bool not in kinds
-    if text or number or not isinstance(value, kinds):
-        raise TypeError
-
-
-def check_number(name: str, value: object) -> None:
-    """Raise ValueError for a number that is too small, or none (nan)."""
-    least = _LEAST.get(name)
-    if (least is not None and isinstance(value, (int, float))
-            and not (least <= value < 1e18 or value == _FOREVER)):
-        raise ValueError(f"{name} must be at least {least}: not {value!r:.50}")
-
-
-def checked(options: Mapping[str, object], allowed: type = RequestSettings) -> dict[str, Any]:
+def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict[str, Any]:
     """Settings as they are carried, or an error that says what was expected.
 
-    >>> checked({"allow_redirects": False, "headers": {"a": "b"}})
-    {'follow_redirects': False, 'headers': (('a', 'b'),)}
+    >>> checked({"max_redirects": 5, "headers": {"a": "b"}, "secret_headers": "a"})
+    {'max_redirects': 5, 'headers': (('a', 'b'),), 'secret_headers': ('a',)}
 
-    What can be read but once is read here. allow_redirects is requests' name for one of them.
+    What can be read but once is read here.
     """
     settings: dict[str, Any] = {}
     for name, value in options.items():
-        name = "follow_redirects" if name == "allow_redirects" else name
+        name = {"allow_redirects": "follow_redirects"}.get(name, name)  # as requests calls it
         if name not in allowed.__annotations__:
             raise TypeError(f"unknown keyword {name!r}; there are "
                             + ", ".join(allowed.__annotations__))
+        annotation = allowed.__annotations__[name].__forward_arg__
+        settings[name] = value
         try:
-            check_kind(value, kinds_of(annotation_of(name, allowed)))
-            settings[name] = as_carried(name, value)
+            if not isinstance(value, kinds_of(annotation)):
+                raise TypeError
+            if name in ("params", "headers"):
+                pairs = value.items() if isinstance(value, Mapping) else value or ()
+                settings[name] = tuple((key, item) for key, item in pairs)
+            elif name in ("secret_headers", "redirect_schemes"):
+                settings[name] = (value,) if isinstance(value, str) else tuple(value)
+                "".join(settings[name])  # TypeError for what is no text
         except (TypeError, ValueError):
-            raise TypeError(f"{name} must be {annotation_of(name, allowed)}"
-                            f"{_HINTS.get(name, '')}: not {type(value).__name__}") from None
-        check_number(name, value)
+            raise TypeError(f"{name} must be {annotation}: not {type(value).__name__}") from None
+        if name in _ABOVE_ZERO and value is not None and not value > 0:  # as nan is not
+            raise ValueError(f"{name} must be above 0: not {value!r:.50}")
     return settings
-
-
-def as_carried(name: str, value: Any) -> Any:
-    """A setting in the one form that the rest of this section knows; TypeError for none."""
-    if name in ("params", "headers"):
-        pairs = value.items() if isinstance(value, Mapping) else value or ()
-        value = tuple((key, item) for key, item in pairs)
-        hash(tuple(key for key, _ in value))  # a name is text, or a number
-        return value
-    kinds: tuple[type, ...] = (str,)
-    parts: Iterable[object] = ()
-    if name == "secret_headers":
-        value = parts = (value,) if isinstance(value, str) else tuple(value)
-    elif name == "resolve" and value:
-        parts = [*value, *value.values()]
-    elif name == "cert" and isinstance(value, (tuple, list)):
-        value = parts = tuple(value)
-        kinds = (str, os.PathLike, bytes, type(None))
-    if not all(isinstance(part, kinds) for part in parts):
-        raise TypeError
-    return value
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def spelled_out(settings: type) -> Callable[[Function], Function]:
+def spelled_out(function: Function) -> Function:
     """Show the keywords behind a function's ** to help() and to editors.
 
     Type checkers know them from the TypedDict; so they are written down only there.
     """
-    def decorate(function: Function) -> Function:
-        signature = inspect.signature(function)
-        shown = [parameter for parameter in signature.parameters.values()
-                 if parameter.kind is not parameter.VAR_KEYWORD]
-        for name in settings.__annotations__:
-            shown.append(inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name, ...),
-                annotation=annotation_of(name, settings)))
-        function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-        return function
-
-    return decorate
+    signature = inspect.signature(function)
+    *shown, options = signature.parameters.values()
+    settings = globals()[options.annotation[len("Unpack["):-1]]
+    for name, annotation in settings.__annotations__.items():
+        shown.append(inspect.Parameter(
+            name, options.KEYWORD_ONLY, default=DEFAULTS.get(name, ...),
+            annotation=annotation.__forward_arg__))
+    function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return function
 
 
 # ---- what they put into a request
 
 DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
-Params = Union[Mapping[str, Any], Iterable["tuple[str, Any]"]]
+Pairs = tuple[tuple[Any, Any], ...]
 
 
-def merge_params(base: Iterable[tuple[Any, Any]], params: Params) -> tuple[tuple[Any, Any], ...]:
+def merge_params(base: Pairs, extra: Pairs) -> Pairs:
     """Lay a call's parameters over the session's, name by name; a value of None removes.
 
-    >>> merge_params([("key", "k"), ("page", 1)], {"page": None, "q": [1, 2]})
+    >>> merge_params((("key", "k"), ("page", 1)), (("page", None), ("q", [1, 2])))
     (('key', 'k'), ('page', None), ('q', [1, 2]))
     """
-    extra = list(params.items() if isinstance(params, Mapping) else params)
     named = {name for name, _ in extra}
     return (*(pair for pair in base if pair[0] not in named), *extra)
 
 
-def add_params(url: URL, params: Params) -> URL:
+def add_params(url: URL, params: Pairs) -> URL:
     """Append parameters to the query that is there.
 
-    >>> add_params(parse_url("http://h/?a=1"), {"b": [2, 3], "c": None, "d": True}).target
+    >>> add_params(parse_url("http://h/?a=1"), (("b", [2, 3]), ("c", None), ("d", True))).target
     '/?a=1&b=2&b=3&d=true'
     """
     from urllib.parse import urlencode
     pairs = [(name, str(item).lower() if isinstance(item, bool) else item)
-             for name, value in merge_params((), params)
+             for name, value in params
              for item in (value if isinstance(value, (list, tuple)) else [value])
              if item is not None]
     try:
         query = urlencode(pairs)
     except UnicodeError:
         raise InvalidURL("the name or the value of a parameter is not Unicode") from None
-    if not query:
-        return url
-    target = url.target if "?" in url.target else url.target + "?"
-    glue = "" if target.endswith(("?", "&")) else "&"
-    return url._replace(target=target + glue + query)
+    path, _, given = url.target.partition("?")
+    query = "&".join(filter(None, [given, query]))
+    return url._replace(target=f"{path}?{query}") if query else url
 
 
-Auth = Union[str, "tuple[str, str]"]
-
-
-def render_auth(auth: Auth) -> str:
+def render_auth(auth: str | tuple[str, str]) -> str:
     """The value of Authorization: Basic (RFC 7617) for a pair, Bearer (RFC 6750) for text.
 
     >>> render_auth(("Aladdin", "open sesame"))
@@ -2773,13 +2689,13 @@ def render_auth(auth: Auth) -> str:
         return f"Bearer {auth}"
     try:
         user, password = auth
-        pair = ":".join([user, password])
-        token = base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode("ascii")
+        if ":" in user or not _VALUE.fullmatch(user + password):
+            raise ValueError
+        pair = f"{user}:{password}".encode("utf-8", "surrogateescape")
     except (TypeError, ValueError):
-        raise InvalidHeader("auth is (user, password), or a bearer token as text") from None
-    if ":" in user or not _VALUE.fullmatch(pair):
-        raise InvalidHeader("a user name has no ':', and neither it nor a password controls")
-    return f"Basic {token}"
+        raise InvalidHeader("auth is (user, password), or a bearer token as text; a user has no "
+                            "':', and neither has control characters") from None
+    return "Basic " + base64.b64encode(pair).decode("ascii")
 
 
 def split_userinfo(userinfo: str) -> tuple[str, str]:
@@ -2792,8 +2708,7 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 
 def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
     """The fields of a request: over base what `headers` and `auth` ask for."""
-    if options.get("headers"):
-        base = merge_fields(base, options["headers"])
+    base = merge_fields(base, options.get("headers", ()))
     if "auth" in options:  # None takes the session's away
         auth = options["auth"]
         base = merge_fields(base, {"Authorization": render_auth(auth) if auth else None})
@@ -2806,9 +2721,8 @@ def acceptable(accept_encoding: str) -> str:
     >>> acceptable("gzip, deflate;q=0.5, br, *"), acceptable("br")
     ('gzip, deflate;q=0.5', 'identity')
     """
-    ours = {"identity", "x-gzip", *ACCEPT_ENCODING.split(", ")}
     kept = [item.strip() for item in accept_encoding.split(",")
-            if item.partition(";")[0].strip().lower() in ours]
+            if item.partition(";")[0].strip().lower() in ACCEPT_ENCODING.split(", ")]
     return ", ".join(kept) or "identity"
 
 
@@ -2818,15 +2732,15 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
     >>> with_codings((("Accept-Encoding", "gzip, br"),), decode=True)
     (('Accept-Encoding', 'gzip'),)
     """
-    names = {name.lower() for name, _ in fields}
-    if ("Accept-Encoding", ACCEPT_ENCODING) in fields:  # ours, so nobody insists on it
-        ranged = "range" in names  # no part of a gzip unpacks
-        return fields if decode and not ranged else merge_fields(
-            fields, {"Accept-Encoding": "identity" if decode else None})
-    if not decode or "accept-encoding" not in names:
-        return fields
-    return tuple((name, acceptable(value) if name.lower() == "accept-encoding" else value)
-                 for name, value in fields)
+    values = {name.lower(): value for name, value in fields}
+    asked = values.get("accept-encoding")
+    if asked != ACCEPT_ENCODING:
+        wanted = acceptable(asked) if asked and decode else asked
+    elif not decode:  # ours, so nobody insists on it
+        wanted = None
+    else:
+        wanted = "identity" if "range" in values else asked  # no part of a gzip unpacks
+    return fields if wanted == asked else merge_fields(fields, {"Accept-Encoding": wanted})
 
 
 # ==== 12. Session =============================================================
@@ -3144,7 +3058,7 @@ class Session:
     iterate. Belongs to the event loop that it is first used in.
     """
 
-    @spelled_out(SessionSettings)
+    @spelled_out
     def __init__(self, **settings: Unpack[SessionSettings]) -> None:
         own = checked(settings, SessionSettings)
         self.settings: dict[str, Any] = {**DEFAULTS, **own}
@@ -3203,12 +3117,12 @@ class Session:
 
     # ---- what users call
 
-    @spelled_out(RequestSettings)
+    @spelled_out
     async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
         """GET a URL and read its body. What the server does can raise AsyncGetError alone."""
         return await Call(self, url, self._settled(options), GET_DEADLINE_SECONDS).run()
 
-    @spelled_out(RequestSettings)
+    @spelled_out
     @contextlib.asynccontextmanager
     async def stream(self, url: str, **options: Unpack[RequestSettings]) -> AsyncIterator[Response]:
         """GET a URL and hand out the response with its body unread.
@@ -3235,7 +3149,7 @@ class Session:
     async def get_all(self, urls: Urls, *, limit: int = ..., return_exceptions: bool,
                       **options: Unpack[RequestSettings]) -> list[Outcome]: ...
 
-    @spelled_out(RequestSettings)
+    @spelled_out
     async def get_all(self, urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
                       **options: Unpack[RequestSettings]) -> Any:
         """GET many URLs, `limit` at once; return the responses in the order of the URLs.
@@ -3253,7 +3167,7 @@ class Session:
         await self._get_each(urls, limit, self._settled(options), deliver)
         return [outcomes[number] for number in range(len(outcomes))]
 
-    @spelled_out(RequestSettings)
+    @spelled_out
     def as_completed(self, urls: Urls, *, limit: int = 20, **options: Unpack[RequestSettings]
                      ) -> AsyncGenerator[tuple[str, Outcome], None]:
         """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
@@ -3317,7 +3231,7 @@ class Session:
         finally:
             await cancel(workers)
 
-    @spelled_out(DownloadSettings)
+    @spelled_out
     async def download(self, url: str, path: FilePath | PathRule,
                        **options: Unpack[DownloadSettings]) -> Response:
         """GET a URL into a file, which gets its name when it is whole, and return the response.
@@ -3382,14 +3296,14 @@ class Session:
         return self._contexts[key]
 
 
-@spelled_out(SessionSettings)
+@spelled_out
 async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
     """GET a URL and read its body, with a session of its own."""
     async with Session(**settings) as session:
         return await session.get(url)
 
 
-@spelled_out(SessionSettings)
+@spelled_out
 @contextlib.asynccontextmanager
 async def stream(url: str, **settings: Unpack[SessionSettings]) -> AsyncIterator[Response]:
     """GET a URL and hand out the response unread: see Session.stream."""
@@ -3407,7 +3321,7 @@ async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: bool,
                   **settings: Unpack[ClientSettings]) -> list[Outcome]: ...
 
 
-@spelled_out(ClientSettings)
+@spelled_out
 async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
                   **settings: Unpack[ClientSettings]) -> Any:
     """GET many URLs, `limit` at once, in their order: see Session.get_all."""
@@ -3415,7 +3329,7 @@ async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = Fals
         return await session.get_all(urls, limit=limit, return_exceptions=return_exceptions)
 
 
-@spelled_out(ClientSettings)
+@spelled_out
 def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
                  ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
@@ -4579,7 +4493,7 @@ class Download:
             publish_part(file, path, size, self.settings["overwrite"])
 
 
-@spelled_out(LoneDownloadSettings)
+@spelled_out
 async def download(url: str, path: FilePath | PathRule,
                    **settings: Unpack[LoneDownloadSettings]) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
@@ -5503,7 +5417,8 @@ class Transfer:
             return
         head = data
         if sys.stdout.isatty() and not self.mode:
-            head = "".join(printable(line) + "\n" for line in data.splitlines()).encode()
+            head = "".join(printable(line.decode("utf-8", "backslashreplace")) + "\n"
+                           for line in data.splitlines()).encode()
         if options.include or options.head:
             self.write(head)
         if options.dump_header == "-":
