@@ -3446,14 +3446,12 @@ async def look_up(host: str, port: int, family: int = 0) -> list[str]:
 async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
     """A connection to that address which answers first; each has a start on the next one.
 
-    With happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled
-    at the wrong moment; and uvloop does not.
+    Where one opens but fails in TLS, that is the answer, as it is for curl. With
+    happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled at the
+    wrong moment; and uvloop does not.
     """
-    todo = list(addresses)
-    if len(todo) == 1:
-        return await asyncio.open_connection(todo[0], port, **options)
-    attempts: set[asyncio.Future[Any]] = set()
-    errors: list[BaseException] = []
+    todo, errors = list(addresses), []
+    attempts: set[asyncio.Future[Stream]] = set()
     try:
         while todo or attempts:
             if todo:
@@ -3461,17 +3459,14 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
                     asyncio.open_connection(todo.pop(0), port, **options)))
             done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
                                          timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
-            failed = {attempt: error for attempt in done if (error := attempt.exception())}
-            attempts -= failed.keys()
-            errors += failed.values()
-            if len(failed) < len(done):
-                won = (done - failed.keys()).pop()
-                attempts.remove(won)
-                opened: Stream = won.result()
-                return opened
+            for attempt in done:
+                attempts.remove(attempt)
+                error = attempt.exception()
+                if not isinstance(error, OSError) or isinstance(error, ssl.SSLError):
+                    return attempt.result()  # which raises what no other address would change
+                errors.append(error)
         raise error_of_all(errors)
     finally:
-        errors.clear()  # else their tracebacks would hold us, and we them
         for attempt in attempts:
             attempt.add_done_callback(drop_opened)  # it won as well, or while we were cancelled
         await cancel(attempts)
@@ -3483,13 +3478,10 @@ def drop_opened(attempt: asyncio.Future[Any]) -> None:
         attempt.result()[1].transport.abort()
 
 
-def error_of_all(errors: Sequence[BaseException]) -> BaseException:
-    """The error when no address of a name would do: TLS's word, else what each one said."""
-    for error in errors:
-        if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
-            return error
-    told = OSError("; ".join(dict.fromkeys(map(str, errors))) or "the name has no address")
-    told.errno = errors[0].errno if errors and isinstance(errors[0], OSError) else None
+def error_of_all(errors: Sequence[OSError]) -> OSError:
+    """The error when no address of a name answers: what was said of each one."""
+    told = OSError("; ".join(dict.fromkeys(map(str, errors))))
+    told.errno = errors[0].errno
     return told
 
 
@@ -3519,23 +3511,19 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 # ---- whom to believe
 
 def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
-    """The TLS settings for `verify` and `cert`.
+    """The TLS settings for `cert` and a `verify` that is no SSLContext yet.
 
     True checks against the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a
     folder takes its place. Host matching is OpenSSL's: nobody should write that again.
     """
-    if isinstance(verify, ssl.SSLContext):
-        if cert:  # loaded into yours, it would be shown to others whom you ask with it
-            raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
-                           exit_code=58)
-        return verify
+    if isinstance(verify, ssl.SSLContext):  # it may serve for others, too, who would be shown it
+        raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
+                       exit_code=58)
+    authorities: dict[str, Any] = {}
     try:
-        if isinstance(verify, bool):
-            context = ssl.create_default_context()
-        elif os.path.isdir(verify):
-            context = ssl.create_default_context(capath=verify)
-        else:
-            context = ssl.create_default_context(cafile=verify)
+        if not isinstance(verify, bool):
+            authorities["capath" if os.path.isdir(verify) else "cafile"] = verify
+        context = ssl.create_default_context(**authorities)
         if verify is False:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -3555,33 +3543,24 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     return context
 
 
-def trusted(verify: Any) -> str:
-    """Where the trusted certificates come from, for the error texts."""
-    if isinstance(verify, ssl.SSLContext):
-        return "the SSLContext that is verify="
-    if verify is not True:
-        named = ", under the names that `openssl rehash` gives" if os.path.isdir(verify) else ""
-        return f"verify={os.fspath(verify)!r}{named}"
-    paths = ssl.get_default_verify_paths()
-    found = []
-    for variable, usual in ((paths.openssl_cafile_env, paths.openssl_cafile),
-                            (paths.openssl_capath_env, paths.openssl_capath)):
-        path = os.environ.get(variable, usual)
-        missing = "" if os.path.exists(path) else ", which is not there"
-        found.append(f"{variable} ({path}{missing})")
-    return " and ".join(found) + "; a private CA's file goes into the first, or verify="
-
-
 def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContext | None,
                      verify: Any) -> str:
     """What to do about a certificate that did not pass."""
-    strict = getattr(ssl, "VERIFY_X509_STRICT", 0)
-    if context and context.verify_flags & strict and error.verify_code in range(80, 95):
+    strict = context and context.verify_flags & ssl.VERIFY_X509_STRICT
+    if strict and error.verify_code in range(80, 95):
         return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
                 "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
     if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
         return ""
-    return f"; trusted are those in {trusted(verify)}"
+    if isinstance(verify, ssl.SSLContext):
+        return "; trusted are those in the SSLContext that is verify="
+    if verify is not True:
+        return (f"; trusted are those in verify={os.fspath(verify)!r}, which may be a folder, "
+                "under the names that `openssl rehash` gives")
+    paths = ssl.get_default_verify_paths()
+    return (f"; trusted are those in SSL_CERT_FILE ({paths.cafile or 'no such file'}) and "
+            f"SSL_CERT_DIR ({paths.capath or 'no such folder'}); a private CA's file goes "
+            "into the first, or verify=")
 
 
 # What to do about a handshake that failed, by what is in OpenSSL's reason.

@@ -144,7 +144,6 @@ from asyncget import (
     split_userinfo,
     status_reason,
     tls_context,
-    trusted,
 )
 
 # ==== What the test classes share =============================================
@@ -3634,7 +3633,6 @@ class Section13AddressesAndTLS(AsyncCase):
 
     def test_tls_context(self) -> None:
         own = ssl.create_default_context()
-        self.assertIs(tls_context(own), own)
         with self.assertRaisesRegex(TLSError, "load it into your SSLContext"):
             tls_context(own, pem("client"))
         default = tls_context(True)
@@ -3694,15 +3692,16 @@ class Section13AddressesAndTLS(AsyncCase):
 
     async def test_where_the_authorities_come_from(self) -> None:
         folder = self.folder()
-        with mock.patch.dict(os.environ, {"SSL_CERT_FILE": "/none/ca.pem", "SSL_CERT_DIR": "/"}):
-            self.assertRegex(trusted(True), r"SSL_CERT_FILE \(/none/ca.pem, which is not there\) "
-                                            r"and SSL_CERT_DIR \(/\)")
         async with origin("leaf") as server:
             url = f"https://localhost:{server.port}/"
+            with mock.patch.dict(os.environ, SSL_CERT_FILE="/none/ca.pem", SSL_CERT_DIR="/"):
+                with self.assertRaisesRegex(TLSError, re.escape(
+                        "SSL_CERT_FILE (no such file) and SSL_CERT_DIR (/)")):
+                    await asyncget.get(url)
             with mock.patch.dict(os.environ, SSL_CERT_FILE=pem("ca")):
                 self.assertTrue((await asyncget.get(url)).ok)
-            with self.assertRaisesRegex(TLSError, re.escape(
-                    f"verify='{folder}', under the names that `openssl rehash` gives")):
+            with self.assertRaisesRegex(
+                    TLSError, f"verify='{folder}', .* names that `openssl rehash` gives"):
                 await asyncget.get(url, verify=folder)
             if shutil.which("openssl"):
                 shutil.copy(pem("ca"), os.path.join(folder, "ca.pem"))
