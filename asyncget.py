@@ -4176,10 +4176,13 @@ def as_jar(jar: Any) -> AskedJar:
 # ==== 16. Passwords ===========================================================
 # What ~/.netrc has for a host, read as curl reads it.
 
-_NETRC_WORD = re.compile(
-    r'#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*'  # a comment; commands for ftp, up to an empty line
-    r'|"((?:[^"\\\n]|\\.)*)"|([^" \t\n][^ \t\n]*)|"', re.I)
-_ESCAPES = str.maketrans("nrt", "\n\r\t")
+_KEYWORD = "machine|login|password|account"
+_QUOTED = r'(?:[^"\\\n]|\\.)*'
+_NETRC = re.compile(
+    r"#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*"  # a comment; commands for ftp, up to an empty line
+    # A keyword and its value, which a comment may part; else what is wrong, or an odd word.
+    rf'|({_KEYWORD})[ \t\n](?:[ \t\n]|#.*(?!.))*(?:"({_QUOTED})"|([^#" \t\n][^ \t\n]*))'
+    rf'|"{_QUOTED}"|((?:{_KEYWORD})(?![^ \t\n])|")|[^ \t\n]+', re.I)
 
 
 def netrc_entries(text: str) -> Iterator[dict[str, str]]:
@@ -4192,43 +4195,24 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
     over: one of them, written for another program, must not make every use of the file fail.
     """
     entry: dict[str, str] = {}
-    wanted = ""
-    for word in _NETRC_WORD.finditer(text):
-        quoted, plain = word.groups()
-        keyword = (plain or "").lower()  # in quotes it would be no keyword
-        if word[0] == '"':
-            line = text.count("\n", 0, word.start()) + 1
-            raise ValueError(f"line {line}: a quote is not closed")
-        if wanted and (plain or quoted is not None):
-            entry[wanted] = plain or re.sub(
-                r"\\(.)", lambda escape: escape[1].translate(_ESCAPES), quoted)
-            wanted = ""
-            continue
-        if keyword in ("machine", "default"):
+    for word in _NETRC.finditer(text):
+        keyword, quoted, plain, wrong = word.groups()
+        if wrong:
+            line = text.count("\n", 0, word.start()) + 1  # never the file's own text
+            raise AsyncGetError(f"netrc, line {line}: a value is missing, or a quote is not closed",
+                                exit_code=26)
+        name = (keyword or word[0]).lower()
+        if name in ("machine", "default"):
             yield entry
             entry = {}
-        if keyword in ("machine", "login", "password", "account"):
-            wanted = keyword
-    if wanted:
-        raise ValueError(f"nothing follows {wanted!r}")
+        if keyword:
+            entry[name] = plain or re.sub(r"\\(.)", r"\1", quoted)
     yield entry
-
-
-def password_in(entries: Iterable[dict[str, str]], host: str,
-                user: str) -> tuple[str, str] | None:
-    """The user and password of the first entry for exactly this host, and this user."""
-    for entry in entries:
-        login, password = entry.get("login", user), entry.get("password", "")
-        # With a user asked for, an entry without a password has nothing to say.
-        useful = "password" in entry if user else login or password
-        if useful and entry.get("machine", "").lower() == host and user in ("", login):
-            return login, password
-    return None
 
 
 def netrc_auth(path: bool | str | os.PathLike[str], host: str,
                user: str = "") -> tuple[str, str] | None:
-    """What a netrc file has for a host, and for a user if there is one: see password_in.
+    """The user and password of a netrc file's first entry for exactly this host, and this user.
 
     Its `default` entry is not used: it would give a password to everybody who asks.
     Not the standard library's reader: that one fails over a word it does not know, and what it
@@ -4238,10 +4222,15 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
     try:
         # Bytes that are no UTF-8 stay what they are; a byte order mark would hide `machine`.
         with open(name, encoding="utf-8-sig", errors="surrogateescape") as file:
-            return password_in(netrc_entries(file.read()), host, user)
+            text = file.read()
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error  # never the file's own text
-        raise AsyncGetError(f"cannot read {name!r}: {why}", exit_code=26) from None
+        raise AsyncGetError(f"cannot read netrc: {error}", exit_code=26) from None
+    for entry in netrc_entries(text):
+        login, password = entry.get("login", user), entry.get("password", "")
+        if (entry.get("machine", "").lower() == host and user in ("", login)
+                and (password or login and not user)):  # with a user we want a password
+            return login, password
+    return None
 
 
 # #### Part IV. Tools ##########################################################

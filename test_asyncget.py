@@ -4878,12 +4878,11 @@ NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets, as with
      ("my self", "a\tb c")),
     ("quoted quote", rb'machine a.test login me password "a\"b"', ("me", 'a"b')),
     ("quoted backslash", rb'machine a.test login me password "a\\b\q\\"', ("me", r"a\bq" + "\\")),
-    ("quoted n r t", rb'machine a.test login me password "\n\r\t"', ("me", "\n\r\t")),
+    ("quoted n r t", rb'machine a.test login me password "\n\r\t"', ("me", "nrt")),
     ("quoted hash", b'machine a.test login me password "#1 # 2"', ("me", "#1 # 2")),
     ("a quote inside", b'machine a.test login m"e password se"cret', ('m"e', 'se"cret')),
     ("quotes meet", b'machine a.test login "me""x"password secret', NETRC_ME),
     ("backslashes outside", rb'machine a.test login me password a\b\"\\c\n', ("me", r'a\b\"\\c\n')),
-    ("unclosed behind the entry", b'machine a.test login me password secret\nmachine "b\n', NETRC_ME),
     ("comment lines", b"# one\n  # machine a.test login x password y\n"
                       b"machine a.test # two\n#three \"\nlogin me password secret\n", NETRC_ME),
     ("behind another's", b"machine b.test login you password other # don't, \"ever\n"
@@ -4922,13 +4921,13 @@ NETRC_USERS: list[tuple[str, bytes, Any]] = [  # name, file, what "me" gets at a
 
 NETRC_BROKEN: list[tuple[bytes, str]] = [
     (b'#\n\nmachine b.test\npassword "s3cret\nmachine a.test login "me"\n',
-     "line 4: a quote is not closed"),
-    (b'#\r\n\r\n"s3cret\r\n', "line 3: a quote is not closed"),
-    (b'machine b.test password "s3cret\\', "line 1: a quote is not closed"),
-    (b'machine b.test password "s3cret\\"\n', "line 1: a quote is not closed"),
-    (b'machine b.test password "s3cret\ns3cret"\n', "line 1: a quote is not closed"),
-    (b"machine b.test login s3cret PASSWORD\n\n# s3cret\n", "nothing follows 'password'"),
-    (b"machine\n# c", "nothing follows 'machine'"),
+     "line 4"),
+    (b'#\r\n\r\n"s3cret\r\n', "line 3"),
+    (b'machine b.test password "s3cret\\', "line 1"),
+    (b'machine b.test password "s3cret\\"\n', "line 1"),
+    (b'machine b.test password "s3cret\ns3cret"\n', "line 1"),
+    (b"machine b.test login s3cret PASSWORD\n\n# s3cret\n", "line 1"),
+    (b"machine\n# c", "line 1"),
 ]
 
 
@@ -4964,7 +4963,7 @@ class Section16Passwords(AsyncCase):
             with self.subTest(data), self.assertRaises(AsyncGetError) as caught:
                 self.found(data)
             self.assertEqual((str(caught.exception), caught.exception.exit_code),
-                             (f"cannot read {self.path!r}: {text}", 26))
+                             (f"netrc, {text}: a value is missing, or a quote is not closed", 26))
             self.assertNotIn("s3cret", repr(caught.exception.__context__))
         for wrong in (self.path + "/x", self.path + "\0", os.path.dirname(self.path), ""):
             with self.subTest(wrong), self.assertRaisesRegex(AsyncGetError, "^cannot read"):
