@@ -98,7 +98,6 @@ import re
 import select
 import socket
 import ssl
-import stat
 import sys
 import time
 import types
@@ -118,6 +117,7 @@ from collections.abc import (
     Sized,
 )
 from typing import (
+    IO,
     TYPE_CHECKING,
     Any,
     Literal,
@@ -1020,7 +1020,7 @@ class Response:
         self.proxied = False                   # by way of a proxy
         self.request_bytes = 0                 # sent for it
         self.started = 0.0                     # the loop's clock when the call began
-        # What is to be undone; for one that is the file's own a download makes it "identity".
+        # What is to be undone; a download takes away one that is the file's own.
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
         self._url = url
         self._body = body
@@ -3309,8 +3309,8 @@ class Session:
         earlier call has left is not resumed then. `on_response` sees each response before its
         body is read; what it raises ends the call. `overwrite=False` never replaces a file. A
         status that is no success raises StatusError; with `any_status` its body is saved, as
-        curl does, though not in the place of a partial file. A coding that the file's name or
-        type announces (a.tar.gz) stays as it is. What the file system refuses is an
+        curl does, though not in the place of a partial file. A coding that the file's name
+        announces (a.tar.gz) stays as it is. What the file system refuses is an
         AsyncGetError with exit code 23.
         """
         call = Call(self, url, self._settled(options, DownloadSettings), None)
@@ -3520,6 +3520,7 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
     authorities: dict[str, Any] = {}
+    used, exit_code = f"verify={verify!r}", 77
     try:
         if not isinstance(verify, bool):
             authorities["capath" if os.path.isdir(verify) else "cafile"] = verify
@@ -3529,17 +3530,14 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
             context.verify_mode = ssl.CERT_NONE
         elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: the common name is no host
             context.hostname_checks_common_name = False
-    except (OSError, ValueError, TypeError) as error:
-        raise TLSError(f"cannot use verify={verify!r}: {error}", exit_code=77) from None
-    if cert:
-        path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
-                               None, None)[:3]
-        try:  # without a password OpenSSL would ask the terminal for one
+        if cert:
+            path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
+                                   None, None)[:3]
+            used, exit_code = f"the client certificate {path!r}, key {key!r}", 58
+            # Without a password OpenSSL would ask the terminal for one.
             context.load_cert_chain(path, key, password or "")
-        except (OSError, ValueError, TypeError) as error:
-            raise TLSError(f"cannot use the client certificate {path!r}, key {key!r}: {error}; "
-                           "cert= is a path, (cert, key) or (cert, key, password)",
-                           exit_code=58) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise TLSError(f"cannot use {used}: {error}", exit_code=exit_code) from None
     return context
 
 
@@ -3563,19 +3561,14 @@ def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContex
             "into the first, or verify=")
 
 
-# What to do about a handshake that failed, by what is in OpenSSL's reason.
-_HANDSHAKE_HINTS = (
-    ("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL",
-     "; no TLS is spoken there: does the URL begin with http://, not https://?"),
-    ("CERTIFICATE_REQUIRED", "; a client certificate is wanted: cert="),
-    ("HANDSHAKE_FAILURE",  # all that TLS 1.2 has for it
-     "; perhaps a client certificate is wanted (cert=), or no cipher is shared"),
-)
-
-
 def handshake_hint(reason: str) -> str:
-    """What to do about a handshake that failed."""
-    return next((hint for words, hint in _HANDSHAKE_HINTS if re.search(words, reason)), "")
+    """What to do about a handshake that failed, by OpenSSL's reason."""
+    if re.search("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST"
+                 "|UNKNOWN_PROTOCOL", reason):
+        return "; no TLS is spoken there: does the URL begin with http://, not https://?"
+    if re.search("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE", reason):  # TLS 1.2 says no more
+        return "; perhaps a client certificate is wanted (cert=), or no cipher is shared"
+    return ""
 
 
 # ==== 14. Proxies =============================================================
@@ -4253,7 +4246,7 @@ SETTLED_SECONDS = 60.0           # unchanged for so long: a date tells versions 
 # What may name a version: a strong ETag (RFC 9110 8.8.3; a weak one begins with W/), or a date.
 _VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
               r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
-_SIDECAR = re.compile(rf"({_VALIDATOR}|\?)\n([0-9]{{1,18}}|chunked|close)\n([0-9a-f]{{64}})\n")
+_SIDECAR = re.compile(rf"({_VALIDATOR}|\?)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n")
 SIDECAR_BYTES = 1024  # more than it can have
 
 
@@ -4262,7 +4255,7 @@ class Partial(NamedTuple):
 
     size: int             # bytes that we have
     validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '?': cannot be resumed
-    framing: str          # of the whole: '11', or 'chunked' or 'close', which tell no length
+    length: str           # of the whole: '11', or 'None' where it was not told
     source: str           # of which URL: see source_of
 
 
@@ -4294,43 +4287,35 @@ def source_of(response: Response) -> str:
     """
     import hashlib
     asked, answered = [*response.history, response][0].url, response.url.partition("?")[0]
-    return hashlib.sha256(f"{asked} {answered}".encode("utf-8", "replace")).hexdigest()
+    return hashlib.sha256(f"{asked} {answered}".encode()).hexdigest()
 
 
-_OWN_CODINGS = {  # ends of names, and types
-    b"gzip": re.compile(r"(?im)\.(gz|tgz|svgz)$"
-                        r"|^application/(x-)?(gzip|tar|tgz|tar-gz|gtar|compressed-tar)\s*(;|$)"),
-    b"zstd": re.compile(r"(?im)\.t?zst$|^application/(x-)?zstd\s*(;|$)"),
-}
+# The file names that announce a coding.
+_OWN_CODINGS = {b"gzip": r"(?im)\.(gz|tgz|svgz)$", b"zstd": r"(?im)\.t?zst$"}
 
 
-def is_own_coding(response: Response, path: str) -> bool:
-    """Whether a coding belongs to the file: a.tar.gz that is said to be a tar, coded in gzip.
+def leave_own_coding(response: Response, path: str) -> None:
+    """Do not undo a coding that is the file's own: a.tar.gz is said to be a tar, coded in gzip.
 
     So Apache's usual settings have it; undone, it would leave a tar under that name.
     """
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
-    url, kind = response.url.partition("?")[0], response.headers.get("content-type", "")
-    return bool(own and response.status_code < 300 and own.search(f"{path}\n{url}\n{kind}"))
-
-
-def is_coded(response: Response) -> bool:
-    """Whether the bytes on the wire are not the file's own."""
-    coding = response.headers.get("content-encoding", "").lower()
-    return response.coding != b"identity" and coding not in ("", "identity", "none")
+    names = f"{path}\n{response.url.partition('?')[0]}"
+    if own and response.status_code < 300 and re.search(own, names):
+        response.coding = b""
 
 
 def body_length(response: Response) -> int | None:
-    """How long the head says that the body is, None where it does not or a coding hides it."""
+    """How many bytes of the file the head announces; None if it does not, or they are coded."""
     framing = response._body.framing
-    return framing if isinstance(framing, int) and not is_coded(response) else None
+    return None if isinstance(framing, str) or applied_codings(response.coding) else framing
 
 
 def render_sidecar(response: Response) -> bytes:
     """What to remember of a response; "?" for a validator whose middle cannot be asked for."""
-    whole = response.status_code == 200 and not is_coded(response)
+    whole = response.status_code == 200 and not applied_codings(response.coding)
     validator = strong_validator(response.headers) if whole else None
-    return f"{validator or '?'}\n{response._body.framing}\n{source_of(response)}\n".encode()
+    return f"{validator or '?'}\n{body_length(response)}\n{source_of(response)}\n".encode()
 
 
 def range_of_rest(start: int, length: int) -> str:
@@ -4356,7 +4341,7 @@ def is_rest(response: Response, known: Partial) -> bool:
     field = "etag" if known.validator.startswith('"') else "last-modified"
     return (length is not None  # else it could end anywhere
             and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
-            and known.framing in ("chunked", "close", str(known.size + length))
+            and known.length in ("None", str(known.size + length))
             and headers.get(field, known.validator) == known.validator
             and source_of(response) == known.source)
 
@@ -4408,30 +4393,32 @@ def part_of(path: str) -> str:
 
 
 def open_ours(name: str, flags: int) -> int:
-    """Open a plain file of our own, and of one name, or make one; OSError for any other.
-
-    Where others may write, too, they can foretell the name, and put there a link to a file
-    of ours, a file that remains theirs, or a pipe that would hold us for ever.
-    """
+    """How to open what should be ours: through no link, and without waiting at a pipe."""
     if os.name != "nt":
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK
-    number = os.open(name, flags, 0o666)
-    found = os.fstat(number)
+    return os.open(name, flags, 0o666)
+
+
+def size_of_ours(file: IO[bytes]) -> int:
+    """The size of an open file that is ours and bears its name alone; OSError for any other.
+
+    Where others may write, too, they can foretell the name, and put there a link to a file
+    of ours, or a file that remains theirs.
+    """
+    found = os.fstat(file.fileno())
     theirs = os.name != "nt" and found.st_uid != os.geteuid()
-    if theirs or found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
-        os.close(number)
-        raise OSError(f"{os.path.basename(name)} is a link, no plain file, or somebody else's")
-    return number
+    if theirs or found.st_nlink > 1 or not os.path.samestat(found, os.lstat(file.name)):
+        raise OSError(f"{os.path.basename(file.name)} is a link, or somebody else's")
+    return found.st_size
 
 
 def read_sidecar(part: str) -> Partial | None:
     """What there is of a file; None where it is not ours, or a byte of what says so is strange."""
     with contextlib.suppress(OSError):
         with open(part + ".meta", "rb", opener=open_ours) as sidecar:
+            size_of_ours(sidecar)
             match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
-        if match:
-            size = os.path.getsize(part) if os.path.exists(part) else 0
-            return Partial(size, *match.groups())
+        return Partial(os.path.getsize(part), *match.groups()) if match else None
     return None
 
 
@@ -4441,34 +4428,26 @@ def read_partial(path: str) -> Partial | None:
     return known if known and known.size and known.validator != "?" else None
 
 
-@contextlib.contextmanager
-def open_part(part: str) -> Iterator[io.FileIO]:
-    """Open a .part to append to it, ours alone from now on and before.
+def claim_part(file: io.FileIO, known: Partial | None) -> None:
+    """See to it that an open .part is ours alone, from now on and before, and as it is known.
 
-    Unbuffered: what has arrived is the kernel's at once, and no kill takes it back. The
-    lock keeps other downloads off, and dies with us.
+    The lock keeps other downloads off, and dies with us.
     """
-    alone = os.path.lexists(part + ".meta") and not os.path.lexists(part)
-    if alone and read_sidecar(part) is None:
-        raise OSError(f"{os.path.basename(part)}.meta is not of our making, or a link: "
-                      "move it away")
-    with open(part, "ab", buffering=0, opener=open_ours) as file:
-        locked = True
-        try:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            locked = False
-        except (ImportError, OSError):  # Windows, or a file system without locks
-            pass
-        found = os.fstat(file.fileno())
-        # Who had the lock before us may have given the file its name meanwhile.
-        if not locked or not os.path.samestat(found, os.lstat(part)):
-            raise OSError("another download is writing it")
-        if found.st_size and read_sidecar(part) is None:
-            raise OSError(f"{os.path.basename(part)} is not of our making: "
-                          "move it away, or choose another name")
-        yield file
+    locked = True
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        locked = False
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        pass
+    # Who had the lock before us may have added to the file, or given it its name.
+    size, now = size_of_ours(file), read_sidecar(file.name)
+    if not locked or known not in (None, now):
+        raise OSError("another download is writing it")
+    if size and now is None:
+        raise OSError(f"{os.path.basename(file.name)} is not of our making: "
+                      "move it away, or choose another name")
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
@@ -4476,9 +4455,8 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
 
     A rename replaces what bears the name, a link does not.
     """
-    part, ours = part_of(path), os.fstat(file.fileno())
-    if (not os.path.samestat(ours, os.lstat(part)) or ours.st_nlink > 1
-            or ours.st_size != size):
+    part = file.name
+    if size_of_ours(file) != size:
         raise OSError("its .part was changed by somebody else meanwhile")
     if os.name == "nt":
         file.close()  # Windows renames no open file
@@ -4489,15 +4467,13 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.link(part, path)
             os.unlink(part)
     except OSError as error:
-        if not overwrite:  # PATH is there, or the file system has no links
-            check_target(path, overwrite)
-            os.replace(part, path)
-        elif error.errno == errno.EBUSY:  # a mount of one file: nothing can take its place
+        check_target(path, overwrite)  # PATH may be there by now
+        if error.errno == errno.EBUSY:  # a mount of one file: nothing can take its place
             import shutil
             shutil.copyfile(part, path)
             os.unlink(part)
         else:
-            raise
+            os.replace(part, path)  # the file system may have no links
     with contextlib.suppress(FileNotFoundError):
         os.unlink(part + ".meta")
 
@@ -4519,7 +4495,6 @@ class Download:
     """A file on its way: what there is of it, over all tries of one call."""
 
     known: Partial | None  # what we have asked to go on from
-    begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller asks for a piece: then that is the file
 
     def __init__(self, path: FilePath | PathRule, call: Call) -> None:
@@ -4539,7 +4514,6 @@ class Download:
             if self.resume and not self.ranged:
                 self.known = read_partial(self.path)
         if self.known:
-            self.begun = True
             fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
         return request._replace(fields=merge_fields(request.fields, fields))
 
@@ -4548,8 +4522,7 @@ class Download:
         await inform(self.settings["on_response"], response)
         if callable(self.path):
             self.path = os.fsdecode(self.path(response))
-        if is_own_coding(response, self.path):
-            response.coding = b"identity"
+        leave_own_coding(response, self.path)
         known, status = self.known, response.status_code
         if known and status in (206, 416):
             if not is_rest(response, known):  # then what is there stays, until something fits
@@ -4557,8 +4530,7 @@ class Download:
                 self.resume = False
                 raise Anew
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
-                or status >= 300 and (self.begun or not self.settings["any_status"])):
-            response.raise_for_status()
+                or status >= 300 and (read_partial(self.path) or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
@@ -4576,17 +4548,18 @@ class Download:
         """
         part, size, length = part_of(path), known.size if known else 0, body_length(response)
         expected = None if length is None else size + length
-        with disk_errors(path), open_part(part) as file:
+        # Unbuffered: what has arrived is the kernel's at once, and no kill takes it back.
+        with disk_errors(path), open(part, "ab", buffering=0, opener=open_ours) as file:
+            claim_part(file, known)
             if os.path.isfile(path) and not os.path.islink(path):
                 # Nobody reads it who may not read what it will replace.
                 os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
             if known is None:
                 file.truncate(0)
                 with open(part + ".meta", "ab", opener=open_ours) as sidecar:
+                    size_of_ours(sidecar)
                     sidecar.truncate(0)
                     sidecar.write(render_sidecar(response))
-            elif read_partial(path) != known:
-                raise OSError("another download has changed what there was")
             if known is None or response.status_code == 206:
                 async for piece in response.iter_bytes():
                     write_all(file, piece)
@@ -5707,8 +5680,7 @@ class Transfer:
             given = self.options.continue_at != "-"
             if offset and not goes_on(response, offset, self.path, given) or self.options.head:
                 return
-            if is_own_coding(response, self.path):
-                response.coding = b"identity"
+            leave_own_coding(response, self.path)
             async for piece in response.iter_bytes():
                 if wary and b"\0" in piece:
                     raise AsyncGetError(BINARY, exit_code=23)
