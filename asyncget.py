@@ -3459,12 +3459,14 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
                     asyncio.open_connection(todo.pop(0), port, **options)))
             done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
                                          timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
-            for attempt in done:
-                attempts.remove(attempt)
-                error = attempt.exception()
-                if not isinstance(error, OSError) or isinstance(error, ssl.SSLError):
-                    return attempt.result()  # which raises what no other address would change
-                errors.append(error)
+            if not done:
+                continue
+            attempt = done.pop()
+            attempts.remove(attempt)
+            error = attempt.exception()
+            if not isinstance(error, OSError) or isinstance(error, ssl.SSLError):
+                return attempt.result()  # which raises what no other address would change
+            errors.append(error)
         raise error_of_all(errors)
     finally:
         for attempt in attempts:
@@ -3479,9 +3481,10 @@ def drop_opened(attempt: asyncio.Future[Any]) -> None:
 
 
 def error_of_all(errors: Sequence[OSError]) -> OSError:
-    """The error when no address of a name answers: what was said of each one."""
-    told = OSError("; ".join(dict.fromkeys(map(str, errors))))
-    told.errno = errors[0].errno
+    """The error when no address of a name answers: the first one's, with what each one said."""
+    first = errors[0]
+    told = type(first)("; ".join(dict.fromkeys(map(str, errors))))
+    told.errno = first.errno
     return told
 
 
