@@ -4666,27 +4666,16 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
 # writes one. Behind it the demo, which tells on this server, on loopback, what asyncio
 # is for. Left out: all that makes a server fit for strangers.
 
-DEMO_PAGES = {  # what goes over the wire, to the byte
-    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\nI end after 22 bytes.\n",
-    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-               b"6\r\nI end \r\n19\r\nwith a chunk of 0 bytes.\n\r\n0\r\n\r\n",
-    "close": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nI end when I hang up.\n",
-    "delay": b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nI thought about it.\n",
-    "redirect": b"HTTP/1.1 302 Found\r\nLocation: /length\r\nContent-Length: 0\r\n\r\n",
-}
+DEMO_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nI thought about it.\n"
 
 
 async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer one GET after another on a connection; /delay/N thinks for N seconds first."""
-    name = ""
     with contextlib.suppress(OSError, EOFError, ValueError):  # ValueError: /delay/soon
-        while name != "close":
+        while True:
             request = await reader.readuntil(b"\r\n\r\n")
-            name, _, seconds = request.split(b" ", 2)[1].decode().strip("/").partition("/")
-            if name == "delay":
-                await asyncio.sleep(float(seconds))
-            writer.write(DEMO_PAGES.get(
-                name, b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nNo such page.\n"))
+            await asyncio.sleep(float(request.split(b" ")[1].removeprefix(b"/delay/")))
+            writer.write(DEMO_ANSWER)
     writer.close()
 
 
@@ -4721,12 +4710,8 @@ async def demo() -> None:
             drawn = render_timeline([bar for page in pages for bar in response_bars(page)])
             drawings.append(f"{title}\n{drawn}")
             print("   " + drawn.splitlines()[-1])
-        print("\n4. Where does a body end? The server tells, in one of three ways")
-        for url in ("/length", "/chunked", "/close"):
-            response = await session.get(url)
-            print(f"   {response.raw_head.splitlines()[1].decode():28} {response.text.strip()}")
     server.close()
-    print("\n5. Then the next line of the program runs, an ordinary function")
+    print("\n4. Then the next line of the program runs, an ordinary function")
     print(f"   add_two_numbers(2, 3) = {add_two_numbers(2, 3)}")
     print("\nWhat 2 and 3 looked like, to scale", *drawings, sep="\n\n")
 

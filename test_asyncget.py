@@ -8827,23 +8827,14 @@ class Section18Timeline(AsyncCase):
 class Section19DemoServer(AsyncCase):
 
     async def test_pages(self) -> None:
-        """Each as its head says; nonsense gets no answer, and no traceback."""
+        """After N seconds, on one connection; nonsense gets no answer, and no traceback."""
         server = await asyncio.start_server(asyncget.serve_demo, "127.0.0.1", 0)
         base = "http://{}:{}".format(*server.sockets[0].getsockname())
         async with server, Session(base_url=base, trust_env=False) as session:
-            for path, status, text, reused in [
-                ("/length", 200, "I end after 22 bytes.\n", False),
-                ("/chunked", 200, "I end with a chunk of 0 bytes.\n", True),
-                ("/close", 200, "I end when I hang up.\n", True),
-                ("/delay/0.1", 200, "I thought about it.\n", False),
-                ("/redirect", 200, "I end after 22 bytes.\n", True),
-                ("/other", 404, "No such page.\n", True),
-            ]:
-                with self.subTest(path):
-                    got = await session.get(path)
-                    self.assertEqual((got.status_code, got.text, got.timing.reused),
-                                     (status, text, reused))
-                    self.assertEqual(len(got.history), path == "/redirect")
+            for reused in (False, True):
+                got = await session.get("/delay/0.1")
+                self.assertEqual((got.text, got.timing.reused), ("I thought about it.\n", reused))
+                self.assertGreaterEqual(got.timing.head, 0.09)
             with self.assertRaises(AsyncGetError):
                 await session.get("/delay/soon")
 
