@@ -3424,9 +3424,9 @@ MAX_ADDRESSES = 32               # of a name that are tried
 HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address, too
 
 
-async def open_first(host: str, port: int, family: int = 0, **options: Any) -> Stream:
+async def open_first(host: str, port: int, **options: Any) -> Stream:
     """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305)."""
-    return await open_any(await look_up(host, port, family), port, **options)
+    return await open_any(await look_up(host, port), port, **options)
 
 
 async def look_up(host: str, port: int, family: int = 0) -> list[str]:
@@ -3553,11 +3553,9 @@ def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContex
                 "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
     if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
         return ""
-    if isinstance(verify, ssl.SSLContext):
-        return "; trusted are those in the SSLContext that is verify="
     if verify is not True:
-        return (f"; trusted are those in verify={os.fspath(verify)!r}, which may be a folder, "
-                "under the names that `openssl rehash` gives")
+        return (f"; trusted are those in verify={verify!r}; if that is a folder, under the names "
+                "that `openssl rehash` gives")
     paths = ssl.get_default_verify_paths()
     return (f"; trusted are those in SSL_CERT_FILE ({paths.cafile or 'no such file'}) and "
             f"SSL_CERT_DIR ({paths.capath or 'no such folder'}); a private CA's file goes "
@@ -4249,7 +4247,7 @@ SETTLED_SECONDS = 60.0           # unchanged for so long: a date tells versions 
 # What may name a version: a strong ETag (RFC 9110 8.8.3; a weak one begins with W/), or a date.
 _VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
               r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
-_SIDECAR = re.compile(rf"({_VALIDATOR}|\?)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n")
+_SIDECAR = re.compile(rf"({_VALIDATOR}|)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n")
 SIDECAR_BYTES = 1024  # more than it can have
 
 
@@ -4257,17 +4255,18 @@ class Partial(NamedTuple):
     """A PATH.part to go on from: its size, and what its sidecar says of the whole file."""
 
     size: int             # bytes that we have
-    validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '?': cannot be resumed
+    validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '': cannot be resumed
     length: str           # of the whole: '11', or 'None' where it was not told
     source: str           # of which URL: see source_of
 
 
-def strong_validator(headers: Headers) -> str | None:
+def strong_validator(headers: Headers) -> str:
     """What names exactly these bytes, if anything does (RFC 9110 8.8, 13.1.5).
 
     >>> strong_validator(Headers([("ETag", '"v1"'), ("Last-Modified", "...")]))
     '"v1"'
     >>> strong_validator(Headers([("ETag", 'W/"v1"')]))
+    ''
 
     Dates have a grain of a second, in which a file may change twice. So one counts
     only when the file had been left alone for a while, and where there is no ETag.
@@ -4277,8 +4276,8 @@ def strong_validator(headers: Headers) -> str | None:
         validator = headers.get("last-modified", "")
         now = parse_date(headers.get("date", "")) or 0
         if now - (parse_date(validator) or now) < SETTLED_SECONDS:
-            return None
-    return validator if re.fullmatch(_VALIDATOR, validator) else None
+            return ""
+    return validator if re.fullmatch(_VALIDATOR, validator) else ""
 
 
 def source_of(response: Response) -> str:
@@ -4315,10 +4314,10 @@ def body_length(response: Response) -> int | None:
 
 
 def render_sidecar(response: Response) -> bytes:
-    """What to remember of a response; "?" for a validator whose middle cannot be asked for."""
+    """What to remember of a response; no validator where the middle of it cannot be asked for."""
     whole = response.status_code == 200 and not applied_codings(response.coding)
-    validator = strong_validator(response.headers) if whole else None
-    return f"{validator or '?'}\n{body_length(response)}\n{source_of(response)}\n".encode()
+    validator = strong_validator(response.headers) if whole else ""
+    return f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode()
 
 
 def range_of_rest(start: int, length: int) -> str:
@@ -4387,14 +4386,6 @@ def check_target(path: str, overwrite: bool) -> None:
             raise OSError("it exists")
 
 
-def part_of(path: str) -> str:
-    """PATH.part; shortened where no name is so long, or its sidecar's would be."""
-    folder, name = os.path.split(path)
-    if 245 < len(os.fsencode(name)) <= 255:  # of 255, less .part.meta
-        name = f"{name[:50]}.{zlib.crc32(os.fsencode(name)):08x}"
-    return os.path.join(folder, name + ".part")
-
-
 def open_ours(name: str, flags: int) -> int:
     """How to open what should be ours: through no link, and without waiting at a pipe."""
     if os.name != "nt":
@@ -4427,8 +4418,8 @@ def read_sidecar(part: str) -> Partial | None:
 
 def read_partial(path: str) -> Partial | None:
     """What there is of PATH to go on from; writing will tell what is wrong with it, if so."""
-    known = read_sidecar(part_of(path))
-    return known if known and known.size and known.validator != "?" else None
+    known = read_sidecar(path + ".part")
+    return known if known and known.size and known.validator else None
 
 
 def claim_part(file: io.FileIO, known: Partial | None) -> None:
@@ -4549,7 +4540,7 @@ class Download:
         This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
         to hand each to a thread costs more, and makes a slow disk no faster.
         """
-        part, size, length = part_of(path), known.size if known else 0, body_length(response)
+        part, size, length = path + ".part", known.size if known else 0, body_length(response)
         expected = None if length is None else size + length
         # Unbuffered: what has arrived is the kernel's at once, and no kill takes it back.
         with disk_errors(path), open(part, "ab", buffering=0, opener=open_ours) as file:
@@ -4578,10 +4569,9 @@ class Download:
 async def download(url: str, path: FilePath | PathRule,
                    **settings: Unpack[LoneDownloadSettings]) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
-    given: dict[str, Any] = {**settings}
-    own = DownloadSettings.__annotations__.keys() - SessionSettings.__annotations__.keys()
-    options = {name: given.pop(name) for name in own & given.keys()}
-    async with Session(**given) as session:
+    options: dict[str, Any] = {**settings}
+    names = SessionSettings.__annotations__.keys() & options
+    async with Session(**{name: options.pop(name) for name in names}) as session:
         return await session.download(url, path, **options)
 
 
@@ -5579,7 +5569,7 @@ class Transfer:
                 self.path = os.path.realpath(self.path)
         if options.no_clobber:
             self.path = free_name(self.path, claimed)
-        part = part_of(self.path)
+        part = self.path + ".part"
         for taken in (self.path, part, part + ".meta"):
             if claimed.setdefault(key_of(taken), self.number) != self.number:
                 raise AsyncGetError(f"two URLs would be written to {printable(taken)}")

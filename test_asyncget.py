@@ -3684,7 +3684,7 @@ class Section13AddressesAndTLS(AsyncCase):
         strict.verify_flags |= ssl.VERIFY_X509_STRICT
         for name, said, not_said in (("no_aki", "Missing Authority Key Identifier.*since Python "
                                       "3.13.*verify_flags &= ~ssl.VERIFY_X509_STRICT", "trusted"),
-                                     ("self_signed", "the SSLContext that is verify=", "STRICT")):
+                                     ("self_signed", "trusted are those in verify=<ssl.SSLContext", "STRICT")):
             async with origin(name) as server:
                 with self.assertRaisesRegex(TLSError, said) as caught:
                     await asyncget.get(f"https://localhost:{server.port}/", verify=strict)
@@ -3701,7 +3701,7 @@ class Section13AddressesAndTLS(AsyncCase):
             with mock.patch.dict(os.environ, SSL_CERT_FILE=pem("ca")):
                 self.assertTrue((await asyncget.get(url)).ok)
             with self.assertRaisesRegex(
-                    TLSError, f"verify='{folder}', .* names that `openssl rehash` gives"):
+                    TLSError, f"verify='{folder}'; .* names that `openssl rehash` gives"):
                 await asyncget.get(url, verify=folder)
             if shutil.which("openssl"):
                 shutil.copy(pem("ca"), os.path.join(folder, "ca.pem"))
@@ -7306,18 +7306,18 @@ class Section17Downloads(OnDisk):
         monday, later = self.monday, self.later
         for expected, fields in [
             ('"a"', {"ETag": '"a"'}),
-            *((None, {"ETag": text}) for text in (
+            *(("", {"ETag": text}) for text in (
                 'W/"a"', "a", '"a" ', '"a", "b"', '"a"b"', '"é"', '"\x01"')),
-            *((None, {"ETag": text, "Last-Modified": monday, "Date": later})
+            *(("", {"ETag": text, "Last-Modified": monday, "Date": later})
               for text in ('W/"a"', "")),  # 13.1.5
             (monday, {"Last-Modified": monday, "Date": later}),
-            (None, {"Last-Modified": monday, "Date": "Mon, 02 Jan 2023 10:00:59 GMT"}),
-            (None, {"Last-Modified": later, "Date": monday}),
-            (None, {"Last-Modified": monday}),
-            (None, {"Last-Modified": monday, "Date": "soon"}),
-            *((None, {"Last-Modified": text, "Date": later}) for text in (
+            ("", {"Last-Modified": monday, "Date": "Mon, 02 Jan 2023 10:00:59 GMT"}),
+            ("", {"Last-Modified": later, "Date": monday}),
+            ("", {"Last-Modified": monday}),
+            ("", {"Last-Modified": monday, "Date": "soon"}),
+            *(("", {"Last-Modified": text, "Date": later}) for text in (
                 "soon", "0", "Mon, 99 Xyz 2023 10:00:00 GMT", monday + "\x01")),
-            (None, {}),
+            ("", {}),
         ]:
             with self.subTest(fields):
                 self.assertEqual(asyncget.strong_validator(Headers(fields.items())), expected)
@@ -7340,11 +7340,11 @@ class Section17Downloads(OnDisk):
             ('"v1"', "None", unsized(b"", V1, "Transfer-Encoding: chunked")),
             ('"v1"', "11", answer(WHOLE, V1, "Content-Encoding: identity")),
             ('"v1"', "11", answer(WHOLE, V1, "Content-Length: 11")),
-            ("?", "11", answer(WHOLE, 'ETag: W/"v1"')),
-            ("?", "11", answer(WHOLE, f'ETag: "{"x" * 999}"')),
-            ("?", "None", answer(WHOLE, V1, "Content-Encoding: gzip")),
-            ("?", "11", answer(WHOLE, V1, status="206 X")),
-            ("?", "11", answer(WHOLE, V1, status="404 X")),
+            ("", "11", answer(WHOLE, 'ETag: W/"v1"')),
+            ("", "11", answer(WHOLE, f'ETag: "{"x" * 999}"')),
+            ("", "None", answer(WHOLE, V1, "Content-Encoding: gzip")),
+            ("", "11", answer(WHOLE, V1, status="206 X")),
+            ("", "11", answer(WHOLE, V1, status="404 X")),
         ]:
             with self.subTest(wire):
                 written = render_sidecar(parsed(wire))
@@ -7528,8 +7528,8 @@ class Section17Downloads(OnDisk):
             ("dated", answer(WHOLE, *dated)[:-6], {}, WHOLE[:5], f"{self.monday}\n11"),
             ("chunked", unsized(b"5\r\nhello\r\n6\r\n", V1, "Transfer-Encoding: chunked"), {},
              WHOLE[:5], '"v1"\nNone'),
-            ("weak", answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], "?\n11"),
-            ("no validator", answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], "?\n11"),
+            ("weak", answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], "\n11"),
+            ("no validator", answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], "\n11"),
         ]
         for name, first, options, kept, noted in rows:
             version = f"Last-Modified: {self.monday}" if name == "dated" else V1
@@ -7547,7 +7547,7 @@ class Section17Downloads(OnDisk):
                                      None if kept is None else self.sidecar(server, noted))
                     await self.get(server.url, **options)
                 self.assert_whole()
-                resumed = bool(kept) and noted[0] != "?"
+                resumed = bool(kept) and noted[0] != "\n"
                 self.assertEqual(asked_for(server), ["", f"{len(kept or b'')}-" * resumed])
                 self.assertEqual(field(server.requests[1], "If-Range"),
                                  [noted.partition("\n")[0]] * resumed)
@@ -7775,20 +7775,6 @@ class Section17Files(OnDisk):
             await self.refused("Not you", asks=1)
         self.assertTrue(stat.S_ISFIFO(os.stat(pipe).st_mode))
         self.assertEqual(self.names(), ["d", "link", "pipe"])
-
-    async def test_long_names(self) -> None:
-        for name in ("x" * 245, "x" * 246, "x" * 255, "x" + "é" * 127):
-            with self.subTest(name):
-                path = os.path.join(self.folder, name)
-                async with giving(answer(WHOLE, V1)[:-6], piece(5)) as server:
-                    with self.assertRaises(IncompleteBody):
-                        await self.get(server.url, path)
-                    self.assertEqual(len(self.names()), 2)
-                    await self.get(server.url, path)
-                self.assertEqual(asked_for(server), ["", "5-"])
-                self.assertEqual((self.names(), self.read(path)), ([name], WHOLE))
-                os.unlink(path)
-        self.assertNotEqual(*(asyncget.part_of("x" * 250 + end) for end in "yz"))
 
     async def test_what_file_systems_lack(self) -> None:
         """Links, as on vfat, locks, or room for all that is written at once."""
