@@ -3436,9 +3436,9 @@ async def look_up(host: str, port: int, family: int = 0) -> list[str]:
     found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
                                                          type=socket.SOCK_STREAM)
     by_family: dict[int, list[str]] = {}
-    for kind, _, _, _, address in found:
-        zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of fe80::1%eth0
-        by_family.setdefault(kind, []).append(without_zone(str(address[0])) + zone)
+    for kind, _, _, _, address in found:  # as text, with the zone of fe80::1%eth0
+        name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+        by_family.setdefault(kind, []).append(name)
     names = [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
     return names[:MAX_ADDRESSES]
 
@@ -3446,14 +3446,14 @@ async def look_up(host: str, port: int, family: int = 0) -> list[str]:
 async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
     """A connection to that address which answers first; each has a start on the next one.
 
-    Where one opens but fails in TLS, that is the answer, as it is for curl. With
-    happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled at the
-    wrong moment; and uvloop does not.
+    The error is the last one's; but where one opens and TLS fails on it, that is the answer,
+    as it is for curl. With happy_eyeballs_delay asyncio does it, too, but loses a socket when
+    it is cancelled at the wrong moment; and uvloop does not.
     """
-    todo, errors = list(addresses), []
+    todo = list(addresses)
     attempts: set[asyncio.Future[Stream]] = set()
     try:
-        while todo or attempts:
+        while True:
             if todo:
                 attempts.add(asyncio.ensure_future(
                     asyncio.open_connection(todo.pop(0), port, **options)))
@@ -3463,11 +3463,9 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
                 continue
             attempt = done.pop()
             attempts.remove(attempt)
-            error = attempt.exception()
-            if not isinstance(error, OSError) or isinstance(error, ssl.SSLError):
-                return attempt.result()  # which raises what no other address would change
-            errors.append(error)
-        raise error_of_all(errors)
+            error, left = attempt.exception(), todo or attempts
+            if not (left and isinstance(error, OSError)) or isinstance(error, ssl.SSLError):
+                return attempt.result()
     finally:
         for attempt in attempts:
             attempt.add_done_callback(drop_opened)  # it won as well, or while we were cancelled
@@ -3478,14 +3476,6 @@ def drop_opened(attempt: asyncio.Future[Any]) -> None:
     """Close a connection that nobody waits for any more."""
     if not attempt.cancelled() and not attempt.exception():
         attempt.result()[1].transport.abort()
-
-
-def error_of_all(errors: Sequence[OSError]) -> OSError:
-    """The error when no address of a name answers: the first one's, with what each one said."""
-    first = errors[0]
-    told = type(first)("; ".join(dict.fromkeys(map(str, errors))))
-    told.errno = first.errno
-    return told
 
 
 async def open_unix(path: str, **options: Any) -> Stream:
@@ -4340,12 +4330,11 @@ def is_rest(response: Response, known: Partial) -> bool:
     """
     headers = response.headers
     length = body_length(response) if response.status_code == 206 else 0
-    field = "etag" if known.validator.startswith('"') else "last-modified"
+    validator = headers.get("etag", headers.get("last-modified", known.validator))
     return (length is not None  # else it could end anywhere
             and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
             and known.length in ("None", str(known.size + length))
-            and headers.get(field, known.validator) == known.validator
-            and source_of(response) == known.source)
+            and (validator, source_of(response)) == (known.validator, known.source))
 
 
 # ---- on the disk
@@ -4380,7 +4369,7 @@ def check_target(path: str, overwrite: bool) -> None:
     """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
     with disk_errors(path):
         special = os.path.exists(path) and not os.path.isfile(path)
-        if special or not os.path.basename(path) or "\0" in path:
+        if special or "\0" in path:
             raise OSError("not the name of a file")
         if os.path.lexists(path) and not overwrite:
             raise OSError("it exists")
@@ -4408,11 +4397,11 @@ def size_of_ours(file: IO[bytes]) -> int:
 
 def read_sidecar(part: str) -> Partial | None:
     """What there is of a file; None where it is not ours, or a byte of what says so is strange."""
-    with contextlib.suppress(OSError):
-        with open(part + ".meta", "rb", opener=open_ours) as sidecar:
-            size_of_ours(sidecar)
-            match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
-        return Partial(os.path.getsize(part), *match.groups()) if match else None
+    with contextlib.suppress(OSError), open(part + ".meta", "rb", opener=open_ours) as sidecar:
+        size_of_ours(sidecar)
+        match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
+        if match:
+            return Partial(os.path.getsize(part), *match.groups())
     return None
 
 
@@ -4427,18 +4416,17 @@ def claim_part(file: io.FileIO, known: Partial | None) -> None:
 
     The lock keeps other downloads off, and dies with us.
     """
-    locked = True
     try:
         import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        locked = False
+        raise OSError("another download is writing it") from None
     except (ImportError, OSError):  # Windows, or a file system without locks
         pass
     # Who had the lock before us may have added to the file, or given it its name.
     size, now = size_of_ours(file), read_sidecar(file.name)
-    if not locked or known not in (None, now):
-        raise OSError("another download is writing it")
+    if known not in (None, now):
+        raise OSError("another download has changed what there was")
     if size and now is None:
         raise OSError(f"{os.path.basename(file.name)} is not of our making: "
                       "move it away, or choose another name")
@@ -4632,7 +4620,7 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     first, last = min(bar.started for bar in bars), max(bar.done for bar in bars)
     width = max(width, 40) - 21  # for borders, size and time
     label_width = min(max(len(bar.label) for bar in bars), width // 2)
-    columns, half = width - label_width, (label_width - 3) // 2
+    columns = width - label_width
     scale = (columns - 1) / ((last - first) or 1.0)
     rows = []
     for bar in bars:
@@ -4642,8 +4630,8 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
         if bar.reused:
             drawing = ">" + drawing[1:]
         label = bar.label
-        if len(label) > label_width:  # a URL says most at its ends
-            label = label[:half] + "..." + label[-half:]
+        if len(label) > label_width:  # the status, and the end of the URL
+            label = label[:4] + "..." + label[7 - label_width:]
         rows.append(f"{label:{label_width}} |{' ' * started + drawing:{columns}}| "
                     f"{render_size(bar.size):>8} {bar.done - bar.started:6.2f} s")
     in_a_row = sum(bar.done - bar.started for bar in bars)

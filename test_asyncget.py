@@ -2064,11 +2064,12 @@ class Section7Connection(AsyncCase):
             made = Double.last
             self.assertEqual((made.host, made.tls_name, field(made.sent, "host")),
                              ("fe80::1%eth0", name, ["[fe80::1]"]))
-        found = [(socket.AF_INET6, 1, 6, "", ("fe80::1%eth0", 80, 0, 7))]
+        zone, name = socket.if_nameindex()[0]
+        found = [(socket.AF_INET6, 1, 6, "", ("fe80::1", 80, 0, zone))]
         with mock.patch.object(asyncio, "open_connection", Double.connect), mock.patch.object(
                 asyncio.get_running_loop(), "getaddrinfo", mock.AsyncMock(return_value=found)):
             _, writer = await asyncget.open_first("h.test", 80)
-        self.assertEqual(getattr(writer, "host"), "fe80::1%7")  # noqa: B009
+        self.assertEqual(getattr(writer, "host"), f"fe80::1%{name}")  # noqa: B009
 
     async def test_timeouts(self) -> None:
         head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.03] * 10
@@ -6121,13 +6122,14 @@ class Faults(AsyncCase):
 
         rows: list[tuple[list[str], str]] = [  # the names, and what is said of them
             (["refused", "good"], ""), (["silent", "good"], ""), (["silent", "refused", "good"], ""),
-            (["good1", "good2"], ""), (["refused1", "refused2"], "refused1 refused"),
+            (["good1", "good2"], ""), (["refused1", "refused2"], "refused2 refused"),
             (["silent1", "silent2"], "no connection"),
-            ([f"refused{number}" for number in range(2000)], "refused1 refused")]
+            ([f"refused{number}" for number in range(2000)], "refused[0-9]+ refused")]
         for names, said in rows:
             found = [(10 if "2" in name else 2, 1, 6, "", (name, 1)) for name in names]
             tried.clear()
             with self.subTest(names[:2]), mock.patch.object(asyncio, "open_connection", connect), \
+                    mock.patch.object(socket, "getnameinfo", lambda address, _: address), \
                     mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(return_value=found)), \
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.02):
                 async with scripted([READ, answer()], [READ, answer()]) as server, \
@@ -7374,7 +7376,7 @@ class Section17Downloads(OnDisk):
             (True, "in capitals", ours, rest("Bytes 5-10/11")),
             (True, "identity", ours, fitting("Content-Encoding: identity")),
             (True, "total from them", untold, fitting()),
-            (True, "same date", dated, fitting(f"Last-Modified: {self.monday}", V2)),
+            (True, "same date", dated, fitting(f"Last-Modified: {self.monday}")),
             (True, "416", full, unmet("bytes */11")),
             (True, "416, total unknown", untold, unmet("bytes */5")),
             (True, "416, same ETag", full, unmet("bytes */11", V1)),
@@ -7762,12 +7764,12 @@ class Section17Files(OnDisk):
         os.makedirs(os.path.join(folder, "f.part"))
         os.mkfifo(pipe)
         os.symlink(folder, link)
-        for path in (folder, folder + "/", link, pipe, self.folder + "/new/", "a\0b"):
+        for path in (folder, folder + "/", link, pipe, "a\0b"):
             with self.subTest(path):
                 await self.refused("not the name of a file", path)
                 await self.refused("not the name of a file", lambda _, path=path: path, asks=1)
-        await self.refused("not the name of a file", lambda _: "", asks=1)
-        for said, path in [("No such file", folder + "/absent/f"), ("irectory", folder + "/f"),
+        for said, path in [("No such file", folder + "/absent/f"),
+                           ("No such file", self.folder + "/new/"), ("irectory", folder + "/f"),
                            ("Not a directory", __file__ + "/f"), ("too long", folder + "x" * 256)]:
             with self.subTest(path):
                 await self.refused(said, path, asks=1)
