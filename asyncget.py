@@ -3468,14 +3468,10 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
                 return attempt.result()
     finally:
         for attempt in attempts:
-            attempt.add_done_callback(drop_opened)  # it won as well, or while we were cancelled
-        await cancel(attempts)
-
-
-def drop_opened(attempt: asyncio.Future[Any]) -> None:
-    """Close a connection that nobody waits for any more."""
-    if not attempt.cancelled() and not attempt.exception():
-        attempt.result()[1].transport.abort()
+            attempt.cancel()
+        for opened in await asyncio.gather(*attempts, return_exceptions=True):
+            if not isinstance(opened, BaseException):  # it won as well, or as we were cancelled
+                opened[1].transport.abort()
 
 
 async def open_unix(path: str, **options: Any) -> Stream:
