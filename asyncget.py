@@ -4198,7 +4198,7 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
     Not the standard library's reader: that one fails over a word it does not know, and what it
     makes of backslashes, comments and a host's second entry is not what curl makes of them.
     """
-    name = os.path.expanduser("~/.netrc") if isinstance(path, bool) else os.fspath(path)
+    name = os.path.expanduser("~/.netrc" if isinstance(path, bool) else path)
     try:
         # Bytes that are no UTF-8 stay what they are; a byte order mark would hide `machine`.
         with open(name, encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -4364,8 +4364,7 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
     with disk_errors(path):
-        special = os.path.exists(path) and not os.path.isfile(path)
-        if special or "\0" in path:
+        if os.path.exists(path) and not os.path.isfile(path) or "\0" in path:
             raise OSError("not the name of a file")
         if os.path.lexists(path) and not overwrite:
             raise OSError("it exists")
@@ -4582,10 +4581,10 @@ def response_bars(response: Response) -> list[Bar]:
     bars: list[Bar] = []
     begun = response.started
     for hop in (*response.history, response):
-        label = f"{hop.status_code} {hop.url.partition('://')[2]}"
         moments = [begun, *(hop.started + seconds for seconds in hop.timing[:4])]
         _, connected, _, head, done = itertools.accumulate(moments, max)  # 0: it never came
-        bars.append(Bar(label, begun, connected, head, done, hop.timing.reused, hop.received))
+        bars.append(Bar(f"{hop.status_code} {hop.url.partition('://')[2]}", begun, connected, head,
+                        done, hop.timing.reused, hop.received))
         begun = done
     return bars
 
