@@ -4355,10 +4355,11 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
     """
     raw, unwritten = getattr(stream, "raw", stream), memoryview(data)
     while unwritten:
-        count = raw.write(unwritten) or 0
-        if count == 0:
+        count = raw.write(unwritten)
+        if count:
+            unwritten = unwritten[count:]
+        else:
             select.select([], [raw], [])
-        unwritten = unwritten[count:]
 
 
 def check_target(path: str, overwrite: bool) -> None:
@@ -4420,11 +4421,11 @@ def claim_part(file: io.FileIO, known: Partial | None) -> None:
         pass
     # Who had the lock before us may have added to the file, or given it its name.
     size, now = size_of_ours(file), read_sidecar(file.name)
-    if known not in (None, now):
-        raise OSError("another download has changed what there was")
     if size and now is None:
         raise OSError(f"{os.path.basename(file.name)} is not of our making: "
                       "move it away, or choose another name")
+    if known not in (None, now):
+        raise OSError("another download has changed what there was")
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
