@@ -1733,7 +1733,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLSError(f"certificate of {where} refused: {error.verify_message}{took}"
-                        + certificate_hint(error, tls, route.verify), exit_code=60)
+                        + certificate_hint(error, route.verify), exit_code=60)
     if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client behind the handshake
         what = "TLS handshake" if connection.opener else "TLS"
         return TLSError(f"{what} with {where} failed: {error.reason or text}{took}"
@@ -3530,11 +3530,9 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     return context
 
 
-def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContext | None,
-                     verify: Any) -> str:
+def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
     """What to do about a certificate that did not pass."""
-    strict = context and context.verify_flags & ssl.VERIFY_X509_STRICT
-    if strict and error.verify_code in range(80, 95):
+    if error.verify_code in range(80, 95):  # OpenSSL's, for VERIFY_X509_STRICT alone
         return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
                 "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
     if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address

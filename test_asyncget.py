@@ -2042,7 +2042,7 @@ class Section7Connection(AsyncCase):
             with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo",
                                    mock.AsyncMock(return_value=found)):
                 for host, text in (("127.0.0.1", "cannot connect to 127.0.0.1"),
-                                   ("h.test", "h.test:.*127.0.0.1.*127.0.0.2")):
+                                   ("h.test", "h.test:.*127.0.0.2")):
                     error = await error_of(asyncget.get(f"http://{host}:{port}/"))
                     self.assertRegex(str(error), text)
                     self.assertEqual((type(error), error.exit_code, error.errno),
