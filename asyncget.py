@@ -98,7 +98,6 @@ import re
 import select
 import socket
 import ssl
-import stat
 import sys
 import time
 import types
@@ -118,6 +117,7 @@ from collections.abc import (
     Sized,
 )
 from typing import (
+    IO,
     TYPE_CHECKING,
     Any,
     Literal,
@@ -971,9 +971,8 @@ class Response:
         self.history: list[Response] = []
         self.peer = connection.peer            # the remote address
         self.local = connection.local          # ours
-        self.proxied = connection.route.proxy is not None
         self.request_bytes = connection.request_bytes  # sent for it
-        # What is to be undone. A download that saves x.gz as it is makes it "identity".
+        # What is to be undone; a download takes away one that is the file's own.
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
         self._url = url
         self._body = Body(connection, head, keep)
@@ -1735,7 +1734,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLSError(f"certificate of {where} refused: {error.verify_message}{took}"
-                        + certificate_hint(error, tls, route.verify), exit_code=60)
+                        + certificate_hint(error, route.verify), exit_code=60)
     if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client behind the handshake
         what = "TLS handshake" if connection.opener else "TLS"
         return TLSError(f"{what} with {where} failed: {error.reason or text}{took}"
@@ -1848,8 +1847,8 @@ class Inflater:
         """A decompressor for what begins with this byte."""
         if self.coding == b"zstd":
             from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-            window = {zstd.DecompressionParameter.window_log_max: 23}  # RFC 9659: 8 MiB
-            return zstd.ZstdDecompressor(options=window)
+            window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
+            return zstd.ZstdDecompressor(options=window)  # 8 MiB: RFC 9659
         if self.coding == b"gzip":
             return zlib.decompressobj(31)
         # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
@@ -3246,8 +3245,8 @@ class Session:
         earlier call has left is not resumed then. `on_response` sees each response before its
         body is read; what it raises ends the call. `overwrite=False` never replaces a file. A
         status that is no success raises StatusError; with `any_status` its body is saved, as
-        curl does, though not in the place of a partial file. A coding that the file's name or
-        type announces (a.tar.gz) stays as it is. What the file system refuses is an
+        curl does, though not in the place of a partial file. A coding that the file's name
+        announces (a.tar.gz) stays as it is. What the file system refuses is an
         AsyncGetError with exit code 23.
         """
         call = Call(self, url, self._settled(options, DownloadSettings), None)
@@ -3355,9 +3354,9 @@ MAX_ADDRESSES = 32               # of a name that are tried
 HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address, too
 
 
-async def open_first(host: str, port: int, family: int = 0, **options: Any) -> Stream:
+async def open_first(host: str, port: int, **options: Any) -> Stream:
     """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305)."""
-    return await open_any(await look_up(host, port, family), port, **options)
+    return await open_any(await look_up(host, port), port, **options)
 
 
 async def look_up(host: str, port: int, family: int = 0) -> list[str]:
@@ -3367,9 +3366,9 @@ async def look_up(host: str, port: int, family: int = 0) -> list[str]:
     found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
                                                          type=socket.SOCK_STREAM)
     by_family: dict[int, list[str]] = {}
-    for kind, _, _, _, address in found:
-        zone = f"%{address[3]}" if len(address) == 4 and address[3] else ""  # of fe80::1%eth0
-        by_family.setdefault(kind, []).append(without_zone(str(address[0])) + zone)
+    for kind, _, _, _, address in found:  # as text, with the zone of fe80::1%eth0
+        name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+        by_family.setdefault(kind, []).append(name)
     names = [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
     return names[:MAX_ADDRESSES]
 
@@ -3377,58 +3376,40 @@ async def look_up(host: str, port: int, family: int = 0) -> list[str]:
 async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
     """A connection to that address which answers first; each has a start on the next one.
 
-    With happy_eyeballs_delay asyncio does it, too, but loses a socket when it is cancelled
-    at the wrong moment; and uvloop does not.
+    The error is the last one's; but where one opens and TLS fails on it, that is the answer,
+    as it is for curl. With happy_eyeballs_delay asyncio does it, too, but loses a socket when
+    it is cancelled at the wrong moment; and uvloop does not.
     """
     todo = list(addresses)
-    if len(todo) == 1:
-        return await asyncio.open_connection(todo[0], port, **options)
-    attempts: set[asyncio.Future[Any]] = set()
-    errors: list[BaseException] = []
+    attempts: set[asyncio.Future[Stream]] = set()
     try:
-        while todo or attempts:
+        while True:
             if todo:
                 attempts.add(asyncio.ensure_future(
                     asyncio.open_connection(todo.pop(0), port, **options)))
             done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
                                          timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
-            failed = {attempt: error for attempt in done if (error := attempt.exception())}
-            attempts -= failed.keys()
-            errors += failed.values()
-            if len(failed) < len(done):
-                won = (done - failed.keys()).pop()
-                attempts.remove(won)
-                opened: Stream = won.result()
-                return opened
-        raise error_of_all(errors)
+            if not done:
+                continue
+            attempt = done.pop()
+            attempts.remove(attempt)
+            error, left = attempt.exception(), todo or attempts
+            if not (left and isinstance(error, OSError)) or isinstance(error, ssl.SSLError):
+                return attempt.result()
     finally:
-        errors.clear()  # else their tracebacks would hold us, and we them
         for attempt in attempts:
-            attempt.add_done_callback(drop_opened)  # it won as well, or while we were cancelled
-        await cancel(attempts)
-
-
-def drop_opened(attempt: asyncio.Future[Any]) -> None:
-    """Close a connection that nobody waits for any more."""
-    if not attempt.cancelled() and not attempt.exception():
-        attempt.result()[1].transport.abort()
-
-
-def error_of_all(errors: Sequence[BaseException]) -> BaseException:
-    """The error when no address of a name would do: TLS's word, else what each one said."""
-    for error in errors:
-        if isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
-            return error
-    told = OSError("; ".join(dict.fromkeys(map(str, errors))) or "the name has no address")
-    told.errno = errors[0].errno if errors and isinstance(errors[0], OSError) else None
-    return told
+            attempt.cancel()
+        for opened in await asyncio.gather(*attempts, return_exceptions=True):
+            if not isinstance(opened, BaseException):  # it won as well, or as we were cancelled
+                opened[1].transport.abort()
 
 
 async def open_unix(path: str, **options: Any) -> Stream:
     """The same to a unix socket, where the system has such."""
     if not hasattr(asyncio, "open_unix_connection"):
         raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    return await asyncio.open_unix_connection(path, **options)
+    opened: Stream = await asyncio.open_unix_connection(path, **options)
+    return opened
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -3450,84 +3431,60 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 # ---- whom to believe
 
 def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
-    """The TLS settings for `verify` and `cert`.
+    """The TLS settings for `cert` and a `verify` that is no SSLContext yet.
 
     True checks against the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a
     folder takes its place. Host matching is OpenSSL's: nobody should write that again.
     """
-    if isinstance(verify, ssl.SSLContext):
-        if cert:  # loaded into yours, it would be shown to others whom you ask with it
-            raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
-                           exit_code=58)
-        return verify
+    if isinstance(verify, ssl.SSLContext):  # it may serve for others, too, who would be shown it
+        raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
+                       exit_code=58)
+    authorities: dict[str, Any] = {}
+    used, exit_code = f"verify={verify!r}", 77
     try:
-        if isinstance(verify, bool):
-            context = ssl.create_default_context()
-        elif os.path.isdir(verify):
-            context = ssl.create_default_context(capath=verify)
-        else:
-            context = ssl.create_default_context(cafile=verify)
+        if not isinstance(verify, bool):
+            authorities["capath" if os.path.isdir(verify) else "cafile"] = verify
+        context = ssl.create_default_context(**authorities)
         if verify is False:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: the common name is no host
             context.hostname_checks_common_name = False
-    except (OSError, ValueError, TypeError) as error:
-        raise TLSError(f"cannot use verify={verify!r}: {error}", exit_code=77) from None
-    if cert:
-        path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
-                               None, None)[:3]
-        try:  # without a password OpenSSL would ask the terminal for one
+        if cert:
+            path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
+                                   None, None)[:3]
+            used, exit_code = f"the client certificate {path!r}, key {key!r}", 58
+            # Without a password OpenSSL would ask the terminal for one.
             context.load_cert_chain(path, key, password or "")
-        except (OSError, ValueError, TypeError) as error:
-            raise TLSError(f"cannot use the client certificate {path!r}, key {key!r}: {error}; "
-                           "cert= is a path, (cert, key) or (cert, key, password)",
-                           exit_code=58) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise TLSError(f"cannot use {used}: {error}", exit_code=exit_code) from None
     return context
 
 
-def trusted(verify: Any) -> str:
-    """Where the trusted certificates come from, for the error texts."""
-    if isinstance(verify, ssl.SSLContext):
-        return "the SSLContext that is verify="
-    if verify is not True:
-        named = ", under the names that `openssl rehash` gives" if os.path.isdir(verify) else ""
-        return f"verify={os.fspath(verify)!r}{named}"
-    paths = ssl.get_default_verify_paths()
-    found = []
-    for variable, usual in ((paths.openssl_cafile_env, paths.openssl_cafile),
-                            (paths.openssl_capath_env, paths.openssl_capath)):
-        path = os.environ.get(variable, usual)
-        missing = "" if os.path.exists(path) else ", which is not there"
-        found.append(f"{variable} ({path}{missing})")
-    return " and ".join(found) + "; a private CA's file goes into the first, or verify="
-
-
-def certificate_hint(error: ssl.SSLCertVerificationError, context: ssl.SSLContext | None,
-                     verify: Any) -> str:
+def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
     """What to do about a certificate that did not pass."""
-    strict = getattr(ssl, "VERIFY_X509_STRICT", 0)
-    if context and context.verify_flags & strict and error.verify_code in range(80, 95):
+    if error.verify_code in range(80, 95):  # OpenSSL's, for VERIFY_X509_STRICT alone
         return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
                 "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
     if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
         return ""
-    return f"; trusted are those in {trusted(verify)}"
-
-
-# What to do about a handshake that failed, by what is in OpenSSL's reason.
-_HANDSHAKE_HINTS = (
-    ("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL",
-     "; no TLS is spoken there: does the URL begin with http://, not https://?"),
-    ("CERTIFICATE_REQUIRED", "; a client certificate is wanted: cert="),
-    ("HANDSHAKE_FAILURE",  # all that TLS 1.2 has for it
-     "; perhaps a client certificate is wanted (cert=), or no cipher is shared"),
-)
+    if verify is not True:
+        return (f"; trusted are those in verify={verify!r}; if that is a folder, under the names "
+                "that `openssl rehash` gives")
+    paths = ssl.get_default_verify_paths()
+    return (f"; trusted are those in SSL_CERT_FILE ({paths.cafile or 'no such file'}) and "
+            f"SSL_CERT_DIR ({paths.capath or 'no such folder'}); a private CA's file goes "
+            "into the first, or verify=")
 
 
 def handshake_hint(reason: str) -> str:
-    """What to do about a handshake that failed."""
-    return next((hint for words, hint in _HANDSHAKE_HINTS if re.search(words, reason)), "")
+    """What to do about a handshake that failed, by OpenSSL's reason."""
+    if re.search("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST"
+                 "|UNKNOWN_PROTOCOL", reason):
+        return "; no TLS is spoken there: does the URL begin with http://, not https://?"
+    if re.search("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE", reason):  # TLS 1.2 says no more
+        return "; perhaps a client certificate is wanted (cert=), or no cipher is shared"
+    return ""
 
 
 # ==== 14. Proxies =============================================================
@@ -4060,10 +4017,13 @@ class OthersJar(AskedJar):
 # ==== 16. Passwords ===========================================================
 # What ~/.netrc has for a host, read as curl reads it.
 
-_NETRC_WORD = re.compile(
-    r'#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*'  # a comment; commands for ftp, up to an empty line
-    r'|"((?:[^"\\\n]|\\.)*)"|([^" \t\n][^ \t\n]*)|"', re.I)
-_ESCAPES = str.maketrans("nrt", "\n\r\t")
+_KEYWORD = "machine|login|password|account"
+_QUOTED = r'(?:[^"\\\n]|\\.)*'
+_NETRC = re.compile(
+    r"#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*"  # a comment; commands for ftp, up to an empty line
+    # A keyword and its value, which a comment may part; else what is wrong, or an odd word.
+    rf'|({_KEYWORD})[ \t\n](?:[ \t\n]|#.*(?!.))*(?:"({_QUOTED})"|([^#" \t\n][^ \t\n]*))'
+    rf'|"{_QUOTED}"|((?:{_KEYWORD})(?![^ \t\n])|")|[^ \t\n]+', re.I)
 
 
 def netrc_entries(text: str) -> Iterator[dict[str, str]]:
@@ -4076,56 +4036,42 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
     over: one of them, written for another program, must not make every use of the file fail.
     """
     entry: dict[str, str] = {}
-    wanted = ""
-    for word in _NETRC_WORD.finditer(text):
-        quoted, plain = word.groups()
-        keyword = (plain or "").lower()  # in quotes it would be no keyword
-        if word[0] == '"':
-            line = text.count("\n", 0, word.start()) + 1
-            raise ValueError(f"line {line}: a quote is not closed")
-        if wanted and (plain or quoted is not None):
-            entry[wanted] = plain or re.sub(
-                r"\\(.)", lambda escape: escape[1].translate(_ESCAPES), quoted)
-            wanted = ""
-            continue
-        if keyword in ("machine", "default"):
+    for word in _NETRC.finditer(text):
+        keyword, quoted, plain, wrong = word.groups()
+        if wrong:
+            line = text.count("\n", 0, word.start()) + 1  # never the file's own text
+            raise AsyncGetError(f"netrc, line {line}: a value is missing, or a quote is not closed",
+                                exit_code=26)
+        name = (keyword or word[0]).lower()
+        if name in ("machine", "default"):
             yield entry
             entry = {}
-        if keyword in ("machine", "login", "password", "account"):
-            wanted = keyword
-    if wanted:
-        raise ValueError(f"nothing follows {wanted!r}")
+        if keyword:
+            entry[name] = plain or re.sub(r"\\(.)", r"\1", quoted)
     yield entry
-
-
-def password_in(entries: Iterable[dict[str, str]], host: str,
-                user: str) -> tuple[str, str] | None:
-    """The user and password of the first entry for exactly this host, and this user."""
-    for entry in entries:
-        login, password = entry.get("login", user), entry.get("password", "")
-        # With a user asked for, an entry without a password has nothing to say.
-        useful = "password" in entry if user else login or password
-        if useful and entry.get("machine", "").lower() == host and user in ("", login):
-            return login, password
-    return None
 
 
 def netrc_auth(path: bool | str | os.PathLike[str], host: str,
                user: str = "") -> tuple[str, str] | None:
-    """What a netrc file has for a host, and for a user if there is one: see password_in.
+    """The user and password of a netrc file's first entry for exactly this host, and this user.
 
     Its `default` entry is not used: it would give a password to everybody who asks.
     Not the standard library's reader: that one fails over a word it does not know, and what it
     makes of backslashes, comments and a host's second entry is not what curl makes of them.
     """
-    name = os.path.expanduser("~/.netrc") if isinstance(path, bool) else os.fspath(path)
+    name = os.path.expanduser("~/.netrc" if isinstance(path, bool) else path)
     try:
         # Bytes that are no UTF-8 stay what they are; a byte order mark would hide `machine`.
         with open(name, encoding="utf-8-sig", errors="surrogateescape") as file:
-            return password_in(netrc_entries(file.read()), host, user)
+            text = file.read()
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error  # never the file's own text
-        raise AsyncGetError(f"cannot read {name!r}: {why}", exit_code=26) from None
+        raise AsyncGetError(f"cannot read netrc: {error}", exit_code=26) from None
+    for entry in netrc_entries(text):
+        login, password = entry.get("login", user), entry.get("password", "")
+        if (entry.get("machine", "").lower() == host and user in ("", login)
+                and (password or login and not user)):  # with a user we want a password
+            return login, password
+    return None
 
 
 # #### Part IV. Tools ##########################################################
@@ -4148,7 +4094,7 @@ SETTLED_SECONDS = 60.0           # unchanged for so long: a date tells versions 
 # What may name a version: a strong ETag (RFC 9110 8.8.3; a weak one begins with W/), or a date.
 _VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
               r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
-_SIDECAR = re.compile(rf"({_VALIDATOR}|\?)\n([0-9]{{1,18}}|chunked|close)\n([0-9a-f]{{64}})\n")
+_SIDECAR = re.compile(rf"({_VALIDATOR}|)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n")
 SIDECAR_BYTES = 1024  # more than it can have
 
 
@@ -4156,17 +4102,18 @@ class Partial(NamedTuple):
     """A PATH.part to go on from: its size, and what its sidecar says of the whole file."""
 
     size: int             # bytes that we have
-    validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '?': cannot be resumed
-    framing: str          # of the whole: '11', or 'chunked' or 'close', which tell no length
+    validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '': cannot be resumed
+    length: str           # of the whole: '11', or 'None' where it was not told
     source: str           # of which URL: see source_of
 
 
-def strong_validator(headers: Headers) -> str | None:
+def strong_validator(headers: Headers) -> str:
     """What names exactly these bytes, if anything does (RFC 9110 8.8, 13.1.5).
 
     >>> strong_validator(Headers([("ETag", '"v1"'), ("Last-Modified", "...")]))
     '"v1"'
     >>> strong_validator(Headers([("ETag", 'W/"v1"')]))
+    ''
 
     Dates have a grain of a second, in which a file may change twice. So one counts
     only when the file had been left alone for a while, and where there is no ETag.
@@ -4176,8 +4123,8 @@ def strong_validator(headers: Headers) -> str | None:
         validator = headers.get("last-modified", "")
         now = parse_date(headers.get("date", "")) or 0
         if now - (parse_date(validator) or now) < SETTLED_SECONDS:
-            return None
-    return validator if re.fullmatch(_VALIDATOR, validator) else None
+            return ""
+    return validator if re.fullmatch(_VALIDATOR, validator) else ""
 
 
 def source_of(response: Response) -> str:
@@ -4189,43 +4136,35 @@ def source_of(response: Response) -> str:
     """
     import hashlib
     asked, answered = [*response.history, response][0].url, response.url.partition("?")[0]
-    return hashlib.sha256(f"{asked} {answered}".encode("utf-8", "replace")).hexdigest()
+    return hashlib.sha256(f"{asked} {answered}".encode()).hexdigest()
 
 
-_OWN_CODINGS = {  # ends of names, and types
-    b"gzip": re.compile(r"(?im)\.(gz|tgz|svgz)$"
-                        r"|^application/(x-)?(gzip|tar|tgz|tar-gz|gtar|compressed-tar)\s*(;|$)"),
-    b"zstd": re.compile(r"(?im)\.t?zst$|^application/(x-)?zstd\s*(;|$)"),
-}
+# The file names that announce a coding.
+_OWN_CODINGS = {b"gzip": r"(?im)\.(gz|tgz|svgz)$", b"zstd": r"(?im)\.t?zst$"}
 
 
-def is_own_coding(response: Response, path: str) -> bool:
-    """Whether a coding belongs to the file: a.tar.gz that is said to be a tar, coded in gzip.
+def leave_own_coding(response: Response, path: str) -> None:
+    """Do not undo a coding that is the file's own: a.tar.gz is said to be a tar, coded in gzip.
 
     So Apache's usual settings have it; undone, it would leave a tar under that name.
     """
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
-    url, kind = response.url.partition("?")[0], response.headers.get("content-type", "")
-    return bool(own and response.status_code < 300 and own.search(f"{path}\n{url}\n{kind}"))
-
-
-def is_coded(response: Response) -> bool:
-    """Whether the bytes on the wire are not the file's own."""
-    coding = response.headers.get("content-encoding", "").lower()
-    return response.coding != b"identity" and coding not in ("", "identity", "none")
+    names = f"{path}\n{response.url.partition('?')[0]}"
+    if own and response.status_code < 300 and re.search(own, names):
+        response.coding = b""
 
 
 def body_length(response: Response) -> int | None:
-    """How long the head says that the body is, None where it does not or a coding hides it."""
+    """How many bytes of the file the head announces; None if it does not, or they are coded."""
     framing = response._body.framing
-    return framing if isinstance(framing, int) and not is_coded(response) else None
+    return None if isinstance(framing, str) or applied_codings(response.coding) else framing
 
 
 def render_sidecar(response: Response) -> bytes:
-    """What to remember of a response; "?" for a validator whose middle cannot be asked for."""
-    whole = response.status_code == 200 and not is_coded(response)
-    validator = strong_validator(response.headers) if whole else None
-    return f"{validator or '?'}\n{response._body.framing}\n{source_of(response)}\n".encode()
+    """What to remember of a response; no validator where the middle of it cannot be asked for."""
+    whole = response.status_code == 200 and not applied_codings(response.coding)
+    validator = strong_validator(response.headers) if whole else ""
+    return f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode()
 
 
 def range_of_rest(start: int, length: int) -> str:
@@ -4248,12 +4187,11 @@ def is_rest(response: Response, known: Partial) -> bool:
     """
     headers = response.headers
     length = body_length(response) if response.status_code == 206 else 0
-    field = "etag" if known.validator.startswith('"') else "last-modified"
+    validator = headers.get("etag", headers.get("last-modified", known.validator))
     return (length is not None  # else it could end anywhere
             and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
-            and known.framing in ("chunked", "close", str(known.size + length))
-            and headers.get(field, known.validator) == known.validator
-            and source_of(response) == known.source)
+            and known.length in ("None", str(known.size + length))
+            and (validator, source_of(response)) == (known.validator, known.source))
 
 
 # ---- on the disk
@@ -4278,92 +4216,78 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
     """
     raw, unwritten = getattr(stream, "raw", stream), memoryview(data)
     while unwritten:
-        count = raw.write(unwritten) or 0
-        if count == 0:
+        count = raw.write(unwritten)
+        if count:
+            unwritten = unwritten[count:]
+        else:
             select.select([], [raw], [])
-        unwritten = unwritten[count:]
 
 
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
     with disk_errors(path):
-        special = os.path.exists(path) and not os.path.isfile(path)
-        if special or not os.path.basename(path) or "\0" in path:
+        if os.path.exists(path) and not os.path.isfile(path) or "\0" in path:
             raise OSError("not the name of a file")
         if os.path.lexists(path) and not overwrite:
             raise OSError("it exists")
 
 
-def part_of(path: str) -> str:
-    """PATH.part; shortened where no name is so long, or its sidecar's would be."""
-    folder, name = os.path.split(path)
-    if 245 < len(os.fsencode(name)) <= 255:  # of 255, less .part.meta
-        name = f"{name[:50]}.{zlib.crc32(os.fsencode(name)):08x}"
-    return os.path.join(folder, name + ".part")
-
-
 def open_ours(name: str, flags: int) -> int:
-    """Open a plain file of our own, and of one name, or make one; OSError for any other.
+    """How to open what should be ours: through no link, and without waiting at a pipe."""
+    if sys.platform != "win32":
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(name, flags, 0o666)
+
+
+def size_of_ours(file: IO[bytes]) -> int:
+    """The size of an open file that is ours and bears its name alone; OSError for any other.
 
     Where others may write, too, they can foretell the name, and put there a link to a file
-    of ours, a file that remains theirs, or a pipe that would hold us for ever.
+    of ours, or a file that remains theirs.
     """
-    if os.name != "nt":
-        flags |= os.O_NOFOLLOW | os.O_NONBLOCK
-    number = os.open(name, flags, 0o666)
-    found = os.fstat(number)
-    theirs = os.name != "nt" and found.st_uid != os.geteuid()
-    if theirs or found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
-        os.close(number)
-        raise OSError(f"{os.path.basename(name)} is a link, no plain file, or somebody else's")
-    return number
+    found = os.fstat(file.fileno())
+    theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
+    if theirs or found.st_nlink > 1 or not os.path.samestat(found, os.lstat(file.name)):
+        raise OSError(f"{os.path.basename(file.name)} is a link, or somebody else's")
+    return found.st_size
 
 
 def read_sidecar(part: str) -> Partial | None:
     """What there is of a file; None where it is not ours, or a byte of what says so is strange."""
-    with contextlib.suppress(OSError):
-        with open(part + ".meta", "rb", opener=open_ours) as sidecar:
-            match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
+    with contextlib.suppress(OSError), open(part + ".meta", "rb", opener=open_ours) as sidecar:
+        size_of_ours(sidecar)
+        match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
         if match:
-            size = os.path.getsize(part) if os.path.exists(part) else 0
-            return Partial(size, *match.groups())
+            return Partial(os.path.getsize(part), *match.groups())
     return None
 
 
 def read_partial(path: str) -> Partial | None:
     """What there is of PATH to go on from; writing will tell what is wrong with it, if so."""
-    known = read_sidecar(part_of(path))
-    return known if known and known.size and known.validator != "?" else None
+    known = read_sidecar(path + ".part")
+    return known if known and known.size and known.validator else None
 
 
-@contextlib.contextmanager
-def open_part(part: str) -> Iterator[io.FileIO]:
-    """Open a .part to append to it, ours alone from now on and before.
+def claim_part(file: io.FileIO, known: Partial | None) -> None:
+    """See to it that an open .part is ours alone, from now on and before, and as it is known.
 
-    Unbuffered: what has arrived is the kernel's at once, and no kill takes it back. The
-    lock keeps other downloads off, and dies with us.
+    The lock keeps other downloads off, and dies with us.
     """
-    alone = os.path.lexists(part + ".meta") and not os.path.lexists(part)
-    if alone and read_sidecar(part) is None:
-        raise OSError(f"{os.path.basename(part)}.meta is not of our making, or a link: "
-                      "move it away")
-    with open(part, "ab", buffering=0, opener=open_ours) as file:
-        locked = True
+    if sys.platform != "win32":
+        import fcntl
         try:
-            import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            locked = False
-        except (ImportError, OSError):  # Windows, or a file system without locks
+            raise OSError("another download is writing it") from None
+        except OSError:  # a file system without locks
             pass
-        found = os.fstat(file.fileno())
-        # Who had the lock before us may have given the file its name meanwhile.
-        if not locked or not os.path.samestat(found, os.lstat(part)):
-            raise OSError("another download is writing it")
-        if found.st_size and read_sidecar(part) is None:
-            raise OSError(f"{os.path.basename(part)} is not of our making: "
-                          "move it away, or choose another name")
-        yield file
+    # Who had the lock before us may have added to the file, or given it its name.
+    size, now = size_of_ours(file), read_sidecar(file.name)
+    if size and now is None:
+        raise OSError(f"{os.path.basename(file.name)} is not of our making: "
+                      "move it away, or choose another name")
+    if known not in (None, now):
+        raise OSError("another download has changed what there was")
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
@@ -4371,9 +4295,8 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
 
     A rename replaces what bears the name, a link does not.
     """
-    part, ours = part_of(path), os.fstat(file.fileno())
-    if (not os.path.samestat(ours, os.lstat(part)) or ours.st_nlink > 1
-            or ours.st_size != size):
+    part = file.name
+    if size_of_ours(file) != size:
         raise OSError("its .part was changed by somebody else meanwhile")
     if os.name == "nt":
         file.close()  # Windows renames no open file
@@ -4384,15 +4307,13 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.link(part, path)
             os.unlink(part)
     except OSError as error:
-        if not overwrite:  # PATH is there, or the file system has no links
-            check_target(path, overwrite)
-            os.replace(part, path)
-        elif error.errno == errno.EBUSY:  # a mount of one file: nothing can take its place
+        check_target(path, overwrite)  # PATH may be there by now
+        if error.errno == errno.EBUSY:  # a mount of one file: nothing can take its place
             import shutil
             shutil.copyfile(part, path)
             os.unlink(part)
         else:
-            raise
+            os.replace(part, path)  # the file system may have no links
     with contextlib.suppress(FileNotFoundError):
         os.unlink(part + ".meta")
 
@@ -4414,7 +4335,6 @@ class Download:
     """A file on its way: what there is of it, over all tries of one call."""
 
     known: Partial | None  # what we have asked to go on from
-    begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller asks for a piece: then that is the file
 
     def __init__(self, path: FilePath | PathRule, call: Call) -> None:
@@ -4434,7 +4354,6 @@ class Download:
             if self.resume and not self.ranged:
                 self.known = read_partial(self.path)
         if self.known:
-            self.begun = True
             fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
         return request._replace(fields=merge_fields(request.fields, fields))
 
@@ -4443,8 +4362,7 @@ class Download:
         await inform(self.settings["on_response"], response)
         if callable(self.path):
             self.path = os.fsdecode(self.path(response))
-        if is_own_coding(response, self.path):
-            response.coding = b"identity"
+        leave_own_coding(response, self.path)
         known, status = self.known, response.status_code
         if known and status in (206, 416):
             if not is_rest(response, known):  # then what is there stays, until something fits
@@ -4452,8 +4370,7 @@ class Download:
                 self.resume = False
                 raise Anew
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
-                or status >= 300 and (self.begun or not self.settings["any_status"])):
-            response.raise_for_status()
+                or status >= 300 and (read_partial(self.path) or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
@@ -4469,20 +4386,24 @@ class Download:
         This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
         to hand each to a thread costs more, and makes a slow disk no faster.
         """
-        part, size, length = part_of(path), known.size if known else 0, body_length(response)
-        expected = None if length is None else size + length
-        with disk_errors(path), open_part(part) as file:
+        part, size = path + ".part", known.size if known else 0
+        # A 416 says that nothing is missing.
+        rest = body_length(response) if known is None or response.status_code == 206 else 0
+        expected = None if rest is None else size + rest
+        # Unbuffered: what has arrived is the kernel's at once, and no kill takes it back.
+        with disk_errors(path), open(part, "ab", buffering=0, opener=open_ours) as file:
+            claim_part(file, known)
             if os.path.isfile(path) and not os.path.islink(path):
                 # Nobody reads it who may not read what it will replace.
                 os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
             if known is None:
                 file.truncate(0)
                 with open(part + ".meta", "ab", opener=open_ours) as sidecar:
+                    size_of_ours(sidecar)
                     sidecar.truncate(0)
                     sidecar.write(render_sidecar(response))
-            elif read_partial(path) != known:
-                raise OSError("another download has changed what there was")
-            if known is None or response.status_code == 206:
+            await inform(self.settings["progress"], size, expected)
+            if rest != 0:
                 async for piece in response.iter_bytes():
                     write_all(file, piece)
                     size += len(piece)
@@ -4497,10 +4418,9 @@ class Download:
 async def download(url: str, path: FilePath | PathRule,
                    **settings: Unpack[LoneDownloadSettings]) -> Response:
     """GET a URL into a file, with a session of its own: see Session.download."""
-    given: dict[str, Any] = {**settings}
-    own = DownloadSettings.__annotations__.keys() - SessionSettings.__annotations__.keys()
-    options = {name: given.pop(name) for name in own & given.keys()}
-    async with Session(**given) as session:
+    options: dict[str, Any] = {**settings}
+    names = SessionSettings.__annotations__.keys() & options
+    async with Session(**{name: options.pop(name) for name in names}) as session:
         return await session.download(url, path, **options)
 
 
@@ -4527,10 +4447,10 @@ def response_bars(response: Response) -> list[Bar]:
     bars: list[Bar] = []
     begun = response.started
     for hop in (*response.history, response):
-        label = f"{hop.status_code} {hop.url.partition('://')[2]}"
         moments = [begun, *(hop.started + seconds for seconds in hop.timing[:4])]
         _, connected, _, head, done = itertools.accumulate(moments, max)  # 0: it never came
-        bars.append(Bar(label, begun, connected, head, done, hop.timing.reused, hop.received))
+        bars.append(Bar(f"{hop.status_code} {hop.url.partition('://')[2]}", begun, connected, head,
+                        done, hop.timing.reused, hop.received))
         begun = done
     return bars
 
@@ -4561,7 +4481,7 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     first, last = min(bar.started for bar in bars), max(bar.done for bar in bars)
     width = max(width, 40) - 21  # for borders, size and time
     label_width = min(max(len(bar.label) for bar in bars), width // 2)
-    columns, half = width - label_width, (label_width - 3) // 2
+    columns = width - label_width
     scale = (columns - 1) / ((last - first) or 1.0)
     rows = []
     for bar in bars:
@@ -4571,8 +4491,8 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
         if bar.reused:
             drawing = ">" + drawing[1:]
         label = bar.label
-        if len(label) > label_width:  # a URL says most at its ends
-            label = label[:half] + "..." + label[-half:]
+        if len(label) > label_width:  # the status, and the end of the URL
+            label = label[:4] + "..." + label[7 - label_width:]
         rows.append(f"{label:{label_width}} |{' ' * started + drawing:{columns}}| "
                     f"{render_size(bar.size):>8} {bar.done - bar.started:6.2f} s")
     in_a_row = sum(bar.done - bar.started for bar in bars)
@@ -5483,8 +5403,7 @@ class Transfer:
             await self.meet(response)
             if offset and not self.goes_on(response, offset) or self.options.head:
                 return
-            if is_own_coding(response, self.path):
-                response.coding = b"identity"
+            leave_own_coding(response, self.path)
             async for piece in response.iter_bytes():
                 if wary and b"\0" in piece:
                     raise AsyncGetError(BINARY, exit_code=23)

