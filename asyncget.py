@@ -89,7 +89,6 @@ import contextlib
 import contextvars
 import errno
 import functools
-import heapq
 import inspect
 import io
 import itertools
@@ -2014,29 +2013,12 @@ class LineCutter:
 # Which connection a request gets is decided without waiting: one kept on its route, or a
 # new one if the limits allow (the longest idle one may have to go for it), or none yet.
 # Only then does it wait, in the queue of its origin. Whatever comes free is handed to who
-# came first, of all whom it can serve: itself, since who is merely told of it would find it
+# is next, of all whom it can serve: itself, since who is merely told of it would find it
 # taken by somebody who has just come. A new connection is handed out before it is opened:
 # that is for who gets it.
 
-async def comes_in_time(future: asyncio.Future[Any], seconds: float) -> bool:
-    """Wait for a future. When time is up, what lies in the kernel may still bring it."""
-    await asyncio.wait([future], timeout=seconds)
-    for _ in range(LAST_TURNS):
-        if not future.done():
-            await asyncio.sleep(0)
-    return future.done()
-
-
-class Waiter(NamedTuple):
-    """A call that waits for a connection."""
-
-    route: Route
-    fresh: bool  # a kept connection will not do
-    future: asyncio.Future[Connection]
-
-
-class Queue(collections.OrderedDict[int, Waiter]):
-    """Who waits at one origin, by the number of their arrival."""
+class Queue(collections.OrderedDict[asyncio.Future[Any], "tuple[Route, bool]"]):
+    """Who waits at one origin, the longest first: what they await, their route, and `fresh`."""
 
     moved_at = 0.0  # when one of them was served
 
@@ -2052,13 +2034,14 @@ class Pool:
         self.interval = 1 / rate if rate else 0.0  # seconds between two requests to one host
         self.closed = False
         self.all: set[Connection] = set()
-        self.open: collections.Counter[Origin] = collections.Counter()  # how many of them
+        self.open = collections.Counter[Origin]()  # how many of them
         self.idle: dict[Route, dict[Connection, None]] = {}  # the latest used last
         self.paused: dict[Origin, float] = {}      # until when `rate` allows no request
         self.waiting: dict[Origin, Queue] = {}
-        self.turns: list[tuple[int, Origin]] = []  # a heap: who is first in each queue
-        self.arrivals = 0
-        self.moved_at = 0.0                        # when anybody was served
+        # Those of them that are not known to be full, the next first, since which hand-over.
+        self.turns = collections.OrderedDict[Origin, int]()
+        self.served = 0                            # hand-overs so far
+        self.moved_at = 0.0                        # when the last was
 
     def __repr__(self) -> str:
         idle = sum(map(len, self.idle.values()))
@@ -2141,23 +2124,24 @@ class Pool:
         """Stand in the queue until a connection is handed over."""
         loop, origin = asyncio.get_running_loop(), route.origin
         future: asyncio.Future[Connection] = loop.create_future()
-        self.arrivals = number = self.arrivals + 1
         queue = self.waiting.setdefault(origin, Queue())
-        queue[number] = Waiter(route, fresh, future)
-        self._enter(origin)
-        left = patience
+        queue[future] = route, fresh
+        self.turns.setdefault(origin, self.served)
+        left, looks = patience, LAST_TURNS
         try:
-            while not await comes_in_time(future, left):
+            while looks:  # when time is up, what lies in the kernel may still bring one
+                await asyncio.wait([future], timeout=left)
+                if future.done():
+                    return future.result()
                 moved_at = queue.moved_at if self.is_full(origin) else self.moved_at
                 left = max(moved_at, self.paused.get(origin, 0.0)) + patience - loop.time()
-                if left <= 0:
-                    raise TimedOut(f"no free connection within {patience:g} s: "
-                                   f"{self.open[origin]} to this host and {len(self.all)} in all "
-                                   "are in use", phase="free connection", seconds=patience)
-            return future.result()
+                looks = LAST_TURNS if left > 0 else looks - 1
+            raise TimedOut(f"no free connection within {patience:g} s: {self.open[origin]} to "
+                           f"this host and {len(self.all)} in all are in use",
+                           phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
-                self._leave(origin, number)
+                self._leave(origin, future)
             elif not future.exception():  # cancelled, and given one a moment ago
                 future.result().close()
             raise
@@ -2166,19 +2150,12 @@ class Pool:
         """Whether an origin has all that it may have: connections, or requests by `rate`."""
         return origin in self.paused or self.open[origin] >= self.limit_per_host
 
-    def _enter(self, origin: Origin) -> None:
-        """Let the first in the queue of an origin take part in what comes free."""
-        heapq.heappush(self.turns, (next(iter(self.waiting[origin])), origin))
-
-    def _leave(self, origin: Origin, number: int) -> None:
+    def _leave(self, origin: Origin, future: asyncio.Future[Any]) -> None:
         queue = self.waiting[origin]
-        del queue[number]
-        if queue:
-            self._enter(origin)
-        else:
+        del queue[future]
+        if not queue:
             del self.waiting[origin]
-        if len(self.turns) > 2 * len(self.waiting) + 64:  # most of them have left
-            self.turns = sorted((next(iter(queue)), where) for where, queue in self.waiting.items())
+            self.turns.pop(origin, None)
 
     # ---- who is next
 
@@ -2186,7 +2163,7 @@ class Pool:
         """A connection has finished an exchange and may serve another."""
         self.idle.setdefault(connection.route, {})[connection] = None
         if self.waiting:
-            self.serve(connection.route.origin)
+            self.serve(connection.route.origin, kept=True)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed: its place is free."""
@@ -2198,52 +2175,51 @@ class Pool:
         del self.paused[origin]
         self.serve(origin)
 
-    def serve(self, origin: Origin) -> None:
+    def serve(self, origin: Origin, kept: bool = False) -> None:
         """Something of an origin came free: hand it to who is next.
 
-        That is the first of the same origin, unless somebody else has come more than `limit`
-        places earlier: to close a connection and to open another for each who waits would
-        cost more than their turns are worth. Else it is the first of all whom it can serve.
-        Of each queue only the first is looked at, and at origins that are full not even
-        they, until something there comes free: the work does not grow with who waits.
+        At one origin that is who has waited longest. The origins take turns; but what was kept
+        serves its own first, unless the next has waited for its turn over `limit` hand-overs:
+        to close a connection and to open another each time would cost more than turns are
+        worth. An origin that is full has none until something there comes free: so what is
+        done for one who is served does not grow with who waits.
         """
         if origin in self.waiting:
-            self._enter(origin)
-            if next(iter(self.waiting[origin])) < self.turns[0][0] + self.limit:
-                self._give(origin)
+            self.turns.setdefault(origin, self.served)
+            if kept and self.served - next(iter(self.turns.values())) < self.limit - 1:
+                self.turns.move_to_end(origin, last=False)
         while self.turns:
-            number, origin = heapq.heappop(self.turns)
-            here = number in self.waiting.get(origin, ())  # else they have left, or were served
-            if here and not self._give(origin) and not self.is_full(origin):
-                self._enter(origin)
+            origin = next(iter(self.turns))
+            queue = self.waiting[origin]
+            future, (route, fresh) = next(iter(queue.items()))
+            connection = self.decide(route, fresh)
+            if connection is not None:
+                self.served += 1
+                self.turns[origin] = self.served
+                self.turns.move_to_end(origin)
+                queue.moved_at = self.moved_at = connection.loop.time()
+                self._leave(origin, future)
+                future.set_result(connection)
+            elif self.is_full(origin):
+                del self.turns[origin]
+            else:
                 return  # all connections are in use
-
-    def _give(self, origin: Origin) -> bool:
-        """Hand the first in a queue a connection, if there is one for them."""
-        queue = self.waiting[origin]
-        number, waiter = next(iter(queue.items()))
-        connection = self.decide(waiter.route, waiter.fresh)
-        if connection is None:
-            return False
-        queue.moved_at = self.moved_at = connection.loop.time()
-        self._leave(origin, number)
-        waiter.future.set_result(connection)
-        return True
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and see their sockets closed."""
         waiting, self.waiting = self.waiting, {}
-        for queue in waiting.values():
-            for waiter in queue.values():
-                waiter.future.set_exception(AsyncGetError("the session was closed"))
-        writers = [connection.writer for connection in self.all if connection.writer]
-        for connection in list(self.all):
+        self.turns.clear()
+        for future in itertools.chain(*waiting.values()):
+            future.set_exception(AsyncGetError("the session was closed"))
+        connections = list(self.all)
+        for connection in connections:
             connection.close()
             if connection.opener:
                 connection.opener.cancel()
-        for writer in writers:
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        for connection in connections:
+            if connection.writer:
+                with contextlib.suppress(OSError):
+                    await connection.writer.wait_closed()
         await asyncio.sleep(0)  # for those that were closed just before
 
 
