@@ -116,6 +116,7 @@ from collections.abc import (
     Sequence,
     Sized,
 )
+from importlib.util import find_spec
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -1791,15 +1792,14 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
 MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
 INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
 MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
-MAX_BETWEEN_BYTES = 1_048_576    # made between stacked codings; and 100 for each that arrived
+MAX_CODED_BYTES = 1_048_576      # undone at all stages in all, and 100 for each that arrived
 STEP_BYTES = 1024                # that a step of decoding costs beside what it makes
-HAS_ZSTD = False
-if sys.version_info >= (3, 14):  # compression.zstd, which not every build has
-    from importlib.util import find_spec
-    HAS_ZSTD = find_spec("_zstd") is not None
-ACCEPT_ENCODING = "gzip, deflate, zstd" if HAS_ZSTD else "gzip, deflate"
-# How a further member may begin, which goes on where one has ended (RFC 1952, RFC 8878 3.1).
-_MEMBER = {b"gzip": b"\x1f", b"deflate": b"", b"zstd": b"(PQRSTUVWXYZ[\\]^_"}
+# The codings that we undo, and how a further member may begin, which goes on where one has ended
+# (RFC 1952, RFC 8878 3.1).
+_CODINGS = {b"gzip": b"\x1f", b"deflate": b""}
+if find_spec("_zstd"):  # since 3.14, though not every build has it
+    _CODINGS[b"zstd"] = b"(PQRSTUVWXYZ[\\]^_"
+ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
 
 
 class Inflater:
@@ -1815,21 +1815,14 @@ class Inflater:
         self.stream: Any = None   # a decompressor: .decompress, .eof, .unused_data
         self.over = False         # what is still to come is no member
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what data decodes to, in pieces of at most MAX_DECODED_STEP_BYTES."""
-        for at in range(0, len(data), INFLATE_BYTES):
-            yield from self.inflate(data[at:at + INFLATE_BYTES])
-
     def inflate(self, data: bytes) -> Iterator[bytes]:
         """Decode a slice so small that copying what is unused of it costs nothing."""
         full = False  # whether the last step stopped for want of room
-        while data or full:
+        while full or data and not self.over:
             if self.stream and self.stream.eof:
-                data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
-                self.over = self.over or data[:1] not in _MEMBER[self.coding]
-                if self.over or not data:
-                    return
-                self.stream = None
+                self.over = data[:1] not in _CODINGS[self.coding]
+                self.stream = self.stream if self.over else None
+                continue
             self.stream = self.stream or self.open(data[0])
             try:
                 piece = self.stream.decompress(data, MAX_DECODED_STEP_BYTES)
@@ -1851,12 +1844,6 @@ class Inflater:
         # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
         return zlib.decompressobj(15 if first & 15 == 8 else -15)
 
-    def finish(self) -> None:
-        """Raise if the stream is cut short; an empty body is whole in any coding."""
-        if self.stream and not self.stream.eof:
-            raise DecodingError(f"the {self.coding.decode()} stream ends too early: "
-                                "the content is cut short")
-
 
 class Decoder:
     """Undo the codings of a body, the last one applied first (RFC 9110 8.4).
@@ -1870,58 +1857,58 @@ class Decoder:
 
     def __init__(self, codings: list[bytes]) -> None:
         self.stages = [Inflater(coding) for coding in reversed(codings)]
-        self.budget = MAX_BETWEEN_BYTES  # that may yet be made between the stages
-        self.work = 0                    # done so far, in bytes; whoever gives turns sets it back
+        self.budget = MAX_CODED_BYTES  # that may yet be undone
+        self.work = 0                  # done so far, in bytes; whoever gives turns sets it back
 
-    def feed(self, data: bytes, depth: int = 0) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what data decodes to, and nothing now and then, for the work to be looked at."""
-        if depth == len(self.stages):
-            yield data
-            return
-        if depth == 0:
-            self.budget = min(self.budget, 4 * MAX_BETWEEN_BYTES) + 100 * len(data)
-        for piece in self.stages[depth].feed(data):
-            self.work += STEP_BYTES + len(piece)
-            if depth < len(self.stages) - 1:
-                yield b""
-                self.budget -= len(piece)
-                if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
-                    raise DecodingError("far more bytes between the codings than have arrived")
-            yield from self.feed(piece, depth + 1)
+        self.budget += 100 * len(data)
+        pieces = iter([data])
+        for stage in self.stages:
+            pieces = self.undo(stage, pieces)
+        return pieces
+
+    def undo(self, stage: Inflater, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield what one stage makes of what the one before it has made."""
+        for data in pieces:
+            self.budget -= len(data)
+            if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
+                raise DecodingError("far more bytes between the codings than have arrived")
+            for at in range(0, len(data), INFLATE_BYTES):
+                for piece in stage.inflate(data[at:at + INFLATE_BYTES]):
+                    self.work += STEP_BYTES + len(piece)
+                    yield piece
+            yield b""
 
     def finish(self) -> None:
-        """Raise DecodingError if any of the codings is cut short."""
+        """Raise if a stream is cut short; an empty body is whole in any coding."""
         for stage in self.stages:
-            stage.finish()
-
-
-def applied_codings(value: bytes) -> list[bytes]:
-    r"""What a Content-Encoding, in lower case, says that was done to the bytes.
-
-    >>> applied_codings(b"deflate, identity, x-gzip, none")
-    [b'deflate', b'gzip']
-    """
-    return [b"gzip" if coding == b"x-gzip" else coding for coding in parse_list(value)
-            if coding not in (b"identity", b"none")]
+            if stage.stream and not stage.stream.eof:
+                raise DecodingError(f"the {stage.coding.decode()} stream ends too early: "
+                                    "the content is cut short")
 
 
 def content_codings(value: bytes) -> list[bytes]:
-    """The codings to undo, in the order in which they were applied; value is in lower case.
+    r"""What a Content-Encoding, in lower case, says that was done to the bytes, in that order.
+
+    >>> content_codings(b"deflate, identity, x-gzip, none")
+    [b'deflate', b'gzip']
 
     Raises DecodingError for what we cannot undo: br, for one, is not in the
     standard library, and handing out the coded bytes would be a silent lie.
     """
-    codings = applied_codings(value)
+    codings = [coding.removeprefix(b"x-") for coding in parse_list(value)
+               if coding not in (b"identity", b"none")]
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
     for coding in codings:
-        if coding not in parse_list(ACCEPT_ENCODING.encode()):  # we asked for no other
+        if coding not in _CODINGS:  # we asked for no other
             raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
                                 "decode=False gives the bytes as sent")
     return codings
 
 
-_CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([A-Za-z0-9._:+-]{1,40})", re.I)
+_CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?(?:x-)?([A-Za-z0-9._:+-]{1,40})", re.I)
 # Text codecs alone: the rest of Python's codecs are slow on purpose-made input (punycode, idna),
 # or no charsets at all (rot13, unicode_escape, undefined). No EBCDIC either (cp037, cp500 and
 # such): lines are cut at the byte 0x0A, which there is no line end.
@@ -1929,16 +1916,13 @@ _TEXT_CODEC = re.compile(
     r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
     r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
     r"|tis-620|kz1048|ptcp154|johab")
-# The web's names that Python has not: by rule where there is one. Then what is to be decoded as
-# more than it says, since browsers do so and servers count on it: under the names of the Chinese,
-# Japanese and Korean standards go texts with the characters that Windows added to these.
-_WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|win|dos|cp)-?(?=\d+$)", "cp"),
-              (r"^iso8859(?=\d)", "iso8859-"))
+# What is to be decoded as more than it says, since browsers do so and servers count on it: under
+# the names of the Chinese, Japanese and Korean standards go texts with the characters that
+# Windows added to these. And a few names that servers use, though Python has them not.
 _WEB_CODECS = {name: codec for codec, names in {
-    "mac-roman": "mac", "mac-cyrillic": "mac-ukrainian", "koi8-r": "koi8", "koi8-u": "koi8-ru",
-    "big5": "cn-big5", "iso8859-8": "visual logical", "utf-16-le": "ucs-2 unicode",
-    "cp932": "windows-31j shift_jis", "cp949": "ksc_5601 ks_c_5601-1989 cseuckr euc_kr",
-    "gb18030": "gb_2312 gb_2312-80 csgb2312 gb2312 gbk",
+    "gb18030": "gb2312 gbk gb_2312 gb_2312-80 csgb2312 windows-936", "big5": "cn-big5 x-big5",
+    "cp932": "shift_jis sjis windows-31j windows-932", "iso8859-8": "iso-8859-8-e iso-8859-8-i",
+    "cp949": "euc_kr cseuckr ksc_5601 ks_c_5601-1989 windows-949", "cp874": "windows-874",
 }.items() for name in names.split()}
 
 
@@ -1952,8 +1936,6 @@ def charset_of(content_type: str) -> str:
     """
     match = _CHARSET.search(content_type)
     name = match[1].lower() if match else "utf-8"
-    for pattern, python in _WEB_NAMES:
-        name = re.sub(pattern, python, name)
     try:
         codec = codecs.lookup(_WEB_CODECS.get(name, name)).name
     except LookupError:
@@ -1970,8 +1952,8 @@ class LineCutter:
     ('é\n', b'', 'x')
 
     A line ends at the byte 0x0A, which in all codecs here is nothing else; or, where characters
-    are wider, at that byte among zeros, in either order: U+0A00 is no character. So each line
-    can be decoded by itself, but in ISO 2022 and behind a byte order mark.
+    are wider, at that byte among zeros, in either order: U+0A00 is no character. So what is
+    behind a line is still there as bytes.
     """
 
     def __init__(self, encoding: str, data: bytes = b"") -> None:
@@ -1979,20 +1961,18 @@ class LineCutter:
         self.pending = bytearray(data)
         self.searched = 0
         self.width = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)  # of a line end
-        self.decoder = (codecs.getincrementaldecoder(encoding)("replace")
-                        if self.width > 1 or encoding.startswith("iso2022") else None)
+        zeros = bytes(self.width - 1)
+        self.ends = (b"\n" + zeros, zeros + b"\n")
+        self.decoder = codecs.getincrementaldecoder(encoding)("replace")
 
     def take(self, last: bool) -> bytes:
         """The next line with its end, b"" for none yet; with `last`, what is left is one, too."""
-        size = len(self.pending) if last else 0
-        found = self.pending.find(b"\n", self.searched)
-        while found >= 0:
-            end = found - found % self.width + self.width
-            character = b"\n" if self.width == 1 else self.pending[end - self.width:end]
-            if end <= len(self.pending) and character.strip(b"\0") == b"\n":
-                size = end
+        size, at = len(self.pending) if last else 0, self.searched
+        while (found := self.pending.find(b"\n", at)) >= 0:
+            at = found - found % self.width + self.width
+            if self.pending[at - self.width:at] in self.ends:
+                size = at
                 break
-            found = self.pending.find(b"\n", end)
         self.searched = 0 if size else max(0, len(self.pending) - self.width)
         line = bytes(self.pending[:size])
         del self.pending[:size]
@@ -2000,8 +1980,6 @@ class LineCutter:
 
     def decode(self, line: bytes) -> str:
         """A line as text; what does not decode is replaced."""
-        if self.decoder is None:
-            return line.decode(self.encoding, "replace")
         try:
             return self.decoder.decode(line, True)
         except UnicodeError:  # UTF-16 or UTF-32 without a mark
