@@ -2233,12 +2233,14 @@ def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
                                 f"{name!r:.100}")
         lower = name.lower()
         named.add(lower)
-        if lower in _FRAMING_FIELDS and value not in (None, "", "0"):
+        if value is None:
+            continue
+        if lower in _FRAMING_FIELDS and value not in ("", "0"):
             raise InvalidHeader(f"{lower} is not a caller's to set: it is between us and the "
                                 "next hop (a proxy's credentials go into the proxy's URL)")
-        if lower == "connection" and "close" in (value or "").lower():
+        if lower == "connection" and "close" in value.lower():
             extra.append(CLOSE_FIELD)
-        elif value is not None and lower not in _HOP_FIELDS:
+        elif lower not in _HOP_FIELDS:
             extra.append((name, value))
     kept = [pair for pair in base if pair[0].lower() not in named] + extra
     return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: it stands first
@@ -2254,8 +2256,8 @@ class Request(NamedTuple):
         return f"<Request {self.url}>"
 
     def has(self, name: str) -> bool:
-        """Whether a field of this name (in lower case) is there."""
-        return any(key.lower() == name for key, _ in self.fields)
+        """Whether a field of this name is there."""
+        return name in Headers(self.fields)
 
     def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
         """The same request with cookies behind its own, in one field (RFC 6265 5.4).
@@ -2264,7 +2266,7 @@ class Request(NamedTuple):
         ...     [("a", "old"), ("b", "2")]).fields
         (('Cookie', 'a=1; b=2'),)
         """
-        own = [value for name, value in self.fields if name.lower() == "cookie"]
+        own = Headers(self.fields).get_all("cookie")
         named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
         text = render_cookies(pair for pair in cookies if pair[0] not in named)
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
@@ -2325,12 +2327,13 @@ def next_request(request: Request, response: Response,
         raise ProtocolError("a redirect to several places: "
                             + ", ".join(map(masked, sorted(locations))))
     url = join_url(request.url, locations.pop())._replace(userinfo="")
+    following = Request(url, request.fields)
     if url.origin == request.url.origin:
-        return Request(url, request.fields)
+        return following
     if "%" in url.origin.host:
         raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
     if trusted:  # the caller says that all of them are one
-        return Request(url, request.fields).adding("Host", "")
+        return following.adding("Host", "")
     return Request(url, without_secrets(request.fields, secret_headers))
 
 
@@ -2340,17 +2343,14 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
     >>> parse_links('</p?2>; rel="next"; title=more')
     {'next': {'url': '/p?2', 'rel': 'next', 'title': 'more'}}
     """
-    links: dict[str, dict[str, str]] = {}
-    link: dict[str, str] = {}
+    links: list[dict[str, str]] = []
     pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
     for url, name, quoted, token in re.findall(pattern, value):
         if not name:
-            link = {"url": url}
-        elif link and name.lower() not in link:
-            link[name.lower()] = quoted or token
-            if name.lower() == "rel":
-                links.update((rel, link) for rel in (quoted or token).split())
-    return links
+            links.append({"url": url})
+        elif links:
+            links[-1].setdefault(name.lower(), quoted or token)
+    return {rel: link for link in links for rel in link.get("rel", "").split()}
 
 
 # ---- retries
@@ -2360,9 +2360,9 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
 _DATE_TOKEN = re.compile(r"[^\t -/;-@\[-`{-~]+")
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _DATE_PARTS = [re.compile(part, re.I | re.A) for part in (
+    f"({_MONTHS})",
     r"(\d{1,2}):(\d{1,2}):(\d{1,2})(?!\d)",  # hour, minute, second
     r"(\d{1,2})(?!\d)",                      # day of the month
-    f"({_MONTHS})",
     r"(\d{2,4})(?!\d)",                      # year
 )]
 
@@ -2378,25 +2378,20 @@ def parse_date(text: str) -> float | None:
     from datetime import datetime, timezone
     tokens = _DATE_TOKEN.findall(text)
     found: list[str] = []
-    for part in _DATE_PARTS:
-        match = next(filter(None, map(part.match, tokens)), None)
-        if match is None:
-            return None
-        tokens.remove(match.string)
-        found.extend(match.groups())
-    hour, minute, second, day, name, digits = found
-    year = int(digits)
-    if year < 100:
-        year += 2000 if year < 70 else 1900
-    month = _MONTHS.index(name.lower()) // 4 + 1
     try:
-        when = datetime(year, month, int(day), int(hour), int(minute), int(second),
+        for part in _DATE_PARTS:
+            match = next(filter(None, map(part.match, tokens)))
+            tokens.remove(match.string)
+            found.extend(match.groups())
+        month, *numbers = found
+        hour, minute, second, day, year = map(int, numbers)
+        if year < 100:
+            year += 2000 if year < 70 else 1900
+        when = datetime(year, _MONTHS.index(month.lower()) // 4 + 1, day, hour, minute, second,
                         tzinfo=timezone.utc)
-    except ValueError:  # 30 February, 24:00:00
+    except (StopIteration, ValueError):  # a part is not there; 30 February, 24:00:00
         return None
     return when.timestamp() if year >= 1601 else None
-
-
 
 
 def retry_after(text: str) -> float:
@@ -2428,11 +2423,11 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
     if isinstance(outcome, Response):
         if outcome.status_code not in (408, 429, 500, 502, 503, 504):
             return None
-        if outcome.headers.get("retry-after"):
-            asked = retry_after(outcome.headers["retry-after"])
+        said = outcome.headers.get("retry-after")
+        if said:
+            asked = retry_after(said)
             return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
-    elif (isinstance(outcome, (TLSError, ProxyError))
-          or not isinstance(outcome, (ConnectError, TimedOut, IncompleteBody))):
+    elif type(outcome) not in (ConnectError, TimedOut, IncompleteBody):  # no TLSError, say
         return None
     import random
     return 0.5 * 2.0 ** min(attempt - 1, 6) * random.uniform(0.5, 1.0)  # apart from others
