@@ -1790,8 +1790,7 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
 # only the coding says that the content is.
 
 MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
-INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
-MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
+MAX_DECODED_STEP_BYTES = 65_536  # taken, and made of it, at once, so that a bomb shows early
 MAX_CODED_BYTES = 1_048_576      # undone at all stages in all, and 100 for each that arrived
 STEP_BYTES = 1024                # that a step of decoding costs beside what it makes
 # The codings that we undo, and how a further member may begin, which goes on where one has ended
@@ -1802,51 +1801,24 @@ if find_spec("_zstd"):  # since 3.14, though not every build has it
 ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
 
 
-class Inflater:
-    """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
-
-    What lies behind a whole stream and is no further member (a line end, a comment, as
-    servers' templates leave it) is passed over: the stream's own check says that the content
-    is whole.
-    """
-
-    def __init__(self, coding: bytes) -> None:
-        self.coding = coding
-        self.stream: Any = None   # a decompressor: .decompress, .eof, .unused_data
-        self.over = False         # what is still to come is no member
-
-    def inflate(self, data: bytes) -> Iterator[bytes]:
-        """Decode a slice so small that copying what is unused of it costs nothing."""
-        full = False  # whether the last step stopped for want of room
-        while full or data and not self.over:
-            if self.stream and self.stream.eof:
-                self.over = data[:1] not in _CODINGS[self.coding]
-                self.stream = self.stream if self.over else None
-                continue
-            self.stream = self.stream or self.open(data[0])
-            try:
-                piece = self.stream.decompress(data, MAX_DECODED_STEP_BYTES)
-            except Exception as error:  # zlib.error or ZstdError: no common base
-                raise DecodingError(f"not {self.coding.decode()}: {error}") from None
-            data = (self.stream.unused_data if self.stream.eof else
-                    getattr(self.stream, "unconsumed_tail", b""))  # zstd keeps it itself
-            full = len(piece) == MAX_DECODED_STEP_BYTES and not self.stream.eof
-            yield piece
-
-    def open(self, first: int) -> Any:
-        """A decompressor for what begins with this byte."""
-        if self.coding == b"zstd":
-            from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-            window = {zstd.DecompressionParameter.window_log_max: 23}  # RFC 9659: 8 MiB
-            return zstd.ZstdDecompressor(options=window)
-        if self.coding == b"gzip":
-            return zlib.decompressobj(31)
-        # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
-        return zlib.decompressobj(15 if first & 15 == 8 else -15)
+def decompressor(coding: bytes, first: int) -> Any:
+    """What undoes a coding of data that begin with this byte: .decompress, .eof, .unused_data."""
+    if coding == b"zstd":
+        from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+        window = {zstd.DecompressionParameter.window_log_max: 23}  # RFC 9659: 8 MiB
+        return zstd.ZstdDecompressor(options=window)
+    if coding == b"gzip":
+        return zlib.decompressobj(31)
+    # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
+    return zlib.decompressobj(15 if first & 15 == 8 else -15)
 
 
 class Decoder:
     """Undo the codings of a body, the last one applied first (RFC 9110 8.4).
+
+        arrived  ->  undo gzip  ->  undo deflate  ->  pieces
+
+    Each stage is a generator that asks the one before it for more when it has nothing left.
 
     >>> import gzip
     >>> decoder = Decoder([b"gzip"])
@@ -1856,36 +1828,66 @@ class Decoder:
     """
 
     def __init__(self, codings: list[bytes]) -> None:
-        self.stages = [Inflater(coding) for coding in reversed(codings)]
         self.budget = MAX_CODED_BYTES  # that may yet be undone
         self.work = 0                  # done so far, in bytes; whoever gives turns sets it back
+        self.arrived: bytes | None = None
+        self.pieces = self.arriving()
+        for coding in reversed(codings):
+            self.pieces = self.undo(coding, self.pieces)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what data decodes to, and nothing now and then, for the work to be looked at."""
         self.budget += 100 * len(data)
-        pieces = iter([data])
-        for stage in self.stages:
-            pieces = self.undo(stage, pieces)
-        return pieces
+        self.arrived = data
+        while self.arrived is not None:
+            yield next(self.pieces)
 
-    def undo(self, stage: Inflater, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield what one stage makes of what the one before it has made."""
+    def finish(self) -> None:
+        """Nothing more comes: raise if a stream is cut short; of nothing at all none is."""
+        for _ in self.pieces:
+            pass
+
+    def arriving(self) -> Iterator[bytes]:
+        """What has arrived, in slices, as each member costs a copy of what lies behind it.
+
+        Who is given an empty one has nothing left, and is not to ask again before there is.
+        """
+        while self.arrived is not None:
+            data = self.arrived
+            self.arrived = data[MAX_DECODED_STEP_BYTES:] if data else None
+            yield data[:MAX_DECODED_STEP_BYTES]
+
+    def undo(self, coding: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
+
+        What lies behind a whole stream and is no further member (a line end, a comment, as
+        servers' templates leave it) is passed over: the stream's own check says that the
+        content is whole.
+        """
+        stream: Any = None
+        over = full = False  # what is still to come is no member; the last step had no room
         for data in pieces:
             self.budget -= len(data)
             if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
                 raise DecodingError("far more bytes between the codings than have arrived")
-            for at in range(0, len(data), INFLATE_BYTES):
-                for piece in stage.inflate(data[at:at + INFLATE_BYTES]):
-                    self.work += STEP_BYTES + len(piece)
-                    yield piece
+            while full or data and not over:
+                if stream and stream.eof:
+                    over, stream = data[:1] not in _CODINGS[coding], None
+                    continue
+                stream = stream or decompressor(coding, data[0])
+                try:
+                    piece = stream.decompress(data, MAX_DECODED_STEP_BYTES)
+                except Exception as error:  # zlib.error or ZstdError: no common base
+                    raise DecodingError(f"not {coding.decode()}: {error}") from None
+                data = (stream.unused_data if stream.eof else
+                        getattr(stream, "unconsumed_tail", b""))  # zstd keeps it itself
+                full = len(piece) == MAX_DECODED_STEP_BYTES and not stream.eof
+                self.work += STEP_BYTES + len(piece)
+                yield piece
             yield b""
-
-    def finish(self) -> None:
-        """Raise if a stream is cut short; an empty body is whole in any coding."""
-        for stage in self.stages:
-            if stage.stream and not stage.stream.eof:
-                raise DecodingError(f"the {stage.coding.decode()} stream ends too early: "
-                                    "the content is cut short")
+        if stream and not stream.eof:
+            raise DecodingError(f"the {coding.decode()} stream ends too early: "
+                                "the content is cut short")
 
 
 def content_codings(value: bytes) -> list[bytes]:

@@ -1208,8 +1208,8 @@ class Section8Decoding(Section):
         for codings, bomb in [([b"gzip"], flat), ([b"gzip"] * 2, gzip.compress(flat)),
                               ([b"deflate"], zlib.compress(bytes(size)))]:
             with self.subTest(codings):
-                with mock.patch.object(asyncget.Inflater, "open", autospec=True,
-                                       side_effect=asyncget.Inflater.open) as opened:
+                with mock.patch.object(asyncget, "decompressor",
+                                       side_effect=asyncget.decompressor) as opened:
                     sizes = [len(piece) for piece in Decoder(codings).feed(bomb)]
                 self.assertEqual(opened.call_count, len(codings))
                 self.assertEqual(sum(sizes), size)
@@ -1616,14 +1616,14 @@ class Section6Response(Section):
 
     def test_a_bomb_is_left_where_it_was_too_large(self) -> None:  # CVE-2026-44432
         made: list[int] = []
-        inflate = asyncget.Inflater.inflate
+        undo = Decoder.undo
 
-        def counted(self: asyncget.Inflater, data: bytes) -> Iterator[bytes]:
-            for piece in inflate(self, data):
+        def counted(self: Decoder, coding: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+            for piece in undo(self, coding, pieces):
                 made.append(len(piece))
                 yield piece
 
-        with mock.patch.object(asyncget.Inflater, "inflate", counted), self.assertRaises(TooLarge):
+        with mock.patch.object(Decoder, "undo", counted), self.assertRaises(TooLarge):
             run(response(gzip.compress(bytes(1 << 23)), fields=[GZIP]).read(1 << 20))
         self.assertLess(sum(made), 2 << 20)
 
@@ -6494,9 +6494,9 @@ class Work:
     def __init__(self) -> None:
         self.made = self.since = self.most = 0
 
-    def opened(self, inflater: asyncget.Inflater, start: bytes, _open: Any = asyncget.Inflater.open) -> Any:
-        """As Inflater.open, but counting."""
-        return Counting(_open(inflater, start), self)
+    def opened(self, coding: bytes, first: int, _open: Any = asyncget.decompressor) -> Any:
+        """As decompressor, but counting."""
+        return Counting(_open(coding, first), self)
 
     def add(self, size: int) -> None:
         self.made += size
@@ -6535,7 +6535,7 @@ def working() -> Iterator[Work]:
     work, loop = Work(), asyncio.get_running_loop()
     ticking = loop.create_task(work.tick())
     try:
-        with mock.patch.object(asyncget.Inflater, "open", lambda *given: work.opened(*given)), \
+        with mock.patch.object(asyncget, "decompressor", work.opened), \
                 mock.patch.object(loop, "time", lambda: work.made / work.SECOND):
             yield work
     finally:
