@@ -1997,6 +1997,9 @@ class LineCutter:
 # taken by somebody who has just come. A new connection is handed out before it is opened:
 # that is for who gets it.
 
+TURN_EXCHANGES = 10              # behind so many a connection goes to whose turn it is
+
+
 class Queue(collections.OrderedDict[asyncio.Future[Any], "tuple[Route, bool]"]):
     """Who waits at one origin, the longest first: what they await, their route, and `fresh`."""
 
@@ -2015,13 +2018,11 @@ class Pool:
         self.closed = False
         self.all: set[Connection] = set()
         self.open = collections.Counter[Origin]()  # how many of them
-        self.idle: dict[Route, dict[Connection, None]] = {}  # the latest used last
-        self.paused: dict[Origin, float] = {}      # until when `rate` allows no request
+        self.idle = collections.defaultdict[Route, dict[Connection, None]](dict)  # latest last
+        self.paused: set[Origin] = set()       # where `rate` allows no request yet
         self.waiting: dict[Origin, Queue] = {}
-        # Those of them that are not known to be full, the next first, since which hand-over.
-        self.turns = collections.OrderedDict[Origin, int]()
-        self.served = 0                            # hand-overs so far
-        self.moved_at = 0.0                        # when the last was
+        self.turns = collections.OrderedDict[Origin, None]()  # who may be served, the next first
+        self.moved_at = 0.0                    # when anybody was
 
     def __repr__(self) -> str:
         idle = sum(map(len, self.idle.values()))
@@ -2047,9 +2048,9 @@ class Pool:
         Raises TimedOut when none that could serve came free for `patience` seconds; while
         others are served, one may wait as long as it takes.
         """
-        if self.idle.get(route):    # two turns of the loop bring in what the kernel has
-            await asyncio.sleep(0)  # received: those that the server has left are closed then
-            await asyncio.sleep(0)
+        if self.idle.get(route):  # two turns of the loop bring in what the kernel has
+            await turn_of_loop()  # received: those that the server has left are closed then
+            await turn_of_loop()
         while True:
             connection = self.decide(route, fresh) or await self._wait(route, patience, fresh)
             if connection.writer is None or connection.is_quiet():
@@ -2080,19 +2081,18 @@ class Pool:
             self.all.add(connection)
             self.open[origin] += 1
         if self.interval:
-            loop = connection.loop
-            self.paused[origin] = loop.time() + self.interval
-            loop.call_at(self.paused[origin], self._resume, origin)
+            self.paused.add(origin)
+            connection.loop.call_later(self.interval, self._resume, origin)
         return connection
 
     def drop(self, connection: Connection) -> None:
         """Close a connection, if it is open yet; nobody who waits is told of its place."""
         route, origin = connection.route, connection.route.origin
         self.all.remove(connection)  # before it is closed: see forget
-        idle = self.idle.get(route, {})
+        idle = self.idle[route]
         idle.pop(connection, None)
         if not idle:
-            self.idle.pop(route, None)
+            del self.idle[route]
         self.open[origin] -= 1
         if not self.open[origin]:
             del self.open[origin]
@@ -2106,15 +2106,16 @@ class Pool:
         future: asyncio.Future[Connection] = loop.create_future()
         queue = self.waiting.setdefault(origin, Queue())
         queue[future] = route, fresh
-        self.turns.setdefault(origin, self.served)
-        left, looks = patience, LAST_TURNS
+        self.turns.setdefault(origin)
+        allowed = left = patience + self.interval  # what `rate` wants is no standing still
+        looks = LAST_TURNS
         try:
             while looks:  # when time is up, what lies in the kernel may still bring one
                 await asyncio.wait([future], timeout=left)
                 if future.done():
                     return future.result()
                 moved_at = queue.moved_at if self.is_full(origin) else self.moved_at
-                left = max(moved_at, self.paused.get(origin, 0.0)) + patience - loop.time()
+                left = moved_at + allowed - loop.time()
                 looks = LAST_TURNS if left > 0 else looks - 1
             raise TimedOut(f"no free connection within {patience:g} s: {self.open[origin]} to "
                            f"this host and {len(self.all)} in all are in use",
@@ -2141,9 +2142,10 @@ class Pool:
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange and may serve another."""
-        self.idle.setdefault(connection.route, {})[connection] = None
+        self.idle[connection.route][connection] = None
         if self.waiting:
-            self.serve(connection.route.origin, kept=True)
+            share = connection.exchanges % min(self.limit, TURN_EXCHANGES)
+            self.serve(connection.route.origin, first=share > 0)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed: its place is free."""
@@ -2152,21 +2154,20 @@ class Pool:
             self.serve(connection.route.origin)
 
     def _resume(self, origin: Origin) -> None:
-        del self.paused[origin]
+        self.paused.remove(origin)
         self.serve(origin)
 
-    def serve(self, origin: Origin, kept: bool = False) -> None:
+    def serve(self, origin: Origin, first: bool = False) -> None:
         """Something of an origin came free: hand it to who is next.
 
-        At one origin that is who has waited longest. The origins take turns; but what was kept
-        serves its own first, unless the next has waited for its turn over `limit` hand-overs:
-        to close a connection and to open another each time would cost more than turns are
-        worth. An origin that is full has none until something there comes free: so what is
-        done for one who is served does not grow with who waits.
+        At one origin that is who has waited longest. The origins take turns; but mostly a
+        connection serves its own first: to close it and to open another for each who waits
+        would cost more than their turns are worth. An origin that is full has no turn until
+        something there comes free: so what is done for one does not grow with who waits.
         """
         if origin in self.waiting:
-            self.turns.setdefault(origin, self.served)
-            if kept and self.served - next(iter(self.turns.values())) < self.limit - 1:
+            self.turns.setdefault(origin)
+            if first:
                 self.turns.move_to_end(origin, last=False)
         while self.turns:
             origin = next(iter(self.turns))
@@ -2174,8 +2175,6 @@ class Pool:
             future, (route, fresh) = next(iter(queue.items()))
             connection = self.decide(route, fresh)
             if connection is not None:
-                self.served += 1
-                self.turns[origin] = self.served
                 self.turns.move_to_end(origin)
                 queue.moved_at = self.moved_at = connection.loop.time()
                 self._leave(origin, future)
@@ -2200,7 +2199,7 @@ class Pool:
             if connection.writer:
                 with contextlib.suppress(OSError):
                     await connection.writer.wait_closed()
-        await asyncio.sleep(0)  # for those that were closed just before
+        await turn_of_loop()  # for those that were closed just before
 
 
 # ==== 10. Redirects and retries ===============================================
