@@ -1921,11 +1921,8 @@ _TEXT_CODEC = re.compile(
 # What is to be decoded as more than it says, since browsers do so and servers count on it: under
 # the names of the Chinese, Japanese and Korean standards go texts with the characters that
 # Windows added to these. And a few names that servers use, though Python has them not.
-_WEB_CODECS = {name: codec for codec, names in {
-    "gb18030": "gb2312 gbk gb_2312 gb_2312-80 csgb2312 windows-936", "big5": "cn-big5 x-big5",
-    "cp932": "shift_jis sjis windows-31j windows-932", "iso8859-8": "iso-8859-8-e iso-8859-8-i",
-    "cp949": "euc_kr cseuckr ksc_5601 ks_c_5601-1989 windows-949", "cp874": "windows-874",
-}.items() for name in names.split()}
+_WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
+               "windows-31j": "cp932", "windows-874": "cp874", "iso-8859-8-i": "iso8859-8"}
 
 
 def charset_of(content_type: str) -> str:
@@ -2000,8 +1997,8 @@ class LineCutter:
 TURN_EXCHANGES = 10              # behind so many a connection goes to whose turn it is
 
 
-class Queue(collections.OrderedDict[asyncio.Future[Any], "tuple[Route, bool]"]):
-    """Who waits at one origin, the longest first: what they await, their route, and `fresh`."""
+class Queue(collections.OrderedDict[asyncio.Future[Any], Route]):
+    """Who waits at one origin, the longest first: what they await, and their route."""
 
     moved_at = 0.0  # when one of them was served
 
@@ -2045,6 +2042,7 @@ class Pool:
     async def acquire(self, route: Route, patience: float, fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
+        `fresh`: no kept one will do, as one has just failed; the others are trusted no more.
         Raises TimedOut when none that could serve came free for `patience` seconds; while
         others are served, one may wait as long as it takes.
         """
@@ -2052,20 +2050,20 @@ class Pool:
             await turn_of_loop()  # received: those that the server has left are closed then
             await turn_of_loop()
         while True:
-            connection = self.decide(route, fresh) or await self._wait(route, patience, fresh)
-            if connection.writer is None or connection.is_quiet():
+            connection = self.decide(route) or await self._wait(route, patience)
+            if connection.writer is None or connection.is_quiet() and not fresh:
                 return connection
-            if not connection.closed:  # the server hangs up just now: its place is ours
+            if not connection.closed:  # the server hangs up just now, say: its place is ours
                 self.drop(connection)
 
-    def decide(self, route: Route, fresh: bool) -> Connection | None:
+    def decide(self, route: Route) -> Connection | None:
         """The connection for a request, or None while it has to wait."""
         if self.closed:
             raise AsyncGetError("the session is closed")
         origin, idle = route.origin, self.idle.get(route)
         if origin in self.paused:
             return None
-        if idle and not fresh:
+        if idle:
             connection, _ = idle.popitem()
             connection.is_quiet()  # from now on its end is for who gets it
         else:
@@ -2100,12 +2098,12 @@ class Pool:
 
     # ---- who waits
 
-    async def _wait(self, route: Route, patience: float, fresh: bool) -> Connection:
+    async def _wait(self, route: Route, patience: float) -> Connection:
         """Stand in the queue until a connection is handed over."""
         loop, origin = asyncio.get_running_loop(), route.origin
         future: asyncio.Future[Connection] = loop.create_future()
         queue = self.waiting.setdefault(origin, Queue())
-        queue[future] = route, fresh
+        queue[future] = route
         self.turns.setdefault(origin)
         allowed = left = patience + self.interval  # what `rate` wants is no standing still
         looks = LAST_TURNS
@@ -2172,8 +2170,8 @@ class Pool:
         while self.turns:
             origin = next(iter(self.turns))
             queue = self.waiting[origin]
-            future, (route, fresh) = next(iter(queue.items()))
-            connection = self.decide(route, fresh)
+            future, route = next(iter(queue.items()))
+            connection = self.decide(route)
             if connection is not None:
                 self.turns.move_to_end(origin)
                 queue.moved_at = self.moved_at = connection.loop.time()

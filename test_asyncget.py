@@ -1258,17 +1258,16 @@ class Section8Decoding(Section):
     LABELS = {
         "utf-8": "utf8 UTF8", "cp866": "866 cp866 ibm866", "iso8859-2": "iso_8859-2 l2",
         "iso8859-6": "arabic iso-8859-6", "iso8859-7": "elot_928 greek iso-8859-7",
-        "iso8859-8": "hebrew iso-8859-8 iso-8859-8-e ISO-8859-8-I", "iso8859-11": "iso-8859-11",
+        "iso8859-8": "hebrew iso-8859-8 ISO-8859-8-I", "iso8859-11": "iso-8859-11",
         "iso8859-15": "iso8859-15", "tis-620": "tis-620", "koi8-r": "cskoi8r koi8-r koi8_r",
         "koi8-u": "koi8-u", "mac-roman": "macintosh x-mac-roman", "mac-cyrillic": "x-mac-cyrillic",
         "cp874": "windows-874 Windows-874", "cp1250": "cp1250 windows-1250 x-cp1250",
         "cp1252": "cp1252 windows-1252 x-cp1252", "ascii": "us-ascii", "utf-8-sig": "utf-8-sig",
         "iso8859-1": "iso-8859-1 latin1 latin-1", "iso8859-9": "iso-8859-9 l5",
-        "gb18030": "chinese csgb2312 gb2312 gb_2312 gb_2312-80 gbk x-gbk gb18030 cp936 windows-936",
-        "big5": "big5 cn-big5 x-x-big5", "big5hkscs": "big5-hkscs", "cp950": "cp950",
+        "gb18030": "chinese gb2312 gbk x-gbk gb18030 cp936", "big5": "big5 x-big5", "big5hkscs": "big5-hkscs", "cp950": "cp950",
         "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp iso-2022-jp",
-        "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis windows-932",
-        "cp949": "euc-kr cseuckr korean ks_c_5601-1987 ks_c_5601-1989 ksc_5601 windows-949",
+        "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis",
+        "cp949": "euc-kr korean ks_c_5601-1987",
         "utf-16-be": "utf-16be", "utf-16-le": "utf-16le", "utf-16": "utf-16"}
     NO_TEXT = """rot13 hex base64 zlib mbcs punycode idna undefined unicode_escape utf-7 quopri uu
         oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x cp037 cp500 cp1026
