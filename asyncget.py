@@ -1989,7 +1989,7 @@ class LineCutter:
 # ==== 9. Pool =================================================================
 # Which connection a request gets is decided without waiting: one kept on its route, or a
 # new one if the limits allow (the longest idle one may have to go for it), or none yet.
-# Only then does it wait, in the queue of its origin. Whatever comes free is handed to who
+# Only then does it wait, in the queue of its route. Whatever comes free is handed to who
 # is next, of all whom it can serve: itself, since who is merely told of it would find it
 # taken by somebody who has just come. A new connection is handed out before it is opened:
 # that is for who gets it.
@@ -1997,8 +1997,8 @@ class LineCutter:
 TURN_EXCHANGES = 10              # behind so many a connection goes to whose turn it is
 
 
-class Queue(collections.OrderedDict[asyncio.Future[Any], Route]):
-    """Who waits at one origin, the longest first: what they await, and their route."""
+class Queue(collections.OrderedDict[asyncio.Future[Any], None]):
+    """Who waits for a connection on one route, the longest first."""
 
     moved_at = 0.0  # when one of them was served
 
@@ -2014,11 +2014,11 @@ class Pool:
         self.interval = 1 / rate if rate else 0.0  # seconds between two requests to one host
         self.closed = False
         self.all: set[Connection] = set()
-        self.open = collections.Counter[Origin]()  # how many of them
+        self.open = collections.Counter[Route]()  # how many of them
         self.idle = collections.defaultdict[Route, dict[Connection, None]](dict)  # latest last
-        self.paused: set[Origin] = set()       # where `rate` allows no request yet
-        self.waiting: dict[Origin, Queue] = {}
-        self.turns = collections.OrderedDict[Origin, None]()  # who may be served, the next first
+        self.paused: set[Route] = set()        # where `rate` allows no request yet
+        self.waiting: dict[Route, Queue] = {}
+        self.turns = collections.OrderedDict[Route, None]()  # who may be served, the next first
         self.moved_at = 0.0                    # when anybody was
 
     def __repr__(self) -> str:
@@ -2060,51 +2060,52 @@ class Pool:
         """The connection for a request, or None while it has to wait."""
         if self.closed:
             raise AsyncGetError("the session is closed")
-        origin, idle = route.origin, self.idle.get(route)
-        if origin in self.paused:
-            return None
-        if idle:
-            connection, _ = idle.popitem()
+        if self.idle.get(route) and route not in self.paused:
+            connection, _ = self.idle[route].popitem()
             connection.is_quiet()  # from now on its end is for who gets it
+        elif self.is_full(route):
+            return None
         else:
-            host_full = self.open[origin] >= self.limit_per_host
-            if host_full or len(self.all) >= self.limit:
-                unused = min((kept for idle in self.idle.values() for kept in idle
-                              if not host_full or kept.route.origin == origin),
+            if len(self.all) >= self.limit:
+                unused = min((kept for idle in self.idle.values() for kept in idle),
                              key=lambda kept: kept.idle_at, default=None)
                 if unused is None:
                     return None
                 self.drop(unused)
             connection = Connection(route, self.connector, self.keep, self.forget)
             self.all.add(connection)
-            self.open[origin] += 1
+            self.open[route] += 1
         if self.interval:
-            self.paused.add(origin)
-            connection.loop.call_later(self.interval, self._resume, origin)
+            self.paused.add(route)
+            connection.loop.call_later(self.interval, self._resume, route)
         return connection
+
+    def is_full(self, route: Route) -> bool:
+        """Whether a route has all that it may have: connections, or requests by `rate`."""
+        return route in self.paused or self.open[route] >= self.limit_per_host
 
     def drop(self, connection: Connection) -> None:
         """Close a connection, if it is open yet; nobody who waits is told of its place."""
-        route, origin = connection.route, connection.route.origin
+        route = connection.route
         self.all.remove(connection)  # before it is closed: see forget
         idle = self.idle[route]
         idle.pop(connection, None)
         if not idle:
             del self.idle[route]
-        self.open[origin] -= 1
-        if not self.open[origin]:
-            del self.open[origin]
+        self.open[route] -= 1
+        if not self.open[route]:
+            del self.open[route]
         connection.close()
 
     # ---- who waits
 
     async def _wait(self, route: Route, patience: float) -> Connection:
         """Stand in the queue until a connection is handed over."""
-        loop, origin = asyncio.get_running_loop(), route.origin
+        loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
-        queue = self.waiting.setdefault(origin, Queue())
-        queue[future] = route
-        self.turns.setdefault(origin)
+        queue = self.waiting.setdefault(route, Queue())
+        queue[future] = None
+        self.turns.setdefault(route)
         allowed = left = patience + self.interval  # what `rate` wants is no standing still
         looks = LAST_TURNS
         try:
@@ -2112,29 +2113,25 @@ class Pool:
                 await asyncio.wait([future], timeout=left)
                 if future.done():
                     return future.result()
-                moved_at = queue.moved_at if self.is_full(origin) else self.moved_at
+                moved_at = queue.moved_at if self.is_full(route) else self.moved_at
                 left = moved_at + allowed - loop.time()
                 looks = LAST_TURNS if left > 0 else looks - 1
-            raise TimedOut(f"no free connection within {patience:g} s: {self.open[origin]} to "
+            raise TimedOut(f"no free connection within {patience:g} s: {self.open[route]} to "
                            f"this host and {len(self.all)} in all are in use",
                            phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
-                self._leave(origin, future)
+                self._leave(route, future)
             elif not future.exception():  # cancelled, and given one a moment ago
                 future.result().close()
             raise
 
-    def is_full(self, origin: Origin) -> bool:
-        """Whether an origin has all that it may have: connections, or requests by `rate`."""
-        return origin in self.paused or self.open[origin] >= self.limit_per_host
-
-    def _leave(self, origin: Origin, future: asyncio.Future[Any]) -> None:
-        queue = self.waiting[origin]
+    def _leave(self, route: Route, future: asyncio.Future[Any]) -> None:
+        queue = self.waiting[route]
         del queue[future]
         if not queue:
-            del self.waiting[origin]
-            self.turns.pop(origin, None)
+            del self.waiting[route]
+            self.turns.pop(route, None)
 
     # ---- who is next
 
@@ -2143,42 +2140,42 @@ class Pool:
         self.idle[connection.route][connection] = None
         if self.waiting:
             share = connection.exchanges % min(self.limit, TURN_EXCHANGES)
-            self.serve(connection.route.origin, first=share > 0)
+            self.serve(connection.route, first=share > 0)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed: its place is free."""
         if connection in self.all:
             self.drop(connection)
-            self.serve(connection.route.origin)
+            self.serve(connection.route)
 
-    def _resume(self, origin: Origin) -> None:
-        self.paused.remove(origin)
-        self.serve(origin)
+    def _resume(self, route: Route) -> None:
+        self.paused.remove(route)
+        self.serve(route)
 
-    def serve(self, origin: Origin, first: bool = False) -> None:
-        """Something of an origin came free: hand it to who is next.
+    def serve(self, route: Route, first: bool = False) -> None:
+        """Something of a route came free: hand it to who is next.
 
-        At one origin that is who has waited longest. The origins take turns; but mostly a
+        On one route that is who has waited longest. The routes take turns; but mostly a
         connection serves its own first: to close it and to open another for each who waits
-        would cost more than their turns are worth. An origin that is full has no turn until
+        would cost more than their turns are worth. A route that is full has no turn until
         something there comes free: so what is done for one does not grow with who waits.
         """
-        if origin in self.waiting:
-            self.turns.setdefault(origin)
+        if route in self.waiting:
+            self.turns.setdefault(route)
             if first:
-                self.turns.move_to_end(origin, last=False)
+                self.turns.move_to_end(route, last=False)
         while self.turns:
-            origin = next(iter(self.turns))
-            queue = self.waiting[origin]
-            future, route = next(iter(queue.items()))
+            route = next(iter(self.turns))
             connection = self.decide(route)
             if connection is not None:
-                self.turns.move_to_end(origin)
+                self.turns.move_to_end(route)
+                queue = self.waiting[route]
                 queue.moved_at = self.moved_at = connection.loop.time()
-                self._leave(origin, future)
+                future = next(iter(queue))
+                self._leave(route, future)
                 future.set_result(connection)
-            elif self.is_full(origin):
-                del self.turns[origin]
+            elif self.is_full(route):
+                del self.turns[route]
             else:
                 return  # all connections are in use
 

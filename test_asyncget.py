@@ -3196,12 +3196,14 @@ class Section12Session(AsyncCase):
         async with Session(open_connection=Double.connect, limit=10, rate=1e6) as session:
             await session.get("https://h.test/", verify=context, headers={"Connection": "close"})
             del context
+            await until(lambda: not session._pool.paused)
             gc.collect()
             self.assertIsNone(contexts[0]())
             with mock.patch.object(asyncget, "MAX_REMEMBERED", 50):
                 for i in range(75):
                     await session.get(f"http://h{i}.test/", resolve={f"h{i}.test:80": "127.0.0.1"})
                     await session.get(f"http://h{i}.test/")
+            await until(lambda: not session._pool.paused)
             for owner in (session, session._pool):
                 for name, value in vars(owner).items():
                     if hasattr(value, "__len__"):
