@@ -2067,8 +2067,8 @@ class Pool:
             return None
         else:
             if len(self.all) >= self.limit:
-                unused = min((kept for idle in self.idle.values() for kept in idle),
-                             key=lambda kept: kept.idle_at, default=None)
+                unused = min(itertools.chain(*self.idle.values()), default=None,
+                             key=lambda kept: kept.idle_at)
                 if unused is None:
                     return None
                 self.drop(unused)
