@@ -2279,6 +2279,21 @@ class Section9Pool(AsyncCase):
             await asyncio.gather(*(s.get(f"{server.url}/{i}") for i in range(6)))
             self.assertEqual(server.targets(), [f"/{i}" for i in range(6)])  # whoever hangs up
 
+    async def test_a_busy_host_leaves_others_their_turn(self) -> None:
+        """And its connections are used again all the same."""
+        async with scripted([READ, 0.001, lambda head: answer(head.split()[1]), LOOP],
+                            again=True) as server, Session(
+                limit=5, resolve={f"*:{server.port}": "127.0.0.1"}) as session:
+            urls = [f"http://a.test:{server.port}/a"] * 400
+            busy = asyncio.ensure_future(session.get_all(urls, limit=50))
+            await until(lambda: count(session) == (5, 0, 45))
+            before = len(server.requests)
+            await asyncio.gather(*(session.get(f"http://{host}.test:{server.port}/b")
+                                   for host in "bcd"))
+            self.assertLess(len(server.requests) - before, 50)
+            self.assertEqual(len(await busy), 400)
+            self.assertLess(server.connections, 15)
+
     async def test_the_work_of_a_release_does_not_grow_with_the_queue(self) -> None:
         async def use(pool: asyncget.Pool, origin: Origin) -> None:
             connection = await pool.acquire(Route(origin, None, None, None, None), 9.0)
