@@ -2088,13 +2088,10 @@ class Pool:
         """Close a connection, if it is open yet; nobody who waits is told of its place."""
         route = connection.route
         self.all.remove(connection)  # before it is closed: see forget
-        idle = self.idle[route]
-        idle.pop(connection, None)
-        if not idle:
-            del self.idle[route]
+        self.idle[route].pop(connection, None)
         self.open[route] -= 1
         if not self.open[route]:
-            del self.open[route]
+            del self.open[route], self.idle[route]
         connection.close()
 
     # ---- who waits
@@ -2139,8 +2136,8 @@ class Pool:
         """A connection has finished an exchange and may serve another."""
         self.idle[connection.route][connection] = None
         if self.waiting:
-            share = connection.exchanges % min(self.limit, TURN_EXCHANGES)
-            self.serve(connection.route, first=share > 0)
+            self.serve(connection.route,
+                       first=connection.exchanges % min(self.limit, TURN_EXCHANGES) > 0)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed: its place is free."""
