@@ -1910,7 +1910,6 @@ def content_codings(value: bytes) -> list[bytes]:
     return codings
 
 
-_CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?(?:x-)?([A-Za-z0-9._:+-]{1,40})", re.I)
 # Text codecs alone: the rest of Python's codecs are slow on purpose-made input (punycode, idna),
 # or no charsets at all (rot13, unicode_escape, undefined). No EBCDIC either (cp037, cp500 and
 # such): lines are cut at the byte 0x0A, which there is no line end.
@@ -1933,7 +1932,8 @@ def charset_of(content_type: str) -> str:
     >>> charset_of("text/html; charset=x-sjis"), charset_of("text/html; charset=windows-874")
     ('cp932', 'cp874')
     """
-    match = _CHARSET.search(content_type)
+    match = re.search(r";\s*charset\s*=\s*[\"']?(?:x-)?([A-Za-z0-9._:+-]{1,40})", content_type,
+                      re.I)
     name = match[1].lower() if match else "utf-8"
     try:
         codec = codecs.lookup(_WEB_CODECS.get(name, name)).name
@@ -2271,9 +2271,6 @@ class Request(NamedTuple):
 
 # ---- redirects
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-
-
 def join_url(base: URL, reference: str) -> URL:
     """Resolve what a Location says against the URL that was asked (RFC 3986 5.2).
 
@@ -2285,7 +2282,7 @@ def join_url(base: URL, reference: str) -> URL:
     """
     if reference.startswith("//"):
         reference = f"{base.origin.scheme}:{reference}"
-    if not _SCHEME.match(reference):
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", reference):  # no scheme
         path = base.target.partition("?")[0]
         folder = path[:path.rindex("/") + 1]
         kept = {"/": "", "?": path, "#": base.target, "": base.target}.get(reference[:1], folder)
@@ -2348,9 +2345,8 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
 
 # ---- retries
 
-# A token is what stands between delimiters (6265bis 5.1.1). Each part of a date is the first
-# token that looks like it and was no part before; re.A: else "ſep" would be September.
-_DATE_TOKEN = re.compile(r"[^\t -/;-@\[-`{-~]+")
+# Each part of a date is the first token that looks like it and was no part before (6265bis
+# 5.1.1); re.A: else "ſep" would be September.
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _DATE_PARTS = [re.compile(part, re.I | re.A) for part in (
     f"({_MONTHS})",
@@ -2369,7 +2365,7 @@ def parse_date(text: str) -> float | None:
     HTTP's own three formats (RFC 9110 5.6.7) are among them; a zone is not looked at.
     """
     from datetime import datetime, timezone
-    tokens = _DATE_TOKEN.findall(text)
+    tokens = re.findall(r"[^\t -/;-@\[-`{-~]+", text)  # what stands between delimiters
     found: list[str] = []
     try:
         for part in _DATE_PARTS:
