@@ -89,7 +89,6 @@ import contextlib
 import contextvars
 import errno
 import functools
-import heapq
 import inspect
 import io
 import itertools
@@ -1792,77 +1791,37 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
 # only the coding says that the content is.
 
 MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
-INFLATE_BYTES = 16_384           # decoded at once, so that many members stay linear
-MAX_DECODED_STEP_BYTES = 262_144  # made of that at once, so that a bomb shows early
-MAX_BETWEEN_BYTES = 1_048_576    # made between stacked codings; and 100 for each that arrived
+MAX_DECODED_STEP_BYTES = 65_536  # taken, and made of it, at once, so that a bomb shows early
+MAX_CODED_BYTES = 1_048_576      # undone at all stages in all, and 100 for each that arrived
 STEP_BYTES = 1024                # that a step of decoding costs beside what it makes
-HAS_ZSTD = False
-if sys.version_info >= (3, 14):  # compression.zstd, which not every build has
+# The codings that we undo, and how a further member may begin, which goes on where one has ended
+# (RFC 1952, RFC 8878 3.1).
+_CODINGS = {b"gzip": b"\x1f", b"deflate": b""}
+if sys.version_info >= (3, 14):
     from importlib.util import find_spec
-    HAS_ZSTD = find_spec("_zstd") is not None
-ACCEPT_ENCODING = "gzip, deflate, zstd" if HAS_ZSTD else "gzip, deflate"
-# How a further member may begin, which goes on where one has ended (RFC 1952, RFC 8878 3.1).
-_MEMBER = {b"gzip": b"\x1f", b"deflate": b"", b"zstd": b"(PQRSTUVWXYZ[\\]^_"}
+    if find_spec("_zstd"):  # not every build has it
+        _CODINGS[b"zstd"] = b"(PQRSTUVWXYZ[\\]^_"
+ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
 
 
-class Inflater:
-    """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
-
-    What lies behind a whole stream and is no further member (a line end, a comment, as
-    servers' templates leave it) is passed over: the stream's own check says that the content
-    is whole.
-    """
-
-    def __init__(self, coding: bytes) -> None:
-        self.coding = coding
-        self.stream: Any = None   # a decompressor: .decompress, .eof, .unused_data
-        self.over = False         # what is still to come is no member
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what data decodes to, in pieces of at most MAX_DECODED_STEP_BYTES."""
-        for at in range(0, len(data), INFLATE_BYTES):
-            yield from self.inflate(data[at:at + INFLATE_BYTES])
-
-    def inflate(self, data: bytes) -> Iterator[bytes]:
-        """Decode a slice so small that copying what is unused of it costs nothing."""
-        full = False  # whether the last step stopped for want of room
-        while data or full:
-            if self.stream and self.stream.eof:
-                data = data.lstrip(b"\0")  # padding, as gzip(1) takes it
-                self.over = self.over or data[:1] not in _MEMBER[self.coding]
-                if self.over or not data:
-                    return
-                self.stream = None
-            self.stream = self.stream or self.open(data[0])
-            try:
-                piece = self.stream.decompress(data, MAX_DECODED_STEP_BYTES)
-            except Exception as error:  # zlib.error or ZstdError: no common base
-                raise DecodingError(f"not {self.coding.decode()}: {error}") from None
-            data = (self.stream.unused_data if self.stream.eof else
-                    getattr(self.stream, "unconsumed_tail", b""))  # zstd keeps it itself
-            full = len(piece) == MAX_DECODED_STEP_BYTES and not self.stream.eof
-            yield piece
-
-    def open(self, first: int) -> Any:
-        """A decompressor for what begins with this byte."""
-        if self.coding == b"zstd":
-            from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-            window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
-            return zstd.ZstdDecompressor(options=window)  # 8 MiB: RFC 9659
-        if self.coding == b"gzip":
-            return zlib.decompressobj(31)
-        # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
-        return zlib.decompressobj(15 if first & 15 == 8 else -15)
-
-    def finish(self) -> None:
-        """Raise if the stream is cut short; an empty body is whole in any coding."""
-        if self.stream and not self.stream.eof:
-            raise DecodingError(f"the {self.coding.decode()} stream ends too early: "
-                                "the content is cut short")
+def decompressor(coding: bytes, first: int) -> Any:
+    """What undoes a coding of data that begin with this byte: .decompress, .eof, .unused_data."""
+    if coding == b"zstd":
+        from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+        window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
+        return zstd.ZstdDecompressor(options=window)  # 8 MiB: RFC 9659
+    if coding == b"gzip":
+        return zlib.decompressobj(31)
+    # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
+    return zlib.decompressobj(15 if first & 15 == 8 else -15)
 
 
 class Decoder:
     """Undo the codings of a body, the last one applied first (RFC 9110 8.4).
+
+        arrived  ->  undo gzip  ->  undo deflate  ->  pieces
+
+    Each stage is a generator that asks the one before it for more when it has nothing left.
 
     >>> import gzip
     >>> decoder = Decoder([b"gzip"])
@@ -1872,59 +1831,88 @@ class Decoder:
     """
 
     def __init__(self, codings: list[bytes]) -> None:
-        self.stages = [Inflater(coding) for coding in reversed(codings)]
-        self.budget = MAX_BETWEEN_BYTES  # that may yet be made between the stages
-        self.work = 0                    # done so far, in bytes; whoever gives turns sets it back
+        self.budget = MAX_CODED_BYTES  # that may yet be undone
+        self.work = 0                  # done so far, in bytes; whoever gives turns sets it back
+        self.arrived: bytes | None = None
+        self.pieces = self.arriving()
+        for coding in reversed(codings):
+            self.pieces = self.undo(coding, self.pieces)
 
-    def feed(self, data: bytes, depth: int = 0) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what data decodes to, and nothing now and then, for the work to be looked at."""
-        if depth == len(self.stages):
-            yield data
-            return
-        if depth == 0:
-            self.budget = min(self.budget, 4 * MAX_BETWEEN_BYTES) + 100 * len(data)
-        for piece in self.stages[depth].feed(data):
-            self.work += STEP_BYTES + len(piece)
-            if depth < len(self.stages) - 1:
-                yield b""
-                self.budget -= len(piece)
-                if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
-                    raise DecodingError("far more bytes between the codings than have arrived")
-            yield from self.feed(piece, depth + 1)
+        self.budget += 100 * len(data)
+        self.arrived = data
+        while self.arrived is not None:
+            yield next(self.pieces)
 
     def finish(self) -> None:
-        """Raise DecodingError if any of the codings is cut short."""
-        for stage in self.stages:
-            stage.finish()
+        """Nothing more comes: raise if a stream is cut short; of nothing at all none is."""
+        for _ in self.pieces:
+            pass
 
+    def arriving(self) -> Iterator[bytes]:
+        """What has arrived, in slices, as each member costs a copy of what lies behind it.
 
-def applied_codings(value: bytes) -> list[bytes]:
-    r"""What a Content-Encoding, in lower case, says that was done to the bytes.
+        Who is given an empty one has nothing left, and is not to ask again before there is.
+        """
+        while self.arrived is not None:
+            data = self.arrived
+            self.arrived = data[MAX_DECODED_STEP_BYTES:] if data else None
+            yield data[:MAX_DECODED_STEP_BYTES]
 
-    >>> applied_codings(b"deflate, identity, x-gzip, none")
-    [b'deflate', b'gzip']
-    """
-    return [b"gzip" if coding == b"x-gzip" else coding for coding in parse_list(value)
-            if coding not in (b"identity", b"none")]
+    def undo(self, coding: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
+
+        What lies behind a whole stream and is no further member (a line end, a comment, as
+        servers' templates leave it) is passed over: the stream's own check says that the
+        content is whole.
+        """
+        stream: Any = None
+        over = full = False  # what is still to come is no member; the last step had no room
+        for data in pieces:
+            self.budget -= len(data)
+            if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
+                raise DecodingError("far more bytes between the codings than have arrived")
+            while full or data and not over:
+                if stream and stream.eof:
+                    over, stream = data[:1] not in _CODINGS[coding], None
+                    continue
+                stream = stream or decompressor(coding, data[0])
+                try:
+                    piece = stream.decompress(data, MAX_DECODED_STEP_BYTES)
+                except Exception as error:  # zlib.error or ZstdError: no common base
+                    raise DecodingError(f"not {coding.decode()}: {error}") from None
+                data = (stream.unused_data if stream.eof else
+                        getattr(stream, "unconsumed_tail", b""))  # zstd keeps it itself
+                full = len(piece) == MAX_DECODED_STEP_BYTES and not stream.eof
+                self.work += STEP_BYTES + len(piece)
+                yield piece
+            yield b""
+        if stream and not stream.eof:
+            raise DecodingError(f"the {coding.decode()} stream ends too early: "
+                                "the content is cut short")
 
 
 def content_codings(value: bytes) -> list[bytes]:
-    """The codings to undo, in the order in which they were applied; value is in lower case.
+    r"""What a Content-Encoding, in lower case, says that was done to the bytes, in that order.
+
+    >>> content_codings(b"deflate, identity, x-gzip, none")
+    [b'deflate', b'gzip']
 
     Raises DecodingError for what we cannot undo: br, for one, is not in the
     standard library, and handing out the coded bytes would be a silent lie.
     """
-    codings = applied_codings(value)
+    codings = [coding.removeprefix(b"x-") for coding in parse_list(value)
+               if coding not in (b"identity", b"none")]
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
     for coding in codings:
-        if coding not in parse_list(ACCEPT_ENCODING.encode()):  # we asked for no other
+        if coding not in _CODINGS:  # we asked for no other
             raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
                                 "decode=False gives the bytes as sent")
     return codings
 
 
-_CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([A-Za-z0-9._:+-]{1,40})", re.I)
 # Text codecs alone: the rest of Python's codecs are slow on purpose-made input (punycode, idna),
 # or no charsets at all (rot13, unicode_escape, undefined). No EBCDIC either (cp037, cp500 and
 # such): lines are cut at the byte 0x0A, which there is no line end.
@@ -1932,17 +1920,11 @@ _TEXT_CODEC = re.compile(
     r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
     r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
     r"|tis-620|kz1048|ptcp154|johab")
-# The web's names that Python has not: by rule where there is one. Then what is to be decoded as
-# more than it says, since browsers do so and servers count on it: under the names of the Chinese,
-# Japanese and Korean standards go texts with the characters that Windows added to these.
-_WEB_NAMES = ((r"^(x-)+|-[ei]$", ""), (r"^(windows|win|dos|cp)-?(?=\d+$)", "cp"),
-              (r"^iso8859(?=\d)", "iso8859-"))
-_WEB_CODECS = {name: codec for codec, names in {
-    "mac-roman": "mac", "mac-cyrillic": "mac-ukrainian", "koi8-r": "koi8", "koi8-u": "koi8-ru",
-    "big5": "cn-big5", "iso8859-8": "visual logical", "utf-16-le": "ucs-2 unicode",
-    "cp932": "windows-31j shift_jis", "cp949": "ksc_5601 ks_c_5601-1989 cseuckr euc_kr",
-    "gb18030": "gb_2312 gb_2312-80 csgb2312 gb2312 gbk",
-}.items() for name in names.split()}
+# What is to be decoded as more than it says, since browsers do so and servers count on it: under
+# the names of the Chinese, Japanese and Korean standards go texts with the characters that
+# Windows added to these. And a few names that servers use, though Python has them not.
+_WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
+               "windows-31j": "cp932", "windows-874": "cp874", "iso-8859-8-i": "iso8859-8"}
 
 
 def charset_of(content_type: str) -> str:
@@ -1953,10 +1935,9 @@ def charset_of(content_type: str) -> str:
     >>> charset_of("text/html; charset=x-sjis"), charset_of("text/html; charset=windows-874")
     ('cp932', 'cp874')
     """
-    match = _CHARSET.search(content_type)
+    match = re.search(r";\s*charset\s*=\s*[\"']?(?:x-)?([A-Za-z0-9._:+-]{1,40})", content_type,
+                      re.I)
     name = match[1].lower() if match else "utf-8"
-    for pattern, python in _WEB_NAMES:
-        name = re.sub(pattern, python, name)
     try:
         codec = codecs.lookup(_WEB_CODECS.get(name, name)).name
     except LookupError:
@@ -1973,8 +1954,8 @@ class LineCutter:
     ('é\n', b'', 'x')
 
     A line ends at the byte 0x0A, which in all codecs here is nothing else; or, where characters
-    are wider, at that byte among zeros, in either order: U+0A00 is no character. So each line
-    can be decoded by itself, but in ISO 2022 and behind a byte order mark.
+    are wider, at that byte among zeros, in either order: U+0A00 is no character. So what is
+    behind a line is still there as bytes.
     """
 
     def __init__(self, encoding: str, data: bytes = b"") -> None:
@@ -1982,20 +1963,18 @@ class LineCutter:
         self.pending = bytearray(data)
         self.searched = 0
         self.width = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)  # of a line end
-        self.decoder = (codecs.getincrementaldecoder(encoding)("replace")
-                        if self.width > 1 or encoding.startswith("iso2022") else None)
+        zeros = bytes(self.width - 1)
+        self.ends = (b"\n" + zeros, zeros + b"\n")
+        self.decoder = codecs.getincrementaldecoder(encoding)("replace")
 
     def take(self, last: bool) -> bytes:
         """The next line with its end, b"" for none yet; with `last`, what is left is one, too."""
-        size = len(self.pending) if last else 0
-        found = self.pending.find(b"\n", self.searched)
-        while found >= 0:
-            end = found - found % self.width + self.width
-            character = b"\n" if self.width == 1 else self.pending[end - self.width:end]
-            if end <= len(self.pending) and character.strip(b"\0") == b"\n":
-                size = end
+        size, at = len(self.pending) if last else 0, self.searched
+        while (found := self.pending.find(b"\n", at)) >= 0:
+            at = found - found % self.width + self.width
+            if self.pending[at - self.width:at] in self.ends:
+                size = at
                 break
-            found = self.pending.find(b"\n", end)
         self.searched = 0 if size else max(0, len(self.pending) - self.width)
         line = bytes(self.pending[:size])
         del self.pending[:size]
@@ -2003,8 +1982,6 @@ class LineCutter:
 
     def decode(self, line: bytes) -> str:
         """A line as text; what does not decode is replaced."""
-        if self.decoder is None:
-            return line.decode(self.encoding, "replace")
         try:
             return self.decoder.decode(line, True)
         except UnicodeError:  # UTF-16 or UTF-32 without a mark
@@ -2015,30 +1992,16 @@ class LineCutter:
 # ==== 9. Pool =================================================================
 # Which connection a request gets is decided without waiting: one kept on its route, or a
 # new one if the limits allow (the longest idle one may have to go for it), or none yet.
-# Only then does it wait, in the queue of its origin. Whatever comes free is handed to who
-# came first, of all whom it can serve: itself, since who is merely told of it would find it
+# Only then does it wait, in the queue of its route. Whatever comes free is handed to who
+# is next, of all whom it can serve: itself, since who is merely told of it would find it
 # taken by somebody who has just come. A new connection is handed out before it is opened:
 # that is for who gets it.
 
-async def comes_in_time(future: asyncio.Future[Any], seconds: float) -> bool:
-    """Wait for a future. When time is up, what lies in the kernel may still bring it."""
-    await asyncio.wait([future], timeout=seconds)
-    for _ in range(LAST_TURNS):
-        if not future.done():
-            await asyncio.sleep(0)
-    return future.done()
+TURN_EXCHANGES = 10              # behind so many a connection goes to whose turn it is
 
 
-class Waiter(NamedTuple):
-    """A call that waits for a connection."""
-
-    route: Route
-    fresh: bool  # a kept connection will not do
-    future: asyncio.Future[Connection]
-
-
-class Queue(collections.OrderedDict[int, Waiter]):
-    """Who waits at one origin, by the number of their arrival."""
+class Queue(collections.OrderedDict[asyncio.Future[Any], None]):
+    """Who waits for a connection on one route, the longest first."""
 
     moved_at = 0.0  # when one of them was served
 
@@ -2054,13 +2017,12 @@ class Pool:
         self.interval = 1 / rate if rate else 0.0  # seconds between two requests to one host
         self.closed = False
         self.all: set[Connection] = set()
-        self.open: collections.Counter[Origin] = collections.Counter()  # how many of them
-        self.idle: dict[Route, dict[Connection, None]] = {}  # the latest used last
-        self.paused: dict[Origin, float] = {}      # until when `rate` allows no request
-        self.waiting: dict[Origin, Queue] = {}
-        self.turns: list[tuple[int, Origin]] = []  # a heap: who is first in each queue
-        self.arrivals = 0
-        self.moved_at = 0.0                        # when anybody was served
+        self.open = collections.Counter[Route]()  # how many of them
+        self.idle = collections.defaultdict[Route, dict[Connection, None]](dict)  # latest last
+        self.paused: set[Route] = set()        # where `rate` allows no request yet
+        self.waiting: dict[Route, Queue] = {}
+        self.turns = collections.OrderedDict[Route, None]()  # who may be served, the next first
+        self.moved_at = 0.0                    # when anybody was
 
     def __repr__(self) -> str:
         idle = sum(map(len, self.idle.values()))
@@ -2083,169 +2045,155 @@ class Pool:
     async def acquire(self, route: Route, patience: float, fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
+        `fresh`: no kept one will do, as one has just failed; the others are trusted no more.
         Raises TimedOut when none that could serve came free for `patience` seconds; while
         others are served, one may wait as long as it takes.
         """
-        if self.idle.get(route):    # two turns of the loop bring in what the kernel has
+        if self.idle.get(route):  # two turns of the loop bring in what the kernel has
             await asyncio.sleep(0)  # received: those that the server has left are closed then
             await asyncio.sleep(0)
         while True:
-            connection = self.decide(route, fresh) or await self._wait(route, patience, fresh)
-            if connection.writer is None or connection.is_quiet():
+            connection = self.decide(route) or await self._wait(route, patience)
+            if connection.writer is None or connection.is_quiet() and not fresh:
                 return connection
-            if not connection.closed:  # the server hangs up just now: its place is ours
+            if not connection.closed:  # the server hangs up just now, say: its place is ours
                 self.drop(connection)
 
-    def decide(self, route: Route, fresh: bool) -> Connection | None:
+    def decide(self, route: Route) -> Connection | None:
         """The connection for a request, or None while it has to wait."""
         if self.closed:
             raise AsyncGetError("the session is closed")
-        origin, idle = route.origin, self.idle.get(route)
-        if origin in self.paused:
-            return None
-        if idle and not fresh:
-            connection, _ = idle.popitem()
+        if self.idle.get(route) and route not in self.paused:
+            connection, _ = self.idle[route].popitem()
             connection.is_quiet()  # from now on its end is for who gets it
+        elif self.is_full(route):
+            return None
         else:
-            host_full = self.open[origin] >= self.limit_per_host
-            if host_full or len(self.all) >= self.limit:
-                unused = min((kept for idle in self.idle.values() for kept in idle
-                              if not host_full or kept.route.origin == origin),
-                             key=lambda kept: kept.idle_at, default=None)
+            if len(self.all) >= self.limit:
+                unused = min(itertools.chain(*self.idle.values()), default=None,
+                             key=lambda kept: kept.idle_at)
                 if unused is None:
                     return None
                 self.drop(unused)
             connection = Connection(route, self.connector, self.keep, self.forget)
             self.all.add(connection)
-            self.open[origin] += 1
+            self.open[route] += 1
         if self.interval:
-            loop = connection.loop
-            self.paused[origin] = loop.time() + self.interval
-            loop.call_at(self.paused[origin], self._resume, origin)
+            self.paused.add(route)
+            connection.loop.call_later(self.interval, self._resume, route)
         return connection
+
+    def is_full(self, route: Route) -> bool:
+        """Whether a route has all that it may have: connections, or requests by `rate`."""
+        return route in self.paused or self.open[route] >= self.limit_per_host
 
     def drop(self, connection: Connection) -> None:
         """Close a connection, if it is open yet; nobody who waits is told of its place."""
-        route, origin = connection.route, connection.route.origin
+        route = connection.route
         self.all.remove(connection)  # before it is closed: see forget
-        idle = self.idle.get(route, {})
-        idle.pop(connection, None)
-        if not idle:
-            self.idle.pop(route, None)
-        self.open[origin] -= 1
-        if not self.open[origin]:
-            del self.open[origin]
+        self.idle[route].pop(connection, None)
+        self.open[route] -= 1
+        if not self.open[route]:
+            del self.open[route], self.idle[route]
         connection.close()
 
     # ---- who waits
 
-    async def _wait(self, route: Route, patience: float, fresh: bool) -> Connection:
+    async def _wait(self, route: Route, patience: float) -> Connection:
         """Stand in the queue until a connection is handed over."""
-        loop, origin = asyncio.get_running_loop(), route.origin
+        loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
-        self.arrivals = number = self.arrivals + 1
-        queue = self.waiting.setdefault(origin, Queue())
-        queue[number] = Waiter(route, fresh, future)
-        self._enter(origin)
-        left = patience
+        queue = self.waiting.setdefault(route, Queue())
+        queue[future] = None
+        self.turns.setdefault(route)
+        allowed = left = patience + self.interval  # what `rate` wants is no standing still
+        looks = LAST_TURNS
         try:
-            while not await comes_in_time(future, left):
-                moved_at = queue.moved_at if self.is_full(origin) else self.moved_at
-                left = max(moved_at, self.paused.get(origin, 0.0)) + patience - loop.time()
-                if left <= 0:
-                    raise TimedOut(f"no free connection within {patience:g} s: "
-                                   f"{self.open[origin]} to this host and {len(self.all)} in all "
-                                   "are in use", phase="free connection", seconds=patience)
-            return future.result()
+            while looks:  # when time is up, what lies in the kernel may still bring one
+                await asyncio.wait([future], timeout=left)
+                if future.done():
+                    return future.result()
+                moved_at = queue.moved_at if self.is_full(route) else self.moved_at
+                left = moved_at + allowed - loop.time()
+                looks = LAST_TURNS if left > 0 else looks - 1
+            raise TimedOut(f"no free connection within {patience:g} s: {self.open[route]} to "
+                           f"this host and {len(self.all)} in all are in use",
+                           phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
-                self._leave(origin, number)
+                self._leave(route, future)
             elif not future.exception():  # cancelled, and given one a moment ago
                 future.result().close()
             raise
 
-    def is_full(self, origin: Origin) -> bool:
-        """Whether an origin has all that it may have: connections, or requests by `rate`."""
-        return origin in self.paused or self.open[origin] >= self.limit_per_host
-
-    def _enter(self, origin: Origin) -> None:
-        """Let the first in the queue of an origin take part in what comes free."""
-        heapq.heappush(self.turns, (next(iter(self.waiting[origin])), origin))
-
-    def _leave(self, origin: Origin, number: int) -> None:
-        queue = self.waiting[origin]
-        del queue[number]
-        if queue:
-            self._enter(origin)
-        else:
-            del self.waiting[origin]
-        if len(self.turns) > 2 * len(self.waiting) + 64:  # most of them have left
-            self.turns = sorted((next(iter(queue)), where) for where, queue in self.waiting.items())
+    def _leave(self, route: Route, future: asyncio.Future[Any]) -> None:
+        queue = self.waiting[route]
+        del queue[future]
+        if not queue:
+            del self.waiting[route]
+            self.turns.pop(route, None)
 
     # ---- who is next
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange and may serve another."""
-        self.idle.setdefault(connection.route, {})[connection] = None
+        self.idle[connection.route][connection] = None
         if self.waiting:
-            self.serve(connection.route.origin)
+            self.serve(connection.route,
+                       first=connection.exchanges % min(self.limit, TURN_EXCHANGES) > 0)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed: its place is free."""
         if connection in self.all:
             self.drop(connection)
-            self.serve(connection.route.origin)
+            self.serve(connection.route)
 
-    def _resume(self, origin: Origin) -> None:
-        del self.paused[origin]
-        self.serve(origin)
+    def _resume(self, route: Route) -> None:
+        self.paused.remove(route)
+        self.serve(route)
 
-    def serve(self, origin: Origin) -> None:
-        """Something of an origin came free: hand it to who is next.
+    def serve(self, route: Route, first: bool = False) -> None:
+        """Something of a route came free: hand it to who is next.
 
-        That is the first of the same origin, unless somebody else has come more than `limit`
-        places earlier: to close a connection and to open another for each who waits would
-        cost more than their turns are worth. Else it is the first of all whom it can serve.
-        Of each queue only the first is looked at, and at origins that are full not even
-        they, until something there comes free: the work does not grow with who waits.
+        On one route that is who has waited longest. The routes take turns; but mostly a
+        connection serves its own first: to close it and to open another for each who waits
+        would cost more than their turns are worth. A route that is full has no turn until
+        something there comes free: so what is done for one does not grow with who waits.
         """
-        if origin in self.waiting:
-            self._enter(origin)
-            if next(iter(self.waiting[origin])) < self.turns[0][0] + self.limit:
-                self._give(origin)
+        if route in self.waiting:
+            self.turns.setdefault(route)
+            if first:
+                self.turns.move_to_end(route, last=False)
         while self.turns:
-            number, origin = heapq.heappop(self.turns)
-            here = number in self.waiting.get(origin, ())  # else they have left, or were served
-            if here and not self._give(origin) and not self.is_full(origin):
-                self._enter(origin)
+            route = next(iter(self.turns))
+            connection = self.decide(route)
+            if connection is not None:
+                self.turns.move_to_end(route)
+                queue = self.waiting[route]
+                queue.moved_at = self.moved_at = connection.loop.time()
+                future = next(iter(queue))
+                self._leave(route, future)
+                future.set_result(connection)
+            elif self.is_full(route):
+                del self.turns[route]
+            else:
                 return  # all connections are in use
-
-    def _give(self, origin: Origin) -> bool:
-        """Hand the first in a queue a connection, if there is one for them."""
-        queue = self.waiting[origin]
-        number, waiter = next(iter(queue.items()))
-        connection = self.decide(waiter.route, waiter.fresh)
-        if connection is None:
-            return False
-        queue.moved_at = self.moved_at = connection.loop.time()
-        self._leave(origin, number)
-        waiter.future.set_result(connection)
-        return True
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and see their sockets closed."""
         waiting, self.waiting = self.waiting, {}
-        for queue in waiting.values():
-            for waiter in queue.values():
-                waiter.future.set_exception(AsyncGetError("the session was closed"))
-        writers = [connection.writer for connection in self.all if connection.writer]
-        for connection in list(self.all):
+        self.turns.clear()
+        for future in itertools.chain(*waiting.values()):
+            future.set_exception(AsyncGetError("the session was closed"))
+        connections = list(self.all)
+        for connection in connections:
             connection.close()
             if connection.opener:
                 connection.opener.cancel()
-        for writer in writers:
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        for connection in connections:
+            if connection.writer:
+                with contextlib.suppress(OSError):
+                    await connection.writer.wait_closed()
         await asyncio.sleep(0)  # for those that were closed just before
 
 
@@ -2281,12 +2229,14 @@ def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
                                 f"{name!r:.100}")
         lower = name.lower()
         named.add(lower)
-        if lower in _FRAMING_FIELDS and value not in (None, "", "0"):
+        if value is None:
+            continue
+        if lower in _FRAMING_FIELDS and value not in ("", "0"):
             raise InvalidHeader(f"{lower} is not a caller's to set: it is between us and the "
                                 "next hop (a proxy's credentials go into the proxy's URL)")
-        if lower == "connection" and "close" in (value or "").lower():
+        if lower == "connection" and "close" in value.lower():
             extra.append(CLOSE_FIELD)
-        elif value is not None and lower not in _HOP_FIELDS:
+        elif lower not in _HOP_FIELDS:
             extra.append((name, value))
     kept = [pair for pair in base if pair[0].lower() not in named] + extra
     return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: it stands first
@@ -2302,8 +2252,8 @@ class Request(NamedTuple):
         return f"<Request {self.url}>"
 
     def has(self, name: str) -> bool:
-        """Whether a field of this name (in lower case) is there."""
-        return any(key.lower() == name for key, _ in self.fields)
+        """Whether a field of this name is there."""
+        return name in Headers(self.fields)
 
     def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
         """The same request with cookies behind its own, in one field (RFC 6265 5.4).
@@ -2312,7 +2262,7 @@ class Request(NamedTuple):
         ...     [("a", "old"), ("b", "2")]).fields
         (('Cookie', 'a=1; b=2'),)
         """
-        own = [value for name, value in self.fields if name.lower() == "cookie"]
+        own = Headers(self.fields).get_all("cookie")
         named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
         text = render_cookies(pair for pair in cookies if pair[0] not in named)
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
@@ -2323,9 +2273,6 @@ class Request(NamedTuple):
 
 
 # ---- redirects
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-
 
 def join_url(base: URL, reference: str) -> URL:
     """Resolve what a Location says against the URL that was asked (RFC 3986 5.2).
@@ -2338,7 +2285,7 @@ def join_url(base: URL, reference: str) -> URL:
     """
     if reference.startswith("//"):
         reference = f"{base.origin.scheme}:{reference}"
-    if not _SCHEME.match(reference):
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", reference):  # no scheme
         path = base.target.partition("?")[0]
         folder = path[:path.rindex("/") + 1]
         kept = {"/": "", "?": path, "#": base.target, "": base.target}.get(reference[:1], folder)
@@ -2373,12 +2320,13 @@ def next_request(request: Request, response: Response,
         raise ProtocolError("a redirect to several places: "
                             + ", ".join(map(masked, sorted(locations))))
     url = join_url(request.url, locations.pop())._replace(userinfo="")
+    following = Request(url, request.fields)
     if url.origin == request.url.origin:
-        return Request(url, request.fields)
+        return following
     if "%" in url.origin.host:
         raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
     if trusted:  # the caller says that all of them are one
-        return Request(url, request.fields).adding("Host", "")
+        return following.adding("Host", "")
     return Request(url, without_secrets(request.fields, secret_headers))
 
 
@@ -2388,29 +2336,25 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
     >>> parse_links('</p?2>; rel="next"; title=more')
     {'next': {'url': '/p?2', 'rel': 'next', 'title': 'more'}}
     """
-    links: dict[str, dict[str, str]] = {}
-    link: dict[str, str] = {}
+    links: list[dict[str, str]] = []
     pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
     for url, name, quoted, token in re.findall(pattern, value):
         if not name:
-            link = {"url": url}
-        elif link and name.lower() not in link:
-            link[name.lower()] = quoted or token
-            if name.lower() == "rel":
-                links.update((rel, link) for rel in (quoted or token).split())
-    return links
+            links.append({"url": url})
+        elif links:
+            links[-1].setdefault(name.lower(), quoted or token)
+    return {rel: link for link in links for rel in link.get("rel", "").split()}
 
 
 # ---- retries
 
-# A token is what stands between delimiters (6265bis 5.1.1). Each part of a date is the first
-# token that looks like it and was no part before; re.A: else "ſep" would be September.
-_DATE_TOKEN = re.compile(r"[^\t -/;-@\[-`{-~]+")
+# Each part of a date is the first token that looks like it and was no part before (6265bis
+# 5.1.1); re.A: else "ſep" would be September.
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _DATE_PARTS = [re.compile(part, re.I | re.A) for part in (
+    f"({_MONTHS})",
     r"(\d{1,2}):(\d{1,2}):(\d{1,2})(?!\d)",  # hour, minute, second
     r"(\d{1,2})(?!\d)",                      # day of the month
-    f"({_MONTHS})",
     r"(\d{2,4})(?!\d)",                      # year
 )]
 
@@ -2424,27 +2368,22 @@ def parse_date(text: str) -> float | None:
     HTTP's own three formats (RFC 9110 5.6.7) are among them; a zone is not looked at.
     """
     from datetime import datetime, timezone
-    tokens = _DATE_TOKEN.findall(text)
+    tokens = re.findall(r"[^\t -/;-@\[-`{-~]+", text)  # what stands between delimiters
     found: list[str] = []
-    for part in _DATE_PARTS:
-        match = next(filter(None, map(part.match, tokens)), None)
-        if match is None:
-            return None
-        tokens.remove(match.string)
-        found.extend(match.groups())
-    hour, minute, second, day, name, digits = found
-    year = int(digits)
-    if year < 100:
-        year += 2000 if year < 70 else 1900
-    month = _MONTHS.index(name.lower()) // 4 + 1
     try:
-        when = datetime(year, month, int(day), int(hour), int(minute), int(second),
+        for part in _DATE_PARTS:
+            match = next(filter(None, map(part.match, tokens)))
+            tokens.remove(match.string)
+            found.extend(match.groups())
+        month, *numbers = found
+        hour, minute, second, day, year = map(int, numbers)
+        if year < 100:
+            year += 2000 if year < 70 else 1900
+        when = datetime(year, _MONTHS.index(month.lower()) // 4 + 1, day, hour, minute, second,
                         tzinfo=timezone.utc)
-    except ValueError:  # 30 February, 24:00:00
+    except (StopIteration, ValueError):  # a part is not there; 30 February, 24:00:00
         return None
     return when.timestamp() if year >= 1601 else None
-
-
 
 
 def retry_after(text: str) -> float:
@@ -2476,11 +2415,11 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
     if isinstance(outcome, Response):
         if outcome.status_code not in (408, 429, 500, 502, 503, 504):
             return None
-        if outcome.headers.get("retry-after"):
-            asked = retry_after(outcome.headers["retry-after"])
+        said = outcome.headers.get("retry-after")
+        if said:
+            asked = retry_after(said)
             return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
-    elif (isinstance(outcome, (TLSError, ProxyError))
-          or not isinstance(outcome, (ConnectError, TimedOut, IncompleteBody))):
+    elif type(outcome) not in (ConnectError, TimedOut, IncompleteBody):  # no TLSError, say
         return None
     import random
     return 0.5 * 2.0 ** min(attempt - 1, 6) * random.uniform(0.5, 1.0)  # apart from others
@@ -4154,15 +4093,20 @@ def leave_own_coding(response: Response, path: str) -> None:
         response.coding = b""
 
 
+def is_coded(response: Response) -> bool:
+    """Whether the bytes on the wire are not the file's own."""
+    return not {b"identity", b"none"}.issuperset(parse_list(response.coding))
+
+
 def body_length(response: Response) -> int | None:
     """How many bytes of the file the head announces; None if it does not, or they are coded."""
     framing = response._body.framing
-    return None if isinstance(framing, str) or applied_codings(response.coding) else framing
+    return None if isinstance(framing, str) or is_coded(response) else framing
 
 
 def render_sidecar(response: Response) -> bytes:
     """What to remember of a response; no validator where the middle of it cannot be asked for."""
-    whole = response.status_code == 200 and not applied_codings(response.coding)
+    whole = response.status_code == 200 and not is_coded(response)
     validator = strong_validator(response.headers) if whole else ""
     return f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode()
 
