@@ -970,6 +970,7 @@ class Response:
         self.history: list[Response] = []
         self.peer = connection.peer            # the remote address
         self.local = connection.local          # ours
+        self.proxied = connection.route.proxy is not None
         self.request_bytes = connection.request_bytes  # sent for it
         # What is to be undone; a download takes away one that is the file's own.
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
@@ -2516,6 +2517,9 @@ DEFAULTS: dict[str, Any] = {
     "base_url": "", "open_connection": asyncio.open_connection, "limit": 100}
 # A timeout of 0 means "none" to some, "at once" to others.
 _ABOVE_ZERO = {"timeout", "deadline", "limit", "limit_per_host", "rate"}
+_HINTS = {"proxy": "; for several kinds, leave it to the environment's http_proxy and no_proxy",
+          "params": "; a finished query goes into the URL",
+          "cert": ": a path, (cert, key) or (cert, key, password)"}
 
 
 @functools.cache
@@ -2556,7 +2560,8 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
                 settings[name] = (value,) if isinstance(value, str) else tuple(value)
                 "".join(settings[name])  # TypeError for what is no text
         except (TypeError, ValueError):
-            raise TypeError(f"{name} must be {annotation}: not {type(value).__name__}") from None
+            raise TypeError(f"{name} must be {annotation}{_HINTS.get(name, '')}: "
+                            f"not {type(value).__name__}") from None
         if name in _ABOVE_ZERO and value is not None and not value > 0:  # as nan is not
             raise ValueError(f"{name} must be above 0: not {value!r:.50}")
     return settings
@@ -3315,12 +3320,13 @@ async def look_up(host: str, port: int, family: int = 0) -> list[str]:
 async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
     """A connection to that address which answers first; each has a start on the next one.
 
-    The error is the last one's; but where one opens and TLS fails on it, that is the answer,
-    as it is for curl. With happy_eyeballs_delay asyncio does it, too, but loses a socket when
-    it is cancelled at the wrong moment; and uvloop does not.
+    The error says what was wrong with each; but where one opens and TLS fails on it, that is
+    the answer, as it is for curl. With happy_eyeballs_delay asyncio does it, too, but loses a
+    socket when it is cancelled at the wrong moment; and uvloop does not.
     """
     todo = list(addresses)
     attempts: set[asyncio.Future[Stream]] = set()
+    told: dict[str, int | None] = {}  # what was wrong, and its errno
     try:
         while True:
             if todo:
@@ -3332,9 +3338,14 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
                 continue
             attempt = done.pop()
             attempts.remove(attempt)
-            error, left = attempt.exception(), todo or attempts
-            if not (left and isinstance(error, OSError)) or isinstance(error, ssl.SSLError):
+            error = attempt.exception()
+            if not isinstance(error, OSError) or isinstance(error, ssl.SSLError):
                 return attempt.result()
+            told.setdefault(str(error), error.errno)
+            if not todo and not attempts:
+                failed = type(error)("; ".join(told))
+                failed.errno = next(iter(told.values()))
+                raise failed
     finally:
         for attempt in attempts:
             attempt.cancel()
@@ -4078,8 +4089,10 @@ def source_of(response: Response) -> str:
     return hashlib.sha256(f"{asked} {answered}".encode()).hexdigest()
 
 
-# The file names that announce a coding.
-_OWN_CODINGS = {b"gzip": r"(?im)\.(gz|tgz|svgz)$", b"zstd": r"(?im)\.t?zst$"}
+_OWN_CODINGS = {  # ends of names, and types, that announce a coding
+    b"gzip": r"(?im)\.(gz|tgz|svgz)$"
+             r"|^application/(x-)?(gzip|tar|tgz|tar-gz|gtar|compressed-tar)\s*(;|$)",
+    b"zstd": r"(?im)\.t?zst$|^application/(x-)?zstd\s*(;|$)"}
 
 
 def leave_own_coding(response: Response, path: str) -> None:
@@ -4088,8 +4101,8 @@ def leave_own_coding(response: Response, path: str) -> None:
     So Apache's usual settings have it; undone, it would leave a tar under that name.
     """
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
-    names = f"{path}\n{response.url.partition('?')[0]}"
-    if own and response.status_code < 300 and re.search(own, names):
+    url, kind = response.url.partition("?")[0], response.headers.get("content-type", "")
+    if own and response.status_code < 300 and re.search(own, f"{path}\n{url}\n{kind}"):
         response.coding = b""
 
 
@@ -4176,6 +4189,14 @@ def check_target(path: str, overwrite: bool) -> None:
             raise OSError("it exists")
 
 
+def part_of(path: str) -> str:
+    """PATH.part; shortened where no name is so long, or its sidecar's would be."""
+    folder, name = os.path.split(path)
+    if 245 < len(os.fsencode(name)) <= 255:  # of 255, less .part.meta
+        name = f"{name[:50]}.{zlib.crc32(os.fsencode(name)):08x}"
+    return os.path.join(folder, name + ".part")
+
+
 def open_ours(name: str, flags: int) -> int:
     """How to open what should be ours: through no link, and without waiting at a pipe."""
     if sys.platform != "win32":
@@ -4202,14 +4223,22 @@ def read_sidecar(part: str) -> Partial | None:
         size_of_ours(sidecar)
         match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
         if match:
-            return Partial(os.path.getsize(part), *match.groups())
+            size = os.path.getsize(part) if os.path.exists(part) else 0
+            return Partial(size, *match.groups())
     return None
 
 
 def read_partial(path: str) -> Partial | None:
     """What there is of PATH to go on from; writing will tell what is wrong with it, if so."""
-    known = read_sidecar(path + ".part")
+    known = read_sidecar(part_of(path))
     return known if known and known.size and known.validator else None
+
+
+def check_sidecar(part: str) -> None:
+    """Refuse a .part.meta that has no .part, and that no kill of ours can have left so."""
+    meta = part + ".meta"
+    if os.path.lexists(meta) and not os.path.lexists(part) and read_sidecar(part) is None:
+        raise OSError(f"{os.path.basename(meta)} is not of our making: move it away")
 
 
 def claim_part(file: io.FileIO, known: Partial | None) -> None:
@@ -4232,6 +4261,14 @@ def claim_part(file: io.FileIO, known: Partial | None) -> None:
                       "move it away, or choose another name")
     if known not in (None, now):
         raise OSError("another download has changed what there was")
+
+
+def write_sidecar(part: str, response: Response) -> None:
+    """Put what to remember of a response beside a .part."""
+    with open(part + ".meta", "ab", opener=open_ours) as sidecar:
+        size_of_ours(sidecar)
+        sidecar.truncate(0)
+        sidecar.write(render_sidecar(response))
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
@@ -4330,10 +4367,12 @@ class Download:
         This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
         to hand each to a thread costs more, and makes a slow disk no faster.
         """
-        part, size = path + ".part", known.size if known else 0
+        part, size = part_of(path), known.size if known else 0
         # A 416 says that nothing is missing.
         rest = body_length(response) if known is None or response.status_code == 206 else 0
         expected = None if rest is None else size + rest
+        with disk_errors(path):
+            check_sidecar(part)
         # Unbuffered: what has arrived is the kernel's at once, and no kill takes it back.
         with disk_errors(path), open(part, "ab", buffering=0, opener=open_ours) as file:
             claim_part(file, known)
@@ -4342,10 +4381,7 @@ class Download:
                 os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
             if known is None:
                 file.truncate(0)
-                with open(part + ".meta", "ab", opener=open_ours) as sidecar:
-                    size_of_ours(sidecar)
-                    sidecar.truncate(0)
-                    sidecar.write(render_sidecar(response))
+                write_sidecar(part, response)
             await inform(self.settings["progress"], size, expected)
             if rest != 0:
                 async for piece in response.iter_bytes():
@@ -4582,7 +4618,7 @@ request
   -G --get                    take data into the URL
   -d --data TEXT...           with -G: data as it is, or @FILE
   --data-ascii TEXT...        the same
-  --data-binary TEXT...       the same
+  --data-binary CONTENT...    the same, with its line ends
   --data-raw STRING...        the same, and @ is just a letter
   --data-urlencode FIELD...   with -G, encoded: TEXT, NAME=TEXT, @FILE, NAME@FILE
   --url-query QUERY...        the same without -G; +TEXT is taken as it is
@@ -4709,7 +4745,7 @@ def header_fields(at_sign: str, text: str) -> Iterator[tuple[str, str | None]]:
             yield name, value.strip() or None
         elif line.endswith(";"):
             yield line[:-1], ""
-        elif line:
+        elif line and ";" not in line:
             raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
 
 
@@ -4758,14 +4794,16 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its
     "GET": ("(GET)", str),
     "FILE": ("(?s)(.+)", str),
     "TEXT": ("(?s)(@?)(.*)", text_of),
+    "CONTENT": ("(?s)(@?)(.*)", lambda at_sign, text: read_text(text) if at_sign else text),
     "FIELD": ("(?s)(.*)", encode_data),
     "TARGET": ("(?s)(@?)(.*)", lambda at_sign, text: read_lines(text) if at_sign else text),
     "LINE": ("(?s)(@?)(.*)", lambda *parts: [*header_fields(*parts)]),
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
-    "HOST:PORT:ADDRESS": (r"\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):([][0-9A-Fa-f.:, ]+)",
-                          lambda *parts: parts),
+    "HOST:PORT:ADDRESS": (  # -HOST:PORT takes one back
+        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):([][0-9A-Fa-f.:, ]+)",
+        lambda gone, host, addresses: (gone or host, addresses)),
     "HOST1:PORT1:HOST2:PORT2": (
         r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
         lambda *parts: parts),
@@ -4847,7 +4885,9 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
             spelling, stuck, value = word.partition("=")
         flag = flags.get(spelling)
         if flag is None or stuck == "=" and not flag.value:
+            from difflib import get_close_matches
             hints = [line.strip() for line in MORE_FLAGS.splitlines() if spelling in line.split()]
+            hints += [f"try {near}" for near in get_close_matches(spelling, flags, 1, 0.8)]
             hints.append("try --help all")
             raise AsyncGetError(f"there is no flag {word}; {hints[0]}")
         if flag.value and not stuck:
@@ -5016,7 +5056,7 @@ def session_settings(options: Options) -> dict[str, Any]:
         "cert": (certificate, options.key, password or None) if options.cert else None,
         "decode": options.compressed,
         "unix_socket": options.unix_socket,
-        "resolve": dict(options.resolve),
+        "resolve": {host: found for host, found in dict(options.resolve).items() if found},
         "open_connection": connector(options),
         "rate": options.rate,
         "limit": options.parallel_max or 50,
@@ -5048,9 +5088,14 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
             yield cookie
 
 
-def render_cookie_file(cookies: Iterable[Cookie]) -> str:
-    """Cookies as curl writes them, those without an end included, the caller's guesses not."""
+def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
+    """Cookies as curl writes them, those without an end included, the caller's guesses not.
+
+    Of what was in the file before stays what is no cookie.
+    """
     lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
+    lines += [line for line in re.split("\r?\n", before)
+              if line not in lines and not list(parse_cookie_file(line))]
     for cookie in cookies:
         http_only = "#HttpOnly_" if cookie.http_only else ""
         dot, below = ("", "FALSE") if cookie.host_only else (".", "TRUE")
@@ -5193,7 +5238,7 @@ class Enough(Exception):
 
 
 NO_RESPONSE: Any = Options(  # what stands for one in -w
-    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), peer=None, local=None,
+    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), peer=None, local=None, proxied=False,
     raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(), received=0,
     request_bytes=0, url="")
 
@@ -5209,6 +5254,7 @@ class Transfer:
     expected: int | None = None  # bytes of the body
     window = 0.0, 0        # for --speed-limit: since when, from how many bytes on
     wrote = 0              # bytes of the body, in all tries, that cannot be taken back
+    delivered = 0          # of the body so far, decoded
     mode = ""              # for a body that goes neither to stdout nor to a .part: how its
     file: Any = None       # file is opened, "wb" or "ab", when the first byte has come
 
@@ -5248,8 +5294,10 @@ class Transfer:
                 path = os.path.realpath(path)
         if options.no_clobber:
             path = free_name(path, claimed)
-        if claimed.setdefault(os.path.realpath(path), self) is not self:
-            raise AsyncGetError(f"two URLs would be written to {printable(path)}")
+        part = part_of(path)
+        for taken in (path, part, part + ".meta"):
+            if claimed.setdefault(os.path.realpath(taken), self) is not self:
+                raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
         if options.create_dirs:
             with disk_errors(path):
                 os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -5308,6 +5356,7 @@ class Transfer:
     async def advance(self, received: int, expected: int | None) -> None:
         """See how far a body is; hold it up, or give it up, as the flags say."""
         options, now = self.options, time.monotonic()
+        self.delivered = received
         if options.max_filesize and max(received, expected or 0) > options.max_filesize:
             raise TooLarge(f"larger than --max-filesize, {options.max_filesize} bytes")
         since, before = self.window
@@ -5444,6 +5493,23 @@ def redirect_url(response: Response) -> str | None:
     return locations[0]  # not one of ours
 
 
+_URL_PARTS = re.compile(r"((?P<scheme>[^:/?#]*)://([^/?#]*@)?(?P<host>\[[^]]*\]|[^:/?#]*)"
+                        r"(:(?P<port>[0-9]*))?)?(?P<path>[^?#]*)(\?(?P<query>[^#]*))?"
+                        r"(#(?P<fragment>.*))?", re.S)
+
+
+def url_parts(url: str, prefix: str) -> dict[str, str]:
+    """A URL's parts as -w names them; the password is not among them.
+
+    >>> list(url_parts("http://me@[::1]:81?b#c", "url").values())
+    ['http', '[::1]', '81', '/', 'b', 'c']
+    """
+    found = next(_URL_PARTS.finditer(url)).groupdict("")
+    found["port"] = found["port"] or str(DEFAULT_PORTS.get(found["scheme"], ""))
+    found["path"] = found["path"] or "/"
+    return {f"{prefix}.{name}": value for name, value in found.items()}
+
+
 def write_out_values(transfer: Transfer) -> dict[str, Any]:
     """What -w can tell, under curl's names: times in seconds, sizes in bytes."""
     response, error = transfer.response, transfer.error
@@ -5454,25 +5520,25 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
     return {
         **dict.fromkeys(("http_code", "response_code"), response.status_code),
         **dict.fromkeys(("time_connect", "time_pretransfer"), timing.connected),
-        **dict.fromkeys(("size_upload", "speed_upload"), 0),
+        **dict.fromkeys(("size_upload", "speed_upload", "tls_earlydata"), 0),
         "content_type": response.headers.get("content-type"),
         "curl_version": f"asyncget {__version__}",
         "errormsg": str(error) if error else None,
         "exitcode": error.exit_code if error else 0,
         "filename_effective": transfer.path or None,
         "http_version": response.http_version[5:],
-        "local_ip": local[0],
-        "local_port": local[1],
+        **dict(zip(("local_ip", "local_port"), local)),
         "method": "GET",
         "num_connects": sum(not hop.timing.reused for hop in hops),
         "num_headers": len(response.headers.pairs),
         "num_redirects": len(response.history),
         "num_retries": transfer.tries - 1,
+        "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
         "referer": transfer.options.referer,
-        "remote_ip": remote[0],
-        "remote_port": remote[1],
+        **dict(zip(("remote_ip", "remote_port"), remote)),
         "scheme": url.partition("://")[0],
+        "size_delivered": transfer.delivered,
         "size_download": response.received,
         "size_header": sum(len(hop.raw_head) for hop in hops),
         "size_request": sum(hop.request_bytes for hop in hops),
@@ -5480,12 +5546,15 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "ssl_verify_result": getattr(getattr(error, "__cause__", None), "verify_code", 0),
         "time_appconnect": timing.connected if url[:6] == "https:" else 0.0,
         "time_namelookup": transfer.looked_up,
+        "time_queue": transfer.started - transfer.command.began,
         "time_redirect": response.history[-1].timing.done if response.history else 0.0,
         "time_starttransfer": timing.head,
         "time_total": seconds,
         "url": transfer.shown_url,
         "url_effective": url,
         "urlnum": transfer.number,
+        **url_parts(transfer.shown_url, "url"),
+        **url_parts(url, "urle"),
     }
 
 
@@ -5506,7 +5575,7 @@ def render_write_out(template: str, values: Mapping[str, Any],
         shape = ".6f" if isinstance(value, float) else "03" if "_code" in name else ""
         known[f"%{{{name}}}"] = "" if value is None else printable(format(value, shape))
     pieces = [["stdout", ""]]
-    for match in re.finditer(r"%\{\w+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*",
+    for match in re.finditer(r"%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*",
                              template, re.S):
         text, (kind, name) = match[0], match.groups()
         if text == "%{onerror}" and not values["exitcode"]:
@@ -5595,7 +5664,8 @@ def open_jar(options: Options) -> Cookies | Literal[False]:
 
 def save_jar(jar: Cookies, name: str) -> None:
     """Write the cookies for -c."""
-    write_secret(name, render_cookie_file(jar).encode("utf-8", "surrogateescape"))
+    before = read_text(name) if name != "-" and os.path.isfile(name) else ""
+    write_secret(name, render_cookie_file(jar, before).encode("utf-8", "surrogateescape"))
 
 
 def bars_of(transfer: Transfer) -> list[Bar]:
@@ -5611,6 +5681,7 @@ class Command:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.began = time.monotonic()
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
         self.transfers = plan_transfers(self)
         os.environ.update(proxy_environment(options, os.environ))
@@ -5764,6 +5835,8 @@ async def run_command(options: Options) -> int:
 def interrupted(*_: object) -> None:
     """Die by the signal, so that a shell's loop ends, too: what has come is written already."""
     import signal
+    if sys.stderr.isatty():
+        os.write(2, WIPE.encode())  # the prompt belongs on a line of its own
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.raise_signal(signal.SIGINT)
     os._exit(130)  # the first process of a container: it outlives the signal
