@@ -4492,6 +4492,8 @@ DEMO_PAGES = {  # what goes over the wire, to the byte
     "close": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nI end when I hang up.\n",
     "delay": b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nI thought about it.\n",
     "redirect": b"HTTP/1.1 302 Found\r\nLocation: /length\r\nContent-Length: 0\r\n\r\n",
+    "users": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 24\r\n\r\n"
+             b'{"id": 7, "name": "Ada"}',
 }
 
 
@@ -4521,11 +4523,15 @@ async def count_seconds() -> None:
         print(f"   {second} s ... still waiting, still counting", flush=True)
 
 
-async def demo() -> None:
-    """Tell in seven seconds what asyncio is for, on a server of our own."""
-    server = await asyncio.start_server(serve_demo, "127.0.0.1", 0)
+async def demo(port: int = 0) -> None:
+    """Tell in seven seconds what asyncio is for, on a server of our own; or be that server."""
+    server = await asyncio.start_server(serve_demo, "127.0.0.1", port)
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
-    print(f"A small server answers on {origin}; nothing leaves this machine.")
+    print(f"A small server answers on {origin}; nothing leaves this machine.", flush=True)
+    if port:
+        print("It has", *(f"/{name}" for name in DEMO_PAGES), "(as in /delay/3); Ctrl-C ends it.",
+              flush=True)
+        await server.serve_forever()
     drawings: list[str] = []
     async with Session(base_url=origin, trust_env=False) as session:
         print("\n1. One slow page, and a counter that runs while we wait for it")
@@ -4606,7 +4612,7 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   -w --write-out TEXT         a report at the end: %{http_code} %{time_total} %{json}
   --url TARGET...             one more; @FILE or @- has one a line, saved as by -O
   --waterfall                 draw the requests over time
-  --demo                      what asyncio is for, told in seven seconds
+  --demo                      what asyncio is for, in seven seconds; --demo 8080: its server
   -V --version
   -h --help
 """
@@ -5817,7 +5823,13 @@ class Command:
 async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
-        await demo()
+        port = options.url[0] if options.url else "0"
+        if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+            raise AsyncGetError(f"--demo takes a port, not {port!r:.50}")
+        try:
+            await demo(int(port))
+        except OSError as error:
+            raise AsyncGetError(f"--demo {port}: {error.strerror}") from None
         return 0
     check_options(options)
     command = Command(options)
