@@ -52,7 +52,6 @@ import textwrap
 import threading
 import time
 import tokenize
-import traceback
 import types
 import unittest
 import warnings
@@ -700,19 +699,6 @@ class Section2URLs(Section):
                         self.refused(InvalidURL, said, join_url, base, text[5:])
         for text in ("/x HTTP/1.1\r\nY: 2", "?\tx", "#\nx", "a\0", "\x7f", "\\\rx"):
             self.refused(InvalidURL, "control character", join_url, base, text)
-
-    def test_no_secret_in_a_message(self) -> None:
-        for text in [f"http://me:{SECRET}@h:x/", f"http://me:{SECRET}@[x/", f"http:/me:{SECRET}@h/",
-                     f"http://me:{SECRET}@a b/", f"http://me:{SECRET} @h/", f"//me:{SECRET}@h/",
-                     f"me:{SECRET}@h", f"http://me:{SECRET}/x@h/", f"http://{SECRET}\n@h/",
-                     f"http://me:{SECRET}\\@h/", f"ftp://me:{SECRET}@h/", f"http://me:{SECRET}?@h/",
-                     f"http://{'x' * 500}:{SECRET}@h/\n#",
-                     f"http://u:{'x' * 90}{SECRET}{'x' * 500}@\n",
-                     f"http://me:{SECRET}#@h/", f"http://me:{SECRET}@h/\ud800", f"é:{SECRET}@h"]:
-            with self.subTest(text[:40]):
-                self.refused(InvalidURL, "", parse_url, text)
-                self.assertNotIn(SECRET, masked(text))
-        self.assertNotIn(SECRET, str(parse_url(f"http://me:{SECRET}@h/")))
 
     def test_lengths(self) -> None:  # 9110 4.1: 8000 at the least
         self.assertEqual(len(parse_url("http://h/" + "a" * 65_527).target), 65_528)
@@ -2190,42 +2176,6 @@ class Section7Connection(AsyncCase):
             call = asyncget.get("http://h.test/", proxy=url.replace("http", "socks5h"))
             self.assertIsInstance(await error_of(call), ProxyError)
 
-    async def test_certificates(self) -> None:
-        rows: list[tuple[str, str, Any, Any]] = [  # certificate, host, verify, body or exit code
-            ("leaf", "127.0.0.1", pem("ca"), b"ok"),
-            ("leaf", "localhost", ssl.create_default_context(cafile=pem("ca")), b"ok"),
-            ("self_signed", "localhost", pem("self_signed"), b"ok"),
-            ("leaf", "h.test", pem("ca"), 60), ("other", "127.0.0.1", pem("ca"), 60),
-            ("expired", "localhost", pem("ca"), 60), ("self_signed", "localhost", pem("ca"), 60),
-            ("leaf", "localhost", True, 60),
-            *((name, "h.test", False, b"ok") for name in ("leaf", "expired", "self_signed"))]
-        for name, host, verify, expected in rows:
-            with self.subTest(certificate=name, host=host, verify=verify):
-                async with scripted([READ, answer()], tls=server_tls(name), host=host) as server:
-                    call = asyncget.get(server.url, verify=verify, resolve={
-                        f"{host}:{server.port}": "127.0.0.1"})
-                    self.assertEqual(await code_of(call), expected)
-                    self.assertEqual(len(server.requests), expected == b"ok")
-
-    async def test_tls_settings(self) -> None:
-        tls, key = server_tls(client_ca=True), pem("encrypted_key")
-        tls.maximum_version = ssl.TLSVersion.TLSv1_2  # 1.3 refuses later, asyncio without a word
-        rows: list[tuple[Any, Any]] = [  # cert=, body or exit code
-            ((pem("client"), pem("key")), b"ok"), (pem("leaf"), b"ok"),
-            ((pem("client"), key, "secret"), b"ok"), ((pem("client"), key, "secretly"), 58),
-            ("/nowhere", 58), (None, 35)]
-        async with scripted([READ, answer()], again=True, tls=tls) as server:
-            for cert, expected in rows:
-                with self.subTest(cert=cert):
-                    call = asyncget.get(server.url, verify=pem("ca"), cert=cert)
-                    self.assertEqual(await code_of(call), expected)
-            for verify in ("/nowhere", pem("key")):
-                with self.assertRaisesRegex(TLSError, "verify=") as caught:
-                    await asyncget.get(server.url, verify=verify)
-                self.assertEqual(caught.exception.exit_code, 77)
-        async with scripted([answer(status="400 X")]) as server:
-            self.assertEqual(await code_of(asyncget.get(server.url.replace("p:", "ps:"))), 35)
-
     async def test_tls_cut_off(self) -> None:
         for name, steps, expected in (
                 ("close_notify", [OK + b"\r\nhello", CLOSE], b"hello"),
@@ -2443,11 +2393,13 @@ class Section9Pool(AsyncCase):
             self.assertEqual(server.connections, 1)  # a fresh one is the server's answer
 
     async def test_idle_for_too_long(self) -> None:
-        async with origin() as server, Session() as session:
-            with mock.patch.object(asyncget, "IDLE_SECONDS", 0.05):
-                await session.get(server.url)
-                await until(lambda: not server.open)
-            self.assertEqual(count(session), (0, 0, 0))
+        """No timeout makes it live longer."""
+        for timeout in (30, 3600, None):
+            async with origin() as server, Session(timeout=timeout) as session:
+                with mock.patch.object(asyncget, "IDLE_SECONDS", 0.05):
+                    await session.get(server.url, deadline=300)
+                    await until(lambda: not server.open)  # noqa: B023
+                self.assertEqual(count(session), (0, 0, 0))
 
     async def test_close_leaves_nothing(self) -> None:
         async with scripted([READ, answer(), READ, OK + b"\r\n"], again=True) as server:
@@ -2714,13 +2666,16 @@ class Section11Settings(AsyncCase):
             ("params", [{"a": "\ud800"}], InvalidURL, ""), ("base_url", ["h"], InvalidURL, ""),
             ("headers", ["a: b", b"x", 5, [1], [("a", "b", "c")]], TypeError, r"Mapping.*Iterable"),
             ("headers", [{5: "x"}, {"x": 5}, {"x": b"y"}], InvalidHeader, "pairs, of text"),
-            ("headers", [{"X": "1\r\nY: 2"}, {"X ": "1"}, {"Content-Length": "1"}], InvalidHeader, ""),
+            ("headers", [  # CVE-2026-0865, CVE-2026-50269, CVE-2023-23936, RUSTSEC-2020-0008
+                {"X": "1\r\nY: 2"}, {"X\r\nY": "1"}, {"X ": "1"}, {"Host": "b\r\nY: 2"},
+                {"Content-Length": "1"}], InvalidHeader, ""),
             ("auth", [5, {"me": "pw"}, b"token"], TypeError, r"str \| tuple\[str, str\]"),
             ("auth", [("me",), ("me", 5), ("a", "b", "c")], InvalidHeader, r"\(user, password\)"),
             ("auth", ["x\r\n", ("a:b", "c")], InvalidHeader, ""),
             ("cookies", [5, "a=b", [("a", "b")]], TypeError, r"bool \| Mapping.*Jar"),
             ("cookies", [{"a": 5}, {5: "a"}], InvalidHeader, "are text"),
-            ("cookies", [{"a": "1\r\nY: 2"}], InvalidHeader, ""),
+            ("cookies", [{"a": "1\r\nY: 2"}, {"a\r\nY": "1"}, {"a": "b; c=d"}], InvalidHeader, ""),  # CVE-2026-0672
+            ("proxy", ["http://p\r\nY: 2:1"], ProxyError, ""),  # CVE-2026-1502
             ("secret_headers", [None, 5, [5], [b"x"]], TypeError, r"str \| Iterable\[str\]"),
             ("verify", [None, 5, b"ca.pem"], TypeError,
              r"bool \| str \| os.PathLike\[str\] \| ssl.SSLContext"),
@@ -2746,7 +2701,7 @@ class Section11Settings(AsyncCase):
             for name in ("limit", "base_url", "rate", "open_connection"):
                 with self.subTest(name), self.assertRaisesRegex(TypeError, f"keyword '{name}'"):
                     await session.get("http://h.test/", **{name: 1})  # type: ignore[arg-type]
-            wrong: list[Any] = ["", "ftp://h/", "http://h/\r\nX:", 1]
+            wrong: list[Any] = ["", "ftp://h/", "http://h/\r\nX:", "http://h%0d%0aY/", 1]  # CVE-2020-11078
             for url in wrong:
                 with self.subTest(url=url), self.assertRaises(InvalidURL):
                     await session.get(url)
@@ -3028,31 +2983,6 @@ class Section12Session(AsyncCase):
                          end + b"Content-Length: 999999\r\n\r\n" + bytes(200_000)):  # by these bodies
                 async with scripted([READ, head], [READ, answer(b"end")]) as server:
                     self.assertEqual((await asyncget.get(server.url)).content, b"end")
-
-    async def test_nothing_secret_crosses_an_origin(self) -> None:
-        secrets: dict[str, Any] = {
-            "auth": ("me", "pass"), "cookies": {"c": "secret"}, "secret_headers": ["x-Key"],
-            "headers": {"x-key": "secret", "COOKIE": "d=secret", "Host": "front", "X": "1"}}
-        urls: list[str] = []
-        for own in (True, False):
-            async with scripted([READ, redirect("/1"), READ, lambda _: redirect(urls[1]),
-                                 READ, answer(b"end")]) as a, \
-                    scripted([READ, redirect("/2"), READ, lambda _: redirect(urls[0])]) as b, \
-                    Session(**secrets if own else {}) as session:
-                urls[:] = a.url, b.url
-                response = await session.get(a.url, **{} if own else secrets)
-                self.assertEqual(response.content, b"end")
-                for head in a.requests[:2]:
-                    self.assertEqual(head.count(b"secret"), 3, head)
-                    self.assertEqual(field(head, "host"), ["front"])
-                    self.assertEqual(len(field(head, "authorization")), 1)
-                for head, server in zip((*b.requests, a.requests[2]), (b, b, a)):
-                    jar = ["c=secret"] if own and server is a else []  # the jar's, for its origin
-                    self.assertEqual(field(head, "cookie"), jar)
-                    self.assertNotIn(b"secret", head.replace(b"c=secret", b""))
-                    self.assertNotIn(b"uthorization", head)
-                    self.assertEqual((field(head, "host"), field(head, "x")),
-                                     ([f"127.0.0.1:{server.port}"], ["1"]))
 
     async def test_cookies_over_the_wire(self) -> None:
         sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "SET-COOKIE: c=\xe9%0d",
@@ -3653,12 +3583,17 @@ class Section13AddressesAndTLS(AsyncCase):
         with mock.patch.object(ssl.SSLContext, "load_cert_chain") as load:
             tls_context(pem("ca"), pem("client"))
         self.assertIsNotNone(load.call_args[0][2])  # None: OpenSSL would ask on the terminal
-        for verify in ("/none", None, 7.5, "a\0b"):
-            with self.subTest(verify=verify), self.assertRaisesRegex(TLSError, "verify="):
+        for verify in ("/none", pem("key"), None, 7.5, "a\0b"):
+            with self.subTest(verify=verify), self.assertRaisesRegex(TLSError, "verify=") as caught:
                 tls_context(verify)
+            self.assertEqual(caught.exception.exit_code, 77)
 
     async def test_certificates(self) -> None:
         """CVE-2021-28363: what a proxy tunnels, is checked as well, and for the origin's name."""
+        for name, host, good in [("leaf", "127.0.0.1", pem("ca")), ("self_signed", "localhost", pem("self_signed")),
+                                 ("leaf", "localhost", ssl.create_default_context(cafile=pem("ca")))]:
+            async with origin(name) as server:
+                self.assertTrue((await asyncget.get(f"https://{host}:{server.port}/", verify=good)).ok)
         rows: list[tuple[str, str, Any, str]] = [  # certificate, host, verify, complaint
             ("expired", "localhost", pem("ca"), r"expired \(after 0.\d\d s\)\Z"),
             ("other", "localhost", pem("ca"),
@@ -5055,57 +4990,6 @@ class Section16Passwords(AsyncCase):
                     self.assertEqual(len(two.requests), len({i for i in by_proxy if i > 1}))
                     self.assertEqual({head[:8] for head in two.requests} - {b"CONNECT "}, set())
 
-    async def test_no_secret_in_any_text(self) -> None:
-        """Neither plain nor in base64: errors, their arguments and causes, notes, reprs."""
-        secrets = ["s3cret", basic("me", "s3cret")[6:], basic("tok-s3cret", "")[6:], "tok-"]
-        texts: list[str] = []
-
-        def trace(kind: str, data: str | bytes) -> None:
-            if kind == "*":
-                texts.append(str(data))
-
-        async def fail(url: str, **options: Any) -> None:
-            with self.assertRaises(AsyncGetError) as caught:
-                await asyncget.get(url, trace=trace, **{"verify": pem("ca"), **options})
-            error: BaseException | None = caught.exception
-            texts.append(caught.exception.url)
-            texts.extend(traceback.format_exception(type(caught.exception), caught.exception, None))
-            while error:
-                texts.extend(map(repr, (error, error.args)))
-                error = error.__cause__ or error.__context__
-
-        denied = [READ, answer(b"no", status="407 x")]
-        auth: list[dict[str, Any]] = [{"auth": ("me", "s3cret")}, {"auth": "tok-s3cret"}]
-        async with scripted(denied, again=True) as via, scripted([READ, CLOSE]) as server:
-            with socket.socket() as unused:
-                unused.bind(("127.0.0.1", 0))
-                dead = f"127.0.0.1:{unused.getsockname()[1]}"
-                for options in auth:
-                    await fail("https://h.test/", proxy=f"me:s3cret@{via.url[7:]}", **options)
-                    await fail(f"http://{dead}/", **options)
-                for scheme in ("http", "socks5", "socks5h", "https", "socks4", "me:s3cret"):
-                    await fail("http://h.test/", proxy=f"{scheme}://me:s3cret@{dead}")
-                await fail("http://h.test/", proxy=f"http://tok-s3cret:@{dead}")
-                await fail(f"http://me:s3cret@{dead}/")
-            await fail("http://h.test/", proxy=f"socks5h://me:s3cret@{via.url[7:]}", timeout=0.05)
-            await fail(server.url.replace("//", "//me:s3cret@"))
-            await fail("https://h.test/", cert=(pem("client"), pem("encrypted_key"), "s3cret"),
-                       proxy=dead)
-        there = parse_url("http://me:s3cret@h.test/")
-        route = Route(there.origin, None, parse_proxy("me:s3cret@p", "x"), None, None)
-        session = Session(auth=("me", "s3cret"), headers={"X": "s3cret"}, proxy="me:s3cret@p",
-                          cert=("a", "b", "s3cret"), cookies={"a": "s3cret"})
-        for thing in (route, route.proxy, there, Request(there, (("Authorization", "s3cret"),)),
-                      session, session.cookies,
-                      asyncget.Call(session, "http://me:s3cret@h.test/", session._plain, None)):
-            texts += [repr(thing), str(thing), f"{thing}"]
-        async with origin() as server:
-            response = await asyncget.get(server.url.replace("//", "//me:s3cret@"), trace=trace)
-            texts += [repr(response), response.url, repr(response.history), repr(response.headers)]
-        for text, secret in itertools.product(texts, secrets):
-            self.assertNotIn(secret, text)
-        self.assertGreater(len(texts), 80)
-
 
 # ---- real servers
 
@@ -5311,15 +5195,13 @@ class RealServers(AsyncCase):
 # And classes of them that tests hold without naming each:
 #
 #     credentials                      Section10RedirectsAndRetries.test_where_redirects_lead_and_with_what,
-#                                      Section12Session.test_nothing_secret_crosses_an_origin,
 #                                      Section16Passwords.test_every_redirect
 #     pool, 9112 9.2, 9.5, 9110 9.2.2  Section9Pool.test_what_comes_to_an_idle_connection,
 #                                      test_a_kept_connection_that_dies_unanswered, test_model,
 #                                      Section14Proxies.test_same_host_by_other_ways
 #     CVE-2021-22947, cancelling       Section14Proxies.test_socks_refusals,
 #                                      Section12Session.test_cancelled_at_every_await
-#     TLS, 9110 4.3.4                  Section7Connection.test_certificates,
-#                                      Section13AddressesAndTLS
+#     TLS, 9110 4.3.4                  Section13AddressesAndTLS
 #     proxies                          Section14Proxies
 #     cookies                          Section15Cookies
 #     files, 9110 14 and 15.5.17, 6266  the tests of downloads and of the command line
@@ -6409,36 +6291,6 @@ class LongRuns(AsyncCase):
 class PublishedFaults(AsyncCase):
     """Rows of the list that no other test holds."""
 
-    async def test_injection(self) -> None:
-        """Whatever a caller says, by whichever way: nothing is sent, nobody is asked."""
-        async def connect(*_: Any, **__: Any) -> Any:
-            self.fail("it connects")
-
-        evil = "b\r\nY: 2"
-        rows: list[tuple[str, str, dict[str, Any]]] = [
-            ("CVE-2026-0672", "http://h/", {"cookies": {"a": evil}}),
-            ("CVE-2026-0672", "http://h/", {"cookies": {evil: "a"}}),
-            ("CVE-2026-0672", "http://h/", {"cookies": {"a": "b; c=d"}}),
-            ("CVE-2026-0865", "http://h/", {"headers": {"A": evil}}),
-            ("CVE-2026-50269", "http://h/", {"headers": {evil: "a"}}),
-            ("CVE-2023-23936", "http://h/", {"headers": {"Host": evil}}),
-            ("token", "http://h/", {"auth": evil}), ("password", "http://h/", {"auth": ("u", evil)}),
-            ("userinfo", "http://u:%0d%0aY:2@h/", {}),
-            ("CVE-2026-1502", "https://h\r\nY: 2/", {"proxy": "http://p:1"}),
-            ("CVE-2026-1502", "https://h/", {"proxy": "http://p\r\nY: 2:1"}),
-            ("CVE-2026-1502", "https://h%0d%0aY/", {"proxy": "http://p:1"}),
-            ("CVE-2020-11078", "http://h/x\r\n\r\nGET /evil", {}),
-            ("base", "/x\r\nY: 2", {"base_url": "http://h/"}),
-            ("base", "x", {"base_url": "http://h/\r\nY: 2"}),
-            ("RUSTSEC-2020-0008", "http://h/", {"headers": {"Content-Length": "5"}}),
-            ("9110 7.6.1", "http://h/", {"headers": {"Upgrade": "x"}})]
-        for name, url, given in rows:
-            with self.subTest(name, url=url, given=given):
-                with self.assertRaises(AsyncGetError) as caught:
-                    async with Session(open_connection=connect, **given) as session:
-                        await session.get(url)
-                self.assertNotIn("\n", str(caught.exception))
-
     async def test_a_server_does_not_say_where_to_connect(self) -> None:
         """CVE-2020-8284: Alt-Svc, 305 lead nowhere; CVE-2020-8492: no challenge is parsed."""
         for status, line in (("305 U", "Location: http://127.0.0.1:1/"),
@@ -7047,7 +6899,9 @@ class TrustAndSecrets(AsyncCase):
         "http://me:{}@h .test/", "ftp://me:{}@h.test/", "//me:{}@h.test/", "http:/me:{}@h.test/",
         "http:me:{}@h.test", "me:{}@h.test", "http://me:é{}@h.test/", "http://me:{}@127.1/",
         "http://me:{}@h.test/" + "x" * 70_000, "http://me:\udc80{}@h.test/",
-        " http://me:{}@h.test/ ", "http://[{}@h.test/", "http://me:[{}]@h.test/"]
+        " http://me:{}@h.test/ ", "http://[{}@h.test/", "http://me:[{}]@h.test/",
+        "http://me:{}@h:x/", "http://me:{}/x@h/", "http://{}\n@h/", "http://me:{}?@h/",
+        "http://u:" + "x" * 90 + "{}" + "x" * 500 + "@\n"]
 
     def assertHidden(self, *texts: Any) -> None:
         for text in texts:
@@ -7077,7 +6931,7 @@ class TrustAndSecrets(AsyncCase):
                     except AsyncGetError as error:
                         self.hidden_error(error)
                     self.assertHidden(session, *[text for kind, text in notes if kind == "*"])
-                if "\x01" in url or url.startswith("http:/m"):
+                if re.search("[\1\n]|^http:/m", url):
                     continue
                 for to in (url, url.replace("http:", "", 1)):
                     where = b"Location: " + to.encode("utf-8", "surrogateescape")
@@ -7117,6 +6971,12 @@ class TrustAndSecrets(AsyncCase):
                     except (AsyncGetError, TypeError, ValueError) as error:
                         self.hidden_error(error)
                     self.assertHidden(*[text for kind, text in notes if kind == "*"])
+        there = parse_url(f"http://me:{self.MARK}@h.test/")
+        route = Route(there.origin, None, parse_proxy(f"me:{self.MARK}@p", "x"), None, None)
+        session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
+        self.assertHidden(there, str(there), route, route.proxy, str(route.proxy), session,
+                          Request(there, (("Authorization", self.MARK),)),
+                          asyncget.Call(session, f"http://me:{self.MARK}@h.test/", session._plain, None))
 
     SHOWN = [
         "Set-Cookie: a={}", "Set-Cookie: a=b\r\n {}", "Set-Cookie: a\r\n \r\n {}", "Set-Cookie2: {}",
@@ -9058,13 +8918,6 @@ class Section20CommandLine(Folder):
         self.assertEqual(asyncget.proxy_environment(options, environ),
                          {"https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"})
 
-    def test_secrets_are_masked(self) -> None:
-        shown = asyncget._FIELD.sub(
-            asyncget.mask_field, "GET / HTTP/1.1\r\nauthorization: Basic x\r\n"
-            "Proxy-Authorization:y\r\nCOOKIE: z\r\nX-Cookie: kept\r\n")
-        self.assertEqual(re.findall("^[^:\r\n]*: .*$", shown.replace("\r", ""), re.M), [
-            "authorization: ***", "Proxy-Authorization: ***", "COOKIE: ***", "X-Cookie: kept"])
-
     # ---- a table of command lines
 
     HEAD, GONE = ok()[:-6], ok(b"gone\n", "X: y", status="404 Not Found")
@@ -9972,14 +9825,6 @@ class AcrossSections(AsyncCase):
             with self.assertRaises(RuntimeError):
                 await session.get(server.url)
             self.assertEqual((await session.get(server.url)).content, b"ok")
-
-    async def test_no_timeout_makes_an_idle_connection_live_longer(self) -> None:
-        for timeout in (None, 3600):
-            with self.subTest(timeout=timeout), mock.patch.object(asyncget, "IDLE_SECONDS", 0.05):
-                async with scripted([READ, answer()]) as server, Session(timeout=timeout) as session:
-                    await session.get(server.url, deadline=300)
-                    await until(lambda: not server.open)
-                    self.assertEqual(count(session), (0, 0, 0))
 
     async def test_none_is_no_limit(self) -> None:
         opening: list[str] = []
