@@ -78,13 +78,10 @@ from unittest import mock
 
 import asyncget
 from asyncget import (
-    URL,
     AsyncGetError,
     Bar,
     Body,
     ConnectError,
-    Connection,
-    Decoder,
     DecodingError,
     Framing,
     Headers,
@@ -92,59 +89,32 @@ from asyncget import (
     InvalidHeader,
     InvalidURL,
     Origin,
-    Partial,
     ProtocolError,
     ProxyError,
     Request,
     Response,
-    Route,
     Session,
     StatusError,
     TimedOut,
     TLSError,
     TooLarge,
-    TooManyRedirects,
-    add_params,
-    body_framing,
     body_parser,
-    bypasses_proxy,
     charset_of,
     choose_proxy,
-    content_codings,
-    field_text,
-    find_head_end,
-    is_rest,
     join_url,
-    masked,
-    may_reuse,
     merge_fields,
-    name_from_header,
-    netrc_auth,
     next_request,
     parse_arguments,
-    parse_cookie_file,
     parse_head,
-    parse_host,
     parse_proxy,
     parse_url,
-    printable,
     render_auth,
     render_cookie_file,
     render_cookies,
     render_fields,
     render_request,
-    render_sidecar,
-    render_timeline,
-    render_write_out,
-    resolved,
-    retry_after,
-    retry_delay,
-    session_settings,
     shown,
-    split_userinfo,
-    status_reason,
     tls_context,
-    trusted,
 )
 
 # ==== What the test classes share =============================================
@@ -507,7 +477,7 @@ def head(*fields: bytes, status: bytes = b"HTTP/1.1 200 OK") -> asyncget.Head:
 
 def decode(codings: Iterable[bytes], pieces: Iterable[bytes]) -> bytes:
     """What a decoder makes of pieces."""
-    decoder = Decoder(list(codings))
+    decoder = asyncget.Decoder(list(codings))
     content = b"".join(out for piece in pieces for out in decoder.feed(piece))
     decoder.finish()
     return content
@@ -584,7 +554,7 @@ class Section1Errors(Section):
             (b"a" * 100, f"b'{'a' * 100}'"), (b"a" * 101, f"b'{'a' * 100}'…")])
 
     def test_printable(self) -> None:  # CVE-2004-1488, GO-2026-5039
-        self.alike(printable, [
+        self.alike(asyncget.printable, [
             ("", ""), ("naïve 日本 text", "naïve 日本 text"), ("a\x1b[2Jb", r"a\x1b[2Jb"),
             ("\r\n\t\0\x7f", r"\r\n\t\x00\x7f"), ("\x9b31m", r"\x9b31m"),  # C1 is an escape, too
             ("a\u202egpj.exe", r"a\u202egpj.exe"), ("\u2066\u200b", r"\u2066\u200b"),  # direction
@@ -642,8 +612,8 @@ class Section2URLs(Section):
             "日本.test": "xn--wgv71a.test", "XN--WGV71A.test": "xn--wgv71a.test",
             "xn--example-.com": "xn--example-.com",            # RUSTSEC-2024-0421: opaque
             "a" * 63 + ".test": "a" * 63 + ".test"}
-        self.alike(parse_host, hosts.items())
-        self.alike(lambda host: parse_host(asyncget.bracketed(host)),
+        self.alike(asyncget.parse_host, hosts.items())
+        self.alike(lambda host: asyncget.parse_host(asyncget.bracketed(host)),
                    ((host, host) for host in hosts.values()))
 
     def test_authority(self) -> None:
@@ -746,7 +716,7 @@ class Section2URLs(Section):
 
     def test_merged_params(self) -> None:
         base = (("key", "k"), ("page", 1), ("page", 2))
-        self.alike(lambda params: add_params(
+        self.alike(lambda params: asyncget.add_params(
             parse_url("http://h"), asyncget.merge_params(base, params)).target[2:], [
             ((), "key=k&page=1&page=2"), ({"q": 1}, "key=k&page=1&page=2&q=1"),
             ({"page": 3}, "key=k&page=3"), ({"key": None}, "page=1&page=2"),
@@ -763,9 +733,9 @@ class Section2URLs(Section):
                 ("/", {"a": ""}, "/?a="), ("/", {"a": b"\xff"}, "/?a=%FF"),
                 ("/", {"a": "\r\n"}, "/?a=%0D%0A"), ("/#f", {"a": 1}, "/?a=1#f")]:
             with self.subTest(params, given=given):
-                made = add_params(parse_url("http://h" + given), params)  # type: ignore[arg-type]
+                made = asyncget.add_params(parse_url("http://h" + given), params)  # type: ignore[arg-type]
                 self.assertEqual(str(made), "http://h" + target)
-        self.refused(InvalidURL, "not Unicode", add_params, parse_url("http://h"), {"a": "\ud800"})
+        self.refused(InvalidURL, "not Unicode", asyncget.add_params, parse_url("http://h"), {"a": "\ud800"})
 
 
 class Section3RequestBytes(Section):
@@ -792,7 +762,7 @@ class Section3RequestBytes(Section):
         has = sys.version_info >= (3, 14)
         self.assertEqual((asyncget.HAS_ZSTD, "zstd" in asyncget.ACCEPT_ENCODING), (has, has))
         if not has:
-            self.refused(DecodingError, "zstd", content_codings, b"zstd")
+            self.refused(DecodingError, "zstd", asyncget.content_codings, b"zstd")
 
     def test_merge(self) -> None:
         base = (("Host", ""), ("Accept", "*/*"), ("X", "1"))
@@ -867,10 +837,10 @@ class Section3RequestBytes(Section):
                      (("Authorization", render_auth(f"{SECRET}\r\nX: 1")),), HERE)
 
     def test_userinfo(self) -> None:
-        self.alike(split_userinfo, [
+        self.alike(asyncget.split_userinfo, [
             ("u:p", ("u", "p")), ("u", ("u", "")), ("u:a:b", ("u", "a:b")), (":", ("", "")),
             ("a%40b:p%3A%C3%A9", ("a@b", "p:é")), ("u:%0d%0a", ("u", "\r\n"))])
-        evil = split_userinfo(f"u:{SECRET}%0d%0a")  # CVE-2012-0036
+        evil = asyncget.split_userinfo(f"u:{SECRET}%0d%0a")  # CVE-2012-0036
         self.refused(InvalidHeader, "", render_auth, evil)
 
 
@@ -882,7 +852,7 @@ class Section4ResponseHead(Section):
     def test_status_lines(self) -> None:
         def parts(line: bytes) -> tuple[int, int, str]:
             parsed = parse_head(line + b"\r\n\r\n")
-            return parsed.minor, parsed.status, status_reason(parsed.raw)
+            return parsed.minor, parsed.status, asyncget.status_reason(parsed.raw)
 
         self.alike(parts, [
             (b"HTTP/1.1 200 OK", (1, 200, "OK")), (b"HTTP/1.0 404 Not Found", (0, 404, "Not Found")),
@@ -931,10 +901,10 @@ class Section4ResponseHead(Section):
     def test_the_end_is_found_when_it_is_there_and_not_before(self) -> None:
         for wire in (b"HTTP/1.1 200\r\nA: 1\r\n 2\r\n\r\n", b"H\nA: 1\n\n", b"A\r\n\n", b"A\n\r\n"):
             for extra in (b"", b"hello", b"\r\n\r\n", b"\n\n", b"HTTP/1.1 200 OK\r\n\r\n"):
-                self.assertEqual(find_head_end(wire + extra), len(wire))
+                self.assertEqual(asyncget.find_head_end(wire + extra), len(wire))
             for cut in range(len(wire)):
-                self.assertEqual(find_head_end(wire[:cut]), 0)
-                self.assertEqual(find_head_end(bytearray(wire), max(0, cut - 2)), len(wire))
+                self.assertEqual(asyncget.find_head_end(wire[:cut]), 0)
+                self.assertEqual(asyncget.find_head_end(bytearray(wire), max(0, cut - 2)), len(wire))
 
     def test_octets(self) -> None:  # 9110 5.5, 6265 5.4
         for line, text, target in [
@@ -950,7 +920,7 @@ class Section4ResponseHead(Section):
         self.alike(lambda name: asyncget.octets_text(twice, name),
                    [("set-cookie", ["a=\udcff", "b=2"]), ("cookie", [])])
 
-        self.alike(field_text, [
+        self.alike(asyncget.field_text, [
             (b" a\t", "a"), (b"caf\xc3\xa9", "café"), (b"caf\xe9", "café"), (b"", ""),
             (b"\xc2\xa0a\x85", "Â\xa0a\x85"), (b"\xff\xfe", "ÿþ")])
 
@@ -975,7 +945,7 @@ class Section5BodyFraming(Section):
     """A body ends where its head says: not a byte sooner, nor later, however it arrives."""
 
     def test_framing(self) -> None:  # 9112 6.3
-        self.alike(lambda fields: body_framing(head(*fields)), [
+        self.alike(lambda fields: asyncget.body_framing(head(*fields)), [
             ([], "close"), ([b"Content-Length: 5"], 5), ([b"Content-Length: 0"], 0),
             ([b"Content-Length: 005"], 5), ([b"Content-Length: " + b"9" * 18], 10**18 - 1),
             ([b"Content-Length: 5, 5"], 5),                                # 9112 6.3-5: equal
@@ -989,7 +959,7 @@ class Section5BodyFraming(Section):
             for fields in ([], [b"Content-Length: 5"], [b"Transfer-Encoding: chunked"],
                            [b"Content-Length: x"]):
                 with self.subTest(status, fields=fields):
-                    self.assertEqual(body_framing(head(*fields, status=b"HTTP/1.1 %d" % status)), 0)
+                    self.assertEqual(asyncget.body_framing(head(*fields, status=b"HTTP/1.1 %d" % status)), 0)
 
     def test_bad_framing(self) -> None:
         length, transfer = b"Content-Length: ", b"Transfer-Encoding: "
@@ -1012,7 +982,7 @@ class Section5BodyFraming(Section):
                         b"30,", b",30", b"30,,30", b",", b"30, ,30", b"5, 05"]]]}.items():
             for fields in rows:
                 with self.subTest(fields):
-                    self.refused(ProtocolError, said, body_framing, head(*fields))
+                    self.refused(ProtocolError, said, asyncget.body_framing, head(*fields))
 
     def test_reuse(self) -> None:  # 9112 9.3, 9.6
         rows: list[tuple[int, bytes, Framing, bool]] = [
@@ -1027,7 +997,7 @@ class Section5BodyFraming(Section):
         for minor, field, framing, reuse in rows:
             with self.subTest(field, minor=minor, framing=framing):
                 top = head(field, status=b"HTTP/1.%d 200" % minor)
-                self.assertIs(may_reuse(top, framing), reuse)
+                self.assertIs(asyncget.may_reuse(top, framing), reuse)
 
     def unfinished(self, framing: Framing, pieces: Iterable[bytes]) -> Any:
         """The payload of a body of which more must come."""
@@ -1207,14 +1177,14 @@ class Section8Decoding(Section):
             with self.subTest(codings):
                 with mock.patch.object(asyncget.Inflater, "open", autospec=True,
                                        side_effect=asyncget.Inflater.open) as opened:
-                    sizes = [len(piece) for piece in Decoder(codings).feed(bomb)]
+                    sizes = [len(piece) for piece in asyncget.Decoder(codings).feed(bomb)]
                 self.assertEqual(opened.call_count, len(codings))
                 self.assertEqual(sum(sizes), size)
                 self.assertLessEqual(max(sizes), asyncget.MAX_DECODED_STEP_BYTES)
 
     def test_codings(self) -> None:
         def found(*fields: bytes) -> list[bytes]:
-            return content_codings(head(*fields).fields.get(b"content-encoding", b""))
+            return asyncget.content_codings(head(*fields).fields.get(b"content-encoding", b""))
 
         self.assertEqual(found(), [])
         self.assertEqual(found(b"content-encoding: deflate", b"Content-Encoding: , gzip"),
@@ -1236,14 +1206,14 @@ class Section8Decoding(Section):
     def test_zstd(self) -> None:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
         coded = zstd.compress(self.TEXT)
-        self.assertEqual(content_codings(b"zstd"), [b"zstd"])
+        self.assertEqual(asyncget.content_codings(b"zstd"), [b"zstd"])
         for pieces in [*cuts(coded), *cuts(coded + b"\n<!-- -->"),
                        [zstd.compress(self.TEXT[:5]) + zstd.compress(self.TEXT[5:])]]:
             self.assertEqual(decode([b"zstd"], pieces), self.TEXT)
         for end in range(1, len(coded)):
             self.refused(DecodingError, "", decode, [b"zstd"], [coded[:end]])
         self.refused(DecodingError, "not zstd", decode, [b"zstd"], [b"hello"])
-        pieces = list(Decoder([b"zstd"]).feed(zstd.compress(bytes(1 << 22))))
+        pieces = list(asyncget.Decoder([b"zstd"]).feed(zstd.compress(bytes(1 << 22))))
         self.assertLessEqual(max(map(len, pieces)), asyncget.MAX_DECODED_STEP_BYTES)
         self.assertEqual(sum(map(len, pieces)), 1 << 22)
         wide = {zstd.CompressionParameter.window_log: 27}  # RFC 9659: 8 MiB and no more
@@ -1631,7 +1601,7 @@ class Section6Response(Section):
                     fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
                 source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
                 got = response(fields=[*fields, field, GZIP], source=source)
-                with mock.patch.object(Decoder, "feed", side_effect=AssertionError("decoded")):
+                with mock.patch.object(asyncget.Decoder, "feed", side_effect=AssertionError("decoded")):
                     run(got.discard())
                 self.assertEqual((source.kept, source.aborted, source.asked),
                                  (kept, 1 - kept, asked))
@@ -2223,7 +2193,7 @@ class Section9Pool(AsyncCase):
 
     async def test_the_work_of_a_release_does_not_grow_with_the_queue(self) -> None:
         async def use(pool: asyncget.Pool, origin: Origin) -> None:
-            connection = await pool.acquire(Route(origin, None, None, None, None), 9.0)
+            connection = await pool.acquire(asyncget.Route(origin, None, None, None, None), 9.0)
             await asyncio.sleep(0)
             connection.close()
 
@@ -2628,9 +2598,9 @@ class Section10RedirectsAndRetries(AsyncCase):
                 with self.subTest(repr(outcome)):
                     if isinstance(outcome, str):
                         outcome = self.response("http://h/", f"Retry-After: {outcome}", status=503)
-                    self.assertEqual(retry_delay(1, outcome, 2), expected)
-            self.assertEqual([retry_delay(i, TimedOut(), 2) for i in (1, 2, 3)], [0.5, 1.0, None])
-        self.assertEqual(retry_after("120"), 120.0)
+                    self.assertEqual(asyncget.retry_delay(1, outcome, 2), expected)
+            self.assertEqual([asyncget.retry_delay(i, TimedOut(), 2) for i in (1, 2, 3)], [0.5, 1.0, None])
+        self.assertEqual(asyncget.retry_after("120"), 120.0)
 
 
 class Section11Settings(AsyncCase):
@@ -2963,7 +2933,7 @@ class Section12Session(AsyncCase):
             async with scripted([READ, redirect("/loop"), LOOP]) as server:
                 error = await error_of(asyncget.get(server.url, **options))
                 self.assertEqual((type(error), len(error.history), len(server.requests)),
-                                 (TooManyRedirects, hops, hops))
+                                 (asyncget.TooManyRedirects, hops, hops))
                 self.assertEqual(error.response, error.history[-1])
         end = b"HTTP/1.1 302 F\r\nLocation: /b\r\n"
         with mock.patch.object(asyncget, "MAX_DISCARD_SECONDS", TEST_SECONDS):
@@ -3464,10 +3434,10 @@ class Section13AddressesAndTLS(AsyncCase):
         ]
         for resolve, asked, address in rows:
             with self.subTest(resolve=resolve):
-                self.assertEqual(resolved(resolve, asked), address)
+                self.assertEqual(asyncget.resolved(resolve, asked), address)
         for key in ("h.test", "h.test:", "443", "h.test:https", "a/b:443"):
             with self.subTest(key), self.assertRaises(InvalidURL):
-                resolved({key: "127.0.0.1"}, h)
+                asyncget.resolved({key: "127.0.0.1"}, h)
 
     def test_tls_context(self) -> None:
         own = ssl.create_default_context()
@@ -3538,7 +3508,7 @@ class Section13AddressesAndTLS(AsyncCase):
     async def test_where_the_authorities_come_from(self) -> None:
         folder = self.folder()
         with mock.patch.dict(os.environ, {"SSL_CERT_FILE": "/none/ca.pem", "SSL_CERT_DIR": "/"}):
-            self.assertRegex(trusted(True), r"SSL_CERT_FILE \(/none/ca.pem, which is not there\) "
+            self.assertRegex(asyncget.trusted(True), r"SSL_CERT_FILE \(/none/ca.pem, which is not there\) "
                                             r"and SSL_CERT_DIR \(/\)")
         async with origin("leaf") as server:
             url = f"https://localhost:{server.port}/"
@@ -3710,7 +3680,7 @@ class Section14Proxies(AsyncCase):
         for url, direct, exempting in rows:
             for no_proxy in exempting:
                 with self.subTest(no_proxy=no_proxy[:60], url=url):
-                    self.assertIs(bypasses_proxy(no_proxy, parse_url(url).origin), direct)
+                    self.assertIs(asyncget.bypasses_proxy(no_proxy, parse_url(url).origin), direct)
 
     def test_choose_proxy(self) -> None:
         http, https = "http://p:1 (from http_proxy)", "http://p:1 (from https_proxy)"
@@ -4499,7 +4469,7 @@ class Section15Cookies(Section):
         touched: list[str] = []
         belongs = asyncget.Cookie.belongs
 
-        def counted(cookie: asyncget.Cookie, url: URL) -> bool:
+        def counted(cookie: asyncget.Cookie, url: asyncget.URL) -> bool:
             touched.append(cookie.domain)
             return belongs(cookie, url)
 
@@ -4651,7 +4621,7 @@ class Section15Cookies(Section):
             ("", None), ("# Netscape", None), ("h.test FALSE / FALSE 0 a 1", None),
         ):
             with self.subTest(line):
-                cookies, unknown = parse_cookie_file(f"# x\n{line}\n")
+                cookies, unknown = asyncget.parse_cookie_file(f"# x\n{line}\n")
                 with mock.patch.object(time, "time", lambda: NOW):
                     living = [cookie for cookie in cookies if cookie.lives()]
                 self.assertEqual(living, [expected] * bool(expected))
@@ -4670,7 +4640,7 @@ class Section15Cookies(Section):
         self.assertRegex(lines[6], "^h.test\tFALSE\t/\tFALSE\t[0-9]+\td\t1$")
         self.assertEqual(lines[7:], [""])  # neither a tab nor what is for one port
         again = asyncget.Cookies()
-        for cookie in parse_cookie_file("\n".join(lines))[0]:
+        for cookie in asyncget.parse_cookie_file("\n".join(lines))[0]:
             again.add(cookie)
         self.assertEqual(sent_with(again, "https://h.test/p"), "a=1; b=\u00e9\udcff; nameless; d=1")
 
@@ -4763,7 +4733,7 @@ class Section16Passwords(AsyncCase):
         """What a file with these bytes has for a host."""
         with open(self.path, "wb") as file:
             file.write(data)
-        return netrc_auth(self.path, host, user)
+        return asyncget.netrc_auth(self.path, host, user)
 
     def test_netrc_auth(self) -> None:
         self.alike(self.found, (row[1:] for row in NETRC))
@@ -4780,11 +4750,11 @@ class Section16Passwords(AsyncCase):
             self.assertNotIn("s3cret", repr(caught.exception.__context__))
         for wrong in (self.path + "/x", self.path + "\0", os.path.dirname(self.path), ""):
             with self.subTest(wrong), self.assertRaisesRegex(AsyncGetError, "^cannot read"):
-                netrc_auth(wrong, "a.test")
+                asyncget.netrc_auth(wrong, "a.test")
         self.found(b"machine a.test login me password secret\n")
         home = os.path.dirname(self.path)
         with mock.patch.dict(os.environ, HOME=home, USERPROFILE=home):
-            self.assertEqual(netrc_auth(True, "a.test"), NETRC_ME)
+            self.assertEqual(asyncget.netrc_auth(True, "a.test"), NETRC_ME)
 
     async def test_netrc_over_the_wire(self) -> None:
         self.found(b"machine a.test login a password 1\nmachine b.test login b password 2\n"
@@ -5432,16 +5402,16 @@ class Pieces:
         """There is none."""
 
 
-def headed(head: asyncget.Head, url: URL = BASE) -> Response:
+def headed(head: asyncget.Head, url: asyncget.URL = BASE) -> Response:
     """A Response whose body has not come yet."""
     return Response(head, url, Body(Source(), head))  # type: ignore[arg-type]
 
 
 Outcome = tuple[Any, ...]
-ROUTE = Route(BASE.origin, None, None, None, None)
+ROUTE = asyncget.Route(BASE.origin, None, None, None, None)
 
 
-class Kept(Connection):
+class Kept(asyncget.Connection):
     """A connection that is kept without a look at what comes next."""
 
     def rest_in_pool(self, now: float) -> None:
@@ -5450,7 +5420,7 @@ class Kept(Connection):
 
 async def receive(pieces: Iterable[bytes]) -> tuple[Outcome, Any]:
     """What becomes of pieces that answer a request: something to compare, and the Response."""
-    kept: list[Connection] = []
+    kept: list[asyncget.Connection] = []
     double = Pieces(pieces)
     connection = Kept(ROUTE, double.connect, kept.append, lambda _: None)
     await connection.open(None)
@@ -5518,7 +5488,7 @@ class HostileFuzz(unittest.TestCase):
             assert opinion is not None, "accepted, but not by the grammar"
             self.assertEqual((outcome[0], outcome[2]), opinion[:2])
             self.assertEqual([(name.lower(), value) for name, value in outcome[3]],
-                             [(name.decode(), field_text(value))
+                             [(name.decode(), asyncget.field_text(value))
                               for name, value in fields_in(opinion[2])])
             self.use(response)
 
@@ -5531,7 +5501,7 @@ class HostileFuzz(unittest.TestCase):
         self.assertEqual(dict(response.headers).keys(), set(response.headers))
         self.assertIsNotNone((response.text, response.reason, repr(response), response.elapsed,
                               response.links, response.cookies, response.encoding))
-        delay = retry_delay(1, response, 1)
+        delay = asyncget.retry_delay(1, response, 1)
         self.assertTrue(delay is None or 0 <= delay <= 60)
         self.use_cookies(response)
         asked = Request(BASE, (("Host", ""), ("Cookie", "s")))
@@ -5553,7 +5523,7 @@ class HostileFuzz(unittest.TestCase):
         fields = Request(BASE, (("Host", ""),)).with_cookies(jar.pairs_for(BASE)).fields
         self.one_request(render_request("/", render_fields(fields, BASE.origin)), len(fields))
         text = render_cookie_file(jar)
-        again = parse_cookie_file(text)[0]
+        again = asyncget.parse_cookie_file(text)[0]
         self.assertEqual(render_cookie_file(again), text)
         self.assertEqual([cookie.key for cookie in again],
                          [cookie.key for cookie in jar if "\t" not in "".join(cookie[:4])])
@@ -5602,7 +5572,7 @@ class HostileFuzz(unittest.TestCase):
                 asyncget.check_cookie("c", other)
                 cookie, auth = render_cookies([("c", other)]), render_auth((value, other))
                 merged += (("Cookie", cookie), ("Authorization", auth))
-                head = render_request(add_params(BASE, {name: value, "b": [other, None]}).target,
+                head = render_request(asyncget.add_params(BASE, {name: value, "b": [other, None]}).target,
                                       render_fields(merged, BASE.origin))
             except AsyncGetError as error:
                 self.harmless(error)
@@ -5625,11 +5595,11 @@ class HostileFuzz(unittest.TestCase):
         tokens = [*"- 9:;=,\"<>\\%/٥\x85é", "GMT", "charset="]
 
         def check(text: str) -> None:
-            self.assertGreaterEqual(retry_after(text), 0)
+            self.assertGreaterEqual(asyncget.retry_after(text), 0)
             b"\xff\xfe\x1b$B\x80abc~{".decode(charset_of(text), "replace")
-            printed = printable(text) + shown(text.encode("utf-8", "replace")) + masked(text)
+            printed = asyncget.printable(text) + shown(text.encode("utf-8", "replace")) + asyncget.masked(text)
             self.assertTrue(printed.isprintable())
-            split_userinfo(text)
+            asyncget.split_userinfo(text)
             value = re.sub(r"[\0-\10\12-\37\177\ud800-\udfff]", "", text).encode()
             names = (b"Link", b"Set-Cookie", b"Content-Type", b"Retry-After")
             fields = [name + b": " + value for name in names]
@@ -5767,7 +5737,7 @@ class Endless(AsyncCase):
         """What is remembered of fields, chunk lines and URLs is little of what came."""
         def connection(number: int) -> None:
             fields = b"Connection: %d," % number + b"ab," * 20_000
-            may_reuse(parse_head(OK + fields + b"\r\n\r\n"), 0)
+            asyncget.may_reuse(parse_head(OK + fields + b"\r\n\r\n"), 0)
 
         def chunk_line(number: int) -> None:
             body_parser("chunked").send(b"%x;" % number + b"e" * 16_000 + b"\r\n")
@@ -6195,7 +6165,7 @@ class LongRuns(AsyncCase):
                     if "/good" in url:  # this machine may be slow
                         self.assertIsInstance(error, (TimedOut, asyncio.TimeoutError))
 
-        kinds = (Connection, Response, Session, Body, asyncio.StreamReader, asyncio.StreamWriter,
+        kinds = (asyncget.Connection, Response, Session, Body, asyncio.StreamReader, asyncio.StreamWriter,
                  asyncio.TimerHandle, asyncio.Task)
         before, began = alive(*kinds), time.monotonic()
         async with scripted([READ, turn], again=True) as plain, \
@@ -6585,7 +6555,7 @@ class LinearTime(Section):
             "parse_head": raw(lambda t: parse_head(b"HTTP/1.1 200 " + t + b"\r\n\r\n")),
             "parse_head, fields": raw(lambda t: parse_head(OK + t + b"\r\n\r\n")),
             "octets_text": raw(lambda t: asyncget.octets_text(OK + b"x:" + t + b"\r\n", "x")),
-            "may_reuse": raw(lambda t: may_reuse(head(b"Connection: " + t), 0)),
+            "may_reuse": raw(lambda t: asyncget.may_reuse(head(b"Connection: " + t), 0)),
             "parse_border": raw(lambda t: asyncget.parse_border(b"\r\n1;" + t)),
             "read_chunked": raw(lambda t: take("chunked", [t])),
             "read_chunked, trailers": raw(lambda t: take("chunked", [b"0\r\n" + t])),
@@ -6608,9 +6578,9 @@ class LinearTime(Section):
             "store, others": lambda t: stored([t[:4096]], asyncget.OthersJar(
                 http.cookiejar.CookieJar())),
             "parse_proxy": lambda t: parse_proxy(t, "x"),
-            "bypasses_proxy": lambda t: bypasses_proxy(t, Origin("http", "h.test", 80)),
-            "in_network": lambda t: bypasses_proxy(t, Origin("http", "127.0.0.1", 80)),
-            "resolved": lambda t: resolved({"h:80": t}, HERE),
+            "bypasses_proxy": lambda t: asyncget.bypasses_proxy(t, Origin("http", "h.test", 80)),
+            "in_network": lambda t: asyncget.bypasses_proxy(t, Origin("http", "127.0.0.1", 80)),
+            "resolved": lambda t: asyncget.resolved({"h:80": t}, HERE),
             # part IV: validators, names, files, flags
             "strong_validator": lambda t: asyncget.strong_validator(Headers([("etag", f'"{t}"')])),
             "is_own_coding": raw(lambda t: asyncget.is_own_coding(
@@ -6623,7 +6593,7 @@ class LinearTime(Section):
             "render_cookie_file": lambda t: render_cookie_file([asyncget.Cookie("a", t, "h")]),
             "safe_name": lambda t: asyncget.safe_name(t, False),
             "url_parts": lambda t: asyncget.url_parts("http://h/" + t, ""),
-            "render_write_out": lambda t: render_write_out(t, {"exitcode": 0}, Headers()),
+            "render_write_out": lambda t: asyncget.render_write_out(t, {"exitcode": 0}, Headers()),
             "run_command": lambda t: re.sub("[\r\n]", "", t),
             "show_wire": lambda t: asyncget._FIELD.sub(asyncget.mask_field, t),
             "mask_field": lambda t: asyncget._FIELD.sub(
@@ -6641,7 +6611,7 @@ class LinearTime(Section):
             jar = asyncget.Cookies()
             for number in range(len(text) // 4):
                 line = f"h\tTRUE\t/\tFALSE\t0\ta{number}\t1\n"
-                for cookie in parse_cookie_file(line)[0]:
+                for cookie in asyncget.parse_cookie_file(line)[0]:
                     jar.add(cookie)
 
         self.assertTrue(self.is_linear(fill, "a", 2**14))
@@ -6735,7 +6705,7 @@ class TrustAndSecrets(AsyncCase):
             ("with, then without", [(b, {}), (a, {})], {a: b}, c, [(b, "c"), (a, "c"), (b, None)]),
             ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")])]
         for flags in ([], ["--tlsv1.3"], ["-k"]):  # the command's, whatever else is said of TLS
-            given = session_settings(parse_arguments([a, "-E", "c", *flags]))
+            given = asyncget.session_settings(parse_arguments([a, "-E", "c", *flags]))
             of_tls: dict[str, Any] = {
                 name: given[name] for name in ("verify", "cert") if name in given}
             rows.append((f"command {flags}", [(a, {})], {a: b}, of_tls, [(a, "c"), (b, None)]))
@@ -6833,7 +6803,7 @@ class TrustAndSecrets(AsyncCase):
             rows: list[tuple[str, dict[str, Any]]] = [
                 (url, {}), ("http://h.test/x", {"base_url": url}), ("http://h.test/x", {"proxy": url})]
             with self.subTest(form[:60]):
-                self.assertHidden(asyncget.without_userinfo(url), masked(url))
+                self.assertHidden(asyncget.without_userinfo(url), asyncget.masked(url))
                 for asked, settings in rows:
                     notes: list[Any] = []
                     try:
@@ -6885,7 +6855,7 @@ class TrustAndSecrets(AsyncCase):
                         self.hidden_error(error)
                     self.assertHidden(*[text for kind, text in notes if kind == "*"])
         there = parse_url(f"http://me:{self.MARK}@h.test/")
-        route = Route(there.origin, None, parse_proxy(f"me:{self.MARK}@p", "x"), None, None)
+        route = asyncget.Route(there.origin, None, parse_proxy(f"me:{self.MARK}@p", "x"), None, None)
         session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
         self.assertHidden(there, str(there), route, route.proxy, str(route.proxy), session,
                           Request(there, (("Authorization", self.MARK),)),
@@ -7105,7 +7075,7 @@ class Section17Downloads(OnDisk):
         source = asyncget.source_of(parsed(answer()))
         dated = f"Last-Modified: {self.monday}", f"Date: {self.later}"
 
-        def noted(sidecar: bytes) -> Partial | None:
+        def noted(sidecar: bytes) -> asyncget.Partial | None:
             self.write(self.meta, sidecar)
             return asyncget.read_sidecar(self.part)
 
@@ -7125,8 +7095,8 @@ class Section17Downloads(OnDisk):
             ("?", "11", answer(WHOLE, V1, status="404 X")),
         ]:
             with self.subTest(wire):
-                written = render_sidecar(parsed(wire))
-                self.assertEqual(noted(written), Partial(5, validator, framing, source))
+                written = asyncget.render_sidecar(parsed(wire))
+                self.assertEqual(noted(written), asyncget.Partial(5, validator, framing, source))
                 self.assertLess(len(written), asyncget.SIDECAR_BYTES)
         for end in range(len(written)):
             self.assertIsNone(noted(written[:end]))
@@ -7136,7 +7106,7 @@ class Section17Downloads(OnDisk):
 
     def test_what_is_the_rest(self) -> None:
         source, span = asyncget.source_of(parsed(answer())), "Content-Range: bytes 5-10/11"
-        ours = Partial(5, '"v1"', "11", source)
+        ours = asyncget.Partial(5, '"v1"', "11", source)
         untold, full = ours._replace(framing="chunked"), ours._replace(size=11)
         dated = ours._replace(validator=self.monday)
 
@@ -7187,7 +7157,7 @@ class Section17Downloads(OnDisk):
             (False, "416, a range", untold, unmet("bytes 0-4/5")),
         ]:
             with self.subTest(name):
-                self.assertEqual(is_rest(parsed(wire), known), expected)
+                self.assertEqual(asyncget.is_rest(parsed(wire), known), expected)
 
     def test_source(self) -> None:
         """The URL asked for and the one that answered, this one without what was signed."""
@@ -8555,12 +8525,12 @@ class Section18Timeline(AsyncCase):
     def test_at_the_borders(self) -> None:
         bars = [Bar("200 " + "long/" * 50, 0, 1, 2, 3, size=10**12), Bar("x", 3, 3, 3, 3)]
         for width in (40, 80, 200):
-            rows = render_timeline(bars, width).splitlines()[:2]
+            rows = asyncget.render_timeline(bars, width).splitlines()[:2]
             self.assertEqual([len(row) for row in rows], [width, width])
             self.assertRegex(rows[0], r"^200.*\.\.\..*g/ \|")  # a URL says most at its ends
         bars = [Bar("x", 0, 0, 0, 0), Bar("y", 0, 0, 0, 100), Bar("z", 100, 100, 100, 100)]
         for some in (bars[:1], bars):
-            for line in render_timeline(some).splitlines()[:-2]:
+            for line in asyncget.render_timeline(some).splitlines()[:-2]:
                 self.assertIn("#", line)  # no request is too short to be seen
 
     async def test_redirects_have_their_rows(self) -> None:
@@ -8755,7 +8725,7 @@ class Section20CommandLine(Folder):
 
     def name_from(self, disposition: str) -> Any:
         try:
-            return name_from_header(disposition)
+            return asyncget.name_from_header(disposition)
         except AsyncGetError as error:
             self.assertEqual(error.exit_code, 23)
             return ...
@@ -9713,11 +9683,11 @@ class AcrossSections(AsyncCase):
                 async with scripted([READ, answer()], host="two.test") as server:
                     options = parse_arguments([server.url, "-y", "4", *flags])
                     asyncget.TRANSFER.set(asyncget.Transfer(options, 0, server.url, ""))
-                    async with Session(**session_settings(options)) as session:
+                    async with Session(**asyncget.session_settings(options)) as session:
                         self.assertEqual((await session.get(server.url)).content, b"ok")
                 self.assertEqual(families.pop(), family)
         options = parse_arguments(["--unix-socket", "s", "u"])
-        self.assertEqual(session_settings(options)["unix_socket"], "s")
+        self.assertEqual(asyncget.session_settings(options)["unix_socket"], "s")
 
     # ---- what belongs to one origin
 
@@ -9807,7 +9777,7 @@ class AcrossSections(AsyncCase):
     def test_no_attempt_is_too_late_for_its_delay(self) -> None:
         """2.0 ** 1024 is too much for a float."""
         for attempt in (1025, 10**6):
-            self.assertTrue(16 <= (retry_delay(attempt, TimedOut(), 10**6) or 0) <= 32)
+            self.assertTrue(16 <= (asyncget.retry_delay(attempt, TimedOut(), 10**6) or 0) <= 32)
 
     def test_hints(self) -> None:
         self.assertIn("client certificate", asyncget.handshake_hint("TLSV1_ALERT_HANDSHAKE_FAILURE"))
