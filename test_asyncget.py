@@ -6005,7 +6005,7 @@ class LoopsThatEnd(unittest.TestCase):
                 loop.set_exception_handler(lambda *_: None)  # "Task was destroyed"
                 session = Session()
                 task = loop.create_task(session.get(url))
-                loop.run_until_complete(asyncio.sleep(0.1))
+                loop.run_until_complete(asyncio.sleep(0.05))
                 if tidy:
                     task.cancel()
                     loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
@@ -6487,8 +6487,8 @@ class LinearTime(Section):
     """
 
     SHAPES = [  # repeated to the length wanted
-        *"\"\\a=; \t,-:/.%@#?&{[é1ä\0\n\udce9", '\\"', "a=", "a;", "<a>", "; a", ';a="', "rel=a ",
-        ", ", "/../", "/./", "a.", "%41", "a@", "{a}", "[1-", "%{", "%{x}", "%header{", "\\n", "%%",
+        *"\"\\a=; \t,-:/.%@#[1ä\0\n\udce9", '\\"', "a=", "a;", "<a>", "; a", ';a="', ", ", "/../",
+        "a.", "%41", "a@", "{a}", "[1-", "%{", "%{x}", "%header{", "\\n",
         "x-", '"a"', 'a","', ";charset=x", "0 ", "1:1:1 ", "jan ", "a: b\n", "a:\n", " \n", "\r\n ",
         "\n ", "machine h ", '"a" ', "10.0.0.0/8,", "*.", ".a", "a:1,", "[::1]:1,", "::", "ä.",
         "http://", "1\r\nx\r\n", "1;a\r\nx\r\n", "h\tTRUE\t/\tFALSE\t0\ta\t1\n", "\x1f\x8b",
@@ -6627,7 +6627,7 @@ class LinearTime(Section):
         self.assertEqual(slow, [])
 
     def test_eight_times_the_input(self) -> None:
-        self.all_linear(5000)
+        self.all_linear(4400)
 
     @long
     def test_long_inputs(self) -> None:
@@ -8574,10 +8574,10 @@ class Section19DemoServer(AsyncCase):
                 await session.get("/delay/soon")
 
     def test_the_story(self) -> None:
-        """Eight times as fast."""
+        """Twelve times as fast."""
         self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         sleep = asyncio.sleep
-        with mock.patch.object(asyncio, "sleep", lambda seconds: sleep(seconds / 8)), \
+        with mock.patch.object(asyncio, "sleep", lambda seconds: sleep(seconds / 12)), \
                 contextlib.redirect_stdout(io.StringIO()) as printed:
             self.assertEqual(asyncget.main(["--demo"]), 0)
         story, drawings = printed.getvalue().split("\nWhat 2 and 3 looked like, to scale\n")
@@ -8587,7 +8587,7 @@ class Section19DemoServer(AsyncCase):
         self.assertNotIn("... still", story.partition("\n2. ")[2])  # and then it is cancelled
         gathered, in_a_row = map(float, re.findall(r"^ +([0-9.]+) s in all", story, re.M))
         self.assertLess(gathered, in_a_row)
-        self.assertGreaterEqual(in_a_row, 0.35)
+        self.assertGreaterEqual(in_a_row, 0.24)
         self.assertEqual(len(re.findall(r"^200 127.* \|", drawings, re.M)), 20)
 
 
@@ -8806,7 +8806,7 @@ class Section20CommandLine(Folder):
         ("-if {u}/404", GONE[:-5], r"\(22\)", 22),
         ("{u}/junk", b"", r"\(1\)", 1),
         ("-m 0.2 {u}/hang", b"", r"\(28\)", 28),
-        ("-m 0.5 {u}/stall", b"x", r"\(28\)", 28),
+        ("-m 0.3 {u}/stall", b"x", r"\(28\)", 28),
         ("-y 0.2 {u}/hang", b"", r"\(28\)", 28),
         ("--no-compressed {u}/unknown", b"x", "", 0),
         ("--max-filesize 5 {u}/", b"", r"\(63\)", 63),
@@ -8855,8 +8855,8 @@ class Section20CommandLine(Folder):
         ("-G -d @none {u}/", b"", r"\(26\)", 26),
         # time and tries
         ("-m 0 -y 0 --max-filesize 0 --connect-timeout 0 --retry 0 {u}/", b"hello\n", "", 0),
-        ("-m 0.5 --retry 1 --retry-delay 1 {u}/hangs", b"hello\n", "", 0),  # for each try
-        ("-m 0.6 -o o {u}/drips {u}/", b"hello\n", r"\(28\)", 28),
+        ("-m 0.3 --retry 1 --retry-delay 1 {u}/hangs", b"hello\n", "", 0),  # for each try
+        ("-m 0.3 -o o {u}/drips {u}/", b"hello\n", r"\(28\)", 28),
         ("-Y 100 -y 0.3 -o o {u}/drips", b"", r"\(28\) slower", 28),
         ("--retry 5 --retry-delay 9 --retry-max-time 1 {u}/503", b"busy\n", "", 0),
         ("--retry 2 --retry-delay 1 -f -o o {u}/503", b"", "", 0, {"o": b"hello\n"}),
@@ -8910,7 +8910,7 @@ class Section20CommandLine(Folder):
     )
     DIFFERS = re.compile(  # from curl 7.88: newer than it, or on purpose
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
-        r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0.6|-o old -o old {u}/a|"
+        r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0.3 -o|-o old -o old {u}/a|"
         r"-null|%output|url\.host|-long")
 
     @staticmethod
@@ -9075,10 +9075,10 @@ class Section20CommandLine(Folder):
 
     def test_rates(self) -> None:
         with Scripted({"/": ok()}) as server:
-            for line in "--rate 10/s {u} {u} {u}", "--limit-rate 20 {u}":
+            for line in "--rate 20/s {u} {u} {u}", "--limit-rate 40 {u}":
                 line = f"-s --out-null -w %{{time_total}}\\n {line}"
                 done = self.get(line.replace("{u}", server.url))
-                self.assertGreater(max(map(float, done.stdout.split())), 0.19)
+                self.assertGreater(max(map(float, done.stdout.split())), 0.095)
 
     def test_cookies_between_runs(self) -> None:
         """Their bytes are no text: they come, are kept and go back as they are."""
