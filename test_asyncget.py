@@ -4897,7 +4897,7 @@ class RealServers(AsyncCase):
                 self.assertIsNone(process.poll(), log.read()[-2000:])
                 yield
             finally:
-                process.terminate()
+                process.kill()  # squid would take two seconds to say goodbye
                 process.wait()
 
     async def through(self, port: int, allowed: int, denied: str) -> None:
