@@ -1830,6 +1830,7 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
         kept.append(peer)
         for number, step in enumerate([*script, None]):
             if tls and number == sum(isinstance(one, threading.Event) for one in script[:1]):
+                kept.append(peer.dup())  # so that no RST overtakes the alert of a failed handshake
                 peer = tls.wrap_socket(peer, server_side=True)
                 kept.append(peer)
             if step is READ:
@@ -3329,38 +3330,11 @@ def origin(tls: str = "", body: bytes = b"ok") -> Any:
     return scripted([READ, answer(body), LOOP], again=True, tls=server_tls(tls) if tls else None)
 
 
-@contextlib.contextmanager
-def demanding(version: ssl.TLSVersion) -> Iterator[int]:
-    """other.test, which wants a client certificate, on a port.
-
-    It blocks: asyncio's tells nobody why it refuses one.
-    """
+def demanding(version: ssl.TLSVersion) -> Any:
+    """other.test, which wants a client certificate; asyncio's tells nobody why it refuses one."""
     context = server_tls("other", client_ca=True)
     context.maximum_version = version
-
-    def serve() -> None:
-        while True:
-            try:
-                raw = listener.accept()[0]
-            except OSError:
-                return
-            with raw.dup() as spare, contextlib.suppress(OSError):
-                try:
-                    with context.wrap_socket(raw, server_side=True) as tls:
-                        tls.recv(65536)
-                        tls.sendall(answer())
-                except ssl.SSLError:  # it has sent its alert; no RST shall overtake that
-                    spare.shutdown(socket.SHUT_WR)
-                    spare.settimeout(0.2)
-                    while spare.recv(65536):
-                        pass
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+    return beside(*[[READ, answer()]] * 4, tls=context)
 
 
 # ---- 13. Addresses and TLS
@@ -3509,10 +3483,10 @@ class Section13AddressesAndTLS(AsyncCase):
         cert = (pem("client"), pem("encrypted_key"), "secret")
         for version in TLS_VERSIONS:
             async with proxy() as via:
-                with demanding(version) as port:
-                    url = f"https://other.test:{port}/"
+                with demanding(version) as (url, _):
+                    url = url.replace("127.0.0.1", "other.test")
                     ways: list[dict[str, Any]] = [
-                        {"proxy": via.url}, {"resolve": {f"*:{port}": "127.0.0.1"}}]
+                        {"proxy": via.url}, {"resolve": {url[8:]: "127.0.0.1"}}]
                     for way in ways:
                         with self.subTest(version, way=way):
                             with self.assertRaisesRegex(TLSError, "other.test:.*cert=") as caught:
@@ -3937,9 +3911,9 @@ class Section14Proxies(AsyncCase):
             with self.assertRaisesRegex(TLSError, "certificate of h.test:.* through proxy https"):
                 await session.get(f"https://h.test:{server.port}/")
             for version in TLS_VERSIONS:
-                with demanding(version) as port:
-                    with self.assertRaisesRegex(TLSError, "other.test:.*cert="):
-                        await session.get(f"https://other.test:{port}/")
+                with demanding(version) as (url, _):
+                    url = url.replace("127.0.0.1", "other.test")
+                    await self.raised(TLSError, session.get(url), "other.test:.*cert=")
             for end in (CLOSE, CUT, RESET):
                 async with scripted([READ, answer()[:-1], end], tls=server_tls("other")) as cut:
                     with self.assertRaises(IncompleteBody):
