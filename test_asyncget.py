@@ -3306,20 +3306,6 @@ class SocksProxy(Server):
         await relay(reader, writer, int.from_bytes(address[-2:], "big"), [])
 
 
-class Dialogue(Server):
-    """Plays a script in which a number is of bytes to read."""
-
-    async def steps(self, script: Script, reader: Any, writer: Any) -> None:
-        for step in script:
-            if isinstance(step, int):
-                self.requests.append(await reader.readexactly(step))
-            elif isinstance(step, bytes):
-                writer.write(step)
-            elif step is CLOSE:
-                return
-        await reader.read()  # until the client gives up
-
-
 def proxy(kind: type[Server] = HTTPProxy, tls: ssl.SSLContext | None = None) -> Any:
     """A running proxy, for as many connections as come."""
     return serving(kind(((),), True), tls)
@@ -3804,9 +3790,6 @@ class Section14Proxies(AsyncCase):
                     await until(lambda: not server.open)
 
     async def test_silence_in_each_phase(self) -> None:
-        async def mute(*_: Any, **__: Any) -> Any:
-            await asyncio.Event().wait()
-
         socks = ("socks5h", "http", "answer of the proxy", "h.test:80 through proxy socks5h:")
         rows: list[tuple[list[Any], tuple[str, str, str, str]]] = [
             ([], ("http", "https", "answer of the proxy", "h.test:443 through proxy http:")),
@@ -3818,32 +3801,24 @@ class Section14Proxies(AsyncCase):
         for steps, (kind, scheme, phase, where) in rows:
             for limit in ("timeout", "deadline") if kind == "http" else ("timeout",):
                 with self.subTest(phase, steps=steps, limit=limit):
-                    running = scripted(steps) if kind == "http" else serving(
-                        Dialogue((steps,), False))
-                    async with running as server, Session(
-                            proxy=f"{kind}://127.0.0.1:{server.port}", verify=pem("ca")) as session:
-                        options: dict[str, Any] = {limit: 0.05}
-                        with self.assertRaisesRegex(
-                                TimedOut, f"no {phase}.* within 0.05 s.*{where}") as caught:
-                            await session.get(f"{scheme}://h.test/", **options)
-                        self.assertEqual((caught.exception.phase, caught.exception.exit_code),
-                                         (phase, 28))
-                        await until(lambda: not server.open)
-        with mock.patch.dict(os.environ, all_proxy="socks5://p.test"), self.assertRaisesRegex(
-                TimedOut, r"no connection within 0.1 s: proxy socks5://p.test:1080 \(from all_pr"):
-            await asyncget.get("http://h.test/", timeout=0.1, open_connection=mute)
+                    options: dict[str, Any] = {limit: 0.05, "verify": pem("ca")}
+                    with beside(steps) as (url, _):
+                        call = asyncget.get(f"{scheme}://h.test/", proxy=kind + url[4:], **options)
+                        error = await self.raised(
+                            TimedOut, call, f"no {phase}.* within 0.05 s.*{where}")
+                    self.assertEqual((error.phase, error.exit_code), (phase, 28))
+        with mock.patch.dict(os.environ, all_proxy="socks5://p.test"):
+            call = asyncget.get("http://h.test/", timeout=0.05, open_connection=never)
+            await self.raised(TimedOut, call, r"no connection within 0.05 s: proxy "
+                              r"socks5://p.test:1080 \(from all_pr")
 
     async def test_each_phase_has_its_own_time(self) -> None:
-        def slowly(head: bytes) -> list[Any]:
-            return [0.1, OPENED]
-
-        async with scripted([READ, slowly, HOLD]) as slow:
-            loop = asyncio.get_running_loop()
-            begun = loop.time()
-            with self.assertRaises(TimedOut) as caught:
-                await asyncget.get("https://h.test/", proxy=slow.url, verify=pem("ca"), timeout=0.2)
-            self.assertEqual(caught.exception.phase, "TLS handshake")
-            self.assertGreater(loop.time() - begun, 0.29)
+        async with scripted([READ, 0.1, OPENED]) as slow:
+            begun = time.monotonic()
+            error = await self.raised(TimedOut, asyncget.get(
+                "https://h.test/", proxy=slow.url, verify=pem("ca"), timeout=0.2))
+            self.assertEqual(error.phase, "TLS handshake")
+            self.assertGreater(time.monotonic() - begun, 0.29)
         async with origin("other") as server, proxy() as via:
             self.assertTrue((await asyncget.get(f"https://other.test:{server.port}/", proxy=via.url,
                                                 verify=pem("ca"), timeout=None)).ok)
@@ -4025,16 +4000,14 @@ class Section14Proxies(AsyncCase):
                  for number, text in enumerate(texts, 1)]
         for name, userinfo, script, text in rows:
             with self.subTest(name):
-                async with serving(Dialogue((script,), False)) as via, Session(
-                        proxy=f"socks5h://{userinfo}{via.url}", verify=pem("ca")) as session:
-                    with self.assertRaisesRegex(ProxyError, text) as caught:
-                        await session.get(f"http{'s' * ('TLS' in name)}://h.test/")
-                    said = str(caught.exception)
-                    self.assertIn(f"proxy socks5h://{via.url} (from proxy=)", said)
-                    self.assertIn("(after 0.", said)
-                    self.assertEqual(caught.exception.exit_code, 56 if "bytes" in name else 97)
-                    self.assertEqual(count(session), (0, 0, 0))
-                    await until(lambda: not via.open)
+                with beside(script) as (url, _):
+                    async with Session(proxy=f"socks5h://{userinfo}{url[7:]}") as session:
+                        error = await self.raised(
+                            ProxyError, session.get(f"http{'s' * ('TLS' in name)}://h.test/"), text)
+                        self.assertIn(f"proxy socks5h://{url[7:]} (from proxy=)", str(error))
+                        self.assertIn("(after 0.", str(error))
+                        self.assertEqual(error.exit_code, 56 if "bytes" in name else 97)
+                        self.assertEqual(count(session), (0, 0, 0))
 
     # ---- who may share a connection
 
