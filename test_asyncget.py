@@ -1995,18 +1995,14 @@ class Section7Connection(AsyncCase):
                         self.assertEqual(count(session), (0, 0, 0))
 
     async def test_connecting(self) -> None:
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            port = unused.getsockname()[1]
-            found = [(socket.AF_INET, 1, 6, "", (f"127.0.0.{i}", port)) for i in (1, 2)]
-            with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo",
-                                   mock.AsyncMock(return_value=found)):
-                for host, text in (("127.0.0.1", "cannot connect to 127.0.0.1"),
-                                   ("h.test", "h.test:.*127.0.0.1.*127.0.0.2")):
-                    error = await error_of(asyncget.get(f"http://{host}:{port}/"))
-                    self.assertRegex(str(error), text)
-                    self.assertEqual((type(error), error.exit_code, error.errno),
-                                     (ConnectError, 7, errno.ECONNREFUSED))
+        port = free_port()
+        found = [(socket.AF_INET, 1, 6, "", (f"127.0.0.{i}", port)) for i in (1, 2)]
+        with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo",
+                               mock.AsyncMock(return_value=found)):
+            for host, text in (("127.0.0.1", "cannot connect to 127.0.0.1"),
+                               ("h.test", "h.test:.*127.0.0.1.*127.0.0.2")):
+                error = await self.raised(ConnectError, asyncget.get(f"http://{host}:{port}/"), text)
+                self.assertEqual((error.exit_code, error.errno), (7, errno.ECONNREFUSED))
 
     async def test_addresses_with_a_scope(self) -> None:
         """They are connected to with their scope, and named without it (RFC 6874, 9110 7.2)."""
@@ -3483,34 +3479,32 @@ class Section13AddressesAndTLS(AsyncCase):
 
     async def test_errors_of_the_way(self) -> None:
         """Which hop, after how long, at which address, from which variable."""
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            port = unused.getsockname()[1]
-            nowhere, odd, reset = (mock.AsyncMock(side_effect=error) for error in (
-                socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long"),
-                ConnectionResetError("in the handshake")))
-            rows: list[tuple[dict[str, Any], type[ConnectError], int, str]] = [
-                ({}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} \(from "
-                 rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
-                ({"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
-                 "to h.test:443 at 127.0.0.1: .*after 0"),
-                ({"unix_socket": "/none/s"}, ConnectError, 7,
-                 "unix:/none/s: .*No such file.*after"),
-                ({"unix_socket": "/" + "x" * 200}, ConnectError, 7, "cannot connect"),
-                ({"unix_socket": "a\0b"}, ConnectError, 7, "cannot connect"),
-                ({"proxy": None, "open_connection": nowhere}, ConnectError, 6,
-                 "resolve 'h.test', for h.test:443: .*not known.*after"),
-                ({"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
-                ({"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
-                ({"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
-                 "resolve 'p.test', for proxy http://p.test:80")]
-            for options, kind, code, text in rows:
-                with self.subTest(options), mock.patch.dict(
-                        os.environ, HTTPS_PROXY=f"http://127.0.0.1:{port}"):
-                    with self.assertRaisesRegex(kind, text) as caught:
-                        await asyncget.get("https://h.test/", verify=pem("ca"), **options)
-                    self.assertEqual((type(caught.exception), caught.exception.exit_code),
-                                     (kind, code))
+        port = free_port()
+        nowhere, odd, reset = (mock.AsyncMock(side_effect=error) for error in (
+            socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long"),
+            ConnectionResetError("in the handshake")))
+        rows: list[tuple[dict[str, Any], type[ConnectError], int, str]] = [
+            ({}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} \(from "
+             rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
+            ({"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
+             "to h.test:443 at 127.0.0.1: .*after 0"),
+            ({"unix_socket": "/none/s"}, ConnectError, 7,
+             "unix:/none/s: .*No such file.*after"),
+            ({"unix_socket": "/" + "x" * 200}, ConnectError, 7, "cannot connect"),
+            ({"unix_socket": "a\0b"}, ConnectError, 7, "cannot connect"),
+            ({"proxy": None, "open_connection": nowhere}, ConnectError, 6,
+             "resolve 'h.test', for h.test:443: .*not known.*after"),
+            ({"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
+            ({"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
+            ({"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
+             "resolve 'p.test', for proxy http://p.test:80")]
+        for options, kind, code, text in rows:
+            with self.subTest(options), mock.patch.dict(
+                    os.environ, HTTPS_PROXY=f"http://127.0.0.1:{port}"):
+                with self.assertRaisesRegex(kind, text) as caught:
+                    await asyncget.get("https://h.test/", verify=pem("ca"), **options)
+                self.assertEqual((type(caught.exception), caught.exception.exit_code),
+                                 (kind, code))
         with mock.patch.object(asyncio, "open_unix_connection"):
             del asyncio.open_unix_connection  # as on Windows
             with self.assertRaisesRegex(ConnectError, "no unix sockets"):
@@ -5812,8 +5806,7 @@ class Faults(AsyncCase):
                     self.assertEqual(len({"2" in name for name in tried}), 2 if "2" in str(names) else 1)
 
     async def test_errors_that_are_not_ours_give_the_place_back(self) -> None:
-        async def connect(*_: Any, **__: Any) -> Any:
-            raise ZeroDivisionError
+        connect = mock.AsyncMock(side_effect=ZeroDivisionError)
 
         def trace(kind: str, what: str | bytes) -> None:
             if kind == ">" and len(server.requests) == 1 or (
@@ -8234,35 +8227,27 @@ class Section20Files(Folder):
         dated = [f"Last-Modified: {formatdate(time.time() + after, usegmt=True)}"
                  for after in (-3600, 3600)]
 
-        def rest(first: int, *fields: str) -> bytes:
-            return ok(b"hello world"[first:], f"Content-Range: bytes {first}-10/11",
-                      *fields, status="206 Partial Content")
-
-        def unmet(size: str) -> bytes:
-            return ok(b"no", f"Content-Range: bytes */{size}", status="416 No")
-
-        old, full = b"hello", b"hello world"
-        whole, noted = ok(full), ok(full, 'ETag: "v1"')
+        old, full, whole = b"hello", WHOLE, ok(WHOLE)
         busy, gone = ok(b"busy", status="503 No"), ok(b"gone", status="404 No")
         for name, flags, before, answers, code, body, ranges in [
-            ("finished", "-C -", full, [unmet("11")], 0, full, ["11"]),
-            ("broken off", "-C -", old, [rest(5)], 0, full, ["5"]),
+            ("finished", "-C -", full, [unmet("bytes */11")], 0, full, ["11"]),
+            ("broken off", "-C -", old, [piece(5)], 0, full, ["5"]),
             ("an empty one", "-C -", b"", [whole], 0, full, [None]),
-            ("older", "-C - -R", old, [rest(5, dated[0])], 0, full, ["5"]),
-            ("younger", "-C -", b"HELLO", [rest(5, dated[1]), whole], 0, full, ["5", None]),
+            ("older", "-C - -R", old, [piece(5, version=dated[0])], 0, full, ["5"]),
+            ("younger", "-C -", b"HELLO", [piece(5, version=dated[1]), whole], 0, full, ["5", None]),
             ("no ranges", "-C -", b"HELLO", [whole, whole], 0, full, ["5", None]),
             ("no ranges, cut", "-C -", old, [whole, whole[:-3]], 18, old, ["5", None]),
             ("404", "-C -", old, [gone], 22, old, ["5"]),
-            ("other bytes", "-C -", old, [rest(4), whole], 0, full, ["5", None]),
-            ("cut again", "-C -", old, [rest(5)[:-3]], 18, b"hello wo", ["5"]),
-            ("-C 5", "-C 5", old, [rest(5)], 0, full, ["5"]),
-            ("-C 5, 416", "-C 5", old, [unmet("5")], 0, old, ["5"]),
+            ("other bytes", "-C -", old, [piece(4), whole], 0, full, ["5", None]),
+            ("cut again", "-C -", old, [piece(5)[:-3]], 18, b"hello wo", ["5"]),
+            ("-C 5", "-C 5", old, [piece(5)], 0, full, ["5"]),
+            ("-C 5, 416", "-C 5", old, [unmet("bytes */5")], 0, old, ["5"]),
             ("-C 5, ignored", "-C 5", old, [whole], 33, old, ["5"]),
-            ("-C 5, other range", "-C 5", old, [rest(4)], 33, old, ["5"]),
-            ("--retry, cut", "-C - --retry 1", old, [rest(5)[:-3], rest(8)], 0, full, ["5", "8"]),
-            ("--retry, -C 5", "-C 5 --retry 1", old, [busy, rest(5)], 0, full, ["5", "5"]),
+            ("-C 5, other range", "-C 5", old, [piece(4)], 33, old, ["5"]),
+            ("--retry, cut", "-C - --retry 1", old, [piece(5)[:-3], piece(8)], 0, full, ["5", "8"]),
+            ("--retry, -C 5", "-C 5 --retry 1", old, [busy, piece(5)], 0, full, ["5", "5"]),
             ("--retry, a page of 503", "--retry 1", None, [busy, busy], 0, b"busy", [None] * 2),
-            ("--retry, a part", "--retry 2", None, [noted[:-6], busy, rest(5, 'ETag: "v1"')], 0,
+            ("--retry, a part", "--retry 2", None, [answer(full, V1)[:-6], busy, piece(5)], 0,
              full, [None, "5", "5"]),
             ("--retry -f", "-f --retry 1", old, [busy, busy], 22, old, [None] * 2),
         ]:
@@ -8280,10 +8265,8 @@ class Section20Files(Folder):
                     self.assertLess(os.path.getmtime(self.path("f")), time.time() - 3000)
 
     def test_going_on_elsewhere(self) -> None:
-        rest = ok(b" world", "Content-Range: bytes 5-10/11", 'ETag: "v1"', status="206 P")
-        none = ok(b"", "Content-Range: bytes */5", status="416 No")
-        part = ok(b"hello world", 'ETag: "v1"')
-        pages = {"/f": rest, "/all": ok(), "/none": none, "/part": [[part[:-6]], [rest]]}
+        pages = {"/f": piece(5), "/all": ok(), "/none": unmet("bytes */5"),
+                 "/part": [[answer(WHOLE, V1)[:-6]], [piece(5)]]}
         with Scripted(pages) as server:
             url = server.address
             for line, code, stdout in [
@@ -9468,15 +9451,10 @@ class AcrossSections(AsyncCase):
             self.assertEqual((server.connections, len(server.requests)), (2, 2))
 
     async def test_none_is_no_limit(self) -> None:
-        opening: list[str] = []
-
-        async def seam(host: str, port: int, **_: Any) -> Any:
-            opening.append(host)
-            await asyncio.sleep(60)
-
+        seam = mock.AsyncMock(side_effect=never)
         async with Session(limit=None, limit_per_host=None, open_connection=seam) as session:
             tasks = [asyncio.ensure_future(session.get("http://h.test/")) for _ in range(150)]
-            await until(lambda: len(opening) == 150)
+            await until(lambda: seam.call_count == 150)
             await asyncget.cancel(tasks)
         pages = iter([*(redirect(f"/{n}") for n in range(99)), answer()])
         async with scripted([READ, lambda _: next(pages), LOOP]) as server:
@@ -9487,9 +9465,6 @@ class AcrossSections(AsyncCase):
                 Session(**{name: -1})  # type: ignore[arg-type]
 
     async def test_as_completed_ends_when_somebody_cancels_what_the_urls_wait_for(self) -> None:
-        async def all_of(items: AsyncIterator[Any]) -> list[Any]:
-            return [item async for item in items]
-
         async def cancelled(*_: object, **__: object) -> Any:
             future = asyncio.get_running_loop().create_future()
             future.cancel()
@@ -9504,7 +9479,7 @@ class AcrossSections(AsyncCase):
                 for name, items in (("URLs", session.as_completed(urls(), limit=2)),
                                     ("seam", other.as_completed([server.url] * 3, limit=2))):
                     with self.subTest(name), self.assertRaises(asyncio.CancelledError):
-                        await asyncio.wait_for(all_of(items), TEST_SECONDS / 2)
+                        await asyncio.wait_for(listed(items), TEST_SECONDS / 2)
 
     async def test_the_command_tries_the_next_address_as_the_library_does(self) -> None:
         """RFC 8305 5: a first address that swallows all cost the whole timeout."""
@@ -9603,9 +9578,6 @@ class AcrossSections(AsyncCase):
 
     async def test_headers_of_a_download_are_read_once_and_sent_once(self) -> None:
         """Each of its tries has them; the session may be its own."""
-        def rule(attempt: int, outcome: Any) -> float | None:
-            return 0.0 if attempt < 3 and isinstance(outcome, IncompleteBody) else None
-
         short = answer(b"123456789")[:-5]
         headers: Any
         for headers, sent in ((iter([("X-Tenant", "7")]), [["7", "identity"]] * 2),
@@ -9614,7 +9586,7 @@ class AcrossSections(AsyncCase):
                 async with scripted([READ, short, CLOSE], [READ, answer(b"abc")]) as server:
                     with contextlib.nullcontext() if sent else self.assertRaises(InvalidHeader):
                         await asyncget.download(server.url, folder + "/f", headers=headers,
-                                                retries=rule)
+                                                retries=tried(2))
                         self.assertEqual(Path(folder, "f").read_bytes(), b"abc")
                 self.assertEqual([field(head, "X-Tenant") + field(head, "Accept-Encoding")
                                   for head in server.requests], sent)
