@@ -2198,25 +2198,20 @@ class Section9Pool(AsyncCase):
             await asyncio.sleep(0)
             connection.close()
 
-        calls = 0
-
-        def called(*_: Any) -> None:
-            nonlocal calls
-            calls += 1
-
+        calls: list[Any] = []
         for hosts, limit, per_host in ((1, 25, 4), (25, 5, None), (25, 10, 1), (8, 5, 4)):
             steps = []
             for waiting in (50, 200):
                 pool = asyncget.Pool(limit, per_host, asyncio.open_connection, None)
                 origins = [Origin("http", f"h{i % hosts}.test", 80) for i in range(waiting)]
-                calls = 0
-                sys.setprofile(called)
+                calls.clear()
+                sys.setprofile(lambda *_: calls.append(None))
                 try:
                     await asyncio.gather(*(use(pool, origin) for origin in origins))
                 finally:
                     sys.setprofile(None)
                 self.assertEqual((len(pool.all), pool.open), (0, {}))
-                steps.append(calls)
+                steps.append(len(calls))
             self.assertLess(steps[1] / steps[0], 4 * 1.3, (hosts, limit, per_host, steps))
 
     async def test_standing_still(self) -> None:
@@ -3016,9 +3011,7 @@ class Section12Session(AsyncCase):
                     self.assertEqual(await code_of(call), expected)
                 self.assertEqual(asked, [*enumerate(outcomes, 1)])
 
-        def broken(attempt: int, outcome: Any) -> float | None:
-            raise KeyError("of the caller's")
-
+        broken = mock.Mock(side_effect=KeyError)
         async with scripted([READ, statuses[0], READ, CLOSE]) as server, Session() as session:
             for _ in range(2):
                 await self.raised(KeyError, session.get(server.url, retries=broken))
@@ -6254,12 +6247,7 @@ class StrangersCost(AsyncCase):
                 self.assertLess(work.most, 2 * asyncget.MAX_WORK_BYTES)
 
     async def test_a_plain_body_without_end(self) -> None:
-        body = b"x" * 2**16
-
-        def on(_: bytes) -> list[Any]:
-            return [body, on]
-
-        async with scripted([READ, OK + b"\r\n", on], again=True) as server:
+        async with scripted([READ, OK + b"\r\n", *[b"x" * 2**16] * 9999]) as server:
             with self.assertRaisesRegex(TimedOut, "deadline"):
                 await asyncget.get(server.url, deadline=0.1, max_size=None)
 
@@ -7125,21 +7113,18 @@ class Section17Downloads(OnDisk):
             ("304", [unsized(b"", status="304 X")], StatusError),
             ("cut head", [b"HTTP/1.1 20"], IncompleteBody),
         ]
+        seen: list[Any] = []
         for name, answers, outcome in rows:
-            seen: list[Any] = []
-
-            def note(*facts: Any, seen: list[Any] = seen) -> None:
-                seen.append(facts)
-
             with self.subTest(name):
                 self.clear()
+                seen.clear()
                 async with giving(*answers) as server:
                     self.leave(server)
                     if name == "416: whole":
                         self.write(self.part, WHOLE)
                     before = self.read(self.part) or b""
                     if isinstance(outcome, bytes):
-                        await self.get(server.url, progress=note)
+                        await self.get(server.url, progress=lambda *facts: seen.append(facts))
                         self.assert_whole(outcome)
                         nothing_came = name == "416: whole"
                         self.assertEqual(seen[-1:], [] if nothing_came else [(len(outcome),) * 2])
@@ -7514,16 +7499,13 @@ class Section17Files(OnDisk):
         def mode(path: str) -> int:
             return stat.S_IMODE(os.stat(path).st_mode)
 
+        seen: set[int] = set()
         self.addCleanup(os.umask, os.umask(0o022))
         for old, left, expected in [
             (None, False, 0o644), (0o600, False, 0o600), (0o600, True, 0o600),
             (0o755, False, 0o755), (0o4755, False, 0o755),
         ]:
-            seen: set[int] = set()
-
-            def note(*_: Any, seen: set[int] = seen) -> None:
-                seen.add(mode(self.part))
-
+            seen.clear()
             with self.subTest(old=old, left=left):
                 async with giving(piece(5) if left else answer(WHOLE, V1)) as server:
                     if left:
@@ -7531,7 +7513,7 @@ class Section17Files(OnDisk):
                     if old is not None:
                         self.write(self.path, b"old")
                         os.chmod(self.path, old)
-                    await self.get(server.url, progress=note)
+                    await self.get(server.url, progress=lambda *_: seen.add(mode(self.part)))
                 self.assertEqual((seen, mode(self.path)), ({expected}, expected))
                 self.assert_whole()
         self.write(self.victim, b"su")
