@@ -4706,7 +4706,9 @@ class Section16Passwords(AsyncCase):
                            "no_proxy": ",".join(servers[int(i)].url[-15:] for i in straight)}
                 with self.subTest(first=first, second=second, straight=straight), mock.patch.dict(
                         os.environ, environ):
-                    await asyncget.get(f"{servers[first].url}/start?{second}", **options)
+                    async with Session(**({} if straight else options)) as session:
+                        await session.get(f"{servers[first].url}/start?{second}",
+                                          **(options if straight else {}))  # the call's own
                     heads = [(i, head) for i in range(4) for head in servers[i].requests]
                     self.assertEqual(len(heads), 2)
                     for i, head in heads:
