@@ -2034,20 +2034,22 @@ class Section7Connection(AsyncCase):
             ("deadline over redirects", [READ, 0.04, redirect("/x"), LOOP], {"deadline": 0.1},
              "response head"),
         ]
-        for name, steps, options, phase in rows:
-            with self.subTest(name, **options):
-                async with scripted(steps) as server:
-                    begun, seconds = time.monotonic(), next(iter(options.values()))
-                    url = server.url.replace("p:", "ps:" if phase == "connection" else "p:")
-                    error = await error_of(asyncget.get(url, **options))
-                    if not phase:
-                        self.assertEqual(error, b"x" * 10)
-                        continue
-                    self.assertEqual((type(error), error.phase, error.seconds),
-                                     (TimedOut, phase, seconds))
-                    self.assertEqual("deadline" in options, "deadline" in str(error))
-                    self.assertGreaterEqual(time.monotonic() - begun, seconds - 0.01)
-                    await until(lambda: not server.open)
+
+        async def wait(name: str, steps: list[Any], options: dict[str, Any], phase: str) -> None:
+            async with scripted(steps) as server:
+                begun, seconds = time.monotonic(), next(iter(options.values()))
+                url = server.url.replace("p:", "ps:" if phase == "connection" else "p:")
+                error = await error_of(asyncget.get(url, **options))
+                if not phase:
+                    self.assertEqual(error, b"x" * 10, name)
+                    return
+                self.assertEqual((type(error), error.phase, error.seconds),
+                                 (TimedOut, phase, seconds), name)
+                self.assertEqual("deadline" in options, "deadline" in str(error), name)
+                self.assertGreaterEqual(time.monotonic() - begun, seconds - 0.01, name)
+                await until(lambda: not server.open)
+
+        await asyncio.gather(*(wait(*row) for row in rows))
         if sys.version_info >= (3, 11):  # our use of cancel() is not seen outside
             async with asyncio.timeout(5):
                 await error_of(asyncget.get("http://h.test/", timeout=0.05, open_connection=never))
@@ -5694,7 +5696,7 @@ class Faults(AsyncCase):
                 return [wire[:int(asked.split(b" ")[1][1:])], how]
 
             async with scripted([READ, begin], again=True) as server, Session(
-                    limit=500, timeout=0.2 if how is HOLD else 9) as session:
+                    limit=500, timeout=0.15 if how is HOLD else 9) as session:
                 cuts = range(len(wire), first - 1, -9 if how is HOLD else -1)[::-1]
                 urls = [f"{server.url}/{cut}" for cut in cuts]
                 outcomes: Any = await session.get_all(urls, limit=500, return_exceptions=True)
@@ -5724,7 +5726,7 @@ class Faults(AsyncCase):
                     serving(Cutting(far.port)) as server, Session(verify=False) as session:
                 url = f"https://localhost:{server.port}"
                 self.assertEqual((await session.get(url)).content, b"hello")
-                await asyncio.sleep(0.2)  # for the end of it; a server on 3.9 does not close
+                await asyncio.sleep(0.1)  # for the end of it; a server on 3.9 does not close
                 records, borders = server.seen, [0]
                 while borders[-1] < len(records):
                     length = records[borders[-1] + 3:borders[-1] + 5]
@@ -5776,7 +5778,7 @@ class Faults(AsyncCase):
             tried.append(host)
             if host.startswith("refused"):
                 raise ConnectionRefusedError(111, f"{host} refused")
-            await asyncio.sleep(99 if host.startswith("silent") else 0.05 * len(tried))
+            await asyncio.sleep(99 if host.startswith("silent") else 0.03 * len(tried))
             return await real("127.0.0.1", port, **options)
 
         rows: list[tuple[list[str], str]] = [  # the names, and what is said of them
@@ -5791,7 +5793,7 @@ class Faults(AsyncCase):
                     mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(return_value=found)), \
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.02):
                 async with scripted([READ, answer()], [READ, answer()]) as server, \
-                        Session(open_connection=connect, timeout=0.2 if said else 9) as session:
+                        Session(open_connection=connect, timeout=0.1 if said else 9) as session:
                     url = f"http://host.test:{server.port}/"
                     if said:
                         await self.raised((ConnectError, TimedOut), session.get(url), said)
@@ -6774,7 +6776,7 @@ class TrustAndSecrets(AsyncCase):
         calls = [[*flags, url, *more] for url in urls for more in ([], ["http://127.0.0.1:1/"])]
         code = ("import json, sys, asyncget\nfor call in json.load(sys.stdin):\n"
                 "    print('failed:', asyncget.main(call) > 0, flush=True)")
-        done = subprocess.run([*PYTHON_DEV, "-c", code], input=json.dumps(calls).encode(),
+        done = subprocess.run([*PYTHON, "-c", code], input=json.dumps(calls).encode(),
                               capture_output=True, timeout=PATIENCE, env=environment())
         self.assertHidden(done.stdout, done.stderr)
         self.assertNotIn(b"Traceback", done.stderr)
@@ -6785,7 +6787,7 @@ class TrustAndSecrets(AsyncCase):
         wire = b"".join(gzipped(nested(deflating(*[bytes(MIB)] * 64) * 64, 1), 2))
         with tempfile.TemporaryDirectory() as folder, \
                 beside([READ, wire, threading.Event()]) as (url, _):
-            done = run_command("-sS", "-m", "0.5", "-o", "f", url, cwd=folder)
+            done = run_command("-sS", "-m", "0.3", "-o", "f", url, cwd=folder, python=PYTHON)
             self.assertEqual(done.returncode, 28, done.stderr)
             self.assertNotIn("f", os.listdir(folder))
 
@@ -7874,7 +7876,7 @@ def environment(**extra: str) -> dict[str, str]:
     """Ours, without what would lead a client elsewhere."""
     kept = {name: value for name, value in os.environ.items()
             if not name.lower().endswith("_proxy") and name != "COLUMNS"}
-    return {**kept, "PYTHONPATH": compiled(), **extra}
+    return {**kept, "PYTHONPATH": compiled(), "SSL_CERT_FILE": pem("expired"), **extra}
 
 
 def run_command(*arguments: str, stdin: bytes = b"", cwd: str | None = None,
@@ -8302,7 +8304,7 @@ class Section20Files(Folder):
             ("chunks cut", CHUNKED + b"4\r\nfour\r\n9\r\nab", 18, b"fourab"),
             ("chunks broken", CHUNKED + b"4\r\nfour\r\nx\r\n", 56, b"four"),
             ("coding", answer(coded[:-9], "Content-Encoding: deflate"), 61, plain),
-            ("reset", [head + b"Content-Length: 9\r\n\r\nfour", 0.1, RESET], 56, b"four"),
+            ("reset", [head + b"Content-Length: 9\r\n\r\nfour", 0.04, RESET], 56, b"four"),
         ]:
             with self.subTest(name), Scripted({"/f": page}) as server:
                 self.empty()
@@ -8402,10 +8404,10 @@ class Section19DemoServer(AsyncCase):
             await self.raised(AsyncGetError, session.get("/delay/soon"))
 
     def test_the_story(self) -> None:
-        """Six times as fast."""
+        """Eight times as fast."""
         self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         sleep = asyncio.sleep
-        with mock.patch.object(asyncio, "sleep", lambda seconds: sleep(seconds / 6)), \
+        with mock.patch.object(asyncio, "sleep", lambda seconds: sleep(seconds / 8)), \
                 contextlib.redirect_stdout(io.StringIO()) as printed:
             self.assertEqual(asyncget.main(["--demo"]), 0)
         story, drawings = printed.getvalue().split("\nWhat 2 and 3 looked like, to scale\n")
@@ -8415,7 +8417,7 @@ class Section19DemoServer(AsyncCase):
         self.assertNotIn("... still", story.partition("\n2. ")[2])  # and then it is cancelled
         gathered, in_a_row = map(float, re.findall(r"^ +([0-9.]+) s in all", story, re.M))
         self.assertLess(gathered, in_a_row)
-        self.assertGreaterEqual(in_a_row, 0.48)
+        self.assertGreaterEqual(in_a_row, 0.35)
         self.assertEqual(len(re.findall(r"^200 127.* \|", drawings, re.M)), 20)
 
 
@@ -8633,9 +8635,9 @@ class Section20CommandLine(Folder):
         ("-i {u}/404", GONE, "", 0),
         ("-if {u}/404", GONE[:-5], r"\(22\)", 22),
         ("{u}/junk", b"", r"\(1\)", 1),
-        ("-m 0.2 {u}/hang", b"", r"\(28\)", 28),
-        ("-m 0.3 {u}/stall", b"x", r"\(28\)", 28),
-        ("-y 0.2 {u}/hang", b"", r"\(28\)", 28),
+        ("-m 0.1 {u}/hang", b"", r"\(28\)", 28),
+        ("-m 0.2 {u}/stall", b"x", r"\(28\)", 28),
+        ("-y 0.1 {u}/hang", b"", r"\(28\)", 28),
         ("--no-compressed {u}/unknown", b"x", "", 0),
         ("--max-filesize 5 {u}/", b"", r"\(63\)", 63),
         ("--max-filesize 6 {u}/", b"hello\n", "", 0),
@@ -8684,8 +8686,8 @@ class Section20CommandLine(Folder):
         ("-G -d @none {u}/", b"", r"\(26\)", 26),
         # time and tries
         ("-m 0 -y 0 --max-filesize 0 --connect-timeout 0 --retry 0 {u}/", b"hello\n", "", 0),
-        ("-m 0.3 --retry 1 --retry-delay 1 {u}/hangs", b"hello\n", "", 0),  # for each try
-        ("-m 0.3 -o o {u}/drips {u}/", b"hello\n", r"\(28\)", 28),
+        ("-m 0.2 --retry 1 --retry-delay 1 {u}/hangs", b"hello\n", "", 0),  # for each try
+        ("-m 0.2 -o o {u}/drips {u}/", b"hello\n", r"\(28\)", 28),
         ("-Y 100 -y 0.3 -o o {u}/drips", b"", r"\(28\) slower", 28),
         ("--retry 5 --retry-delay 9 --retry-max-time 1 {u}/503", b"busy\n", "", 0),
         ("--retry 2 --retry-delay 1 -f -o o {u}/503", b"", "", 0, {"o": b"hello\n"}),
@@ -8739,7 +8741,7 @@ class Section20CommandLine(Folder):
     )
     DIFFERS = re.compile(  # from curl 7.88: newer than it, or on purpose
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
-        r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0.3 -o|-o old -o old {u}/a|"
+        r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0.2 -o|-o o {u}/503|-o old -o old {u}/a|"
         r"-null|%output|url\.host|-long")
 
     @staticmethod
@@ -8958,11 +8960,11 @@ class Section20CommandLine(Folder):
     def test_a_body_that_waits_is_not_held_in_memory(self) -> None:
         """Nor does -m count how long it waits; one that fails costs the others nothing."""
         size = 32 << 20
-        slow = [[0.4, ok(status="503 No")], [0.4, ok(b"a" * 20)]]
+        slow = [[0.3, ok(status="503 No")], [0.3, ok(b"a" * 20)]]
         pages = {"/a": slow, "/c": ok(b"c" * size), "/d": ok(b"d" * size)[:-1], "/e": ok(b"e")}
         code = ("import asyncget, sys; code = asyncget.main(sys.argv[1:]);"
                 "sys.stderr.write(open('/proc/self/status').read()); sys.exit(code)")
-        flags = "-m", "0.7", "--retry", "1", "--retry-delay", "0.1"
+        flags = "-m", "0.5", "--retry", "1", "--retry-delay", "0.1"
         with Scripted(pages) as server, open(self.path("out"), "wb") as out:
             process = subprocess.run(
                 [sys.executable, "-c", code, *flags, *(f"{server.url}/{n}" for n in "acde")],
@@ -9075,9 +9077,9 @@ class Section20CommandLine(Folder):
 
     def test_progress_of_one(self) -> None:
         """So many times a second at most, on one line, which is wiped."""
-        page = [ok(b"x" * 6000)[:-6000], *([b"x" * 200, 0.006] * 30)]
+        page = [ok(b"x" * 6000)[:-6000], *([b"x" * 300, 0.006] * 20)]
         with Scripted({"/f": page}) as server, open(self.path("out"), "wb") as out, \
-                mock.patch.object(asyncget, "REDRAW_SECONDS", 0.03):
+                mock.patch.object(asyncget, "REDRAW_SECONDS", 0.02):
             for columns in 80, 20:
                 started = time.monotonic()
                 shown, code = self.in_terminal(f"{server.url}/f", stdout=out, columns=columns)
@@ -9086,7 +9088,7 @@ class Section20CommandLine(Folder):
                 self.assertTrue(any("kB of 6.0 kB" in line for line in lines), lines)
                 self.assertLessEqual(max(map(len, lines)), columns - 1)
                 self.assertGreater(len(lines), 4)
-                self.assertLessEqual(len(lines), (time.monotonic() - started) / 0.03 + 4)
+                self.assertLessEqual(len(lines), (time.monotonic() - started) / 0.02 + 4)
                 self.assertTrue(shown.endswith("\r") and not lines[-2].strip(), lines)
             shown, code = self.in_terminal(f"-o o2 {server.url}/f")
             self.assertRegex(shown, r"[1-8]\d%.*B/s.*left")
@@ -9131,7 +9133,7 @@ class Section20CommandLine(Folder):
                     shown = b""
                     while awaited not in shown:
                         shown += os.read(master, 100)
-                    time.sleep(0.1)
+                    time.sleep(0.05)
                     os.write(master, typed)
                     with contextlib.suppress(OSError):
                         while data := os.read(master, 100):
