@@ -3135,7 +3135,7 @@ class Section12Session(AsyncCase):
 
     async def test_get_all(self) -> None:
         async with scripted([READ, lambda head: {
-                b"/slow": [0.1, answer(b"/slow")], b"/bad": b"garbage", b"/hang": HOLD,
+                b"/slow": [0.05, answer(b"/slow")], b"/bad": b"garbage", b"/hang": HOLD,
                 }.get(head.split()[1], answer(head.split()[1])), LOOP], again=True) as server:
             async def later(urls: list[str]) -> AsyncIterator[str]:
                 for url in urls:
@@ -3173,7 +3173,7 @@ class Section12Session(AsyncCase):
                 self.assertEqual(count(session)[0], count(session)[1])
 
     async def test_as_completed(self) -> None:
-        replies: dict[bytes, Any] = {b"/slow": [0.1, answer()], b"/bad": b"garbage"}
+        replies: dict[bytes, Any] = {b"/slow": [0.05, answer()], b"/bad": b"garbage"}
         async with scripted([READ, lambda head: replies.get(head.split()[1], answer()), LOOP],
                             again=True) as server, Session() as session:
             urls = [server.url + path for path in ("/slow", "/1", "/bad", "/2")]
@@ -5766,7 +5766,7 @@ class Faults(AsyncCase):
         moved = OK.replace(b"200", b"302") + b"Location: /x\r\nContent-Length: 99\r\n\r\n"
         for steps in ([moved + b"x"], [moved, *[b"x", 0.03] * 90]):
             async with scripted([READ, *steps], [READ, answer()]) as server, Session() as session:
-                with mock.patch.object(asyncget, "MAX_DISCARD_SECONDS", 0.1):
+                with mock.patch.object(asyncget, "MAX_DISCARD_SECONDS", 0.05):
                     got = await session.get(server.url, deadline=1)
                     self.assertEqual(got.content, b"ok")
 
@@ -5840,7 +5840,7 @@ class Faults(AsyncCase):
                 free = sorted(set(range(soft)) - set(map(int, open_files())))
                 resource.setrlimit(resource.RLIMIT_NOFILE, (free[25], hard))
                 try:
-                    async with Session(limit=100, timeout=0.3) as session:
+                    async with Session(limit=100, timeout=0.15) as session:
                         url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
                         outcomes: Any = await session.get_all([url] * 60, limit=60,
                                                               return_exceptions=True)
