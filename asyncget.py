@@ -5823,13 +5823,10 @@ class Command:
 async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
-        port = options.url[0] if options.url else "0"
-        if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-            raise AsyncGetError(f"--demo takes a port, not {port!r:.50}")
         try:
-            await demo(int(port))
-        except OSError as error:
-            raise AsyncGetError(f"--demo {port}: {error.strerror}") from None
+            await demo(*map(int, options.url))
+        except (ValueError, TypeError, OverflowError, OSError) as error:
+            raise AsyncGetError(f"--demo takes a port that is free: {error}") from None
         return 0
     check_options(options)
     command = Command(options)
