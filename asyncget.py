@@ -135,7 +135,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack  # known to each type checker, and never imported
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "get", "get_all", "as_completed", "stream", "download", "Session", "Response", "Headers",
     "AsyncGetError", "InvalidURL", "InvalidHeader", "ConnectError", "TLSError", "ProxyError",
