@@ -161,19 +161,21 @@ __all__ = [
 #
 # A *coroutine* is a function that can stop in its middle: `await` says "until this is there,
 # let others run". The *event loop* is who runs meanwhile: it asks the kernel which sockets
-# have bytes and which moments have come, and goes on with whoever waits for that. What one
-# waits for is, at the bottom of each chain of awaits, a *future*: a result that somebody
-# will set. A *task* is a coroutine that the loop runs for itself, beside the others. To
-# *cancel* a task is to have CancelledError raised at the await where it stands. A *transport*
-# is the loop's own end of a socket: it receives whenever there is something and hands it to
-# the StreamReader that we read from; what we write it sends, as the kernel takes it.
-# All of it is one thread: between two awaits nobody else runs. So nothing becomes faster, and
-# a loop that stands still stands still for all; but a thousand can wait at the price of one.
+# have bytes and which moments have come, and goes on with whoever waits for that. Mostly one
+# coroutine awaits another, and that a third one; the innermost awaits a *future*, an object
+# whose result the loop will set when, say, bytes have come. A *task* is a coroutine that the
+# loop runs for itself, beside the others. To *cancel* a task is to have CancelledError raised
+# at the await where it stands. A *transport* is the loop's own end of a socket: it receives
+# whenever there is something and hands it to the StreamReader that we read from; what we
+# write it sends, as the kernel takes it.
+# All of it is one thread: between two awaits nobody else runs. So no coroutine becomes faster,
+# and if one computes for a second, all others wait for that second. But a thousand that only
+# wait cost hardly more than one.
 
 # ==== 1. Errors ===============================================================
-# Whatever a server, a network or a URL does, it ends in one of these, whose text says what
-# to do about it. Whatever a stranger sends is bounded by a limit with a name, which stands at
-# the head of the section that obeys it; beside it, what others chose.
+# Every failure, be it of a server, of a network or of a URL, is raised as one of the
+# exceptions below, whose text says what to do about it. Every size that a stranger could
+# choose has a MAX_ limit at the head of a section; its comment says what other clients chose.
 
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 _FOREVER = float("inf")
@@ -306,7 +308,7 @@ _URL = re.compile(  # scheme, user and password, host and port, and the rest
     r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
 _NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # controls; half a character
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
-_HOST = re.compile(  # of 255 characters at most; the last dot: the DNS root
+_HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
     r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
 _NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]{1,63})?")  # its zone: RFC 6874
@@ -431,7 +433,8 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
         raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only http and https",
                          exit_code=1)
     match = _HOST_PORT.fullmatch(host_port)
-    if match is None or int(match[2] or 0) > 65535:  # or a password with a "/" in it
+    if match is None or int(match[2] or 0) > 65535:
+        # Of http://me:p/w@h it is "me:p" that arrives here: hence the mask.
         host = re.sub(r":[^:\]]*$", ":***", host_port)
         raise InvalidURL(f"not a host and port (0 to 65535): {masked(host)}")
     return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
@@ -554,7 +557,7 @@ def render_request(target: str, lines: bytes) -> bytes:
 # with one of them is none). Of the fields only the few that decide what we do next are
 # looked up at once; what users read is made when they ask for it.
 
-MAX_HEAD_BYTES = 131_072         # one head; curl 300 KB, aiohttp 8 KB a line
+MAX_HEAD_BYTES = 131_072         # one head, as it is read (7); curl 300 KB, aiohttp 8 KB a line
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
 _FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
@@ -567,11 +570,13 @@ _HEAD_END = re.compile(rb"\n\r?\n")
 
 
 class Head(NamedTuple):
-    """A response head that passed. `fields` are those that we decide from, in lower case."""
+    """A response head that passed."""
 
     raw: bytes     # as received, but unfolded, with the empty line
     status: int    # 100 to 999
-    fields: dict[bytes, bytes]  # name: value, repeats joined with commas (RFC 9110 5.3)
+    # Of the fields those alone that we decide from, five at most: in lower case, not stripped,
+    # repeats joined with commas (RFC 9110 5.3). Headers.parse gives all of them.
+    fields: dict[bytes, bytes]
 
 
 def parse_list(value: bytes) -> list[bytes]:
@@ -595,7 +600,10 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
 
 
 def check_fields(block: bytes) -> bytes:
-    """Unfold a block that ends in an empty line; raise for what in it is no field line."""
+    """Unfold a block that ends in an empty line; raise for what in it is no field line.
+
+    Only for trailers, and for heads that _HEAD refused: it finds the line to blame.
+    """
     block = _FOLD.sub(b" ", block)
     left = _FIELD_LINE.sub(b"", block)
     if left not in (b"\r\n", b"\n"):
@@ -612,7 +620,7 @@ def parse_head(raw: bytes) -> Head:
 
     Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
     """
-    if not _HEAD.fullmatch(raw):
+    if not _HEAD.fullmatch(raw):  # it has folds, or a line that is to blame
         line, end, block = raw.partition(b"\n")
         if not re.fullmatch(_STATUS_LINE, line + end):
             raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(line)}",
@@ -630,7 +638,9 @@ def octets_text(raw: bytes, name: str) -> list[str]:
     >>> octets_text(b"HTTP/1.1 302 Found\r\nLocation: /caf\xe9\r\n\r\n", "location")
     ['/caf\udce9']
 
-    What came in Latin-1 or GBK is to be sent back, in a target or a cookie, as it came.
+    Octets that are no UTF-8 become half characters (surrogateescape), and encoding with it
+    makes the same octets again: what came in Latin-1 or GBK, in a Location or a cookie, is
+    sent back as it came.
     """
     return [value.strip(b" \t").decode("utf-8", "surrogateescape")
             for value in re.findall(rb"(?im)^%b:(%b)" % (name.encode(), _TEXT), raw)]
@@ -698,10 +708,11 @@ class Headers(Mapping[str, str]):
 #
 # A parser here is a generator: it is sent what arrived and yields the payload in
 # it; when the body is whole it returns the last payload, what lies behind the body,
-# and the trailer lines. Its place in the code is its state, and it can be left and
-# taken up again at any byte. That the connection has ended is seen by who reads it.
+# and the trailer lines. It needs no variable that says how far it is: it stops at a
+# `yield`, between any two bytes, and goes on there with what arrives next. It is not
+# told that the connection has ended: to know what that means is Body's part (6).
 
-MAX_REMEMBERED = 1000            # of what one of our dictionaries may hold, lest it grow for ever
+MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
 MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body, and of trailers; as hyper
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
@@ -723,7 +734,7 @@ def body_framing(head: Head) -> Framing:
         return 0                                         # 1: whatever the fields say
     transfer, length = head.fields.get(b"transfer-encoding"), head.fields.get(b"content-length")
     if transfer is not None:
-        if length is not None:                           # 3: somebody is being fooled
+        if length is not None:                           # 3: two readers could differ
             raise ProtocolError("both Transfer-Encoding and Content-Length")
         if parse_list(transfer) != [b"chunked"]:         # 4: we asked for no other
             raise ProtocolError(f"Transfer-Encoding is {shown(transfer)}, not just chunked")
@@ -741,8 +752,9 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
         return False
+    # HTTP/1.0 closes unless it says otherwise, and does not know chunks (RFC 9112 6.1).
     return (head.raw[:8] != b"HTTP/1.0"
-            or b"keep-alive" in options and framing != "chunked")  # 6.1
+            or b"keep-alive" in options and framing != "chunked")
 
 
 def remember(known: dict[Any, Any], key: Any, value: Any) -> Any:
@@ -796,14 +808,17 @@ def read_chunked() -> BodyParser:
                 size = parse_border(border)
                 if len(border) <= 20:  # no more than digits
                     remember(_sizes, border, size)
-                # What payload comes with an extension is to its credit.
+                # Of a long border the chunk's own bytes are taken off: so only extensions out
+                # of proportion to the payload come to the limit.
                 extensions = max(0, extensions + len(border) - size)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
                 break
             left = size
-        data = b"\r\n" + arrived.read()  # now the trailers end in two CRLFs, be there any or none
+        # With the CRLF of the line "0" before them, trailers end in CRLF CRLF, and so does
+        # the body that has none.
+        data = b"\r\n" + arrived.read()
         while (end := data.find(b"\r\n\r\n", 0, MAX_EXTENSION_BYTES)) < 0:
             if len(data) >= MAX_EXTENSION_BYTES:
                 raise ProtocolError(f"more than {MAX_EXTENSION_BYTES} bytes of trailers")
@@ -1131,6 +1146,7 @@ class Response:
                     self._missing = _IN_PIECES
                 yield cutter.decode(line).removesuffix("\n").removesuffix("\r")
             if not more:
+                self._cutter = None  # some decoders do not pickle
                 return
             self._check_size(len(cutter.pending), MAX_LINE_BYTES, "bytes in a line")
             piece = await self._next_piece()
