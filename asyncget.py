@@ -1797,22 +1797,23 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
 # `pass_proxy` and `proxy_error` (14).
 
 # #### Part II. Many GETs ######################################################
-# At its end one knows how a client is fast and polite at once: connections are used again,
-# shared by rules, and never trusted further than their last byte; a call follows redirects and
-# tries again, and its settings are checked once, where they are given.
+# At its end one knows how a client is fast and no burden to servers: connections are kept and
+# used again, and rules say who gets one and when it is closed; a call follows redirects and
+# tries again; its settings are checked once, when they are given.
 
 # ==== 8. Decoding =============================================================
-# A coding is undone in small steps, so that a bomb (a kilobyte that says "a
-# gigabyte of zeros") is seen while it is small. A stream cut short is an error
-# even where the framing was whole: the length says that the bytes are all there,
-# only the coding says that the content is.
+# How a body's bytes become content: codings (compression) are undone, the charset is found,
+# text is cut into lines. A coding is undone in small steps, so that a bomb (a kilobyte that
+# becomes a gigabyte of zeros) is noticed while little was made of it. A coded stream that is
+# cut short is an error even where the framing (section 5) was whole: the framing says that what
+# the server sent is here, only the coding's own end says that the content is whole.
 
-MAX_CODINGS = 5                  # stacked content codings; curl and urllib3 allow 5, too
-MAX_DECODED_STEP_BYTES = 65_536  # taken, and made of it, at once, so that a bomb shows early
-MAX_CODED_BYTES = 1_048_576      # undone at all stages in all, and 100 for each that arrived
-STEP_BYTES = 1024                # that a step of decoding costs beside what it makes
-# The codings that we undo, and how a further member may begin, which goes on where one has ended
-# (RFC 1952, RFC 8878 3.1).
+MAX_CODINGS = 5                  # content codings of one body; curl and urllib3 allow 5, too
+MAX_DECODED_STEP_BYTES = 65_536  # taken, and made of it, in one step, before limits are checked
+MAX_CODED_BYTES = 1_048_576      # that all stages may take in, and 100 for each that arrived
+STEP_BYTES = 1024                # counted as work for a step, as one that makes nothing takes time
+# The codings that we undo. A body in gzip or zstd may consist of several compressed members
+# (RFC 1952, RFC 8878 3.1): with each coding stand the bytes that a further one may begin with.
 _CODINGS = {b"gzip": b"\x1f", b"deflate": b""}
 if sys.version_info >= (3, 14):
     from importlib.util import find_spec
@@ -1822,19 +1823,20 @@ ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
 
 
 def decompressor(coding: bytes, first: int) -> Any:
-    """What undoes a coding of data that begin with this byte: .decompress, .eof, .unused_data."""
+    """A new decompressor, with .decompress, .eof and .unused_data; `first` is the first byte."""
     if coding == b"zstd":
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
         window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
-        return zstd.ZstdDecompressor(options=window)  # 8 MiB: RFC 9659
+        return zstd.ZstdDecompressor(options=window)  # 2**23 bytes: RFC 9659
     if coding == b"gzip":
-        return zlib.decompressobj(31)
-    # "deflate" is zlib's format (RFC 9110 8.4.1.2); some send it without the wrapping.
+        return zlib.decompressobj(31)  # 16: gzip's header; 15: the largest window
+    # "deflate" is zlib's format (RFC 9110 8.4.1.2), where the low half of the first byte is 8;
+    # some servers send it without header and checksum, which is what a negative number means.
     return zlib.decompressobj(15 if first & 15 == 8 else -15)
 
 
 class Decoder:
-    """Undo the codings of a body, the last one applied first (RFC 9110 8.4).
+    """Undo the codings of a body; the one applied last is undone first (RFC 9110 8.4).
 
         arrived  ->  undo gzip  ->  undo deflate  ->  pieces
 
@@ -1848,29 +1850,30 @@ class Decoder:
     """
 
     def __init__(self, codings: list[bytes]) -> None:
-        self.budget = MAX_CODED_BYTES  # that may yet be undone
-        self.work = 0                  # done so far, in bytes; whoever gives turns sets it back
+        self.budget = MAX_CODED_BYTES  # bytes that the stages may yet decode
+        self.work = 0                  # in bytes, since Response gave the loop a turn
         self.arrived: bytes | None = None
         self.pieces = self.arriving()
         for coding in reversed(codings):
             self.pieces = self.undo(coding, self.pieces)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what data decodes to, and nothing now and then, for the work to be looked at."""
+        """Yield what data decodes to; b"" now and then, so that the caller can look at `work`."""
         self.budget += 100 * len(data)
         self.arrived = data
         while self.arrived is not None:
             yield next(self.pieces)
 
     def finish(self) -> None:
-        """Nothing more comes: raise if a stream is cut short; of nothing at all none is."""
+        """Nothing more comes: raise DecodingError if a stream has begun and not ended."""
         for _ in self.pieces:
             pass
 
     def arriving(self) -> Iterator[bytes]:
-        """What has arrived, in slices, as each member costs a copy of what lies behind it.
+        """What has arrived, in slices: behind each member, zlib copies the rest of its slice.
 
-        Who is given an empty one has nothing left, and is not to ask again before there is.
+        An empty slice says that all was taken. To ask again before `feed` has brought more
+        ends this generator, and so tells each stage that nothing more comes: `finish` does it.
         """
         while self.arrived is not None:
             data = self.arrived
@@ -1881,14 +1884,13 @@ class Decoder:
         """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
 
         What lies behind a whole stream and is no further member (a line end, a comment, as
-        servers' templates leave it) is passed over: the stream's own check says that the
-        content is whole.
+        servers' templates leave it) is passed over: the content ended where the stream did.
         """
         stream: Any = None
-        over = full = False  # what is still to come is no member; the last step had no room
+        over = full = False  # no further member comes; the last step may have held back more
         for data in pieces:
             self.budget -= len(data)
-            if self.budget < 0:  # 300 bytes can say "a terabyte of nothing"
+            if self.budget < 0:  # coded repeatedly, 300 bytes can be a terabyte of empty members
                 raise DecodingError("far more bytes between the codings than have arrived")
             while full or data and not over:
                 if stream and stream.eof:
@@ -1897,10 +1899,10 @@ class Decoder:
                 stream = stream or decompressor(coding, data[0])
                 try:
                     piece = stream.decompress(data, MAX_DECODED_STEP_BYTES)
-                except Exception as error:  # zlib.error or ZstdError: no common base
+                except Exception as error:  # zlib.error or ZstdError, which share no other base
                     raise DecodingError(f"not {coding.decode()}: {error}") from None
                 data = (stream.unused_data if stream.eof else
-                        getattr(stream, "unconsumed_tail", b""))  # zstd keeps it itself
+                        getattr(stream, "unconsumed_tail", b""))  # zstd's keeps it inside
                 full = len(piece) == MAX_DECODED_STEP_BYTES and not stream.eof
                 self.work += STEP_BYTES + len(piece)
                 yield piece
@@ -1911,13 +1913,13 @@ class Decoder:
 
 
 def content_codings(value: bytes) -> list[bytes]:
-    r"""What a Content-Encoding, in lower case, says that was done to the bytes, in that order.
+    r"""The codings that a Content-Encoding (in lower case) names, in the order of their use.
 
     >>> content_codings(b"deflate, identity, x-gzip, none")
     [b'deflate', b'gzip']
 
-    Raises DecodingError for what we cannot undo: br, for one, is not in the
-    standard library, and handing out the coded bytes would be a silent lie.
+    Raises DecodingError for what we cannot undo: br, for one, is not in the standard
+    library. To hand out the bytes still coded would pass them off as the content.
     """
     codings = [coding.removeprefix(b"x-") for coding in parse_list(value)
                if coding not in (b"identity", b"none")]
@@ -1930,16 +1932,16 @@ def content_codings(value: bytes) -> list[bytes]:
     return codings
 
 
-# Text codecs alone: the rest of Python's codecs are slow on purpose-made input (punycode, idna),
-# or no charsets at all (rot13, unicode_escape, undefined). No EBCDIC either (cp037, cp500 and
-# such): lines are cut at the byte 0x0A, which there is no line end.
+# The codecs that may decode a text. Python's others are slow on input made for it (punycode,
+# idna), or no charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037, cp500 and such)
+# is left out, since lines are cut at the byte 0x0A, which is no line end there.
 _TEXT_CODEC = re.compile(
     r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
     r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
     r"|tis-620|kz1048|ptcp154|johab")
-# What is to be decoded as more than it says, since browsers do so and servers count on it: under
-# the names of the Chinese, Japanese and Korean standards go texts with the characters that
-# Windows added to these. And a few names that servers use, though Python has them not.
+# Charsets that are decoded as a larger one, as browsers do: under the names of the Chinese,
+# Japanese and Korean standards, servers send texts with the characters that Windows added to
+# these. The last three are names that servers use and Python (or an older one) does not know.
 _WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
                "windows-31j": "cp932", "windows-874": "cp874", "iso-8859-8-i": "iso8859-8"}
 
@@ -1964,22 +1966,23 @@ def charset_of(content_type: str) -> str:
 
 
 class LineCutter:
-    r"""Lines out of the bytes of a text, as they come.
+    r"""Cut lines out of the bytes of a text as these arrive.
 
     >>> cutter = LineCutter("utf-16", "\ufeffé\nx".encode("utf-16-be"))
     >>> cutter.decode(cutter.take(False)), cutter.take(False), cutter.decode(cutter.take(True))
     ('é\n', b'', 'x')
 
-    A line ends at the byte 0x0A, which in all codecs here is nothing else; or, where characters
-    are wider, at that byte among zeros, in either order: U+0A00 is no character. So what is
-    behind a line is still there as bytes.
+    A line ends at the byte 0x0A, which is nothing else in any codec here. In UTF-16 and -32 one
+    or three zeros stand before or behind it, whichever the byte order is: U+0A00, which would
+    look the same, is no character. Bytes are cut, not text, so that what lies behind the last
+    line taken can still be handed out as bytes.
     """
 
     def __init__(self, encoding: str, data: bytes = b"") -> None:
         self.encoding = encoding
         self.pending = bytearray(data)
         self.searched = 0
-        self.width = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)  # of a line end
+        self.width = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)  # bytes of a line end
         zeros = bytes(self.width - 1)
         self.ends = (b"\n" + zeros, zeros + b"\n")
         self.decoder = codecs.getincrementaldecoder(encoding)("replace")
@@ -2001,30 +2004,30 @@ class LineCutter:
         """A line as text; what does not decode is replaced."""
         try:
             return self.decoder.decode(line, True)
-        except UnicodeError:  # UTF-16 or UTF-32 without a mark
+        except UnicodeError:  # no byte order mark: browsers, too, take the low byte first
             self.decoder = codecs.getincrementaldecoder(self.encoding + "-le")("replace")
             return self.decoder.decode(line, True)
 
 
 # ==== 9. Pool =================================================================
-# Which connection a request gets is decided without waiting: one kept on its route, or a
-# new one if the limits allow (the longest idle one may have to go for it), or none yet.
-# Only then does it wait, in the queue of its route. Whatever comes free is handed to who
-# is next, of all whom it can serve: itself, since who is merely told of it would find it
-# taken by somebody who has just come. A new connection is handed out before it is opened:
-# that is for who gets it.
+# Which connection a request gets is decided without waiting: one that was kept on its route,
+# or a new one if the limits allow (the one idle for longest may be closed for it), or none
+# yet. Only then does the request wait, in the queue of its route. What comes free is handed
+# over to the next in turn: if that one were only woken, a request that has just come could
+# take the connection first, and again the next time. A new connection is handed over before
+# it is opened: who gets it opens it.
 
-TURN_EXCHANGES = 10              # behind so many a connection goes to whose turn it is
+TURN_EXCHANGES = 10              # on a connection, before another route may get its place
 
 
 class Queue(collections.OrderedDict[asyncio.Future[Any], None]):
     """Who waits for a connection on one route, the longest first."""
 
-    moved_at = 0.0  # when one of them was served
+    moved_at = 0.0  # on the loop's clock: when one of them was served
 
 
 class Pool:
-    """The connections of one session; a new one counts from before it is opened."""
+    """The connections of one session; a new one counts before it is open."""
 
     def __init__(self, limit: int | None, limit_per_host: int | None, connector: Connector,
                  rate: float | None = None) -> None:
@@ -2034,12 +2037,12 @@ class Pool:
         self.interval = 1 / rate if rate else 0.0  # seconds between two requests to one host
         self.closed = False
         self.all: set[Connection] = set()
-        self.open = collections.Counter[Route]()  # how many of them
-        self.idle = collections.defaultdict[Route, dict[Connection, None]](dict)  # latest last
+        self.open = collections.Counter[Route]()  # how many of `all`
+        self.idle = collections.defaultdict[Route, dict[Connection, None]](dict)  # used last: last
         self.paused: set[Route] = set()        # where `rate` allows no request yet
         self.waiting: dict[Route, Queue] = {}
-        self.turns = collections.OrderedDict[Route, None]()  # who may be served, the next first
-        self.moved_at = 0.0                    # when anybody was
+        self.turns = collections.OrderedDict[Route, None]()  # may be served, the next first
+        self.moved_at = 0.0                    # when anyone, on any route, was served
 
     def __repr__(self) -> str:
         idle = sum(map(len, self.idle.values()))
@@ -2049,11 +2052,16 @@ class Pool:
     # ---- which connection a request gets
 
     def take(self, route: Route) -> Connection | None:
-        """A connection that was in use a moment ago, if there is one: no waiting at all."""
+        """A connection that was in use a moment ago, or None; then `acquire` is asked.
+
+        So short a time after use, `acquire`'s two turns of the loop would only cost time.
+        """
         idle = self.idle.get(route)
         if idle and not self.interval:
             connection = next(reversed(idle))
             rested = connection.loop.time() - connection.idle_at > IDLE_MOMENT_SECONDS
+            # is_quiet() also calls off `_spoke` (section 7), which closes an idle connection at
+            # the first byte: from now on that byte is the answer.
             if not rested and connection.is_quiet():
                 del idle[connection]
                 return connection
@@ -2062,18 +2070,22 @@ class Pool:
     async def acquire(self, route: Route, patience: float, fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
-        `fresh`: no kept one will do, as one has just failed; the others are trusted no more.
-        Raises TimedOut when none that could serve came free for `patience` seconds; while
-        others are served, one may wait as long as it takes.
+        `fresh`: only a new one will do; a kept one has just failed, so the others are closed.
+        Raises TimedOut when none that could serve this route came free for `patience` seconds;
+        as long as those ahead are served, the wait goes on.
         """
-        if self.idle.get(route):  # two turns of the loop bring in what the kernel has
-            await asyncio.sleep(0)  # received: those that the server has left are closed then
+        if self.idle.get(route):
+            # The server may have closed some while the loop was busy elsewhere: in two turns
+            # asyncio asks the kernel and receives that, and is_quiet() sees it.
+            await asyncio.sleep(0)
             await asyncio.sleep(0)
         while True:
             connection = self.decide(route) or await self._wait(route, patience)
             if connection.writer is None or connection.is_quiet() and not fresh:
                 return connection
-            if not connection.closed:  # the server hangs up just now, say: its place is ours
+            # The server has ended it since `decide`, say. close() would give its place to the
+            # next in turn; drop() leaves it to us.
+            if not connection.closed:
                 self.drop(connection)
 
     def decide(self, route: Route) -> Connection | None:
@@ -2082,7 +2094,9 @@ class Pool:
             raise AsyncGetError("the session is closed")
         if self.idle.get(route) and route not in self.paused:
             connection, _ = self.idle[route].popitem()
-            connection.is_quiet()  # from now on its end is for who gets it
+            # Calls off `_spoke`: should the server end this one now, `_spoke` would give its place
+            # to the next in turn, before its taker runs. The taker looks once more, in `acquire`.
+            connection.is_quiet()
         elif self.is_full(route):
             return None
         else:
@@ -2105,9 +2119,9 @@ class Pool:
         return route in self.paused or self.open[route] >= self.limit_per_host
 
     def drop(self, connection: Connection) -> None:
-        """Close a connection, if it is open yet; nobody who waits is told of its place."""
+        """Close a connection, unless it is closed; its place is for the caller to give away."""
         route = connection.route
-        self.all.remove(connection)  # before it is closed: see forget
+        self.all.remove(connection)  # first: `forget` then does nothing
         self.idle[route].pop(connection, None)
         self.open[route] -= 1
         if not self.open[route]:
@@ -2117,19 +2131,21 @@ class Pool:
     # ---- who waits
 
     async def _wait(self, route: Route, patience: float) -> Connection:
-        """Stand in the queue until a connection is handed over."""
+        """Wait in the queue of the route until `serve` hands a connection over."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
         queue = self.waiting.setdefault(route, Queue())
         queue[future] = None
         self.turns.setdefault(route)
-        allowed = left = patience + self.interval  # what `rate` wants is no standing still
+        allowed = left = patience + self.interval  # a pause for `rate` is no standstill
         looks = LAST_TURNS
         try:
-            while looks:  # when time is up, what lies in the kernel may still bring one
+            while looks:  # once time is up, LAST_TURNS more: what frees one may lie in the kernel
                 await asyncio.wait([future], timeout=left)
                 if future.done():
                     return future.result()
+                # A full route waits for its own connections; any other waits for a place in the
+                # pool, as all routes do.
                 moved_at = queue.moved_at if self.is_full(route) else self.moved_at
                 left = moved_at + allowed - loop.time()
                 looks = LAST_TURNS if left > 0 else looks - 1
@@ -2139,7 +2155,7 @@ class Pool:
         except BaseException:
             if not future.done():
                 self._leave(route, future)
-            elif not future.exception():  # cancelled, and given one a moment ago
+            elif not future.exception():  # cancelled when one was handed over: nobody will use it
                 future.result().close()
             raise
 
@@ -2160,7 +2176,7 @@ class Pool:
                        first=connection.exchanges % min(self.limit, TURN_EXCHANGES) > 0)
 
     def forget(self, connection: Connection) -> None:
-        """A connection was closed: its place is free."""
+        """A connection was closed, by its user, `_spoke` or its clock: its place is free."""
         if connection in self.all:
             self.drop(connection)
             self.serve(connection.route)
@@ -2170,12 +2186,13 @@ class Pool:
         self.serve(route)
 
     def serve(self, route: Route, first: bool = False) -> None:
-        """Something of a route came free: hand it to who is next.
+        """A connection of a route, or the place of one, came free: hand it to who is next.
 
-        On one route that is who has waited longest. The routes take turns; but mostly a
-        connection serves its own first: to close it and to open another for each who waits
-        would cost more than their turns are worth. A route that is full has no turn until
-        something there comes free: so what is done for one does not grow with who waits.
+        On one route that is who has waited longest. The routes take turns; with `first` this
+        route is next. `keep` asks for that but for every TURN_EXCHANGES-th exchange: to close a
+        connection and open one elsewhere for each who waits would cost all of them more time
+        than it gives. A full route leaves `turns` until something of its own comes free, so that
+        the work done here does not grow with the number of routes that wait.
         """
         if route in self.waiting:
             self.turns.setdefault(route)
@@ -2197,7 +2214,7 @@ class Pool:
                 return  # all connections are in use
 
     async def close(self) -> None:
-        """Close all connections, those in use as well, and see their sockets closed."""
+        """Close all connections, those in use as well, and wait until their sockets are closed."""
         waiting, self.waiting = self.waiting, {}
         self.turns.clear()
         for future in itertools.chain(*waiting.values()):
@@ -2211,27 +2228,28 @@ class Pool:
             if connection.writer:
                 with contextlib.suppress(OSError):
                     await connection.writer.wait_closed()
-        await asyncio.sleep(0)  # for those that were closed just before
+        await asyncio.sleep(0)  # a socket closed just before needs a turn of the loop, too
 
 
 # ==== 10. Redirects and retries ===============================================
-# What a response leads to, decided from values alone: where a redirect goes and what
-# may come along, whether and when to try again. Nothing here awaits.
+# What a response leads to: where a redirect goes and what of the request may come along,
+# whether and when to try again. Here it is only decided; Call (section 12) does it.
 
-MAX_HISTORY_BYTES = 262_144      # heads of the redirects of one call
+MAX_HISTORY_BYTES = 262_144      # heads of one call's redirects, which are kept; two of the longest
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
 HeaderItems = Union[Mapping[str, Optional[str]], Iterable["tuple[str, str | None]"]]
-# These frame messages, or are for the next hop alone (RFC 9110 7.6.1): with them a GET could be
-# read in a second way by whoever stands between. The others say, as browsers and other clients
-# send them, nothing new, and are dropped; only "close" goes out.
+# Fields that say how a message is framed, or are for the next hop alone (RFC 9110 7.6.1). With
+# one of _FRAMING_FIELDS a proxy and the server could read our GET in two ways: they are refused.
+# The others, as browsers and other clients send them, say nothing new, and are dropped, except
+# for "close".
 _FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
                    "transfer-encoding", "upgrade"}
 _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
-CLOSE_FIELD = ("Connection", "close")  # our end, too, closes behind the response (RFC 9112 9.6)
+CLOSE_FIELD = ("Connection", "close")  # we, too, close behind the response (RFC 9112 9.6)
 
 
 def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
-    """Lay the caller's headers over others; a value of None removes (RFC 9110 5.1).
+    """Put the caller's headers in place of those of their names; None removes (RFC 9110 5.1).
 
     >>> merge_fields((("Accept", "*/*"), ("X", "1")), {"accept": "text/html", "x": None})
     (('accept', 'text/html'),)
@@ -2256,11 +2274,11 @@ def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
         elif lower not in _HOP_FIELDS:
             extra.append((name, value))
     kept = [pair for pair in base if pair[0].lower() not in named] + extra
-    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: it stands first
+    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: first
 
 
 class Request(NamedTuple):
-    """One hop of a call: whom to ask for what, and with which fields."""
+    """One hop of a call (a redirect makes another): whom to ask for what, with which fields."""
 
     url: URL
     fields: Fields
@@ -2273,7 +2291,7 @@ class Request(NamedTuple):
         return name in Headers(self.fields)
 
     def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
-        """The same request with cookies behind its own, in one field (RFC 6265 5.4).
+        """The same with cookies behind its own, whose names win, in one field (RFC 6265 5.4).
 
         >>> Request(parse_url("http://h"), (("Cookie", "a=1"),)).with_cookies(
         ...     [("a", "old"), ("b", "2")]).fields
@@ -2305,6 +2323,7 @@ def join_url(base: URL, reference: str) -> URL:
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", reference):  # no scheme
         path = base.target.partition("?")[0]
         folder = path[:path.rindex("/") + 1]
+        # How much of the base stays, by what the reference begins with.
         kept = {"/": "", "?": path, "#": base.target, "": base.target}.get(reference[:1], folder)
         reference = str(base._replace(target=kept, fragment="")) + reference
     url = parse_url(reference)
@@ -2323,12 +2342,18 @@ def next_request(request: Request, response: Response,
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
                                             are no UTF-8 are asked for as they came
-        300 304 305 306, or no Location     the caller's, as with an empty one
+        300 304 305 306, or no Location     not followed: the response is the caller's; an
+                                            empty Location is none
         to another origin                   without Authorization, Cookie, Proxy-Authorization,
                                             the caller's Host and secret_headers: another
                                             scheme or port is another origin, and what was
                                             dropped stays dropped for the rest of the way
         user and password in Location       ignored (RFC 9110 4.2.4)
+
+    `trusted` is the setting trust_redirects: then another origin gets all but the Host. What is
+    not in the request yet, Call (section 12) decides at each hop. Cookies given for this call
+    are dropped with the credentials, by Call.redirected. A jar is asked anew by Call.render,
+    and gives what fits the new URL; netrc is asked for the new host, by Call.with_password.
     """
     locations = set(octets_text(response.raw_head, "location"))
     if response.status_code not in (301, 302, 303, 307, 308) or not any(locations):
@@ -2340,15 +2365,15 @@ def next_request(request: Request, response: Response,
     following = Request(url, request.fields)
     if url.origin == request.url.origin:
         return following
-    if "%" in url.origin.host:
+    if "%" in url.origin.host:  # which of our networks is asked is not a server's to say
         raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
-    if trusted:  # the caller says that all of them are one
+    if trusted:  # all but the caller's Host, which was the first origin's
         return following.adding("Host", "")
     return Request(url, without_secrets(request.fields, secret_headers))
 
 
 def parse_links(value: str) -> dict[str, dict[str, str]]:
-    """What Link fields say, by rel (RFC 8288 section 3).
+    """The URL and the parameters in Link fields, by rel (RFC 8288 section 3).
 
     >>> parse_links('</p?2>; rel="next"; title=more')
     {'next': {'url': '/p?2', 'rel': 'next', 'title': 'more'}}
@@ -2365,8 +2390,8 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
 
 # ---- retries
 
-# Each part of a date is the first token that looks like it and was no part before (6265bis
-# 5.1.1); re.A: else "ſep" would be September.
+# Each part of a date is the first token that looks like it and is no earlier part (RFC 6265bis
+# 5.1.1). Without re.A, re.I would take "ſep" for September.
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _DATE_PARTS = [re.compile(part, re.I | re.A) for part in (
     f"({_MONTHS})",
@@ -2377,12 +2402,13 @@ _DATE_PARTS = [re.compile(part, re.I | re.A) for part in (
 
 
 def parse_date(text: str) -> float | None:
-    """The seconds since 1970 of a date in about any spelling, None for none (6265bis 5.1.1).
+    """The seconds since 1970 of a date in about any spelling; None where it is no date.
 
     >>> parse_date("Sunday, 06-Nov-94 08:49:37 GMT"), parse_date("6 November 1994")
     (784111777.0, None)
 
-    HTTP's own three formats (RFC 9110 5.6.7) are among them; a zone is not looked at.
+    The rules are those for cookies (RFC 6265bis 5.1.1), as section 15 needs them; HTTP's three
+    formats (RFC 9110 5.6.7) pass them. A zone is not looked at: all times are in UTC.
     """
     from datetime import datetime, timezone
     tokens = re.findall(r"[^\t -/;-@\[-`{-~]+", text)  # what stands between delimiters
@@ -2398,7 +2424,7 @@ def parse_date(text: str) -> float | None:
             year += 2000 if year < 70 else 1900
         when = datetime(year, _MONTHS.index(month.lower()) // 4 + 1, day, hour, minute, second,
                         tzinfo=timezone.utc)
-    except (StopIteration, ValueError):  # a part is not there; 30 February, 24:00:00
+    except (StopIteration, ValueError):  # a part is missing, or it is 30 February or 24:00:00
         return None
     return when.timestamp() if year >= 1601 else None
 
@@ -2421,11 +2447,15 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
                 retries: int) -> float | None:
     """Seconds to wait before trying again; None: attempt (1 is the first) was the last.
 
-        408 429 500 502 503 504             again, when Retry-After says if that is soon
+        408 429 500 502 503 504             again, when Retry-After says; not again if that is
+                                            in more than MAX_RETRY_AFTER_SECONDS
         no connection, or none to be had    again
         silence, or the end, before a head  again: GET is idempotent (RFC 9110 9.2.2)
         the same amid the body              again, for get and download
-        TLS refused, malformed bytes, ...   not again: it would only repeat
+        TLS or a proxy refused, ...         not again: it would only repeat
+
+    Where no Retry-After says it, the wait doubles from half a second to 32 s; up to half of it is
+    taken off at random, so that clients which failed together do not come back together.
     """
     if attempt > retries:
         return None
@@ -2436,32 +2466,32 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
         if said:
             asked = retry_after(said)
             return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
-    elif type(outcome) not in (ConnectError, TimedOut, IncompleteBody):  # no TLSError, say
+    elif type(outcome) not in (ConnectError, TimedOut, IncompleteBody):  # and no subclass
         return None
     import random
-    return 0.5 * 2.0 ** min(attempt - 1, 6) * random.uniform(0.5, 1.0)  # apart from others
+    return 0.5 * 2.0 ** min(attempt - 1, 6) * random.uniform(0.5, 1.0)
 
 
 # ==== 11. Settings ============================================================
-# The keywords of a session and of a call, each written down once, with its type: what
-# editors show, what type checkers check, and what is checked where it is given. Below
-# it, what they put into a request.
+# The keywords of a session and of a call. Each is written down once, with its type: editors
+# show that line, type checkers read it, and `checked` compares with it what a caller gives.
+# Below, what the keywords put into a request.
 
 class AskedJar:
-    """What a call can ask, by pairs_for() and store(): section 15 has two of it."""
+    """A cookie jar as a call asks it, by pairs_for() and store(): section 15 has both kinds."""
 
 
 @runtime_checkable
 class Jar(Protocol):
-    """What is asked of a jar of the caller's: http.cookiejar.CookieJar has it, and requests'."""
+    """What a jar of the caller's must have, as http.cookiejar.CookieJar and requests' do."""
 
     add_cookie_header: Callable[..., object]
     extract_cookies: Callable[..., object]
 
 
 def as_jar(cookies: Any) -> AskedJar | None:
-    """A jar of either kind as one that a call can ask; None for what is none, a mapping, say."""
-    if isinstance(cookies, Jar):  # requests' is a mapping, too
+    """A jar of either kind as one that a call can ask; None for what is no jar: a mapping, say."""
+    if isinstance(cookies, Jar):  # requests' is a mapping, too, and not to be taken for one
         return OthersJar(cookies)
     return cookies if isinstance(cookies, AskedJar) else None
 
@@ -2472,16 +2502,16 @@ class RequestSettings(TypedDict, total=False):
     params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
     headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
     auth: str | tuple[str, str] | None      # (user, password), or a bearer token
-    cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None
+    cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None  # False: no jar
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
     follow_redirects: bool
     max_redirects: int | None
-    retries: int | Callable[[int, Outcome], float | None]  # tries, or a rule as retry_delay is one
+    retries: int | Callable[[int, Outcome], float | None]  # further tries, or a rule instead
     verify: bool | str | os.PathLike[str] | ssl.SSLContext
     cert: str | os.PathLike[str] | tuple[Any, ...] | None  # path, (cert, key[, password])
     proxy: str | None                       # a URL; None or "" for none
-    trust_env: bool
+    trust_env: bool                         # take the proxy from the environment
     max_size: int | None                    # bytes of a decoded body in memory
     decode: bool
     secret_headers: str | Iterable[str]
@@ -2489,22 +2519,22 @@ class RequestSettings(TypedDict, total=False):
     resolve: Mapping[str, str] | None       # {"host:port": "address"}
     netrc: bool | str | os.PathLike[str]
     redirect_schemes: str | Iterable[str]   # that a redirect may lead to
-    trust_redirects: bool                   # with the credentials for the first origin
-    trace: Callable[[str, str | bytes], object] | None  # told ">", "<" or "*" and what it is
+    trust_redirects: bool                   # credentials go to other origins, too
+    trace: Callable[[str, str | bytes], object] | None  # told (">", sent), ("<", came), ("*", note)
 
 
 class DownloadSettings(RequestSettings, total=False):
     """The keywords of a download."""
 
     progress: Callable[[int, int | None], object] | None  # told the bytes so far, and in all
-    resume: bool                            # what an earlier call has left
-    overwrite: bool                         # what bears the name
+    resume: bool                            # go on from what an earlier call has left
+    overwrite: bool                         # replace a file of that name
     any_status: bool                        # save the page of an error, too
-    on_response: Callable[[Response], object] | None  # both may be coroutine functions
+    on_response: Callable[[Response], object] | None  # it and progress may be async
 
 
 class ClientSettings(RequestSettings, total=False):
-    """What is the session's alone, since each would need a pool of its own; limit apart."""
+    """The keywords that only a session has, without `limit`: get_all has one of its own."""
 
     base_url: str
     limit_per_host: int | None
@@ -2522,8 +2552,8 @@ class LoneDownloadSettings(SessionSettings, DownloadSettings, total=False):
     """The keywords of a download with a session of its own."""
 
 
-# What is not named here is None, but for `proxy` and `deadline`: of these there is no default,
-# the environment and the kind of call decide.
+# What is not named here is None by default. `proxy` and `deadline` have no default: where they
+# are not given, the environment and the kind of call decide, while None means that there is none.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(LoneDownloadSettings.__annotations__.keys() - {"proxy", "deadline"}),
     "params": (), "cookies": True, "timeout": 30.0, "follow_redirects": True, "max_redirects": 20,
@@ -2531,7 +2561,7 @@ DEFAULTS: dict[str, Any] = {
     "secret_headers": (), "netrc": False, "redirect_schemes": ("http", "https"),
     "trust_redirects": False, "resume": True, "overwrite": True, "any_status": False,
     "base_url": "", "open_connection": asyncio.open_connection, "limit": 100}
-# A timeout of 0 means "none" to some, "at once" to others.
+# 0 is refused, as other libraries take a timeout of 0 for "none", or for "at once".
 _ABOVE_ZERO = {"timeout", "deadline", "limit", "limit_per_host", "rate"}
 _HINTS = {"proxy": "; for several kinds, leave it to the environment's http_proxy and no_proxy",
           "params": "; a finished query goes into the URL",
@@ -2545,18 +2575,19 @@ def kinds_of(annotation: str) -> Any:
     >>> kinds_of("bool | Mapping[str, str | None] | None")
     (<class 'bool'>, <class 'collections.abc.Mapping'>, <class 'NoneType'>)
     """
-    names = re.sub(r"\[.*?\](?= \||$)", "", annotation)  # what is in a Mapping is not looked at
+    names = re.sub(r"\[.*?\](?= \||$)", "", annotation)  # items are not checked
     names = names.replace("None", "type(None)").replace("float", "float | int").replace("|", ",")
     return eval(names)  # our own text, never a caller's
 
 
 def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict[str, Any]:
-    """Settings as they are carried, or an error that says what was expected.
+    """Keywords, checked, as calls use them; or an error that says what was expected.
 
     >>> checked({"max_redirects": 5, "headers": {"a": "b"}, "secret_headers": "a"})
     {'max_redirects': 5, 'headers': (('a', 'b'),), 'secret_headers': ('a',)}
 
-    What can be read but once is read here.
+    What can be read only once, a generator of headers, say, is read here: retries, and other
+    calls of a get_all, need it again.
     """
     settings: dict[str, Any] = {}
     for name, value in options.items():
@@ -2589,7 +2620,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def spelled_out(function: Function) -> Function:
     """Show the keywords behind a function's ** to help() and to editors.
 
-    Type checkers know them from the TypedDict; so they are written down only there.
+    Type checkers take them from the TypedDict, the one place where they are written down.
     """
     signature = inspect.signature(function)
     *shown, options = signature.parameters.values()
@@ -2658,7 +2689,7 @@ def render_auth(auth: str | tuple[str, str]) -> str:
 
 
 def split_userinfo(userinfo: str) -> tuple[str, str]:
-    """User and password of a URL, percent-decoded, which nothing else ever is."""
+    """User and password of a URL, percent-decoded: nothing else of a URL ever is."""
     from urllib.parse import unquote
     user, _, password = (unquote(part, errors="surrogateescape")
                          for part in userinfo.partition(":"))
@@ -2675,7 +2706,7 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
 
 
 def acceptable(accept_encoding: str) -> str:
-    """Of an Accept-Encoding, what can be undone here.
+    """What of an Accept-Encoding can be undone here; "identity" (no coding) if nothing.
 
     >>> acceptable("gzip, deflate;q=0.5, br, *"), acceptable("br")
     ('gzip, deflate;q=0.5', 'identity')
@@ -2686,7 +2717,7 @@ def acceptable(accept_encoding: str) -> str:
 
 
 def with_codings(fields: Fields, decode: bool) -> Fields:
-    """The fields with those codings asked for that will be undone.
+    """The fields, which ask for no coding but those that will be undone.
 
     >>> with_codings((("Accept-Encoding", "gzip, br"),), decode=True)
     (('Accept-Encoding', 'gzip'),)
@@ -2695,27 +2726,27 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
     asked = values.get("accept-encoding")
     if asked != ACCEPT_ENCODING:
         wanted = acceptable(asked) if asked and decode else asked
-    elif not decode:  # ours, so nobody insists on it
+    elif not decode:  # it is our default, and nobody would undo it
         wanted = None
     else:
-        wanted = "identity" if "range" in values else asked  # no part of a gzip unpacks
+        wanted = "identity" if "range" in values else asked  # a part of a gzip is no gzip
     return fields if wanted == asked else merge_fields(fields, {"Accept-Encoding": wanted})
 
 
 # ==== 12. Session =============================================================
-# The loop around it all. Call.run is one call: a request is begun and followed to its last
-# response, what the caller wants of that is done, and if need be all of it again.
-# Call.exchange gets one response for one request. A request that has nothing of its own to
-# say takes the session's rendered fields and its route for the origin from a dictionary:
-# most of the price of a small GET is what one does not do here.
+# The loop around it all. Call.run is one call: it makes a request, follows redirects to the
+# last response, does with that what the caller wants (mostly, reads it), and begins again if
+# the rule for retries says so. Call.exchange gets one response for one request. A call
+# without keywords of its own takes the route and the rendered fields for its origin from the
+# session's dictionaries: to make them anew each time would slow down small GETs most.
 
-GET_DEADLINE_SECONDS = 300.0     # get(), all in all; aiohttp's figure
-# What the server, or the way to it, did; a rule for retries is asked about nothing else.
+GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
+# Errors that the server, or the way to it, caused; a rule for retries is asked about no others.
 _MAY_PASS = (ConnectError, TimedOut, ProtocolError, DecodingError)
-# What a call may say about the way; without any of these it goes by the session's routes.
+# The keywords that change a route; a call without any of them uses the session's routes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
 Finish = Callable[[Response], Awaitable[Response]]
-Settled = tuple[dict[str, Any], dict[str, Any], bool]  # in all, the call's own, the usual routes
+Settled = tuple[dict[str, Any], dict[str, Any], bool]  # all; the call's own; if none is in _ROUTING
 Outcome = Union[Response, AsyncGetError]
 Deliver = Callable[[int, str, Outcome], Awaitable[object]]
 Urls = Union[Iterable[str], AsyncIterable[str]]
@@ -2731,7 +2762,7 @@ def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
 
 
 def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
-    """The cookies that a call brings along, if it has any; None for one that is not to go."""
+    """The cookies that a call is given as a mapping; None: the jar's of that name is not sent."""
     cookies = options.get("cookies")
     if not isinstance(cookies, Mapping) or as_jar(cookies):
         return {}
@@ -2741,11 +2772,14 @@ def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
 
 
 class Anew(Exception):
-    """A response is not what was asked for, though that is no fault: ask once more."""
+    """Raised by a `finish`, to have the call begin once more at once; no retry is counted.
+
+    The response is not what was asked for: the rest of another file, say (section 17).
+    """
 
 
 class Call:
-    """One call of the caller's: its settings, its request, its clock over all hops and tries."""
+    """One call of the caller's: its settings, and its one deadline over all hops and tries."""
 
     __slots__ = ("session", "url", "settings", "options", "shared", "cert", "first", "cookies",
                  "replaced", "deadline")
@@ -2756,10 +2790,10 @@ class Call:
         self.session = session
         self.url = url                                # as the caller gave it
         self.settings, self.options, self.shared = settled
-        self.cert: Any = None     # the client's certificate, while it is where it belongs
-        self.first: Origin | None = None
-        self.cookies: Mapping[str, str | None] = {}  # the call's own, while at its first origin
-        self.replaced: set[str] = set()  # names of those that the server has set anew
+        self.cert: Any = None     # the client's certificate, until another origin is asked
+        self.first: Origin | None = None  # of the first request
+        self.cookies: Mapping[str, str | None] = {}  # its own, until a redirect elsewhere
+        self.replaced: set[str] = set()  # of these, what a response has set since
         seconds = self.settings.get("deadline", usual)
         self.deadline = Deadline(session._time(), _FOREVER if seconds is None else seconds)
 
@@ -2767,7 +2801,8 @@ class Call:
                   begin: Callable[[], Request] | None = None) -> Response:
         """Begin a request, follow it, finish its response; all of it again as the rule says.
 
-        `finish` is what the caller wants of a response; None: to read it.
+        `finish` is what the caller wants of the last response; None: to read it. `begin` makes
+        the first request; None: first_request does.
         """
         request: Request | None = None
         history: list[Response] = []
@@ -2796,7 +2831,7 @@ class Call:
                 request, history = None, []
                 continue
             except BaseException as error:
-                if response is not None:  # whose Location, say, is no URL: nobody will read it
+                if response is not None:  # its Location is no URL, say: nobody will read it
                     response.close()
                 if not isinstance(error, AsyncGetError):
                     raise
@@ -2826,7 +2861,7 @@ class Call:
 
     def redirected(self, request: Request, response: Response,
                    history: list[Response]) -> Request | None:
-        """The request that a response leads to, if any; the response is history then."""
+        """The request that a response leads to (it joins the history), or None."""
         settings = self.settings
         if not settings["follow_redirects"]:
             return None
@@ -2857,7 +2892,7 @@ class Call:
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
         fields = session._base_fields if options else session._fields
         self.first, self.cert = url.origin, settings["cert"]
-        if base and url.origin != base.origin:  # the session's secrets are the base's
+        if base and url.origin != base.origin:  # the session's secrets are for base_url alone
             fields = without_secrets(fields, settings["secret_headers"])
             self.cert = options.get("cert")
         elif base and not url.userinfo and "auth" not in options:
@@ -2873,6 +2908,7 @@ class Call:
         if request.has("authorization"):
             return request
         user, password = split_userinfo(url.userinfo)
+        # A user without a password: netrc may know it.
         known = (netrc_auth(settings["netrc"], url.origin.host, user)
                  if settings["netrc"] and ":" not in url.userinfo else None)
         return request.adding("Authorization", render_auth(known or (user, password)))
@@ -2890,7 +2926,7 @@ class Call:
         connection = session._pool.take(route) or await self.acquire(route)
         while True:
             clock = connection.clock
-            # The first connection's is the earliest: from then on the call's time runs.
+            # The call's time runs from its first connection on; a later one does not move its end.
             deadline.until = min(deadline.until, clock.loop.time() + deadline.seconds)
             clock.deadline, connection.trace = deadline, settings["trace"]
             try:
@@ -2910,7 +2946,7 @@ class Call:
             connection = await self.acquire(route, fresh=True)
 
     def receive(self, head: Head, connection: Connection, request: Request) -> Response:
-        """The response that a head begins; its cookies are kept, whatever becomes of the rest."""
+        """The response that a head begins; its cookies are kept, even if its body fails."""
         response = Response(head, request.url, connection, CLOSE_FIELD not in request.fields,
                             self.settings["decode"])
         jar = self.settings["cookies"]
@@ -2919,7 +2955,7 @@ class Call:
         return response
 
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
-        """A connection; what one waits for it is not the call's time, as long as others move."""
+        """A connection; the wait for it, as long as others are served, is not the call's time."""
         deadline, came = self.deadline, self.session._time()
         left, patience = deadline.until - came, self.settings["timeout"] or deadline.seconds
         try:
@@ -2933,14 +2969,14 @@ class Call:
         return connection
 
     def render(self, request: Request, route: Route) -> bytes:
-        """The bytes of a request as they go over a route."""
+        """The bytes of a request as they go over a route, with cookies and netrc's password."""
         origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
         cookies = jar.pairs_for(request.url) if jar is not None else ()
         if cookies or self.cookies:
             own = {name: self.cookies[name] for name in self.cookies if name not in self.replaced}
             told = [(name, value) for name, value in own.items() if value is not None]
             others = [pair for pair in cookies if pair[0] not in own]
-            request = request.with_cookies([*told, *others])  # cut, if at all, at the end
+            request = request.with_cookies([*told, *others])  # if too long, cut at the end
         if self.settings["netrc"] and not request.has("authorization"):
             request = self.with_password(request)
         fields = request.fields
@@ -2954,9 +2990,10 @@ class Call:
         return render_request(target, lines)
 
     def with_password(self, request: Request) -> Request:
-        """The request with what netrc has for its host.
+        """The request with the user and password that netrc has for its host.
 
-        A password that was meant for https is not for whoever listens to http (or another port).
+        Only if scheme and port are those of the first request: a password meant for https is
+        not for whoever listens to http, or at another port.
         """
         origin = request.url.origin
         same = self.first is not None and self.first._replace(host=origin.host) == origin
@@ -2997,13 +3034,13 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
 
 
 async def keep_short(response: Response) -> None:
-    """Read a body that is short, and comes at once, for the error that will hold it."""
+    """Read a body that is short and comes at once: the StatusError will hold the response."""
     with response._body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
         await response.read(MAX_DISCARD_BYTES)
 
 
 async def leave_unread(response: Response) -> Response:
-    """How `stream` finishes a response."""
+    """The `finish` of `stream`: the caller reads."""
     return response
 
 
@@ -3013,8 +3050,8 @@ class Session:
         async with Session(base_url="https://api.test/v1/", auth="token") as session:
             response = await session.get("users/7", params={"full": True})
 
-    The keywords are those of SessionSettings. `cookies` is the jar: read, set, delete,
-    iterate. Belongs to the event loop that it is first used in.
+    The keywords are those of SessionSettings. Its attribute `cookies` is the jar: read, set,
+    delete, iterate. A session belongs to the event loop in which it is first used.
     """
 
     @spelled_out
@@ -3027,7 +3064,7 @@ class Session:
             path = base.target.partition("?")[0]
             self._base = base._replace(target=path.removesuffix("/") + "/")
         self._base_fields = fields_of(DEFAULT_FIELDS, own)
-        self._fields = with_codings(self._base_fields, self.settings["decode"])  # a plain GET's
+        self._fields = with_codings(self._base_fields, self.settings["decode"])  # without options
         self.cookies: Any = None
         given = self.settings["cookies"]
         if given is not False:  # section 15
@@ -3043,8 +3080,9 @@ class Session:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
                          self.settings["open_connection"], self.settings["rate"])
-        # asyncio receives into a fresh 256 KiB each time, which a young process of glibc
-        # maps and unmaps. One larger block, freed, ends that: half the time of a small GET.
+        # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
+        # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
+        # Without that a small GET takes twice the time.
         bytes(4 * READ_BYTES)
 
     async def __aenter__(self) -> Session:
@@ -3061,7 +3099,7 @@ class Session:
             await self._pool.close()
 
     def _time(self) -> float:
-        """The clock of the loop that all of the session's calls are on."""
+        """The time of the loop that all calls of the session run in; raises in another loop."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None:
@@ -3071,14 +3109,14 @@ class Session:
         return loop.time()
 
     def __repr__(self) -> str:
-        pool = getattr(self, "_pool", None)  # none, where the settings were refused
+        pool = getattr(self, "_pool", None)  # none, if __init__ has raised
         return f"<Session {'closed' if pool is None or pool.closed else repr(pool)}>"
 
     # ---- what users call
 
     @spelled_out
     async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
-        """GET a URL and read its body. What the server does can raise AsyncGetError alone."""
+        """GET a URL and read its body. Whatever the server does, only AsyncGetError is raised."""
         return await Call(self, url, self._settled(options), GET_DEADLINE_SECONDS).run()
 
     @spelled_out
@@ -3131,17 +3169,18 @@ class Session:
                      ) -> AsyncGenerator[tuple[str, Outcome], None]:
         """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
 
-        URLs are taken as places come free, and a place comes free when an outcome is taken:
-        a million URLs from a generator take no more memory than a hundred. The loop may be
-        left at any time: what is under way is cancelled, and waits for nobody.
+        A URL is taken when one of the `limit` places is free, and a place comes free when its
+        outcome is taken: a million URLs from a generator need no more memory than a hundred.
+        The `async for` may be left at any time: what is under way is then cancelled.
         """
         return self._outcomes(urls, limit, self._settled(options))
 
     async def _outcomes(self, urls: Urls, limit: int, settled: Settled,
                        close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
-        """What as_completed gives; with `close` its end is the session's.
+        """What as_completed gives; `close`: the session is closed at its end.
 
-        Not one generator around another: asyncio would close both at once, which fails.
+        The function as_completed returns this, not a generator around it: where that was left
+        early asyncio would close both at once, and fail at the outer one.
         """
         finished: asyncio.Queue[Any] = asyncio.Queue()
         taken = asyncio.Semaphore(0)
@@ -3153,7 +3192,7 @@ class Session:
         async def get_each_and_close() -> None:
             try:
                 await self._get_each(urls, limit, settled, deliver)
-            finally:  # not in the generator's: asyncio may end it without a word
+            finally:  # in the task: asyncio may drop a generator before its `finally`
                 if close:
                     await self.close()
 
@@ -3168,7 +3207,7 @@ class Session:
             await cancel([getting])
 
     async def _get_each(self, urls: Urls, limit: int, settled: Settled, deliver: Deliver) -> None:
-        """Have `limit` workers GET URLs from one iterator; the first failure ends them all."""
+        """Have `limit` workers GET URLs from one iterator; what `deliver` raises ends them all."""
         if isinstance(urls, (str, bytes)):
             raise TypeError("urls are a list of URLs, or another iterable of them, not one")
         if not isinstance(limit, int) or limit < 1:
@@ -3197,9 +3236,9 @@ class Session:
 
             await session.download(url, "big.iso", progress=lambda size, total: ...)
 
-        What this call, or an earlier one, has left in big.iso.part is gone on from where the
-        server can tell that the file is still the same. Whatever ends us, kill -9 as well,
-        leaves it for the next time. The response is then a 206, or a 416 if all was there.
+        Whatever ends the program, kill -9 as well, leaves big.iso.part. The next call, or the
+        next try of this one, gets only the rest if the server can tell that the file is still
+        the same. The response is then a 206, or a 416 if all was there.
 
         `path` may be a function of the response, for names that the server chooses; what an
         earlier call has left is not resumed then. `on_response` sees each response before its
@@ -3228,7 +3267,7 @@ class Session:
         return settings, own, own.keys().isdisjoint(_ROUTING)
 
     def _route(self, origin: Origin, call: Call) -> Route:
-        """The route to an origin; remembered for the session's own settings."""
+        """The route to an origin; remembered, if the call has no keyword of _ROUTING."""
         key = (origin, call.cert)
         route = self._routes.get(key) if call.shared else None
         if route is not None:
@@ -3237,14 +3276,14 @@ class Session:
         proxy, verify = choose_way(origin, settings), settings["verify"]
         tls = self._context(verify, call.cert) if origin.scheme == "https" else None
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
-        here = proxy is None or proxy.scheme == "socks5"  # the others look names up themselves
+        here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
         path = settings["unix_socket"]
         route = Route(origin, tls, proxy, path and os.fspath(path), address, proxy_tls, verify)
         return remember(self._routes, key, route) if call.shared else route
 
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
-        """The TLS settings for `verify` and `cert`, remembered."""
+        """The TLS settings for `verify` and `cert`; remembered: routes are told apart by it."""
         if isinstance(verify, ssl.SSLContext) and not cert:
             return verify
         key = (verify, cert)
@@ -3303,30 +3342,30 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 
 # #### Part III. In somebody else's network ####################################
 # At its end one knows what stands between a program and a server in a corporate network:
-# names with many addresses, private certificates, proxies that must be asked first; and what
-# a server may leave with us, or be told, of secrets.
+# names with many addresses, private certificates, proxies that must be asked first; and which
+# secrets (cookies, passwords) are kept, and who is told them.
 
 # ==== 13. Addresses and TLS ===================================================
-# How a name becomes a connection, whom to believe at its end, and what to say when
-# one cannot.
+# How a host's name becomes a connection to one of its addresses, whose certificate is believed
+# there, and what the error advises when it is not, or when TLS fails.
 
-MAX_ADDRESSES = 32               # of a name that are tried
-HAPPY_EYEBALLS_SECONDS = 0.25    # RFC 8305 section 5: then try the next address, too
+MAX_ADDRESSES = 32               # of a name that are tried; each may hold a socket meanwhile
+HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, too (RFC 8305 5)
 
 
 async def open_first(host: str, port: int, **options: Any) -> Stream:
-    """asyncio.open_connection to that of a name's addresses which answers first (RFC 8305)."""
+    """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305)."""
     return await open_any(await look_up(host, port), port, **options)
 
 
 async def look_up(host: str, port: int, family: int = 0) -> list[str]:
-    """The addresses of a name, families by turns (RFC 8305 section 4), or of a list "a,b"."""
+    """The addresses of a name, IPv6 and IPv4 by turns (RFC 8305 section 4), or of a list "a,b"."""
     if "," in host:
         return host.split(",")
     found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
                                                          type=socket.SOCK_STREAM)
     by_family: dict[int, list[str]] = {}
-    for kind, _, _, _, address in found:  # as text, with the zone of fe80::1%eth0
+    for kind, _, _, _, address in found:  # getnameinfo: with the zone of fe80::1%eth0
         name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         by_family.setdefault(kind, []).append(name)
     names = [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
@@ -3334,11 +3373,11 @@ async def look_up(host: str, port: int, family: int = 0) -> list[str]:
 
 
 async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
-    """A connection to that address which answers first; each has a start on the next one.
+    """A connection to the address which answers first; the next one is tried a moment later.
 
-    The error says what was wrong with each; but where one opens and TLS fails on it, that is
-    the answer, as it is for curl. With happy_eyeballs_delay asyncio does it, too, but loses a
-    socket when it is cancelled at the wrong moment; and uvloop does not.
+    If none opens, the error says what was wrong with each. If one opens and TLS fails on it,
+    that is the error, and no other is tried, as with curl. asyncio does the same if given
+    happy_eyeballs_delay, but may leave a socket open when cancelled; and uvloop cannot.
     """
     todo = list(addresses)
     attempts: set[asyncio.Future[Stream]] = set()
@@ -3356,7 +3395,7 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
             attempts.remove(attempt)
             error = attempt.exception()
             if not isinstance(error, OSError) or isinstance(error, ssl.SSLError):
-                return attempt.result()
+                return attempt.result()  # the stream, or TLS's error is raised
             told.setdefault(str(error), error.errno)
             if not todo and not attempts:
                 failed = type(error)("; ".join(told))
@@ -3366,12 +3405,12 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
         for attempt in attempts:
             attempt.cancel()
         for opened in await asyncio.gather(*attempts, return_exceptions=True):
-            if not isinstance(opened, BaseException):  # it won as well, or as we were cancelled
+            if not isinstance(opened, BaseException):  # too late, or we were cancelled
                 opened[1].transport.abort()
 
 
 async def open_unix(path: str, **options: Any) -> Stream:
-    """The same to a unix socket, where the system has such."""
+    """A connection to a unix socket, where the system has such."""
     if not hasattr(asyncio, "open_unix_connection"):
         raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
     opened: Stream = await asyncio.open_unix_connection(path, **options)
@@ -3379,9 +3418,9 @@ async def open_unix(path: str, **options: Any) -> Stream:
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
-    """The address that `resolve` has for an origin, or several, parted by commas.
+    """The address that `resolve` has for an origin, or several with commas; None if it has none.
 
-    The host "*" is any, as in curl.
+    "*" stands for any host, as in curl.
 
     >>> resolved({"*:443": "[::1]"}, Origin("https", "h.test", 443))
     '::1'
@@ -3399,10 +3438,11 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     """The TLS settings for `cert` and a `verify` that is no SSLContext yet.
 
-    True checks against the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a
-    folder takes its place. Host matching is OpenSSL's: nobody should write that again.
+    True trusts the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a folder is
+    trusted in place of these. That a certificate is for the host, OpenSSL checks.
     """
-    if isinstance(verify, ssl.SSLContext):  # it may serve for others, too, who would be shown it
+    # With cert loaded, the caller's context would show it to all servers that it is used for.
+    if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
     authorities: dict[str, Any] = {}
@@ -3414,7 +3454,7 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
         if verify is False:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: the common name is no host
+        elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: a common name is no host
             context.hostname_checks_common_name = False
         if cert:
             path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
@@ -3429,10 +3469,11 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
 
 def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
     """What to do about a certificate that did not pass."""
-    if error.verify_code in range(80, 95):  # OpenSSL's, for VERIFY_X509_STRICT alone
+    if error.verify_code in range(80, 95):  # OpenSSL's codes for VERIFY_X509_STRICT's checks
         return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
                 "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
-    if error.verify_code in (9, 10, 62, 64):  # not yet or no longer valid, host name, IP address
+    # Not yet or no longer valid, host name, IP address: no other store would help.
+    if error.verify_code in (9, 10, 62, 64):
         return ""
     if verify is not True:
         return (f"; trusted are those in verify={verify!r}; if that is a folder, under the names "
@@ -3448,15 +3489,16 @@ def handshake_hint(reason: str) -> str:
     if re.search("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST"
                  "|UNKNOWN_PROTOCOL", reason):
         return "; no TLS is spoken there: does the URL begin with http://, not https://?"
-    if re.search("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE", reason):  # TLS 1.2 says no more
+    if re.search("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE", reason):  # in TLS 1.2 it may be either
         return "; perhaps a client certificate is wanted (cert=), or no cipher is shared"
     return ""
 
 
 # ==== 14. Proxies =============================================================
-# A proxy for http is asked for the whole URL. For https, and with SOCKS, it is asked for a
-# connection to the origin, through which we then speak as if there were no proxy.
-# Which one it is the caller says, or the environment.
+# For an http:// URL an HTTP proxy is sent the request itself, with the whole URL in its first
+# line. For https://, and with SOCKS, a proxy is asked for a tunnel: a connection to the
+# origin, on which we then speak as if there were no proxy. Which proxy it is, the caller or
+# the environment says.
 
 _PROXY_PORTS = {**DEFAULT_PORTS, "socks5": 1080, "socks5h": 1080}
 
@@ -3467,8 +3509,8 @@ class Proxy(NamedTuple):
     scheme: str    # "http", "https", "socks5" or "socks5h" (the proxy resolves names)
     host: str
     port: int
-    userinfo: str  # for the proxy alone; never in a text
-    source: str    # "proxy=", or the variable's name
+    userinfo: str  # for the proxy alone; never in an error text
+    source: str    # "proxy=", the variable's name, or "the system's settings"
 
     def __repr__(self) -> str:
         return f"{self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
@@ -3480,8 +3522,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
     >>> print(parse_proxy("me:secret@proxy.corp:3128", "http_proxy"))
     http://proxy.corp:3128 (from http_proxy)
 
-    An unknown kind of proxy is an error: going there directly might be the leak that
-    the proxy is there to prevent.
+    An unknown kind of proxy is an error: to go to the server directly might tell it, or the
+    network, what the proxy is there to hide.
     """
     scheme, _, rest = text.strip().rpartition("://")
     scheme = scheme.lower() or "http"
@@ -3493,13 +3535,13 @@ def parse_proxy(text: str, source: str) -> Proxy:
     except InvalidURL as error:
         raise ProxyError(f"{source}: {error}", exit_code=5) from None
     port = url.origin.port
-    if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # it is that of http
+    if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # none given: so far it is http's
         port = _PROXY_PORTS[scheme]
     return Proxy(scheme, url.origin.host, port, url.userinfo, source)
 
 
 def domain_match(host: str, domain: str) -> bool:
-    """Whether a host is a domain or below it (RFC 6265 5.1.3); below an address is none.
+    """Whether a host is a domain or below it (RFC 6265 5.1.3); nothing is below an IP address.
 
     >>> [domain_match(h, "h.test") for h in ("h.test", "www.h.test", "noth.test")]
     [True, True, False]
@@ -3525,7 +3567,7 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
         corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
     """
     host = origin.host.rstrip(".")
-    for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # of IPv6: all of it
+    for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # or IPv6, all of it
                                  r"(?::([0-9]{1,5}))?(?![^\s,])", no_proxy.lower()):
         exempt = (name == "*" or domain_match(host, name.removeprefix("*.").strip("."))
                   or in_network(host, name.strip("[]")))
@@ -3537,11 +3579,11 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
 def choose_proxy(origin: Origin) -> Proxy | None:
     """The proxy that the environment names for an origin.
 
-        http_proxy, HTTP_PROXY     for http; upper case not under CGI, where a request's
-                                   "Proxy:" field would set it (CVE-2016-1000110)
+        http_proxy, HTTP_PROXY     for http; upper case not under CGI, where a visitor's
+                                   "Proxy:" field sets HTTP_PROXY (CVE-2016-1000110)
         https_proxy, HTTPS_PROXY   for https
         all_proxy, ALL_PROXY       for both, where those are not set
-        no_proxy, NO_PROXY         none for these: see bypasses_proxy
+        no_proxy, NO_PROXY         no proxy for these: see bypasses_proxy
 
     Lower case wins; an empty value is as if not set. Where nothing is set, macOS and Windows
     are asked for the settings of the system.
@@ -3568,7 +3610,7 @@ _SOCKS_REPLIES = dict(enumerate((
 
 
 def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
-    """What a proxy, and nobody else, is told of its own credentials."""
+    """The field with a proxy's own credentials, if any; it goes to nobody else."""
     if not proxy.userinfo:
         return []
     return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
@@ -3581,7 +3623,10 @@ def proxy_error(connection: Connection, text: str, exit_code: int = 97) -> Proxy
 
 
 async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
-    """Have a proxy connect us to the origin; for http it is just asked, later on."""
+    """Connect to a proxy, and have it connect us to the origin.
+
+    An HTTP proxy is not asked for http: the request itself goes to it later (Call.render).
+    """
     route = connection.route
     timeout = connection.timeout
     if route.proxy_tls and route.tls and sys.version_info < (3, 11):
@@ -3600,7 +3645,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
 
 
 async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
-    """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); nothing of the request is told."""
+    """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); it learns only the host and port."""
     origin = connection.route.origin
     target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
     fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
@@ -3610,20 +3655,24 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
         head = await connection.exchange(request, connection.timeout, "answer of the proxy")
     except ProtocolError as error:
         raise proxy_error(connection, f"did not answer CONNECT {target}: {error}") from error
-    connection.exchanges = 0  # none with the origin
+    connection.exchanges = 0  # with the origin there was none yet
     if head.status // 100 != 2:
         text = f"refused a tunnel to {target}: {head.status} {status_reason(head.raw):.100}"
-        if head.status in (401, 407):  # 401 is tinyproxy's word for it
+        if head.status in (401, 407):  # 401: tinyproxy
             asked = ", ".join(octets_text(head.raw, "proxy-authenticate"))
             state = "were refused" if proxy.userinfo else "are wanted"
             text += f" (user and password in its URL {state}; it asks for {asked!r:.100})"
-        said = re.sub(rb"(<[^<>]*>|\s)+", b" ", connection.rest).strip()  # what came with it
+        said = re.sub(rb"(<[^<>]*>|\s)+", b" ", connection.rest).strip()  # its error page
         raise proxy_error(connection, printable(text)
                           + (f"; it says {shown(said)}" if said else ""), 56)
 
 
 async def ask_socks(connection: Connection, proxy: Proxy) -> None:
-    """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929)."""
+    """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929).
+
+    We send the version (5) and how we can log in (0: not at all, 2: with user and password); the
+    proxy chooses. Then command 1, connect, and an address of kind 1 (IPv4), 4 (IPv6), 3 (a name).
+    """
     import ipaddress
     origin = connection.route.origin
     read = connection.reader.readexactly
@@ -3644,7 +3693,7 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
         raise proxy_error(connection, "wants credentials that are not in its URL")
     host = origin.host
     address = b"\x03%c%b" % (len(host), host.encode("ascii"))
-    if proxy.scheme == "socks5":  # the name is not told: we look it up
+    if proxy.scheme == "socks5":  # the name is looked up here, not by the proxy
         host = (await look_up(connection.route.address or host, origin.port))[0]
     if is_address(host):
         packed = ipaddress.ip_address(host).packed
@@ -3655,7 +3704,7 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
         raise proxy_error(connection, f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
                           + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
     size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]
-    await read(size + 2)  # the address and port that it connects from
+    await read(size + 2)  # address and port that it connects from; what follows is the origin's
 
 
 async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
@@ -3663,10 +3712,10 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
 
     StreamWriter.start_tls (3.11) would keep the old reader, and hand out plain bytes
     that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
-    Here nobody reads them. loop.start_tls does for 3.9, too.
+    Here nobody reads them. loop.start_tls is in Python 3.9, too.
     """
     loop = connection.loop
-    connection.outer = outer = connection.writer  # collected, it would close the transport
+    connection.outer = outer = connection.writer  # unreferenced, it closes the transport
     connection.writer = None
     connection.rest = b""
     connection.reader = reader = asyncio.StreamReader(limit=READ_BYTES)
@@ -3680,31 +3729,32 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
 
 
 # ==== 15. Cookies =============================================================
-# RFC 6265bis section 5, "6265bis" from here on. Text of a server's was decoded as UTF-8 with
-# surrogateescape, so that a cookie's bytes go back as they came: nothing in it is decoded,
-# unquoted or mended, and lengths count in octets.
+# Which cookies are kept, for how long, and with which requests they go out: the rules of RFC
+# 6265bis section 5, "6265bis" from here on. A server's text was decoded as UTF-8 with
+# surrogateescape (octets_text, section 4), so that a cookie's bytes go back as they came:
+# nothing in them is unquoted or mended, and lengths are counted in bytes.
 
 MAX_SET_COOKIES = 50             # of one response; curl's figure
 MAX_COOKIE_BYTES = 4096          # name and value of one; RFC 6265bis 5.6
 MAX_ATTRIBUTE_BYTES = 1024       # value of one attribute; 6265bis 5.6
 MAX_DOMAIN_COOKIES = 180         # kept of one site; Chrome's figure, 6265bis 6.1 asks for 50
-MAX_COOKIES = 3000               # kept in sum; 6265bis 6.1 asks for as many
+MAX_COOKIES = 3000               # kept in all; 6265bis 6.1 asks for as many
 MAX_COOKIE_SECONDS = 34_560_000  # that one is kept at most: 400 days; 6265bis 5.5
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
-# Under these everyone has a domain, and so no cookie is for all of them. The list of all
-# public suffixes is long and changes by the week; http.cookiejar has the same few. That of
-# an address would begin with a digit.
+# A suffix (com, co.uk) and the label before it: below a suffix anybody can have a domain, so a
+# cookie for all of it would go to strangers. The list of all suffixes is long and changes by
+# the week; http.cookiejar has but a few, too. What begins with a digit ends an IP address.
 _SITE = re.compile(
     r"(?<![^.])[^.]+\.((ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}|[^.0-9][^.]*)\.?$")
 
 
 def octets(text: str) -> int:
-    """The length of a server's text as it was on the wire."""
-    return len(text.encode("utf-8", "replace"))  # a surrogate was one octet, and is "?"
+    """The length of a server's text in bytes, as it was on the wire."""
+    return len(text.encode("utf-8", "replace"))  # a surrogate was one byte, and becomes "?"
 
 
 def site_of(host: str) -> str:
-    """What no cookie crosses: a host's last labels, one more than those of its suffix.
+    """A host's site, the suffix and one label more; a cookie goes to no other site.
 
     >>> site_of("www.h.test"), site_of("a.b.co.uk"), site_of("10.0.0.1")
     ('h.test', 'b.co.uk', '10.0.0.1')
@@ -3725,13 +3775,13 @@ def path_match(path: str, folder: str) -> bool:
 class Cookie(NamedTuple):
     """A cookie as it is kept (6265bis 5.7)."""
 
-    name: str               # "" for one that is but a value
+    name: str               # "" where a server sent only a value
     value: str
-    domain: str             # as a host, without a dot before it; "": the jar's home origin
+    domain: str             # without a dot before it; "": for the jar's home origin (Cookies)
     path: str = "/"
     host_only: bool = True  # else for all hosts below the domain, too
-    secure: bool = False
-    http_only: bool = False
+    secure: bool = False    # for https alone
+    http_only: bool = False  # for no script in a page; here it is only kept
     expires: float | None = None  # seconds since 1970; None: with the session
 
     @property
@@ -3746,7 +3796,7 @@ class Cookie(NamedTuple):
     def belongs(self, url: URL) -> bool:
         """Whether it goes out with a request (6265bis 5.8.3)."""
         scheme, host, _ = url.origin
-        safe = scheme == "https" or host in ("localhost", "127.0.0.1", "::1")  # these: on no wire
+        safe = scheme == "https" or host in ("localhost", "127.0.0.1", "::1")  # never on a wire
         told = self.domain in ("", host) if self.host_only else domain_match(host, self.domain)
         return (self.lives() and told and (safe or not self.secure)
                 and path_match(url.target.partition("?")[0], self.path))
@@ -3755,7 +3805,8 @@ class Cookie(NamedTuple):
 def keeps_prefix(cookie: Cookie) -> bool:
     """Whether a cookie is what the prefix of its name promises (6265bis 4.1.3, 5.7).
 
-    A nameless "__Host-a=1" would look to the server like a cookie of that name.
+    A value counts as well where there is no name: "__Host-a=1" as a value would look to the
+    server like a cookie of that name.
     """
     start = (cookie.name or cookie.value).lower()
     fits = cookie.name != "" and cookie.secure
@@ -3765,7 +3816,7 @@ def keeps_prefix(cookie: Cookie) -> bool:
 
 
 def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
-    """The cookie that a response to a URL sets, None for what may not be (6265bis 5.6, 5.7).
+    """The cookie that a response to a URL sets; None if it may not be set (6265bis 5.6, 5.7).
 
     >>> parse_set_cookie("a=1; Domain=h.test; Max-Age=9", parse_url("http://www.h.test/x/y"), 50.0)
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -3801,7 +3852,7 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
 def overlays(new: Cookie, old: Cookie) -> bool:
     """Whether a cookie that came by http would hide a Secure one (6265bis 5.7).
 
-    If it might, then anyone on the way could put a session of their own in place of yours.
+    If that were allowed, anyone on the way could log the user in to another account.
     """
     return (old.secure and old.name == new.name and path_match(new.path, old.path)
             and (domain_match(old.domain, new.domain) or domain_match(new.domain, old.domain)))
@@ -3817,7 +3868,7 @@ def check_cookie(name: str, value: str) -> None:
 
 
 def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
-    """The Cookie field (6265bis 5.8.3): as many cookies, from the first on, as one may hold.
+    """The value of Cookie (6265bis 5.8.3): as many, from the first on, as the limit allows.
 
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
     'a=1; nameless; b='
@@ -3844,26 +3895,26 @@ class Cookies(AskedJar):
     >>> cookies
     <Cookies ['sid', 'lang', 'a']>
 
-    A cookie that you set without a domain goes to one origin, scheme and port included: the
-    session's base_url, or else the first that it asks. It is a guess at what that server would
-    set, and goes out instead of any other of its name until that server sets one itself.
-    Iterating gives Cookie tuples; an item is the last of its name.
+    A cookie that you set without a domain goes to one origin, scheme and port included, the
+    home origin: the session's base_url, or else the first that it asks. It goes out instead of
+    any other of its name, until a response of that origin sets one of this name.
+    Iterating gives Cookie tuples; cookies[name] is the last of that name.
     """
 
     def __init__(self, cookies: Mapping[str, str] | None = None,
                  home: Origin | None = None) -> None:
         self._home = home
-        # All that a host may be told is in its site's dict, and no other is looked at: by
-        # Cookie.key, in the order in which they were made. The sites are in the order in which
-        # they last set one. The caller's for the home origin are under "".
+        # By site, then by Cookie.key in the order in which they were first set: all that a host
+        # may be told is in its site's dict, so no other is looked at. The site that was last to
+        # set one stands last. Under "" are the caller's for the home origin.
         self._sites: dict[str, dict[Any, Cookie]] = {}
         self.update(cookies or {})
 
     def store(self, url: URL, lines: Iterable[str]) -> list[str]:
-        """Put in what a response's Set-Cookie fields set; the names of those that it may.
+        """Put in what a response's Set-Cookie fields set; return the names that it could set.
 
-        Past MAX_DOMAIN_COOKIES of a site, its oldest makes room; past MAX_COOKIES in sum, the
-        site that has set none for longest: endless subdomains push out nobody else's.
+        Over MAX_DOMAIN_COOKIES in a site, its oldest go; over MAX_COOKIES in all, all of the
+        site that has set none for longest. So endless subdomains push out only their own site's.
         """
         site = site_of(url.origin.host)
         safe = url.origin.scheme == "https"
@@ -3872,9 +3923,9 @@ class Cookies(AskedJar):
         for line in itertools.islice(lines, MAX_SET_COOKIES):
             cookie = parse_set_cookie(line, url, time.time())
             if cookie and (safe or not any(overlays(cookie, old) for old in kept.values())):
-                kept[cookie.key] = cookie  # or deletes it: then it has expired
+                kept[cookie.key] = cookie  # an expired one deletes it so
                 names.append(cookie.name)
-        # Those that http has set go first: it must not push out what only https may set.
+        # Those without Secure go first: http must not push out what only https may set.
         for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
             del kept[cookie.key]
         own = self._sites.pop("", {})
@@ -3883,13 +3934,13 @@ class Cookies(AskedJar):
         if kept:
             self._sites[site] = kept
         if own:
-            self._sites[""] = own  # last, and so the last to go
+            self._sites[""] = own  # put in last, dropped last
         while sum(map(len, self._sites.values())) > MAX_COOKIES:
             del self._sites[next(iter(self._sites))]
         return names
 
     def pairs_for(self, url: URL) -> list[tuple[str, str]]:
-        """The names and values that a request is sent with, in their order (6265bis 5.8.3)."""
+        """What a request is sent with, names and values, longest path first (6265bis 5.8.3)."""
         self._home = self._home or url.origin
         if not self._sites:
             return []
@@ -3956,14 +4007,14 @@ class Cookies(AskedJar):
 
 
 class OthersJar(AskedJar):
-    """A jar of the caller's, http.cookiejar's, requests' or a like one, asked as ours is."""
+    """A jar of the caller's (http.cookiejar's, requests' or a like one), asked as ours is."""
 
     def __init__(self, jar: Any) -> None:
         self.jar = jar
 
     def _request(self, url: URL) -> Any:
         import urllib.request
-        return urllib.request.Request(str(url).partition("?")[0])  # it would remember the query
+        return urllib.request.Request(str(url).partition("?")[0])  # urllib would cache the query
 
     def pairs_for(self, url: URL) -> list[tuple[str, str]]:
         """The names and values that a request is sent with."""
@@ -3972,7 +4023,7 @@ class OthersJar(AskedJar):
         return re.findall("(?:^|; )([^=;]+)=?([^;]*)", request.get_header("Cookie", ""))
 
     def store(self, url: URL, lines: Iterable[str]) -> list[str]:
-        """Put in what a response's Set-Cookie fields set; it tells no names."""
+        """Put in what a response's Set-Cookie fields set; no names, as such a jar tells none."""
         fit = [line for line in itertools.islice(lines, MAX_SET_COOKIES)
                if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
         headers = types.SimpleNamespace(get_all={"Set-Cookie": fit}.get)
@@ -3981,25 +4032,27 @@ class OthersJar(AskedJar):
 
 
 # ==== 16. Passwords ===========================================================
-# What ~/.netrc has for a host, read as curl reads it.
+# A netrc file, mostly ~/.netrc, holds users and passwords by host. It is read as curl reads it.
+# What becomes of a password, wherever it is from, when a redirect leads to another origin, is
+# decided in section 10: see next_request.
 
 _KEYWORD = "machine|login|password|account"
 _QUOTED = r'(?:[^"\\\n]|\\.)*'
 _NETRC = re.compile(
     r"#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*"  # a comment; commands for ftp, up to an empty line
-    # A keyword and its value, which a comment may part; else what is wrong, or an odd word.
+    # A keyword and its value, with comments between them; else what is wrong, or another word.
     rf'|({_KEYWORD})[ \t\n](?:[ \t\n]|#.*(?!.))*(?:"({_QUOTED})"|([^#" \t\n][^ \t\n]*))'
     rf'|"{_QUOTED}"|((?:{_KEYWORD})(?![^ \t\n])|")|[^ \t\n]+', re.I)
 
 
 def netrc_entries(text: str) -> Iterator[dict[str, str]]:
-    r"""What stands between one `machine` and the next, as curl reads it.
+    r"""What stands before the first `machine`, between one and the next, and behind the last.
 
     >>> list(netrc_entries('machine h login me password "a \\"b"  # mine\n'))[1]
     {'machine': 'h', 'login': 'me', 'password': 'a "b'}
 
-    An entry of `default` has no machine, so that it fits nobody. Words unknown here are passed
-    over: one of them, written for another program, must not make every use of the file fail.
+    An entry of `default` has no machine, so that it fits no host. Words unknown here are passed
+    over: one that was written for another program must not make every use of the file fail.
     """
     entry: dict[str, str] = {}
     for word in _NETRC.finditer(text):
@@ -4021,9 +4074,9 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
                user: str = "") -> tuple[str, str] | None:
     """The user and password of a netrc file's first entry for exactly this host, and this user.
 
-    Its `default` entry is not used: it would give a password to everybody who asks.
-    Not the standard library's reader: that one fails over a word it does not know, and what it
-    makes of backslashes, comments and a host's second entry is not what curl makes of them.
+    Its `default` entry is not used: every server that is asked would get that password.
+    The standard library's reader is not used: it fails over a word that it does not know, and
+    reads backslashes, comments and a host's second entry otherwise than curl.
     """
     name = os.path.expanduser("~/.netrc" if isinstance(path, bool) else path)
     try:
@@ -4035,7 +4088,7 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
     for entry in netrc_entries(text):
         login, password = entry.get("login", user), entry.get("password", "")
         if (entry.get("machine", "").lower() == host and user in ("", login)
-                and (password or login and not user)):  # with a user we want a password
+                and (password or login and not user)):  # a user alone needs a password
             return login, password
     return None
 
