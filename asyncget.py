@@ -1689,12 +1689,15 @@ class Connection:
         self.on_idle(self)
 
     def _spoke(self, _: object) -> None:
-        """Bytes, or the end, while nothing was asked: no request may go out here any more."""
+        """Bytes, or the end, while nothing was asked: no request may go out here any more.
+
+        To close it tells the pool (`forget`), which gives its place to who is next.
+        """
         self.close()
 
-    def is_quiet(self) -> bool:
-        """Whether an idle connection has stayed silent. From now on it is its user's: what
-        comes, or its end, is for `receive` to find, and no longer closes it at once.
+    def claim(self) -> bool:
+        """Take an idle connection for a call: what comes, or its end, is from now on for
+        `receive` to find, and no longer closes it at once. Return whether it stayed silent.
         """
         future = self.reading.future
         if future is None or self.closed:
@@ -2060,9 +2063,9 @@ class Pool:
         if idle and not self.interval:
             connection = next(reversed(idle))
             rested = connection.loop.time() - connection.idle_at > IDLE_MOMENT_SECONDS
-            # is_quiet() also calls off `_spoke` (section 7), which closes an idle connection at
+            # claim() also calls off `_spoke` (section 7), which closes an idle connection at
             # the first byte: from now on that byte is the answer.
-            if not rested and connection.is_quiet():
+            if not rested and connection.claim():
                 del idle[connection]
                 return connection
         return None
@@ -2076,12 +2079,12 @@ class Pool:
         """
         if self.idle.get(route):
             # The server may have closed some while the loop was busy elsewhere: in two turns
-            # asyncio asks the kernel and receives that, and is_quiet() sees it.
+            # asyncio asks the kernel and receives that, and claim() sees it.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         while True:
             connection = self.decide(route) or await self._wait(route, patience)
-            if connection.writer is None or connection.is_quiet() and not fresh:
+            if connection.writer is None or connection.claim() and not fresh:
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -2096,7 +2099,7 @@ class Pool:
             connection, _ = self.idle[route].popitem()
             # Calls off `_spoke`: should the server end this one now, `_spoke` would give its place
             # to the next in turn, before its taker runs. The taker looks once more, in `acquire`.
-            connection.is_quiet()
+            connection.claim()
         elif self.is_full(route):
             return None
         else:
