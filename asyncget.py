@@ -4097,48 +4097,57 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
 
 
 # #### Part IV. Tools ##########################################################
-# Nothing new about HTTP: what to do with responses. Files that are whole or not there, a
-# picture of the time, a server for the demo, and curl's command line over the library.
+# At its end one knows how a file gets to the disk whole, and how a library becomes a program.
+# Little is new about HTTP: how the rest of a file is asked for (section 17).
 
 # ==== 17. Downloads ===========================================================
-# A download is three files. PATH.part collects the bytes, PATH.part.meta says of
-# which version of the file they are, and PATH is what PATH.part is renamed to when
-# it is whole. It survives a kill by the order in which they are written:
+# Where a download broke off, only the rest is asked for. HTTP's words for that:
+#
+#     ETag: "v1"                          the server's name for a version of the file
+#     Range: bytes=5-                     send what comes after the first 5 bytes,
+#     If-Range: "v1"                      but all of it, if the version is another by now
+#     206, Content-Range: bytes 5-10/11   here is that rest, of 11 bytes in all
+#     416, Content-Range: bytes */5       there is no rest: the file has 5 bytes
+#
+# On the disk a download is three files. PATH.part collects the bytes; its sidecar,
+# PATH.part.meta, says of which version of the file they are; and PATH is what PATH.part
+# is renamed to when it is whole. The order of the steps lets it survive a kill:
 #
 #     empty PATH.part   PATH.part.meta   the body   fsync   rename   PATH.part.meta away
 #
-# Between any two of these there is a whole PATH, or bytes and the name of their
-# version, or nothing that a later run would trust. A PATH.part that has bytes but no
-# such sidecar is not of our making, and is left alone. What to trust is decided first,
-# from values alone; the disk comes after that.
+# Whichever step was the last, there is a whole PATH, or bytes and beside them the name of
+# their version, or nothing that a later run would trust. A PATH.part that has bytes but no
+# sidecar was not made here: it is left alone, and the download ends with an error. What
+# to trust is decided first, from values alone; then comes the disk.
 
-SETTLED_SECONDS = 60.0           # unchanged for so long: a date tells versions apart (9110 8.8.2.2)
-# What may name a version: a strong ETag (RFC 9110 8.8.3; a weak one begins with W/), or a date.
+SETTLED_SECONDS = 60.0           # from change to Date: RFC 7232's figure; 1 in RFC 9110 8.8.2.2
+# A validator names a version: a strong ETag, which is for the same bytes only (RFC 9110 8.8.3;
+# a weak one begins with W/), or the date of the last change.
 _VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
               r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
 _SIDECAR = re.compile(rf"({_VALIDATOR}|)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n")
-SIDECAR_BYTES = 1024  # more than it can have
+SIDECAR_BYTES = 1024             # read of a sidecar: ours have 587 at most
 
 
 class Partial(NamedTuple):
-    """A PATH.part to go on from: its size, and what its sidecar says of the whole file."""
+    """What is on the disk of a file: the size of PATH.part, and what the sidecar says."""
 
-    size: int             # bytes that we have
+    size: int             # bytes in PATH.part; 0 where there is none
     validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '': cannot be resumed
-    length: str           # of the whole: '11', or 'None' where it was not told
-    source: str           # of which URL: see source_of
+    length: str           # of the whole file: '11', or 'None' where it was not told
+    source: str           # which URLs it is from: see source_of
 
 
 def strong_validator(headers: Headers) -> str:
-    """What names exactly these bytes, if anything does (RFC 9110 8.8, 13.1.5).
+    """The validator of a response, "" if none is strong enough (RFC 9110 8.8, 13.1.5).
 
     >>> strong_validator(Headers([("ETag", '"v1"'), ("Last-Modified", "...")]))
     '"v1"'
     >>> strong_validator(Headers([("ETag", 'W/"v1"')]))
     ''
 
-    Dates have a grain of a second, in which a file may change twice. So one counts
-    only when the file had been left alone for a while, and where there is no ETag.
+    Dates are told in whole seconds, and a file may change twice in one; also, clocks differ.
+    So Last-Modified counts only without an ETag, and SETTLED_SECONDS before the Date.
     """
     validator = headers.get("etag")
     if validator is None:
@@ -4152,9 +4161,9 @@ def strong_validator(headers: Headers) -> str:
 def source_of(response: Response) -> str:
     """A digest of the URL that was asked for and of the one that answered.
 
-    Two files can have the ETag "1", so it takes both to tell a file. The second one
-    goes without its query: release servers redirect to a link signed for this request
-    alone. A digest, since a query may be a key, and the sidecar lies about on the disk.
+    Two files can have the same ETag, "1" say, so their URLs count, too. The second goes without
+    its query: release servers redirect to a link that is signed for this request alone. It is
+    a digest, as a query may hold a password, which the sidecar must not show.
     """
     import hashlib
     asked, answered = [*response.history, response][0].url, response.url.partition("?")[0]
@@ -4168,9 +4177,10 @@ _OWN_CODINGS = {  # ends of names, and types, that announce a coding
 
 
 def leave_own_coding(response: Response, path: str) -> None:
-    """Do not undo a coding that is the file's own: a.tar.gz is said to be a tar, coded in gzip.
+    """Do not undo a coding that belongs to the file, as its name or type says.
 
-    So Apache's usual settings have it; undone, it would leave a tar under that name.
+    Apache mostly sends a.tar.gz as a tar with Content-Encoding: gzip. If that were undone,
+    the file called a.tar.gz would be a tar.
     """
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
     url, kind = response.url.partition("?")[0], response.headers.get("content-type", "")
@@ -4179,7 +4189,7 @@ def leave_own_coding(response: Response, path: str) -> None:
 
 
 def is_coded(response: Response) -> bool:
-    """Whether the bytes on the wire are not the file's own."""
+    """Whether the body is a coding of the file, and not the file's own bytes."""
     return not {b"identity", b"none"}.issuperset(parse_list(response.coding))
 
 
@@ -4190,14 +4200,14 @@ def body_length(response: Response) -> int | None:
 
 
 def render_sidecar(response: Response) -> bytes:
-    """What to remember of a response; no validator where the middle of it cannot be asked for."""
+    """The sidecar for a body; with no validator where its rest could not be asked for later."""
     whole = response.status_code == 200 and not is_coded(response)
     validator = strong_validator(response.headers) if whole else ""
     return f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode()
 
 
 def range_of_rest(start: int, length: int) -> str:
-    """The one right Content-Range for so many bytes up to the end, or for none: a 416.
+    """The Content-Range of the last `length` bytes of a file; of none, that of a 416.
 
     >>> range_of_rest(5, 6), range_of_rest(5, 0)
     ('bytes 5-10/11', 'bytes */5')
@@ -4209,15 +4219,15 @@ def range_of_rest(start: int, length: int) -> str:
 def is_rest(response: Response, known: Partial) -> bool:
     """Whether a 206 has all that comes after our bytes, or a 416 says that nothing does.
 
-    A server that is bad at ranges must not cost us the file, and one that mixes up
-    versions must not get into it. So at each doubt all of the file is asked for, and nothing
-    on the disk is touched (RFC 9110 14.4, 15.3.7, 15.5.17). A 206 of N bytes has one right
-    Content-Range, and comparing leaves nothing to parse: no `5-4/11`, no `+5-10/11`.
+    A server that is bad at ranges, or mixes up versions, would put wrong bytes behind ours. So
+    if anything does not fit, nothing is written, and all of the file is asked for (RFC 9110
+    14.4, 15.3.7, 15.5.17); only the validator may be left out. For a 206 of N bytes there is
+    one right Content-Range: compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
     """
     headers = response.headers
     length = body_length(response) if response.status_code == 206 else 0
     validator = headers.get("etag", headers.get("last-modified", known.validator))
-    return (length is not None  # else it could end anywhere
+    return (length is not None  # else the rest could end anywhere, and look whole
             and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
             and known.length in ("None", str(known.size + length))
             and (validator, source_of(response)) == (known.validator, known.source))
@@ -4227,10 +4237,10 @@ def is_rest(response: Response, known: Partial) -> bool:
 
 @contextlib.contextmanager
 def disk_errors(path: str) -> Iterator[None]:
-    """Make an error of ours, with curl's code, out of what the file system says."""
+    """Turn what the file system raises into an AsyncGetError, with curl's exit code."""
     try:
         yield
-    except AsyncGetError:  # the network's, of which some are an OSError, too
+    except AsyncGetError:  # from the network: ConnectError, say, is an OSError, too
         raise
     except OSError as error:
         raise AsyncGetError(f"cannot write {printable(path)}: {error.strerror or error}",
@@ -4238,10 +4248,10 @@ def disk_errors(path: str) -> Iterator[None]:
 
 
 def write_all(stream: Any, data: bytes | bytearray) -> None:
-    """Write all of data, and at once: whoever reads a pipe should not wait for us.
+    """Write all of data at once, past Python's buffer: who reads a pipe need not wait for more.
 
-    So it goes past Python's buffer. The kernel may take a part of it, or nothing yet from
-    one that does not block.
+    The kernel may take a part of it, or, where a full pipe does not block, nothing: then
+    `select` waits until there is room.
     """
     raw, unwritten = getattr(stream, "raw", stream), memoryview(data)
     while unwritten:
@@ -4253,7 +4263,7 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
 
 
 def check_target(path: str, overwrite: bool) -> None:
-    """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
+    """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
     with disk_errors(path):
         if os.path.exists(path) and not os.path.isfile(path) or "\0" in path:
             raise OSError("not the name of a file")
@@ -4262,25 +4272,25 @@ def check_target(path: str, overwrite: bool) -> None:
 
 
 def part_of(path: str) -> str:
-    """PATH.part; shortened where no name is so long, or its sidecar's would be."""
+    """PATH.part, with a shorter name where that of its sidecar would be too long."""
     folder, name = os.path.split(path)
-    if 245 < len(os.fsencode(name)) <= 255:  # of 255, less .part.meta
+    if 245 < len(os.fsencode(name)) <= 255:  # bytes that a name may have; .part.meta has 10
         name = f"{name[:50]}.{zlib.crc32(os.fsencode(name)):08x}"
     return os.path.join(folder, name + ".part")
 
 
 def open_ours(name: str, flags: int) -> int:
-    """How to open what should be ours: through no link, and without waiting at a pipe."""
+    """An `opener` for files that should be ours: follows no link, and does not wait at a pipe."""
     if sys.platform != "win32":
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK
     return os.open(name, flags, 0o666)
 
 
 def size_of_ours(file: IO[bytes]) -> int:
-    """The size of an open file that is ours and bears its name alone; OSError for any other.
+    """The size of an open file; OSError unless it is ours, and this is its only name.
 
-    Where others may write, too, they can foretell the name, and put there a link to a file
-    of ours, or a file that remains theirs.
+    Others who may write to the folder can foretell the name, and put a link there, so that
+    we write into another file of ours; or a file of theirs, which they can change afterwards.
     """
     found = os.fstat(file.fileno())
     theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
@@ -4290,7 +4300,7 @@ def size_of_ours(file: IO[bytes]) -> int:
 
 
 def read_sidecar(part: str) -> Partial | None:
-    """What there is of a file; None where it is not ours, or a byte of what says so is strange."""
+    """What is on the disk of a file; None unless its sidecar is ours, and as we write it."""
     with contextlib.suppress(OSError), open(part + ".meta", "rb", opener=open_ours) as sidecar:
         size_of_ours(sidecar)
         match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
@@ -4301,22 +4311,25 @@ def read_sidecar(part: str) -> Partial | None:
 
 
 def read_partial(path: str) -> Partial | None:
-    """What there is of PATH to go on from; writing will tell what is wrong with it, if so."""
+    """What there is of PATH to go on from, if anything. `claim_part` checks whose it is."""
     known = read_sidecar(part_of(path))
     return known if known and known.size and known.validator else None
 
 
 def check_sidecar(part: str) -> None:
-    """Refuse a .part.meta that has no .part, and that no kill of ours can have left so."""
+    """Refuse a .part.meta without a .part that is not a sidecar: we would write over it.
+
+    A sidecar of ours stands alone where a kill came right after the rename.
+    """
     meta = part + ".meta"
     if os.path.lexists(meta) and not os.path.lexists(part) and read_sidecar(part) is None:
         raise OSError(f"{os.path.basename(meta)} is not of our making: move it away")
 
 
 def claim_part(file: io.FileIO, known: Partial | None) -> None:
-    """See to it that an open .part is ours alone, from now on and before, and as it is known.
+    """Lock an open .part; refuse it if it is not ours, or not what `known` says.
 
-    The lock keeps other downloads off, and dies with us.
+    The lock keeps other downloads off, and ends with our process.
     """
     if sys.platform != "win32":
         import fcntl
@@ -4326,7 +4339,8 @@ def claim_part(file: io.FileIO, known: Partial | None) -> None:
             raise OSError("another download is writing it") from None
         except OSError:  # a file system without locks
             pass
-    # Who had the lock before us may have added to the file, or given it its name.
+    # `known` was read before the lock was ours: another download may have had it since, and
+    # have added to the file, or renamed it.
     size, now = size_of_ours(file), read_sidecar(file.name)
     if size and now is None:
         raise OSError(f"{os.path.basename(file.name)} is not of our making: "
@@ -4336,7 +4350,7 @@ def claim_part(file: io.FileIO, known: Partial | None) -> None:
 
 
 def write_sidecar(part: str, response: Response) -> None:
-    """Put what to remember of a response beside a .part."""
+    """Write the sidecar of a .part, before the first byte of the response's body is in it."""
     with open(part + ".meta", "ab", opener=open_ours) as sidecar:
         size_of_ours(sidecar)
         sidecar.truncate(0)
@@ -4344,9 +4358,9 @@ def write_sidecar(part: str, response: Response) -> None:
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
-    """Give a .part its name, if that is the file which we wrote, whole and alone.
+    """Rename a .part to PATH, if it is still the file that we have written.
 
-    A rename replaces what bears the name, a link does not.
+    A rename would replace a file that has come to PATH meanwhile; os.link refuses to.
     """
     part = file.name
     if size_of_ours(file) != size:
@@ -4360,13 +4374,13 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.link(part, path)
             os.unlink(part)
     except OSError as error:
-        check_target(path, overwrite)  # PATH may be there by now
-        if error.errno == errno.EBUSY:  # a mount of one file: nothing can take its place
+        check_target(path, overwrite)  # something may be there by now: this says so
+        if error.errno == errno.EBUSY:  # PATH is a mount of one file, as containers have them
             import shutil
             shutil.copyfile(part, path)
             os.unlink(part)
         else:
-            os.replace(part, path)  # the file system may have no links
+            os.replace(part, path)  # it may only be that the file system has no links
     with contextlib.suppress(FileNotFoundError):
         os.unlink(part + ".meta")
 
@@ -4378,17 +4392,17 @@ PathRule = Callable[[Response], FilePath]
 
 
 async def inform(listener: Callable[..., object] | None, *facts: object) -> None:
-    """Call a function of the caller's, and await what it gives, if that is to be awaited."""
+    """Call a function of the caller's, if there is one; await what it gives, if one can."""
     outcome = listener(*facts) if listener else None
     if isinstance(outcome, Awaitable):
         await outcome
 
 
 class Download:
-    """A file on its way: what there is of it, over all tries of one call."""
+    """One call of `download`. Call.run (section 12) calls `begin` and `finish` for each try."""
 
-    known: Partial | None  # what we have asked to go on from
-    ranged: bool           # the caller asks for a piece: then that is the file
+    known: Partial | None  # what is on the disk, where this try asks for the rest; else None
+    ranged: bool           # the caller's own headers ask for a range: then that is the file
 
     def __init__(self, path: FilePath | PathRule, call: Call) -> None:
         self.call, self.settings = call, call.settings
@@ -4396,9 +4410,10 @@ class Download:
         self.path = path if callable(path) else os.fsdecode(path)
 
     def begin(self) -> Request:
-        """Ask for the rest of a file, or for all of it if it has changed.
+        """The request for the rest of a file, or for all of it if nothing is there to go on from.
 
-        Identity, since a range would be one of the coded bytes, and those vary.
+        If-Range makes the server send all of it where it has changed. No coding is asked for:
+        a range would be of coded bytes, and coding a file twice need not give the same bytes.
         """
         request, fields = self.call.first_request(), {"Accept-Encoding": "identity"}
         self.known, self.ranged = None, request.has("range")
@@ -4411,14 +4426,14 @@ class Download:
         return request._replace(fields=merge_fields(request.fields, fields))
 
     async def finish(self, response: Response) -> Response:
-        """Save what came; what does not fit is asked for anew, from the start."""
+        """Save the body of a response; if it is a rest that does not fit, ask for all (Anew)."""
         await inform(self.settings["on_response"], response)
         if callable(self.path):
             self.path = os.fsdecode(self.path(response))
         leave_own_coding(response, self.path)
         known, status = self.known, response.status_code
         if known and status in (206, 416):
-            if not is_rest(response, known):  # then what is there stays, until something fits
+            if not is_rest(response, known):  # what is there stays until a 200 comes
                 response.close()
                 self.resume = False
                 raise Anew
@@ -4427,17 +4442,17 @@ class Download:
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
-            known = None  # what there is makes way for another version
-        self.resume = True  # what is there from now on, this call has put there
+            known = None  # this comes from its start on: it replaces what is there, if anything
+        self.resume = True  # for a next try: from now on what is there fits, or we wrote it
         check_target(self.path, self.settings["overwrite"])
         await self.save(response, self.path, known)
         return response
 
     async def save(self, response: Response, path: str, known: Partial | None) -> None:
-        """Write a body, behind what is known or from the start; name the file when it is whole.
+        """Write a body behind what is known, or from the start; rename the file when it is whole.
 
-        This blocks the loop, in pieces of 256 KiB at most, which the kernel takes in 0.1 ms;
-        to hand each to a thread costs more, and makes a slow disk no faster.
+        The loop stands still while a piece is written: of 256 KiB at most, which the kernel
+        takes in 0.1 ms. A thread for each would cost more, and makes a slow disk no faster.
         """
         part, size = part_of(path), known.size if known else 0
         # A 416 says that nothing is missing.
@@ -4445,11 +4460,11 @@ class Download:
         expected = None if rest is None else size + rest
         with disk_errors(path):
             check_sidecar(part)
-        # Unbuffered: what has arrived is the kernel's at once, and no kill takes it back.
+        # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path), open(part, "ab", buffering=0, opener=open_ours) as file:
             claim_part(file, known)
             if os.path.isfile(path) and not os.path.islink(path):
-                # Nobody reads it who may not read what it will replace.
+                # Who may not read PATH must not read what replaces it. 0o200: we may go on later.
                 os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
             if known is None:
                 file.truncate(0)
@@ -4460,8 +4475,8 @@ class Download:
                     write_all(file, piece)
                     size += len(piece)
                     await inform(self.settings["progress"], size, expected)
-            # Else a power cut could leave the name on a file whose bytes never got to
-            # the disk. In a thread, as the disk may need seconds for a GiB.
+            # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
+            # In a thread, as the disk may need seconds for a GiB.
             await asyncio.to_thread(os.fsync, file.fileno())
             publish_part(file, path, size, self.settings["overwrite"])
 
@@ -4477,10 +4492,10 @@ async def download(url: str, path: FilePath | PathRule,
 
 
 # ==== 18. Timeline ============================================================
-# Where the time went, drawn to scale: one row a request, all rows on one clock. Rows
-# that stand above each other were waited for together; that is the whole gain of
-# asyncio, for everybody to see. It knows numbers only. Left out: name look-up and TLS
-# as phases of their own, as one mark, "connected", ends both.
+# Where the time went, drawn to scale: one row a request, all rows on one clock. Where
+# bars stand above each other, the requests were waited for at the same time, which is
+# all that asyncio gains. Left out: name look-up and TLS as phases of their own, as a
+# response has one moment for the end of both, `connected`.
 
 class Bar(NamedTuple):
     """One row of the drawing: moments in seconds, on a clock that all rows share."""
@@ -4500,7 +4515,8 @@ def response_bars(response: Response) -> list[Bar]:
     begun = response.started
     for hop in (*response.history, response):
         moments = [begun, *(hop.started + seconds for seconds in hop.timing[:4])]
-        _, connected, _, head, done = itertools.accumulate(moments, max)  # 0: it never came
+        # What never came is 0 in `timing`: max gives it the moment before.
+        _, connected, _, head, done = itertools.accumulate(moments, max)
         bars.append(Bar(f"{hop.status_code} {hop.url.partition('://')[2]}", begun, connected, head,
                         done, hop.timing.reused, hop.received))
         begun = done
@@ -4554,8 +4570,9 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
 
 # ==== 19. Demo server =========================================================
 # The same bytes, seen from the other side. A server is a loop, too: it reads a head and
-# writes one. Behind it the demo, which tells on this server, on loopback, what asyncio
-# is for. Left out: all that makes a server fit for strangers.
+# writes one. Then the demo, which shows with this server, at an address that only this
+# machine reaches, what asyncio is for. Left out: limits on time and size, which a server
+# for strangers needs.
 
 DEMO_PAGES = {  # what goes over the wire, to the byte
     "length": b"HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\nI end after 22 bytes.\n",
@@ -4572,7 +4589,7 @@ DEMO_PAGES = {  # what goes over the wire, to the byte
 async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer one GET after another on a connection; /delay/N thinks for N seconds first."""
     name = ""
-    with contextlib.suppress(OSError, EOFError, ValueError):  # ValueError: /delay/soon
+    with contextlib.suppress(OSError, EOFError, ValueError):  # the last by /delay/soon
         while name != "close":
             request = await reader.readuntil(b"\r\n\r\n")
             name, _, seconds = request.split(b" ", 2)[1].decode().strip("/").partition("/")
@@ -4584,7 +4601,7 @@ async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 def add_two_numbers(first: int, second: int) -> int:
-    """The rest of a program: it neither knows nor cares what was awaited before."""
+    """Stands for the rest of a program: ordinary functions, without async and await."""
     return first + second
 
 
@@ -4596,7 +4613,7 @@ async def count_seconds() -> None:
 
 
 async def demo(port: int = 0) -> None:
-    """Tell in seven seconds what asyncio is for, on a server of our own; or be that server."""
+    """Show in seven seconds what asyncio is for, with a server; given a port, only serve there."""
     server = await asyncio.start_server(serve_demo, "127.0.0.1", port)
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
     print(f"A small server answers on {origin}; nothing leaves this machine.", flush=True)
@@ -4629,23 +4646,25 @@ async def demo(port: int = 0) -> None:
 
 
 # ==== 20. Command line ========================================================
-# curl's flags and exit codes, so that hands and scripts know them. First what only
-# decides (flags to settings, URL to file name, response to report), then what writes,
-# and last the run: all URLs at once, printed in the order given. Left out: what needs
-# another method than GET, and curl's config files.
+# curl's flags and exit codes, so that hands and scripts know them. In this order: the
+# flags and their values; the settings that they become; names of files, and how these are
+# written; one URL, from its request to its report; and the run: all URLs at once, printed
+# in the order given. Left out: what needs another method than GET, and curl's config files.
 
-HELD_BYTES = 1_048_576   # of a body that waits for its turn on stdout; then the server waits, too
+HELD_BYTES = 1_048_576   # of a body that waits for its turn on stdout; 50 at once hold 50 MiB
 REDRAW_SECONDS = 0.1     # between two states of the progress line; a Ctrl-C may wait as long
-SILENCE_SECONDS = 30.0   # without a byte, and we give up
-MAX_GLOB = 100_000       # URLs that one argument may stand for
+SILENCE_SECONDS = 30.0   # without a byte, and we give up: the library's own `timeout`
+MAX_GLOB = 100_000       # URLs that one argument may stand for: all are made before the first goes
+# One field of a head, for -v, which shows it without secrets.
 _FIELD = re.compile(r"^([^\s:]+):([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.M)
-SECRET_NAMES = re.compile(  # not for -v
+SECRET_NAMES = re.compile(  # of fields whose values are secrets
     r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
     r"|credential|(api|auth|access|subscription|signature)[-_]?key)", re.I)
-WIPE = "\r\x1b[K"  # the line that is begun on a terminal
+WIPE = "\r\x1b[K"  # takes the progress line off a terminal
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
-# A line is a flag's definition as well as its help. A word in capitals is its value, read as
-# VALUES has it; with three dots, it may be given repeatedly.
+# A line is a flag's definition as well as its help: `known_flags`, below, reads both texts. The
+# word in capitals is the kind of its value, as VALUES has them; with three dots the flag may be
+# given repeatedly. A line that begins with three spaces only says what to do without that flag.
 FLAGS = """\
 usage: asyncget [flags] URL...      (--help all: the other flags)
 
@@ -4774,8 +4793,9 @@ Options = types.SimpleNamespace  # an attribute for each flag
 # ---- what a value may be
 
 def read_text(name: str) -> str:
-    """What stands behind an "@": a file, or stdin, which is touched for nothing else.
+    """The text of a file that a flag names, or of stdin for "-".
 
+    Stdin is read for nothing else: in a shell's loop `while read url` it holds the next URLs.
     Bytes that are no UTF-8 go out as they came.
     """
     try:
@@ -4787,17 +4807,17 @@ def read_text(name: str) -> str:
 
 
 def read_lines(name: str) -> list[str]:
-    """Its lines, without the blanks around them; no empty ones, and no comments."""
+    """The lines of such a text, without blanks around them; no empty ones, no comments (#)."""
     return re.findall(r"(?m)^[ \t]*([^#\s](?:.*\S)?)", read_text(name))
 
 
 def text_of(at_sign: str, text: str) -> str:
-    """A text, or that of a file, whose line ends are left out, as curl does."""
+    """A value that is text; behind "@" that of a file, without its line ends, as in curl."""
     return re.sub("[\r\n]", "", read_text(text)) if at_sign else text
 
 
 def encode_data(text: str) -> str:
-    """The forms of --data-urlencode, percent-encoded.
+    """A value of --data-urlencode in any of its forms, its content percent-encoded.
 
     >>> encode_data("a b"), encode_data("=a&b"), encode_data("n=a=b"), encode_data("é")
     ('a+b', 'a%26b', 'n=a%3Db', '%C3%A9')
@@ -4828,7 +4848,7 @@ def header_fields(at_sign: str, text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def condition(minus: str, text: str) -> dict[str, str | None]:
-    """The header for -z: a date, or a file whose date is meant; "-" before it turns it about.
+    """The header for -z: a date, or a file whose date is meant; "-" before it: not younger.
 
     >>> condition("", "1 Jan 2020"), condition("-", "2 Jan 2020 01:00:00 +0100")
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -4858,13 +4878,15 @@ def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
     return user, password
 
 
-VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its groups become
+# For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
+# A kind that is not here is any text, as it is.
+VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
     "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
     "NUMBER": ("([0-9]{1,18})", int),
     "LIMIT": ("(-1|[0-9]{1,18})", int),
     "BYTES": ("([0-9]{1,18})([kKmMgG]?)",
               lambda number, unit: int(number) << 10 * " kmg".index(unit.lower())),
-    "NUMBER/UNIT": (  # a second; without a unit, curl means an hour
+    "NUMBER/UNIT": (  # as so many a second; without a unit, curl means an hour
         "([1-9][0-9]{,9})(?:/([1-9][0-9]{,9})?([smhd]))?", lambda number, units, unit:
         int(number) / int(units or 1) / {"s": 1, "m": 60, "d": 86400}.get(unit, 3600)),
     "RANGE": ("(?=.)([0-9]*)(.*)", lambda first, rest: f"bytes={first}{rest or '-'}"),
@@ -4879,7 +4901,7 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
-    "HOST:PORT:ADDRESS": (  # -HOST:PORT takes one back
+    "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one
         r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):([][0-9A-Fa-f.:, ]+)",
         lambda gone, host, addresses: (gone or host, addresses)),
     "HOST1:PORT1:HOST2:PORT2": (
@@ -4889,16 +4911,16 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its
 
 
 class Flag(NamedTuple):
-    """One spelling: its name in the options, and what its value is, "" if it has none."""
+    """What one spelling of a flag means."""
 
-    name: str
-    value: str
+    name: str        # of the attribute in Options
+    value: str       # the kind of its value, "" if it has none
     repeats: bool
-    on: bool = True  # what it says, where it has no value
+    on: bool = True  # what is stored if it has no value: False for --no-X
 
 
 def known_flags() -> dict[str, Flag]:
-    """Each spelling in FLAGS; where there is no value, --no-X turns X off.
+    """The flag of each spelling in both texts; a flag --X without a value has a --no-X, too.
 
     >>> known_flags()["-m"]
     Flag(name='max_time', value='SECONDS', repeats=False, on=True)
@@ -4906,7 +4928,7 @@ def known_flags() -> dict[str, Flag]:
     flags = {}
     pattern = r"^  (?:(-\S) )?(--(data)?\S+) ?([A-Z0-9:/]*)(\.\.\.)?"
     for short, name, data, value, dots in re.findall(pattern, FLAGS + MORE_FLAGS, re.M):
-        # What they say goes into the query in their order: all of --data-X share one name.
+        # All of --data-X share one name, so that their values stay in the order given.
         flag = Flag(data or re.sub("[-.]", "_", name[2:]), value, bool(dots))
         flags[short or name] = flags[name] = flag
         if not value:
@@ -4931,7 +4953,7 @@ def store_flag(options: Options, flag: Flag, text: str) -> None:
     else:
         setattr(options, flag.name, value)
     if flag.name == "remote_name" and flag.on:
-        options.output.append(None)  # -o and -O are paired with the URLs in one order
+        options.output.append(None)  # the n-th of all -o and -O is for the n-th URL
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -4942,8 +4964,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     (False, True, 5.0, ['x.org/a'], ['f', None])
 
     A value is taken as it is, even one that looks like a flag: -r -500 asks for the last
-    500 bytes. argparse, with its own opinion on that, would not take curl's command lines;
-    getopt takes them, but not -o and --url in the order of the URLs.
+    500 bytes. argparse would refuse that; getopt would not, but it gives flags and bare URLs
+    apart, and so loses in which order these and --url came.
     """
     flags = known_flags()
     options = Options(location=True, compressed=True, max_redirs=50)
@@ -4979,7 +5001,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 
 
 def check_options(options: Options) -> None:
-    """Refuse what cannot be meant; nothing has been sent yet."""
+    """Refuse flags that cannot be meant together, before anything is sent."""
     for wrong, reason in (
         (options.data and not options.get,
          "data would make it a POST; with -G it goes into the URL"),
@@ -4996,7 +5018,7 @@ def check_options(options: Options) -> None:
 # ---- flags to settings
 
 def request_headers(options: Options) -> Iterator[tuple[str, str | None]]:
-    """What other flags ask for in a header; -H has the last word."""
+    """The headers for flags other than -H: the session's, while -H is each call's, and wins."""
     yield "Referer", options.referer or None
     yield "Cookie", "; ".join(text for text in options.cookie if "=" in text) or None
     yield "Range", options.range
@@ -5049,7 +5071,7 @@ def expand_glob(text: str) -> list[tuple[str, list[str]]]:
     for values in itertools.islice(choices, MAX_GLOB + 1):
         pieces[1::2] = values
         found.append(("".join(pieces), list(values)))
-    literal = r"(([^/]*//)?\[[0-9A-Fa-f:.%]*\])?([^][{}]|\[\])*"  # [::1] first, and [] anywhere
+    literal = r"(([^/]*//)?\[[0-9A-Fa-f:.%]*\])?([^][{}]|\[\])*"  # [::1] as host, [] anywhere
     if not 0 < len(found) <= MAX_GLOB or not re.fullmatch(literal, " ".join(pieces[::2])):
         raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
                             f"{text!r:.100}; -g takes it as it is", exit_code=3)
@@ -5057,7 +5079,7 @@ def expand_glob(text: str) -> list[tuple[str, list[str]]]:
 
 
 def schemes(text: str | None) -> set[str]:
-    """What --proto leaves of the schemes: "=https" that alone, "-http" without, "+http" with.
+    """The schemes that --proto allows: "=https" that alone, "-http" all but it, "+http" it, too.
 
     >>> schemes("=https"), schemes("-all,https"), sorted(schemes(None))
     ({'https'}, {'https'}, ['http', 'https'])
@@ -5070,11 +5092,13 @@ def schemes(text: str | None) -> set[str]:
     return found & both
 
 
+# The Transfer (below) that a task carries out: by this a connector, which the library calls with
+# a host and a port, knows for whom it is.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
 def connector(options: Options) -> Connector:
-    """open_connection as -4, -6 and --connect-to want it."""
+    """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
@@ -5093,7 +5117,7 @@ def connector(options: Options) -> Connector:
 
 
 def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
-    """-x, -U and --noproxy as the variables that the library obeys: it decides for each hop."""
+    """-x, -U and --noproxy as variables, by which the library chooses for each hop anew."""
     names = ("http_proxy", "https_proxy", "all_proxy")
     proxy = options.proxy
     if options.socks5:
@@ -5161,15 +5185,15 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
         http_only, domain, below, path, secure, expires, name, value = match.groups("")
         cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
                         http_only != "",
-                        float(f"0{expires}") or None)  # "" from http.cookiejar: with the session
+                        float(f"0{expires}") or None)  # 0, or http.cookiejar's "": no end
         if (name or value) and keeps_prefix(cookie):
             yield cookie
 
 
 def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
-    """Cookies as curl writes them, those without an end included, the caller's guesses not.
+    """A file of cookies as curl writes it: those without an end are in it, too, with 0 for it.
 
-    Of what was in the file before stays what is no cookie.
+    Of the text before, what is no cookie is kept: comments, and lines of other programs.
     """
     lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
     lines += [line for line in re.split("\r?\n", before)
@@ -5180,7 +5204,7 @@ def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
         secure, expires = str(cookie.secure).upper(), int(cookie.expires or 0)
         line = (f"{http_only}{dot}{cookie.domain}\t{below}\t{cookie.path}\t{secure}\t{expires}"
                 f"\t{cookie.name}\t{cookie.value}")
-        if list(parse_cookie_file(line)):  # no column for a home origin, or a tab
+        if list(parse_cookie_file(line)):  # else it has a tab, or only a home origin (section 15)
             lines.append(line)
     return "\n".join(lines) + "\n"
 
@@ -5188,13 +5212,13 @@ def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
 # ---- files
 
 def safe_name(name: str, hidden: bool) -> str:
-    """The name, if it is one of a file in this very folder."""
+    """The name, if it is a file's in this very folder; `hidden`: it may begin with a dot."""
     strange = r"\.{0,2}$"
-    if not hidden:  # a server's: nor what we ourselves read later, as ours
+    if not hidden:  # a server chose it: it must not make a sidecar that we believe later
         strange += r"|\.|.*\.part(\.meta)?$"
-    if os.name == "nt":  # a drive, a stream, a device, or an end that it drops
+    if os.name == "nt":  # Windows' drives, streams and devices, and ends that it drops
         strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|com\d|lpt\d) *(\.|$)'
-    with contextlib.suppress(UnicodeError):  # of a locale without such letters
+    with contextlib.suppress(UnicodeError):  # the locale has no such letters
         if (printable(name) == name and not re.match(strange, name, re.I)
                 and len(os.fsencode(name)) < 256):
             return name
@@ -5222,7 +5246,7 @@ def name_from_header(disposition: str) -> str | None:
     >>> name_from_header(r'attachment; filename="C:\temp\..%2Fa%20b"')
     'a b'
 
-    It is decoded first and then cut to its last part: %2F climbs out of no folder.
+    It is decoded first and then cut to its last part, so that %2F leads to no other folder.
     """
     from urllib.parse import unquote
     fields = re.findall(r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', disposition)
@@ -5238,7 +5262,7 @@ def name_from_header(disposition: str) -> str | None:
 
 
 def free_name(path: str, taken: Container[str]) -> str:
-    """The name that --no-clobber gives: path, or the first of path.1, path.2 ... not taken."""
+    """For --no-clobber: path, or the first of path.1, path.2 ... not there, nor of another URL."""
     name, number = path, 0
     while os.path.realpath(name) in taken or os.path.lexists(name):
         number += 1
@@ -5247,8 +5271,8 @@ def free_name(path: str, taken: Container[str]) -> str:
 
 
 def is_direct(path: str) -> bool:
-    """Whether a name of -o's can only be written to as it is: a device, a pipe, a descriptor,
-    or a file in a folder where no other can be made.
+    """Whether what -o names has to be written in place: a device, a pipe, a descriptor, which a
+    rename would replace; a file in a folder where no .part can be made.
     """
     folder = os.path.dirname(os.path.realpath(path))
     return os.path.exists(path) and (
@@ -5264,7 +5288,7 @@ def is_stdout(path: str) -> bool:
 
 
 def write_stdout(data: bytes | bytearray) -> None:
-    """Write to stdout, past Python's text layer."""
+    """Write to stdout, past Python's text layer: a body is bytes."""
     write_all(sys.stdout.buffer, data)
 
 
@@ -5286,17 +5310,17 @@ def write_secret(name: str, data: bytes) -> None:
     from tempfile import TemporaryDirectory
     path = os.path.realpath(name)
     with disk_errors(name), TemporaryDirectory(
-            prefix=".asyncget-", dir=os.path.dirname(path)) as folder:  # its owner's alone
+            prefix=".asyncget-", dir=os.path.dirname(path)) as folder:  # only its owner enters it
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
         os.chmod(temporary, 0o600)
-        move(temporary, path)  # or copies, if it is a mount of one file
+        move(temporary, path)  # which copies where a rename fails: a mount of one file
 
 
 # ---- one URL
 
 def without_userinfo(text: str) -> str:
-    """A URL as it was written, but for user and password; all before an "@" if it is none.
+    """A URL as it was written, without user and password; of what is none, nothing before "@".
 
     >>> without_userinfo("http://me:pw@h/@b"), without_userinfo("http://me:p/w@h/")
     ('http://h/@b', 'http://***@h/')
@@ -5309,13 +5333,17 @@ def without_userinfo(text: str) -> str:
 
 
 class Enough(Exception):
-    """Ends a try behind its head, with the seconds until the next one, None for none.
+    """Ends a try, or the run, early and without an error.
 
-    Or all of them: --fail-early, and the one that failed has been reported.
+        Enough(seconds)  the try: the body of this response is not wanted. The next try begins
+                         after so many seconds; None: there is none, as after a 304
+        Enough()         the run, with --fail-early: a URL has failed, and is reported
     """
 
 
-NO_RESPONSE: Any = Options(  # what stands for one in -w
+# Stands for the response where none has come: -w finds its attributes. In its timing `reused` is
+# True, as no connection was opened for it.
+NO_RESPONSE: Any = Options(
     history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), peer=None, local=None, proxied=False,
     raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(), received=0,
     request_bytes=0, url="")
@@ -5324,17 +5352,20 @@ NO_RESPONSE: Any = Options(  # what stands for one in -w
 class Transfer:
     """One URL, from its flags to its report: where its body goes, what has become of it."""
 
-    path = ""              # of the file, if there is one
+    # What every transfer begins with: an assignment to self.x changes it for that one alone.
+    path = ""              # of the file; "" for stdout, and for -J while no head has come
     response = NO_RESPONSE
-    error: Any = None      # an AsyncGetError, if it has failed
-    started = ended = looked_up = 0.0
+    error: Any = None      # the AsyncGetError of the last try, if that failed
+    started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
     tries = 0
-    expected: int | None = None  # bytes of the body
-    window = 0.0, 0        # for --speed-limit: since when, from how many bytes on
-    wrote = 0              # bytes of the body, in all tries, that cannot be taken back
-    delivered = 0          # of the body so far, decoded
-    mode = ""              # for a body that goes neither to stdout nor to a .part: how its
-    file: Any = None       # file is opened, "wb" or "ab", when the first byte has come
+    expected: int | None = None  # bytes of the response's body, where its head tells them
+    window = 0.0, 0        # a moment, and the bytes received by then: speed is measured from it
+    wrote = 0              # bytes that `stream` has put out, over all tries: none goes out twice
+    delivered = 0          # the same for -w; or the size of a .part, with what was in it before
+    # How `stream` opens `path` for the first byte: "wb", or "ab" to go on behind what is there.
+    # "" while the body goes to stdout, or to a .part, which the library opens.
+    mode = ""
+    file: Any = None       # `path`, opened so
 
     def __init__(self, command: Command, number: int, url: str, output: str | None) -> None:
         self.command = command
@@ -5342,9 +5373,9 @@ class Transfer:
         self.number = number
         self.url = url
         self.shown_url = printable(without_userinfo(url))
-        self.output = output         # what -o said: "" is nothing, "-" stdout; None is -O
-        self.turn = asyncio.Event()  # set when stdout is ours
-        self.held = bytearray()      # what came before that
+        self.output = output         # the name from -o; None: -O; "": neither, so stdout
+        self.turn = asyncio.Event()  # set when all before it are reported: stdout is free
+        self.held = bytearray()      # what came for stdout before that
         name = output
         try:
             if name is None and not self.options.remote_header_name:
@@ -5352,7 +5383,7 @@ class Transfer:
             if name and name != "-":
                 self.path = self.place(name)
         except AsyncGetError as failed:
-            if failed.exit_code == 2:  # it cannot be meant: then nothing at all is sent
+            if failed.exit_code == 2:  # two URLs for one file: then nothing at all is sent
                 raise
             self.error = failed
 
@@ -5365,7 +5396,7 @@ class Transfer:
         if is_stdout(path):
             self.output = "-"
             return ""
-        if self.output:  # who named it means what it leads to
+        if self.output:  # the user's own name, by -o: if it is a link, its target is meant
             if is_direct(path) and not os.path.isfile(path):
                 return path
             if os.path.islink(path):
@@ -5382,7 +5413,7 @@ class Transfer:
         return path
 
     def write(self, data: bytes) -> None:
-        """Write to the file, or to stdout if it is our turn; else keep the data till then."""
+        """Write to the file that `mode` is for, else to stdout, where data may have to wait."""
         if self.mode:
             with disk_errors(self.path):
                 opener = None if self.output else open_ours
@@ -5397,7 +5428,7 @@ class Transfer:
     # ---- one try
 
     def trace(self, kind: str, data: str | bytes) -> None:
-        """What a call tells: for -v, and each head as it comes for -i, -I and -D."""
+        """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
         options = self.options
         if options.verbose:
             text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
@@ -5417,10 +5448,10 @@ class Transfer:
             write_named(options.dump_header, data, "ab")
 
     async def meet(self, response: Response) -> None:
-        """Look at a head, before its body is read."""
+        """Look at a head before its body is read; leave the try if it is not to be written."""
         options, self.response = self.options, response
         delay = self.command.retry_in(self, response)
-        if delay is not None or response.status_code == 304:  # what is there, stays
+        if delay is not None or response.status_code == 304:  # a file that is there stays
             await response.discard()
             raise Enough(delay)
         if options.fail:
@@ -5432,7 +5463,7 @@ class Transfer:
         await self.advance(0, self.expected)
 
     async def advance(self, received: int, expected: int | None) -> None:
-        """See how far a body is; hold it up, or give it up, as the flags say."""
+        """Note how much of a body is put out; slow it down, or give it up, as the flags say."""
         options, now = self.options, time.monotonic()
         self.delivered = received
         if options.max_filesize and max(received, expected or 0) > options.max_filesize:
@@ -5449,9 +5480,10 @@ class Transfer:
             await asyncio.sleep(max(0.0, since + came / options.limit_rate - now))
 
     def goes_on(self, response: Response, offset: int) -> bool:
-        """Whether a body goes on at an offset, from the flag or else the file's; False at its end.
+        """Whether a response is the rest behind an offset; False: a 416, so there is none.
 
-        Anew where the server's file is not the one that we have a part of.
+        The offset is the number of -C, or with "-" the size of our file. Raises Anew, which
+        `fetch_once` catches, if the response does not fit, or the server's file is younger.
         """
         status, headers = response.status_code, response.headers
         rest = body_length(response) or 0 if status == 206 else 0
@@ -5466,7 +5498,7 @@ class Transfer:
         raise Anew
 
     async def stream(self, offset: int) -> None:
-        """Hand on a body as it comes, from an offset on: to stdout, or to a file in place."""
+        """Write a body as it comes, from an offset on, to stdout, or to a file in place."""
         wary = self.output == "" and sys.stdout.isatty()
         fields = [("Range", f"bytes={offset}-")] if offset else []
         async with self.command.session.stream(
@@ -5483,13 +5515,13 @@ class Transfer:
                 await self.advance(self.wrote, None)
                 if len(self.held) > HELD_BYTES:
                     await response.stand_by(self.turn.wait)
-            self.write(b"")  # a file, even if it is an empty one
+            self.write(b"")  # an empty body makes a file, too
 
     async def fetch_once(self) -> None:
-        """Take the body to stdout, or to a file, which gets its name when it is whole.
+        """Try once: the body goes to stdout, or by way of a .part (section 17) to a file.
 
-        Not so a device such as /dev/null, nor what begins with a head, nor, with -C, a file
-        that bears its final name: these are gone on with where they are, as in curl.
+        Some are written in place, as by curl: a device such as /dev/null; a file that begins with
+        the head (-i, -I); with -C, a file that has its final name already.
         """
         options, path = self.options, self.path
         scheme = self.url.partition("://")[0].lower()
@@ -5508,6 +5540,7 @@ class Transfer:
                 await self.stream(offset)
                 return
             except Anew:
+                # Of -C - there is another way: all of the file, in place of the one that is there.
                 if in_place or not going_on:
                     raise AsyncGetError("the server does not go on in the middle: -C is not for it",
                                         exit_code=33) from None
@@ -5522,13 +5555,13 @@ class Transfer:
             return self.path
 
         await self.command.session.download(
-            self.url, path or choose,  # what is there must be known first
+            self.url, path or choose,  # with a function, no .part would be looked for
             headers=self.command.headers, trace=self.trace,
             on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
             overwrite=not options.remote_header_name, any_status=True)
 
     def finish(self) -> None:
-        """What -R and --fail-with-body want behind the body."""
+        """What is left to do after the body, for -R and --fail-with-body."""
         changed = parse_date(self.response.headers.get("last-modified", ""))
         if self.options.remote_time and self.path and changed:
             with disk_errors(self.path):
@@ -5538,11 +5571,11 @@ class Transfer:
 
 
 def plan_transfers(command: Command) -> list[Transfer]:
-    """The URLs, each with its -o or -O; those of a list are saved as by -O, as curl does."""
+    """The URLs, each with its -o or -O; those from an @FILE are saved as by -O, as in curl."""
     transfers: list[Transfer] = []
     options = command.options
     outputs, added = iter(options.output), options.data + options.url_query
-    lines = [(line, isinstance(entry, list)) for entry in options.url  # a list: of a file
+    lines = [(line, isinstance(entry, list)) for entry in options.url  # a list: a file's lines
              for line in (entry if isinstance(entry, list) else [entry])]
     for text, listed in lines:
         unnamed = None if listed or options.remote_name_all else ""
@@ -5568,7 +5601,7 @@ def redirect_url(response: Response) -> str | None:
         return None
     with contextlib.suppress(AsyncGetError):
         return str(join_url(response._url, locations[0]))
-    return locations[0]  # not one of ours
+    return locations[0]  # what is no URL is told as it is
 
 
 _URL_PARTS = re.compile(r"((?P<scheme>[^:/?#]*)://([^/?#]*@)?(?P<host>\[[^]]*\]|[^:/?#]*)"
@@ -5638,7 +5671,7 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
 
 def render_write_out(template: str, values: Mapping[str, Any],
                      headers: Headers) -> list[list[str]]:
-    r"""A -w template filled in; each piece with where it goes: "stdout", "stderr" or a file.
+    r"""A -w template filled in: pieces, and for each "stdout", "stderr" or a file's name.
 
     >>> values = {"http_code": 7, "time_total": 0.5, "exitcode": 0}
     >>> render_write_out(r"%{http_code}\t%{time_total}%{stderr}%header{x}%%%output{f}.%{onerror}!",
@@ -5663,14 +5696,14 @@ def render_write_out(template: str, values: Mapping[str, Any],
         elif kind or text in ("%{stdout}", "%{stderr}"):
             pieces.append([name or text[2:-1], ""])
         else:
-            pieces[-1][1] += known.get(text, text)  # one that we do not know stays visible
+            pieces[-1][1] += known.get(text, text)  # a name that we do not know stays visible
     return pieces
 
 
 # ---- what stderr shows
 
 def render_progress(transfers: Sequence[Transfer]) -> str:
-    """How far they are: "3.0 MB of 12.0 MB   25%   1.5 MB/s   0:06 left"."""
+    """How far the transfers are: "3.0 MB of 12.0 MB   25%   1.5 MB/s   0:06 left"."""
     received = sum(transfer.response.received for transfer in transfers)
     rate = received / (time.monotonic() - transfers[0].started)
     size, speed = render_size(received), render_size(rate) + "/s"
@@ -5697,7 +5730,7 @@ def mask_field(match: re.Match[str]) -> str:
     name, value = match.groups()
     if SECRET_NAMES.match(name):
         return f"{name}: ***"
-    if name.lower() == "location":  # whose password may have any character
+    if name.lower() == "location":  # a password in it may have any character, even a slash
         value = re.sub(r"(?s)^([^/\\]*[/\\]{1,2}).*@", r"\1***@", value)
     return f"{name}:" + re.sub(r"([/\\])[^/\\\s?#<>@]*@", r"\1***@", value)
 
@@ -5707,7 +5740,7 @@ def tell(text: str) -> None:
     try:
         print(text, end="", file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        sys.stderr = open(os.devnull, "w")  # Python would stumble over the old one at the end
+        sys.stderr = open(os.devnull, "w")  # at its end Python flushes it: the old one would fail
 
 
 def in_flags(text: str) -> str:
@@ -5728,7 +5761,7 @@ def in_flags(text: str) -> str:
 # ---- the run
 
 def open_jar(options: Options) -> Cookies | Literal[False]:
-    """The cookie jar that -c and -b FILE ask for; as in curl there is none without."""
+    """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
     names = [name for name in options.cookie if "=" not in name]
     if not names and options.cookie_jar is None:
         return False
@@ -5764,7 +5797,7 @@ class Command:
         self.transfers = plan_transfers(self)
         os.environ.update(proxy_environment(options, os.environ))
         settings = session_settings(options)
-        self.headers: list[Any] = sum(options.header, [])  # for each call: they beat -u and all
+        self.headers: list[Any] = sum(options.header, [])  # -H: given to each call, so they win
         self.session = Session(cookies=open_jar(options), **settings)
         self.session.connect_timeout = options.connect_timeout
         if options.tlsv1_2:
@@ -5781,8 +5814,8 @@ class Command:
     def redraw(self) -> None:
         """Bring the progress line up to date, from now on ten times a second.
 
-        Shown or not, this wakes the loop, which does not see a Ctrl-C that came just before
-        it waits.
+        It goes on even where no line is shown: a Ctrl-C that came just before the loop began
+        to wait is seen only when something wakes the loop, and this does.
         """
         asyncio.get_running_loop().call_later(REDRAW_SECONDS, self.redraw)
         if self.shown:
@@ -5801,10 +5834,13 @@ class Command:
     # ---- one transfer
 
     def retry_in(self, transfer: Transfer, outcome: Outcome) -> float | None:
-        """Seconds until the next try, None for none: what the --retry flags say."""
+        """Seconds until the next try, as the --retry flags say; None for none.
+
+        None, too, where a part of the body is out already, and no -C allows to go on behind it.
+        """
         options = self.options
         if options.retry_all_errors and isinstance(outcome, AsyncGetError):
-            outcome = ConnectError()  # which is worth another try
+            outcome = ConnectError()  # an error for which `retry_delay` tries again
         delay = retry_delay(transfer.tries, outcome, options.retry or 0)
         if delay is None or transfer.wrote and not options.continue_at:
             return None
@@ -5836,10 +5872,10 @@ class Command:
         transfer.ended = time.monotonic()
 
     def report(self, transfer: Transfer) -> None:
-        """Say what has become of a transfer: all that its flags ask for behind the body."""
+        """Put out what comes after the body: what was held, the error, and what -w asks for."""
         self.wipe()
         options, error = self.options, transfer.error
-        transfer.turn.set()  # though it may not have come: --fail-early
+        transfer.turn.set()  # with --fail-early its turn may not have come
         transfer.write(b"")
         if error and (options.show_error or not options.silent):
             self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))} "
@@ -5859,7 +5895,7 @@ class Command:
     # ---- all of them
 
     async def run(self) -> int:
-        """Fetch all and report all; the exit code is that of the first failure in their order."""
+        """Fetch all and report all; the exit code is that of the first URL that has failed."""
         options, transfers = self.options, self.transfers
         queue, turns = iter(transfers), iter(transfers)
         next(turns).turn.set()
@@ -5871,7 +5907,8 @@ class Command:
                 if options.fail_early and transfer.error:
                     self.report(transfer)
                     raise Enough
-                await transfer.turn.wait()  # holding our place, so that few bodies wait
+                # Until it is printed this worker begins no other: so few bodies are held.
+                await transfer.turn.wait()
                 self.report(transfer)
                 next(turns, transfer).turn.set()
 
@@ -5905,7 +5942,8 @@ async def run_command(options: Options) -> int:
     if options.dump_header not in (None, "-"):
         write_named(options.dump_header, b"")
     code = await command.run()
-    # Name look-ups sit in threads, and nothing cancels those: -m is not to wait for one.
+    # Name look-ups run in threads. Nothing can cancel those, and Python waits for them at its end,
+    # though the time of -m is over.
     threads = asyncio.ensure_future(asyncio.get_running_loop().shutdown_default_executor())
     await asyncio.wait([threads], timeout=0.2)
     if not threads.done():
@@ -5914,19 +5952,20 @@ async def run_command(options: Options) -> int:
 
 
 def interrupted(*_: object) -> None:
-    """Die by the signal, so that a shell's loop ends, too: what has come is written already."""
+    """Die by the signal, by which a shell's loop ends, too; what has come is written already."""
     import signal
     if sys.stderr.isatty():
         os.write(2, WIPE.encode())  # the prompt belongs on a line of its own
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.raise_signal(signal.SIGINT)
-    os._exit(130)  # the first process of a container: it outlives the signal
+    os._exit(130)  # the first process of a container, which this signal does not end
 
 
 def fill_descriptors() -> None:
-    """Put something in the place of closed standard streams, to which writing fails.
+    """Put something in the place of standard streams that are closed (`>&-`).
 
-    Else the next file or socket becomes stdout, and what is meant for one goes to the other.
+    Else the next file or socket would get the number of stdout, and what is printed would go
+    into it. Printing fails, as it should: what is put there is opened for reading alone.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -5935,9 +5974,9 @@ def fill_descriptors() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: returns curl's exit code, leaves files and output behind.
+    """The command line: do what the arguments say, and return curl's exit code.
 
-    Without arguments it is the program itself, and ends it.
+    Called without any, it is the program: it takes those of the process, and ends it.
     """
     import signal
     if arguments is None:
@@ -5955,14 +5994,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             code = asyncio.run(run_command(options))
         sys.stdout.flush()
-    except KeyboardInterrupt:  # while the password was asked for, with its echo on again now
+    except KeyboardInterrupt:  # by getpass, which has switched the terminal's echo on again
         interrupted()
     except AsyncGetError as error:
         tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
         code = error.exit_code
-    except OSError as error:  # of stdout: a pipe that is closed, a disk that is full
+    except OSError as error:  # by stdout: a pipe that is closed, a disk that is full
         with contextlib.suppress(OSError):
-            sys.stdout.close()  # else it is flushed once more, at the end
+            sys.stdout.close()  # else Python flushes it once more at its end, and complains
         if not isinstance(error, BrokenPipeError):
             tell(f"asyncget: (23) cannot write: {error.strerror}\n")
         code = 23
