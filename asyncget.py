@@ -30,7 +30,7 @@ III. In somebody else's network: what a corporate machine adds
     15. Cookies                RFC 6265bis: what may be kept, and who is told
     16. Passwords              netrc
 
-IV. Tools: nothing new about HTTP
+IV. Tools: on top of that, files and curl's flags
 
     17. Downloads              a file that is whole, or not there
     18. Timeline               a picture of where the time went
@@ -272,7 +272,7 @@ class TooManyRedirects(AsyncGetError):
 
 
 class StatusError(AsyncGetError):
-    """raise_for_status met a status of 400 or above."""
+    """From raise_for_status, for 400 and above; from a download, for what is not the file."""
 
     exit_code = 22
 
@@ -4589,7 +4589,8 @@ DEMO_PAGES = {  # what goes over the wire, to the byte
 async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer one GET after another on a connection; /delay/N thinks for N seconds first."""
     name = ""
-    with contextlib.suppress(OSError, EOFError, ValueError):  # the last by /delay/soon
+    # ValueError comes from /delay/soon, LimitOverrunError from a head of over 64 KiB.
+    with contextlib.suppress(OSError, EOFError, ValueError, asyncio.LimitOverrunError):
         while name != "close":
             request = await reader.readuntil(b"\r\n\r\n")
             name, _, seconds = request.split(b" ", 2)[1].decode().strip("/").partition("/")
@@ -5487,7 +5488,7 @@ class Transfer:
         """
         status, headers = response.status_code, response.headers
         rest = body_length(response) or 0 if status == 206 else 0
-        ours = self.options.continue_at == "-"
+        ours = self.options.continue_at == "-" and os.path.isfile(self.path)
         changed = parse_date(headers.get("last-modified", "")) or 0
         if (status in (206, 416)
                 and headers.get("content-range", "").lower() == range_of_rest(offset, rest)

@@ -8308,13 +8308,16 @@ class Section20Files(Folder):
         none = ok(b"", "Content-Range: bytes */5", status="416 No")
         part = ok(b"hello world", 'ETag: "v1"')
         last = ok(b"ld", "Content-Range: bytes 9-10/11", status="206 P")
+        dated = ok(b"ld", "Content-Range: bytes 9-10/11", "Last-Modified: " + formatdate(usegmt=True),
+                   status="206 P")
         pages = {"/f": rest, "/all": ok(), "/none": none, "/part": [[part[:-6]], [rest]],
-                 "/cut": [[rest[:-2]], [last]]}
+                 "/cut": [[rest[:-2]], [last]], "/first": [[part[:-2]], [dated]]}
         with Scripted(pages) as server:
             url = server.address
             for line, code, stdout in [
                 ("-C 5 {u}/f", 0, b" world"), ("-C 5 {u}/all", 33, b""), ("-C 5 {u}/none", 0, b""),
                 ("-C 5 --retry 1 --retry-delay 0.01 {u}/cut", 0, b" world"),
+                ("-C - --retry 1 --retry-delay 0.01 {u}/first", 0, b"hello world"),
                 ("-C - {u}/all", 0, b"hello\n"), ("-C - -OJ -O {u}/f {u}/f", 2, b""),
             ]:
                 with self.subTest(line):
