@@ -5946,7 +5946,7 @@ async def run_command(options: Options) -> int:
     # Name look-ups run in threads. Nothing can cancel those, and Python waits for them at its end,
     # though the time of -m is over.
     threads = asyncio.ensure_future(asyncio.get_running_loop().shutdown_default_executor())
-    await asyncio.wait([threads], timeout=0.2)
+    await asyncio.wait([threads], timeout=0.5)
     if not threads.done():
         os._exit(code)
     return code
