@@ -325,7 +325,7 @@ def without_zone(host: str) -> str:
 
 
 class Origin(NamedTuple):
-    """Who is asked, and the border that no credential crosses (RFC 6454)."""
+    """Who is asked (RFC 6454). What becomes of a secret at another origin: see next_request."""
 
     scheme: str  # "http" or "https"
     host: str    # as it is looked up: lower case, punycode, IPv6 without brackets
@@ -553,11 +553,13 @@ def render_request(target: str, lines: bytes) -> bytes:
 # One expression says what a head may look like, and it is asked once, about the whole
 # head. It is strict where laxity has been exploited (NUL, bare CR, a blank before the
 # colon) and lenient where servers need it: a bare LF ends a line, the reason may be
-# missing, a folded line is unfolded, a value may hold control bytes (a length or a coding
-# with one of them is none). Of the fields only the few that decide what we do next are
+# missing, a folded line is unfolded, a value may hold control bytes (but a Content-Length or
+# a coding that holds one is refused). Of the fields only the few that decide what we do next are
 # looked up at once; what users read is made when they ask for it.
 
-MAX_HEAD_BYTES = 131_072         # one head, as it is read (7); curl 300 KB, aiohttp 8 KB a line
+# One head; Connection.exchange (7) obeys it, and a line has no limit of its own. curl takes
+# 300 KB, aiohttp 8 KB a line. Tests: Endless.
+MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
 _FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
@@ -602,7 +604,7 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
 def check_fields(block: bytes) -> bytes:
     """Unfold a block that ends in an empty line; raise for what in it is no field line.
 
-    Only for trailers, and for heads that _HEAD refused: it finds the line to blame.
+    Only for trailers (section 5), and for heads that _HEAD refused: it finds what is to blame.
     """
     block = _FOLD.sub(b" ", block)
     left = _FIELD_LINE.sub(b"", block)
@@ -808,8 +810,8 @@ def read_chunked() -> BodyParser:
                 size = parse_border(border)
                 if len(border) <= 20:  # no more than digits
                     remember(_sizes, border, size)
-                # Of a long border the chunk's own bytes are taken off: so only extensions out
-                # of proportion to the payload come to the limit.
+                # The size of the chunk is taken off: large chunks may have long extensions, but
+                # many long ones on small chunks come to the limit.
                 extensions = max(0, extensions + len(border) - size)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
@@ -860,7 +862,7 @@ def body_parser(framing: Framing) -> BodyParser:
 
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
 MAX_DISCARD_SECONDS = 1.0        # that this may take
-MAX_LINE_BYTES = 16_777_216      # one line of iter_lines
+MAX_LINE_BYTES = 16_777_216      # one line of a body, in iter_lines
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
 
 
@@ -1258,10 +1260,12 @@ class Response:
 #     new --open--> busy --exchange, Body--> idle --exchange--> busy ...   closed
 #
 # A new and a busy connection belong to one call, an idle one to the pool (section 9).
-# It becomes idle only if the body is whole, nothing came behind it, neither side said
-# close (`may_reuse`, section 5), and the clock has not run out. Idle, it is closed at
-# the first byte or the end that comes from the server, after IDLE_SECONDS, or when the
-# pool needs its place. A body that was left or broke off closes it, too.
+# To use one again spares the handshakes of TCP and TLS. It becomes idle only if the body
+# is whole, nothing came behind it, both sides want to go on (`may_reuse`, section 5), and
+# the clock has not run out. Idle, it is closed at the first byte or the end that comes
+# from the server, after IDLE_SECONDS, or when the pool needs its place. A body that was
+# left or broke off closes it, too. If the server has closed it while our request was on
+# its way, Call.exchange (section 12) asks once more on a new one.
 
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 MAX_INTERIM = 10                 # 1xx responses before the real one
@@ -1429,10 +1433,11 @@ class Reading:
 
     If it ends before we have asked, then the server has said something unasked, which would
     be taken for the answer to our next question (CVE-2026-6733), or it has hung up: such a
-    connection is not used. All that `await` does is to step a coroutine, and so can we:
-    send(None) runs it to where it has to wait, and returns the future that it waits for; if
-    the bytes are there already, it raises StopIteration. The first step is done here, the
-    others by who awaits us.
+    connection is not used.
+
+    `await` calls coroutine.send(None), again and again. The first of these calls is made here.
+    Either it returns the future that the coroutine waits for, and the other calls are left to
+    who awaits us; or the bytes are there, and it raises StopIteration with them.
     """
 
     __slots__ = ("coroutine", "waits_for", "future", "data")
@@ -1696,8 +1701,9 @@ class Connection:
         self.close()
 
     def claim(self) -> bool:
-        """Take an idle connection for a call: what comes, or its end, is from now on for
-        `receive` to find, and no longer closes it at once. Return whether it stayed silent.
+        """Stop watching an idle connection: what comes from now on is the answer to a call.
+
+        False if anything, bytes or the end, has come while it was idle.
         """
         future = self.reading.future
         if future is None or self.closed:
@@ -1875,8 +1881,9 @@ class Decoder:
     def arriving(self) -> Iterator[bytes]:
         """What has arrived, in slices: behind each member, zlib copies the rest of its slice.
 
-        An empty slice says that all was taken. To ask again before `feed` has brought more
-        ends this generator, and so tells each stage that nothing more comes: `finish` does it.
+        An empty slice says that all was taken. Who asks again before `feed` has brought new
+        bytes ends this generator, and each stage behind it sees the end of its input: that is
+        how `finish` works.
         """
         while self.arrived is not None:
             data = self.arrived
@@ -2017,8 +2024,8 @@ class LineCutter:
 # or a new one if the limits allow (the one idle for longest may be closed for it), or none
 # yet. Only then does the request wait, in the queue of its route. What comes free is handed
 # over to the next in turn: if that one were only woken, a request that has just come could
-# take the connection first, and again the next time. A new connection is handed over before
-# it is opened: who gets it opens it.
+# take the connection before it runs, again and again. A new connection is handed over before
+# it is opened: who gets it opens it. (When one may be kept at all stands in section 7.)
 
 TURN_EXCHANGES = 10              # on a connection, before another route may get its place
 
@@ -2097,8 +2104,8 @@ class Pool:
             raise AsyncGetError("the session is closed")
         if self.idle.get(route) and route not in self.paused:
             connection, _ = self.idle[route].popitem()
-            # Calls off `_spoke`: should the server end this one now, `_spoke` would give its place
-            # to the next in turn, before its taker runs. The taker looks once more, in `acquire`.
+            # Without this, if the server closes it now, `_spoke` would give its place to the next
+            # in turn, though it is promised already. `acquire` looks once more whether it lives.
             connection.claim()
         elif self.is_full(route):
             return None
@@ -2192,9 +2199,9 @@ class Pool:
         """A connection of a route, or the place of one, came free: hand it to who is next.
 
         On one route that is who has waited longest. The routes take turns; with `first` this
-        route is next. `keep` asks for that but for every TURN_EXCHANGES-th exchange: to close a
-        connection and open one elsewhere for each who waits would cost all of them more time
-        than it gives. A full route leaves `turns` until something of its own comes free, so that
+        route is next, and so it is behind all exchanges but each TURN_EXCHANGES-th: to go to
+        another route is to close a connection and to open one, which costs all who wait more
+        time than it gives to one. A full route leaves `turns` until something of its own comes free, so that
         the work done here does not grow with the number of routes that wait.
         """
         if route in self.waiting:
@@ -2347,16 +2354,18 @@ def next_request(request: Request, response: Response,
                                             are no UTF-8 are asked for as they came
         300 304 305 306, or no Location     not followed: the response is the caller's; an
                                             empty Location is none
-        to another origin                   without Authorization, Cookie, Proxy-Authorization,
-                                            the caller's Host and secret_headers: another
-                                            scheme or port is another origin, and what was
-                                            dropped stays dropped for the rest of the way
+        to another origin                   (another scheme or port is another origin, too)
+          Authorization (auth=, or user     dropped, and so are the fields Cookie and
+          and password of the URL)          Proxy-Authorization, secret_headers, and Host
+          cookies= of the call, cert=       dropped, by Call.redirected (section 12)
+          a jar's cookies                   asked for anew at each hop, by Call.render: what
+                                            fits is told by domain, not by origin
+          netrc                             asked for the new host, by Call.with_password, if
+                                            scheme and port are those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
 
-    `trusted` is the setting trust_redirects: then another origin gets all but the Host. What is
-    not in the request yet, Call (section 12) decides at each hop. Cookies given for this call
-    are dropped with the credentials, by Call.redirected. A jar is asked anew by Call.render,
-    and gives what fits the new URL; netrc is asked for the new host, by Call.with_password.
+    What was dropped stays dropped if a later hop leads back. `trusted` is the setting
+    trust_redirects: then nothing of this is dropped but Host.
     """
     locations = set(octets_text(response.raw_head, "location"))
     if response.status_code not in (301, 302, 303, 307, 308) or not any(locations):
@@ -2505,7 +2514,7 @@ class RequestSettings(TypedDict, total=False):
     params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
     headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
     auth: str | tuple[str, str] | None      # (user, password), or a bearer token
-    cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None  # False: no jar
+    cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None  # False: none
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
     follow_redirects: bool
@@ -2517,7 +2526,7 @@ class RequestSettings(TypedDict, total=False):
     trust_env: bool                         # take the proxy from the environment
     max_size: int | None                    # bytes of a decoded body in memory
     decode: bool
-    secret_headers: str | Iterable[str]
+    secret_headers: str | Iterable[str]     # further fields that other origins are not sent
     unix_socket: str | os.PathLike[str] | None
     resolve: Mapping[str, str] | None       # {"host:port": "address"}
     netrc: bool | str | os.PathLike[str]
@@ -2996,7 +3005,8 @@ class Call:
         """The request with the user and password that netrc has for its host.
 
         Only if scheme and port are those of the first request: a password meant for https is
-        not for whoever listens to http, or at another port.
+        not for whoever listens to http, or at another port. And not if the call has an auth=
+        of its own, be it None.
         """
         origin = request.url.origin
         same = self.first is not None and self.first._replace(host=origin.host) == origin
@@ -3808,7 +3818,7 @@ class Cookie(NamedTuple):
 def keeps_prefix(cookie: Cookie) -> bool:
     """Whether a cookie is what the prefix of its name promises (6265bis 4.1.3, 5.7).
 
-    A value counts as well where there is no name: "__Host-a=1" as a value would look to the
+    Of a cookie without a name the value counts: sent as "__Host-a=1", it would look to the
     server like a cookie of that name.
     """
     start = (cookie.name or cookie.value).lower()
@@ -3916,8 +3926,9 @@ class Cookies(AskedJar):
     def store(self, url: URL, lines: Iterable[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; return the names that it could set.
 
-        Over MAX_DOMAIN_COOKIES in a site, its oldest go; over MAX_COOKIES in all, all of the
-        site that has set none for longest. So endless subdomains push out only their own site's.
+        If a site has more than MAX_DOMAIN_COOKIES, its oldest are removed, those without Secure
+        first. If the jar has more than MAX_COOKIES, all cookies of that site are removed which
+        has set none for longest. So endless subdomains push out only their own site's.
         """
         site = site_of(url.origin.host)
         safe = url.origin.scheme == "https"
@@ -4036,8 +4047,8 @@ class OthersJar(AskedJar):
 
 # ==== 16. Passwords ===========================================================
 # A netrc file, mostly ~/.netrc, holds users and passwords by host. It is read as curl reads it.
-# What becomes of a password, wherever it is from, when a redirect leads to another origin, is
-# decided in section 10: see next_request.
+# What becomes of a password, wherever it is from, when a redirect leads to another origin:
+# see the table of next_request (section 10).
 
 _KEYWORD = "machine|login|password|account"
 _QUOTED = r'(?:[^"\\\n]|\\.)*'
