@@ -2201,8 +2201,8 @@ class Pool:
         On one route that is who has waited longest. The routes take turns; with `first` this
         route is next, and so it is behind all exchanges but each TURN_EXCHANGES-th: to go to
         another route is to close a connection and to open one, which costs all who wait more
-        time than it gives to one. A full route leaves `turns` until something of its own comes free, so that
-        the work done here does not grow with the number of routes that wait.
+        time than it gives to one. A full route leaves `turns` until something of its own comes
+        free, so that the work done here does not grow with the number of routes that wait.
         """
         if route in self.waiting:
             self.turns.setdefault(route)

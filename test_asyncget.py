@@ -868,7 +868,10 @@ class Section3RequestBytes(Section):
 
 
 class Section4ResponseHead(Section):
-    """A head is read in one way, or refused with the line that does not fit."""
+    """A head is read in one way, or refused with the line that does not fit.
+
+    How long it may be is tested over the wire: Endless.
+    """
 
     LINE = b"HTTP/1.1 200 OK\r\n"
 
