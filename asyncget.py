@@ -2434,6 +2434,8 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 class AskedJar:
     """What a call can ask, by pairs_for() and store(): section 15 has two of it."""
 
+    home: Origin | None = None  # whose the cookies without a domain are
+
 
 @runtime_checkable
 class Jar(Protocol):
@@ -3016,7 +3018,7 @@ class Session:
         given = self.settings["cookies"]
         if given is not False:  # section 15
             self.cookies = given if as_jar(given) is not None else Cookies(
-                given if isinstance(given, Mapping) else {}, self._base and self._base.origin)
+                given if isinstance(given, Mapping) else {})
         self.settings["cookies"] = as_jar(self.cookies)
         self._plain: Settled = self.settings, {}, True
         self._routes: dict[tuple[Origin, Any], Route] = {}
@@ -3217,6 +3219,9 @@ class Session:
         route = self._routes.get(key) if call.shared else None
         if route is not None:
             return route
+        jar = self.settings["cookies"]
+        if jar is not None:  # its cookies without a domain are for the first origin of all
+            jar.home = jar.home or (self._base.origin if self._base else origin)
         settings = call.settings
         proxy, verify = choose_way(origin, settings), settings["verify"]
         tls = self._context(verify, call.cert) if origin.scheme == "https" else None
@@ -3836,7 +3841,7 @@ class Cookies(AskedJar):
 
     def __init__(self, cookies: Mapping[str, str] | None = None,
                  home: Origin | None = None) -> None:
-        self._home = home
+        self.home = home
         # All that a host may be told is in its site's dict, and no other is looked at: by
         # Cookie.key, in the order in which they were made. The sites are in the order in which
         # they last set one. The caller's for the home origin are under "".
@@ -3862,7 +3867,7 @@ class Cookies(AskedJar):
         for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
             del kept[cookie.key]
         own = self._sites.pop("", {})
-        if url.origin == self._home:
+        if url.origin == self.home:
             own = {key: cookie for key, cookie in own.items() if cookie.name not in names}
         if kept:
             self._sites[site] = kept
@@ -3874,10 +3879,10 @@ class Cookies(AskedJar):
 
     def pairs_for(self, url: URL) -> list[tuple[str, str]]:
         """The names and values that a request is sent with, in their order (6265bis 5.8.3)."""
-        self._home = self._home or url.origin
+        self.home = self.home or url.origin
         if not self._sites:
             return []
-        own = self._sites.get("", {}).values() if url.origin == self._home else ()
+        own = self._sites.get("", {}).values() if url.origin == self.home else ()
         hidden = {cookie.name for cookie in own}
         kept = self._sites.get(site_of(url.origin.host), {}).values()
         found = [*own, *(cookie for cookie in kept if cookie.name not in hidden)]
