@@ -4108,12 +4108,13 @@ def leave_own_coding(response: Response, path: str) -> None:
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
     url, kind = response.url.partition("?")[0], response.headers.get("content-type", "")
     if own and response.status_code < 300 and re.search(own, f"{path}\n{url}\n{kind}"):
-        response.coding = b""
+        response.coding = b"identity"
 
 
 def is_coded(response: Response) -> bool:
-    """Whether the bytes on the wire are not the file's own."""
-    return not {b"identity", b"none"}.issuperset(parse_list(response.coding))
+    """Whether the bytes on the wire are not the file's own, though decode=False keep them so."""
+    coding = response.headers.get("content-encoding", "").lower()
+    return response.coding != b"identity" and coding not in ("", "identity", "none")
 
 
 def body_length(response: Response) -> int | None:
@@ -4149,11 +4150,12 @@ def is_rest(response: Response, known: Partial) -> bool:
     """
     headers = response.headers
     length = body_length(response) if response.status_code == 206 else 0
-    validator = headers.get("etag", headers.get("last-modified", known.validator))
+    field = "etag" if known.validator.startswith('"') else "last-modified"
     return (length is not None  # else it could end anywhere
             and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
             and known.length in ("None", str(known.size + length))
-            and (validator, source_of(response)) == (known.validator, known.source))
+            and headers.get(field, known.validator) == known.validator
+            and source_of(response) == known.source)
 
 
 # ---- on the disk
@@ -4188,7 +4190,8 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
     with disk_errors(path):
-        if os.path.exists(path) and not os.path.isfile(path) or "\0" in path:
+        special = os.path.exists(path) and not os.path.isfile(path)
+        if special or not os.path.basename(path) or "\0" in path:
             raise OSError("not the name of a file")
         if os.path.lexists(path) and not overwrite:
             raise OSError("it exists")
@@ -4217,8 +4220,9 @@ def size_of_ours(file: IO[bytes]) -> int:
     """
     found = os.fstat(file.fileno())
     theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
-    if theirs or found.st_nlink > 1 or not os.path.samestat(found, os.lstat(file.name)):
-        raise OSError(f"{os.path.basename(file.name)} is a link, or somebody else's")
+    if (theirs or found.st_nlink > 1 or not os.path.isfile(file.name)
+            or not os.path.samestat(found, os.lstat(file.name))):
+        raise OSError(f"{os.path.basename(file.name)} is a link, no plain file, or somebody else's")
     return found.st_size
 
 
