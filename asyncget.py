@@ -3974,6 +3974,7 @@ class OthersJar(AskedJar):
 
 _KEYWORD = "machine|login|password|account"
 _QUOTED = r'(?:[^"\\\n]|\\.)*'
+_ESCAPES = str.maketrans("nrt", "\n\r\t")
 _NETRC = re.compile(
     r"#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*"  # a comment; commands for ftp, up to an empty line
     # A keyword and its value, which a comment may part; else what is wrong, or an odd word.
@@ -4002,7 +4003,8 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
             yield entry
             entry = {}
         if keyword:
-            entry[name] = plain or re.sub(r"\\(.)", r"\1", quoted)
+            entry[name] = plain or re.sub(
+                r"\\(.)", lambda escape: escape[1].translate(_ESCAPES), quoted)
     yield entry
 
 

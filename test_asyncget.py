@@ -4612,7 +4612,7 @@ NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets, as with
      ("my self", "a\tb c")),
     ("quoted quote", rb'machine a.test login me password "a\"b"', ("me", 'a"b')),
     ("quoted backslash", rb'machine a.test login me password "a\\b\q\\"', ("me", r"a\bq" + "\\")),
-    ("quoted n r t", rb'machine a.test login me password "\n\r\t"', ("me", "nrt")),
+    ("quoted n r t", rb'machine a.test login me password "\n\r\t"', ("me", "\n\r\t")),
     ("quoted hash", b'machine a.test login me password "#1 # 2"', ("me", "#1 # 2")),
     ("a quote inside", b'machine a.test login m"e password se"cret', ('m"e', 'se"cret')),
     ("backslashes outside", rb'machine a.test login me password a\b\"\\c\n', ("me", r'a\b\"\\c\n')),
