@@ -2561,11 +2561,14 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
             elif name in ("secret_headers", "redirect_schemes"):
                 settings[name] = (value,) if isinstance(value, str) else tuple(value)
                 "".join(settings[name])  # TypeError for what is no text
+            elif name == "resolve" and value:
+                "".join([*value, *value.values()])
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be {annotation}{_HINTS.get(name, '')}: "
                             f"not {type(value).__name__}") from None
-        if name in _ABOVE_ZERO and value is not None and not value > 0:  # as nan is not
-            raise ValueError(f"{name} must be above 0: not {value!r:.50}")
+        least = "above" if name in _ABOVE_ZERO else "at least"
+        if isinstance(value, (int, float)) and not (value > 0 or value == 0 and least != "above"):
+            raise ValueError(f"{name} must be {least} 0: not {value!r:.50}")  # or nan
     return settings
 
 
