@@ -408,7 +408,7 @@ def parse_host(text: str) -> str:
     """
     if text.startswith("["):
         return parse_address(text[1:-1])
-    host = ".".join(map(ascii_label, text.split(".")))
+    host = ".".join(map(ascii_label, text.split("."))) if len(text) < 256 else ""
     if not _HOST.fullmatch(host):
         raise InvalidURL(f"not a host: {masked(text)}")
     return parse_address(text) if _NUMBERS.fullmatch(host) else host

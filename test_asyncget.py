@@ -675,7 +675,7 @@ class Section2URLs(Section):
                 "80x", "+80", "-1", "8_0", "٨٠", "0x50", "1:2", "65536", "0065536", "100000"]]],
         "not a host: ": [f"http://{host}/" for host in [  # CVE-2017-6508, CVE-2022-27780, -45061
             "h%0d%0aY", "A%2f", "A\\B", "a" * 64, "ü" * 60 + "x", "a..b", ".a", ".", "a b", "a,b",
-            "a." * 128]],
+            "a." * 128, "ſ." * 128]],  # too long for its labels to be looked at
         "65536": ["http://h/" + "a" * 65528],
     }
 
