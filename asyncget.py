@@ -2050,6 +2050,9 @@ class Pool:
         Raises TimedOut when none that could serve came free for `patience` seconds; while
         others are served, one may wait as long as it takes.
         """
+        if fresh:  # all at once: to be handed them one by one would cost a turn of `rate` each
+            for kept in [*self.idle.get(route, ())]:
+                self.drop(kept)
         if self.idle.get(route):  # two turns of the loop bring in what the kernel has
             await asyncio.sleep(0)  # received: those that the server has left are closed then
             await asyncio.sleep(0)
