@@ -130,10 +130,12 @@ from typing import (
     runtime_checkable,
 )
 
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack  # known to each type checker, and never imported
 if TYPE_CHECKING:
     from datetime import timedelta
-
-    from typing_extensions import Unpack  # known to each type checker, and never imported
 
 __version__ = "0.2.0"
 __all__ = [
@@ -410,7 +412,7 @@ def parse_host(text: str) -> str:
     """
     if text.startswith("["):
         return parse_address(text[1:-1])
-    host = ".".join(map(ascii_label, text.split(".")))
+    host = ".".join(map(ascii_label, text.split("."))) if len(text) < 256 else ""
     if not _HOST.fullmatch(host):
         raise InvalidURL(f"not a host: {masked(text)}")
     return parse_address(text) if _NUMBERS.fullmatch(host) else host
@@ -2084,6 +2086,9 @@ class Pool:
         Raises TimedOut when none that could serve this route came free for `patience` seconds;
         as long as those ahead are served, the wait goes on.
         """
+        if fresh:  # all at once: to be handed them one by one would cost a turn of `rate` each
+            for kept in [*self.idle.get(route, ())]:
+                self.drop(kept)
         if self.idle.get(route):
             # The server may have closed some while the loop was busy elsewhere: in two turns
             # asyncio asks the kernel and receives that, and claim() sees it.
@@ -2492,6 +2497,8 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 class AskedJar:
     """A cookie jar as a call asks it, by pairs_for() and store(): section 15 has both kinds."""
 
+    home: Origin | None = None  # whose the cookies without a domain are
+
 
 @runtime_checkable
 class Jar(Protocol):
@@ -2618,11 +2625,14 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
             elif name in ("secret_headers", "redirect_schemes"):
                 settings[name] = (value,) if isinstance(value, str) else tuple(value)
                 "".join(settings[name])  # TypeError for what is no text
+            elif name == "resolve" and value:
+                "".join([*value, *value.values()])
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be {annotation}{_HINTS.get(name, '')}: "
                             f"not {type(value).__name__}") from None
-        if name in _ABOVE_ZERO and value is not None and not value > 0:  # as nan is not
-            raise ValueError(f"{name} must be above 0: not {value!r:.50}")
+        least = "above" if name in _ABOVE_ZERO else "at least"
+        if isinstance(value, (int, float)) and not (value > 0 or value == 0 and least != "above"):
+            raise ValueError(f"{name} must be {least} 0: not {value!r:.50}")  # or nan
     return settings
 
 
@@ -3082,7 +3092,7 @@ class Session:
         given = self.settings["cookies"]
         if given is not False:  # section 15
             self.cookies = given if as_jar(given) is not None else Cookies(
-                given if isinstance(given, Mapping) else {}, self._base and self._base.origin)
+                given if isinstance(given, Mapping) else {})
         self.settings["cookies"] = as_jar(self.cookies)
         self._plain: Settled = self.settings, {}, True
         self._routes: dict[tuple[Origin, Any], Route] = {}
@@ -3285,6 +3295,9 @@ class Session:
         route = self._routes.get(key) if call.shared else None
         if route is not None:
             return route
+        jar = self.settings["cookies"]
+        if jar is not None:  # its cookies without a domain are for the first origin of all
+            jar.home = jar.home or (self._base.origin if self._base else origin)
         settings = call.settings
         proxy, verify = choose_way(origin, settings), settings["verify"]
         tls = self._context(verify, call.cert) if origin.scheme == "https" else None
@@ -3652,6 +3665,9 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         await ask_socks(connection, proxy)
     elif route.tls:
         await ask_for_tunnel(connection, proxy)
+    if connection.rest:  # in plain text; as if they had come encrypted: CVE-2021-22947
+        raise proxy_error(connection, "sent bytes before the tunnel was in use: "
+                          + shown(connection.rest), 56)
     if route.tls:
         connection.clock.watch("TLS handshake", timeout)
         await start_tls(connection, route.tls)
@@ -3916,7 +3932,7 @@ class Cookies(AskedJar):
 
     def __init__(self, cookies: Mapping[str, str] | None = None,
                  home: Origin | None = None) -> None:
-        self._home = home
+        self.home = home
         # By site, then by Cookie.key in the order in which they were first set: all that a host
         # may be told is in its site's dict, so no other is looked at. The site that was last to
         # set one stands last. Under "" are the caller's for the home origin.
@@ -3943,7 +3959,7 @@ class Cookies(AskedJar):
         for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
             del kept[cookie.key]
         own = self._sites.pop("", {})
-        if url.origin == self._home:
+        if url.origin == self.home:
             own = {key: cookie for key, cookie in own.items() if cookie.name not in names}
         if kept:
             self._sites[site] = kept
@@ -3955,10 +3971,10 @@ class Cookies(AskedJar):
 
     def pairs_for(self, url: URL) -> list[tuple[str, str]]:
         """What a request is sent with, names and values, longest path first (6265bis 5.8.3)."""
-        self._home = self._home or url.origin
+        self.home = self.home or url.origin
         if not self._sites:
             return []
-        own = self._sites.get("", {}).values() if url.origin == self._home else ()
+        own = self._sites.get("", {}).values() if url.origin == self.home else ()
         hidden = {cookie.name for cookie in own}
         kept = self._sites.get(site_of(url.origin.host), {}).values()
         found = [*own, *(cookie for cookie in kept if cookie.name not in hidden)]
@@ -4052,6 +4068,7 @@ class OthersJar(AskedJar):
 
 _KEYWORD = "machine|login|password|account"
 _QUOTED = r'(?:[^"\\\n]|\\.)*'
+_ESCAPES = str.maketrans("nrt", "\n\r\t")
 _NETRC = re.compile(
     r"#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*"  # a comment; commands for ftp, up to an empty line
     # A keyword and its value, with comments between them; else what is wrong, or another word.
@@ -4080,7 +4097,8 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
             yield entry
             entry = {}
         if keyword:
-            entry[name] = plain or re.sub(r"\\(.)", r"\1", quoted)
+            entry[name] = plain or re.sub(
+                r"\\(.)", lambda escape: escape[1].translate(_ESCAPES), quoted)
     yield entry
 
 
@@ -4196,12 +4214,13 @@ def leave_own_coding(response: Response, path: str) -> None:
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
     url, kind = response.url.partition("?")[0], response.headers.get("content-type", "")
     if own and response.status_code < 300 and re.search(own, f"{path}\n{url}\n{kind}"):
-        response.coding = b""
+        response.coding = b"identity"
 
 
 def is_coded(response: Response) -> bool:
-    """Whether the body is a coding of the file, and not the file's own bytes."""
-    return not {b"identity", b"none"}.issuperset(parse_list(response.coding))
+    """Whether the bytes on the wire are not the file's own, though decode=False keep them so."""
+    coding = response.headers.get("content-encoding", "").lower()
+    return response.coding != b"identity" and coding not in ("", "identity", "none")
 
 
 def body_length(response: Response) -> int | None:
@@ -4237,11 +4256,12 @@ def is_rest(response: Response, known: Partial) -> bool:
     """
     headers = response.headers
     length = body_length(response) if response.status_code == 206 else 0
-    validator = headers.get("etag", headers.get("last-modified", known.validator))
+    field = "etag" if known.validator.startswith('"') else "last-modified"
     return (length is not None  # else the rest could end anywhere, and look whole
             and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
             and known.length in ("None", str(known.size + length))
-            and (validator, source_of(response)) == (known.validator, known.source))
+            and headers.get(field, known.validator) == known.validator
+            and source_of(response) == known.source)
 
 
 # ---- on the disk
@@ -4276,7 +4296,8 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
     with disk_errors(path):
-        if os.path.exists(path) and not os.path.isfile(path) or "\0" in path:
+        special = os.path.exists(path) and not os.path.isfile(path)
+        if special or not os.path.basename(path) or "\0" in path:
             raise OSError("not the name of a file")
         if os.path.lexists(path) and not overwrite:
             raise OSError("it exists")
@@ -4305,8 +4326,9 @@ def size_of_ours(file: IO[bytes]) -> int:
     """
     found = os.fstat(file.fileno())
     theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
-    if theirs or found.st_nlink > 1 or not os.path.samestat(found, os.lstat(file.name)):
-        raise OSError(f"{os.path.basename(file.name)} is a link, or somebody else's")
+    if (theirs or found.st_nlink > 1 or not os.path.isfile(file.name)
+            or not os.path.samestat(found, os.lstat(file.name))):
+        raise OSError(f"{os.path.basename(file.name)} is a link, no plain file, or somebody else's")
     return found.st_size
 
 
