@@ -5320,6 +5320,8 @@ class Transfer:
         self.held += data
         if self.turn.is_set():
             held, self.held = self.held, bytearray()
+            if not self.wrote:
+                self.command.wipe()
             write_stdout(held)
 
     # ---- one try
@@ -5703,6 +5705,7 @@ class Command:
             transfer.output in ("", "-") for transfer in self.transfers)
         quiet = mixed or options.silent or options.no_progress_meter
         self.shown = sys.stderr.isatty() and not quiet
+        self.drawn = False
 
     # ---- stderr: messages, and below them the progress line while somebody can see it
 
@@ -5713,13 +5716,15 @@ class Command:
         it waits.
         """
         asyncio.get_running_loop().call_later(REDRAW_SECONDS, self.redraw)
-        if self.shown:
+        if self.shown and self.transfers[0].started:
             tell(WIPE + render_progress(self.transfers)[:terminal_width() - 1])
+            self.drawn = True
 
     def wipe(self) -> None:
-        """Take the progress line away."""
-        if self.shown:
+        """Take the progress line away: if there is one, as it may also be a line of `| cat`'s."""
+        if self.drawn:
             tell(WIPE)
+            self.drawn = False
 
     def say(self, line: str) -> None:
         """A line on stderr, with the controls in it made harmless."""

@@ -9150,6 +9150,8 @@ class Section20CommandLine(Folder):
             self.assertRegex(shown, r"[1-8]\d%.*B/s.*left")
             for quiet in "-s", "--no-progress-meter":
                 self.assertEqual(self.in_terminal(f"{quiet} -o o2 {server.url}/f"), ("", 0))
+            with mock.patch.object(asyncget, "REDRAW_SECONDS", 60):  # no line, none to wipe
+                self.assertEqual(self.in_terminal(f"{server.url}/f", stdout=out), ("", 0))
             self.assertEqual(self.in_terminal(f"{server.url}/f"), ("x" * 6000, 0))
 
     def test_progress_of_many(self) -> None:
