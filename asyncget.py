@@ -4716,7 +4716,7 @@ def read_text(name: str) -> str:
 
 def read_lines(name: str) -> list[str]:
     """Its lines, without the blanks around them; no empty ones, and no comments."""
-    return re.findall(r"(?m)^[ \t]*([^#\s](?:.*\S)?)", read_text(name))
+    return re.findall(r"(?m)^[^\S\n]*([^#\s](?:.*\S)?)", read_text(name))
 
 
 def text_of(at_sign: str, text: str) -> str:
@@ -4786,6 +4786,16 @@ def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
     return user, password
 
 
+def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
+    """--resolve as Session takes it; without addresses it takes one back."""
+    for address in addresses.split(",") if host else ():
+        try:
+            parse_address(address.strip("[] "))
+        except InvalidURL as error:
+            raise AsyncGetError(f"--resolve: {error}", exit_code=49) from None
+    return (gone or host).lower(), addresses
+
+
 VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its groups become
     "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
     "NUMBER": ("([0-9]{1,18})", int),
@@ -4808,8 +4818,7 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {  # the shape, and what its
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
     "HOST:PORT:ADDRESS": (  # -HOST:PORT takes one back
-        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):([][0-9A-Fa-f.:, ]+)",
-        lambda gone, host, addresses: (gone or host, addresses)),
+        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", resolution),
     "HOST1:PORT1:HOST2:PORT2": (
         r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
         lambda *parts: parts),
@@ -5060,7 +5069,7 @@ def session_settings(options: Options) -> dict[str, Any]:
         "trust_redirects": bool(options.location_trusted),
         "verify": not options.insecure and (options.cacert or options.capath or True),
         "cert": (certificate, options.key, password or None) if options.cert else None,
-        "decode": options.compressed,
+        "decode": options.compressed and not options.range,  # no part of a gzip unpacks
         "unix_socket": options.unix_socket,
         "resolve": {host: found for host, found in dict(options.resolve).items() if found},
         "open_connection": connector(options),
@@ -5153,7 +5162,7 @@ def name_from_header(disposition: str) -> str | None:
     It is decoded first and then cut to its last part: %2F climbs out of no folder.
     """
     from urllib.parse import unquote
-    fields = re.findall(r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', disposition)
+    fields = re.findall(r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', ";" + disposition)
     found = {name.strip().lower(): value.strip() for name, value in fields}
     coded = re.fullmatch("(?i)utf-8'[^']*'(.*)", found.get("filename*", ""))
     name = coded[1] if coded else found.get("filename")
