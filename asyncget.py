@@ -97,6 +97,7 @@ import re
 import select
 import socket
 import ssl
+import stat
 import sys
 import time
 import types
@@ -4144,11 +4145,12 @@ def is_rest(response: Response, known: Partial) -> bool:
     """
     headers = response.headers
     length = body_length(response) if response.status_code == 206 else 0
-    validator = headers.get("etag", headers.get("last-modified", known.validator))
+    field = "etag" if known.validator.startswith('"') else "last-modified"
     return (length is not None  # else it could end anywhere
             and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
             and known.length in ("None", str(known.size + length))
-            and (validator, source_of(response)) == (known.validator, known.source))
+            and headers.get(field, known.validator) == known.validator
+            and source_of(response) == known.source)
 
 
 # ---- on the disk
@@ -4183,7 +4185,8 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse what no file can be renamed to; a device or a pipe would be lost by it."""
     with disk_errors(path):
-        if os.path.exists(path) and not os.path.isfile(path) or "\0" in path:
+        special = os.path.exists(path) and not os.path.isfile(path)
+        if special or "\0" in path or not os.path.basename(path):
             raise OSError("not the name of a file")
         if os.path.lexists(path) and not overwrite:
             raise OSError("it exists")
@@ -4212,8 +4215,9 @@ def size_of_ours(file: IO[bytes]) -> int:
     """
     found = os.fstat(file.fileno())
     theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
-    if theirs or found.st_nlink > 1 or not os.path.samestat(found, os.lstat(file.name)):
-        raise OSError(f"{os.path.basename(file.name)} is a link, or somebody else's")
+    if (theirs or found.st_nlink > 1 or not stat.S_ISREG(found.st_mode)
+            or not os.path.samestat(found, os.lstat(file.name))):
+        raise OSError(f"{os.path.basename(file.name)} is a link, no plain file, or somebody else's")
     return found.st_size
 
 
@@ -4316,6 +4320,7 @@ class Download:
     """A file on its way: what there is of it, over all tries of one call."""
 
     known: Partial | None  # what we have asked to go on from
+    begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller asks for a piece: then that is the file
 
     def __init__(self, path: FilePath | PathRule, call: Call) -> None:
@@ -4335,6 +4340,7 @@ class Download:
             if self.resume and not self.ranged:
                 self.known = read_partial(self.path)
         if self.known:
+            self.begun = True
             fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
         return request._replace(fields=merge_fields(request.fields, fields))
 
@@ -4351,7 +4357,7 @@ class Download:
                 self.resume = False
                 raise Anew
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
-                or status >= 300 and (read_partial(self.path) or not self.settings["any_status"])):
+                or status >= 300 and (self.begun or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
@@ -5398,7 +5404,7 @@ class Transfer:
         changed = parse_date(headers.get("last-modified", "")) or 0
         if (status in (206, 416)
                 and headers.get("content-range", "").lower() == range_of_rest(offset, rest)
-                and not (ours and changed > os.path.getmtime(self.path))):
+                and not (ours and rest and changed > os.stat(self.path or 1).st_mtime)):
             return status == 206
         if status != 416 or not ours:
             response.raise_for_status()
@@ -5418,8 +5424,9 @@ class Transfer:
                 if wary and b"\0" in piece:
                     raise AsyncGetError(BINARY, exit_code=23)
                 self.write(piece)
-                self.wrote += len(piece)
-                await self.advance(self.wrote, None)
+                if self.mode != "wb" or not self.file.seekable():  # else a try begins anew
+                    self.wrote += len(piece)
+                await self.advance(self.delivered + len(piece), None)
                 if len(self.held) > HELD_BYTES:
                     await response.stand_by(self.turn.wait)
             self.write(b"")  # a file, even if it is an empty one
@@ -5469,7 +5476,7 @@ class Transfer:
     def finish(self) -> None:
         """What -R and --fail-with-body want behind the body."""
         changed = parse_date(self.response.headers.get("last-modified", ""))
-        if self.options.remote_time and self.path and changed:
+        if self.options.remote_time and self.path and changed is not None:
             with disk_errors(self.path):
                 os.utime(self.path, (changed, changed))
         if self.options.fail_with_body:

@@ -7399,12 +7399,11 @@ class Section17Files(OnDisk):
         os.makedirs(os.path.join(folder, "f.part"))
         os.mkfifo(pipe)
         os.symlink(folder, link)
-        for path in (folder, folder + "/", link, pipe, "a\0b"):
+        for path in (folder, folder + "/", self.folder + "/new/", link, pipe, "a\0b"):
             with self.subTest(path):
                 await self.refused("not the name of a file", path)
                 await self.refused("not the name of a file", lambda _, path=path: path, asks=1)
-        for said, path in [("No such file", folder + "/absent/f"),
-                           ("No such file", self.folder + "/new/"), ("irectory", folder + "/f"),
+        for said, path in [("No such file", folder + "/absent/f"), ("irectory", folder + "/f"),
                            ("Not a directory", __file__ + "/f"), ("too long", folder + "x" * 256)]:
             with self.subTest(path):
                 await self.refused(said, path, asks=1)
@@ -8269,6 +8268,7 @@ class Section20Files(Folder):
             ("404", "-C -", old, [gone], 22, old, ["5"]),
             ("other bytes", "-C -", old, [piece(4), whole], 0, full, ["5", None]),
             ("cut again", "-C -", old, [piece(5)[:-3]], 18, b"hello wo", ["5"]),
+            ("complete", "-C -", old, [ok(b"", "Content-Range: bytes */5", dated[1], status="416 No")], 0, old, ["5"]),
             ("-C 5", "-C 5", old, [piece(5)], 0, full, ["5"]),
             ("-C 5, 416", "-C 5", old, [unmet("bytes */5")], 0, old, ["5"]),
             ("-C 5, ignored", "-C 5", old, [whole], 33, old, ["5"]),
@@ -8293,18 +8293,33 @@ class Section20Files(Folder):
                 if "-R" in flags:
                     self.assertLess(os.path.getmtime(self.path("f")), time.time() - 3000)
 
+    def test_a_part_of_another_run(self) -> None:
+        """Without -C it makes way for what comes, a page of 404, too."""
+        page = ok(b"hello world", 'ETag: "v1"')
+        with Scripted({"/f": page[:-6], "/404": ok(b"no", status="404 No")}) as server:
+            self.assertEqual(self.get(f"-o f {server.url}/f").returncode, 18)
+            self.assertEqual(self.listing(), ["f.part", "f.part.meta"])
+            self.assertEqual(self.get(f"-C - -o f {server.url}/404").returncode, 22)
+            self.assertEqual(self.get(f"-o f {server.url}/404").returncode, 0)
+        self.assertEqual((self.listing(), self.read("f")), (["f"], b"no"))
+
+    def test_lines_of_a_list(self) -> None:
+        self.empty(list="\ufeff a \n\u00a0b\r\n\n# c\n #d\n\te f".encode())
+        self.assertEqual(asyncget.read_lines(self.path("list")), ["a", "b", "e f"])
+
     def test_going_on_elsewhere(self) -> None:
         rest = ok(b" world", "Content-Range: bytes 5-10/11", 'ETag: "v1"', status="206 P")
         none = ok(b"", "Content-Range: bytes */5", status="416 No")
         part = ok(b"hello world", 'ETag: "v1"')
         last = ok(b"ld", "Content-Range: bytes 9-10/11", status="206 P")
         pages = {"/f": rest, "/all": ok(), "/none": none, "/part": [[part[:-6]], [rest]],
-                 "/cut": [[rest[:-2]], [last]]}
+                 "/again": [[part[:-6]], [rest]], "/cut": [[rest[:-2]], [last]]}
         with Scripted(pages) as server:
             url = server.address
             for line, code, stdout in [
                 ("-C 5 {u}/f", 0, b" world"), ("-C 5 {u}/all", 33, b""), ("-C 5 {u}/none", 0, b""),
                 ("-C 5 --retry 1 --retry-delay 0.01 {u}/cut", 0, b" world"),
+                ("-C - --retry 1 --retry-delay 0.01 {u}/again", 0, b"hello world"),
                 ("-C - {u}/all", 0, b"hello\n"), ("-C - -OJ -O {u}/f {u}/f", 2, b""),
             ]:
                 with self.subTest(line):
