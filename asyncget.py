@@ -5225,7 +5225,7 @@ def write_secret(name: str, data: bytes) -> None:
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
-    from shutil import move
+    from shutil import copyfile, move
     from tempfile import TemporaryDirectory
     path = os.path.realpath(name)
     with disk_errors(name), TemporaryDirectory(
@@ -5233,7 +5233,7 @@ def write_secret(name: str, data: bytes) -> None:
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
         os.chmod(temporary, 0o600)
-        move(temporary, path)  # or copies, if it is a mount of one file
+        move(temporary, path, copyfile)  # which copies, if it is a mount of one file
 
 
 # ---- one URL
