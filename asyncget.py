@@ -1773,7 +1773,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         return (ProxyError if proxy else ConnectError)(
             f"cannot resolve {(proxy or route.origin).host!r}, for {where}: {text}{took}",
             exit_code=5 if proxy else 6, errno=number)
-    if not isinstance(error, (OSError, ValueError, EOFError)):
+    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
         return error
     if phase == "answer of the proxy":
         return proxy_error(connection, f"closed the connection: {text}")
@@ -4435,6 +4435,7 @@ class Download:
     """One call of `download`. Call.run (section 12) calls `begin` and `finish` for each try."""
 
     known: Partial | None  # what is on the disk, where this try asks for the rest; else None
+    begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller's own headers ask for a range: then that is the file
 
     def __init__(self, path: FilePath | PathRule, call: Call) -> None:
@@ -4455,6 +4456,7 @@ class Download:
             if self.resume and not self.ranged:
                 self.known = read_partial(self.path)
         if self.known:
+            self.begun = True
             fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
         return request._replace(fields=merge_fields(request.fields, fields))
 
@@ -4471,7 +4473,7 @@ class Download:
                 self.resume = False
                 raise Anew
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
-                or status >= 300 and (read_partial(self.path) or not self.settings["any_status"])):
+                or status >= 300 and (self.begun or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
@@ -4737,7 +4739,7 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   -w --write-out TEXT         a report at the end: %{http_code} %{time_total} %{json}
   --url TARGET...             one more; @FILE or @- has one a line, saved as by -O
   --waterfall                 draw the requests over time
-  --demo                      what asyncio is for, in seven seconds; --demo 8080: its server
+  --demo                      what asyncio is for, in 7 seconds; with a port: its server
   -V --version
   -h --help
 """
@@ -4842,7 +4844,7 @@ def read_text(name: str) -> str:
 
 def read_lines(name: str) -> list[str]:
     """The lines of such a text, without blanks around them; no empty ones, no comments (#)."""
-    return re.findall(r"(?m)^[ \t]*([^#\s](?:.*\S)?)", read_text(name))
+    return re.findall(r"(?m)^[^\S\n]*([^#\s](?:.*\S)?)", read_text(name))
 
 
 def text_of(at_sign: str, text: str) -> str:
@@ -4912,6 +4914,16 @@ def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
     return user, password
 
 
+def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
+    """--resolve as Session takes it; without addresses it takes back an earlier one."""
+    for address in addresses.split(",") if host else ():
+        try:
+            parse_address(address.strip("[] "))
+        except InvalidURL as error:
+            raise AsyncGetError(f"--resolve: {error}", exit_code=49) from None
+    return (gone or host).lower(), addresses
+
+
 # For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
 # A kind that is not here is any text, as it is.
 VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -4936,8 +4948,7 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
     "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one
-        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):([][0-9A-Fa-f.:, ]+)",
-        lambda gone, host, addresses: (gone or host, addresses)),
+        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", resolution),
     "HOST1:PORT1:HOST2:PORT2": (
         r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
         lambda *parts: parts),
@@ -5190,7 +5201,7 @@ def session_settings(options: Options) -> dict[str, Any]:
         "trust_redirects": bool(options.location_trusted),
         "verify": not options.insecure and (options.cacert or options.capath or True),
         "cert": (certificate, options.key, password or None) if options.cert else None,
-        "decode": options.compressed,
+        "decode": options.compressed and not options.range,  # no part of a gzip unpacks
         "unix_socket": options.unix_socket,
         "resolve": {host: found for host, found in dict(options.resolve).items() if found},
         "open_connection": connector(options),
@@ -5283,7 +5294,7 @@ def name_from_header(disposition: str) -> str | None:
     It is decoded first and then cut to its last part, so that %2F leads to no other folder.
     """
     from urllib.parse import unquote
-    fields = re.findall(r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', disposition)
+    fields = re.findall(r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', ";" + disposition)
     found = {name.strip().lower(): value.strip() for name, value in fields}
     coded = re.fullmatch("(?i)utf-8'[^']*'(.*)", found.get("filename*", ""))
     name = coded[1] if coded else found.get("filename")
@@ -5340,7 +5351,7 @@ def write_secret(name: str, data: bytes) -> None:
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
-    from shutil import move
+    from shutil import copyfile, move
     from tempfile import TemporaryDirectory
     path = os.path.realpath(name)
     with disk_errors(name), TemporaryDirectory(
@@ -5348,7 +5359,7 @@ def write_secret(name: str, data: bytes) -> None:
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
         os.chmod(temporary, 0o600)
-        move(temporary, path)  # which copies where a rename fails: a mount of one file
+        move(temporary, path, copyfile)  # which copies where a rename fails: a mount of one file
 
 
 # ---- one URL
@@ -5457,6 +5468,8 @@ class Transfer:
         self.held += data
         if self.turn.is_set():
             held, self.held = self.held, bytearray()
+            if not self.wrote:
+                self.command.wipe()
             write_stdout(held)
 
     # ---- one try
@@ -5525,7 +5538,7 @@ class Transfer:
         changed = parse_date(headers.get("last-modified", "")) or 0
         if (status in (206, 416)
                 and headers.get("content-range", "").lower() == range_of_rest(offset, rest)
-                and not (ours and changed > os.path.getmtime(self.path))):
+                and not (ours and rest and changed > os.path.getmtime(self.path))):
             return status == 206
         if status != 416 or not ours:
             response.raise_for_status()
@@ -5545,8 +5558,9 @@ class Transfer:
                 if wary and b"\0" in piece:
                     raise AsyncGetError(BINARY, exit_code=23)
                 self.write(piece)
-                self.wrote += len(piece)
-                await self.advance(self.wrote, None)
+                if self.mode != "wb" or not self.file.seekable():  # else a try begins anew
+                    self.wrote += len(piece)
+                await self.advance(self.delivered + len(piece), None)
                 if len(self.held) > HELD_BYTES:
                     await response.stand_by(self.turn.wait)
             self.write(b"")  # an empty body makes a file, too
@@ -5597,7 +5611,7 @@ class Transfer:
     def finish(self) -> None:
         """What is left to do after the body, for -R and --fail-with-body."""
         changed = parse_date(self.response.headers.get("last-modified", ""))
-        if self.options.remote_time and self.path and changed:
+        if self.options.remote_time and self.path and changed is not None:
             with disk_errors(self.path):
                 os.utime(self.path, (changed, changed))
         if self.options.fail_with_body:
@@ -5842,6 +5856,7 @@ class Command:
             transfer.output in ("", "-") for transfer in self.transfers)
         quiet = mixed or options.silent or options.no_progress_meter
         self.shown = sys.stderr.isatty() and not quiet
+        self.drawn = False
 
     # ---- stderr: messages, and below them the progress line while somebody can see it
 
@@ -5852,13 +5867,15 @@ class Command:
         to wait is seen only when something wakes the loop, and this does.
         """
         asyncio.get_running_loop().call_later(REDRAW_SECONDS, self.redraw)
-        if self.shown:
+        if self.shown and self.transfers[0].started:
             tell(WIPE + render_progress(self.transfers)[:terminal_width() - 1])
+            self.drawn = True
 
     def wipe(self) -> None:
-        """Take the progress line away."""
-        if self.shown:
+        """Take the progress line away: if there is one, as it may also be a line of `| cat`'s."""
+        if self.drawn:
             tell(WIPE)
+            self.drawn = False
 
     def say(self, line: str) -> None:
         """A line on stderr, with the controls in it made harmless."""
