@@ -559,8 +559,9 @@ def render_request(target: str, lines: bytes) -> bytes:
 # a coding that holds one is refused). Of the fields only the few that decide what we do next are
 # looked up at once; what users read is made when they ask for it.
 
-# One head; Connection.exchange (7) obeys it, and a line has no limit of its own. curl takes
-# 300 KB, aiohttp 8 KB a line. Tests: Endless.
+# One head, counted while it arrives (Connection.exchange and _read_long_head, section 7). A
+# line has no limit of its own; one would stand in parse_head. curl takes heads of 300 KB,
+# aiohttp lines of 8 KB. Tests: Endless.
 MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
@@ -1263,8 +1264,9 @@ class Response:
 #
 # A new and a busy connection belong to one call, an idle one to the pool (section 9).
 # To use one again spares the handshakes of TCP and TLS. It becomes idle only if the body
-# is whole, nothing came behind it, both sides want to go on (`may_reuse`, section 5), and
-# the clock has not run out. Idle, it is closed at the first byte or the end that comes
+# is whole and did not end by closing, nothing came behind it, neither side said
+# Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5), and the clock
+# has not run out. Idle, it is closed at the first byte or the end that comes
 # from the server, after IDLE_SECONDS, or when the pool needs its place. A body that was
 # left or broke off closes it, too. If the server has closed it while our request was on
 # its way, Call.exchange (section 12) asks once more on a new one.
@@ -2363,8 +2365,8 @@ def next_request(request: Request, response: Response,
           Authorization (auth=, or user     dropped, and so are the fields Cookie and
           and password of the URL)          Proxy-Authorization, secret_headers, and Host
           cookies= of the call, cert=       dropped, by Call.redirected (section 12)
-          a jar's cookies                   asked for anew at each hop, by Call.render: what
-                                            fits is told by domain, not by origin
+          the jar's cookies (each Session   asked for anew at each hop, by Call.render: what
+          has one, with its cookies=)       fits is told by domain, not by origin
           netrc                             asked for the new host, by Call.with_password, if
                                             scheme and port are those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
