@@ -4741,7 +4741,7 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   -w --write-out TEXT         a report at the end: %{http_code} %{time_total} %{json}
   --url TARGET...             one more; @FILE or @- has one a line, saved as by -O
   --waterfall                 draw the requests over time
-  --demo                      what asyncio is for, in 7 seconds; with a port: its server
+  --demo                      asyncio, told in seven seconds; PORT: its server
   -V --version
   -h --help
 """
