@@ -9091,11 +9091,11 @@ class Section20CommandLine(Folder):
     def test_a_body_that_waits_is_not_held_in_memory(self) -> None:
         """Nor does -m count how long it waits; one that fails costs the others nothing."""
         size = 32 << 20
-        slow = [[0.3, ok(status="503 No")], [0.3, ok(b"a" * 20)]]
+        slow = [[0.7, ok(status="503 No")], [0.7, ok(b"a" * 20)]]
         pages = {"/a": slow, "/c": ok(b"c" * size), "/d": ok(b"d" * size)[:-1], "/e": ok(b"e")}
         code = ("import asyncget, sys; code = asyncget.main(sys.argv[1:]);"
                 "sys.stderr.write(open('/proc/self/status').read()); sys.exit(code)")
-        flags = "-m", "0.5", "--retry", "1", "--retry-delay", "0.1"
+        flags = "-m", "1.2", "--retry", "1", "--retry-delay", "0.1"
         with Scripted(pages) as server, open(self.path("out"), "wb") as out:
             process = subprocess.run(
                 [sys.executable, "-c", code, *flags, *(f"{server.url}/{n}" for n in "acde")],
