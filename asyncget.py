@@ -2632,9 +2632,10 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be {annotation}{_HINTS.get(name, '')}: "
                             f"not {type(value).__name__}") from None
-        least = "above" if name in _ABOVE_ZERO else "at least"
-        if isinstance(value, (int, float)) and not (value > 0 or value == 0 and least != "above"):
-            raise ValueError(f"{name} must be {least} 0: not {value!r:.50}")  # or nan
+        above = name in _ABOVE_ZERO
+        if isinstance(value, (int, float)) and not value >= 0 or above and value == 0:  # nor is nan
+            least = "above" if above else "at least"
+            raise ValueError(f"{name} must be {least} 0: not {value!r:.50}")
     return settings
 
 
@@ -4248,21 +4249,30 @@ def range_of_rest(start: int, length: int) -> str:
     return f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
 
 
+def length_of_rest(response: Response, start: int) -> int | None:
+    """How many bytes a 206 has, if they are all from `start` on; 0 for a 416 that says so.
+
+    None if the response does not fit. For a 206 of N bytes there is one right Content-Range:
+    compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
+    """
+    length = body_length(response) if response.status_code == 206 else 0
+    if length is None:  # the rest could end anywhere, and look whole
+        return None
+    told = response.headers.get("content-range", "").lower()
+    return length if told == range_of_rest(start, length) else None
+
+
 def is_rest(response: Response, known: Partial) -> bool:
     """Whether a 206 has all that comes after our bytes, or a 416 says that nothing does.
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes behind ours. So
     if anything does not fit, nothing is written, and all of the file is asked for (RFC 9110
-    14.4, 15.3.7, 15.5.17); only the validator may be left out. For a 206 of N bytes there is
-    one right Content-Range: compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
+    14.4, 15.3.7, 15.5.17); only the validator may be left out.
     """
-    headers = response.headers
-    length = body_length(response) if response.status_code == 206 else 0
+    length = length_of_rest(response, known.size)
     field = "etag" if known.validator.startswith('"') else "last-modified"
-    return (length is not None  # else the rest could end anywhere, and look whole
-            and headers.get("content-range", "").lower() == range_of_rest(known.size, length)
-            and known.length in ("None", str(known.size + length))
-            and headers.get(field, known.validator) == known.validator
+    return (length is not None and known.length in ("None", str(known.size + length))
+            and response.headers.get(field, known.validator) == known.validator
             and source_of(response) == known.source)
 
 
@@ -5534,13 +5544,11 @@ class Transfer:
         The offset is the number of -C, or with "-" the size of our file. Raises Anew, which
         `fetch_once` catches, if the response does not fit, or the server's file is younger.
         """
-        status, headers = response.status_code, response.headers
-        rest = body_length(response) or 0 if status == 206 else 0
+        status = response.status_code
+        rest = length_of_rest(response, offset) if status in (206, 416) else None
         ours = self.options.continue_at == "-" and os.path.isfile(self.path)
-        changed = parse_date(headers.get("last-modified", "")) or 0
-        if (status in (206, 416)
-                and headers.get("content-range", "").lower() == range_of_rest(offset, rest)
-                and not (ours and rest and changed > os.path.getmtime(self.path))):
+        changed = parse_date(response.headers.get("last-modified", "")) or 0
+        if rest is not None and not (ours and rest and changed > os.path.getmtime(self.path)):
             return status == 206
         if status != 416 or not ours:
             response.raise_for_status()
