@@ -1730,6 +1730,9 @@ class Connection:
             if writer is not None:
                 writer.close()            # says close_notify (RFC 9112 9.8),
                 writer.transport.abort()  # and does not wait for the answer
+        # Else asyncio might complain of an error that nobody asked for: that depends on the order
+        # in which garbage is collected. Without us, it goes at once, and in the right order.
+        self.writer = self.outer = None
         self.on_close(self)
 
 
