@@ -2101,7 +2101,7 @@ class Pool:
             await asyncio.sleep(0)
         while True:
             connection = self.decide(route) or await self._wait(route, patience)
-            if connection.writer is None or connection.claim() and not fresh:
+            if not connection.exchanges or connection.claim() and not fresh:  # it is new, or alive
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -2239,16 +2239,11 @@ class Pool:
         self.turns.clear()
         for future in itertools.chain(*waiting.values()):
             future.set_exception(AsyncGetError("the session was closed"))
-        connections = list(self.all)
-        for connection in connections:
+        for connection in list(self.all):
             connection.close()
             if connection.opener:
                 connection.opener.cancel()
-        for connection in connections:
-            if connection.writer:
-                with contextlib.suppress(OSError):
-                    await connection.writer.wait_closed()
-        await asyncio.sleep(0)  # a socket closed just before needs a turn of the loop, too
+        await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
 
 
 # ==== 10. Redirects and retries ===============================================
@@ -2958,7 +2953,7 @@ class Call:
             deadline.until = min(deadline.until, clock.loop.time() + deadline.seconds)
             clock.deadline, connection.trace = deadline, settings["trace"]
             try:
-                if connection.writer is None:
+                if not connection.exchanges:
                     await connection.open(session.connect_timeout or settings["timeout"])
                 head = await connection.exchange(data, settings["timeout"])
                 if not (head.status == 408 and connection.exchanges > 1

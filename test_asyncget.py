@@ -2433,7 +2433,23 @@ class Section9Pool(AsyncCase):
         with beside([READ, answer()], tls=server_tls()) as (url, _):  # it answers no close_notify
             session = Session(verify=False)
             await session.get(url)
+            kept, = session._pool.all
+            opened = kept.writer.get_extra_info("socket")
             await asyncio.wait_for(session.close(), 5)
+            self.assertEqual(opened.fileno(), -1)
+
+    async def test_handed_over_and_closed(self) -> None:
+        """By its clock, say, before who waited for it could run: then a new one is opened."""
+        steps = [READ, answer()[:-1], 0.02, answer()[-1:], LOOP]
+        async with scripted(steps, again=True) as server, Session(limit=1) as session:
+            async with session.stream(server.url) as response:
+                kept, = session._pool.all
+                call = asyncio.ensure_future(session.get(server.url))
+                await until(lambda: count(session)[2])
+                await response.read()
+                self.assertEqual(count(session), (1, 0, 0))
+                kept.close()
+            self.assertEqual(((await call).timing.reused, server.connections), (False, 2))
 
     async def test_close_while_others_wait_and_open(self) -> None:
         async with scripted([READ, answer(b"", "Connection: close")], again=True) as server:
