@@ -1000,9 +1000,7 @@ class Response:
         self._encoding = ""
         self._content = b""                    # the whole body, once it was read
         self._missing = _UNREAD                # why it is not there; "" when it is
-        self._ended = False                    # the last of the body is in _decoded
-        self._decoder: Decoder | None = None
-        self._decoded: Iterator[bytes] | None = None  # what came, and was not handed out yet
+        self._decoder: Decoder | None = None   # while there is something to decode
         self._cutter: LineCutter | None = None  # the same as lines, the last of them unfinished
 
     # ---- the head
@@ -1139,8 +1137,7 @@ class Response:
         What is left when the loop is left is there for the next one, of either kind.
         """
         read = not self._missing
-        cutter = LineCutter(self.encoding, self._content) if read else (
-            self._cutter or LineCutter(self.encoding))
+        cutter = self._cutter or LineCutter(self.encoding, self._content)
         more = not read
         if more:
             self._cutter = cutter
@@ -1175,11 +1172,11 @@ class Response:
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
-        whole = self._ended and self._decoder is None and not (
+        whole = self._body.done and self._decoder is None and not (
             self._cutter and self._cutter.pending)
         if self._missing and not (whole and self._missing == _IN_PIECES):
             self._missing = _GIVEN_UP
-        self._decoder = self._decoded = self._cutter = None
+        self._decoder = self._cutter = None
         self._body.abort()
 
     async def _next_piece(self) -> bytes:
@@ -1187,39 +1184,25 @@ class Response:
         try:
             if self._missing == _GIVEN_UP:  # lest what was cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
-            return await self._read_piece()
+            return await (self._decode_piece() if self.coding else self._body.read_piece())
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
             if isinstance(error, AsyncGetError):
                 error.url, error.response = self.url, self
             raise
 
-    async def _read_piece(self) -> bytes:
-        while True:
-            for piece in self._decoded or ():
-                if self._decoder and self._decoder.work > MAX_WORK_BYTES:
-                    self._decoder.work = 0
-                    await self._body.deadline.breathe()
-                if piece:
-                    return piece
-            self._decoded = None
-            if self._ended:
-                return b""
-            piece = await self._body.read_piece()
-            self._ended = self._body.done
-            if not self.coding:
+    async def _decode_piece(self) -> bytes:
+        decoder = self._decoder = self._decoder or Decoder(self.coding)
+        for piece in decoder.pieces:
+            if decoder.work > MAX_WORK_BYTES:
+                decoder.work = 0
+                await self._body.deadline.breathe()
+            if piece:
                 return piece
-            self._decoded = self._decode(piece)
-
-    def _decode(self, data: bytes) -> Iterator[bytes]:
-        """Yield what data decodes to; with the last of it the coding must end, too."""
-        if self._decoder is None and data:  # an empty body is whole, even in a coding unknown
-            self._decoder = Decoder(content_codings(self.coding))
-        if self._decoder is not None:
-            yield from self._decoder.feed(data)
-            if self._ended:
-                self._decoder.finish()
-                self._decoder = None
+            if piece is None:
+                decoder.feed(await self._body.read_piece())
+        self._decoder = None
+        return b""
 
     @property
     def received(self) -> int:
@@ -1859,45 +1842,43 @@ class Decoder:
     Each stage is a generator that asks the one before it for more when it has nothing left.
 
     >>> import gzip
-    >>> decoder = Decoder([b"gzip"])
-    >>> b"".join(decoder.feed(gzip.compress(b"hello")))
-    b'hello'
-    >>> decoder.finish()
+    >>> decoder = Decoder(b"gzip")
+    >>> next(decoder.pieces), decoder.feed(gzip.compress(b"hello")), next(decoder.pieces)
+    (None, None, b'hello')
     """
 
-    def __init__(self, codings: list[bytes]) -> None:
+    def __init__(self, coding: bytes) -> None:
         self.budget = MAX_CODED_BYTES  # bytes that the stages may yet decode
         self.work = 0                  # in bytes, since Response gave the loop a turn
-        self.arrived: bytes | None = None
-        self.pieces = self.arriving()
-        for coding in reversed(codings):
-            self.pieces = self.undo(coding, self.pieces)
+        self.arrived = b""
+        self.pieces = self.undo_all(coding)
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what data decodes to; b"" now and then, so that the caller can look at `work`."""
+    def feed(self, data: bytes) -> None:
+        """Bring what has arrived, once `pieces` gave None; b"" at the end of the body."""
         self.budget += 100 * len(data)
         self.arrived = data
-        while self.arrived is not None:
-            yield next(self.pieces)
 
-    def finish(self) -> None:
-        """Nothing more comes: raise DecodingError if a stream has begun and not ended."""
-        for _ in self.pieces:
-            pass
+    def undo_all(self, coding: bytes) -> Iterator[bytes | None]:
+        """The content; None asks for more, and b"" lets the caller look at `work`.
 
-    def arriving(self) -> Iterator[bytes]:
-        """What has arrived, in slices: behind each member, zlib copies the rest of its slice.
-
-        An empty slice says that all was taken. Who asks again before `feed` has brought new
-        bytes ends this generator, and each stage behind it sees the end of its input: that is
-        how `finish` works.
+        Raises DecodingError if the body ends, and a stream has begun and not ended.
         """
-        while self.arrived is not None:
-            data = self.arrived
-            self.arrived = data[MAX_DECODED_STEP_BYTES:] if data else None
-            yield data[:MAX_DECODED_STEP_BYTES]
+        yield None
+        if self.arrived:  # an empty body is whole, even in a coding unknown
+            pieces = self.arriving()
+            for name in reversed(content_codings(coding)):
+                pieces = self.undo(name, pieces)
+            yield from pieces
 
-    def undo(self, coding: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    def arriving(self) -> Iterator[bytes | None]:
+        """What has arrived, in slices: behind each member, zlib copies the rest of its slice."""
+        while self.arrived:
+            yield self.arrived[:MAX_DECODED_STEP_BYTES]
+            self.arrived = self.arrived[MAX_DECODED_STEP_BYTES:]
+            if not self.arrived:
+                yield None
+
+    def undo(self, coding: bytes, pieces: Iterator[bytes | None]) -> Iterator[bytes | None]:
         """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
 
         What lies behind a whole stream and is no further member (a line end, a comment, as
@@ -1906,6 +1887,9 @@ class Decoder:
         stream: Any = None
         over = full = False  # no further member comes; the last step may have held back more
         for data in pieces:
+            if data is None:
+                yield None
+                continue
             self.budget -= len(data)
             if self.budget < 0:  # coded repeatedly, 300 bytes can be a terabyte of empty members
                 raise DecodingError("far more bytes between the codings than have arrived")
