@@ -1260,7 +1260,6 @@ IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5
 IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
 LAST_TURNS = 12                  # of the loop before a clock is believed; opening may take them all
-_BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 # asyncio raises these, by a bug, for an error of TLS inside TLS (mended in 3.12.2).
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -1725,49 +1724,11 @@ def hop(connection: Connection) -> str:
     return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
 
 
-def after(connection: Connection) -> str:
-    """How long opening took, for the error texts."""
-    seconds = connection.loop.time() - connection.opened_at
-    return f" (after {seconds:.2f} s)" if connection.opener else ""
-
-
 def ended(connection: Connection) -> AsyncGetError:
     """The error for a clock that ran out, or a session closed by someone else."""
     if connection.clock.expired:
         return connection.clock.error(hop(connection))
     return AsyncGetError(f"the connection to {connection.route} was closed on our side")
-
-
-def failure(connection: Connection, error: BaseException) -> BaseException:
-    """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
-    if isinstance(error, _TLS_IN_TLS_ERRORS) and connection.clock.phase != "connection":
-        error = error.__context__ or ConnectionResetError("closed in the handshake")
-    if connection.clock.expired:
-        return ended(connection)
-    route, phase, where = connection.route, connection.clock.phase, hop(connection)
-    proxy, took = route.proxy if phase == "connection" else None, after(connection)
-    tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return TLSError(f"certificate of {where} refused: {error.verify_message}{took}"
-                        + certificate_hint(error, route.verify), exit_code=60)
-    if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client behind the handshake
-        what = "TLS handshake" if connection.opener else "TLS"
-        return TLSError(f"{what} with {where} failed: {error.reason or text}{took}"
-                        + handshake_hint(error.reason or ""))
-    if connection.opener is None:
-        return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
-    number = getattr(error, "errno", None)
-    if isinstance(error, (socket.gaierror, UnicodeError)):
-        return (ProxyError if proxy else ConnectError)(
-            f"cannot resolve {(proxy or route.origin).host!r}, for {where}: {text}{took}",
-            exit_code=5 if proxy else 6, errno=number)
-    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
-        return error
-    if phase == "answer of the proxy":
-        return proxy_error(connection, f"closed the connection: {text}")
-    if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
-        return TLSError(f"TLS handshake with {where} failed: {text}{took}")
-    return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
 
 
 async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> Response:
@@ -1791,9 +1752,9 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
 
 # You may stop here. What you have read is a whole client for one GET; the rest makes it one for
 # many, for other people's networks, and for the shell. The later parts are reached from this
-# one at a few places: `Decoder`, `content_codings`, `charset_of` and `LineCutter` (section 8),
-# `parse_links` (10), `open_first`, `open_unix`, `certificate_hint` and `handshake_hint` (13),
-# `pass_proxy` and `proxy_error` (14).
+# one at a few places: `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
+# `open_first`, `open_unix` and `failure`, which has words for the system's errors (13), and
+# `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
 # At its end one knows how a client is fast and no burden to servers: connections are kept and
@@ -3358,10 +3319,11 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 
 # ==== 13. Addresses and TLS ===================================================
 # How a host's name becomes a connection to one of its addresses, whose certificate is believed
-# there, and what the error advises when it is not, or when TLS fails.
+# there; and how what the system, asyncio or TLS say of a failure becomes an error of ours.
 
 MAX_ADDRESSES = 32               # of a name that are tried; each may hold a socket meanwhile
 HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, too (RFC 8305 5)
+_BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 
 
 async def open_first(host: str, port: int, **options: Any) -> Stream:
@@ -3503,6 +3465,46 @@ def handshake_hint(reason: str) -> str:
     if re.search("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE", reason):  # in TLS 1.2 it may be either
         return "; perhaps a client certificate is wanted (cert=), or no cipher is shared"
     return ""
+
+
+# ---- what went wrong
+
+def failure(connection: Connection, error: BaseException) -> BaseException:
+    """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
+    if isinstance(error, _TLS_IN_TLS_ERRORS) and connection.clock.phase != "connection":
+        error = error.__context__ or ConnectionResetError("closed in the handshake")
+    if connection.clock.expired:
+        return ended(connection)
+    route, phase, where = connection.route, connection.clock.phase, hop(connection)
+    proxy, took = route.proxy if phase == "connection" else None, after(connection)
+    tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TLSError(f"certificate of {where} refused: {error.verify_message}{took}"
+                        + certificate_hint(error, route.verify), exit_code=60)
+    if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client behind the handshake
+        what = "TLS handshake" if connection.opener else "TLS"
+        return TLSError(f"{what} with {where} failed: {error.reason or text}{took}"
+                        + handshake_hint(error.reason or ""))
+    if connection.opener is None:
+        return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
+    number = getattr(error, "errno", None)
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return (ProxyError if proxy else ConnectError)(
+            f"cannot resolve {(proxy or route.origin).host!r}, for {where}: {text}{took}",
+            exit_code=5 if proxy else 6, errno=number)
+    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
+        return error
+    if phase == "answer of the proxy":
+        return proxy_error(connection, f"closed the connection: {text}")
+    if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
+        return TLSError(f"TLS handshake with {where} failed: {text}{took}")
+    return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
+
+
+def after(connection: Connection) -> str:
+    """How long opening took, for the error texts."""
+    seconds = connection.loop.time() - connection.opened_at
+    return f" (after {seconds:.2f} s)" if connection.opener else ""
 
 
 # ==== 14. Proxies =============================================================
