@@ -4230,23 +4230,6 @@ def body_length(response: Response) -> int | None:
     return None if isinstance(framing, str) or is_coded(response) else framing
 
 
-def render_sidecar(response: Response) -> bytes:
-    """The sidecar for a body; with no validator where its rest could not be asked for later."""
-    whole = response.status_code == 200 and not is_coded(response)
-    validator = strong_validator(response.headers) if whole else ""
-    return f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode()
-
-
-def range_of_rest(start: int, length: int) -> str:
-    """The Content-Range of the last `length` bytes of a file; of none, that of a 416.
-
-    >>> range_of_rest(5, 6), range_of_rest(5, 0)
-    ('bytes 5-10/11', 'bytes */5')
-    """
-    end = start + length
-    return f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
-
-
 def length_of_rest(response: Response, start: int) -> int | None:
     """How many bytes a 206 has, if they are all from `start` on; 0 for a 416 that says so.
 
@@ -4256,8 +4239,9 @@ def length_of_rest(response: Response, start: int) -> int | None:
     length = body_length(response) if response.status_code == 206 else 0
     if length is None:  # the rest could end anywhere, and look whole
         return None
-    told = response.headers.get("content-range", "").lower()
-    return length if told == range_of_rest(start, length) else None
+    end = start + length
+    right = f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
+    return length if response.headers.get("content-range", "").lower() == right else None
 
 
 def is_rest(response: Response, known: Partial) -> bool:
@@ -4301,16 +4285,6 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
             unwritten = unwritten[count:]
         else:
             select.select([], [raw], [])
-
-
-def check_target(path: str, overwrite: bool) -> None:
-    """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
-    with disk_errors(path):
-        special = os.path.exists(path) and not os.path.isfile(path)
-        if special or not os.path.basename(path) or "\0" in path:
-            raise OSError("not the name of a file")
-        if os.path.lexists(path) and not overwrite:
-            raise OSError("it exists")
 
 
 def part_of(path: str) -> str:
@@ -4359,14 +4333,23 @@ def read_partial(path: str) -> Partial | None:
     return known if known and known.size and known.validator else None
 
 
-def check_sidecar(part: str) -> None:
-    """Refuse a .part.meta without a .part that is not a sidecar: we would write over it.
+def check_target(path: str, overwrite: bool) -> None:
+    """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file.
 
-    A sidecar of ours stands alone where a kill came right after the rename.
+    Nor do we write over a .part, or a .part.meta, that we have not made. Ours have a valid
+    sidecar; an empty .part may have any, as a kill may have come before or amid that.
     """
-    meta = part + ".meta"
-    if os.path.lexists(meta) and not os.path.lexists(part) and read_sidecar(part) is None:
-        raise OSError(f"{os.path.basename(meta)} is not of our making: move it away")
+    part = part_of(path)
+    with disk_errors(path):
+        special = os.path.exists(path) and not os.path.isfile(path)
+        if special or not os.path.basename(path) or "\0" in path:
+            raise OSError("not the name of a file")
+        if os.path.lexists(path) and not overwrite:
+            raise OSError("it exists")
+        used = os.path.getsize(part) if os.path.isfile(part) else os.path.lexists(part + ".meta")
+        if used and read_sidecar(part) is None:
+            raise OSError(f"{os.path.basename(part)} or its .meta is not of our making: "
+                          "move it away, or choose another name")
 
 
 def claim_part(file: io.FileIO, known: Partial | None) -> None:
@@ -4384,20 +4367,22 @@ def claim_part(file: io.FileIO, known: Partial | None) -> None:
             pass
     # `known` was read before the lock was ours: another download may have had it since, and
     # have added to the file, or renamed it.
-    size, now = size_of_ours(file), read_sidecar(file.name)
-    if size and now is None:
-        raise OSError(f"{os.path.basename(file.name)} is not of our making: "
-                      "move it away, or choose another name")
-    if known not in (None, now):
+    size_of_ours(file)
+    if known not in (None, read_sidecar(file.name)):
         raise OSError("another download has changed what there was")
 
 
 def write_sidecar(part: str, response: Response) -> None:
-    """Write the sidecar of a .part, before the first byte of the response's body is in it."""
+    """Write the sidecar of a .part, before the first byte of the response's body is in it.
+
+    There is no validator in it where the rest of this body could not be asked for later.
+    """
+    whole = response.status_code == 200 and not is_coded(response)
+    validator = strong_validator(response.headers) if whole else ""
     with open(part + ".meta", "ab", opener=open_ours) as sidecar:
         size_of_ours(sidecar)
         sidecar.truncate(0)
-        sidecar.write(render_sidecar(response))
+        sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
@@ -4459,7 +4444,7 @@ class Download:
         If-Range makes the server send all of it where it has changed. No coding is asked for:
         a range would be of coded bytes, and coding a file twice need not give the same bytes.
         """
-        request, fields = self.call.first_request(), {"Accept-Encoding": "identity"}
+        request = self.call.first_request().adding("Accept-Encoding", "identity")
         self.known, self.ranged = None, request.has("range")
         if isinstance(self.path, str):
             check_target(self.path, self.settings["overwrite"])
@@ -4467,8 +4452,9 @@ class Download:
                 self.known = read_partial(self.path)
         if self.known:
             self.begun = True
-            fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
-        return request._replace(fields=merge_fields(request.fields, fields))
+            request = request.adding("Range", f"bytes={self.known.size}-").adding(
+                "If-Range", self.known.validator)
+        return request
 
     async def finish(self, response: Response) -> Response:
         """Save the body of a response; if it is a rest that does not fit, ask for all (Anew)."""
@@ -4503,8 +4489,6 @@ class Download:
         # A 416 says that nothing is missing.
         rest = body_length(response) if known is None or response.status_code == 206 else 0
         expected = None if rest is None else size + rest
-        with disk_errors(path):
-            check_sidecar(part)
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path), open(part, "ab", buffering=0, opener=open_ours) as file:
             claim_part(file, known)

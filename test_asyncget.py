@@ -7034,11 +7034,12 @@ class OnDisk(AsyncCase):
         self.assertIn(said, str(caught.exception))
         self.assertNotIn("\n", str(caught.exception))
 
-    async def refused(self, said: str, path: Any = None, *, asks: int = 0, **options: Any) -> None:
+    async def refused(self, said: str, path: Any = None, *, asks: int | None = 0,
+                      **options: Any) -> None:
         async with giving(answer(WHOLE)) as server:
             with self.fails(said):
                 await self.get(server.url, path, **options)
-        self.assertEqual(len(server.requests), asks)
+        self.assertIn(len(server.requests), (asks,) if asks is not None else (0, 1))
 
 
 class Section17Downloads(OnDisk):
@@ -7091,7 +7092,8 @@ class Section17Downloads(OnDisk):
             ("", "11", answer(WHOLE, V1, status="404 X")),
         ]:
             with self.subTest(wire):
-                written = asyncget.render_sidecar(parsed(wire))
+                asyncget.write_sidecar(self.part, parsed(wire))
+                written = self.read(self.meta) or b""
                 self.assertEqual(noted(written), asyncget.Partial(5, validator, length, source))
                 self.assertLess(len(written), asyncget.SIDECAR_BYTES)
         for end in range(len(written)):
@@ -7586,7 +7588,7 @@ class Section17Files(OnDisk):
                     for plant in plant_all:
                         plant()
                     before = self.photo()
-                    await self.refused("", asks=1, **options)
+                    await self.refused("", asks=None, **options)
                     self.assertEqual({name: facts for name, facts in self.photo().items()
                                       if name in before or facts[2]}, before)  # an empty .part
                 while held:
@@ -7709,6 +7711,7 @@ class Section17Files(OnDisk):
             file.write(b"theirs")
             file.flush()
             flock(file, fcntl.LOCK_EX)
+            self.write(self.meta, b'"v1"\n11\n%b\n' % (b"0" * 64))
             await self.refused("another download is writing it", asks=1)
         self.assertEqual(self.read(self.part), b"theirs")
         self.clear()
