@@ -3050,11 +3050,11 @@ class Numbered:
         return self.count, url
 
 
-async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """End tasks and wait until they have cleaned up."""
+async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> list[Any]:
+    """End tasks and wait until they have cleaned up; return what has become of each."""
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def keep_short(response: Response) -> None:
@@ -3391,12 +3391,13 @@ async def look_up(host: str, port: int, family: int = 0) -> list[str]:
         return host.split(",")
     found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
                                                          type=socket.SOCK_STREAM)
-    by_family: dict[int, list[str]] = {}
+    turns: dict[str, int] = {}  # of each address: how many of its kind come before it
+    met = collections.Counter[int]()
     for kind, _, _, _, address in found:  # getnameinfo: with the zone of fe80::1%eth0
         name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-        by_family.setdefault(kind, []).append(name)
-    names = [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
-    return names[:MAX_ADDRESSES]
+        turns[name] = met[kind]
+        met[kind] += 1
+    return sorted(turns, key=turns.__getitem__)[:MAX_ADDRESSES]
 
 
 async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
@@ -3408,9 +3409,9 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
     """
     todo = list(addresses)
     attempts: set[asyncio.Future[Stream]] = set()
-    told: dict[str, int | None] = {}  # what was wrong, and its errno
+    errors: list[OSError] = []
     try:
-        while True:
+        while todo or attempts:
             if todo:
                 attempts.add(asyncio.ensure_future(
                     asyncio.open_connection(todo.pop(0), port, **options)))
@@ -3423,15 +3424,12 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
             error = attempt.exception()
             if not isinstance(error, OSError) or isinstance(error, ssl.SSLError):
                 return attempt.result()  # the stream, or TLS's error is raised
-            told.setdefault(str(error), error.errno)
-            if not todo and not attempts:
-                failed = type(error)("; ".join(told))
-                failed.errno = next(iter(told.values()))
-                raise failed
+            errors.append(error)
+        failed = type(errors[0])("; ".join(map(str, errors)))
+        failed.errno = errors[0].errno
+        raise failed
     finally:
-        for attempt in attempts:
-            attempt.cancel()
-        for opened in await asyncio.gather(*attempts, return_exceptions=True):
+        for opened in await cancel(attempts):
             if not isinstance(opened, BaseException):  # too late, or we were cancelled
                 opened[1].transport.abort()
 
@@ -3746,8 +3744,6 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
     """
     loop = connection.loop
     connection.outer = outer = connection.writer  # unreferenced, it closes the transport
-    connection.writer = None
-    connection.rest = b""
     connection.reader = reader = asyncio.StreamReader(limit=READ_BYTES)
     protocol = asyncio.StreamReaderProtocol(reader)
     transport = await loop.start_tls(outer.transport, protocol, tls,
