@@ -3380,14 +3380,12 @@ MAX_ADDRESSES = 32               # of a name that are tried; each may hold a soc
 HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, too (RFC 8305 5)
 
 
-async def open_first(host: str, port: int, **options: Any) -> Stream:
-    """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305)."""
-    return await open_any(await look_up(host, port), port, **options)
-
-
 async def look_up(host: str, port: int, family: int = 0) -> list[str]:
-    """The addresses of a name, IPv6 and IPv4 by turns (RFC 8305 section 4), or of a list "a,b"."""
-    if "," in host:
+    """The addresses of a name, IPv6 and IPv4 by turns (RFC 8305 section 4).
+
+    An address, or a list "a,b" of addresses, is not looked up, unless it is for its family.
+    """
+    if "," in host or is_address(host) and not family:
         return host.split(",")
     found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
                                                          type=socket.SOCK_STREAM)
@@ -3400,14 +3398,15 @@ async def look_up(host: str, port: int, family: int = 0) -> list[str]:
     return sorted(turns, key=turns.__getitem__)[:MAX_ADDRESSES]
 
 
-async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
-    """A connection to the address which answers first; the next one is tried a moment later.
+async def open_first(host: str, port: int, **options: Any) -> Stream:
+    """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305).
 
-    If none opens, the error says what was wrong with each. If one opens and TLS fails on it,
-    that is the error, and no other is tried, as with curl. asyncio does the same if given
-    happy_eyeballs_delay, but may leave a socket open when cancelled; and uvloop cannot.
+    The next one is tried when one has failed, or a moment later. If none opens, the error says
+    what was wrong with each. If one opens and TLS fails on it, that is the error, and no other
+    is tried, as with curl. asyncio does the same if given happy_eyeballs_delay, but may leave
+    a socket open when cancelled; and uvloop cannot.
     """
-    todo = list(addresses)
+    todo = await look_up(host, port)
     attempts: set[asyncio.Future[Stream]] = set()
     errors: list[OSError] = []
     try:
@@ -3574,15 +3573,6 @@ def domain_match(host: str, domain: str) -> bool:
     return host == domain or host.endswith("." + domain) and not is_address(host)
 
 
-def in_network(address: str, network: str) -> bool:
-    """Whether an address lies in a network, or is the one named; a name does not."""
-    import ipaddress
-    try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(network, strict=False)
-    except ValueError:
-        return False
-
-
 def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
     """Whether NO_PROXY, a list parted by commas or blanks, exempts an origin.
 
@@ -3591,11 +3581,14 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
         10.0.0.0/8  fd00::/8  ::1        addresses and networks, compared as such
         corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
     """
+    import ipaddress
     host = origin.host.rstrip(".")
     for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # or IPv6, all of it
                                  r"(?::([0-9]{1,5}))?(?![^\s,])", no_proxy.lower()):
-        exempt = (name == "*" or domain_match(host, name.removeprefix("*.").strip("."))
-                  or in_network(host, name.strip("[]")))
+        exempt = name == "*" or domain_match(host, name.removeprefix("*.").strip("."))
+        with contextlib.suppress(ValueError):  # one of them is a name
+            network = ipaddress.ip_network(name.strip("[]"), strict=False)
+            exempt = exempt or ipaddress.ip_address(host) in network
         if exempt and int(port or origin.port) == origin.port:
             return True
     return False
@@ -5146,7 +5139,7 @@ def connector(options: Options) -> Connector:
         began = time.monotonic()
         addresses = await look_up(host, port, family)
         TRANSFER.get().looked_up = time.monotonic() - began
-        return await open_any(addresses, port, **how)
+        return await open_first(",".join(addresses), port, **how)
 
     return connect
 
