@@ -3929,7 +3929,7 @@ class Cookies(AskedJar):
         self._sites: dict[str, dict[Any, Cookie]] = {}
         self.update(cookies or {})
 
-    def store(self, url: URL, lines: Iterable[str]) -> list[str]:
+    def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; return the names that it could set.
 
         If a site has more than MAX_DOMAIN_COOKIES, its oldest are removed, those without Secure
@@ -3940,7 +3940,7 @@ class Cookies(AskedJar):
         safe = url.origin.scheme == "https"
         names = []
         kept = {key: old for key, old in self._sites.pop(site, {}).items() if old.lives()}
-        for line in itertools.islice(lines, MAX_SET_COOKIES):
+        for line in lines[:MAX_SET_COOKIES]:
             cookie = parse_set_cookie(line, url, time.time())
             if cookie and (safe or not any(overlays(cookie, old) for old in kept.values())):
                 kept[cookie.key] = cookie  # an expired one deletes it so
@@ -4042,9 +4042,9 @@ class OthersJar(AskedJar):
         self.jar.add_cookie_header(request)
         return re.findall("(?:^|; )([^=;]+)=?([^;]*)", request.get_header("Cookie", ""))
 
-    def store(self, url: URL, lines: Iterable[str]) -> list[str]:
+    def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; no names, as such a jar tells none."""
-        fit = [line for line in itertools.islice(lines, MAX_SET_COOKIES)
+        fit = [line for line in lines[:MAX_SET_COOKIES]
                if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
         headers = types.SimpleNamespace(get_all={"Set-Cookie": fit}.get)
         self.jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), self._request(url))
@@ -4475,8 +4475,7 @@ class Download:
         takes in 0.1 ms. A thread for each would cost more, and makes a slow disk no faster.
         """
         part, size = part_of(path), known.size if known else 0
-        # A 416 says that nothing is missing.
-        rest = body_length(response) if known is None or response.status_code == 206 else 0
+        rest = length_of_rest(response, size) if known else body_length(response)
         expected = None if rest is None else size + rest
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path), open(part, "ab", buffering=0, opener=open_ours) as file:
