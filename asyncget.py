@@ -3380,14 +3380,14 @@ MAX_ADDRESSES = 32               # of a name that are tried; each may hold a soc
 HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, too (RFC 8305 5)
 
 
-async def look_up(host: str, port: int, family: int = 0) -> list[str]:
+async def look_up(host: str, family: int = 0) -> list[str]:
     """The addresses of a name, IPv6 and IPv4 by turns (RFC 8305 section 4).
 
     An address, or a list "a,b" of addresses, is not looked up, unless it is for its family.
     """
     if "," in host or is_address(host) and not family:
         return host.split(",")
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
+    found = await asyncio.get_running_loop().getaddrinfo(host, 0, family=family,
                                                          type=socket.SOCK_STREAM)
     turns: dict[str, int] = {}  # of each address: how many of its kind come before it
     met = collections.Counter[int]()
@@ -3406,7 +3406,7 @@ async def open_first(host: str, port: int, **options: Any) -> Stream:
     is tried, as with curl. asyncio does the same if given happy_eyeballs_delay, but may leave
     a socket open when cancelled; and uvloop cannot.
     """
-    todo = await look_up(host, port)
+    todo = await look_up(host)
     attempts: set[asyncio.Future[Stream]] = set()
     errors: list[OSError] = []
     try:
@@ -3715,7 +3715,7 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     host = origin.host
     address = b"\x03%c%b" % (len(host), host.encode("ascii"))
     if proxy.scheme == "socks5":  # the name is looked up here, not by the proxy
-        host = (await look_up(connection.route.address or host, origin.port))[0]
+        host = (await look_up(connection.route.address or host))[0]
     if is_address(host):
         packed = ipaddress.ip_address(host).packed
         address = (b"\x01" if len(packed) == 4 else b"\x04") + packed
@@ -3920,9 +3920,7 @@ class Cookies(AskedJar):
     Iterating gives Cookie tuples; cookies[name] is the last of that name.
     """
 
-    def __init__(self, cookies: Mapping[str, str] | None = None,
-                 home: Origin | None = None) -> None:
-        self.home = home
+    def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
         # By site, then by Cookie.key in the order in which they were first set: all that a host
         # may be told is in its site's dict, so no other is looked at. The site that was last to
         # set one stands last. Under "" are the caller's for the home origin.
@@ -5136,7 +5134,7 @@ def connector(options: Options) -> Connector:
                 host, port = new_host.strip("[]") or host, int(new_port or port)
                 break
         began = time.monotonic()
-        addresses = await look_up(host, port, family)
+        addresses = await look_up(host, family)
         TRANSFER.get().looked_up = time.monotonic() - began
         return await open_first(",".join(addresses), port, **how)
 

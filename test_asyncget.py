@@ -4513,13 +4513,15 @@ class Section15Cookies(Section):
             ("https", "www.h.test", "sid=evil", "sid=old"),  # 5.7: nor may http take it away
         ):
             with self.subTest(line, host=host):
-                jar = asyncget.Cookies({"sid": "old"}, parse_url(f"{scheme}://www.h.test/").origin)
+                jar = asyncget.Cookies({"sid": "old"})
+                jar.home = parse_url(f"{scheme}://www.h.test/").origin
                 setting(f"http://{host}/p/q", line, jar=jar)
                 self.assertEqual(sorted(sent_with(jar, f"{scheme}://www.h.test/p").split("; ")),
                                  sorted(sent.split("; ")))
 
     def test_the_caller_takes_the_place_of_a_server(self) -> None:
-        jar = asyncget.Cookies(home=Origin("http", "h.test", 80))
+        jar = asyncget.Cookies()
+        jar.home = Origin("http", "h.test", 80)
         setting("http://h.test/p/", "sid=a", "sid=b; Path=/", "sid=c; Domain=h.test",
                 "x=1; Path=/", jar=jar)
         jar["sid"] = "mine"
@@ -4529,7 +4531,8 @@ class Section15Cookies(Section):
         self.assertEqual(sent_with(jar, "http://h.test/p/"), "sid=deep; sid=mine; x=1")
 
     def test_mapping(self) -> None:
-        jar = asyncget.Cookies(home=Origin("http", "home.test", 80))
+        jar = asyncget.Cookies()
+        jar.home = Origin("http", "home.test", 80)
         jar.set("a", "1", domain=".H.test", path="/p")
         jar.set("a", "2", domain="b\u00fccher.test", path="")
         jar.set("ip", "6", domain="[::1]")
