@@ -4090,6 +4090,19 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
     yield entry
 
 
+def read_text(name: str) -> str:
+    """The text of a file, or of stdin for "-"; bytes that are no UTF-8 go out as they came.
+
+    Stdin is read for nothing else: in a shell's loop `while read url` it holds the next URLs.
+    """
+    try:
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            return file.read().decode("utf-8-sig", "surrogateescape")
+    except (OSError, ValueError) as error:
+        raise AsyncGetError(f"cannot read {printable(name)}: {getattr(error, 'strerror', error)}",
+                            exit_code=26) from error
+
+
 def netrc_auth(path: bool | str | os.PathLike[str], host: str,
                user: str = "") -> tuple[str, str] | None:
     """The user and password of a netrc file's first entry for exactly this host, and this user.
@@ -4099,13 +4112,8 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
     reads backslashes, comments and a host's second entry otherwise than curl.
     """
     name = os.path.expanduser("~/.netrc" if isinstance(path, bool) else path)
-    try:
-        # Bytes that are no UTF-8 stay what they are; a byte order mark would hide `machine`.
-        with open(name, encoding="utf-8-sig", errors="surrogateescape") as file:
-            text = file.read()
-    except (OSError, ValueError) as error:
-        raise AsyncGetError(f"cannot read netrc: {error}", exit_code=26) from None
-    for entry in netrc_entries(text):
+    text = read_text(os.path.join(".", name))  # so that "-" is a file, too
+    for entry in netrc_entries(text.replace("\r\n", "\n")):
         login, password = entry.get("login", user), entry.get("password", "")
         if (entry.get("machine", "").lower() == host and user in ("", login)
                 and (password or login and not user)):  # a user alone needs a password
@@ -4807,20 +4815,6 @@ Options = types.SimpleNamespace  # an attribute for each flag
 
 
 # ---- what a value may be
-
-def read_text(name: str) -> str:
-    """The text of a file that a flag names, or of stdin for "-".
-
-    Stdin is read for nothing else: in a shell's loop `while read url` it holds the next URLs.
-    Bytes that are no UTF-8 go out as they came.
-    """
-    try:
-        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-            return file.read().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise AsyncGetError(f"cannot read {printable(name)}: {error.strerror}",
-                            exit_code=26) from error
-
 
 def read_lines(name: str) -> list[str]:
     """The lines of such a text, without blanks around them; no empty ones, no comments (#)."""
