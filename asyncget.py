@@ -1781,7 +1781,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
         return error
     if phase == "answer of the proxy":
-        return proxy_error(connection, f"closed the connection: {text}")
+        return ProxyError(f"proxy {route.proxy} closed the connection: {text}{took}")
     if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
     return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
@@ -1810,7 +1810,7 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
 # many, for other people's networks, and for the shell. The later parts are reached from this
 # one at a few places: `Decoder`, `content_codings`, `charset_of` and `LineCutter` (section 8),
 # `parse_links` (10), `open_first`, `open_unix`, `certificate_hint` and `handshake_hint` (13),
-# `pass_proxy` and `proxy_error` (14).
+# `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
 # At its end one knows how a client is fast and no burden to servers: connections are kept and
@@ -3634,12 +3634,6 @@ def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
     return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
 
 
-def proxy_error(connection: Connection, text: str, exit_code: int = 97) -> ProxyError:
-    """The error for what a proxy said, or did not say."""
-    return ProxyError(f"proxy {connection.route.proxy} {text}{after(connection)}",
-                      exit_code=exit_code)
-
-
 async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
     """Connect to a proxy, and have it connect us to the origin.
 
@@ -3647,19 +3641,23 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
     """
     route = connection.route
     timeout = connection.timeout
-    if route.proxy_tls and route.tls and sys.version_info < (3, 11):
-        raise proxy_error(connection, "needs Python 3.11 for TLS inside its own; an http:// "
-                          "proxy tunnels https, too")
-    await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
-                             tls=route.proxy_tls)
-    if proxy.scheme.startswith("socks"):
-        connection.clock.watch("answer of the proxy", timeout)
-        await ask_socks(connection, proxy)
-    elif route.tls:
-        await ask_for_tunnel(connection, proxy)
-    if connection.rest:  # in plain text; as if they had come encrypted: CVE-2021-22947
-        raise proxy_error(connection, "sent bytes before the tunnel was in use: "
-                          + shown(connection.rest), 56)
+    try:
+        if route.proxy_tls and route.tls and sys.version_info < (3, 11):
+            raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
+                             "https, too")
+        await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
+                                 tls=route.proxy_tls)
+        if proxy.scheme.startswith("socks"):
+            connection.clock.watch("answer of the proxy", timeout)
+            await ask_socks(connection, proxy)
+        elif route.tls:
+            await ask_for_tunnel(connection, proxy)
+        if connection.rest:  # in plain text; as if they had come encrypted: CVE-2021-22947
+            raise ProxyError("sent bytes before the tunnel was in use: "
+                             + shown(connection.rest), exit_code=56)
+    except ProxyError as error:  # which proxy did that, is said here for all of them
+        error.args = (f"proxy {proxy} {error}{after(connection)}",)
+        raise
     if route.tls:
         connection.clock.watch("TLS handshake", timeout)
         await start_tls(connection, route.tls)
@@ -3675,7 +3673,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     try:
         head = await connection.exchange(request, connection.timeout, "answer of the proxy")
     except ProtocolError as error:
-        raise proxy_error(connection, f"did not answer CONNECT {target}: {error}") from error
+        raise ProxyError(f"did not answer CONNECT {target}: {error}") from error
     connection.exchanges = 0  # with the origin there was none yet
     if head.status // 100 != 2:
         text = f"refused a tunnel to {target}: {head.status} {status_reason(head.raw):.100}"
@@ -3684,8 +3682,8 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
             state = "were refused" if proxy.userinfo else "are wanted"
             text += f" (user and password in its URL {state}; it asks for {asked!r:.100})"
         said = re.sub(rb"(<[^<>]*>|\s)+", b" ", connection.rest).strip()  # its error page
-        raise proxy_error(connection, printable(text)
-                          + (f"; it says {shown(said)}" if said else ""), 56)
+        raise ProxyError(printable(text) + (f"; it says {shown(said)}" if said else ""),
+                         exit_code=56)
 
 
 async def ask_socks(connection: Connection, proxy: Proxy) -> None:
@@ -3701,17 +3699,17 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
     version, method = start = await read(2)
     if version != 5:
-        raise proxy_error(connection, f"is no SOCKS5 proxy: it answers {shown(start)}")
+        raise ProxyError(f"is no SOCKS5 proxy: it answers {shown(start)}")
     if method == 2 and proxy.userinfo:
         user, password = (text.encode("utf-8", "surrogateescape")
                           for text in split_userinfo(proxy.userinfo))
         if max(len(user), len(password)) > 255:
-            raise proxy_error(connection, "takes no user or password of more than 255 bytes")
+            raise ProxyError("takes no user or password of more than 255 bytes")
         write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
         if (await read(2))[1]:
-            raise proxy_error(connection, "refused the user and password in its URL")
+            raise ProxyError("refused the user and password in its URL")
     elif method:
-        raise proxy_error(connection, "wants credentials that are not in its URL")
+        raise ProxyError("wants credentials that are not in its URL")
     host = origin.host
     address = b"\x03%c%b" % (len(host), host.encode("ascii"))
     if proxy.scheme == "socks5":  # the name is looked up here, not by the proxy
@@ -3722,8 +3720,8 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     write(b"\x05\x01\x00" + address + origin.port.to_bytes(2, "big"))
     _, reply, _, kind = await read(4)
     if reply:
-        raise proxy_error(connection, f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
-                          + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
+        raise ProxyError(f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
+                         + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
     size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]
     await read(size + 2)  # address and port that it connects from; what follows is the origin's
 
