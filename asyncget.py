@@ -2995,11 +2995,11 @@ class Numbered:
         return self.count, url
 
 
-async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """End tasks and wait until they have cleaned up."""
+async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> list[Any]:
+    """End tasks and wait until they have cleaned up; return what has become of each."""
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def keep_short(response: Response) -> None:
@@ -3326,37 +3326,37 @@ HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, to
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 
 
-async def open_first(host: str, port: int, **options: Any) -> Stream:
-    """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305)."""
-    return await open_any(await look_up(host, port), port, **options)
+async def look_up(host: str, family: int = 0) -> list[str]:
+    """The addresses of a name, IPv6 and IPv4 by turns (RFC 8305 section 4).
 
-
-async def look_up(host: str, port: int, family: int = 0) -> list[str]:
-    """The addresses of a name, IPv6 and IPv4 by turns (RFC 8305 section 4), or of a list "a,b"."""
-    if "," in host:
+    An address, or a list "a,b" of addresses, is not looked up, unless it is for its family.
+    """
+    if "," in host or is_address(host) and not family:
         return host.split(",")
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family,
+    found = await asyncio.get_running_loop().getaddrinfo(host, 0, family=family,
                                                          type=socket.SOCK_STREAM)
-    by_family: dict[int, list[str]] = {}
+    turns: dict[str, int] = {}  # of each address: how many of its kind come before it
+    met = collections.Counter[int]()
     for kind, _, _, _, address in found:  # getnameinfo: with the zone of fe80::1%eth0
         name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-        by_family.setdefault(kind, []).append(name)
-    names = [name for names in itertools.zip_longest(*by_family.values()) for name in names if name]
-    return names[:MAX_ADDRESSES]
+        turns[name] = met[kind]
+        met[kind] += 1
+    return sorted(turns, key=turns.__getitem__)[:MAX_ADDRESSES]
 
 
-async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Stream:
-    """A connection to the address which answers first; the next one is tried a moment later.
+async def open_first(host: str, port: int, **options: Any) -> Stream:
+    """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305).
 
-    If none opens, the error says what was wrong with each. If one opens and TLS fails on it,
-    that is the error, and no other is tried, as with curl. asyncio does the same if given
-    happy_eyeballs_delay, but may leave a socket open when cancelled; and uvloop cannot.
+    The next one is tried when one has failed, or a moment later. If none opens, the error says
+    what was wrong with each. If one opens and TLS fails on it, that is the error, and no other
+    is tried, as with curl. asyncio does the same if given happy_eyeballs_delay, but may leave
+    a socket open when cancelled; and uvloop cannot.
     """
-    todo = list(addresses)
+    todo = await look_up(host)
     attempts: set[asyncio.Future[Stream]] = set()
-    told: dict[str, int | None] = {}  # what was wrong, and its errno
+    errors: list[OSError] = []
     try:
-        while True:
+        while todo or attempts:
             if todo:
                 attempts.add(asyncio.ensure_future(
                     asyncio.open_connection(todo.pop(0), port, **options)))
@@ -3369,15 +3369,12 @@ async def open_any(addresses: Iterable[str], port: int, **options: Any) -> Strea
             error = attempt.exception()
             if not isinstance(error, OSError) or isinstance(error, ssl.SSLError):
                 return attempt.result()  # the stream, or TLS's error is raised
-            told.setdefault(str(error), error.errno)
-            if not todo and not attempts:
-                failed = type(error)("; ".join(told))
-                failed.errno = next(iter(told.values()))
-                raise failed
+            errors.append(error)
+        failed = type(errors[0])("; ".join(map(str, errors)))
+        failed.errno = errors[0].errno
+        raise failed
     finally:
-        for attempt in attempts:
-            attempt.cancel()
-        for opened in await asyncio.gather(*attempts, return_exceptions=True):
+        for opened in await cancel(attempts):
             if not isinstance(opened, BaseException):  # too late, or we were cancelled
                 opened[1].transport.abort()
 
@@ -3495,7 +3492,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
         return error
     if phase == "answer of the proxy":
-        return proxy_error(connection, f"closed the connection: {text}")
+        return ProxyError(f"proxy {route.proxy} closed the connection: {text}{took}")
     if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
     return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
@@ -3562,15 +3559,6 @@ def domain_match(host: str, domain: str) -> bool:
     return host == domain or host.endswith("." + domain) and not is_address(host)
 
 
-def in_network(address: str, network: str) -> bool:
-    """Whether an address lies in a network, or is the one named; a name does not."""
-    import ipaddress
-    try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(network, strict=False)
-    except ValueError:
-        return False
-
-
 def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
     """Whether NO_PROXY, a list parted by commas or blanks, exempts an origin.
 
@@ -3579,11 +3567,14 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
         10.0.0.0/8  fd00::/8  ::1        addresses and networks, compared as such
         corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
     """
+    import ipaddress
     host = origin.host.rstrip(".")
     for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # or IPv6, all of it
                                  r"(?::([0-9]{1,5}))?(?![^\s,])", no_proxy.lower()):
-        exempt = (name == "*" or domain_match(host, name.removeprefix("*.").strip("."))
-                  or in_network(host, name.strip("[]")))
+        exempt = name == "*" or domain_match(host, name.removeprefix("*.").strip("."))
+        with contextlib.suppress(ValueError):  # one of them is a name
+            network = ipaddress.ip_network(name.strip("[]"), strict=False)
+            exempt = exempt or ipaddress.ip_address(host) in network
         if exempt and int(port or origin.port) == origin.port:
             return True
     return False
@@ -3629,12 +3620,6 @@ def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
     return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
 
 
-def proxy_error(connection: Connection, text: str, exit_code: int = 97) -> ProxyError:
-    """The error for what a proxy said, or did not say."""
-    return ProxyError(f"proxy {connection.route.proxy} {text}{after(connection)}",
-                      exit_code=exit_code)
-
-
 async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
     """Connect to a proxy, and have it connect us to the origin.
 
@@ -3642,19 +3627,23 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
     """
     route = connection.route
     timeout = connection.timeout
-    if route.proxy_tls and route.tls and sys.version_info < (3, 11):
-        raise proxy_error(connection, "needs Python 3.11 for TLS inside its own; an http:// "
-                          "proxy tunnels https, too")
-    await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
-                             tls=route.proxy_tls)
-    if proxy.scheme.startswith("socks"):
-        connection.clock.watch("answer of the proxy", timeout)
-        await ask_socks(connection, proxy)
-    elif route.tls:
-        await ask_for_tunnel(connection, proxy)
-    if connection.rest:  # in plain text; as if they had come encrypted: CVE-2021-22947
-        raise proxy_error(connection, "sent bytes before the tunnel was in use: "
-                          + shown(connection.rest), 56)
+    try:
+        if route.proxy_tls and route.tls and sys.version_info < (3, 11):
+            raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
+                             "https, too")
+        await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
+                                 tls=route.proxy_tls)
+        if proxy.scheme.startswith("socks"):
+            connection.clock.watch("answer of the proxy", timeout)
+            await ask_socks(connection, proxy)
+        elif route.tls:
+            await ask_for_tunnel(connection, proxy)
+        if connection.rest:  # in plain text; as if they had come encrypted: CVE-2021-22947
+            raise ProxyError("sent bytes before the tunnel was in use: "
+                             + shown(connection.rest), exit_code=56)
+    except ProxyError as error:  # which proxy did that, is said here for all of them
+        error.args = (f"proxy {proxy} {error}{after(connection)}",)
+        raise
     if route.tls:
         connection.clock.watch("TLS handshake", timeout)
         await start_tls(connection, route.tls)
@@ -3670,7 +3659,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     try:
         head = await connection.exchange(request, connection.timeout, "answer of the proxy")
     except ProtocolError as error:
-        raise proxy_error(connection, f"did not answer CONNECT {target}: {error}") from error
+        raise ProxyError(f"did not answer CONNECT {target}: {error}") from error
     connection.exchanges = 0  # with the origin there was none yet
     if head.status // 100 != 2:
         text = f"refused a tunnel to {target}: {head.status} {status_reason(head.raw):.100}"
@@ -3679,8 +3668,8 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
             state = "were refused" if proxy.userinfo else "are wanted"
             text += f" (user and password in its URL {state}; it asks for {asked!r:.100})"
         said = re.sub(rb"(<[^<>]*>|\s)+", b" ", connection.rest).strip()  # its error page
-        raise proxy_error(connection, printable(text)
-                          + (f"; it says {shown(said)}" if said else ""), 56)
+        raise ProxyError(printable(text) + (f"; it says {shown(said)}" if said else ""),
+                         exit_code=56)
 
 
 async def ask_socks(connection: Connection, proxy: Proxy) -> None:
@@ -3696,29 +3685,29 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
     version, method = start = await read(2)
     if version != 5:
-        raise proxy_error(connection, f"is no SOCKS5 proxy: it answers {shown(start)}")
+        raise ProxyError(f"is no SOCKS5 proxy: it answers {shown(start)}")
     if method == 2 and proxy.userinfo:
         user, password = (text.encode("utf-8", "surrogateescape")
                           for text in split_userinfo(proxy.userinfo))
         if max(len(user), len(password)) > 255:
-            raise proxy_error(connection, "takes no user or password of more than 255 bytes")
+            raise ProxyError("takes no user or password of more than 255 bytes")
         write(b"\x01%c%b%c%b" % (len(user), user, len(password), password))
         if (await read(2))[1]:
-            raise proxy_error(connection, "refused the user and password in its URL")
+            raise ProxyError("refused the user and password in its URL")
     elif method:
-        raise proxy_error(connection, "wants credentials that are not in its URL")
+        raise ProxyError("wants credentials that are not in its URL")
     host = origin.host
     address = b"\x03%c%b" % (len(host), host.encode("ascii"))
     if proxy.scheme == "socks5":  # the name is looked up here, not by the proxy
-        host = (await look_up(connection.route.address or host, origin.port))[0]
+        host = (await look_up(connection.route.address or host))[0]
     if is_address(host):
         packed = ipaddress.ip_address(host).packed
         address = (b"\x01" if len(packed) == 4 else b"\x04") + packed
     write(b"\x05\x01\x00" + address + origin.port.to_bytes(2, "big"))
     _, reply, _, kind = await read(4)
     if reply:
-        raise proxy_error(connection, f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
-                          + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
+        raise ProxyError(f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
+                         + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
     size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]
     await read(size + 2)  # address and port that it connects from; what follows is the origin's
 
@@ -3732,8 +3721,6 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
     """
     loop = connection.loop
     connection.outer = outer = connection.writer  # unreferenced, it closes the transport
-    connection.writer = None
-    connection.rest = b""
     connection.reader = reader = asyncio.StreamReader(limit=READ_BYTES)
     protocol = asyncio.StreamReaderProtocol(reader)
     transport = await loop.start_tls(outer.transport, protocol, tls,
@@ -3917,16 +3904,14 @@ class Cookies(AskedJar):
     Iterating gives Cookie tuples; cookies[name] is the last of that name.
     """
 
-    def __init__(self, cookies: Mapping[str, str] | None = None,
-                 home: Origin | None = None) -> None:
-        self.home = home
+    def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
         # By site, then by Cookie.key in the order in which they were first set: all that a host
         # may be told is in its site's dict, so no other is looked at. The site that was last to
         # set one stands last. Under "" are the caller's for the home origin.
         self._sites: dict[str, dict[Any, Cookie]] = {}
         self.update(cookies or {})
 
-    def store(self, url: URL, lines: Iterable[str]) -> list[str]:
+    def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; return the names that it could set.
 
         If a site has more than MAX_DOMAIN_COOKIES, its oldest are removed, those without Secure
@@ -3937,7 +3922,7 @@ class Cookies(AskedJar):
         safe = url.origin.scheme == "https"
         names = []
         kept = {key: old for key, old in self._sites.pop(site, {}).items() if old.lives()}
-        for line in itertools.islice(lines, MAX_SET_COOKIES):
+        for line in lines[:MAX_SET_COOKIES]:
             cookie = parse_set_cookie(line, url, time.time())
             if cookie and (safe or not any(overlays(cookie, old) for old in kept.values())):
                 kept[cookie.key] = cookie  # an expired one deletes it so
@@ -4039,9 +4024,9 @@ class OthersJar(AskedJar):
         self.jar.add_cookie_header(request)
         return re.findall("(?:^|; )([^=;]+)=?([^;]*)", request.get_header("Cookie", ""))
 
-    def store(self, url: URL, lines: Iterable[str]) -> list[str]:
+    def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; no names, as such a jar tells none."""
-        fit = [line for line in itertools.islice(lines, MAX_SET_COOKIES)
+        fit = [line for line in lines[:MAX_SET_COOKIES]
                if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
         headers = types.SimpleNamespace(get_all={"Set-Cookie": fit}.get)
         self.jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), self._request(url))
@@ -4089,6 +4074,19 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
     yield entry
 
 
+def read_text(name: str) -> str:
+    """The text of a file, or of stdin for "-"; bytes that are no UTF-8 go out as they came.
+
+    Stdin is read for nothing else: in a shell's loop `while read url` it holds the next URLs.
+    """
+    try:
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            return file.read().decode("utf-8-sig", "surrogateescape")
+    except (OSError, ValueError) as error:
+        raise AsyncGetError(f"cannot read {printable(name)}: {getattr(error, 'strerror', error)}",
+                            exit_code=26) from error
+
+
 def netrc_auth(path: bool | str | os.PathLike[str], host: str,
                user: str = "") -> tuple[str, str] | None:
     """The user and password of a netrc file's first entry for exactly this host, and this user.
@@ -4098,13 +4096,8 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
     reads backslashes, comments and a host's second entry otherwise than curl.
     """
     name = os.path.expanduser("~/.netrc" if isinstance(path, bool) else path)
-    try:
-        # Bytes that are no UTF-8 stay what they are; a byte order mark would hide `machine`.
-        with open(name, encoding="utf-8-sig", errors="surrogateescape") as file:
-            text = file.read()
-    except (OSError, ValueError) as error:
-        raise AsyncGetError(f"cannot read netrc: {error}", exit_code=26) from None
-    for entry in netrc_entries(text):
+    text = read_text(os.path.join(".", name))  # so that "-" is a file, too
+    for entry in netrc_entries(text.replace("\r\n", "\n")):
         login, password = entry.get("login", user), entry.get("password", "")
         if (entry.get("machine", "").lower() == host and user in ("", login)
                 and (password or login and not user)):  # a user alone needs a password
@@ -4216,23 +4209,6 @@ def body_length(response: Response) -> int | None:
     return None if isinstance(framing, str) or is_coded(response) else framing
 
 
-def render_sidecar(response: Response) -> bytes:
-    """The sidecar for a body; with no validator where its rest could not be asked for later."""
-    whole = response.status_code == 200 and not is_coded(response)
-    validator = strong_validator(response.headers) if whole else ""
-    return f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode()
-
-
-def range_of_rest(start: int, length: int) -> str:
-    """The Content-Range of the last `length` bytes of a file; of none, that of a 416.
-
-    >>> range_of_rest(5, 6), range_of_rest(5, 0)
-    ('bytes 5-10/11', 'bytes */5')
-    """
-    end = start + length
-    return f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
-
-
 def length_of_rest(response: Response, start: int) -> int | None:
     """How many bytes a 206 has, if they are all from `start` on; 0 for a 416 that says so.
 
@@ -4242,8 +4218,9 @@ def length_of_rest(response: Response, start: int) -> int | None:
     length = body_length(response) if response.status_code == 206 else 0
     if length is None:  # the rest could end anywhere, and look whole
         return None
-    told = response.headers.get("content-range", "").lower()
-    return length if told == range_of_rest(start, length) else None
+    end = start + length
+    right = f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
+    return length if response.headers.get("content-range", "").lower() == right else None
 
 
 def is_rest(response: Response, known: Partial) -> bool:
@@ -4287,16 +4264,6 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
             unwritten = unwritten[count:]
         else:
             select.select([], [raw], [])
-
-
-def check_target(path: str, overwrite: bool) -> None:
-    """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
-    with disk_errors(path):
-        special = os.path.exists(path) and not os.path.isfile(path)
-        if special or not os.path.basename(path) or "\0" in path:
-            raise OSError("not the name of a file")
-        if os.path.lexists(path) and not overwrite:
-            raise OSError("it exists")
 
 
 def part_of(path: str) -> str:
@@ -4345,14 +4312,23 @@ def read_partial(path: str) -> Partial | None:
     return known if known and known.size and known.validator else None
 
 
-def check_sidecar(part: str) -> None:
-    """Refuse a .part.meta without a .part that is not a sidecar: we would write over it.
+def check_target(path: str, overwrite: bool) -> None:
+    """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file.
 
-    A sidecar of ours stands alone where a kill came right after the rename.
+    Nor do we write over a .part, or a .part.meta, that we have not made. Ours have a valid
+    sidecar; an empty .part may have any, as a kill may have come before or amid that.
     """
-    meta = part + ".meta"
-    if os.path.lexists(meta) and not os.path.lexists(part) and read_sidecar(part) is None:
-        raise OSError(f"{os.path.basename(meta)} is not of our making: move it away")
+    part = part_of(path)
+    with disk_errors(path):
+        special = os.path.exists(path) and not os.path.isfile(path)
+        if special or not os.path.basename(path) or "\0" in path:
+            raise OSError("not the name of a file")
+        if os.path.lexists(path) and not overwrite:
+            raise OSError("it exists")
+        used = os.path.getsize(part) if os.path.isfile(part) else os.path.lexists(part + ".meta")
+        if used and read_sidecar(part) is None:
+            raise OSError(f"{os.path.basename(part)} or its .meta is not of our making: "
+                          "move it away, or choose another name")
 
 
 def claim_part(file: io.FileIO, known: Partial | None) -> None:
@@ -4370,20 +4346,22 @@ def claim_part(file: io.FileIO, known: Partial | None) -> None:
             pass
     # `known` was read before the lock was ours: another download may have had it since, and
     # have added to the file, or renamed it.
-    size, now = size_of_ours(file), read_sidecar(file.name)
-    if size and now is None:
-        raise OSError(f"{os.path.basename(file.name)} is not of our making: "
-                      "move it away, or choose another name")
-    if known not in (None, now):
+    size_of_ours(file)
+    if known not in (None, read_sidecar(file.name)):
         raise OSError("another download has changed what there was")
 
 
 def write_sidecar(part: str, response: Response) -> None:
-    """Write the sidecar of a .part, before the first byte of the response's body is in it."""
+    """Write the sidecar of a .part, before the first byte of the response's body is in it.
+
+    There is no validator in it where the rest of this body could not be asked for later.
+    """
+    whole = response.status_code == 200 and not is_coded(response)
+    validator = strong_validator(response.headers) if whole else ""
     with open(part + ".meta", "ab", opener=open_ours) as sidecar:
         size_of_ours(sidecar)
         sidecar.truncate(0)
-        sidecar.write(render_sidecar(response))
+        sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
@@ -4445,7 +4423,7 @@ class Download:
         If-Range makes the server send all of it where it has changed. No coding is asked for:
         a range would be of coded bytes, and coding a file twice need not give the same bytes.
         """
-        request, fields = self.call.first_request(), {"Accept-Encoding": "identity"}
+        request = self.call.first_request().adding("Accept-Encoding", "identity")
         self.known, self.ranged = None, request.has("range")
         if isinstance(self.path, str):
             check_target(self.path, self.settings["overwrite"])
@@ -4453,8 +4431,9 @@ class Download:
                 self.known = read_partial(self.path)
         if self.known:
             self.begun = True
-            fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
-        return request._replace(fields=merge_fields(request.fields, fields))
+            request = request.adding("Range", f"bytes={self.known.size}-").adding(
+                "If-Range", self.known.validator)
+        return request
 
     async def finish(self, response: Response) -> Response:
         """Save the body of a response; if it is a rest that does not fit, ask for all (Anew)."""
@@ -4486,11 +4465,8 @@ class Download:
         takes in 0.1 ms. A thread for each would cost more, and makes a slow disk no faster.
         """
         part, size = part_of(path), known.size if known else 0
-        # A 416 says that nothing is missing.
-        rest = body_length(response) if known is None or response.status_code == 206 else 0
+        rest = length_of_rest(response, size) if known else body_length(response)
         expected = None if rest is None else size + rest
-        with disk_errors(path):
-            check_sidecar(part)
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path), open(part, "ab", buffering=0, opener=open_ours) as file:
             claim_part(file, known)
@@ -4824,20 +4800,6 @@ Options = types.SimpleNamespace  # an attribute for each flag
 
 # ---- what a value may be
 
-def read_text(name: str) -> str:
-    """The text of a file that a flag names, or of stdin for "-".
-
-    Stdin is read for nothing else: in a shell's loop `while read url` it holds the next URLs.
-    Bytes that are no UTF-8 go out as they came.
-    """
-    try:
-        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-            return file.read().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise AsyncGetError(f"cannot read {printable(name)}: {error.strerror}",
-                            exit_code=26) from error
-
-
 def read_lines(name: str) -> list[str]:
     """The lines of such a text, without blanks around them; no empty ones, no comments (#)."""
     return re.findall(r"(?m)^[^\S\n]*([^#\s](?:.*\S)?)", read_text(name))
@@ -5150,9 +5112,9 @@ def connector(options: Options) -> Connector:
                 host, port = new_host.strip("[]") or host, int(new_port or port)
                 break
         began = time.monotonic()
-        addresses = await look_up(host, port, family)
+        addresses = await look_up(host, family)
         TRANSFER.get().looked_up = time.monotonic() - began
-        return await open_any(addresses, port, **how)
+        return await open_first(",".join(addresses), port, **how)
 
     return connect
 

@@ -4519,13 +4519,15 @@ class Section15Cookies(Section):
             ("https", "www.h.test", "sid=evil", "sid=old"),  # 5.7: nor may http take it away
         ):
             with self.subTest(line, host=host):
-                jar = asyncget.Cookies({"sid": "old"}, parse_url(f"{scheme}://www.h.test/").origin)
+                jar = asyncget.Cookies({"sid": "old"})
+                jar.home = parse_url(f"{scheme}://www.h.test/").origin
                 setting(f"http://{host}/p/q", line, jar=jar)
                 self.assertEqual(sorted(sent_with(jar, f"{scheme}://www.h.test/p").split("; ")),
                                  sorted(sent.split("; ")))
 
     def test_the_caller_takes_the_place_of_a_server(self) -> None:
-        jar = asyncget.Cookies(home=Origin("http", "h.test", 80))
+        jar = asyncget.Cookies()
+        jar.home = Origin("http", "h.test", 80)
         setting("http://h.test/p/", "sid=a", "sid=b; Path=/", "sid=c; Domain=h.test",
                 "x=1; Path=/", jar=jar)
         jar["sid"] = "mine"
@@ -4535,7 +4537,8 @@ class Section15Cookies(Section):
         self.assertEqual(sent_with(jar, "http://h.test/p/"), "sid=deep; sid=mine; x=1")
 
     def test_mapping(self) -> None:
-        jar = asyncget.Cookies(home=Origin("http", "home.test", 80))
+        jar = asyncget.Cookies()
+        jar.home = Origin("http", "home.test", 80)
         jar.set("a", "1", domain=".H.test", path="/p")
         jar.set("a", "2", domain="b\u00fccher.test", path="")
         jar.set("ip", "6", domain="[::1]")
@@ -7040,11 +7043,12 @@ class OnDisk(AsyncCase):
         self.assertIn(said, str(caught.exception))
         self.assertNotIn("\n", str(caught.exception))
 
-    async def refused(self, said: str, path: Any = None, *, asks: int = 0, **options: Any) -> None:
+    async def refused(self, said: str, path: Any = None, *, asks: int | None = 0,
+                      **options: Any) -> None:
         async with giving(answer(WHOLE)) as server:
             with self.fails(said):
                 await self.get(server.url, path, **options)
-        self.assertEqual(len(server.requests), asks)
+        self.assertIn(len(server.requests), (asks,) if asks is not None else (0, 1))
 
 
 class Section17Downloads(OnDisk):
@@ -7097,7 +7101,8 @@ class Section17Downloads(OnDisk):
             ("", "11", answer(WHOLE, V1, status="404 X")),
         ]:
             with self.subTest(wire):
-                written = asyncget.render_sidecar(parsed(wire))
+                asyncget.write_sidecar(self.part, parsed(wire))
+                written = self.read(self.meta) or b""
                 self.assertEqual(noted(written), asyncget.Partial(5, validator, length, source))
                 self.assertLess(len(written), asyncget.SIDECAR_BYTES)
         for end in range(len(written)):
@@ -7592,7 +7597,7 @@ class Section17Files(OnDisk):
                     for plant in plant_all:
                         plant()
                     before = self.photo()
-                    await self.refused("", asks=1, **options)
+                    await self.refused("", asks=None, **options)
                     self.assertEqual({name: facts for name, facts in self.photo().items()
                                       if name in before or facts[2]}, before)  # an empty .part
                 while held:
@@ -7715,6 +7720,7 @@ class Section17Files(OnDisk):
             file.write(b"theirs")
             file.flush()
             flock(file, fcntl.LOCK_EX)
+            self.write(self.meta, b'"v1"\n11\n%b\n' % (b"0" * 64))
             await self.refused("another download is writing it", asks=1)
         self.assertEqual(self.read(self.part), b"theirs")
         self.clear()
