@@ -3026,30 +3026,6 @@ class Call:
         return request.adding("Authorization", render_auth(known)) if known else request
 
 
-class Numbered:
-    """One iterator for many workers, over an iterable of either kind: each URL with its number."""
-
-    def __init__(self, urls: Urls) -> None:
-        self.urls = urls.__aiter__() if isinstance(urls, AsyncIterable) else iter(urls)
-        self.lock = asyncio.Lock()  # an async generator cannot be asked by two at once
-        self.count = -1
-
-    def __aiter__(self) -> Numbered:
-        return self
-
-    async def __anext__(self) -> tuple[int, str]:
-        if isinstance(self.urls, AsyncIterator):
-            async with self.lock:
-                url = await self.urls.__anext__()
-        else:
-            try:
-                url = next(self.urls)
-            except StopIteration:
-                raise StopAsyncIteration from None
-        self.count += 1
-        return self.count, url
-
-
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     """End tasks and wait until they have cleaned up."""
     for task in tasks:
@@ -3236,10 +3212,18 @@ class Session:
             raise TypeError("urls are a list of URLs, or another iterable of them, not one")
         if not isinstance(limit, int) or limit < 1:
             raise ValueError("limit must be at least 1: it is how many are fetched at once")
-        numbered = Numbered(urls)
+        source: Any = urls.__aiter__() if isinstance(urls, AsyncIterable) else iter(urls)
+        numbers, lock = itertools.count(), asyncio.Lock()
 
         async def work() -> None:
-            async for number, url in numbered:
+            while True:
+                try:
+                    async with lock:  # an async generator cannot be asked by two at once
+                        url = (await source.__anext__() if isinstance(urls, AsyncIterable)
+                               else next(source))
+                        number = next(numbers)
+                except (StopIteration, StopAsyncIteration):
+                    return
                 try:
                     outcome: Outcome = await Call(self, url, settled, GET_DEADLINE_SECONDS).run()
                 except AsyncGetError as error:
