@@ -2297,6 +2297,9 @@ class Request(NamedTuple):
 
     url: URL
     fields: Fields
+    # The call's own, for the first origin alone: None keeps the jar's of that name back.
+    cookies: Mapping[str, str | None] = {}
+    cert: Any = None  # the client's certificate
 
     def __repr__(self) -> str:
         return f"<Request {self.url}>"
@@ -2306,7 +2309,9 @@ class Request(NamedTuple):
         return name in Headers(self.fields)
 
     def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
-        """The same with cookies behind its own, whose names win, in one field (RFC 6265 5.4).
+        """The same with its own cookies, and behind them others, in one field (RFC 6265 5.4).
+
+        Of those of one name the first goes out: from the field, its own, then the others.
 
         >>> Request(parse_url("http://h"), (("Cookie", "a=1"),)).with_cookies(
         ...     [("a", "old"), ("b", "2")]).fields
@@ -2314,7 +2319,9 @@ class Request(NamedTuple):
         """
         own = Headers(self.fields).get_all("cookie")
         named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
-        text = render_cookies(pair for pair in cookies if pair[0] not in named)
+        others = [pair for pair in cookies if pair[0] not in self.cookies]
+        text = render_cookies((name, value) for name, value in [*self.cookies.items(), *others]
+                              if value is not None and name not in named)
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
     def adding(self, name: str, value: str) -> Request:
@@ -2362,7 +2369,7 @@ def next_request(request: Request, response: Response,
         to another origin                   (another scheme or port is another origin, too)
           Authorization (auth=, or user     dropped, and so are the fields Cookie and
           and password of the URL)          Proxy-Authorization, secret_headers, and Host
-          cookies= of the call, cert=       dropped, by Call.redirected (section 12)
+          cookies= of the call, cert=       dropped, too
           the jar's cookies (each Session   asked for anew at each hop, by Call.render: what
           has one, with its cookies=)       fits is told by domain, not by origin
           netrc                             asked for the new host, by Call.with_password, if
@@ -2379,7 +2386,7 @@ def next_request(request: Request, response: Response,
         raise ProtocolError("a redirect to several places: "
                             + ", ".join(map(masked, sorted(locations))))
     url = join_url(request.url, locations.pop())._replace(userinfo="")
-    following = Request(url, request.fields)
+    following = request._replace(url=url)
     if url.origin == request.url.origin:
         return following
     if "%" in url.origin.host:  # which of our networks is asked is not a server's to say
@@ -2769,7 +2776,7 @@ _MAY_PASS = (ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's routes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
 Finish = Callable[[Response], Awaitable[Response]]
-Settled = tuple[dict[str, Any], dict[str, Any], bool]  # all; the call's own; if none is in _ROUTING
+Settled = tuple[dict[str, Any], dict[str, Any]]  # all settings of a call; those that are its own
 Outcome = Union[Response, AsyncGetError]
 Deliver = Callable[[int, str, Outcome], Awaitable[object]]
 Urls = Union[Iterable[str], AsyncIterable[str]]
@@ -2784,16 +2791,6 @@ def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
     return choose_proxy(origin) if settings["trust_env"] else None
 
 
-def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
-    """The cookies that a call is given as a mapping; None: the jar's of that name is not sent."""
-    cookies = options.get("cookies")
-    if not isinstance(cookies, Mapping) or as_jar(cookies):
-        return {}
-    for name, value in cookies.items():
-        check_cookie(name, "" if value is None else value)
-    return cookies
-
-
 class Anew(Exception):
     """Raised by a `finish`, to have the call begin once more at once; no retry is counted.
 
@@ -2804,19 +2801,16 @@ class Anew(Exception):
 class Call:
     """One call of the caller's: its settings, and its one deadline over all hops and tries."""
 
-    __slots__ = ("session", "url", "settings", "options", "shared", "cert", "first", "cookies",
-                 "replaced", "deadline")
+    __slots__ = ("session", "url", "settings", "options", "first", "cookies", "deadline")
 
     def __init__(self, session: Session, url: str, settled: Settled, usual: float | None) -> None:
         if not isinstance(url, str):
             raise InvalidURL(f"a URL is text, not {type(url).__name__}")
         self.session = session
         self.url = url                                # as the caller gave it
-        self.settings, self.options, self.shared = settled
-        self.cert: Any = None     # the client's certificate, until another origin is asked
+        self.settings, self.options = settled
         self.first: Origin | None = None  # of the first request
-        self.cookies: Mapping[str, str | None] = {}  # its own, until a redirect elsewhere
-        self.replaced: set[str] = set()  # of these, what a response has set since
+        self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
         seconds = self.settings.get("deadline", usual)
         self.deadline = Deadline(session._time(), _FOREVER if seconds is None else seconds)
 
@@ -2904,8 +2898,6 @@ class Call:
             response.history = history[:-1]
             raise TooManyRedirects(f"more than {limit} redirects", history=history,
                                    response=response)
-        if following.url.origin != request.url.origin and not settings["trust_redirects"]:
-            self.cookies, self.cert = {}, None
         return following
 
     def first_request(self) -> Request:
@@ -2914,20 +2906,20 @@ class Call:
         base = session._base
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
         fields = session._base_fields if options else session._fields
-        self.first, self.cert = url.origin, settings["cert"]
+        self.first, cert = url.origin, settings["cert"]
         if base and url.origin != base.origin:  # the session's secrets are for base_url alone
             fields = without_secrets(fields, settings["secret_headers"])
-            self.cert = options.get("cert")
+            cert = options.get("cert")
         elif base and not url.userinfo and "auth" not in options:
             url = url._replace(userinfo=base.userinfo)
         if settings["params"]:
             url = add_params(url, settings["params"])
         if options:
             fields = with_codings(fields_of(fields, options), settings["decode"])
-            self.cookies = own_cookies(options)
+        request = Request(url, fields, self.cookies, cert)
         if not url.userinfo:
-            return Request(url, fields)
-        request = Request(url._replace(userinfo=""), fields)
+            return request
+        request = request._replace(url=url._replace(userinfo=""))
         if request.has("authorization"):
             return request
         user, password = split_userinfo(url.userinfo)
@@ -2944,7 +2936,7 @@ class Call:
         more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings, deadline = self.session, self.settings, self.deadline
-        route = session._route(request.url.origin, self)
+        route = session._route(request, self)
         data = self.render(request, route)
         connection = session._pool.take(route) or await self.acquire(route)
         while True:
@@ -2974,7 +2966,8 @@ class Call:
                             self.settings["decode"])
         jar = self.settings["cookies"]
         if jar is not None and b"set-cookie" in head.fields:
-            self.replaced.update(jar.store(request.url, octets_text(head.raw, "set-cookie")))
+            for name in jar.store(request.url, octets_text(head.raw, "set-cookie")):
+                self.cookies.pop(name, None)
         return response
 
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
@@ -2995,11 +2988,8 @@ class Call:
         """The bytes of a request as they go over a route, with cookies and netrc's password."""
         origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
         cookies = jar.pairs_for(request.url) if jar is not None else ()
-        if cookies or self.cookies:
-            own = {name: self.cookies[name] for name in self.cookies if name not in self.replaced}
-            told = [(name, value) for name, value in own.items() if value is not None]
-            others = [pair for pair in cookies if pair[0] not in own]
-            request = request.with_cookies([*told, *others])  # if too long, cut at the end
+        if cookies or request.cookies:
+            request = request.with_cookies(cookies)
         if self.settings["netrc"] and not request.has("authorization"):
             request = self.with_password(request)
         fields = request.fields
@@ -3070,8 +3060,7 @@ class Session:
         if given is not False:  # section 15
             self.cookies = given if as_jar(given) is not None else Cookies(
                 given if isinstance(given, Mapping) else {})
-        self.settings["cookies"] = as_jar(self.cookies)
-        self._plain: Settled = self.settings, {}, True
+        self.settings.update(cookies=as_jar(self.cookies), own_cookies={})
         self._routes: dict[tuple[Origin, Any], Route] = {}
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
         self._contexts: dict[Any, ssl.SSLContext] = {}
@@ -3265,33 +3254,40 @@ class Session:
     def _settled(self, options: Mapping[str, object], allowed: type = RequestSettings) -> Settled:
         """The settings of calls with these options, merged and checked once for all of them."""
         if not options:
-            return self._plain
+            return self.settings, {}
         own = checked(options, allowed)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
-        settings["cookies"] = as_jar(own.get("cookies"))
-        if settings["cookies"] is None and own.get("cookies") is not False:
+        cookies = own.get("cookies")
+        settings["cookies"] = as_jar(cookies)
+        if settings["cookies"] is None and cookies is not False:
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
-        return settings, own, own.keys().isdisjoint(_ROUTING)
+            if isinstance(cookies, Mapping):
+                for name, value in cookies.items():
+                    check_cookie(name, "" if value is None else value)
+                settings["own_cookies"] = cookies
+        return settings, own
 
-    def _route(self, origin: Origin, call: Call) -> Route:
-        """The route to an origin; remembered, if the call has no keyword of _ROUTING."""
-        key = (origin, call.cert)
-        route = self._routes.get(key) if call.shared else None
+    def _route(self, request: Request, call: Call) -> Route:
+        """The route for a request; remembered, if the call has no keyword of _ROUTING."""
+        origin, cert = request.url.origin, request.cert
+        routes = self._routes if _ROUTING.isdisjoint(call.options) else {}
+        route = routes.get((origin, cert))
         if route is not None:
             return route
         jar = self.settings["cookies"]
         if jar is not None:  # its cookies without a domain are for the first origin of all
-            jar.home = jar.home or (self._base.origin if self._base else origin)
+            jar.home = jar.home or (self._base or request.url).origin
         settings = call.settings
         proxy, verify = choose_way(origin, settings), settings["verify"]
-        tls = self._context(verify, call.cert) if origin.scheme == "https" else None
+        tls = self._context(verify, cert) if origin.scheme == "https" else None
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
         path = settings["unix_socket"]
         route = Route(origin, tls, proxy, path and os.fspath(path), address, proxy_tls, verify)
-        return remember(self._routes, key, route) if call.shared else route
+        remember(routes, (origin, cert), route)
+        return route
 
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
         """The TLS settings for `verify` and `cert`; remembered: routes are told apart by it."""
@@ -3343,7 +3339,7 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
                  ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
     session = Session(limit=limit, **settings)
-    return session._outcomes(urls, limit, session._plain, close=True)
+    return session._outcomes(urls, limit, session._settled({}), close=True)
 
 
 # You may stop here, too: with cookies=False and trust_env=False all of this works without the

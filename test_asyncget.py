@@ -6856,7 +6856,7 @@ class TrustAndSecrets(AsyncCase):
         session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
         self.assertHidden(there, str(there), route, route.proxy, str(route.proxy), session,
                           Request(there, (("Authorization", self.MARK),)),
-                          asyncget.Call(session, f"http://me:{self.MARK}@h.test/", session._plain, None))
+                          asyncget.Call(session, f"http://me:{self.MARK}@h.test/", session._settled({}), None))
 
     SHOWN = [
         "Set-Cookie: a={}", "Set-Cookie: a=b\r\n {}", "Set-Cookie: a\r\n \r\n {}", "Set-Cookie2: {}",
