@@ -2771,8 +2771,8 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # session's dictionaries: to make them anew each time would slow down small GETs most.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
-# Errors that the server, or the way to it, caused; a rule for retries is asked about no others.
-_MAY_PASS = (ConnectError, TimedOut, ProtocolError, DecodingError)
+# What a rule for retries is asked about: of errors those that the server, or the way to it, caused.
+_MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's routes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
 Finish = Callable[[Response], Awaitable[Response]]
@@ -2811,8 +2811,8 @@ class Call:
         self.settings, self.options = settled
         self.first: Origin | None = None  # of the first request
         self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
-        seconds = self.settings.get("deadline", usual)
-        self.deadline = Deadline(session._time(), _FOREVER if seconds is None else seconds)
+        seconds = self.settings.get("deadline", usual) or _FOREVER
+        self.deadline = Deadline(session._time(), seconds)
 
     async def run(self, finish: Finish | None = None,
                   begin: Callable[[], Request] | None = None) -> Response:
@@ -2825,7 +2825,7 @@ class Call:
         history: list[Response] = []
         attempt = 1
         while True:
-            response, outcome = None, ""
+            response = None
             try:
                 request = request or (begin or self.first_request)()
                 response = await self.exchange(request)
@@ -2843,7 +2843,6 @@ class Call:
                     await response.read(self.settings["max_size"])
                     return response
                 await response.discard()
-                outcome = repr(response)
             except Anew:
                 request, history = None, []
                 continue
@@ -2856,16 +2855,13 @@ class Call:
                 delay = self.retry_delay(attempt, error)
                 if delay is None:
                     raise
-                outcome = str(error)
-            if self.settings["trace"]:
-                self.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
             await asyncio.sleep(delay)
             request, history, attempt = None, [], attempt + 1
 
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds to wait before trying again, None for no more."""
         rule = self.settings["retries"]
-        if not rule or isinstance(outcome, AsyncGetError) and not isinstance(outcome, _MAY_PASS):
+        if not rule or not isinstance(outcome, _MAY_PASS):
             return None
         delay = (rule(attempt, outcome) if callable(rule) else
                  retry_delay(attempt, outcome, rule))
@@ -2873,8 +2869,11 @@ class Call:
             return None
         if not (isinstance(delay, (int, float)) and delay >= 0):
             raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
-        late = self.session._time() + delay > self.deadline.until
-        return None if late or delay == _FOREVER else delay
+        if self.session._time() + delay >= self.deadline.until:  # which may be never
+            return None
+        if self.settings["trace"]:
+            self.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
+        return delay
 
     def redirected(self, request: Request, response: Response,
                    history: list[Response]) -> Request | None:
