@@ -2735,31 +2735,22 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
     return base
 
 
-def acceptable(accept_encoding: str) -> str:
-    """What of an Accept-Encoding can be undone here; "identity" (no coding) if nothing.
-
-    >>> acceptable("gzip, deflate;q=0.5, br, *"), acceptable("br")
-    ('gzip, deflate;q=0.5', 'identity')
-    """
-    kept = [item.strip() for item in accept_encoding.split(",")
-            if item.partition(";")[0].strip().lower() in ACCEPT_ENCODING.split(", ")]
-    return ", ".join(kept) or "identity"
-
-
 def with_codings(fields: Fields, decode: bool) -> Fields:
-    """The fields, which ask for no coding but those that will be undone.
+    """The fields, which ask for no coding but those that will be undone; "identity" is none.
 
-    >>> with_codings((("Accept-Encoding", "gzip, br"),), decode=True)
-    (('Accept-Encoding', 'gzip'),)
+    >>> with_codings((("Accept-Encoding", "gzip;q=0.5, br, *"),), decode=True)
+    (('Accept-Encoding', 'gzip;q=0.5'),)
     """
-    values = {name.lower(): value for name, value in fields}
-    asked = values.get("accept-encoding")
-    if asked != ACCEPT_ENCODING:
-        wanted = acceptable(asked) if asked and decode else asked
-    elif not decode:  # it is our default, and nobody would undo it
+    headers = Headers(fields)
+    asked = wanted = headers.get("accept-encoding")
+    if asked == ACCEPT_ENCODING and not decode:  # it is our default, and nobody would undo it
         wanted = None
-    else:
-        wanted = "identity" if "range" in values else asked  # a part of a gzip is no gzip
+    elif asked == ACCEPT_ENCODING and "range" in headers:
+        wanted = "identity"  # a part of a gzip is no gzip
+    elif asked and decode:
+        kept = [item.strip() for item in asked.split(",")
+                if item.partition(";")[0].strip().lower() in ACCEPT_ENCODING.split(", ")]
+        wanted = ", ".join(kept) or "identity"
     return fields if wanted == asked else merge_fields(fields, {"Accept-Encoding": wanted})
 
 
@@ -2904,7 +2895,7 @@ class Call:
         session, settings, options = self.session, self.settings, self.options
         base = session._base
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
-        fields = session._base_fields if options else session._fields
+        fields = session._fields
         self.first, cert = url.origin, settings["cert"]
         if base and url.origin != base.origin:  # the session's secrets are for base_url alone
             fields = without_secrets(fields, settings["secret_headers"])
@@ -2914,7 +2905,7 @@ class Call:
         if settings["params"]:
             url = add_params(url, settings["params"])
         if options:
-            fields = with_codings(fields_of(fields, options), settings["decode"])
+            fields = fields_of(fields, options)
         request = Request(url, fields, self.cookies, cert)
         if not url.userinfo:
             return request
@@ -2995,10 +2986,11 @@ class Call:
         if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(route.proxy))
-        if fields is not self.session._fields:
-            return render_request(target, render_fields(fields, origin))
-        known = self.session._lines
-        lines = known.get(origin) or remember(known, origin, render_fields(fields, origin))
+        known = self.session._lines if fields is self.session._fields else {}
+        lines = known.get(origin)
+        if lines is None:
+            fields = with_codings(fields, self.settings["decode"])
+            lines = remember(known, origin, render_fields(fields, origin))
         return render_request(target, lines)
 
     def with_password(self, request: Request) -> Request:
@@ -3052,8 +3044,7 @@ class Session:
             base = parse_url(self.settings["base_url"])
             path = base.target.partition("?")[0]
             self._base = base._replace(target=path.removesuffix("/") + "/")
-        self._base_fields = fields_of(DEFAULT_FIELDS, own)
-        self._fields = with_codings(self._base_fields, self.settings["decode"])  # without options
+        self._fields = fields_of(DEFAULT_FIELDS, own)
         self.cookies: Any = None
         given = self.settings["cookies"]
         if given is not False:  # section 15

@@ -818,11 +818,14 @@ class Section3RequestBytes(Section):
         self.alike(lambda value: merge_fields(closing, {"connection": value}),
                    [("keep-alive", base), (None, base), ("close", closing)])
 
-    def test_acceptable(self) -> None:
-        self.alike(asyncget.acceptable, [
+    def test_codings_asked_for(self) -> None:
+        def acceptable(asked: str) -> str:
+            return dict(asyncget.with_codings((("accept-encoding", asked),), True)).popitem()[1]
+
+        self.alike(acceptable, [
             ("gzip, deflate", "gzip, deflate"), ("GZip;q=0.5 ,x-gzip, br", "GZip;q=0.5"),
             ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip;q=0.8"), ("identity;q=1, br", "identity"),
-            ("br", "identity"), ("", "identity"), (",,", "identity"),
+            ("br", "identity"), ("", ""), (",,", "identity"),
             ("gzipp, xgzip, gzip2", "identity")])
 
     BAD: dict[str, list[Any]] = {  # by what is said about them
@@ -6492,7 +6495,7 @@ class LinearTime(Section):
         "jan 1 1:1:1 70;expires="]
 
     # Functions that take a text as it is, and bytes; and what is put before it for others.
-    OF_TEXT = """printable parse_host ascii_label acceptable split_userinfo
+    OF_TEXT = """printable parse_host ascii_label split_userinfo
         charset_of retry_after parse_date site_of complete_url expand_glob in_flags
         parse_cookie_file name_from_header netrc_entries handshake_hint""".split()
     OF_BYTES = "shown parse_list find_head_end status_reason content_codings".split()
@@ -6547,6 +6550,7 @@ class LinearTime(Section):
             "parse_origin": lambda t: asyncget.parse_origin.__wrapped__("http", t),
             "join_url": lambda t: join_url(page, t),
             "merge_fields": lambda t: merge_fields((), {"connection": t}),
+            "with_codings": lambda t: asyncget.with_codings((("accept-encoding", t),), True),
             "render_fields": lambda t: render_fields((("Host", t),), HERE),
             "render_fields, value": lambda t: render_fields((("X", t),), HERE),
             "render_auth": lambda t: render_auth((t, t)),
