@@ -2800,7 +2800,7 @@ class Call:
         self.session = session
         self.url = url                                # as the caller gave it
         self.settings, self.options = settled
-        self.first: Origin | None = None  # of the first request
+        self.first: Any = None    # the origin of the first request
         self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
         seconds = self.settings.get("deadline", usual) or _FOREVER
         self.deadline = Deadline(session._time(), seconds)
@@ -2907,16 +2907,7 @@ class Call:
         if options:
             fields = fields_of(fields, options)
         request = Request(url, fields, self.cookies, cert)
-        if not url.userinfo:
-            return request
-        request = request._replace(url=url._replace(userinfo=""))
-        if request.has("authorization"):
-            return request
-        user, password = split_userinfo(url.userinfo)
-        # A user without a password: netrc may know it.
-        known = (netrc_auth(settings["netrc"], url.origin.host, user)
-                 if settings["netrc"] and ":" not in url.userinfo else None)
-        return request.adding("Authorization", render_auth(known or (user, password)))
+        return self.with_password(request) if url.userinfo else request
 
     async def exchange(self, request: Request) -> Response:
         """A response for one request over one connection.
@@ -2980,7 +2971,7 @@ class Call:
         cookies = jar.pairs_for(request.url) if jar is not None else ()
         if cookies or request.cookies:
             request = request.with_cookies(cookies)
-        if self.settings["netrc"] and not request.has("authorization"):
+        if self.settings["netrc"]:
             request = self.with_password(request)
         fields = request.fields
         if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
@@ -2994,17 +2985,22 @@ class Call:
         return render_request(target, lines)
 
     def with_password(self, request: Request) -> Request:
-        """The request with the user and password that netrc has for its host.
+        """The request with the user and password of its URL, or those that netrc has for its host.
 
-        Only if scheme and port are those of the first request: a password meant for https is
-        not for whoever listens to http, or at another port. And not if the call has an auth=
-        of its own, be it None.
+        netrc is asked only if scheme and port are those of the first request: a password meant
+        for https is not for whoever listens to http, or at another port. And not if the call has
+        an auth= of its own, be it None, nor for a user of whom the URL has the password.
         """
-        origin = request.url.origin
-        same = self.first is not None and self.first._replace(host=origin.host) == origin
-        known = same and "auth" not in self.options and netrc_auth(self.settings["netrc"],
-                                                                   origin.host)
-        return request.adding("Authorization", render_auth(known)) if known else request
+        url, netrc = request.url, self.settings["netrc"]
+        request = request._replace(url=url._replace(userinfo=""))
+        if request.has("authorization"):
+            return request
+        user, password = split_userinfo(url.userinfo)
+        auth = (user, password) if url.userinfo else None
+        same = self.first._replace(host=url.origin.host) == url.origin
+        if netrc and same and ":" not in url.userinfo and "auth" not in self.options:
+            auth = netrc_auth(netrc, url.origin.host, user) or auth
+        return request.adding("Authorization", render_auth(auth)) if auth else request
 
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
