@@ -2304,9 +2304,10 @@ class Request(NamedTuple):
     def __repr__(self) -> str:
         return f"<Request {self.url}>"
 
-    def has(self, name: str) -> bool:
-        """Whether a field of this name is there."""
-        return name in Headers(self.fields)
+    @property
+    def headers(self) -> Headers:
+        """The fields as a mapping."""
+        return Headers(self.fields)
 
     def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
         """The same with its own cookies, and behind them others, in one field (RFC 6265 5.4).
@@ -2317,7 +2318,7 @@ class Request(NamedTuple):
         ...     [("a", "old"), ("b", "2")]).fields
         (('Cookie', 'a=1; b=2'),)
         """
-        own = Headers(self.fields).get_all("cookie")
+        own = self.headers.get_all("cookie")
         named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
         others = [pair for pair in cookies if pair[0] not in self.cookies]
         text = render_cookies((name, value) for name, value in [*self.cookies.items(), *others]
@@ -2993,7 +2994,7 @@ class Call:
         """
         url, netrc = request.url, self.settings["netrc"]
         request = request._replace(url=url._replace(userinfo=""))
-        if request.has("authorization"):
+        if "authorization" in request.headers:
             return request
         user, password = split_userinfo(url.userinfo)
         auth = (user, password) if url.userinfo else None
@@ -3032,29 +3033,29 @@ class Session:
     """
 
     @spelled_out
-    def __init__(self, **settings: Unpack[SessionSettings]) -> None:
-        own = checked(settings, SessionSettings)
-        self.settings: dict[str, Any] = {**DEFAULTS, **own}
+    def __init__(self, **keywords: Unpack[SessionSettings]) -> None:
+        own = checked(keywords, SessionSettings)
+        settings = {**DEFAULTS, **own}
         self._base: URL | None = None
-        if self.settings["base_url"]:
-            base = parse_url(self.settings["base_url"])
+        if settings["base_url"]:
+            base = parse_url(settings["base_url"])
             path = base.target.partition("?")[0]
             self._base = base._replace(target=path.removesuffix("/") + "/")
         self._fields = fields_of(DEFAULT_FIELDS, own)
         self.cookies: Any = None
-        given = self.settings["cookies"]
+        given = settings["cookies"]
         if given is not False:  # section 15
             self.cookies = given if as_jar(given) is not None else Cookies(
                 given if isinstance(given, Mapping) else {})
-        self.settings.update(cookies=as_jar(self.cookies), own_cookies={})
+        self.settings = {**settings, "cookies": as_jar(self.cookies), "own_cookies": {}}
         self._routes: dict[tuple[Origin, Any], Route] = {}
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self.tls_version: ssl.TLSVersion | None = None  # at least
         self.connect_timeout: float | None = None  # where it is not as `timeout`
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
-                         self.settings["open_connection"], self.settings["rate"])
+        self._pool = Pool(settings["limit"], settings["limit_per_host"],
+                          settings["open_connection"], settings["rate"])
         # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
         # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
         # Without that a small GET takes twice the time.
@@ -4426,7 +4427,7 @@ class Download:
         a range would be of coded bytes, and coding a file twice need not give the same bytes.
         """
         request, fields = self.call.first_request(), {"Accept-Encoding": "identity"}
-        self.known, self.ranged = None, request.has("range")
+        self.known, self.ranged = None, "range" in request.headers
         if isinstance(self.path, str):
             check_target(self.path, self.settings["overwrite"])
             if self.resume and not self.ranged:

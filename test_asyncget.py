@@ -5514,7 +5514,7 @@ class HostileFuzz(unittest.TestCase):
             except AsyncGetError as error:
                 self.harmless(error)
         if isinstance(following, Request):
-            self.assertEqual(following.has("cookie"), following.url.origin == BASE.origin)
+            self.assertEqual("cookie" in following.headers, following.url.origin == BASE.origin)
             self.one_request(render_request(following.url.target, render_fields(
                 following.fields, following.url.origin)))
 
