@@ -2774,15 +2774,6 @@ Deliver = Callable[[int, str, Outcome], Awaitable[object]]
 Urls = Union[Iterable[str], AsyncIterable[str]]
 
 
-def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
-    """The proxy for an origin: what the caller says, else what the environment does."""
-    if settings["unix_socket"] or "proxy" in settings and not settings["proxy"]:
-        return None
-    if "proxy" in settings:
-        return parse_proxy(settings["proxy"], "proxy=")
-    return choose_proxy(origin) if settings["trust_env"] else None
-
-
 class Anew(Exception):
     """Raised by a `finish`, to have the call begin once more at once; no retry is counted.
 
@@ -3266,12 +3257,15 @@ class Session:
         if jar is not None:  # its cookies without a domain are for the first origin of all
             jar.home = jar.home or (self._base or request.url).origin
         settings = call.settings
-        proxy, verify = choose_way(origin, settings), settings["verify"]
+        path, verify = settings["unix_socket"], settings["verify"]
+        proxy: Proxy | None = None
+        given = settings.get("proxy", settings["trust_env"])  # True: ask the environment
+        if given and not path:
+            proxy = choose_proxy(origin) if given is True else parse_proxy(given, "proxy=")
         tls = self._context(verify, cert) if origin.scheme == "https" else None
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        path = settings["unix_socket"]
         route = Route(origin, tls, proxy, path and os.fspath(path), address, proxy_tls, verify)
         remember(routes, (origin, cert), route)
         return route
