@@ -2516,13 +2516,6 @@ class Jar(Protocol):
     extract_cookies: Callable[..., object]
 
 
-def as_jar(cookies: Any) -> AskedJar | None:
-    """A jar of either kind as one that a call can ask; None for what is no jar: a mapping, say."""
-    if isinstance(cookies, Jar):  # requests' is a mapping, too, and not to be taken for one
-        return OthersJar(cookies)
-    return cookies if isinstance(cookies, AskedJar) else None
-
-
 class RequestSettings(TypedDict, total=False):
     """The keywords of every call; given to a Session, they hold for all of its calls."""
 
@@ -2633,6 +2626,8 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
             elif name in ("secret_headers", "redirect_schemes"):
                 settings[name] = (value,) if isinstance(value, str) else tuple(value)
                 "".join(settings[name])  # TypeError for what is no text
+            elif name == "cookies" and isinstance(value, Jar):  # requests' is a mapping, too
+                settings[name] = OthersJar(value)
             elif name == "resolve" and value:
                 "".join([*value, *value.values()])
         except (TypeError, ValueError):
@@ -2938,7 +2933,7 @@ class Call:
         response = Response(head, request.url, connection, CLOSE_FIELD not in request.fields,
                             self.settings["decode"])
         jar = self.settings["cookies"]
-        if jar is not None and b"set-cookie" in head.fields:
+        if jar is not False and b"set-cookie" in head.fields:
             for name in jar.store(request.url, octets_text(head.raw, "set-cookie")):
                 self.cookies.pop(name, None)
         return response
@@ -2960,7 +2955,7 @@ class Call:
     def render(self, request: Request, route: Route) -> bytes:
         """The bytes of a request as they go over a route, with cookies and netrc's password."""
         origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
-        cookies = jar.pairs_for(request.url) if jar is not None else ()
+        cookies = jar.pairs_for(request.url) if jar is not False else ()
         if cookies or request.cookies:
             request = request.with_cookies(cookies)
         if self.settings["netrc"]:
@@ -3033,12 +3028,11 @@ class Session:
             path = base.target.partition("?")[0]
             self._base = base._replace(target=path.removesuffix("/") + "/")
         self._fields = fields_of(DEFAULT_FIELDS, own)
-        self.cookies: Any = None
-        given = settings["cookies"]
-        if given is not False:  # section 15
-            self.cookies = given if as_jar(given) is not None else Cookies(
-                given if isinstance(given, Mapping) else {})
-        self.settings = {**settings, "cookies": as_jar(self.cookies), "own_cookies": {}}
+        jar = settings["cookies"]
+        if jar is not False and not isinstance(jar, AskedJar):
+            jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
+        self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
+        self.settings = {**settings, "cookies": jar, "own_cookies": {}}
         self._routes: dict[tuple[Origin, Any], Route] = {}
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
         self._contexts: dict[Any, ssl.SSLContext] = {}
@@ -3237,13 +3231,12 @@ class Session:
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         cookies = own.get("cookies")
-        settings["cookies"] = as_jar(cookies)
-        if settings["cookies"] is None and cookies is not False:
+        if isinstance(cookies, Mapping):
+            for name, value in cookies.items():
+                check_cookie(name, "" if value is None else value)
+            settings["own_cookies"] = cookies
+        if cookies is not False and not isinstance(cookies, AskedJar):
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
-            if isinstance(cookies, Mapping):
-                for name, value in cookies.items():
-                    check_cookie(name, "" if value is None else value)
-                settings["own_cookies"] = cookies
         return settings, own
 
     def _route(self, request: Request, call: Call) -> Route:
@@ -3254,7 +3247,7 @@ class Session:
         if route is not None:
             return route
         jar = self.settings["cookies"]
-        if jar is not None:  # its cookies without a domain are for the first origin of all
+        if jar is not False:  # its cookies without a domain are for the first origin of all
             jar.home = jar.home or (self._base or request.url).origin
         settings = call.settings
         path, verify = settings["unix_socket"], settings["verify"]
