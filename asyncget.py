@@ -2762,7 +2762,6 @@ GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; ai
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's routes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
-Finish = Callable[[Response], Awaitable[Response]]
 Settled = tuple[dict[str, Any], dict[str, Any]]  # all settings of a call; those that are its own
 Outcome = Union[Response, AsyncGetError]
 Deliver = Callable[[int, str, Outcome], Awaitable[object]]
@@ -2770,18 +2769,21 @@ Urls = Union[Iterable[str], AsyncIterable[str]]
 
 
 class Anew(Exception):
-    """Raised by a `finish`, to have the call begin once more at once; no retry is counted.
+    """Raised by Call.finish, to have the call begin once more at once; no retry is counted.
 
     The response is not what was asked for: the rest of another file, say (section 17).
     """
 
 
 class Call:
-    """One call of the caller's: its settings, and its one deadline over all hops and tries."""
+    """One call of the caller's: its settings, and its one deadline over all hops and tries.
 
-    __slots__ = ("session", "url", "settings", "options", "first", "cookies", "deadline")
+    This is what `get` does; the other kinds, Unread and Download, begin or finish otherwise.
+    """
 
-    def __init__(self, session: Session, url: str, settled: Settled, usual: float | None) -> None:
+    usual = GET_DEADLINE_SECONDS  # where neither session nor call has a deadline=
+
+    def __init__(self, session: Session, url: str, settled: Settled) -> None:
         if not isinstance(url, str):
             raise InvalidURL(f"a URL is text, not {type(url).__name__}")
         self.session = session
@@ -2789,23 +2791,18 @@ class Call:
         self.settings, self.options = settled
         self.first: Any = None    # the origin of the first request
         self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
-        seconds = self.settings.get("deadline", usual) or _FOREVER
+        seconds = self.settings.get("deadline", self.usual) or _FOREVER
         self.deadline = Deadline(session._time(), seconds)
 
-    async def run(self, finish: Finish | None = None,
-                  begin: Callable[[], Request] | None = None) -> Response:
-        """Begin a request, follow it, finish its response; all of it again as the rule says.
-
-        `finish` is what the caller wants of the last response; None: to read it. `begin` makes
-        the first request; None: first_request does.
-        """
+    async def run(self) -> Response:
+        """Begin a request, follow it, finish its response; all of it again as the rule says."""
         request: Request | None = None
         history: list[Response] = []
         attempt = 1
         while True:
             response = None
             try:
-                request = request or (begin or self.first_request)()
+                request = request or self.first_request()
                 response = await self.exchange(request)
                 following = (self.redirected(request, response, history)
                              if response.status_code // 100 == 3 else None)
@@ -2815,10 +2812,8 @@ class Call:
                     continue
                 response.history = history
                 delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
-                if delay is None and finish is not None:
-                    return await finish(response)
                 if delay is None:
-                    await response.read(self.settings["max_size"])
+                    await self.finish(response)
                     return response
                 await response.discard()
             except Anew:
@@ -2916,9 +2911,13 @@ class Call:
                 if not connection.exchanges:
                     await connection.open(session.connect_timeout or settings["timeout"])
                 head = await connection.exchange(data, settings["timeout"])
-                if not (head.status == 408 and connection.exchanges > 1
-                        and not connection.interim and not may_reuse(head, 0)):
-                    return self.receive(head, connection, request)
+                goodbye = (head.status == 408 and connection.exchanges > 1
+                           and not connection.interim and not may_reuse(head, 0))
+                if not goodbye and b"set-cookie" in head.fields:
+                    self.keep_cookies(request, head)  # even if the body fails
+                if not goodbye:
+                    return Response(head, request.url, connection,
+                                    CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
                 if not (connection.exchanges > 1 and connection.silent
                         and isinstance(error, (IncompleteBody, TLSError))):
@@ -2928,15 +2927,12 @@ class Call:
             connection.note("the kept connection ended unanswered: once more on a new one")
             connection = await self.acquire(route, fresh=True)
 
-    def receive(self, head: Head, connection: Connection, request: Request) -> Response:
-        """The response that a head begins; its cookies are kept, even if its body fails."""
-        response = Response(head, request.url, connection, CLOSE_FIELD not in request.fields,
-                            self.settings["decode"])
+    def keep_cookies(self, request: Request, head: Head) -> None:
+        """Give the jar what a response sets; it goes out instead of the call's own of that name."""
         jar = self.settings["cookies"]
-        if jar is not False and b"set-cookie" in head.fields:
+        if jar is not False:
             for name in jar.store(request.url, octets_text(head.raw, "set-cookie")):
                 self.cookies.pop(name, None)
-        return response
 
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
         """A connection; the wait for it, as long as others are served, is not the call's time."""
@@ -2989,6 +2985,19 @@ class Call:
             auth = netrc_auth(netrc, url.origin.host, user) or auth
         return request.adding("Authorization", render_auth(auth)) if auth else request
 
+    async def finish(self, response: Response) -> None:
+        """Do with the last response what the caller wants: read it."""
+        await response.read(self.settings["max_size"])
+
+
+class Unread(Call):
+    """A call of `stream`: the caller reads the response."""
+
+    usual = _FOREVER
+
+    async def finish(self, response: Response) -> None:
+        """Leave it as it is."""
+
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     """End tasks and wait until they have cleaned up."""
@@ -3001,11 +3010,6 @@ async def keep_short(response: Response) -> None:
     """Read a body that is short and comes at once: the StatusError will hold the response."""
     with response._body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
         await response.read(MAX_DISCARD_BYTES)
-
-
-async def leave_unread(response: Response) -> Response:
-    """The `finish` of `stream`: the caller reads."""
-    return response
 
 
 class Session:
@@ -3078,7 +3082,7 @@ class Session:
     @spelled_out
     async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
         """GET a URL and read its body. Whatever the server does, only AsyncGetError is raised."""
-        return await Call(self, url, self._settled(options), GET_DEADLINE_SECONDS).run()
+        return await Call(self, url, self._settled(options)).run()
 
     @spelled_out
     @contextlib.asynccontextmanager
@@ -3088,7 +3092,7 @@ class Session:
             async with session.stream(url) as response:
                 async for piece in response.iter_bytes(): ...
         """
-        response = await Call(self, url, self._settled(options), None).run(leave_unread)
+        response = await Unread(self, url, self._settled(options)).run()
         try:
             yield response
         except StatusError as error:
@@ -3186,7 +3190,7 @@ class Session:
                 except (StopIteration, StopAsyncIteration):
                     return
                 try:
-                    outcome: Outcome = await Call(self, url, settled, GET_DEADLINE_SECONDS).run()
+                    outcome: Outcome = await Call(self, url, settled).run()
                 except AsyncGetError as error:
                     outcome = error
                 await deliver(number, url, outcome)
@@ -3217,9 +3221,7 @@ class Session:
         announces (a.tar.gz) stays as it is. What the file system refuses is an
         AsyncGetError with exit code 23.
         """
-        call = Call(self, url, self._settled(options, DownloadSettings), None)
-        download = Download(path, call)
-        return await call.run(download.finish, download.begin)
+        return await Download(self, url, self._settled(options, DownloadSettings), path).run()
 
     # ---- what its calls share
 
@@ -4395,25 +4397,27 @@ async def inform(listener: Callable[..., object] | None, *facts: object) -> None
         await outcome
 
 
-class Download:
-    """One call of `download`. Call.run (section 12) calls `begin` and `finish` for each try."""
+class Download(Call):
+    """One call of `download`. Call.run (section 12) begins and finishes each try by it."""
 
+    usual = _FOREVER
     known: Partial | None  # what is on the disk, where this try asks for the rest; else None
     begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller's own headers ask for a range: then that is the file
 
-    def __init__(self, path: FilePath | PathRule, call: Call) -> None:
-        self.call, self.settings = call, call.settings
-        self.resume = call.settings["resume"]
+    def __init__(self, session: Session, url: str, settled: Settled,
+                 path: FilePath | PathRule) -> None:
+        super().__init__(session, url, settled)
+        self.resume = self.settings["resume"]
         self.path = path if callable(path) else os.fsdecode(path)
 
-    def begin(self) -> Request:
+    def first_request(self) -> Request:
         """The request for the rest of a file, or for all of it if nothing is there to go on from.
 
         If-Range makes the server send all of it where it has changed. No coding is asked for:
         a range would be of coded bytes, and coding a file twice need not give the same bytes.
         """
-        request, fields = self.call.first_request(), {"Accept-Encoding": "identity"}
+        request, fields = super().first_request(), {"Accept-Encoding": "identity"}
         self.known, self.ranged = None, "range" in request.headers
         if isinstance(self.path, str):
             check_target(self.path, self.settings["overwrite"])
@@ -4424,7 +4428,7 @@ class Download:
             fields |= {"Range": f"bytes={self.known.size}-", "If-Range": self.known.validator}
         return request._replace(fields=merge_fields(request.fields, fields))
 
-    async def finish(self, response: Response) -> Response:
+    async def finish(self, response: Response) -> None:
         """Save the body of a response; if it is a rest that does not fit, ask for all (Anew)."""
         await inform(self.settings["on_response"], response)
         if callable(self.path):
@@ -4445,7 +4449,6 @@ class Download:
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
         check_target(self.path, self.settings["overwrite"])
         await self.save(response, self.path, known)
-        return response
 
     async def save(self, response: Response, path: str, known: Partial | None) -> None:
         """Write a body behind what is known, or from the start; rename the file when it is whole.

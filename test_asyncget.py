@@ -6860,7 +6860,7 @@ class TrustAndSecrets(AsyncCase):
         session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
         self.assertHidden(there, str(there), route, route.proxy, str(route.proxy), session,
                           Request(there, (("Authorization", self.MARK),)),
-                          asyncget.Call(session, f"http://me:{self.MARK}@h.test/", session._settled({}), None))
+                          asyncget.Call(session, f"http://me:{self.MARK}@h.test/", session._settled({})))
 
     SHOWN = [
         "Set-Cookie: a={}", "Set-Cookie: a=b\r\n {}", "Set-Cookie: a\r\n \r\n {}", "Set-Cookie2: {}",
