@@ -121,7 +121,6 @@ from typing import (
     Any,
     Literal,
     NamedTuple,
-    Optional,
     Protocol,
     TypedDict,
     TypeVar,
@@ -2252,7 +2251,6 @@ class Pool:
 
 MAX_HISTORY_BYTES = 262_144      # heads of one call's redirects, which are kept; two of the longest
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
-HeaderItems = Union[Mapping[str, Optional[str]], Iterable["tuple[str, str | None]"]]
 # Fields that say how a message is framed, or are for the next hop alone (RFC 9110 7.6.1). With
 # one of _FRAMING_FIELDS a proxy and the server could read our GET in two ways: they are refused.
 # The others, as browsers and other clients send them, say nothing new, and are dropped, except
@@ -2263,8 +2261,10 @@ _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_F
 CLOSE_FIELD = ("Connection", "close")  # we, too, close behind the response (RFC 9112 9.6)
 
 
-def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
-    """Put the caller's headers in place of those of their names; None removes (RFC 9110 5.1).
+def merge_fields(base: Fields, headers: Any) -> Fields:
+    """Put headers, a mapping or pairs, in place of those of their names (RFC 9110 5.1).
+
+    A value of None removes.
 
     >>> merge_fields((("Accept", "*/*"), ("X", "1")), {"accept": "text/html", "x": None})
     (('accept', 'text/html'),)
@@ -2764,7 +2764,6 @@ _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
 Settled = tuple[dict[str, Any], dict[str, Any]]  # all settings of a call; those that are its own
 Outcome = Union[Response, AsyncGetError]
-Deliver = Callable[[int, str, Outcome], Awaitable[object]]
 Urls = Union[Iterable[str], AsyncIterable[str]]
 
 
@@ -2789,7 +2788,6 @@ class Call:
         self.session = session
         self.url = url                                # as the caller gave it
         self.settings, self.options = settled
-        self.first: Any = None    # the origin of the first request
         self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
         seconds = self.settings.get("deadline", self.usual) or _FOREVER
         self.deadline = Deadline(session._time(), seconds)
@@ -2878,7 +2876,7 @@ class Call:
         base = session._base
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
         fields = session._fields
-        self.first, cert = url.origin, settings["cert"]
+        self.first, cert = url.origin, settings["cert"]  # the origin that the caller has named
         if base and url.origin != base.origin:  # the session's secrets are for base_url alone
             fields = without_secrets(fields, settings["secret_headers"])
             cert = options.get("cert")
@@ -2907,19 +2905,20 @@ class Call:
             # The call's time runs from its first connection on; a later one does not move its end.
             deadline.until = min(deadline.until, clock.loop.time() + deadline.seconds)
             clock.deadline, connection.trace = deadline, settings["trace"]
+            kept = connection.exchanges > 0
             try:
-                if not connection.exchanges:
+                if not kept:
                     await connection.open(session.connect_timeout or settings["timeout"])
                 head = await connection.exchange(data, settings["timeout"])
-                goodbye = (head.status == 408 and connection.exchanges > 1
-                           and not connection.interim and not may_reuse(head, 0))
+                goodbye = (kept and head.status == 408 and not connection.interim
+                           and not may_reuse(head, 0))
                 if not goodbye and b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # even if the body fails
                 if not goodbye:
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
-                if not (connection.exchanges > 1 and connection.silent
+                if not (kept and connection.silent
                         and isinstance(error, (IncompleteBody, TLSError))):
                     connection.close()
                     raise
@@ -3066,11 +3065,9 @@ class Session:
     def _time(self) -> float:
         """The time of the loop that all calls of the session run in; raises in another loop."""
         loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
         if self._loop is not loop:
-            if self._loop is not None:
-                raise AsyncGetError("this Session belongs to another event loop: "
-                                    "make one in each")
-            self._loop = loop
+            raise AsyncGetError("this Session belongs to another event loop: make one in each")
         return loop.time()
 
     def __repr__(self) -> str:
@@ -3127,7 +3124,7 @@ class Session:
             outcomes[number] = outcome
 
         await self._get_each(urls, limit, self._settled(options), deliver)
-        return [outcomes[number] for number in range(len(outcomes))]
+        return [outcomes[number] for number in sorted(outcomes)]
 
     @spelled_out
     def as_completed(self, urls: Urls, *, limit: int = 20, **options: Unpack[RequestSettings]
@@ -3171,7 +3168,8 @@ class Session:
         finally:
             await cancel([getting])
 
-    async def _get_each(self, urls: Urls, limit: int, settled: Settled, deliver: Deliver) -> None:
+    async def _get_each(self, urls: Urls, limit: int, settled: Settled,
+                        deliver: Callable[..., Awaitable[object]]) -> None:
         """Have `limit` workers GET URLs from one iterator; what `deliver` raises ends them all."""
         if isinstance(urls, (str, bytes)):
             raise TypeError("urls are a list of URLs, or another iterable of them, not one")
