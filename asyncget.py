@@ -2454,20 +2454,6 @@ def parse_date(text: str) -> float | None:
     return when.timestamp() if year >= 1601 else None
 
 
-def retry_after(text: str) -> float:
-    """The seconds that a Retry-After asks for (RFC 9110 10.2.3).
-
-    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
-    (120.0, 0.0)
-    >>> retry_after("soon")  # not understood is not "at once"
-    inf
-    """
-    if re.fullmatch("[0-9]+", text):
-        return float(text)
-    when = parse_date(text)
-    return _FOREVER if when is None else max(0.0, when - time.time())
-
-
 def retry_delay(attempt: int, outcome: Response | AsyncGetError,
                 retries: int) -> float | None:
     """Seconds to wait before trying again; None: attempt (1 is the first) was the last.
@@ -2488,8 +2474,11 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
         if outcome.status_code not in (408, 429, 500, 502, 503, 504):
             return None
         said = outcome.headers.get("retry-after")
-        if said:
-            asked = retry_after(said)
+        if said:  # a date, or seconds (RFC 9110 10.2.3); not understood is not "at once"
+            when = parse_date(said)
+            asked = _FOREVER if when is None else max(0.0, when - time.time())
+            if re.fullmatch("[0-9]+", said):
+                asked = float(said)
             return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
     elif type(outcome) not in (ConnectError, TimedOut, IncompleteBody):  # and no subclass
         return None
@@ -3259,7 +3248,7 @@ class Session:
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        route = Route(origin, tls, proxy, path and os.fspath(path), address, proxy_tls, verify)
+        route = Route(origin, tls, proxy, path, address, proxy_tls, verify)
         remember(routes, (origin, cert), route)
         return route
 
