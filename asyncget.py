@@ -2168,8 +2168,9 @@ class Pool:
                 moved_at = queue.moved_at if self.is_full(route) else self.moved_at
                 left = moved_at + allowed - loop.time()
                 looks = LAST_TURNS if left > 0 else looks - 1
-            raise TimedOut(f"no free connection within {patience:g} s: {self.open[route]} to "
-                           f"this host and {len(self.all)} in all are in use",
+            raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the deadline "
+                           f"left): {self.open[route]} to this host and {len(self.all)} in all are "
+                           "in use",
                            phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
@@ -2925,14 +2926,8 @@ class Call:
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
         """A connection; the wait for it, as long as others are served, is not the call's time."""
         deadline, came = self.deadline, self.session._time()
-        left, patience = deadline.until - came, self.settings["timeout"] or deadline.seconds
-        try:
-            connection = await self.session._pool.acquire(route, min(left, patience), fresh)
-        except TimedOut as error:
-            if left > patience:
-                raise
-            raise TimedOut(f"{error} (what the whole call's deadline left)", phase=error.phase,
-                           seconds=deadline.seconds) from None
+        patience = min(self.settings["timeout"] or deadline.seconds, deadline.until - came)
+        connection = await self.session._pool.acquire(route, patience, fresh)
         deadline.until += self.session._time() - came
         return connection
 
