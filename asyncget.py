@@ -2168,9 +2168,9 @@ class Pool:
                 moved_at = queue.moved_at if self.is_full(route) else self.moved_at
                 left = moved_at + allowed - loop.time()
                 looks = LAST_TURNS if left > 0 else looks - 1
-            raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the deadline "
-                           f"left): {self.open[route]} to this host and {len(self.all)} in all are "
-                           "in use",
+            raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the "
+                           f"deadline left): {self.open[route]} to this host and {len(self.all)} "
+                           "in all are in use",
                            phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
