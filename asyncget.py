@@ -2305,11 +2305,6 @@ class Request(NamedTuple):
     def __repr__(self) -> str:
         return f"<Request {self.url}>"
 
-    @property
-    def headers(self) -> Headers:
-        """The fields as a mapping."""
-        return Headers(self.fields)
-
     def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
         """The same with its own cookies, and behind them others, in one field (RFC 6265 5.4).
 
@@ -2319,7 +2314,7 @@ class Request(NamedTuple):
         ...     [("a", "old"), ("b", "2")]).fields
         (('Cookie', 'a=1; b=2'),)
         """
-        own = self.headers.get_all("cookie")
+        own = Headers(self.fields).get_all("cookie")
         named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
         others = [pair for pair in cookies if pair[0] not in self.cookies]
         text = render_cookies((name, value) for name, value in [*self.cookies.items(), *others]
@@ -2959,7 +2954,7 @@ class Call:
         """
         url, netrc = request.url, self.settings["netrc"]
         request = request._replace(url=url._replace(userinfo=""))
-        if "authorization" in request.headers:
+        if "authorization" in Headers(request.fields):
             return request
         user, password = split_userinfo(url.userinfo)
         auth = (user, password) if url.userinfo else None
@@ -4400,7 +4395,7 @@ class Download(Call):
         a range would be of coded bytes, and coding a file twice need not give the same bytes.
         """
         request, fields = super().first_request(), {"Accept-Encoding": "identity"}
-        self.known, self.ranged = None, "range" in request.headers
+        self.known, self.ranged = None, "range" in Headers(request.fields)
         if isinstance(self.path, str):
             check_target(self.path, self.settings["overwrite"])
             if self.resume and not self.ranged:

@@ -5513,7 +5513,7 @@ class HostileFuzz(unittest.TestCase):
             except AsyncGetError as error:
                 self.harmless(error)
         if isinstance(following, Request):
-            self.assertEqual("cookie" in following.headers, following.url.origin == BASE.origin)
+            self.assertEqual("cookie" in Headers(following.fields), following.url.origin == BASE.origin)
             self.one_request(render_request(following.url.target, render_fields(
                 following.fields, following.url.origin)))
 
