@@ -2895,11 +2895,10 @@ class Call:
                 if not kept:
                     await connection.open(session.connect_timeout or settings["timeout"])
                 head = await connection.exchange(data, settings["timeout"])
-                goodbye = (kept and head.status == 408 and not connection.interim
-                           and not may_reuse(head, 0))
-                if not goodbye and b"set-cookie" in head.fields:
-                    self.keep_cookies(request, head)  # even if the body fails
-                if not goodbye:
+                if b"set-cookie" in head.fields:
+                    self.keep_cookies(request, head)  # whatever becomes of the body
+                if not (kept and head.status == 408 and not connection.interim
+                        and not may_reuse(head, 0)):
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
