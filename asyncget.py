@@ -121,7 +121,6 @@ from typing import (
     Any,
     Literal,
     NamedTuple,
-    Optional,
     Protocol,
     TypedDict,
     TypeVar,
@@ -2114,8 +2113,9 @@ class Pool:
                 moved_at = queue.moved_at if self.is_full(route) else self.moved_at
                 left = moved_at + allowed - loop.time()
                 looks = LAST_TURNS if left > 0 else looks - 1
-            raise TimedOut(f"no free connection within {patience:g} s: {self.open[route]} to "
-                           f"this host and {len(self.all)} in all are in use",
+            raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the "
+                           f"deadline left): {self.open[route]} to this host and {len(self.all)} "
+                           "in all are in use",
                            phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
@@ -2197,7 +2197,6 @@ class Pool:
 
 MAX_HISTORY_BYTES = 262_144      # heads of one call's redirects, which are kept; two of the longest
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
-HeaderItems = Union[Mapping[str, Optional[str]], Iterable["tuple[str, str | None]"]]
 # Fields that say how a message is framed, or are for the next hop alone (RFC 9110 7.6.1). With
 # one of _FRAMING_FIELDS a proxy and the server could read our GET in two ways: they are refused.
 # The others, as browsers and other clients send them, say nothing new, and are dropped, except
@@ -2208,8 +2207,10 @@ _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_F
 CLOSE_FIELD = ("Connection", "close")  # we, too, close behind the response (RFC 9112 9.6)
 
 
-def merge_fields(base: Fields, headers: HeaderItems) -> Fields:
-    """Put the caller's headers in place of those of their names; None removes (RFC 9110 5.1).
+def merge_fields(base: Fields, headers: Any) -> Fields:
+    """Put headers, a mapping or pairs, in place of those of their names (RFC 9110 5.1).
+
+    A value of None removes.
 
     >>> merge_fields((("Accept", "*/*"), ("X", "1")), {"accept": "text/html", "x": None})
     (('accept', 'text/html'),)
@@ -2242,16 +2243,17 @@ class Request(NamedTuple):
 
     url: URL
     fields: Fields
+    # The call's own, for the first origin alone: None keeps the jar's of that name back.
+    cookies: Mapping[str, str | None] = {}
+    cert: Any = None  # the client's certificate
 
     def __repr__(self) -> str:
         return f"<Request {self.url}>"
 
-    def has(self, name: str) -> bool:
-        """Whether a field of this name is there."""
-        return name in Headers(self.fields)
-
     def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
-        """The same with cookies behind its own, whose names win, in one field (RFC 6265 5.4).
+        """The same with its own cookies, and behind them others, in one field (RFC 6265 5.4).
+
+        Of those of one name the first goes out: from the field, its own, then the others.
 
         >>> Request(parse_url("http://h"), (("Cookie", "a=1"),)).with_cookies(
         ...     [("a", "old"), ("b", "2")]).fields
@@ -2259,7 +2261,9 @@ class Request(NamedTuple):
         """
         own = Headers(self.fields).get_all("cookie")
         named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
-        text = render_cookies(pair for pair in cookies if pair[0] not in named)
+        others = [pair for pair in cookies if pair[0] not in self.cookies]
+        text = render_cookies((name, value) for name, value in [*self.cookies.items(), *others]
+                              if value is not None and name not in named)
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
     def adding(self, name: str, value: str) -> Request:
@@ -2307,7 +2311,7 @@ def next_request(request: Request, response: Response,
         to another origin                   (another scheme or port is another origin, too)
           Authorization (auth=, or user     dropped, and so are the fields Cookie and
           and password of the URL)          Proxy-Authorization, secret_headers, and Host
-          cookies= of the call, cert=       dropped, by Call.redirected (section 12)
+          cookies= of the call, cert=       dropped, too
           the jar's cookies (each Session   asked for anew at each hop, by Call.render: what
           has one, with its cookies=)       fits is told by domain, not by origin
           netrc                             asked for the new host, by Call.with_password, if
@@ -2324,7 +2328,7 @@ def next_request(request: Request, response: Response,
         raise ProtocolError("a redirect to several places: "
                             + ", ".join(map(masked, sorted(locations))))
     url = join_url(request.url, locations.pop())._replace(userinfo="")
-    following = Request(url, request.fields)
+    following = request._replace(url=url)
     if url.origin == request.url.origin:
         return following
     if "%" in url.origin.host:  # which of our networks is asked is not a server's to say
@@ -2391,20 +2395,6 @@ def parse_date(text: str) -> float | None:
     return when.timestamp() if year >= 1601 else None
 
 
-def retry_after(text: str) -> float:
-    """The seconds that a Retry-After asks for (RFC 9110 10.2.3).
-
-    >>> retry_after("120"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
-    (120.0, 0.0)
-    >>> retry_after("soon")  # not understood is not "at once"
-    inf
-    """
-    if re.fullmatch("[0-9]+", text):
-        return float(text)
-    when = parse_date(text)
-    return _FOREVER if when is None else max(0.0, when - time.time())
-
-
 def retry_delay(attempt: int, outcome: Response | AsyncGetError,
                 retries: int) -> float | None:
     """Seconds to wait before trying again; None: attempt (1 is the first) was the last.
@@ -2425,8 +2415,11 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
         if outcome.status_code not in (408, 429, 500, 502, 503, 504):
             return None
         said = outcome.headers.get("retry-after")
-        if said:
-            asked = retry_after(said)
+        if said:  # a date, or seconds (RFC 9110 10.2.3); not understood is not "at once"
+            when = parse_date(said)
+            asked = _FOREVER if when is None else max(0.0, when - time.time())
+            if re.fullmatch("[0-9]+", said):
+                asked = float(said)
             return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
     elif type(outcome) not in (ConnectError, TimedOut, IncompleteBody):  # and no subclass
         return None
@@ -2451,13 +2444,6 @@ class Jar(Protocol):
 
     add_cookie_header: Callable[..., object]
     extract_cookies: Callable[..., object]
-
-
-def as_jar(cookies: Any) -> AskedJar | None:
-    """A jar of either kind as one that a call can ask; None for what is no jar: a mapping, say."""
-    if isinstance(cookies, Jar):  # requests' is a mapping, too, and not to be taken for one
-        return OthersJar(cookies)
-    return cookies if isinstance(cookies, AskedJar) else None
 
 
 class RequestSettings(TypedDict, total=False):
@@ -2570,6 +2556,8 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
             elif name in ("secret_headers", "redirect_schemes"):
                 settings[name] = (value,) if isinstance(value, str) else tuple(value)
                 "".join(settings[name])  # TypeError for what is no text
+            elif name == "cookies" and isinstance(value, Jar):  # requests' is a mapping, too
+                settings[name] = OthersJar(value)
             elif name == "resolve" and value:
                 "".join([*value, *value.values()])
         except (TypeError, ValueError):
@@ -2673,31 +2661,22 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
     return base
 
 
-def acceptable(accept_encoding: str) -> str:
-    """What of an Accept-Encoding can be undone here; "identity" (no coding) if nothing.
-
-    >>> acceptable("gzip, deflate;q=0.5, br, *"), acceptable("br")
-    ('gzip, deflate;q=0.5', 'identity')
-    """
-    kept = [item.strip() for item in accept_encoding.split(",")
-            if item.partition(";")[0].strip().lower() in ACCEPT_ENCODING.split(", ")]
-    return ", ".join(kept) or "identity"
-
-
 def with_codings(fields: Fields, decode: bool) -> Fields:
-    """The fields, which ask for no coding but those that will be undone.
+    """The fields, which ask for no coding but those that will be undone; "identity" is none.
 
-    >>> with_codings((("Accept-Encoding", "gzip, br"),), decode=True)
-    (('Accept-Encoding', 'gzip'),)
+    >>> with_codings((("Accept-Encoding", "gzip;q=0.5, br, *"),), decode=True)
+    (('Accept-Encoding', 'gzip;q=0.5'),)
     """
-    values = {name.lower(): value for name, value in fields}
-    asked = values.get("accept-encoding")
-    if asked != ACCEPT_ENCODING:
-        wanted = acceptable(asked) if asked and decode else asked
-    elif not decode:  # it is our default, and nobody would undo it
+    headers = Headers(fields)
+    asked = wanted = headers.get("accept-encoding")
+    if asked == ACCEPT_ENCODING and not decode:  # it is our default, and nobody would undo it
         wanted = None
-    else:
-        wanted = "identity" if "range" in values else asked  # a part of a gzip is no gzip
+    elif asked == ACCEPT_ENCODING and "range" in headers:
+        wanted = "identity"  # a part of a gzip is no gzip
+    elif asked and decode:
+        kept = [item.strip() for item in asked.split(",")
+                if item.partition(";")[0].strip().lower() in ACCEPT_ENCODING.split(", ")]
+        wanted = ", ".join(kept) or "identity"
     return fields if wanted == asked else merge_fields(fields, {"Accept-Encoding": wanted})
 
 
@@ -2709,76 +2688,49 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # session's dictionaries: to make them anew each time would slow down small GETs most.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
-# Errors that the server, or the way to it, caused; a rule for retries is asked about no others.
-_MAY_PASS = (ConnectError, TimedOut, ProtocolError, DecodingError)
+# What a rule for retries is asked about: of errors those that the server, or the way to it, caused.
+_MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's routes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
-Finish = Callable[[Response], Awaitable[Response]]
-Settled = tuple[dict[str, Any], dict[str, Any], bool]  # all; the call's own; if none is in _ROUTING
+Settled = tuple[dict[str, Any], dict[str, Any]]  # all settings of a call; those that are its own
 Outcome = Union[Response, AsyncGetError]
-Deliver = Callable[[int, str, Outcome], Awaitable[object]]
 Urls = Union[Iterable[str], AsyncIterable[str]]
 
 
-def choose_way(origin: Origin, settings: Mapping[str, Any]) -> Proxy | None:
-    """The proxy for an origin: what the caller says, else what the environment does."""
-    if settings["unix_socket"] or "proxy" in settings and not settings["proxy"]:
-        return None
-    if "proxy" in settings:
-        return parse_proxy(settings["proxy"], "proxy=")
-    return choose_proxy(origin) if settings["trust_env"] else None
-
-
-def own_cookies(options: Mapping[str, Any]) -> Mapping[str, str | None]:
-    """The cookies that a call is given as a mapping; None: the jar's of that name is not sent."""
-    cookies = options.get("cookies")
-    if not isinstance(cookies, Mapping) or as_jar(cookies):
-        return {}
-    for name, value in cookies.items():
-        check_cookie(name, "" if value is None else value)
-    return cookies
-
-
 class Anew(Exception):
-    """Raised by a `finish`, to have the call begin once more at once; no retry is counted.
+    """Raised by Call.finish, to have the call begin once more at once; no retry is counted.
 
     The response is not what was asked for: the rest of another file, say (section 17).
     """
 
 
 class Call:
-    """One call of the caller's: its settings, and its one deadline over all hops and tries."""
+    """One call of the caller's: its settings, and its one deadline over all hops and tries.
 
-    __slots__ = ("session", "url", "settings", "options", "shared", "cert", "first", "cookies",
-                 "replaced", "deadline")
+    This is what `get` does; the other kinds, Unread and Download, begin or finish otherwise.
+    """
 
-    def __init__(self, session: Session, url: str, settled: Settled, usual: float | None) -> None:
+    usual = GET_DEADLINE_SECONDS  # where neither session nor call has a deadline=
+
+    def __init__(self, session: Session, url: str, settled: Settled) -> None:
         if not isinstance(url, str):
             raise InvalidURL(f"a URL is text, not {type(url).__name__}")
         self.session = session
         self.url = url                                # as the caller gave it
-        self.settings, self.options, self.shared = settled
-        self.cert: Any = None     # the client's certificate, until another origin is asked
-        self.first: Origin | None = None  # of the first request
-        self.cookies: Mapping[str, str | None] = {}  # its own, until a redirect elsewhere
-        self.replaced: set[str] = set()  # of these, what a response has set since
-        seconds = self.settings.get("deadline", usual)
-        self.deadline = Deadline(session._time(), _FOREVER if seconds is None else seconds)
+        self.settings, self.options = settled
+        self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
+        seconds = self.settings.get("deadline", self.usual) or _FOREVER
+        self.deadline = Deadline(session._time(), seconds)
 
-    async def run(self, finish: Finish | None = None,
-                  begin: Callable[[], Request] | None = None) -> Response:
-        """Begin a request, follow it, finish its response; all of it again as the rule says.
-
-        `finish` is what the caller wants of the last response; None: to read it. `begin` makes
-        the first request; None: first_request does.
-        """
+    async def run(self) -> Response:
+        """Begin a request, follow it, finish its response; all of it again as the rule says."""
         request: Request | None = None
         history: list[Response] = []
         attempt = 1
         while True:
-            response, outcome = None, ""
+            response = None
             try:
-                request = request or (begin or self.first_request)()
+                request = request or self.first_request()
                 response = await self.exchange(request)
                 following = (self.redirected(request, response, history)
                              if response.status_code // 100 == 3 else None)
@@ -2788,13 +2740,10 @@ class Call:
                     continue
                 response.history = history
                 delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
-                if delay is None and finish is not None:
-                    return await finish(response)
                 if delay is None:
-                    await response.read(self.settings["max_size"])
+                    await self.finish(response)
                     return response
                 await response.discard()
-                outcome = repr(response)
             except Anew:
                 request, history = None, []
                 continue
@@ -2807,16 +2756,13 @@ class Call:
                 delay = self.retry_delay(attempt, error)
                 if delay is None:
                     raise
-                outcome = str(error)
-            if self.settings["trace"]:
-                self.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
             await asyncio.sleep(delay)
             request, history, attempt = None, [], attempt + 1
 
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds to wait before trying again, None for no more."""
         rule = self.settings["retries"]
-        if not rule or isinstance(outcome, AsyncGetError) and not isinstance(outcome, _MAY_PASS):
+        if not rule or not isinstance(outcome, _MAY_PASS):
             return None
         delay = (rule(attempt, outcome) if callable(rule) else
                  retry_delay(attempt, outcome, rule))
@@ -2824,8 +2770,11 @@ class Call:
             return None
         if not (isinstance(delay, (int, float)) and delay >= 0):
             raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
-        late = self.session._time() + delay > self.deadline.until
-        return None if late or delay == _FOREVER else delay
+        if self.session._time() + delay >= self.deadline.until:  # which may be never
+            return None
+        if self.settings["trace"]:
+            self.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
+        return delay
 
     def redirected(self, request: Request, response: Response,
                    history: list[Response]) -> Request | None:
@@ -2849,8 +2798,6 @@ class Call:
             response.history = history[:-1]
             raise TooManyRedirects(f"more than {limit} redirects", history=history,
                                    response=response)
-        if following.url.origin != request.url.origin and not settings["trust_redirects"]:
-            self.cookies, self.cert = {}, None
         return following
 
     def first_request(self) -> Request:
@@ -2858,28 +2805,19 @@ class Call:
         session, settings, options = self.session, self.settings, self.options
         base = session._base
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
-        fields = session._base_fields if options else session._fields
-        self.first, self.cert = url.origin, settings["cert"]
+        fields = session._fields
+        self.first, cert = url.origin, settings["cert"]  # the origin that the caller has named
         if base and url.origin != base.origin:  # the session's secrets are for base_url alone
             fields = without_secrets(fields, settings["secret_headers"])
-            self.cert = options.get("cert")
+            cert = options.get("cert")
         elif base and not url.userinfo and "auth" not in options:
             url = url._replace(userinfo=base.userinfo)
         if settings["params"]:
             url = add_params(url, settings["params"])
         if options:
-            fields = with_codings(fields_of(fields, options), settings["decode"])
-            self.cookies = own_cookies(options)
-        if not url.userinfo:
-            return Request(url, fields)
-        request = Request(url._replace(userinfo=""), fields)
-        if request.has("authorization"):
-            return request
-        user, password = split_userinfo(url.userinfo)
-        # A user without a password: netrc may know it.
-        known = (netrc_auth(settings["netrc"], url.origin.host, user)
-                 if settings["netrc"] and ":" not in url.userinfo else None)
-        return request.adding("Authorization", render_auth(known or (user, password)))
+            fields = fields_of(fields, options)
+        request = Request(url, fields, self.cookies, cert)
+        return self.with_password(request) if url.userinfo else request
 
     async def exchange(self, request: Request) -> Response:
         """A response for one request over one connection.
@@ -2889,7 +2827,7 @@ class Call:
         more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings, deadline = self.session, self.settings, self.deadline
-        route = session._route(request.url.origin, self)
+        route = session._route(request, self)
         data = self.render(request, route)
         connection = session._pool.take(route) or await self.acquire(route)
         while True:
@@ -2897,15 +2835,19 @@ class Call:
             # The call's time runs from its first connection on; a later one does not move its end.
             deadline.until = min(deadline.until, clock.loop.time() + deadline.seconds)
             clock.deadline, connection.trace = deadline, settings["trace"]
+            kept = connection.exchanges > 0
             try:
-                if not connection.exchanges:
+                if not kept:
                     await connection.open(session.connect_timeout or settings["timeout"])
                 head = await connection.exchange(data, settings["timeout"])
-                if not (head.status == 408 and connection.exchanges > 1
-                        and not connection.interim and not may_reuse(head, 0)):
-                    return self.receive(head, connection, request)
+                if b"set-cookie" in head.fields:
+                    self.keep_cookies(request, head)  # whatever becomes of the body
+                if not (kept and head.status == 408 and not connection.interim
+                        and not may_reuse(head, 0)):
+                    return Response(head, request.url, connection,
+                                    CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
-                if not (connection.exchanges > 1 and connection.silent
+                if not (kept and connection.silent
                         and isinstance(error, (IncompleteBody, TLSError))):
                     connection.close()
                     raise
@@ -2913,86 +2855,70 @@ class Call:
             connection.note("the kept connection ended unanswered: once more on a new one")
             connection = await self.acquire(route, fresh=True)
 
-    def receive(self, head: Head, connection: Connection, request: Request) -> Response:
-        """The response that a head begins; its cookies are kept, even if its body fails."""
-        response = Response(head, request.url, connection, CLOSE_FIELD not in request.fields,
-                            self.settings["decode"])
+    def keep_cookies(self, request: Request, head: Head) -> None:
+        """Give the jar what a response sets; it goes out instead of the call's own of that name."""
         jar = self.settings["cookies"]
-        if jar is not None and b"set-cookie" in head.fields:
-            self.replaced.update(jar.store(request.url, octets_text(head.raw, "set-cookie")))
-        return response
+        if jar is not False:
+            for name in jar.store(request.url, octets_text(head.raw, "set-cookie")):
+                self.cookies.pop(name, None)
 
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
         """A connection; the wait for it, as long as others are served, is not the call's time."""
         deadline, came = self.deadline, self.session._time()
-        left, patience = deadline.until - came, self.settings["timeout"] or deadline.seconds
-        try:
-            connection = await self.session._pool.acquire(route, min(left, patience), fresh)
-        except TimedOut as error:
-            if left > patience:
-                raise
-            raise TimedOut(f"{error} (what the whole call's deadline left)", phase=error.phase,
-                           seconds=deadline.seconds) from None
+        patience = min(self.settings["timeout"] or deadline.seconds, deadline.until - came)
+        connection = await self.session._pool.acquire(route, patience, fresh)
         deadline.until += self.session._time() - came
         return connection
 
     def render(self, request: Request, route: Route) -> bytes:
         """The bytes of a request as they go over a route, with cookies and netrc's password."""
         origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
-        cookies = jar.pairs_for(request.url) if jar is not None else ()
-        if cookies or self.cookies:
-            own = {name: self.cookies[name] for name in self.cookies if name not in self.replaced}
-            told = [(name, value) for name, value in own.items() if value is not None]
-            others = [pair for pair in cookies if pair[0] not in own]
-            request = request.with_cookies([*told, *others])  # if too long, cut at the end
-        if self.settings["netrc"] and not request.has("authorization"):
+        cookies = jar.pairs_for(request.url) if jar is not False else ()
+        if cookies or request.cookies:
+            request = request.with_cookies(cookies)
+        if self.settings["netrc"]:
             request = self.with_password(request)
         fields = request.fields
         if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(route.proxy))
-        if fields is not self.session._fields:
-            return render_request(target, render_fields(fields, origin))
-        known = self.session._lines
-        lines = known.get(origin) or remember(known, origin, render_fields(fields, origin))
+        known = self.session._lines if fields is self.session._fields else {}
+        lines = known.get(origin)
+        if lines is None:
+            fields = with_codings(fields, self.settings["decode"])
+            lines = remember(known, origin, render_fields(fields, origin))
         return render_request(target, lines)
 
     def with_password(self, request: Request) -> Request:
-        """The request with the user and password that netrc has for its host.
+        """The request with the user and password of its URL, or those that netrc has for its host.
 
-        Only if scheme and port are those of the first request: a password meant for https is
-        not for whoever listens to http, or at another port. And not if the call has an auth=
-        of its own, be it None.
+        netrc is asked only if scheme and port are those of the first request: a password meant
+        for https is not for whoever listens to http, or at another port. And not if the call has
+        an auth= of its own, be it None, nor for a user of whom the URL has the password.
         """
-        origin = request.url.origin
-        same = self.first is not None and self.first._replace(host=origin.host) == origin
-        known = same and "auth" not in self.options and netrc_auth(self.settings["netrc"],
-                                                                   origin.host)
-        return request.adding("Authorization", render_auth(known)) if known else request
+        url, netrc = request.url, self.settings["netrc"]
+        request = request._replace(url=url._replace(userinfo=""))
+        if "authorization" in Headers(request.fields):
+            return request
+        user, password = split_userinfo(url.userinfo)
+        auth = (user, password) if url.userinfo else None
+        same = self.first._replace(host=url.origin.host) == url.origin
+        if netrc and same and ":" not in url.userinfo and "auth" not in self.options:
+            auth = netrc_auth(netrc, url.origin.host, user) or auth
+        return request.adding("Authorization", render_auth(auth)) if auth else request
+
+    async def finish(self, response: Response) -> None:
+        """Do with the last response what the caller wants: read it."""
+        await response.read(self.settings["max_size"])
 
 
-class Numbered:
-    """One iterator for many workers, over an iterable of either kind: each URL with its number."""
+class Unread(Call):
+    """A call of `stream`: the caller reads the response."""
 
-    def __init__(self, urls: Urls) -> None:
-        self.urls = urls.__aiter__() if isinstance(urls, AsyncIterable) else iter(urls)
-        self.lock = asyncio.Lock()  # an async generator cannot be asked by two at once
-        self.count = -1
+    usual = _FOREVER
 
-    def __aiter__(self) -> Numbered:
-        return self
-
-    async def __anext__(self) -> tuple[int, str]:
-        if isinstance(self.urls, AsyncIterator):
-            async with self.lock:
-                url = await self.urls.__anext__()
-        else:
-            try:
-                url = next(self.urls)
-            except StopIteration:
-                raise StopAsyncIteration from None
-        self.count += 1
-        return self.count, url
+    async def finish(self, response: Response) -> None:
+        """Leave it as it is."""
 
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> list[Any]:
@@ -3008,11 +2934,6 @@ async def keep_short(response: Response) -> None:
         await response.read(MAX_DISCARD_BYTES)
 
 
-async def leave_unread(response: Response) -> Response:
-    """The `finish` of `stream`: the caller reads."""
-    return response
-
-
 class Session:
     """GETs that share connections, cookies and settings.
 
@@ -3024,31 +2945,28 @@ class Session:
     """
 
     @spelled_out
-    def __init__(self, **settings: Unpack[SessionSettings]) -> None:
-        own = checked(settings, SessionSettings)
-        self.settings: dict[str, Any] = {**DEFAULTS, **own}
+    def __init__(self, **keywords: Unpack[SessionSettings]) -> None:
+        own = checked(keywords, SessionSettings)
+        settings = {**DEFAULTS, **own}
         self._base: URL | None = None
-        if self.settings["base_url"]:
-            base = parse_url(self.settings["base_url"])
+        if settings["base_url"]:
+            base = parse_url(settings["base_url"])
             path = base.target.partition("?")[0]
             self._base = base._replace(target=path.removesuffix("/") + "/")
-        self._base_fields = fields_of(DEFAULT_FIELDS, own)
-        self._fields = with_codings(self._base_fields, self.settings["decode"])  # without options
-        self.cookies: Any = None
-        given = self.settings["cookies"]
-        if given is not False:  # section 15
-            self.cookies = given if as_jar(given) is not None else Cookies(
-                given if isinstance(given, Mapping) else {})
-        self.settings["cookies"] = as_jar(self.cookies)
-        self._plain: Settled = self.settings, {}, True
+        self._fields = fields_of(DEFAULT_FIELDS, own)
+        jar = settings["cookies"]
+        if jar is not False and not isinstance(jar, AskedJar):
+            jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
+        self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
+        self.settings = {**settings, "cookies": jar, "own_cookies": {}}
         self._routes: dict[tuple[Origin, Any], Route] = {}
         self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self.tls_version: ssl.TLSVersion | None = None  # at least
         self.connect_timeout: float | None = None  # where it is not as `timeout`
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pool = Pool(self.settings["limit"], self.settings["limit_per_host"],
-                         self.settings["open_connection"], self.settings["rate"])
+        self._pool = Pool(settings["limit"], settings["limit_per_host"],
+                          settings["open_connection"], settings["rate"])
         # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
         # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
         # Without that a small GET takes twice the time.
@@ -3070,11 +2988,9 @@ class Session:
     def _time(self) -> float:
         """The time of the loop that all calls of the session run in; raises in another loop."""
         loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
         if self._loop is not loop:
-            if self._loop is not None:
-                raise AsyncGetError("this Session belongs to another event loop: "
-                                    "make one in each")
-            self._loop = loop
+            raise AsyncGetError("this Session belongs to another event loop: make one in each")
         return loop.time()
 
     def __repr__(self) -> str:
@@ -3086,7 +3002,7 @@ class Session:
     @spelled_out
     async def get(self, url: str, **options: Unpack[RequestSettings]) -> Response:
         """GET a URL and read its body. Whatever the server does, only AsyncGetError is raised."""
-        return await Call(self, url, self._settled(options), GET_DEADLINE_SECONDS).run()
+        return await Call(self, url, self._settled(options)).run()
 
     @spelled_out
     @contextlib.asynccontextmanager
@@ -3096,7 +3012,7 @@ class Session:
             async with session.stream(url) as response:
                 async for piece in response.iter_bytes(): ...
         """
-        response = await Call(self, url, self._settled(options), None).run(leave_unread)
+        response = await Unread(self, url, self._settled(options)).run()
         try:
             yield response
         except StatusError as error:
@@ -3131,7 +3047,7 @@ class Session:
             outcomes[number] = outcome
 
         await self._get_each(urls, limit, self._settled(options), deliver)
-        return [outcomes[number] for number in range(len(outcomes))]
+        return [outcomes[number] for number in sorted(outcomes)]
 
     @spelled_out
     def as_completed(self, urls: Urls, *, limit: int = 20, **options: Unpack[RequestSettings]
@@ -3175,18 +3091,27 @@ class Session:
         finally:
             await cancel([getting])
 
-    async def _get_each(self, urls: Urls, limit: int, settled: Settled, deliver: Deliver) -> None:
+    async def _get_each(self, urls: Urls, limit: int, settled: Settled,
+                        deliver: Callable[..., Awaitable[object]]) -> None:
         """Have `limit` workers GET URLs from one iterator; what `deliver` raises ends them all."""
         if isinstance(urls, (str, bytes)):
             raise TypeError("urls are a list of URLs, or another iterable of them, not one")
         if not isinstance(limit, int) or limit < 1:
             raise ValueError("limit must be at least 1: it is how many are fetched at once")
-        numbered = Numbered(urls)
+        source: Any = urls.__aiter__() if isinstance(urls, AsyncIterable) else iter(urls)
+        numbers, lock = itertools.count(), asyncio.Lock()
 
         async def work() -> None:
-            async for number, url in numbered:
+            while True:
                 try:
-                    outcome: Outcome = await Call(self, url, settled, GET_DEADLINE_SECONDS).run()
+                    async with lock:  # an async generator cannot be asked by two at once
+                        url = (await source.__anext__() if isinstance(urls, AsyncIterable)
+                               else next(source))
+                        number = next(numbers)
+                except (StopIteration, StopAsyncIteration):
+                    return
+                try:
+                    outcome: Outcome = await Call(self, url, settled).run()
                 except AsyncGetError as error:
                     outcome = error
                 await deliver(number, url, outcome)
@@ -3217,42 +3142,49 @@ class Session:
         announces (a.tar.gz) stays as it is. What the file system refuses is an
         AsyncGetError with exit code 23.
         """
-        call = Call(self, url, self._settled(options, DownloadSettings), None)
-        download = Download(path, call)
-        return await call.run(download.finish, download.begin)
+        return await Download(self, url, self._settled(options, DownloadSettings), path).run()
 
     # ---- what its calls share
 
     def _settled(self, options: Mapping[str, object], allowed: type = RequestSettings) -> Settled:
         """The settings of calls with these options, merged and checked once for all of them."""
         if not options:
-            return self._plain
+            return self.settings, {}
         own = checked(options, allowed)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
-        settings["cookies"] = as_jar(own.get("cookies"))
-        if settings["cookies"] is None and own.get("cookies") is not False:
+        cookies = own.get("cookies")
+        if isinstance(cookies, Mapping):
+            for name, value in cookies.items():
+                check_cookie(name, "" if value is None else value)
+            settings["own_cookies"] = cookies
+        if cookies is not False and not isinstance(cookies, AskedJar):
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
-        return settings, own, own.keys().isdisjoint(_ROUTING)
+        return settings, own
 
-    def _route(self, origin: Origin, call: Call) -> Route:
-        """The route to an origin; remembered, if the call has no keyword of _ROUTING."""
-        key = (origin, call.cert)
-        route = self._routes.get(key) if call.shared else None
+    def _route(self, request: Request, call: Call) -> Route:
+        """The route for a request; remembered, if the call has no keyword of _ROUTING."""
+        origin, cert = request.url.origin, request.cert
+        routes = self._routes if _ROUTING.isdisjoint(call.options) else {}
+        route = routes.get((origin, cert))
         if route is not None:
             return route
         jar = self.settings["cookies"]
-        if jar is not None:  # its cookies without a domain are for the first origin of all
-            jar.home = jar.home or (self._base.origin if self._base else origin)
+        if jar is not False:  # its cookies without a domain are for the first origin of all
+            jar.home = jar.home or (self._base or request.url).origin
         settings = call.settings
-        proxy, verify = choose_way(origin, settings), settings["verify"]
-        tls = self._context(verify, call.cert) if origin.scheme == "https" else None
+        path, verify = settings["unix_socket"], settings["verify"]
+        proxy: Proxy | None = None
+        given = settings.get("proxy", settings["trust_env"])  # True: ask the environment
+        if given and not path:
+            proxy = choose_proxy(origin) if given is True else parse_proxy(given, "proxy=")
+        tls = self._context(verify, cert) if origin.scheme == "https" else None
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        path = settings["unix_socket"]
-        route = Route(origin, tls, proxy, path and os.fspath(path), address, proxy_tls, verify)
-        return remember(self._routes, key, route) if call.shared else route
+        route = Route(origin, tls, proxy, path, address, proxy_tls, verify)
+        remember(routes, (origin, cert), route)
+        return route
 
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
         """The TLS settings for `verify` and `cert`; remembered: routes are told apart by it."""
@@ -3304,7 +3236,7 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
                  ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
     session = Session(limit=limit, **settings)
-    return session._outcomes(urls, limit, session._plain, close=True)
+    return session._outcomes(urls, limit, session._settled({}), close=True)
 
 
 # You may stop here, too: with cookies=False and trust_env=False all of this works without the
@@ -4405,26 +4337,28 @@ async def inform(listener: Callable[..., object] | None, *facts: object) -> None
         await outcome
 
 
-class Download:
-    """One call of `download`. Call.run (section 12) calls `begin` and `finish` for each try."""
+class Download(Call):
+    """One call of `download`. Call.run (section 12) begins and finishes each try by it."""
 
+    usual = _FOREVER
     known: Partial | None  # what is on the disk, where this try asks for the rest; else None
     begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller's own headers ask for a range: then that is the file
 
-    def __init__(self, path: FilePath | PathRule, call: Call) -> None:
-        self.call, self.settings = call, call.settings
-        self.resume = call.settings["resume"]
+    def __init__(self, session: Session, url: str, settled: Settled,
+                 path: FilePath | PathRule) -> None:
+        super().__init__(session, url, settled)
+        self.resume = self.settings["resume"]
         self.path = path if callable(path) else os.fsdecode(path)
 
-    def begin(self) -> Request:
+    def first_request(self) -> Request:
         """The request for the rest of a file, or for all of it if nothing is there to go on from.
 
         If-Range makes the server send all of it where it has changed. No coding is asked for:
         a range would be of coded bytes, and coding a file twice need not give the same bytes.
         """
-        request = self.call.first_request().adding("Accept-Encoding", "identity")
-        self.known, self.ranged = None, request.has("range")
+        request = super().first_request().adding("Accept-Encoding", "identity")
+        self.known, self.ranged = None, "range" in Headers(request.fields)
         if isinstance(self.path, str):
             check_target(self.path, self.settings["overwrite"])
             if self.resume and not self.ranged:
@@ -4435,7 +4369,7 @@ class Download:
                 "If-Range", self.known.validator)
         return request
 
-    async def finish(self, response: Response) -> Response:
+    async def finish(self, response: Response) -> None:
         """Save the body of a response; if it is a rest that does not fit, ask for all (Anew)."""
         await inform(self.settings["on_response"], response)
         if callable(self.path):
@@ -4456,7 +4390,6 @@ class Download:
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
         check_target(self.path, self.settings["overwrite"])
         await self.save(response, self.path, known)
-        return response
 
     async def save(self, response: Response, path: str, known: Partial | None) -> None:
         """Write a body behind what is known, or from the start; rename the file when it is whole.
