@@ -1261,6 +1261,7 @@ LATE_SECONDS = 0.05              # a clock that rings later than this: the loop 
 LAST_TURNS = 12                  # of the loop before a clock is believed; opening may take them all
 # asyncio raises these, by a bug, for an error of TLS inside TLS (mended in 3.12.2).
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
+_STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connector = Callable[..., Awaitable[Stream]]
 Trace = Callable[[str, Union[str, bytes]], object]
@@ -1302,11 +1303,12 @@ class Deadline:
         self.seconds = seconds    # that it may take
         self.until = _FOREVER     # as long as it has no connection, its time does not run
 
-    async def breathe(self) -> None:
-        """Give the loop a turn amid long work; raise when the time is over."""
-        await asyncio.sleep(0)
-        if asyncio.get_running_loop().time() > self.until:
-            raise TimedOut("no end of decoding within the whole call's deadline",
+    async def breathe(self, seconds: float = 0.0) -> None:
+        """Give the loop a turn amid long work, or so many seconds; raise when the time is over."""
+        time = asyncio.get_running_loop().time
+        await asyncio.sleep(min(seconds, self.until - time()))
+        if time() >= self.until:
+            raise TimedOut("the body was not done with within the whole call's deadline",
                            phase="more of the body", seconds=self.seconds)
 
     @contextlib.contextmanager
@@ -1340,9 +1342,6 @@ class Clock:
     too early, finds the new moment and is set to that. asyncio.wait_for, or a timer for each
     read, would cost a task or a handle each time: half the price of a small GET.
     """
-
-    __slots__ = ("loop", "ring", "phase", "seconds", "limit", "deadline", "expired", "timer",
-                 "wakes_at", "excused")
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self.loop = asyncio.get_running_loop()
@@ -1404,6 +1403,12 @@ class Clock:
             self.expired = True
             self.ring()
 
+    def stop(self) -> None:
+        """Watch nothing any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.wakes_at = -_FOREVER  # so that `watch` does not set it again
+
     def error(self, where: str) -> TimedOut:
         """The error for a wait that took too long."""
         seconds, what = self.seconds, self.phase
@@ -1464,12 +1469,6 @@ def tls_options(host: str) -> dict[str, Any]:
 
 class Connection:
     """A connection on a route: made by the pool, opened, used, kept or closed."""
-
-    __slots__ = (
-        "route", "connector", "trace", "on_idle", "on_close", "loop", "clock", "reader", "writer",
-        "outer", "peer", "local", "closed", "exchanges", "request_bytes", "silent", "interim",
-        "opener", "rest", "broken", "reading", "timeout", "opened_at", "sent_at", "head_at",
-        "idle_at")
 
     def __init__(self, route: Route, connector: Connector,
                  on_idle: Callable[[Connection], object],
@@ -1563,13 +1562,11 @@ class Connection:
         self.reader, self.writer = await connector(*address, **options)
 
     def _end_waiting(self) -> None:
-        """The clock has run out."""
+        """The clock has run out: end what waits on this connection."""
         if self.opener is not None:
             self.opener.cancel()
-        elif self.clock.phase == "idle":
-            self.close()
         else:
-            self.writer.transport.abort()  # ends every wait on this connection
+            self.close()
 
     # ---- one exchange
 
@@ -1586,7 +1583,10 @@ class Connection:
         self.request_bytes = len(request)
         self.silent, self.timeout = True, timeout
         self.sent_at = self.clock.watch(phase, timeout)
-        self.writer.write(request)  # no drain: there is no more to come, and little of it
+        try:
+            self.writer.write(request)  # no drain: there is no more to come, and little of it
+        except _STREAM_ERRORS as error:
+            raise failure(self, error) from error
         for self.interim in range(MAX_INTERIM + 1):
             data = self.rest or await self.receive()
             end = find_head_end(data)
@@ -1627,7 +1627,7 @@ class Connection:
         try:
             reading, self.reading = self.reading or Reading(self.reader), None
             data = await reading
-        except (OSError, *_TLS_IN_TLS_ERRORS) as error:
+        except _STREAM_ERRORS as error:
             if self.broken or not isinstance(self.reader, asyncio.StreamReader):
                 raise failure(self, error) from error
             # The reader tells of an error before it hands out what came ahead of it: a whole
@@ -1636,11 +1636,13 @@ class Connection:
             self.reader.set_exception(None)  # type: ignore[arg-type]
             self.reader.feed_eof()
             data = await self.reader.read(READ_BYTES)
+        if self.closed:  # by another task: what came in the same turn is not handed out either
+            raise ended(self)
         if data:
             self.silent = False
         elif self.broken:
             raise failure(self, self.broken) from self.broken
-        elif self.clock.expired or self.closed:
+        elif self.clock.expired:
             raise ended(self)
         return data
 
@@ -1663,7 +1665,7 @@ class Connection:
         """Wait for the next exchange, for a while; end as soon as the server says anything."""
         try:
             self.reading = self.reading or Reading(self.reader)
-        except OSError:
+        except _STREAM_ERRORS:
             self.close()
             return
         if self.reading.data is not None:  # more bytes, or the end, are there already
@@ -1703,14 +1705,15 @@ class Connection:
         self.closed = True
         if self.loop.is_closed():
             return  # all that was open went with it
-        if self.clock.timer is not None:
-            self.clock.timer.cancel()
+        self.clock.stop()
         if self.reading is not None:
             self.reading.give_up()
-        for writer in (self.writer, self.outer):
-            if writer is not None:
+        for writer in filter(None, (self.writer, self.outer)):
+            with contextlib.suppress(*_STREAM_ERRORS):  # of TLS in TLS: the outer one is closed, too
                 writer.close()            # says close_notify (RFC 9112 9.8),
                 writer.transport.abort()  # and does not wait for the answer
+        if isinstance(self.reader, asyncio.StreamReader):
+            self.reader.feed_eof()  # ends a read; the transport of a test's double may do nothing
         # Else asyncio might complain of an error that nobody asked for: that depends on the order
         # in which garbage is collected. Without us, it goes at once, and in the right order.
         self.writer = self.outer = None
@@ -2921,11 +2924,11 @@ class Unread(Call):
         """Leave it as it is."""
 
 
-async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> list[Any]:
-    """End tasks and wait until they have cleaned up; return what has become of each."""
+async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """End tasks and wait until they have cleaned up."""
     for task in tasks:
         task.cancel()
-    return await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def keep_short(response: Response) -> None:
@@ -3279,19 +3282,25 @@ async def look_up(host: str, family: int = 0) -> list[str]:
 async def open_first(host: str, port: int, **options: Any) -> Stream:
     """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305).
 
-    The next one is tried when one has failed, or a moment later. If none opens, the error says
-    what was wrong with each. If one opens and TLS fails on it, that is the error, and no other
-    is tried, as with curl. asyncio does the same if given happy_eyeballs_delay, but may leave
-    a socket open when cancelled; and uvloop cannot.
+    TLS begins when the race is over: if that fails, no other address is tried, as with curl.
+    asyncio does the same if given happy_eyeballs_delay, but may leave a socket open when
+    cancelled; and uvloop cannot.
     """
-    todo = await look_up(host)
-    attempts: set[asyncio.Future[Stream]] = set()
+    connected = await connect_first(await look_up(host), port)
+    return await asyncio.open_connection(sock=connected, **options)
+
+
+async def connect_first(todo: list[str], port: int) -> socket.socket:
+    """A socket to one of the addresses: the next is tried when one has failed, or a moment later.
+
+    If none answers, the error says what was wrong with each.
+    """
+    attempts: set[asyncio.Future[socket.socket]] = set()
     errors: list[OSError] = []
     try:
         while todo or attempts:
             if todo:
-                attempts.add(asyncio.ensure_future(
-                    asyncio.open_connection(todo.pop(0), port, **options)))
+                attempts.add(asyncio.ensure_future(connect_to(todo.pop(0), port)))
             done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
                                          timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
             if not done:
@@ -3299,16 +3308,34 @@ async def open_first(host: str, port: int, **options: Any) -> Stream:
             attempt = done.pop()
             attempts.remove(attempt)
             error = attempt.exception()
-            if not isinstance(error, OSError) or isinstance(error, ssl.SSLError):
-                return attempt.result()  # the stream, or TLS's error is raised
+            if not isinstance(error, OSError):
+                return attempt.result()
             errors.append(error)
         failed = type(errors[0])("; ".join(map(str, errors)))
         failed.errno = errors[0].errno
         raise failed
-    finally:
-        for opened in await cancel(attempts):
-            if not isinstance(opened, BaseException):  # too late, or we were cancelled
-                opened[1].transport.abort()
+    finally:  # without an await, in which we could be cancelled, and the rest of this left undone
+        for attempt in attempts:
+            attempt.cancel()
+            attempt.add_done_callback(forget_socket)
+
+
+async def connect_to(address: str, port: int) -> socket.socket:
+    """A socket connected to one address; closed, if that fails or is cancelled."""
+    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    try:
+        made.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(made, (address, port))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def forget_socket(attempt: asyncio.Future[socket.socket]) -> None:
+    """Close what an attempt has opened after all: another was faster, or nobody waits."""
+    if not attempt.cancelled() and not attempt.exception():
+        attempt.result().close()
 
 
 async def open_unix(path: str, **options: Any) -> Stream:

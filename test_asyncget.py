@@ -2057,10 +2057,12 @@ class Section7Connection(AsyncCase):
                              ("fe80::1%eth0", name, ["[fe80::1]"]))
         zone, name = socket.if_nameindex()[0]
         found = [(socket.AF_INET6, 1, 6, "", ("fe80::1", 80, 0, zone))]
-        with mock.patch.object(asyncio, "open_connection", Double.connect), mock.patch.object(
-                asyncio.get_running_loop(), "getaddrinfo", mock.AsyncMock(return_value=found)):
-            _, writer = await asyncget.open_first("h.test", 80)
-        self.assertEqual(getattr(writer, "host"), f"fe80::1%{name}")  # noqa: B009
+        loop = asyncio.get_running_loop()
+        with mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(return_value=found)), \
+                mock.patch.object(loop, "sock_connect", mock.AsyncMock()) as connected:
+            made = await asyncget.connect_first(await asyncget.look_up("h.test"), 80)
+        made.close()
+        self.assertEqual(connected.call_args[0], (made, (f"fe80::1%{name}", 80)))
 
     async def test_timeouts(self) -> None:
         head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.02] * 10
@@ -2446,6 +2448,34 @@ class Section9Pool(AsyncCase):
             opened = kept.writer.get_extra_info("socket")
             await asyncio.wait_for(session.close(), 5)
             self.assertEqual(opened.fileno(), -1)
+
+    async def test_closed_in_the_turn_in_which_bytes_come(self) -> None:
+        """By another task. What is closed is not kept, and no timer is set for it any more."""
+        for close, rest in itertools.product(("response", "session"), (b"1\r\nb\r\n", b"0\r\n\r\n")):
+            with self.subTest(close, rest=rest):
+                reader = asyncio.StreamReader()
+                connect = mock.AsyncMock(return_value=(reader, mock.MagicMock()))
+                reader.feed_data(CHUNKED + b"1\r\na\r\n")
+                async with Session(open_connection=connect, timeout=0.05) as session:
+                    async with session.stream("http://h.test/") as response:
+                        reading = asyncio.ensure_future(response.read())
+                        await asyncio.sleep(0.01)
+                        reader.feed_data(rest)
+                        if close == "session":
+                            await session.close()
+                        response.close()
+                        await self.raised(AsyncGetError, reading, "closed on our side|given up")
+                        await self.raised(AsyncGetError, response.read())
+                        await asyncio.sleep(0.06)  # the loop complains of what a timer raises
+                    self.assertRegex(repr(session._pool), "Pool 0 of .*, 0 idle, 0 waiting")
+
+    async def test_doubles_of_the_streams(self) -> None:
+        """Limits of time hold with a transport that does nothing, too."""
+        for limit in ("timeout", "deadline"):
+            reader = asyncio.StreamReader()
+            connect = mock.AsyncMock(return_value=(reader, mock.MagicMock()))
+            call = asyncget.get("http://h.test/", open_connection=connect, **{limit: 0.05})
+            await self.raised(TimedOut, call, "response head")
 
     async def test_handed_over_and_closed(self) -> None:
         """By its clock, say, before who waited for it could run: then a new one is opened."""
@@ -4005,6 +4035,25 @@ class Section14Proxies(AsyncCase):
                 async with scripted([READ, answer()[:-1], end], tls=server_tls("other")) as cut:
                     with self.assertRaises(IncompleteBody):
                         await session.get(f"https://other.test:{cut.port}/")
+
+            class Spoiling(HTTPProxy):
+                """What is no TLS, and the end, right behind the origin's part of the handshake."""
+
+                async def steps(self, script: Script, reader: Any, writer: Any) -> None:
+                    await reader.readuntil(b"\r\n\r\n")
+                    writer.write(OPENED)
+                    far_reader, far_writer = await asyncio.open_connection("127.0.0.1", server.port)
+                    far_writer.write(await reader.read(9999))
+                    writer.write(await far_reader.read(9999) + b"\0\xff\r\n\r\n" + answer())
+                    writer.close()
+                    far_writer.close()
+
+            url = f"https://other.test:{server.port}/"
+            async with proxy(Spoiling, server_tls()) as via, Session(
+                    proxy=f"https://{via.url}", verify=pem("ca"), limit=1, timeout=5) as session:
+                for _ in range(2):  # its place is free again
+                    await self.raised((TLSError, IncompleteBody), session.get(url))
+                self.assertEqual(count(session), (0, 0, 0))
         with self.assertRaises(TimedOut):
             async with scripted([READ, OPENED], tls=server_tls()) as mute:
                 await asyncget.get("https://h.test/", proxy=mute.url, verify=pem("ca"), timeout=0.1)
@@ -5889,14 +5938,14 @@ class Faults(AsyncCase):
 
     async def test_several_addresses(self) -> None:
         """RFC 8305: what refuses or is silent is passed by; who loses the race is closed."""
-        loop, real, tried = asyncio.get_running_loop(), asyncio.open_connection, list[str]()
+        loop, real, tried = asyncio.get_running_loop(), asyncget.connect_to, list[str]()
 
-        async def connect(host: str, port: int, **options: Any) -> Any:
+        async def connect(host: str, port: int) -> socket.socket:
             tried.append(host)
             if host.startswith("refused"):
                 raise ConnectionRefusedError(111, f"{host} refused")
             await asyncio.sleep(99 if host.startswith("silent") else 0.03 * len(tried))
-            return await real("127.0.0.1", port, **options)
+            return await real("127.0.0.1", port)
 
         rows: list[tuple[list[str], str]] = [  # the names, and what is said of them
             (["refused", "good"], ""), (["silent", "good"], ""), (["silent", "refused", "good"], ""),
@@ -5906,12 +5955,12 @@ class Faults(AsyncCase):
         for names, said in rows:
             found = [(10 if "2" in name else 2, 1, 6, "", (name, 1)) for name in names]
             tried.clear()
-            with self.subTest(names[:2]), mock.patch.object(asyncio, "open_connection", connect), \
+            with self.subTest(names[:2]), mock.patch.object(asyncget, "connect_to", connect), \
                     mock.patch.object(socket, "getnameinfo", lambda address, _: address), \
                     mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(return_value=found)), \
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.02):
                 async with scripted([READ, answer()], [READ, answer()]) as server, \
-                        Session(open_connection=connect, timeout=0.1 if said else 9) as session:
+                        Session(timeout=0.1 if said else 9) as session:
                     url = f"http://host.test:{server.port}/"
                     if said:
                         await self.raised((ConnectError, TimedOut), session.get(url), said)
@@ -9663,21 +9712,20 @@ class AcrossSections(AsyncCase):
     async def test_the_command_tries_the_next_address_as_the_library_does(self) -> None:
         """RFC 8305 5: a first address that swallows all cost the whole timeout."""
         families: list[int] = []
-        connect, loop = asyncio.open_connection, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        connect = loop.sock_connect
 
         async def found(host: str, port: int, *, family: int = 0, **_: Any) -> list[Any]:
             families.append(family)
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
                     for address in ("192.0.2.1", "127.0.0.1")]
 
-        async def opened(host: str, port: int, **_: Any) -> Any:
-            if host != "127.0.0.1":
-                await asyncio.sleep(60)
-            return await connect(host, port)
+        async def connected(made: socket.socket, address: tuple[str, int]) -> None:
+            await (connect(made, address) if address[0] == "127.0.0.1" else asyncio.sleep(60))
 
         for flags, family in (([], 0), (["-4"], socket.AF_INET), (["-6"], socket.AF_INET6)):
             with self.subTest(flags), mock.patch.object(loop, "getaddrinfo", found), \
-                    mock.patch.object(asyncio, "open_connection", opened), \
+                    mock.patch.object(loop, "sock_connect", connected), \
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.01):
                 async with scripted([READ, answer()], host="two.test") as server:
                     options = parse_arguments([server.url, "-y", "4", *flags])
