@@ -107,7 +107,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Container,
     Generator,
     Iterable,
     Iterator,
@@ -4554,18 +4553,16 @@ class Bar(NamedTuple):
     size: int = 0
 
 
-def response_bars(response: Response) -> list[Bar]:
+def response_bars(response: Response) -> Iterator[Bar]:
     """The bars of a response and of the redirects that led to it, each after the other."""
-    bars: list[Bar] = []
     begun = response.started
     for hop in (*response.history, response):
         moments = [begun, *(hop.started + seconds for seconds in hop.timing[:4])]
         # What never came is 0 in `timing`: max gives it the moment before.
         _, connected, _, head, done = itertools.accumulate(moments, max)
-        bars.append(Bar(f"{hop.status_code} {hop.url.partition('://')[2]}", begun, connected, head,
-                        done, hop.timing.reused, hop.received))
+        yield Bar(f"{hop.status_code} {hop.url.partition('://')[2]}", begun, connected, head, done,
+                  hop.timing.reused, hop.received)
         begun = done
-    return bars
 
 
 def render_size(count: float) -> str:
@@ -4857,11 +4854,6 @@ def read_lines(name: str) -> list[str]:
     return re.findall(r"(?m)^[^\S\n]*([^#\s](?:.*\S)?)", read_text(name))
 
 
-def text_of(at_sign: str, text: str) -> str:
-    """A value that is text; behind "@" that of a file, without its line ends, as in curl."""
-    return re.sub("[\r\n]", "", read_text(text)) if at_sign else text
-
-
 def encode_data(text: str) -> str:
     """A value of --data-urlencode in any of its forms, its content percent-encoded.
 
@@ -4949,11 +4941,12 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
     "POSITION": ("(-|[0-9]{1,18})", str),
     "GET": ("(GET)", str),
     "FILE": ("(?s)(.+)", str),
-    "TEXT": ("(?s)(@?)(.*)", text_of),
+    "TEXT": ("(?s)(@?)(.*)", lambda at_sign, text:
+             re.sub("[\r\n]", "", read_text(text)) if at_sign else text),
     "CONTENT": ("(?s)(@?)(.*)", lambda at_sign, text: read_text(text) if at_sign else text),
     "FIELD": ("(?s)(.*)", encode_data),
     "TARGET": ("(?s)(@?)(.*)", lambda at_sign, text: read_lines(text) if at_sign else text),
-    "LINE": ("(?s)(@?)(.*)", lambda *parts: [*header_fields(*parts)]),
+    "LINE": ("(?s)(@?)(.*)", header_fields),
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
@@ -5035,39 +5028,37 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         if word[:1] != "-" or word == "-":
             options.url.append(word)
             continue
-        spelling, stuck, value = word[:2], word[2:], word[2:]
+        spelling, equals, stuck = word[:2], "", word[2:]
         if spelling == "--":
-            spelling, stuck, value = word.partition("=")
+            spelling, equals, stuck = word.partition("=")
         flag = flags.get(spelling)
-        if flag is None or stuck == "=" and not flag.value:
+        if flag is None or equals and not flag.value:
             from difflib import get_close_matches
             hints = [line.strip() for line in MORE_FLAGS.splitlines() if spelling in line.split()]
             hints += [f"try {near}" for near in get_close_matches(spelling, flags, 1, 0.8)]
             hints.append("try --help all")
             raise AsyncGetError(f"there is no flag {word}; {hints[0]}")
-        if flag.value and not stuck:
-            if not words:
-                raise AsyncGetError(f"{spelling} needs a value: {flag.value}")
-            value = words.pop(0)
-        if stuck and not flag.value:
-            words.insert(0, "-" + value)  # -sSf is -s -Sf
-        store_flag(options, flag, value)
+        if equals or stuck:  # -ofile is -o file, and -sSf is -s -Sf
+            words.insert(0, stuck if flag.value else "-" + stuck)
+        if flag.value and not words:
+            raise AsyncGetError(f"{spelling} needs a value: {flag.value}")
+        store_flag(options, flag, words.pop(0) if flag.value else "")
     return options
 
 
 def check_options(options: Options) -> None:
     """Refuse flags that cannot be meant together, before anything is sent."""
-    for wrong, reason in (
-        (options.data and not options.get,
-         "data would make it a POST; with -G it goes into the URL"),
-        (options.include and options.remote_header_name, "-i would put heads into -J's file"),
-        (options.continue_at and options.remote_header_name,
-         "-C has to know the name of the file, which with -J only the server knows"),
-        (options.continue_at and options.range, "-C and -r both ask for a range"),
-        (not options.url, "no URL given; try --help"),
-    ):
-        if wrong:
-            raise AsyncGetError(reason)
+    if options.data and not options.get:
+        raise AsyncGetError("data would make it a POST; with -G it goes into the URL")
+    if options.include and options.remote_header_name:
+        raise AsyncGetError("-i would put heads into -J's file")
+    if options.continue_at and options.remote_header_name:
+        raise AsyncGetError("-C has to know the name of the file, which with -J only the server "
+                            "knows")
+    if options.continue_at and options.range:
+        raise AsyncGetError("-C and -r both ask for a range")
+    if not options.url:
+        raise AsyncGetError("no URL given; try --help")
 
 
 # ---- flags to settings
@@ -5288,8 +5279,7 @@ def name_from_url(url: str) -> str:
 
     The last two are what curl does from 8.10 on; before, it refused.
     """
-    path = re.split("[?#]", url)[0].rstrip("/\\")
-    parts = re.split(r"[/\\]+", path)[2:]  # behind the scheme and the host
+    parts = re.findall(r"[^/\\]+", re.split("[?#]", url)[0])[2:]  # behind the scheme and the host
     return safe_name(["curl_response", *parts][-1], hidden=True)
 
 
@@ -5316,15 +5306,6 @@ def name_from_header(disposition: str) -> str | None:
     return safe_name(re.split(r"[/\\]", unquote(name))[-1], hidden=False)
 
 
-def free_name(path: str, taken: Container[str]) -> str:
-    """For --no-clobber: path, or the first of path.1, path.2 ... not there, nor of another URL."""
-    name, number = path, 0
-    while os.path.realpath(name) in taken or os.path.lexists(name):
-        number += 1
-        name = f"{path}.{number}"
-    return name
-
-
 def is_direct(path: str) -> bool:
     """Whether what -o names has to be written in place: a device, a pipe, a descriptor, which a
     rename would replace; a file in a folder where no .part can be made.
@@ -5335,22 +5316,10 @@ def is_direct(path: str) -> bool:
         or not os.path.isfile(path) or not os.access(folder, os.W_OK))
 
 
-def is_stdout(path: str) -> bool:
-    """Whether a name leads to what stdout is, such as /dev/stdout."""
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.stat(path), os.fstat(1))
-    return False
-
-
-def write_stdout(data: bytes | bytearray) -> None:
-    """Write to stdout, past Python's text layer: a body is bytes."""
-    write_all(sys.stdout.buffer, data)
-
-
-def write_named(name: str, data: bytes, mode: str = "wb") -> None:
-    """Write to a file that a flag names, or to stdout for "-"."""
+def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
+    """Write to a file that a flag names; for "-" to stdout, past Python's text layer."""
     if name == "-":
-        write_stdout(data)
+        write_all(sys.stdout.buffer, data)
         return
     with disk_errors(name), open(name, mode) as file:
         write_all(file, data)
@@ -5413,8 +5382,6 @@ class Transfer:
     error: Any = None      # the AsyncGetError of the last try, if that failed
     started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
     tries = 0
-    expected: int | None = None  # bytes of the response's body, where its head tells them
-    window = 0.0, 0        # a moment, and the bytes received by then: speed is measured from it
     wrote = 0              # bytes that `stream` has put out, over all tries: none goes out twice
     delivered = 0          # the same for -w; or the size of a .part, with what was in it before
     # How `stream` opens `path` for the first byte: "wb", or "ab" to go on behind what is there.
@@ -5448,7 +5415,7 @@ class Transfer:
         """The path of a file name, which no other URL of this run may have; "" for stdout."""
         options, claimed = self.options, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
-        if is_stdout(path):
+        if os.path.exists(path) and os.path.samefile(path, 1):  # stdout: /dev/stdout, say
             self.output = "-"
             return ""
         if self.output:  # the user's own name, by -o: if it is a link, its target is meant
@@ -5456,8 +5423,10 @@ class Transfer:
                 return path
             if os.path.islink(path):
                 path = os.path.realpath(path)
-        if options.no_clobber:
-            path = free_name(path, claimed)
+        wanted, number = path, 0
+        while options.no_clobber and (os.path.lexists(path) or os.path.realpath(path) in claimed):
+            number += 1
+            path = f"{wanted}.{number}"
         part = part_of(path)
         for taken in (path, part, part + ".meta"):
             if claimed.setdefault(os.path.realpath(taken), self) is not self:
@@ -5480,23 +5449,22 @@ class Transfer:
             held, self.held = self.held, bytearray()
             if not self.wrote:
                 self.command.wipe()
-            write_stdout(held)
+            write_named("-", held)
 
     # ---- one try
 
     def trace(self, kind: str, data: str | bytes) -> None:
         """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
         options = self.options
+        text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
-            text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
             for line in _FIELD.sub(mask_field, text).removesuffix("\r\n").split("\r\n"):
                 self.command.say(f"{kind} {line}")
         if kind != "<" or isinstance(data, str):
             return
         head = data
         if sys.stdout.isatty() and not self.mode:
-            head = "".join(printable(line.decode("utf-8", "backslashreplace")) + "\n"
-                           for line in data.splitlines()).encode()
+            head = "".join(printable(line) + "\n" for line in text.splitlines()).encode()
         if options.include or options.head:
             self.write(head)
         if options.dump_header == "-":
@@ -5515,9 +5483,8 @@ class Transfer:
             response.raise_for_status()
         if options.etag_save and response.status_code == 200:
             write_named(options.etag_save, response.headers.get("etag", "").encode() + b"\n")
-        self.window = time.monotonic(), 0
-        self.expected = body_length(response)
-        await self.advance(0, self.expected)
+        self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
+        await self.advance(0, body_length(response))
 
     async def advance(self, received: int, expected: int | None) -> None:
         """Note how much of a body is put out; slow it down, or give it up, as the flags say."""
@@ -5534,7 +5501,7 @@ class Transfer:
                                f"for {span:g} s")
             self.window = now, before + came
         if options.limit_rate:
-            await asyncio.sleep(max(0.0, since + came / options.limit_rate - now))
+            await asyncio.sleep(since + came / options.limit_rate - now)  # if below 0, at once
 
     def goes_on(self, response: Response, offset: int) -> bool:
         """Whether a response is the rest behind an offset; False: a 416, so there is none.
@@ -5685,16 +5652,14 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
                      for address in (response.peer, response.local))
     url, seconds = response.url or transfer.shown_url, transfer.ended - transfer.started
     return {
-        **dict.fromkeys(("http_code", "response_code"), response.status_code),
-        **dict.fromkeys(("time_connect", "time_pretransfer"), timing.connected),
-        **dict.fromkeys(("size_upload", "speed_upload", "tls_earlydata"), 0),
         "content_type": response.headers.get("content-type"),
         "curl_version": f"asyncget {__version__}",
         "errormsg": str(error) if error else None,
         "exitcode": error.exit_code if error else 0,
         "filename_effective": transfer.path or None,
+        "http_code": response.status_code, "response_code": response.status_code,
         "http_version": response.http_version[5:],
-        **dict(zip(("local_ip", "local_port"), local)),
+        "local_ip": local[0], "local_port": local[1],
         "method": "GET",
         "num_connects": sum(not hop.timing.reused for hop in hops),
         "num_headers": len(response.headers.pairs),
@@ -5703,15 +5668,17 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
         "referer": transfer.options.referer,
-        **dict(zip(("remote_ip", "remote_port"), remote)),
+        "remote_ip": remote[0], "remote_port": remote[1],
         "scheme": url.partition("://")[0],
         "size_delivered": transfer.delivered,
         "size_download": response.received,
         "size_header": sum(len(hop.raw_head) for hop in hops),
         "size_request": sum(hop.request_bytes for hop in hops),
+        "size_upload": 0, "speed_upload": 0, "tls_earlydata": 0,
         "speed_download": int(response.received / (seconds or 1)),
-        "ssl_verify_result": getattr(getattr(error, "__cause__", None), "verify_code", 0),
+        "ssl_verify_result": getattr(error and error.__cause__, "verify_code", 0),
         "time_appconnect": timing.connected if url[:6] == "https:" else 0.0,
+        "time_connect": timing.connected, "time_pretransfer": timing.connected,
         "time_namelookup": transfer.looked_up,
         "time_queue": transfer.started - transfer.command.began,
         "time_redirect": response.history[-1].timing.done if response.history else 0.0,
@@ -5766,8 +5733,8 @@ def render_progress(transfers: Sequence[Transfer]) -> str:
     if len(transfers) > 1:
         ended = sum(transfer.ended > 0 for transfer in transfers)
         return f"{ended}/{len(transfers)} done   {size}   {speed}"
-    expected = transfers[0].expected
-    if not expected or not rate:
+    expected = rate and body_length(transfers[0].response)
+    if not expected:
         return f"{size}   {speed}"
     minutes, left = divmod(int((expected - received) / rate), 60)
     return (f"{size} of {render_size(expected)}   {100 * received // expected}%   {speed}   "
@@ -5777,7 +5744,7 @@ def render_progress(transfers: Sequence[Transfer]) -> str:
 def terminal_width() -> int:
     """Columns of stderr; shutil would ask stdout, which may well be a file."""
     with contextlib.suppress(OSError):
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        return os.get_terminal_size(2).columns or 80
     return 80
 
 
@@ -5816,7 +5783,7 @@ def in_flags(text: str) -> str:
 
 # ---- the run
 
-def open_jar(options: Options) -> Cookies | Literal[False]:
+def open_jar(options: Options) -> Cookies | bool:
     """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
     names = [name for name in options.cookie if "=" not in name]
     if not names and options.cookie_jar is None:
@@ -5835,7 +5802,7 @@ def save_jar(jar: Cookies, name: str) -> None:
     write_secret(name, render_cookie_file(jar, before).encode("utf-8", "surrogateescape"))
 
 
-def bars_of(transfer: Transfer) -> list[Bar]:
+def bars_of(transfer: Transfer) -> Iterable[Bar]:
     """The rows of --waterfall; without a response it was all one wait."""
     if transfer.response is not NO_RESPONSE:
         return response_bars(transfer.response)
@@ -5852,9 +5819,8 @@ class Command:
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
         self.transfers = plan_transfers(self)
         os.environ.update(proxy_environment(options, os.environ))
-        settings = session_settings(options)
-        self.headers: list[Any] = sum(options.header, [])  # -H: given to each call, so they win
-        self.session = Session(cookies=open_jar(options), **settings)
+        self.headers = [*itertools.chain(*options.header)]  # -H: given to each call, so they win
+        self.session = Session(cookies=open_jar(options), **session_settings(options))
         self.session.connect_timeout = options.connect_timeout
         if options.tlsv1_2:
             self.session.tls_version = ssl.TLSVersion.TLSv1_2
@@ -5947,7 +5913,7 @@ class Command:
             if where == "stderr":
                 tell(text)
             elif where == "stdout":
-                write_stdout(data)
+                write_named("-", data)
             else:
                 write_named(where.removeprefix(">>"), data, "ab" if where[:2] == ">>" else "wb")
 
@@ -5998,7 +5964,7 @@ async def run_command(options: Options) -> int:
         return 0
     check_options(options)
     command = Command(options)
-    if options.dump_header not in (None, "-"):
+    if options.dump_header:
         write_named(options.dump_header, b"")
     code = await command.run()
     # Name look-ups run in threads. Nothing can cancel those, and Python waits for them at its end,
@@ -6040,9 +6006,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import signal
     if arguments is None:
         fill_descriptors()
+        sys.exit(main(sys.argv[1:]))
     code = 0
     try:
-        options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        options = parse_arguments(arguments)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, interrupted)
         if options.version:
@@ -6064,8 +6031,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):
             tell(f"asyncget: (23) cannot write: {error.strerror}\n")
         code = 23
-    if arguments is None:
-        sys.exit(code)
     return code
 
 
