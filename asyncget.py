@@ -4596,8 +4596,8 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     rows = []
     for bar in bars:
         started, connected, head, done = (int((moment - first) * scale) for moment in bar[1:5])
-        drawing = "=" * (connected - started) + "." * (head - connected) + "#" * (done - head)
-        drawing = drawing or "#"  # too short for the scale, and yet it took place
+        drawing = ("=" * (connected - started) + "." * (head - connected) + "#" * (done - head)
+                   or "#")  # too short for the scale, and yet it took place
         if bar.reused:
             drawing = ">" + drawing[1:]
         label = bar.label
@@ -5063,18 +5063,6 @@ def check_options(options: Options) -> None:
 
 # ---- flags to settings
 
-def request_headers(options: Options) -> Iterator[tuple[str, str | None]]:
-    """The headers for flags other than -H: the session's, while -H is each call's, and wins."""
-    yield "Referer", options.referer or None
-    yield "Cookie", "; ".join(text for text in options.cookie if "=" in text) or None
-    yield "Range", options.range
-    yield from (options.time_cond or {}).items()
-    if options.user_agent is not None:
-        yield "User-Agent", options.user_agent or None
-    if options.etag_compare and os.path.exists(options.etag_compare):
-        yield "If-None-Match", read_text(options.etag_compare).strip() or '""'
-
-
 def complete_url(text: str, added: Iterable[str] = ()) -> str:
     """The URL with the scheme that was left out, and what is added to its query.
 
@@ -5184,13 +5172,23 @@ def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str,
 
 
 def session_settings(options: Options) -> dict[str, Any]:
-    """The flags as keywords of Session."""
+    """The flags as keywords of Session, but for -H, which is each call's, and so wins."""
+    headers = {
+        "Referer": options.referer or None,
+        "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
+        "Range": options.range,
+        **(options.time_cond or {}),
+    }
+    if options.user_agent is not None:
+        headers["User-Agent"] = options.user_agent or None
+    if options.etag_compare and os.path.exists(options.etag_compare):
+        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
     silence = options.speed_time
     if silence is None:
         silence = max(SILENCE_SECONDS, options.max_time or 0)
     certificate, _, password = (options.cert or "").partition(":")
     return {
-        "headers": request_headers(options),
+        "headers": headers,
         "auth": options.oauth2_bearer or options.user,
         "netrc": options.netrc_file or bool(options.netrc or options.netrc_optional)
         and os.path.exists(os.path.expanduser("~/.netrc")),
@@ -5201,7 +5199,7 @@ def session_settings(options: Options) -> dict[str, Any]:
         "redirect_schemes": schemes(options.proto_redir) & schemes(options.proto),
         "trust_redirects": bool(options.location_trusted),
         "verify": not options.insecure and (options.cacert or options.capath or True),
-        "cert": (certificate, options.key, password or None) if options.cert else None,
+        "cert": options.cert and (certificate, options.key, password),
         "decode": options.compressed and not options.range,  # no part of a gzip unpacks
         "unix_socket": options.unix_socket,
         "resolve": {host: found for host, found in dict(options.resolve).items() if found},
@@ -5307,13 +5305,11 @@ def name_from_header(disposition: str) -> str | None:
 
 
 def is_direct(path: str) -> bool:
-    """Whether what -o names has to be written in place: a device, a pipe, a descriptor, which a
-    rename would replace; a file in a folder where no .part can be made.
+    """Whether what -o names has to be written in place: a device or a pipe, which a rename would
+    replace; a file in a folder where no .part can be made.
     """
     folder = os.path.dirname(os.path.realpath(path))
-    return os.path.exists(path) and (
-        bool(re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path))))
-        or not os.path.isfile(path) or not os.access(folder, os.W_OK))
+    return os.path.exists(path) and not (os.path.isfile(path) and os.access(folder, os.W_OK))
 
 
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
@@ -5325,8 +5321,10 @@ def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
         write_all(file, data)
 
 
-def write_secret(name: str, data: bytes) -> None:
-    """Write a file that nobody else is to read; what was there stays until all is written."""
+def save_jar(jar: Cookies, name: str) -> None:
+    """Write the cookies for -c, for nobody else to read; a file stays until all is written."""
+    before = read_text(name) if name != "-" and os.path.isfile(name) else ""
+    data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
@@ -5418,11 +5416,10 @@ class Transfer:
         if os.path.exists(path) and os.path.samefile(path, 1):  # stdout: /dev/stdout, say
             self.output = "-"
             return ""
-        if self.output:  # the user's own name, by -o: if it is a link, its target is meant
-            if is_direct(path) and not os.path.isfile(path):
-                return path
-            if os.path.islink(path):
-                path = os.path.realpath(path)
+        if os.path.exists(path) and not os.path.isfile(path):  # a device: others may use it, too
+            return path
+        if self.output and os.path.islink(path):  # the user's own name, by -o
+            path = os.path.realpath(path)
         wanted, number = path, 0
         while options.no_clobber and (os.path.lexists(path) or os.path.realpath(path) in claimed):
             number += 1
@@ -5453,6 +5450,21 @@ class Transfer:
 
     # ---- one try
 
+    def retry_in(self, outcome: Outcome) -> float | None:
+        """Seconds until the next try, as the --retry flags say; None for none.
+
+        None, too, where a part of the body is out already, and no -C allows to go on behind it.
+        """
+        options = self.options
+        if options.retry_all_errors and isinstance(outcome, AsyncGetError):
+            outcome = ConnectError()  # an error for which `retry_delay` tries again
+        delay = retry_delay(self.tries, outcome, options.retry or 0)
+        if delay is None or self.wrote and not options.continue_at:
+            return None
+        delay = options.retry_delay or delay
+        late = time.monotonic() + delay - self.started
+        return None if late > (options.retry_max_time or _FOREVER) else delay
+
     def trace(self, kind: str, data: str | bytes) -> None:
         """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
         options = self.options
@@ -5475,7 +5487,7 @@ class Transfer:
     async def meet(self, response: Response) -> None:
         """Look at a head before its body is read; leave the try if it is not to be written."""
         options, self.response = self.options, response
-        delay = self.command.retry_in(self, response)
+        delay = self.retry_in(response)
         if delay is not None or response.status_code == 304:  # a file that is there stays
             await response.discard()
             raise Enough(delay)
@@ -5796,12 +5808,6 @@ def open_jar(options: Options) -> Cookies | bool:
     return jar
 
 
-def save_jar(jar: Cookies, name: str) -> None:
-    """Write the cookies for -c."""
-    before = read_text(name) if name != "-" and os.path.isfile(name) else ""
-    write_secret(name, render_cookie_file(jar, before).encode("utf-8", "surrogateescape"))
-
-
 def bars_of(transfer: Transfer) -> Iterable[Bar]:
     """The rows of --waterfall; without a response it was all one wait."""
     if transfer.response is not NO_RESPONSE:
@@ -5858,21 +5864,6 @@ class Command:
 
     # ---- one transfer
 
-    def retry_in(self, transfer: Transfer, outcome: Outcome) -> float | None:
-        """Seconds until the next try, as the --retry flags say; None for none.
-
-        None, too, where a part of the body is out already, and no -C allows to go on behind it.
-        """
-        options = self.options
-        if options.retry_all_errors and isinstance(outcome, AsyncGetError):
-            outcome = ConnectError()  # an error for which `retry_delay` tries again
-        delay = retry_delay(transfer.tries, outcome, options.retry or 0)
-        if delay is None or transfer.wrote and not options.continue_at:
-            return None
-        delay = options.retry_delay or delay
-        late = time.monotonic() + delay - transfer.started
-        return None if late > (options.retry_max_time or _FOREVER) else delay
-
     async def fetch(self, transfer: Transfer) -> None:
         """Carry a transfer out, by as many tries as it takes; an error becomes its outcome."""
         TRANSFER.set(transfer)
@@ -5890,7 +5881,7 @@ class Command:
             except AsyncGetError as error:
                 transfer.error = error
                 transfer.response = error.response or transfer.response
-                delay = self.retry_in(transfer, error)
+                delay = transfer.retry_in(error)
             if delay is not None:
                 transfer.trace("*", f"trying again in {delay:.1f} s: "
                                     f"{transfer.error or transfer.response}")

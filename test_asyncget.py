@@ -6612,7 +6612,7 @@ class LinearTime(Section):
         self.assertTrue(self.is_linear(fill, "a", 2**14))
 
     def test_all_are_listed(self) -> None:
-        of_constants = {"known_flags", "kinds_of", "glob_values", "is_direct"}  # or the caller's own
+        of_constants = {"known_flags", "kinds_of", "glob_values"}  # or the caller's own
         listed = {name.partition(",")[0] for name, _ in self.calls()}
         self.assertEqual(expressions() - listed, of_constants)
 
