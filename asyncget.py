@@ -4916,16 +4916,8 @@ def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
     return user, password
 
 
-def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
-    """--resolve as Session takes it; without addresses it takes back an earlier one."""
-    for address in addresses.split(",") if host else ():
-        try:
-            parse_address(address.strip("[] "))
-        except InvalidURL as error:
-            raise AsyncGetError(f"--resolve: {error}", exit_code=49) from None
-    return (gone or host).lower(), addresses
-
-
+# An address, IPv6 in brackets or without; what else may be wrong with it, the system finds.
+_IP = r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[?[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[^],]*)?\]?)"
 # For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
 # A kind that is not here is any text, as it is.
 VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -4951,7 +4943,8 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
     "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one
-        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", resolution),
+        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(" + _IP + "(?:, *" + _IP + ")*)",
+        lambda gone, host, addresses: ((gone or host).lower(), addresses)),
     "HOST1:PORT1:HOST2:PORT2": (
         r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
         lambda *parts: parts),
@@ -5150,25 +5143,25 @@ def connector(options: Options) -> Connector:
     return connect
 
 
-def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
-    """-x, -U and --noproxy as variables, by which the library chooses for each hop anew."""
-    names = ("http_proxy", "https_proxy", "all_proxy")
+def set_proxies(options: Options) -> None:
+    """Set -x, -U and --noproxy as variables, by which the library chooses for each hop anew."""
     proxy = options.proxy
     if options.socks5:
         proxy = f"socks5://{options.socks5}"
     if options.socks5_hostname:
         proxy = f"socks5h://{options.socks5_hostname}"
-    found = {} if proxy is None else dict.fromkeys(names, proxy)
+    if proxy is not None:
+        os.environ.update(dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy))
+    if options.noproxy is not None:
+        os.environ["no_proxy"] = options.noproxy
     if options.proxy_user:
         from urllib.parse import quote
+        from urllib.request import getproxies_environment
         user = quote(os.fsencode(options.proxy_user), safe=":")
-        for name in names:
-            url = found.get(name, environ.get(name, environ.get(name.upper(), "")))
+        for kind, url in getproxies_environment().items():
             scheme, mark, address = url.rpartition("://")
-            found[name] = url and f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
-    if options.noproxy is not None:
-        found["no_proxy"] = options.noproxy
-    return found
+            if kind != "no":
+                os.environ[f"{kind}_proxy"] = f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
 
 
 def session_settings(options: Options) -> dict[str, Any]:
@@ -5476,7 +5469,7 @@ class Transfer:
             return
         head = data
         if sys.stdout.isatty() and not self.mode:
-            head = "".join(printable(line) + "\n" for line in text.splitlines()).encode()
+            head = "\n".join(map(printable, re.split("\r?\n", text))).encode()
         if options.include or options.head:
             self.write(head)
         if options.dump_header == "-":
@@ -5615,8 +5608,7 @@ def plan_transfers(command: Command) -> list[Transfer]:
     for text, listed in lines:
         unnamed = None if listed or options.remote_name_all else ""
         output = next(outputs, os.devnull if options.out_null else unnamed)
-        literal = listed or options.globoff
-        for url, put_in in [(text, [])] if literal else expand_glob(text):
+        for url, put_in in [(text, [])] if listed or options.globoff else expand_glob(text):
             name = output
             for index, value in enumerate(put_in, 1):
                 value = value.replace("\\", r"\\")
@@ -5798,14 +5790,12 @@ def in_flags(text: str) -> str:
 def open_jar(options: Options) -> Cookies | bool:
     """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
     names = [name for name in options.cookie if "=" not in name]
-    if not names and options.cookie_jar is None:
-        return False
     jar = Cookies()
     for name in names:
         if name == "-" or os.path.exists(name):  # a first run may well name a file to come
             for cookie in parse_cookie_file(read_text(name)):
                 jar.add(cookie)
-    return jar
+    return jar if names or options.cookie_jar else False
 
 
 def bars_of(transfer: Transfer) -> Iterable[Bar]:
@@ -5824,7 +5814,7 @@ class Command:
         self.began = time.monotonic()
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
         self.transfers = plan_transfers(self)
-        os.environ.update(proxy_environment(options, os.environ))
+        set_proxies(options)
         self.headers = [*itertools.chain(*options.header)]  # -H: given to each call, so they win
         self.session = Session(cookies=open_jar(options), **session_settings(options))
         self.session.connect_timeout = options.connect_timeout

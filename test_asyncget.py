@@ -8733,23 +8733,20 @@ class Section20CommandLine(Folder):
         def all_by(proxy: str) -> dict[str, str]:
             return dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy)
 
-        for line, expected in (
-            ("u", {}), ("-U a:b u", {}), ("--noproxy * u", {"no_proxy": "*"}),
-            ("--socks5 p:1 u", all_by("socks5://p:1")), ("--socks5-hostname p u", all_by("socks5h://p")),
-            ("-x p:1 u", all_by("p:1")), ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p")),
+        old = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q", "no_proxy": "h"}
+        for line, before, expected in (
+            ("u", {}, {}), ("-U a:b u", {}, {}), ("--noproxy * u", {}, {"no_proxy": "*"}),
+            ("--socks5 p:1 u", {}, all_by("socks5://p:1")),
+            ("--socks5-hostname p u", {}, all_by("socks5h://p")),
+            ("-x p:1 u", {}, all_by("p:1")), ("-x http://p -U a:b@c u", {}, all_by("http://a:b%40c@p")),
+            ("-U a:b u", old, {**old, "https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"}),
         ):
-            with self.subTest(line):
-                found = asyncget.proxy_environment(parse_arguments(line.split()), {})
-                self.assertEqual({name: value for name, value in found.items() if value}, expected)
+            with self.subTest(line), mock.patch.dict(os.environ, before, clear=True):
+                asyncget.set_proxies(parse_arguments(line.split()))
+                self.assertEqual(dict(os.environ), expected)
         with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
-            options = parse_arguments(["-x", "", "u"])
-            os.environ.update(asyncget.proxy_environment(options, os.environ))
+            asyncget.set_proxies(parse_arguments(["-x", "", "u"]))
             self.assertIsNone(choose_proxy(HERE))
-        environ = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q"}
-        options = parse_arguments(["-U", "a:b", "u"])
-        found = asyncget.proxy_environment(options, environ)
-        self.assertEqual({name: value for name, value in found.items() if value},
-                         {"https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"})
 
     # ---- a table of command lines
 
