@@ -4664,7 +4664,7 @@ async def demo(port: int = 0) -> None:
         print("It has", *(f"/{name}" for name in DEMO_PAGES), "(as in /delay/3); Ctrl-C ends it.",
               flush=True)
         await server.serve_forever()
-    drawings: list[str] = []
+    drawings = ["\nWhat 2 and 3 looked like, to scale"]
     async with Session(base_url=origin, trust_env=False) as session:
         print("\n1. One slow page, and a counter that runs while we wait for it")
         counter = asyncio.create_task(count_seconds())
@@ -4685,7 +4685,7 @@ async def demo(port: int = 0) -> None:
     server.close()
     print("\n5. Then the next line of the program runs, an ordinary function")
     print(f"   add_two_numbers(2, 3) = {add_two_numbers(2, 3)}")
-    print("\nWhat 2 and 3 looked like, to scale", *drawings, sep="\n\n")
+    print(*drawings, sep="\n\n")
 
 
 # ==== 20. Command line ========================================================
@@ -5394,7 +5394,7 @@ class Transfer:
             if name is None and not self.options.remote_header_name:
                 name = name_from_url(url)
             if name and name != "-":
-                self.path = self.place(name)
+                self.place(name)
         except AsyncGetError as failed:
             if failed.exit_code == 2:  # two URLs for one file: then nothing at all is sent
                 raise
@@ -5403,27 +5403,29 @@ class Transfer:
     # ---- where its bytes go
 
     def place(self, name: str) -> str:
-        """The path of a file name, which no other URL of this run may have; "" for stdout."""
+        """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
         options, claimed = self.options, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
-        if os.path.exists(path) and os.path.samefile(path, 1):  # stdout: /dev/stdout, say
+        if os.path.exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
             return ""
-        if os.path.exists(path) and not os.path.isfile(path):  # a device: others may use it, too
-            return path
         if self.output and os.path.islink(path):  # the user's own name, by -o
             path = os.path.realpath(path)
-        wanted, number = path, 0
-        while options.no_clobber and (os.path.lexists(path) or os.path.realpath(path) in claimed):
-            number += 1
-            path = f"{wanted}.{number}"
-        part = part_of(path)
-        for taken in (path, part, part + ".meta"):
-            if claimed.setdefault(os.path.realpath(taken), self) is not self:
-                raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
-        if options.create_dirs:
-            with disk_errors(path):
-                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        # A device that -o names, others may have, too.
+        if not self.output or not os.path.exists(path) or os.path.isfile(path):
+            wanted, number = path, 0
+            while options.no_clobber and (
+                    os.path.lexists(path) or os.path.realpath(path) in claimed):
+                number += 1
+                path = f"{wanted}.{number}"
+            part = part_of(path)
+            for taken in (path, part, part + ".meta"):
+                if claimed.setdefault(os.path.realpath(taken), self) is not self:
+                    raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
+            if options.create_dirs:
+                with disk_errors(path):
+                    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        self.path = path
         return path
 
     def write(self, data: bytes) -> None:
@@ -5579,8 +5581,7 @@ class Transfer:
 
         def choose(response: Response) -> str:
             disposition = response.headers.get("content-disposition", "")
-            self.path = self.place(name_from_header(disposition) or name_from_url(self.url))
-            return self.path
+            return self.place(name_from_header(disposition) or name_from_url(self.url))
 
         await self.command.session.download(
             self.url, path or choose,  # with a function, no .part would be looked for
@@ -5698,12 +5699,12 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
 
 def render_write_out(template: str, values: Mapping[str, Any],
                      headers: Headers) -> list[list[str]]:
-    r"""A -w template filled in: pieces, and for each "stdout", "stderr" or a file's name.
+    r"""A -w template filled in: pieces, and for each "-" (stdout), "stderr" or a file's name.
 
     >>> values = {"http_code": 7, "time_total": 0.5, "exitcode": 0}
     >>> render_write_out(r"%{http_code}\t%{time_total}%{stderr}%header{x}%%%output{f}.%{onerror}!",
     ...                  values, Headers([("X", "y")]))
-    [['stdout', '007\t0.500000'], ['stderr', 'y%'], ['f', '.']]
+    [['-', '007\t0.500000'], ['stderr', 'y%'], ['f', '.']]
     """
     import json
     fields = {name.lower(): headers.get_all(name) for name in headers}
@@ -5712,7 +5713,8 @@ def render_write_out(template: str, values: Mapping[str, Any],
     for name, value in values.items():
         shape = ".6f" if isinstance(value, float) else "03" if "_code" in name else ""
         known[f"%{{{name}}}"] = "" if value is None else printable(format(value, shape))
-    pieces = [["stdout", ""]]
+    streams = {"%{stdout}": "-", "%{stderr}": "stderr"}
+    pieces = [["-", ""]]
     for match in re.finditer(r"%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*",
                              template, re.S):
         text, (kind, name) = match[0], match.groups()
@@ -5720,8 +5722,8 @@ def render_write_out(template: str, values: Mapping[str, Any],
             break
         if kind == "header":
             pieces[-1][1] += printable(headers.get(name, ""))
-        elif kind or text in ("%{stdout}", "%{stderr}"):
-            pieces.append([name or text[2:-1], ""])
+        elif kind or text in streams:
+            pieces.append([name or streams[text], ""])
         else:
             pieces[-1][1] += known.get(text, text)  # a name that we do not know stays visible
     return pieces
@@ -5881,8 +5883,7 @@ class Command:
         """Put out what comes after the body: what was held, the error, and what -w asks for."""
         self.wipe()
         options, error = self.options, transfer.error
-        transfer.turn.set()  # with --fail-early its turn may not have come
-        transfer.write(b"")
+        write_named("-", transfer.held)
         if error and (options.show_error or not options.silent):
             self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))} "
                      f"[{transfer.shown_url}]")
@@ -5890,13 +5891,11 @@ class Command:
             return
         for where, text in render_write_out(options.write_out, write_out_values(transfer),
                                             transfer.response.headers):
-            data = text.encode("utf-8", "surrogateescape")
             if where == "stderr":
                 tell(text)
-            elif where == "stdout":
-                write_named("-", data)
             else:
-                write_named(where.removeprefix(">>"), data, "ab" if where[:2] == ">>" else "wb")
+                write_named(where.removeprefix(">>"), text.encode("utf-8", "surrogateescape"),
+                            "ab" if where[:2] == ">>" else "wb")
 
     # ---- all of them
 

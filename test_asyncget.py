@@ -8213,12 +8213,14 @@ class Section20Files(Folder):
             ("-o /dev/null {u}/1 -o /dev/null {u}/2", {}),
             ("-OJ {u}/1 -OJ {u}/1", {"a": b"1", "b": b"1"}),
             ("--no-clobber -o f {u}/1 -o f {u}/2", {"f": b"1", "f.1": b"2"}),
+            ("--no-clobber -O {u}/folder", {"folder.1": b"2"}),
         ]
         for line, files in rows:
             named = [[ok(b"1", f"Content-Disposition: attachment; filename={name}")]
                      for name in "ab"]
-            with self.subTest(line), Scripted({"/1": named, "/2": ok(b"2")}) as server:
+            with self.subTest(line), Scripted({"/1": named, "/2": ok(b"2"), "/folder": ok(b"2")}) as server:
                 self.empty(here=b"->.", link=b"->target")
+                os.mkdir(self.path("folder"))
                 done = self.get(line.replace("{u}", server.address))
                 if files is None:
                     self.assertEqual((done.returncode, server.requests), (2, []), done.stderr)
@@ -8726,7 +8728,7 @@ class Section20CommandLine(Folder):
         ):
             with self.subTest(template):
                 pieces = asyncget.render_write_out(template, values, headers)
-                for stream, expected in (("stdout", stdout), ("stderr", stderr)):
+                for stream, expected in (("-", stdout), ("stderr", stderr)):
                     self.assertEqual("".join(t for s, t in pieces if s == stream), expected)
 
     def test_proxy_flags(self) -> None:
