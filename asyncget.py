@@ -5105,18 +5105,18 @@ def expand_glob(text: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-def schemes(text: str | None) -> set[str]:
-    """The schemes that --proto allows: "=https" that alone, "-http" all but it, "+http" it, too.
+def allows(text: str | None, scheme: str) -> bool:
+    """Whether --proto has a scheme: "=https" is that alone, "-http" all but it, "+http" it, too.
 
-    >>> schemes("=https"), schemes("-all,https"), sorted(schemes(None))
-    ({'https'}, {'https'}, ['http', 'https'])
+    >>> allows("=https", "http"), allows("-all,https", "https"), allows("http", "https")
+    (False, True, True)
     """
-    found = both = {"http", "https"}
-    for entry in (text or "").lower().split(","):
-        name = entry.lstrip("=+-")
-        named = both if name == "all" else {name}
-        found = {"=": named, "-": found - named}.get(entry[:1], found | named)
-    return found & both
+    for entry in reversed((text or "").lower().split(",")):  # the last that says something of it
+        if entry.lstrip("=+-") in (scheme, "all"):
+            return entry[0] != "-"
+        if entry[:1] == "=":
+            return False
+    return True
 
 
 # The Transfer (below) that a task carries out: by this a connector, which the library calls with
@@ -5189,7 +5189,8 @@ def session_settings(options: Options) -> dict[str, Any]:
         "deadline": options.max_time or None,
         "follow_redirects": options.location,
         "max_redirects": options.max_redirs if options.max_redirs >= 0 else None,
-        "redirect_schemes": schemes(options.proto_redir) & schemes(options.proto),
+        "redirect_schemes": [scheme for scheme in DEFAULT_PORTS if allows(options.proto, scheme)
+                             and allows(options.proto_redir, scheme)],
         "trust_redirects": bool(options.location_trusted),
         "verify": not options.insecure and (options.cacert or options.capath or True),
         "cert": options.cert and (certificate, options.key, password),
@@ -5555,9 +5556,8 @@ class Transfer:
         """
         options, path = self.options, self.path
         scheme = self.url.partition("://")[0].lower()
-        if scheme not in schemes(options.proto):
-            raise AsyncGetError(f"{scheme} is not spoken here, or not allowed by --proto",
-                                exit_code=1)
+        if not allows(options.proto, scheme):
+            raise AsyncGetError(f"{scheme} is not allowed by --proto", exit_code=1)
         going_on = options.continue_at == "-"
         in_place = (self.output in ("", "-") or options.include or options.head
                     or self.output and is_direct(path))
