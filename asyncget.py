@@ -5410,10 +5410,10 @@ class Transfer:
         if os.path.exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
             return ""
-        if self.output and os.path.islink(path):  # the user's own name, by -o
-            path = os.path.realpath(path)
-        # A device that -o names, others may have, too.
+        # A device or a pipe that -o names, others may have, too; of a link, the target is meant.
         if not self.output or not os.path.exists(path) or os.path.isfile(path):
+            if self.output and os.path.islink(path):
+                path = os.path.realpath(path)
             wanted, number = path, 0
             while options.no_clobber and (
                     os.path.lexists(path) or os.path.realpath(path) in claimed):

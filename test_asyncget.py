@@ -8270,6 +8270,11 @@ class Section20Files(Folder):
             with open(os.open(self.path("pipe"), os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
                 self.assertEqual(self.get(f"-o pipe {server.address}").returncode, 0)
                 self.assertEqual((pipe.read(), self.listing()), (b"hello\n", ["pipe"]))
+            reading, writing = os.pipe()  # as bash's >(...) gives it
+            with open(reading, "rb") as pipe:
+                with open(writing, "wb"):
+                    self.assertEqual(self.get(f"-o /dev/fd/{writing} {server.address}").returncode, 0)
+                self.assertEqual(pipe.read(), b"hello\n")
 
     def test_output_through_links(self) -> None:
         new = {"link": b"old", "to": b"old", "dangling": b"hello\n", "new": b"hello\n"}
