@@ -4655,14 +4655,13 @@ async def count_seconds() -> None:
         print(f"   {second} s ... still waiting, still counting", flush=True)
 
 
-async def demo(port: int = 0) -> None:
+async def demo(port: str = "") -> None:
     """Show in seven seconds what asyncio is for, with a server; given a port, only serve there."""
     server = await asyncio.start_server(serve_demo, "127.0.0.1", port)
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
     print(f"A small server answers on {origin}; nothing leaves this machine.", flush=True)
     if port:
-        print("It has", *(f"/{name}" for name in DEMO_PAGES), "(as in /delay/3); Ctrl-C ends it.",
-              flush=True)
+        print("Its pages:", *DEMO_PAGES, "(/delay/3 takes 3 seconds); Ctrl-C ends it.", flush=True)
         await server.serve_forever()
     drawings = ["\nWhat 2 and 3 looked like, to scale"]
     async with Session(base_url=origin, trust_env=False) as session:
@@ -5938,8 +5937,8 @@ async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
         try:
-            await demo(*map(int, options.url))
-        except (ValueError, TypeError, OverflowError, OSError) as error:
+            await demo(*options.url)
+        except (TypeError, OverflowError, OSError) as error:
             raise AsyncGetError(f"--demo takes a port that is free: {error}") from None
         return 0
     check_options(options)
