@@ -5085,18 +5085,19 @@ def glob_values(pattern: str) -> Sequence[str]:
     return [format(number, shape) for number in numbers[:MAX_GLOB + 1]]
 
 
-def expand_glob(text: str) -> list[tuple[str, list[str]]]:
+def expand_glob(text: str) -> list[tuple[str, dict[str, str]]]:
     """The URLs that one with {a,b} or [1-9] stands for, each with what was put in.
 
-    >>> expand_glob("h/{a,b}[08-10:2]")
-    [('h/a08', ['a', '08']), ('h/a10', ['a', '10']), ('h/b08', ['b', '08']), ('h/b10', ['b', '10'])]
+    >>> expand_glob("h/{a,b}[08-09:2]")
+    [('h/a08', {'#1': 'a', '#2': '08'}), ('h/b08', {'#1': 'b', '#2': '08'})]
     """
     pieces = _GLOB.split(text)
     choices = itertools.product(*map(glob_values, pieces[1::2]))
     found = []
     for values in itertools.islice(choices, MAX_GLOB + 1):
         pieces[1::2] = values
-        found.append(("".join(pieces), list(values)))
+        put_in = {f"#{number}": value for number, value in enumerate(values, 1)}
+        found.append(("".join(pieces), put_in))
     literal = r"(([^/]*//)?\[[0-9A-Fa-f:.%]*\])?([^][{}]|\[\])*"  # [::1] as host, [] anywhere
     if not 0 < len(found) <= MAX_GLOB or not re.fullmatch(literal, " ".join(pieces[::2])):
         raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
@@ -5603,17 +5604,15 @@ def plan_transfers(command: Command) -> list[Transfer]:
     transfers: list[Transfer] = []
     options = command.options
     outputs, added = iter(options.output), options.data + options.url_query
-    lines = [(line, isinstance(entry, list)) for entry in options.url  # a list: a file's lines
-             for line in (entry if isinstance(entry, list) else [entry])]
-    for text, listed in lines:
-        unnamed = None if listed or options.remote_name_all else ""
-        output = next(outputs, os.devnull if options.out_null else unnamed)
-        for url, put_in in [(text, [])] if listed or options.globoff else expand_glob(text):
-            name = output
-            for index, value in enumerate(put_in, 1):
-                value = value.replace("\\", r"\\")
-                name = name and re.sub(f"#{index}(?![0-9])", value, name)
-            transfers.append(Transfer(command, len(transfers), complete_url(url, added), name))
+    for entry in options.url:
+        listed = isinstance(entry, list)  # the lines of a file
+        for text in entry if listed else [entry]:
+            unnamed = None if listed or options.remote_name_all else ""
+            output = next(outputs, os.devnull if options.out_null else unnamed)
+            for url, put_in in [(text, {})] if listed or options.globoff else expand_glob(text):
+                name = output and "".join(
+                    put_in.get(part, part) for part in re.split("(#[0-9]+)", output))
+                transfers.append(Transfer(command, len(transfers), complete_url(url, added), name))
     if not transfers:
         raise AsyncGetError("there is no URL in the list")
     return transfers
@@ -5814,9 +5813,9 @@ class Command:
         self.options = options
         self.began = time.monotonic()
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
+        self.headers = [*itertools.chain(*options.header)]  # -H: given to each call, so they win
         self.transfers = plan_transfers(self)
         set_proxies(options)
-        self.headers = [*itertools.chain(*options.header)]  # -H: given to each call, so they win
         self.session = Session(cookies=open_jar(options), **session_settings(options))
         self.session.connect_timeout = options.connect_timeout
         if options.tlsv1_2:
