@@ -92,6 +92,7 @@ import functools
 import inspect
 import io
 import itertools
+import math
 import os
 import re
 import select
@@ -5085,24 +5086,22 @@ def glob_values(pattern: str) -> Sequence[str]:
     return [format(number, shape) for number in numbers[:MAX_GLOB + 1]]
 
 
-def expand_glob(text: str) -> list[tuple[str, dict[str, str]]]:
+def expand_glob(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     """The URLs that one with {a,b} or [1-9] stands for, each with what was put in.
 
-    >>> expand_glob("h/{a,b}[08-09:2]")
+    >>> list(expand_glob("h/{a,b}[08-09:2]"))
     [('h/a08', {'#1': 'a', '#2': '08'}), ('h/b08', {'#1': 'b', '#2': '08'})]
     """
     pieces = _GLOB.split(text)
-    choices = itertools.product(*map(glob_values, pieces[1::2]))
-    found = []
-    for values in itertools.islice(choices, MAX_GLOB + 1):
-        pieces[1::2] = values
-        put_in = {f"#{number}": value for number, value in enumerate(values, 1)}
-        found.append(("".join(pieces), put_in))
+    choices = [*map(glob_values, pieces[1::2])]
     literal = r"(([^/]*//)?\[[0-9A-Fa-f:.%]*\])?([^][{}]|\[\])*"  # [::1] as host, [] anywhere
-    if not 0 < len(found) <= MAX_GLOB or not re.fullmatch(literal, " ".join(pieces[::2])):
+    if (not 0 < math.prod(map(len, choices)) <= MAX_GLOB
+            or not re.fullmatch(literal, " ".join(pieces[::2]))):
         raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
                             f"{text!r:.100}; -g takes it as it is", exit_code=3)
-    return found
+    for values in itertools.product(*choices):
+        pieces[1::2] = values
+        yield "".join(pieces), {f"#{number}": value for number, value in enumerate(values, 1)}
 
 
 def allows(text: str | None, scheme: str) -> bool:
