@@ -92,6 +92,7 @@ import functools
 import inspect
 import io
 import itertools
+import math
 import os
 import re
 import select
@@ -107,7 +108,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Container,
     Generator,
     Iterable,
     Iterator,
@@ -4476,18 +4476,16 @@ class Bar(NamedTuple):
     size: int = 0
 
 
-def response_bars(response: Response) -> list[Bar]:
+def response_bars(response: Response) -> Iterator[Bar]:
     """The bars of a response and of the redirects that led to it, each after the other."""
-    bars: list[Bar] = []
     begun = response.started
     for hop in (*response.history, response):
         moments = [begun, *(hop.started + seconds for seconds in hop.timing[:4])]
         # What never came is 0 in `timing`: max gives it the moment before.
         _, connected, _, head, done = itertools.accumulate(moments, max)
-        bars.append(Bar(f"{hop.status_code} {hop.url.partition('://')[2]}", begun, connected, head,
-                        done, hop.timing.reused, hop.received))
+        yield Bar(f"{hop.status_code} {hop.url.partition('://')[2]}", begun, connected, head, done,
+                  hop.timing.reused, hop.received)
         begun = done
-    return bars
 
 
 def render_size(count: float) -> str:
@@ -4521,8 +4519,8 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     rows = []
     for bar in bars:
         started, connected, head, done = (int((moment - first) * scale) for moment in bar[1:5])
-        drawing = "=" * (connected - started) + "." * (head - connected) + "#" * (done - head)
-        drawing = drawing or "#"  # too short for the scale, and yet it took place
+        drawing = ("=" * (connected - started) + "." * (head - connected) + "#" * (done - head)
+                   or "#")  # too short for the scale, and yet it took place
         if bar.reused:
             drawing = ">" + drawing[1:]
         label = bar.label
@@ -4580,16 +4578,15 @@ async def count_seconds() -> None:
         print(f"   {second} s ... still waiting, still counting", flush=True)
 
 
-async def demo(port: int = 0) -> None:
+async def demo(port: str = "") -> None:
     """Show in seven seconds what asyncio is for, with a server; given a port, only serve there."""
     server = await asyncio.start_server(serve_demo, "127.0.0.1", port)
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
     print(f"A small server answers on {origin}; nothing leaves this machine.", flush=True)
     if port:
-        print("It has", *(f"/{name}" for name in DEMO_PAGES), "(as in /delay/3); Ctrl-C ends it.",
-              flush=True)
+        print("Its pages:", *DEMO_PAGES, "(/delay/3 takes 3 seconds); Ctrl-C ends it.", flush=True)
         await server.serve_forever()
-    drawings: list[str] = []
+    drawings = ["\nWhat 2 and 3 looked like, to scale"]
     async with Session(base_url=origin, trust_env=False) as session:
         print("\n1. One slow page, and a counter that runs while we wait for it")
         counter = asyncio.create_task(count_seconds())
@@ -4610,7 +4607,7 @@ async def demo(port: int = 0) -> None:
     server.close()
     print("\n5. Then the next line of the program runs, an ordinary function")
     print(f"   add_two_numbers(2, 3) = {add_two_numbers(2, 3)}")
-    print("\nWhat 2 and 3 looked like, to scale", *drawings, sep="\n\n")
+    print(*drawings, sep="\n\n")
 
 
 # ==== 20. Command line ========================================================
@@ -4765,11 +4762,6 @@ def read_lines(name: str) -> list[str]:
     return re.findall(r"(?m)^[^\S\n]*([^#\s](?:.*\S)?)", read_text(name))
 
 
-def text_of(at_sign: str, text: str) -> str:
-    """A value that is text; behind "@" that of a file, without its line ends, as in curl."""
-    return re.sub("[\r\n]", "", read_text(text)) if at_sign else text
-
-
 def encode_data(text: str) -> str:
     """A value of --data-urlencode in any of its forms, its content percent-encoded.
 
@@ -4832,16 +4824,8 @@ def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
     return user, password
 
 
-def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
-    """--resolve as Session takes it; without addresses it takes back an earlier one."""
-    for address in addresses.split(",") if host else ():
-        try:
-            parse_address(address.strip("[] "))
-        except InvalidURL as error:
-            raise AsyncGetError(f"--resolve: {error}", exit_code=49) from None
-    return (gone or host).lower(), addresses
-
-
+# An address, IPv6 in brackets or without; what else may be wrong with it, the system finds.
+_IP = r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[?[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[^],]*)?\]?)"
 # For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
 # A kind that is not here is any text, as it is.
 VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -4857,16 +4841,18 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
     "POSITION": ("(-|[0-9]{1,18})", str),
     "GET": ("(GET)", str),
     "FILE": ("(?s)(.+)", str),
-    "TEXT": ("(?s)(@?)(.*)", text_of),
+    "TEXT": ("(?s)(@?)(.*)", lambda at_sign, text:
+             re.sub("[\r\n]", "", read_text(text)) if at_sign else text),
     "CONTENT": ("(?s)(@?)(.*)", lambda at_sign, text: read_text(text) if at_sign else text),
     "FIELD": ("(?s)(.*)", encode_data),
     "TARGET": ("(?s)(@?)(.*)", lambda at_sign, text: read_lines(text) if at_sign else text),
-    "LINE": ("(?s)(@?)(.*)", lambda *parts: [*header_fields(*parts)]),
+    "LINE": ("(?s)(@?)(.*)", header_fields),
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
     "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one
-        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", resolution),
+        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(" + _IP + "(?:, *" + _IP + ")*)",
+        lambda gone, host, addresses: ((gone or host).lower(), addresses)),
     "HOST1:PORT1:HOST2:PORT2": (
         r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
         lambda *parts: parts),
@@ -4943,54 +4929,40 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         if word[:1] != "-" or word == "-":
             options.url.append(word)
             continue
-        spelling, stuck, value = word[:2], word[2:], word[2:]
+        spelling, equals, stuck = word[:2], "", word[2:]
         if spelling == "--":
-            spelling, stuck, value = word.partition("=")
+            spelling, equals, stuck = word.partition("=")
         flag = flags.get(spelling)
-        if flag is None or stuck == "=" and not flag.value:
+        if flag is None or equals and not flag.value:
             from difflib import get_close_matches
             hints = [line.strip() for line in MORE_FLAGS.splitlines() if spelling in line.split()]
             hints += [f"try {near}" for near in get_close_matches(spelling, flags, 1, 0.8)]
             hints.append("try --help all")
             raise AsyncGetError(f"there is no flag {word}; {hints[0]}")
-        if flag.value and not stuck:
-            if not words:
-                raise AsyncGetError(f"{spelling} needs a value: {flag.value}")
-            value = words.pop(0)
-        if stuck and not flag.value:
-            words.insert(0, "-" + value)  # -sSf is -s -Sf
-        store_flag(options, flag, value)
+        if equals or stuck:  # -ofile is -o file, and -sSf is -s -Sf
+            words.insert(0, stuck if flag.value else "-" + stuck)
+        if flag.value and not words:
+            raise AsyncGetError(f"{spelling} needs a value: {flag.value}")
+        store_flag(options, flag, words.pop(0) if flag.value else "")
     return options
 
 
 def check_options(options: Options) -> None:
     """Refuse flags that cannot be meant together, before anything is sent."""
-    for wrong, reason in (
-        (options.data and not options.get,
-         "data would make it a POST; with -G it goes into the URL"),
-        (options.include and options.remote_header_name, "-i would put heads into -J's file"),
-        (options.continue_at and options.remote_header_name,
-         "-C has to know the name of the file, which with -J only the server knows"),
-        (options.continue_at and options.range, "-C and -r both ask for a range"),
-        (not options.url, "no URL given; try --help"),
-    ):
-        if wrong:
-            raise AsyncGetError(reason)
+    if options.data and not options.get:
+        raise AsyncGetError("data would make it a POST; with -G it goes into the URL")
+    if options.include and options.remote_header_name:
+        raise AsyncGetError("-i would put heads into -J's file")
+    if options.continue_at and options.remote_header_name:
+        raise AsyncGetError("-C has to know the name of the file, which with -J only the server "
+                            "knows")
+    if options.continue_at and options.range:
+        raise AsyncGetError("-C and -r both ask for a range")
+    if not options.url:
+        raise AsyncGetError("no URL given; try --help")
 
 
 # ---- flags to settings
-
-def request_headers(options: Options) -> Iterator[tuple[str, str | None]]:
-    """The headers for flags other than -H: the session's, while -H is each call's, and wins."""
-    yield "Referer", options.referer or None
-    yield "Cookie", "; ".join(text for text in options.cookie if "=" in text) or None
-    yield "Range", options.range
-    yield from (options.time_cond or {}).items()
-    if options.user_agent is not None:
-        yield "User-Agent", options.user_agent or None
-    if options.etag_compare and os.path.exists(options.etag_compare):
-        yield "If-None-Match", read_text(options.etag_compare).strip() or '""'
-
 
 def complete_url(text: str, added: Iterable[str] = ()) -> str:
     """The URL with the scheme that was left out, and what is added to its query.
@@ -5022,37 +4994,36 @@ def glob_values(pattern: str) -> Sequence[str]:
     return [format(number, shape) for number in numbers[:MAX_GLOB + 1]]
 
 
-def expand_glob(text: str) -> list[tuple[str, list[str]]]:
+def expand_glob(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     """The URLs that one with {a,b} or [1-9] stands for, each with what was put in.
 
-    >>> expand_glob("h/{a,b}[08-10:2]")
-    [('h/a08', ['a', '08']), ('h/a10', ['a', '10']), ('h/b08', ['b', '08']), ('h/b10', ['b', '10'])]
+    >>> list(expand_glob("h/{a,b}[08-09:2]"))
+    [('h/a08', {'#1': 'a', '#2': '08'}), ('h/b08', {'#1': 'b', '#2': '08'})]
     """
     pieces = _GLOB.split(text)
-    choices = itertools.product(*map(glob_values, pieces[1::2]))
-    found = []
-    for values in itertools.islice(choices, MAX_GLOB + 1):
-        pieces[1::2] = values
-        found.append(("".join(pieces), list(values)))
+    choices = [*map(glob_values, pieces[1::2])]
     literal = r"(([^/]*//)?\[[0-9A-Fa-f:.%]*\])?([^][{}]|\[\])*"  # [::1] as host, [] anywhere
-    if not 0 < len(found) <= MAX_GLOB or not re.fullmatch(literal, " ".join(pieces[::2])):
+    if (not 0 < math.prod(map(len, choices)) <= MAX_GLOB
+            or not re.fullmatch(literal, " ".join(pieces[::2]))):
         raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
                             f"{text!r:.100}; -g takes it as it is", exit_code=3)
-    return found
+    for values in itertools.product(*choices):
+        pieces[1::2] = values
+        yield "".join(pieces), {f"#{number}": value for number, value in enumerate(values, 1)}
 
 
-def schemes(text: str | None) -> set[str]:
-    """The schemes that --proto allows: "=https" that alone, "-http" all but it, "+http" it, too.
+def allows(text: str | None, scheme: str) -> bool:
+    """Whether --proto has a scheme: "=https" is that alone, "-http" all but it, "+http" it, too.
 
-    >>> schemes("=https"), schemes("-all,https"), sorted(schemes(None))
-    ({'https'}, {'https'}, ['http', 'https'])
+    >>> allows("=https", "http"), allows("-all,https", "https"), allows("http", "https")
+    (False, True, True)
     """
-    found = both = {"http", "https"}
-    for entry in (text or "").lower().split(","):
-        name = entry.lstrip("=+-")
-        named = both if name == "all" else {name}
-        found = {"=": named, "-": found - named}.get(entry[:1], found | named)
-    return found & both
+    for entry in reversed((text or "").lower().split(",")):  # the last that says something of it
+        if entry.lstrip("=+-") in (scheme, "all"):
+            return entry[0] != "-"
+        if entry[:1] == "=":
+            return False
+    return True
 
 
 # The Transfer (below) that a task carries out: by this a connector, which the library calls with
@@ -5079,35 +5050,45 @@ def connector(options: Options) -> Connector:
     return connect
 
 
-def proxy_environment(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
-    """-x, -U and --noproxy as variables, by which the library chooses for each hop anew."""
-    names = ("http_proxy", "https_proxy", "all_proxy")
+def set_proxies(options: Options) -> None:
+    """Set -x, -U and --noproxy as variables, by which the library chooses for each hop anew."""
     proxy = options.proxy
     if options.socks5:
         proxy = f"socks5://{options.socks5}"
     if options.socks5_hostname:
         proxy = f"socks5h://{options.socks5_hostname}"
-    found = {} if proxy is None else dict.fromkeys(names, proxy)
+    if proxy is not None:
+        os.environ.update(dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy))
+    if options.noproxy is not None:
+        os.environ["no_proxy"] = options.noproxy
     if options.proxy_user:
         from urllib.parse import quote
+        from urllib.request import getproxies_environment
         user = quote(os.fsencode(options.proxy_user), safe=":")
-        for name in names:
-            url = found.get(name, environ.get(name, environ.get(name.upper(), "")))
+        for kind, url in getproxies_environment().items():
             scheme, mark, address = url.rpartition("://")
-            found[name] = url and f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
-    if options.noproxy is not None:
-        found["no_proxy"] = options.noproxy
-    return found
+            if kind != "no":
+                os.environ[f"{kind}_proxy"] = f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
 
 
 def session_settings(options: Options) -> dict[str, Any]:
-    """The flags as keywords of Session."""
+    """The flags as keywords of Session, but for -H, which is each call's, and so wins."""
+    headers = {
+        "Referer": options.referer or None,
+        "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
+        "Range": options.range,
+        **(options.time_cond or {}),
+    }
+    if options.user_agent is not None:
+        headers["User-Agent"] = options.user_agent or None
+    if options.etag_compare and os.path.exists(options.etag_compare):
+        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
     silence = options.speed_time
     if silence is None:
         silence = max(SILENCE_SECONDS, options.max_time or 0)
     certificate, _, password = (options.cert or "").partition(":")
     return {
-        "headers": request_headers(options),
+        "headers": headers,
         "auth": options.oauth2_bearer or options.user,
         "netrc": options.netrc_file or bool(options.netrc or options.netrc_optional)
         and os.path.exists(os.path.expanduser("~/.netrc")),
@@ -5115,10 +5096,11 @@ def session_settings(options: Options) -> dict[str, Any]:
         "deadline": options.max_time or None,
         "follow_redirects": options.location,
         "max_redirects": options.max_redirs if options.max_redirs >= 0 else None,
-        "redirect_schemes": schemes(options.proto_redir) & schemes(options.proto),
+        "redirect_schemes": [scheme for scheme in DEFAULT_PORTS if allows(options.proto, scheme)
+                             and allows(options.proto_redir, scheme)],
         "trust_redirects": bool(options.location_trusted),
         "verify": not options.insecure and (options.cacert or options.capath or True),
-        "cert": (certificate, options.key, password or None) if options.cert else None,
+        "cert": options.cert and (certificate, options.key, password),
         "decode": options.compressed and not options.range,  # no part of a gzip unpacks
         "unix_socket": options.unix_socket,
         "resolve": {host: found for host, found in dict(options.resolve).items() if found},
@@ -5196,8 +5178,7 @@ def name_from_url(url: str) -> str:
 
     The last two are what curl does from 8.10 on; before, it refused.
     """
-    path = re.split("[?#]", url)[0].rstrip("/\\")
-    parts = re.split(r"[/\\]+", path)[2:]  # behind the scheme and the host
+    parts = re.findall(r"[^/\\]+", re.split("[?#]", url)[0])[2:]  # behind the scheme and the host
     return safe_name(["curl_response", *parts][-1], hidden=True)
 
 
@@ -5224,48 +5205,27 @@ def name_from_header(disposition: str) -> str | None:
     return safe_name(re.split(r"[/\\]", unquote(name))[-1], hidden=False)
 
 
-def free_name(path: str, taken: Container[str]) -> str:
-    """For --no-clobber: path, or the first of path.1, path.2 ... not there, nor of another URL."""
-    name, number = path, 0
-    while os.path.realpath(name) in taken or os.path.lexists(name):
-        number += 1
-        name = f"{path}.{number}"
-    return name
-
-
 def is_direct(path: str) -> bool:
-    """Whether what -o names has to be written in place: a device, a pipe, a descriptor, which a
-    rename would replace; a file in a folder where no .part can be made.
+    """Whether what -o names has to be written in place: a device or a pipe, which a rename would
+    replace; a file in a folder where no .part can be made.
     """
     folder = os.path.dirname(os.path.realpath(path))
-    return os.path.exists(path) and (
-        bool(re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path))))
-        or not os.path.isfile(path) or not os.access(folder, os.W_OK))
+    return os.path.exists(path) and not (os.path.isfile(path) and os.access(folder, os.W_OK))
 
 
-def is_stdout(path: str) -> bool:
-    """Whether a name leads to what stdout is, such as /dev/stdout."""
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.stat(path), os.fstat(1))
-    return False
-
-
-def write_stdout(data: bytes | bytearray) -> None:
-    """Write to stdout, past Python's text layer: a body is bytes."""
-    write_all(sys.stdout.buffer, data)
-
-
-def write_named(name: str, data: bytes, mode: str = "wb") -> None:
-    """Write to a file that a flag names, or to stdout for "-"."""
+def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
+    """Write to a file that a flag names; for "-" to stdout, past Python's text layer."""
     if name == "-":
-        write_stdout(data)
+        write_all(sys.stdout.buffer, data)
         return
     with disk_errors(name), open(name, mode) as file:
         write_all(file, data)
 
 
-def write_secret(name: str, data: bytes) -> None:
-    """Write a file that nobody else is to read; what was there stays until all is written."""
+def save_jar(jar: Cookies, name: str) -> None:
+    """Write the cookies for -c, for nobody else to read; a file stays until all is written."""
+    before = read_text(name) if name != "-" and os.path.isfile(name) else ""
+    data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
@@ -5321,8 +5281,6 @@ class Transfer:
     error: Any = None      # the AsyncGetError of the last try, if that failed
     started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
     tries = 0
-    expected: int | None = None  # bytes of the response's body, where its head tells them
-    window = 0.0, 0        # a moment, and the bytes received by then: speed is measured from it
     wrote = 0              # bytes that `stream` has put out, over all tries: none goes out twice
     delivered = 0          # the same for -w; or the size of a .part, with what was in it before
     # How `stream` opens `path` for the first byte: "wb", or "ab" to go on behind what is there.
@@ -5344,7 +5302,7 @@ class Transfer:
             if name is None and not self.options.remote_header_name:
                 name = name_from_url(url)
             if name and name != "-":
-                self.path = self.place(name)
+                self.place(name)
         except AsyncGetError as failed:
             if failed.exit_code == 2:  # two URLs for one file: then nothing at all is sent
                 raise
@@ -5353,26 +5311,29 @@ class Transfer:
     # ---- where its bytes go
 
     def place(self, name: str) -> str:
-        """The path of a file name, which no other URL of this run may have; "" for stdout."""
+        """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
         options, claimed = self.options, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
-        if is_stdout(path):
+        if os.path.exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
             return ""
-        if self.output:  # the user's own name, by -o: if it is a link, its target is meant
-            if is_direct(path) and not os.path.isfile(path):
-                return path
-            if os.path.islink(path):
+        # A device or a pipe that -o names, others may have, too; of a link, the target is meant.
+        if not self.output or not os.path.exists(path) or os.path.isfile(path):
+            if self.output and os.path.islink(path):
                 path = os.path.realpath(path)
-        if options.no_clobber:
-            path = free_name(path, claimed)
-        part = part_of(path)
-        for taken in (path, part, part + ".meta"):
-            if claimed.setdefault(os.path.realpath(taken), self) is not self:
-                raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
-        if options.create_dirs:
-            with disk_errors(path):
-                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            wanted, number = path, 0
+            while options.no_clobber and (
+                    os.path.lexists(path) or os.path.realpath(path) in claimed):
+                number += 1
+                path = f"{wanted}.{number}"
+            part = part_of(path)
+            for taken in (path, part, part + ".meta"):
+                if claimed.setdefault(os.path.realpath(taken), self) is not self:
+                    raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
+            if options.create_dirs:
+                with disk_errors(path):
+                    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        self.path = path
         return path
 
     def write(self, data: bytes) -> None:
@@ -5388,23 +5349,37 @@ class Transfer:
             held, self.held = self.held, bytearray()
             if not self.wrote:
                 self.command.wipe()
-            write_stdout(held)
+            write_named("-", held)
 
     # ---- one try
+
+    def retry_in(self, outcome: Outcome) -> float | None:
+        """Seconds until the next try, as the --retry flags say; None for none.
+
+        None, too, where a part of the body is out already, and no -C allows to go on behind it.
+        """
+        options = self.options
+        if options.retry_all_errors and isinstance(outcome, AsyncGetError):
+            outcome = ConnectError()  # an error for which `retry_delay` tries again
+        delay = retry_delay(self.tries, outcome, options.retry or 0)
+        if delay is None or self.wrote and not options.continue_at:
+            return None
+        delay = options.retry_delay or delay
+        late = time.monotonic() + delay - self.started
+        return None if late > (options.retry_max_time or _FOREVER) else delay
 
     def trace(self, kind: str, data: str | bytes) -> None:
         """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
         options = self.options
+        text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
-            text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
             for line in _FIELD.sub(mask_field, text).removesuffix("\r\n").split("\r\n"):
                 self.command.say(f"{kind} {line}")
         if kind != "<" or isinstance(data, str):
             return
         head = data
         if sys.stdout.isatty() and not self.mode:
-            head = "".join(printable(line.decode("utf-8", "backslashreplace")) + "\n"
-                           for line in data.splitlines()).encode()
+            head = "\n".join(map(printable, re.split("\r?\n", text))).encode()
         if options.include or options.head:
             self.write(head)
         if options.dump_header == "-":
@@ -5415,7 +5390,7 @@ class Transfer:
     async def meet(self, response: Response) -> None:
         """Look at a head before its body is read; leave the try if it is not to be written."""
         options, self.response = self.options, response
-        delay = self.command.retry_in(self, response)
+        delay = self.retry_in(response)
         if delay is not None or response.status_code == 304:  # a file that is there stays
             await response.discard()
             raise Enough(delay)
@@ -5423,9 +5398,8 @@ class Transfer:
             response.raise_for_status()
         if options.etag_save and response.status_code == 200:
             write_named(options.etag_save, response.headers.get("etag", "").encode() + b"\n")
-        self.window = time.monotonic(), 0
-        self.expected = body_length(response)
-        await self.advance(0, self.expected)
+        self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
+        await self.advance(0, body_length(response))
 
     async def advance(self, received: int, expected: int | None) -> None:
         """Note how much of a body is put out; slow it down, or give it up, as the flags say."""
@@ -5442,7 +5416,7 @@ class Transfer:
                                f"for {span:g} s")
             self.window = now, before + came
         if options.limit_rate:
-            await asyncio.sleep(max(0.0, since + came / options.limit_rate - now))
+            await asyncio.sleep(since + came / options.limit_rate - now)  # if below 0, at once
 
     def goes_on(self, response: Response, offset: int) -> bool:
         """Whether a response is the rest behind an offset; False: a 416, so there is none.
@@ -5489,9 +5463,8 @@ class Transfer:
         """
         options, path = self.options, self.path
         scheme = self.url.partition("://")[0].lower()
-        if scheme not in schemes(options.proto):
-            raise AsyncGetError(f"{scheme} is not spoken here, or not allowed by --proto",
-                                exit_code=1)
+        if not allows(options.proto, scheme):
+            raise AsyncGetError(f"{scheme} is not allowed by --proto", exit_code=1)
         going_on = options.continue_at == "-"
         in_place = (self.output in ("", "-") or options.include or options.head
                     or self.output and is_direct(path))
@@ -5515,8 +5488,7 @@ class Transfer:
 
         def choose(response: Response) -> str:
             disposition = response.headers.get("content-disposition", "")
-            self.path = self.place(name_from_header(disposition) or name_from_url(self.url))
-            return self.path
+            return self.place(name_from_header(disposition) or name_from_url(self.url))
 
         await self.command.session.download(
             self.url, path or choose,  # with a function, no .part would be looked for
@@ -5539,18 +5511,15 @@ def plan_transfers(command: Command) -> list[Transfer]:
     transfers: list[Transfer] = []
     options = command.options
     outputs, added = iter(options.output), options.data + options.url_query
-    lines = [(line, isinstance(entry, list)) for entry in options.url  # a list: a file's lines
-             for line in (entry if isinstance(entry, list) else [entry])]
-    for text, listed in lines:
-        unnamed = None if listed or options.remote_name_all else ""
-        output = next(outputs, os.devnull if options.out_null else unnamed)
-        literal = listed or options.globoff
-        for url, put_in in [(text, [])] if literal else expand_glob(text):
-            name = output
-            for index, value in enumerate(put_in, 1):
-                value = value.replace("\\", r"\\")
-                name = name and re.sub(f"#{index}(?![0-9])", value, name)
-            transfers.append(Transfer(command, len(transfers), complete_url(url, added), name))
+    for entry in options.url:
+        listed = isinstance(entry, list)  # the lines of a file
+        for text in entry if listed else [entry]:
+            unnamed = None if listed or options.remote_name_all else ""
+            output = next(outputs, os.devnull if options.out_null else unnamed)
+            for url, put_in in [(text, {})] if listed or options.globoff else expand_glob(text):
+                name = output and "".join(
+                    put_in.get(part, part) for part in re.split("(#[0-9]+)", output))
+                transfers.append(Transfer(command, len(transfers), complete_url(url, added), name))
     if not transfers:
         raise AsyncGetError("there is no URL in the list")
     return transfers
@@ -5593,16 +5562,14 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
                      for address in (response.peer, response.local))
     url, seconds = response.url or transfer.shown_url, transfer.ended - transfer.started
     return {
-        **dict.fromkeys(("http_code", "response_code"), response.status_code),
-        **dict.fromkeys(("time_connect", "time_pretransfer"), timing.connected),
-        **dict.fromkeys(("size_upload", "speed_upload", "tls_earlydata"), 0),
         "content_type": response.headers.get("content-type"),
         "curl_version": f"asyncget {__version__}",
         "errormsg": str(error) if error else None,
         "exitcode": error.exit_code if error else 0,
         "filename_effective": transfer.path or None,
+        "http_code": response.status_code, "response_code": response.status_code,
         "http_version": response.http_version[5:],
-        **dict(zip(("local_ip", "local_port"), local)),
+        "local_ip": local[0], "local_port": local[1],
         "method": "GET",
         "num_connects": sum(not hop.timing.reused for hop in hops),
         "num_headers": len(response.headers.pairs),
@@ -5611,15 +5578,17 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
         "referer": transfer.options.referer,
-        **dict(zip(("remote_ip", "remote_port"), remote)),
+        "remote_ip": remote[0], "remote_port": remote[1],
         "scheme": url.partition("://")[0],
         "size_delivered": transfer.delivered,
         "size_download": response.received,
         "size_header": sum(len(hop.raw_head) for hop in hops),
         "size_request": sum(hop.request_bytes for hop in hops),
+        "size_upload": 0, "speed_upload": 0, "tls_earlydata": 0,
         "speed_download": int(response.received / (seconds or 1)),
-        "ssl_verify_result": getattr(getattr(error, "__cause__", None), "verify_code", 0),
+        "ssl_verify_result": getattr(error and error.__cause__, "verify_code", 0),
         "time_appconnect": timing.connected if url[:6] == "https:" else 0.0,
+        "time_connect": timing.connected, "time_pretransfer": timing.connected,
         "time_namelookup": transfer.looked_up,
         "time_queue": transfer.started - transfer.command.began,
         "time_redirect": response.history[-1].timing.done if response.history else 0.0,
@@ -5635,12 +5604,12 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
 
 def render_write_out(template: str, values: Mapping[str, Any],
                      headers: Headers) -> list[list[str]]:
-    r"""A -w template filled in: pieces, and for each "stdout", "stderr" or a file's name.
+    r"""A -w template filled in: pieces, and for each "-" (stdout), "stderr" or a file's name.
 
     >>> values = {"http_code": 7, "time_total": 0.5, "exitcode": 0}
     >>> render_write_out(r"%{http_code}\t%{time_total}%{stderr}%header{x}%%%output{f}.%{onerror}!",
     ...                  values, Headers([("X", "y")]))
-    [['stdout', '007\t0.500000'], ['stderr', 'y%'], ['f', '.']]
+    [['-', '007\t0.500000'], ['stderr', 'y%'], ['f', '.']]
     """
     import json
     fields = {name.lower(): headers.get_all(name) for name in headers}
@@ -5649,7 +5618,8 @@ def render_write_out(template: str, values: Mapping[str, Any],
     for name, value in values.items():
         shape = ".6f" if isinstance(value, float) else "03" if "_code" in name else ""
         known[f"%{{{name}}}"] = "" if value is None else printable(format(value, shape))
-    pieces = [["stdout", ""]]
+    streams = {"%{stdout}": "-", "%{stderr}": "stderr"}
+    pieces = [["-", ""]]
     for match in re.finditer(r"%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*",
                              template, re.S):
         text, (kind, name) = match[0], match.groups()
@@ -5657,8 +5627,8 @@ def render_write_out(template: str, values: Mapping[str, Any],
             break
         if kind == "header":
             pieces[-1][1] += printable(headers.get(name, ""))
-        elif kind or text in ("%{stdout}", "%{stderr}"):
-            pieces.append([name or text[2:-1], ""])
+        elif kind or text in streams:
+            pieces.append([name or streams[text], ""])
         else:
             pieces[-1][1] += known.get(text, text)  # a name that we do not know stays visible
     return pieces
@@ -5674,8 +5644,8 @@ def render_progress(transfers: Sequence[Transfer]) -> str:
     if len(transfers) > 1:
         ended = sum(transfer.ended > 0 for transfer in transfers)
         return f"{ended}/{len(transfers)} done   {size}   {speed}"
-    expected = transfers[0].expected
-    if not expected or not rate:
+    expected = rate and body_length(transfers[0].response)
+    if not expected:
         return f"{size}   {speed}"
     minutes, left = divmod(int((expected - received) / rate), 60)
     return (f"{size} of {render_size(expected)}   {100 * received // expected}%   {speed}   "
@@ -5685,7 +5655,7 @@ def render_progress(transfers: Sequence[Transfer]) -> str:
 def terminal_width() -> int:
     """Columns of stderr; shutil would ask stdout, which may well be a file."""
     with contextlib.suppress(OSError):
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        return os.get_terminal_size(2).columns or 80
     return 80
 
 
@@ -5724,26 +5694,18 @@ def in_flags(text: str) -> str:
 
 # ---- the run
 
-def open_jar(options: Options) -> Cookies | Literal[False]:
+def open_jar(options: Options) -> Cookies | bool:
     """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
     names = [name for name in options.cookie if "=" not in name]
-    if not names and options.cookie_jar is None:
-        return False
     jar = Cookies()
     for name in names:
         if name == "-" or os.path.exists(name):  # a first run may well name a file to come
             for cookie in parse_cookie_file(read_text(name)):
                 jar.add(cookie)
-    return jar
+    return jar if names or options.cookie_jar else False
 
 
-def save_jar(jar: Cookies, name: str) -> None:
-    """Write the cookies for -c."""
-    before = read_text(name) if name != "-" and os.path.isfile(name) else ""
-    write_secret(name, render_cookie_file(jar, before).encode("utf-8", "surrogateescape"))
-
-
-def bars_of(transfer: Transfer) -> list[Bar]:
+def bars_of(transfer: Transfer) -> Iterable[Bar]:
     """The rows of --waterfall; without a response it was all one wait."""
     if transfer.response is not NO_RESPONSE:
         return response_bars(transfer.response)
@@ -5758,11 +5720,10 @@ class Command:
         self.options = options
         self.began = time.monotonic()
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
+        self.headers = [*itertools.chain(*options.header)]  # -H: given to each call, so they win
         self.transfers = plan_transfers(self)
-        os.environ.update(proxy_environment(options, os.environ))
-        settings = session_settings(options)
-        self.headers: list[Any] = sum(options.header, [])  # -H: given to each call, so they win
-        self.session = Session(cookies=open_jar(options), **settings)
+        set_proxies(options)
+        self.session = Session(cookies=open_jar(options), **session_settings(options))
         self.session.connect_timeout = options.connect_timeout
         if options.tlsv1_2:
             self.session.tls_version = ssl.TLSVersion.TLSv1_2
@@ -5800,21 +5761,6 @@ class Command:
 
     # ---- one transfer
 
-    def retry_in(self, transfer: Transfer, outcome: Outcome) -> float | None:
-        """Seconds until the next try, as the --retry flags say; None for none.
-
-        None, too, where a part of the body is out already, and no -C allows to go on behind it.
-        """
-        options = self.options
-        if options.retry_all_errors and isinstance(outcome, AsyncGetError):
-            outcome = ConnectError()  # an error for which `retry_delay` tries again
-        delay = retry_delay(transfer.tries, outcome, options.retry or 0)
-        if delay is None or transfer.wrote and not options.continue_at:
-            return None
-        delay = options.retry_delay or delay
-        late = time.monotonic() + delay - transfer.started
-        return None if late > (options.retry_max_time or _FOREVER) else delay
-
     async def fetch(self, transfer: Transfer) -> None:
         """Carry a transfer out, by as many tries as it takes; an error becomes its outcome."""
         TRANSFER.set(transfer)
@@ -5832,7 +5778,7 @@ class Command:
             except AsyncGetError as error:
                 transfer.error = error
                 transfer.response = error.response or transfer.response
-                delay = self.retry_in(transfer, error)
+                delay = transfer.retry_in(error)
             if delay is not None:
                 transfer.trace("*", f"trying again in {delay:.1f} s: "
                                     f"{transfer.error or transfer.response}")
@@ -5842,8 +5788,7 @@ class Command:
         """Put out what comes after the body: what was held, the error, and what -w asks for."""
         self.wipe()
         options, error = self.options, transfer.error
-        transfer.turn.set()  # with --fail-early its turn may not have come
-        transfer.write(b"")
+        write_named("-", transfer.held)
         if error and (options.show_error or not options.silent):
             self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))} "
                      f"[{transfer.shown_url}]")
@@ -5851,13 +5796,11 @@ class Command:
             return
         for where, text in render_write_out(options.write_out, write_out_values(transfer),
                                             transfer.response.headers):
-            data = text.encode("utf-8", "surrogateescape")
             if where == "stderr":
                 tell(text)
-            elif where == "stdout":
-                write_stdout(data)
             else:
-                write_named(where.removeprefix(">>"), data, "ab" if where[:2] == ">>" else "wb")
+                write_named(where.removeprefix(">>"), text.encode("utf-8", "surrogateescape"),
+                            "ab" if where[:2] == ">>" else "wb")
 
     # ---- all of them
 
@@ -5900,13 +5843,13 @@ async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
         try:
-            await demo(*map(int, options.url))
-        except (ValueError, TypeError, OverflowError, OSError) as error:
+            await demo(*options.url)
+        except (TypeError, OverflowError, OSError) as error:
             raise AsyncGetError(f"--demo takes a port that is free: {error}") from None
         return 0
     check_options(options)
     command = Command(options)
-    if options.dump_header not in (None, "-"):
+    if options.dump_header:
         write_named(options.dump_header, b"")
     code = await command.run()
     # Name look-ups run in threads. Nothing can cancel those, and Python waits for them at its end,
@@ -5948,9 +5891,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import signal
     if arguments is None:
         fill_descriptors()
+        sys.exit(main(sys.argv[1:]))
     code = 0
     try:
-        options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        options = parse_arguments(arguments)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, interrupted)
         if options.version:
@@ -5972,8 +5916,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):
             tell(f"asyncget: (23) cannot write: {error.strerror}\n")
         code = 23
-    if arguments is None:
-        sys.exit(code)
     return code
 
 

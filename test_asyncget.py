@@ -6654,7 +6654,6 @@ class LinearTime(Section):
             "render_cookie_file": lambda t: render_cookie_file([asyncget.Cookie("a", t, "h")]),
             "safe_name": lambda t: asyncget.safe_name(t, False),
             "render_write_out": lambda t: asyncget.render_write_out(t, {"exitcode": 0}, Headers()),
-            "text_of": lambda t: asyncget.text_of("", t),
             "read_lines": with_text(lambda: asyncget.read_lines("")),
             "trace": lambda t: asyncget._FIELD.sub(asyncget.mask_field, t),
             "mask_field": lambda t: asyncget._FIELD.sub(
@@ -6676,7 +6675,7 @@ class LinearTime(Section):
         self.assertTrue(self.is_linear(fill, "a", 2**14))
 
     def test_all_are_listed(self) -> None:
-        of_constants = {"known_flags", "kinds_of", "glob_values", "is_direct"}  # or the caller's own
+        of_constants = {"known_flags", "kinds_of", "glob_values"}  # or the caller's own
         listed = {name.partition(",")[0] for name, _ in self.calls()}
         self.assertEqual(expressions() - listed, of_constants)
 
@@ -8280,12 +8279,14 @@ class Section20Files(Folder):
             ("-o /dev/null {u}/1 -o /dev/null {u}/2", {}),
             ("-OJ {u}/1 -OJ {u}/1", {"a": b"1", "b": b"1"}),
             ("--no-clobber -o f {u}/1 -o f {u}/2", {"f": b"1", "f.1": b"2"}),
+            ("--no-clobber -O {u}/folder", {"folder.1": b"2"}),
         ]
         for line, files in rows:
             named = [[ok(b"1", f"Content-Disposition: attachment; filename={name}")]
                      for name in "ab"]
-            with self.subTest(line), Scripted({"/1": named, "/2": ok(b"2")}) as server:
+            with self.subTest(line), Scripted({"/1": named, "/2": ok(b"2"), "/folder": ok(b"2")}) as server:
                 self.empty(here=b"->.", link=b"->target")
+                os.mkdir(self.path("folder"))
                 done = self.get(line.replace("{u}", server.address))
                 if files is None:
                     self.assertEqual((done.returncode, server.requests), (2, []), done.stderr)
@@ -8335,6 +8336,11 @@ class Section20Files(Folder):
             with open(os.open(self.path("pipe"), os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
                 self.assertEqual(self.get(f"-o pipe {server.address}").returncode, 0)
                 self.assertEqual((pipe.read(), self.listing()), (b"hello\n", ["pipe"]))
+            reading, writing = os.pipe()  # as bash's >(...) gives it
+            with open(reading, "rb") as pipe:
+                with open(writing, "wb"):
+                    self.assertEqual(self.get(f"-o /dev/fd/{writing} {server.address}").returncode, 0)
+                self.assertEqual(pipe.read(), b"hello\n")
 
     def test_output_through_links(self) -> None:
         new = {"link": b"old", "to": b"old", "dangling": b"hello\n", "new": b"hello\n"}
@@ -8589,9 +8595,9 @@ class Section18Timeline(AsyncCase):
         slowly = [READ, redirect("/b"), READ, 0.05, answer()[:-1], 0.05, b"k"]
         async with scripted(slowly) as server, Session(trust_env=False) as session:
             async with session.stream(server.url + "/a") as got:
-                unread = asyncget.response_bars(got)[1]
+                _, unread = asyncget.response_bars(got)
                 await got.read()
-            bars = asyncget.response_bars(got)
+            bars = [*asyncget.response_bars(got)]
         self.assertEqual((unread.head, unread.done), (bars[1].head,) * 2)
         host = f"127.0.0.1:{server.port}"
         self.assertEqual([bar.label for bar in bars], [f"302 {host}/a", f"200 {host}/b"])
@@ -8664,7 +8670,7 @@ class Section20CommandLine(Folder):
             ("--http1.1 -gNq4 u", {"ipv4": True, "globoff": True, "url": ["u"]}),
             ("--max-filesize 2M u", {"max_filesize": 2 << 20}),
             ("-- -u --x", {"url": ["-u", "--x"]}),
-            ("-H a:b -H c:d -", {"header": [[("a", "b")], [("c", "d")]], "url": ["-"]}),
+            ("-H a:b -", {"url": ["-"]}),
             ("-# -Z -X GET u", {"request": "GET"}),
         ):
             with self.subTest(arguments):
@@ -8796,30 +8802,27 @@ class Section20CommandLine(Folder):
         ):
             with self.subTest(template):
                 pieces = asyncget.render_write_out(template, values, headers)
-                for stream, expected in (("stdout", stdout), ("stderr", stderr)):
+                for stream, expected in (("-", stdout), ("stderr", stderr)):
                     self.assertEqual("".join(t for s, t in pieces if s == stream), expected)
 
     def test_proxy_flags(self) -> None:
         def all_by(proxy: str) -> dict[str, str]:
             return dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy)
 
-        for line, expected in (
-            ("u", {}), ("-U a:b u", {}), ("--noproxy * u", {"no_proxy": "*"}),
-            ("--socks5 p:1 u", all_by("socks5://p:1")), ("--socks5-hostname p u", all_by("socks5h://p")),
-            ("-x p:1 u", all_by("p:1")), ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p")),
+        old = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q", "no_proxy": "h"}
+        for line, before, expected in (
+            ("u", {}, {}), ("-U a:b u", {}, {}), ("--noproxy * u", {}, {"no_proxy": "*"}),
+            ("--socks5 p:1 u", {}, all_by("socks5://p:1")),
+            ("--socks5-hostname p u", {}, all_by("socks5h://p")),
+            ("-x p:1 u", {}, all_by("p:1")), ("-x http://p -U a:b@c u", {}, all_by("http://a:b%40c@p")),
+            ("-U a:b u", old, {**old, "https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"}),
         ):
-            with self.subTest(line):
-                found = asyncget.proxy_environment(parse_arguments(line.split()), {})
-                self.assertEqual({name: value for name, value in found.items() if value}, expected)
+            with self.subTest(line), mock.patch.dict(os.environ, before, clear=True):
+                asyncget.set_proxies(parse_arguments(line.split()))
+                self.assertEqual(dict(os.environ), expected)
         with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
-            options = parse_arguments(["-x", "", "u"])
-            os.environ.update(asyncget.proxy_environment(options, os.environ))
+            asyncget.set_proxies(parse_arguments(["-x", "", "u"]))
             self.assertIsNone(choose_proxy(HERE))
-        environ = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q"}
-        options = parse_arguments(["-U", "a:b", "u"])
-        found = asyncget.proxy_environment(options, environ)
-        self.assertEqual({name: value for name, value in found.items() if value},
-                         {"https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"})
 
     # ---- a table of command lines
 
