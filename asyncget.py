@@ -1709,7 +1709,7 @@ class Connection:
         if self.reading is not None:
             self.reading.give_up()
         for writer in filter(None, (self.writer, self.outer)):
-            with contextlib.suppress(*_STREAM_ERRORS):  # of TLS in TLS: the outer one is closed, too
+            with contextlib.suppress(*_STREAM_ERRORS):  # lest one in a tunnel leave the outer open
                 writer.close()            # says close_notify (RFC 9112 9.8),
                 writer.transport.abort()  # and does not wait for the answer
         if isinstance(self.reader, asyncio.StreamReader):

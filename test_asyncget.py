@@ -1322,7 +1322,7 @@ ROUTE = asyncget.Route(Origin("http", "h", 80), None, None, None, None)
 class NoDeadline(asyncget.Deadline):
     """A deadline where there is no loop."""
 
-    async def breathe(self) -> None:
+    async def breathe(self, seconds: float = 0.0) -> None:
         """Nobody else is there."""
 
     @contextlib.contextmanager
@@ -2060,9 +2060,9 @@ class Section7Connection(AsyncCase):
         loop = asyncio.get_running_loop()
         with mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(return_value=found)), \
                 mock.patch.object(loop, "sock_connect", mock.AsyncMock()) as connected:
-            made = await asyncget.connect_first(await asyncget.look_up("h.test"), 80)
-        made.close()
-        self.assertEqual(connected.call_args[0], (made, (f"fe80::1%{name}", 80)))
+            opened = await asyncget.connect_first(await asyncget.look_up("h.test"), 80)
+        opened.close()
+        self.assertEqual(connected.call_args[0], (opened, (f"fe80::1%{name}", 80)))
 
     async def test_timeouts(self) -> None:
         head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.02] * 10
@@ -2474,7 +2474,8 @@ class Section9Pool(AsyncCase):
         for limit in ("timeout", "deadline"):
             reader = asyncio.StreamReader()
             connect = mock.AsyncMock(return_value=(reader, mock.MagicMock()))
-            call = asyncget.get("http://h.test/", open_connection=connect, **{limit: 0.05})
+            settings: dict[str, Any] = {limit: 0.05}
+            call = asyncget.get("http://h.test/", open_connection=connect, **settings)
             await self.raised(TimedOut, call, "response head")
 
     async def test_handed_over_and_closed(self) -> None:
