@@ -4190,10 +4190,14 @@ def is_rest(response: Response, known: Partial) -> bool:
     14.4, 15.3.7, 15.5.17); only the validator may be left out.
     """
     length = length_of_rest(response, known.size)
-    field = "etag" if known.validator.startswith('"') else "last-modified"
     return (length is not None and known.length in ("None", str(known.size + length))
-            and response.headers.get(field, known.validator) == known.validator
-            and source_of(response) == known.source)
+            and is_version(response, known.validator) and source_of(response) == known.source)
+
+
+def is_version(response: Response, validator: str) -> bool:
+    """Whether a response is of the version with a validator, as far as it says so."""
+    field = "etag" if validator.startswith('"') else "last-modified"
+    return not validator or response.headers.get(field, validator) == validator
 
 
 # ---- on the disk
@@ -4203,8 +4207,6 @@ def disk_errors(path: str) -> Iterator[None]:
     """Turn what the file system raises into an AsyncGetError, with curl's exit code."""
     try:
         yield
-    except AsyncGetError:  # from the network: ConnectError, say, is an OSError, too
-        raise
     except OSError as error:
         raise AsyncGetError(f"cannot write {printable(path)}: {error.strerror or error}",
                             exit_code=23) from error
@@ -4428,24 +4430,36 @@ class Download(Call):
         rest = length_of_rest(response, size) if known else body_length(response)
         expected = None if rest is None else size + rest
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
-        with disk_errors(path), open(part, "ab", buffering=0, opener=open_ours) as file:
-            claim_part(file, known)
-            if os.path.isfile(path) and not os.path.islink(path):
-                # Who may not read PATH must not read what replaces it. 0o200: we may go on later.
-                os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
-            if known is None:
-                file.truncate(0)
-                write_sidecar(part, response)
-            await inform(self.settings["progress"], size, expected)
-            if rest != 0:
-                async for piece in response.iter_bytes():
+        with disk_errors(path):
+            file = open(part, "ab", buffering=0, opener=open_ours)
+        with file:
+            with disk_errors(path):
+                claim_part(file, known)
+                if os.path.isfile(path) and not os.path.islink(path):
+                    # Who may not read PATH must not read what replaces it. 0o200: we may go on.
+                    os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
+                if known is None:
+                    file.truncate(0)
+                    write_sidecar(part, response)
+            size = await self.copy(response, file, size, expected)
+            with disk_errors(path):
+                # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
+                # In a thread, as the disk may need seconds for a GiB.
+                await asyncio.to_thread(os.fsync, file.fileno())
+                publish_part(file, path, size, self.settings["overwrite"])
+
+    async def copy(self, response: Response, file: IO[bytes], size: int,
+                   expected: int | None) -> int:
+        """Write what comes behind what a file has; return its size then."""
+        progress = self.settings["progress"]
+        await inform(progress, size, expected)
+        if size != expected:  # else this may be the page of a 416
+            async for piece in response.iter_bytes():
+                with disk_errors(file.name):  # what `progress` raises is no error of the disk
                     write_all(file, piece)
-                    size += len(piece)
-                    await inform(self.settings["progress"], size, expected)
-            # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
-            # In a thread, as the disk may need seconds for a GiB.
-            await asyncio.to_thread(os.fsync, file.fileno())
-            publish_part(file, path, size, self.settings["overwrite"])
+                size += len(piece)
+                await inform(progress, size, expected)
+        return size
 
 
 @spelled_out
@@ -4555,7 +4569,8 @@ async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     """Answer one GET after another on a connection; /delay/N thinks for N seconds first."""
     name = ""
     # ValueError comes from /delay/soon, LimitOverrunError from a head of over 64 KiB.
-    with contextlib.suppress(OSError, EOFError, ValueError, asyncio.LimitOverrunError):
+    with contextlib.closing(writer), contextlib.suppress(
+            OSError, EOFError, ValueError, asyncio.LimitOverrunError):
         while name != "close":
             request = await reader.readuntil(b"\r\n\r\n")
             name, _, seconds = request.split(b" ", 2)[1].decode().strip("/").partition("/")
@@ -4563,7 +4578,6 @@ async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
                 await asyncio.sleep(float(seconds))
             writer.write(DEMO_PAGES.get(
                 name, b"HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\nNo such page.\n"))
-    writer.close()
 
 
 def add_two_numbers(first: int, second: int) -> int:
@@ -4938,7 +4952,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
             hints = [line.strip() for line in MORE_FLAGS.splitlines() if spelling in line.split()]
             hints += [f"try {near}" for near in get_close_matches(spelling, flags, 1, 0.8)]
             hints.append("try --help all")
-            raise AsyncGetError(f"there is no flag {word}; {hints[0]}")
+            raise AsyncGetError(f"there is no flag {spelling}{equals}; {hints[0]}")
         if equals or stuck:  # -ofile is -o file, and -sSf is -s -Sf
             words.insert(0, stuck if flag.value else "-" + stuck)
         if flag.value and not words:
@@ -5006,7 +5020,7 @@ def expand_glob(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     if (not 0 < math.prod(map(len, choices)) <= MAX_GLOB
             or not re.fullmatch(literal, " ".join(pieces[::2]))):
         raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
-                            f"{text!r:.100}; -g takes it as it is", exit_code=3)
+                            f"{masked(text)}; -g takes it as it is", exit_code=3)
     for values in itertools.product(*choices):
         pieces[1::2] = values
         yield "".join(pieces), {f"#{number}": value for number, value in enumerate(values, 1)}
@@ -5282,6 +5296,7 @@ class Transfer:
     started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
     tries = 0
     wrote = 0              # bytes that `stream` has put out, over all tries: none goes out twice
+    validator = ""         # of what they are from: a later try must go on with the same
     delivered = 0          # the same for -w; or the size of a .part, with what was in it before
     # How `stream` opens `path` for the first byte: "wb", or "ab" to go on behind what is there.
     # "" while the body goes to stdout, or to a .part, which the library opens.
@@ -5396,8 +5411,6 @@ class Transfer:
             raise Enough(delay)
         if options.fail:
             response.raise_for_status()
-        if options.etag_save and response.status_code == 200:
-            write_named(options.etag_save, response.headers.get("etag", "").encode() + b"\n")
         self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
         await self.advance(0, body_length(response))
 
@@ -5415,8 +5428,8 @@ class Transfer:
                 raise TimedOut(f"slower than --speed-limit, {options.speed_limit} bytes a second, "
                                f"for {span:g} s")
             self.window = now, before + came
-        if options.limit_rate:
-            await asyncio.sleep(since + came / options.limit_rate - now)  # if below 0, at once
+        if options.limit_rate:  # never beyond -m; below 0 is at once
+            await self.response._body.deadline.breathe(since + came / options.limit_rate - now)
 
     def goes_on(self, response: Response, offset: int) -> bool:
         """Whether a response is the rest behind an offset; False: a 416, so there is none.
@@ -5424,8 +5437,9 @@ class Transfer:
         The offset is the number of -C, or with "-" the size of our file. Raises Anew, which
         `fetch_once` catches, if the response does not fit, or the server's file is younger.
         """
-        status = response.status_code
-        rest = length_of_rest(response, offset) if status in (206, 416) else None
+        status, rest = response.status_code, None
+        if status in (206, 416) and is_version(response, self.validator):
+            rest = length_of_rest(response, offset)
         ours = self.options.continue_at == "-" and os.path.isfile(self.path)
         changed = parse_date(response.headers.get("last-modified", "")) or 0
         if rest is not None and not (ours and rest and changed > os.path.getmtime(self.path)):
@@ -5438,12 +5452,16 @@ class Transfer:
         """Write a body as it comes, from an offset on, to stdout, or to a file in place."""
         wary = self.output == "" and sys.stdout.isatty()
         fields = [("Range", f"bytes={offset}-")] if offset else []
+        if self.wrote and self.validator:
+            fields.append(("If-Range", self.validator))
         async with self.command.session.stream(
                 self.url, headers=self.command.headers + fields, trace=self.trace) as response:
             await self.meet(response)
             if offset and not self.goes_on(response, offset) or self.options.head:
                 return
             leave_own_coding(response, self.path)
+            if not self.wrote:
+                self.validator = strong_validator(response.headers)
             async for piece in response.iter_bytes():
                 if wary and b"\0" in piece:
                     raise AsyncGetError(BINARY, exit_code=23)
@@ -5494,15 +5512,19 @@ class Transfer:
             self.url, path or choose,  # with a function, no .part would be looked for
             headers=self.command.headers, trace=self.trace,
             on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
-            overwrite=not options.remote_header_name, any_status=True)
+            overwrite=not options.remote_header_name,
+            any_status=not (going_on and os.path.isfile(path)))  # what is there stays, as with a .part
 
     def finish(self) -> None:
-        """What is left to do after the body, for -R and --fail-with-body."""
-        changed = parse_date(self.response.headers.get("last-modified", ""))
-        if self.options.remote_time and self.path and changed is not None:
+        """What is left to do after a whole body, for --etag-save, -R and --fail-with-body."""
+        options, headers = self.options, self.response.headers
+        if options.etag_save and self.response.status_code == 200:
+            write_named(options.etag_save, headers.get("etag", "").encode() + b"\n")
+        changed = parse_date(headers.get("last-modified", ""))
+        if options.remote_time and self.path and changed is not None:
             with disk_errors(self.path):
                 os.utime(self.path, (changed, changed))
-        if self.options.fail_with_body:
+        if options.fail_with_body:
             self.response.raise_for_status()
 
 
@@ -5734,6 +5756,7 @@ class Command:
         quiet = mixed or options.silent or options.no_progress_meter
         self.shown = sys.stderr.isatty() and not quiet
         self.drawn = False
+        self.code = 0  # of the first URL that has failed
 
     # ---- stderr: messages, and below them the progress line while somebody can see it
 
@@ -5788,6 +5811,7 @@ class Command:
         """Put out what comes after the body: what was held, the error, and what -w asks for."""
         self.wipe()
         options, error = self.options, transfer.error
+        self.code = self.code or (error.exit_code if error else 0)
         write_named("-", transfer.held)
         if error and (options.show_error or not options.silent):
             self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))} "
@@ -5805,7 +5829,7 @@ class Command:
     # ---- all of them
 
     async def run(self) -> int:
-        """Fetch all and report all; the exit code is that of the first URL that has failed."""
+        """Fetch all and report all; return the exit code."""
         options, transfers = self.options, self.transfers
         queue, turns = iter(transfers), iter(transfers)
         next(turns).turn.set()
@@ -5836,7 +5860,7 @@ class Command:
             tell(render_timeline(bars, terminal_width() - 1) + "\n")
         if options.cookie_jar:
             save_jar(self.session.cookies, options.cookie_jar)
-        return next((transfer.error.exit_code for transfer in transfers if transfer.error), 0)
+        return self.code
 
 
 async def run_command(options: Options) -> int:
@@ -5875,11 +5899,12 @@ def fill_descriptors() -> None:
     """Put something in the place of standard streams that are closed (`>&-`).
 
     Else the next file or socket would get the number of stdout, and what is printed would go
-    into it. Printing fails, as it should: what is put there is opened for reading alone.
+    into it. Printing fails, as it should: what is put there is a pipe's end for reading, at its end.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+            _, writing = os.pipe()  # the first of them has the lowest number that is free
+            os.close(writing)
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))
 
 

@@ -7690,7 +7690,7 @@ class Section17Files(OnDisk):
                     self.write(self.path, old)
                 async with giving(answer(WHOLE)) as server:
                     with self.fails(""):
-                        await self.get(server.url, overwrite=bool(old), progress=do(meddle, steps))
+                        await self.get(server.url, overwrite=bool(old), progress=do(meddle, iter(steps)))
                 self.assertEqual(self.read(self.path), old)
 
     async def test_mode(self) -> None:
@@ -8681,7 +8681,7 @@ class Section20CommandLine(Folder):
     def test_wrong_flags_are_refused_with_a_hint(self) -> None:
         for arguments, text in (
             ("--fial u", "try --fail"), ("--retrys 3 u", "try --retry"), ("--fai u", "try --fail"), ("-Q u", "no flag -Q"), ("--ssl-no-revoke u", "try --help all"),
-            ("-F a=b u", "-F"), ("-T f u", "GET"), ("--silent=1 u", "--silent=1"),
+            ("-F a=b u", "-F"), ("-T f u", "GET"), ("--silent=1 u", "--silent="),
             ("-K f u", "command line"), ("--interface eth0 u", "routes"), ("--stderr f u", "2>"),
             ("--trace-ascii f u", "-v"), ("--ciphers X u", "OpenSSL"), ("--next u", "all URLs"),
             ("u -o", "needs a value"), ("-m x u", "needs SECONDS"), ("-m -1 u", "SECONDS"),
