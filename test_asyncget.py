@@ -378,61 +378,46 @@ def guarded(test: Callable[..., Any]) -> Callable[..., Any]:
 
 PEMS = {
     "ca": (
-        "MIIBYDCCAQagAwIBAgIUFV4nkeKlGZKOTmjR1pdU+5T/080wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAw"
-        "MTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMA0xCzAJBgNVBAMMAmNhMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"
-        "nTuwYvIaU5mD7AZHf5WduHv8gyGMi0lkgvAyCDmTBKMp5vPMeC1oSj9BJLl5vtSOCuvz5uMF++aRgdyVK2gIBKNCMEAw"
-        "DwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ8BAf8EBAMCAgQwHQYDVR0OBBYEFGZKTJnmWQgX+tTPPEURQ2vRJJ+0MAoGCCqG"
-        "SM49BAMCA0gAMEUCIFcvu04UuQWWoQYD2B6lOSn7mJoWrwa6vxzs+iDLq5RtAiEAokH0kCJuWqRAkjWkNYWfXc59+ZjY"
-        "OEAsEtos/na7j0o="),
+        "MIIBYDCCAQagAwIBAgIUFV4nkeKlGZKOTmjR1pdU+5T/080wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMA0xCzAJBgNVBAMMAmNhMFkw"
+        "EwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEnTuwYvIaU5mD7AZHf5WduHv8gyGMi0lkgvAyCDmTBKMp5vPMeC1oSj9BJLl5vtSOCuvz5uMF++aRgdyVK2gIBKNCMEAwDwYDVR0TAQH/BAUwAwEB/zAOBgNV"
+        "HQ8BAf8EBAMCAgQwHQYDVR0OBBYEFGZKTJnmWQgX+tTPPEURQ2vRJJ+0MAoGCCqGSM49BAMCA0gAMEUCIFcvu04UuQWWoQYD2B6lOSn7mJoWrwa6vxzs+iDLq5RtAiEAokH0kCJuWqRAkjWkNYWfXc59"
+        "+ZjYOEAsEtos/na7j0o="),
     "key": (
-        "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQggnpAVRgYEAIK2PZ8s0zosdymL3R4CqIu+LrpSNYDoyCh"
-        "RANCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwB"),
+        "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQggnpAVRgYEAIK2PZ8s0zosdymL3R4CqIu+LrpSNYDoyChRANCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3z"
+        "hpEAazNuJw5cDl3XeSRH1vabh5A8pSwB"),
     "encrypted_key": (  # the same key; its password is "secret"
-        "MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAhVa2URxNHlAAICCAAwDAYIKoZIhvcNAgkFADAdBglghkgB"
-        "ZQMEASoEEFvATrzBUHuXELs2u6Cgsy8EgZBa40IOLywkDM4ixOS69Nuhs7zUYHZKZGryHLw/c+AHoFkN2bItyhprHvdx"
-        "I3in67qQVAz3JoolT5QEvhp/wlCfq3mWNrUPUi5C13k7C9EvN7R2taqN4+dlH0GiSBRsnaqKHlznnl7j1oN1u5X5Rldw"
-        "9N6xXij2nY2kww2AtMx1KyyN/QaS1l1ovD8KjDCdHAA="),
+        "MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAhVa2URxNHlAAICCAAwDAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEFvATrzBUHuXELs2u6Cgsy8EgZBa40IOLywkDM4ixOS69Nuhs7zU"
+        "YHZKZGryHLw/c+AHoFkN2bItyhprHvdxI3in67qQVAz3JoolT5QEvhp/wlCfq3mWNrUPUi5C13k7C9EvN7R2taqN4+dlH0GiSBRsnaqKHlznnl7j1oN1u5X5Rldw9N6xXij2nY2kww2AtMx1KyyN/QaS"
+        "1l1ovD8KjDCdHAA="),
     "leaf": (  # localhost, 127.0.0.1, ::1
-        "MIIBjDCCATOgAwIBAgIUDv8zGVAXMy7HGDRVrv1HhSogOEwwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAw"
-        "MTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASB"
-        "IUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo3AwbjAf"
-        "BgNVHSMEGDAWgBRmSkyZ5lkIF/rUzzxFEUNr0SSftDAsBgNVHREEJTAjgglsb2NhbGhvc3SHBH8AAAGHEAAAAAAAAAAA"
-        "AAAAAAAAAAEwHQYDVR0OBBYEFKd/7Gqcvn6WFDIPQqoafuRzbMs+MAoGCCqGSM49BAMCA0cAMEQCID/27PdW1/CKyCtI"
-        "7MdmjpQJXcD/Wa1QNbt34Hq6sXQ0AiBFnxEnK0+0ihex7+PCqWKNEmyO2Jjio+zDFlb8mEVSYg=="),
+        "MIIBjDCCATOgAwIBAgIUDv8zGVAXMy7HGDRVrv1HhSogOEwwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTAT"
+        "BgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo3AwbjAfBgNVHSMEGDAWgBRmSkyZ5lkIF/rU"
+        "zzxFEUNr0SSftDAsBgNVHREEJTAjgglsb2NhbGhvc3SHBH8AAAGHEAAAAAAAAAAAAAAAAAAAAAEwHQYDVR0OBBYEFKd/7Gqcvn6WFDIPQqoafuRzbMs+MAoGCCqGSM49BAMCA0cAMEQCID/27PdW1/CK"
+        "yCtI7MdmjpQJXcD/Wa1QNbt34Hq6sXQ0AiBFnxEnK0+0ihex7+PCqWKNEmyO2Jjio+zDFlb8mEVSYg=="),
     "expired": (  # in 2020
-        "MIIBizCCATGgAwIBAgIUb5derYi80u8o4vKcvdkqRL3pKqMwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwHhcNMjAw"
-        "MTAxMDAwMDAwWhcNMjAwMTAyMDAwMDAwWjAMMQowCAYDVQQDDAF4MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEgSFC"
-        "UhS7HUPxr623M4lLZDiJUWB0pYg9Nq46TOlovGWY3KH5VECd84aRAGszbicOXA5d13kkR9b2m4eQPKUsAaNwMG4wHwYD"
-        "VR0jBBgwFoAUZkpMmeZZCBf61M88RRFDa9Ekn7QwLAYDVR0RBCUwI4IJbG9jYWxob3N0hwR/AAABhxAAAAAAAAAAAAAA"
-        "AAAAAAABMB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiBco1Qa9G41gb3QlFuA"
-        "i+Ayj+0YNBPsYtwDGnoPaGv9vQIhAL+ycDHC2akN/43lmMBUEIihXX0eI4aTmD6D3J10zF1Y"),
+        "MIIBizCCATGgAwIBAgIUb5derYi80u8o4vKcvdkqRL3pKqMwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwHhcNMjAwMTAxMDAwMDAwWhcNMjAwMTAyMDAwMDAwWjAMMQowCAYDVQQDDAF4MFkwEwYH"
+        "KoZIzj0CAQYIKoZIzj0DAQcDQgAEgSFCUhS7HUPxr623M4lLZDiJUWB0pYg9Nq46TOlovGWY3KH5VECd84aRAGszbicOXA5d13kkR9b2m4eQPKUsAaNwMG4wHwYDVR0jBBgwFoAUZkpMmeZZCBf61M88"
+        "RRFDa9Ekn7QwLAYDVR0RBCUwI4IJbG9jYWxob3N0hwR/AAABhxAAAAAAAAAAAAAAAAAAAAABMB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiBco1Qa9G41gb3Q"
+        "lFuAi+Ayj+0YNBPsYtwDGnoPaGv9vQIhAL+ycDHC2akN/43lmMBUEIihXX0eI4aTmD6D3J10zF1Y"),
     "other": (  # other.test
-        "MIIBdjCCARygAwIBAgIULMi9EtJBheeUIwHIR/Oqxra8H6MwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAw"
-        "MTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASB"
-        "IUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1kwVzAf"
-        "BgNVHSMEGDAWgBRmSkyZ5lkIF/rUzzxFEUNr0SSftDAVBgNVHREEDjAMggpvdGhlci50ZXN0MB0GA1UdDgQWBBSnf+xq"
-        "nL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiEAj18lLMJDUjiDWDnr8Jg6tMCYBHD/4RY+Mty3NuWr6u0C"
-        "IHMOFTcistBwrCJg+k0ehskDdbwBiAIsu/gRbek71WXK"),
+        "MIIBdjCCARygAwIBAgIULMi9EtJBheeUIwHIR/Oqxra8H6MwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTAT"
+        "BgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1kwVzAfBgNVHSMEGDAWgBRmSkyZ5lkIF/rU"
+        "zzxFEUNr0SSftDAVBgNVHREEDjAMggpvdGhlci50ZXN0MB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiEAj18lLMJDUjiDWDnr8Jg6tMCYBHD/4RY+Mty3NuWr"
+        "6u0CIHMOFTcistBwrCJg+k0ehskDdbwBiAIsu/gRbek71WXK"),
     "no_aki": (  # localhost, no Authority Key Identifier
-        "MIIBSzCB86ADAgECAhREbX8RCy1DWcoF5FzEAkkvk3NSxDAKBggqhkjOPQQDAjANMQswCQYDVQQDDAJjYTAgFw0yMDAx"
-        "MDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEh"
-        "QlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjMDAuMCwG"
-        "A1UdEQQlMCOCCWxvY2FsaG9zdIcEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAKBggqhkjOPQQDAgNHADBEAiAl8CS56Rxe"
-        "9E92Z6d9lQw9sGpJYys1B5R0CYQSCOd4TwIgDeH3v9ttuo4nirRd/uC38MhA5bPhe5BqIAwJS86Af6Y="),
+        "MIIBSzCB86ADAgECAhREbX8RCy1DWcoF5FzEAkkvk3NSxDAKBggqhkjOPQQDAjANMQswCQYDVQQDDAJjYTAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDDEKMAgGA1UEAwwBeDBZMBMG"
+        "ByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjMDAuMCwGA1UdEQQlMCOCCWxvY2FsaG9zdIcE"
+        "fwAAAYcQAAAAAAAAAAAAAAAAAAAAATAKBggqhkjOPQQDAgNHADBEAiAl8CS56Rxe9E92Z6d9lQw9sGpJYys1B5R0CYQSCOd4TwIgDeH3v9ttuo4nirRd/uC38MhA5bPhe5BqIAwJS86Af6Y="),
     "self_signed": (  # localhost, signed by itself
-        "MIIBazCCARGgAwIBAgIUfj4nKDJgyCIGWD32i07OYtiqGKswCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBeDAgFw0yMDAx"
-        "MDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEh"
-        "QlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjTzBNMCwG"
-        "A1UdEQQlMCOCCWxvY2FsaG9zdIcEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAdBgNVHQ4EFgQUp3/sapy+fpYUMg9Cqhp+"
-        "5HNsyz4wCgYIKoZIzj0EAwIDSAAwRQIhAKmvf0qRHjlLerdUiaqWO7LIzFBUu3TnvAg2Tvyb3085AiA1CqKRBR0LeT3J"
-        "DXjZ72fAKY0c8aV5R19FknYIluqn5Q=="),
+        "MIIBazCCARGgAwIBAgIUfj4nKDJgyCIGWD32i07OYtiqGKswCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBeDAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDDEKMAgGA1UEAwwBeDBZMBMG"
+        "ByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjTzBNMCwGA1UdEQQlMCOCCWxvY2FsaG9zdIcE"
+        "fwAAAYcQAAAAAAAAAAAAAAAAAAAAATAdBgNVHQ4EFgQUp3/sapy+fpYUMg9Cqhp+5HNsyz4wCgYIKoZIzj0EAwIDSAAwRQIhAKmvf0qRHjlLerdUiaqWO7LIzFBUu3TnvAg2Tvyb3085AiA1CqKRBR0L"
+        "eT3JDXjZ72fAKY0c8aV5R19FknYIluqn5Q=="),
     "client": (
-        "MIIBdTCCARqgAwIBAgIUCdcVWhiILgacftL0YffFPXokn04wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAw"
-        "MTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASB"
-        "IUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1cwVTAf"
-        "BgNVHSMEGDAWgBRmSkyZ5lkIF/rUzzxFEUNr0SSftDATBgNVHSUEDDAKBggrBgEFBQcDAjAdBgNVHQ4EFgQUp3/sapy+"
-        "fpYUMg9Cqhp+5HNsyz4wCgYIKoZIzj0EAwIDSQAwRgIhAMPBtVFWSpk1uTvjmkz7jri3wFsFdFzufO0IbSVBfoZbAiEA"
-        "5QO03FEvS4dEjsPVV4/GAVQAxhymluSwc6ns2Mp1ETQ="),
+        "MIIBdTCCARqgAwIBAgIUCdcVWhiILgacftL0YffFPXokn04wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTAT"
+        "BgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1cwVTAfBgNVHSMEGDAWgBRmSkyZ5lkIF/rU"
+        "zzxFEUNr0SSftDATBgNVHSUEDDAKBggrBgEFBQcDAjAdBgNVHQ4EFgQUp3/sapy+fpYUMg9Cqhp+5HNsyz4wCgYIKoZIzj0EAwIDSQAwRgIhAMPBtVFWSpk1uTvjmkz7jri3wFsFdFzufO0IbSVBfoZb"
+        "AiEA5QO03FEvS4dEjsPVV4/GAVQAxhymluSwc6ns2Mp1ETQ="),
 }
 
 
@@ -1113,37 +1098,35 @@ class Section8Decoding(Section):
 
     TEXT = b"hello, hello, hello"
     CODED = [
-        ("gzip", [b"gzip"], gzip.compress(TEXT)), ("zlib", [b"deflate"], zlib.compress(TEXT)),
-        ("raw deflate", [b"deflate"], raw_deflate(TEXT)),
-        ("two members", [b"gzip"], gzip.compress(TEXT[:5]) + gzip.compress(TEXT[5:])),
-        ("an empty member", [b"gzip"],
-         gzip.compress(b"") + gzip.compress(TEXT) + gzip.compress(b"")),
-        ("padding", [b"gzip"], gzip.compress(TEXT) + b"\0" * 9),
-        ("9110 8.4: in reverse", [b"deflate", b"gzip"], gzip.compress(zlib.compress(TEXT))),
-        ("five", [b"gzip", b"deflate"] * 2 + [b"gzip"],
+        ([b"gzip"], gzip.compress(TEXT)), ([b"deflate"], zlib.compress(TEXT)),
+        ([b"deflate"], raw_deflate(TEXT)), ([b"gzip"], gzip.compress(TEXT) + b"\0" * 12),
+        ([b"gzip"], gzip.compress(TEXT[:5]) + gzip.compress(TEXT[5:])),
+        ([b"gzip"], gzip.compress(b"") + gzip.compress(TEXT) + gzip.compress(b"")),
+        ([b"deflate", b"gzip"], gzip.compress(zlib.compress(TEXT))),  # 9110 8.4: in reverse
+        ([b"gzip", b"deflate"] * 2 + [b"gzip"],
          gzip.compress(zlib.compress(gzip.compress(raw_deflate(gzip.compress(TEXT))))))]
 
     def test_in_all_cuts(self) -> None:
-        for why, codings, coded in self.CODED:
-            with self.subTest(why):
+        for codings, coded in self.CODED:
+            with self.subTest(coded):
                 for pieces in cuts(coded):
                     self.assertEqual(decode(codings, pieces), self.TEXT)
                 self.assertEqual(decode(codings, []), b"")
 
     def test_cut_short_anywhere(self) -> None:  # zlib itself is silent
-        for why, codings, coded in self.CODED:
-            whole = len(coded) - (9 if why == "padding" else 0)
+        for codings, coded in self.CODED:
+            whole = len(coded) - 12 * coded.endswith(b"\0" * 12)
             # A member less, and a byte behind it, is still a stream: only the framing could tell.
             members = {at for at in range(18, whole)
                        if coded[at:at + 2] == b"\x1f\x8b" and len(codings) == 1}
-            with self.subTest(why):
+            with self.subTest(coded):
                 for end in {*range(1, whole)} - members - {at + 1 for at in members}:
                     for step in (1, end):
                         pieces = [coded[at:min(at + step, end)] for at in range(0, end, step)]
                         self.refused(DecodingError, "too early", decode, codings, pieces)
 
     def test_behind_the_end(self) -> None:
-        for _, (coding,), whole in self.CODED[:3]:
+        for (coding,), whole in self.CODED[:3]:
             for behind in (b"\r\n", b"<!-- 5 ms -->", b"\0\0\0", b"\0\n\0", b"\x8b\x1f",
                            b"\n" + whole, self.TEXT):
                 with self.subTest(coding, behind=behind):
@@ -1202,10 +1185,9 @@ class Section8Decoding(Section):
     @unittest.skipUnless("zstd" in asyncget.ACCEPT_ENCODING, "no zstd before 3.14")
     def test_zstd(self) -> None:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-        coded = zstd.compress(self.TEXT)
+        coded, two = zstd.compress(self.TEXT), [self.TEXT[:5], self.TEXT[5:]]
         self.assertEqual(asyncget.content_codings(b"zstd"), [b"zstd"])
-        for pieces in [*cuts(coded), *cuts(coded + b"\n<!-- -->"),
-                       [zstd.compress(self.TEXT[:5]) + zstd.compress(self.TEXT[5:])]]:
+        for pieces in [*cuts(coded), *cuts(coded + b"\n<!-- -->"), [*map(zstd.compress, two)]]:
             self.assertEqual(decode([b"zstd"], pieces), self.TEXT)
         for end in range(1, len(coded)):
             self.refused(DecodingError, "", decode, [b"zstd"], [coded[:end]])
@@ -1347,8 +1329,8 @@ GZIP = b"Content-Encoding: gzip"
 def framed(body: bytes, framing: Framing) -> tuple[list[bytes], bytes]:
     """The fields and the bytes of a body: sized, "chunked" (in uneven chunks) or "close"."""
     if framing == "chunked":
-        chunks = [body[:1], body[1:6], body[6:]]
-        wire = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks if chunk)
+        wire = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk)
+                        for chunk in (body[:1], body[1:6], body[6:]) if chunk)
         return [b"Transfer-Encoding: chunked"], wire + b"0\r\n\r\n"
     return [] if framing == "close" else [b"Content-Length: %d" % len(body)], body
 
@@ -1379,15 +1361,11 @@ def perform(got: Response, program: Iterable[str]) -> tuple[bytes, list[str]]:
                 got.json()
         elif word == "read":
             told.append((await got.read()).decode())
-        elif word in ("bytes", "piece"):
-            async for piece in got.iter_bytes():
-                handed.append(piece)
-                if word == "piece":
-                    break
         else:
-            async for line in got.iter_lines():
-                handed.append(line.encode() + b"\n")
-                if word == "line":
+            pieces: Any = got.iter_bytes() if word in ("bytes", "piece") else got.iter_lines()
+            async for piece in pieces:
+                handed.append(piece if isinstance(piece, bytes) else piece.encode() + b"\n")
+                if word in ("piece", "line"):
                     break
 
     handed: list[bytes] = []
@@ -1404,15 +1382,14 @@ class Section6Response(Section):
     """What the caller holds is the head as sent and the body whole, or an error says why not."""
 
     def test_head(self) -> None:
-        got = response(fields=[b"Vary: a", b"X: \xe9"], status=b"HTTP/1.0 404 Not F\xc3\xb6und",
+        got = response(fields=[b"Vary: a", b"X: \xe9\r\n 2"], status=b"HTTP/1.0 404 F\xc3\xb6und",
                        url=f"http://u:{SECRET}@h:81/x?y#z")
         self.assertEqual((got.status, got.status_code, got.reason, got.http_version, got.url),
-                         (404, 404, "Not Föund", "HTTP/1.0", "http://h:81/x?y#z"))
-        self.assertEqual((got.headers["vary"], got.headers["x"], got.history), ("a", "é", []))
+                         (404, 404, "Föund", "HTTP/1.0", "http://h:81/x?y#z"))
+        self.assertEqual((dict(got.headers), got.history), ({"Vary": "a", "X": "é 2"}, []))
         self.assertIs(got.headers, got.headers)
         self.assertEqual(repr(got), "<Response 404 http://h:81/x?y#z>")
         self.assertNotIn(SECRET, repr(got._url) + str(got._url))
-        self.assertEqual(response(fields=[b"X: 1\r\n 2"]).headers["x"], "1 2")
 
     def test_raise_for_status(self) -> None:
         for status in (200, 399, 400, 999):
@@ -1423,35 +1400,27 @@ class Section6Response(Section):
                 self.assertIs(got.raise_for_status(), got)
             else:
                 error = self.refused(StatusError, str(status), got.raise_for_status)
-                self.assertEqual((error.url, error.response, error.exit_code), ("http://h/", got, 22))
+                self.assertEqual((error.url, error.response), ("http://h/", got))
 
     def test_read_in_all_cuts(self) -> None:
         coded = gzip.compress(b"hello")
-        for wire, fields in [(b"hello", []), (coded, [GZIP]),
-                             (b"hello", [b"Content-Encoding: identity"])]:
-            with self.subTest(fields):
-                for pieces in cuts(wire):
-                    for done in (False, True):
-                        got = response(*pieces, fields=fields, done=done)
-                        self.assertEqual((run(got.read()), got.content, run(got.read())),
-                                         (b"hello",) * 3)
-                        self.assertEqual(got.received, len(wire))
-                    got = response(*pieces, fields=fields)
-                    self.assertEqual(b"".join(run(listed(got.iter_bytes()))), b"hello")
+        rows: list[tuple[bytes, list[bytes], bytes]] = [
+            (b"hello", [], b"hello"), (coded, [GZIP], b"hello"), (b"", [GZIP], b""),
+            (b"", [b"Content-Encoding: br"], b"")]  # an empty body is whole even so
+        for (wire, fields, body), done in itertools.product(rows, (False, True)):
+            for pieces in cuts(wire):
+                with self.subTest(fields, done=done, pieces=pieces):
+                    got = response(*filter(None, pieces), fields=fields, done=done)
+                    self.assertEqual((run(got.read()), run(got.read())), (body, body))
+                    self.assertEqual((got.received, got.text), (len(wire), body.decode()))
         self.assertEqual(response(coded, fields=[GZIP], decode=False, read=True).content, coded)
-        self.assertEqual(run(listed(response(b"he", b"llo", read=True).iter_bytes())), [b"hello"])
-        for coding in ("br", "gzip"):  # an empty body is whole even so
-            for done in (False, True):
-                got = response(fields=[b"Content-Encoding: " + coding.encode()], done=done)
-                self.assertEqual((run(got.read()), got.text, run(listed(got.iter_lines()))),
-                                 (b"", "", []))
 
     def test_content_before_a_read_says_what_to_do(self) -> None:
-        for touch in (lambda r: r.content, lambda r: r.text, lambda r: r.json()):
-            for done in (False, True):
-                error = self.refused(AsyncGetError, "await response.read()", touch,
-                                     response(b"x", done=done))
-                self.assertEqual(error.url, "http://h/")
+        for done, touch in itertools.product((False, True), (
+                lambda r: r.content, lambda r: r.text, lambda r: r.json())):
+            error = self.refused(AsyncGetError, "await response.read()", touch,
+                                 response(b"x", done=done))
+            self.assertEqual(error.url, "http://h/")
 
     BODY = b'[1,\n"two",\n3]\n'
     FRAMINGS: tuple[Framing, ...] = (0, "chunked", "close")
@@ -1533,14 +1502,14 @@ class Section6Response(Section):
             run(got.discard())
 
         cases: list[tuple[Any, Response]] = [
-            (too_large, response(b"hel", b"lo")), (too_long, response(b"hello")),
-            (Response.close, response(b"hello"))]
-        cases += [(end, response(b"hello", done=True))
-                  for end in (too_large, too_long, Response.close)]
-        cases += [(broken_off, response(b"he", error)) for error in (
-            KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a caller's transport"))]
-        cases += [(discarded, response(b"hello", done=done, fields=fields))
-                  for done in (False, True) for fields in ([], [GZIP])]
+            *((end, response(*pieces, done=len(pieces) == 1))
+              for end, *pieces in ((too_large, b"hel", b"lo"), (too_long, b"hel", b"lo"),
+                                   (Response.close, b"hel", b"lo"), (too_large, b"hello"),
+                                   (too_long, b"hello"), (Response.close, b"hello"))),
+            *((broken_off, response(b"he", error)) for error in (
+                KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
+            *((discarded, response(b"hello", done=done, fields=fields))
+              for done in (False, True) for fields in ([], [GZIP]))]
         for end, got in cases:
             with self.subTest(end, got=got):
                 end(got)
@@ -1551,34 +1520,29 @@ class Section6Response(Section):
 
     def test_keep_short(self) -> None:
         limit = asyncget.MAX_DISCARD_BYTES
-        for why, body, before, told in [
-                ("short", self.BODY, [], self.BODY.decode()), ("empty", b"", [], ""),
-                ("read", self.BODY, ["read"], self.BODY.decode()),
-                ("pieces", self.BODY, ["piece"], self.PIECES),
-                ("lines", self.BODY, ["line"], self.PIECES), ("fits", b"1" * limit, [], "1" * limit),
-                ("long", b"1" * (limit + 1), [], self.GIVEN_UP)]:
-            for framing, coded in itertools.product(self.FRAMINGS, (False, True)):
-                fields, wire = framed(gzip.compress(body) if coded else body, framing)
-                for when, source in arrivals(wire).items():
-                    with self.subTest(why, framing=framing, when=when):
-                        got = response(fields=[*fields, *[GZIP] * coded], source=source())
-                        perform(got, before)
-                        run(asyncget.keep_short(got))
-                        with mock.patch.object(Response, "json", lambda _: 1):
-                            self.assertEqual(perform(got, ["look"])[1], [told])
+        rows: list[tuple[bytes, list[str], str]] = [  # body, what was done before, content then
+            *((self.BODY, before, self.BODY.decode()) for before in ([], ["read"])), (b"", [], ""),
+            (self.BODY, ["piece"], self.PIECES), (self.BODY, ["line"], self.PIECES),
+            (b"1" * limit, [], "1" * limit), (b"1" * (limit + 1), [], self.GIVEN_UP)]
+        for (body, before, told), framing, coded in itertools.product(rows, self.FRAMINGS, (0, 1)):
+            fields, wire = framed(gzip.compress(body) if coded else body, framing)
+            for when, source in arrivals(wire).items():
+                with self.subTest(told[:50], before=before, framing=framing, when=when):
+                    got = response(fields=[*fields, *[GZIP] * coded], source=source())
+                    perform(got, before)
+                    run(asyncget.keep_short(got))
+                    with mock.patch.object(Response, "json", lambda _: 1):
+                        self.assertEqual(perform(got, ["look"])[1], [told])
         broken = response(b"x", IncompleteBody("cut"))
         run(asyncget.keep_short(broken))
         self.refused(AsyncGetError, "given up", lambda: broken.content)
 
     def test_close(self) -> None:
         source = Source(b"a", b"b")
-        got = response(source=source)
-        got.close()
-        got.close()
-        self.assertEqual(source.aborted, 1)
-        whole = response(b"ab", read=True)
-        whole.close()
-        self.assertEqual(run(whole.read()), b"ab")
+        got, whole = response(source=source), response(b"ab", read=True)
+        for each in (got, got, whole):
+            each.close()
+        self.assertEqual((source.aborted, run(whole.read())), (1, b"ab"))
 
     def test_limit(self) -> None:  # CVE-2017-14158
         for done in (False, True):
@@ -1590,19 +1554,16 @@ class Section6Response(Section):
 
     def test_discard(self) -> None:
         """A short rest is read, undecoded; what cannot be kept is hung up on without a wait."""
-        keep, close = b"X: y", b"Connection: close"
-        cases: list[tuple[str, bytes, Framing, bytes, int, int]] = [
-                ("short", b"x" * 9000, 0, keep, 1, 9), ("none", b"", 0, keep, 1, 0),
-                ("chunked", b"x" * 900, "chunked", keep, 1, 1),
-                ("long", b"x" * 990_000, 0, keep, 0, 0), ("long", b"x" * 990_000, "chunked", keep, 0, 66),
-                ("without a length", b"x", "close", keep, 0, 0),
-                ("closes", b"x" * 9000, 0, close, 0, 0), ("closes", b"x", "chunked", close, 0, 0),
-                ("a bomb is not decoded", gzip.compress(bytes(1 << 20)), 0, keep, 1, 2),
-                ("not gzip", b"hello", 0, keep, 1, 1), ("broken", b"", "x", keep, 0, 1)]
-        for why, body, framing, field, kept, asked in cases:
-            with self.subTest(why):
+        keep, close, bomb = b"X: y", b"Connection: close", gzip.compress(bytes(1 << 20))
+        cases: list[tuple[bytes, Framing, bytes, int, int]] = [  # body, ..., kept, asked for more
+            (b"x" * 9000, 0, keep, 1, 9), (b"", 0, keep, 1, 0), (b"x" * 900, "chunked", keep, 1, 1),
+            (b"x" * 990_000, 0, keep, 0, 0), (b"x" * 990_000, "chunked", keep, 0, 66),
+            (b"x", "close", keep, 0, 0), (b"x" * 9000, 0, close, 0, 0), (b"", "broken", keep, 0, 1),
+            (bomb, 0, keep, 1, 2), (b"hello", 0, keep, 1, 1), (b"x", "chunked", close, 0, 0)]
+        for body, framing, field, kept, asked in cases:
+            with self.subTest(body[:9], size=len(body), framing=framing, field=field):
                 fields, wire = framed(body, framing)
-                if framing == "x":
+                if framing == "broken":
                     fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
                 source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
                 got = response(fields=[*fields, field, GZIP], source=source)
@@ -1643,53 +1604,45 @@ class Section6Response(Section):
                         self.assertTrue(wire.endswith(rest))
 
     def test_long_lines(self) -> None:
+        too_long = (b"1\n", ["TooLarge: more than 10 bytes in a l"])
         with mock.patch.object(asyncget, "MAX_LINE_BYTES", 10):
-            for pieces in cuts(b"1\n1234567890\n1"):
-                got = run(listed(response(*pieces).iter_lines()))
-                self.assertEqual(got, ["1", "1234567890", "1"])
-            for wire in (b"1\n12345678901", b"1\n12345678901\n1"):
+            for wire, outcome in [(b"1\n1234567890\n1", (b"1\n1234567890\n1\n", [])),
+                                  (b"1\n12345678901", too_long), (b"1\n12345678901\n1", too_long)]:
                 for pieces in cuts(wire):
                     with self.subTest(pieces):
-                        self.assertEqual(perform(response(*pieces), ["lines"]),
-                                         (b"1\n", ["TooLarge: more than 10 bytes in a l"]))
+                        self.assertEqual(perform(response(*pieces), ["lines"]), outcome)
         slow = response(*[b"\x0a", b"\x01"] * 2500, fields=[b"Content-Type: a; charset=utf-16-be"])
         self.assertEqual(self.quick(run, listed(slow.iter_lines())), ["\u0a01" * 2500])
 
     def test_text(self) -> None:
         for content_type, encoding, body, text in [
-                (b"text/plain", "utf-8", b"caf\xc3\xa9", "café"),
-                (b"text/plain", "utf-8", b"caf\xe9", "caf\ufffd"),
+                (b"text/plain", "utf-8", b"caf\xc3\xa9 \xe9", "café \ufffd"),
                 (b"text/plain; charset=latin-1", "iso8859-1", b"caf\xe9", "café"),
                 (b"text/plain; charset=utf-16", "utf-16", "\ufeffé".encode("utf-16-be"), "é"),
                 (b"t; charset=utf-8-sig", "utf-8-sig", b"\xef\xbb\xbfa", "a")]:
-            with self.subTest(content_type, body=body):
+            with self.subTest(content_type):
                 got = response(body, fields=[b"Content-Type: " + content_type], read=True)
                 self.assertEqual((got.encoding, got.text), (encoding, text))
         got = response(b"\xe9", read=True)
-        for name, encoding, text in [("latin-1", "iso8859-1", "é"),
-                                     ("nonsense", "utf-8", "\ufffd"), ("cp437", "cp437", "Θ")]:
+        for name, encoding, text in [("latin-1", "iso8859-1", "é"), ("cp437", "cp437", "Θ"),
+                                     ("nonsense", "utf-8", "\ufffd")]:
             got.encoding = name
             self.assertEqual((got.encoding, got.text), (encoding, text))
 
     def test_json(self) -> None:
         text = ' {"a": [1, 2.5, null, true], "b": "é\\u00e9\\ud83d\\ude00"} \n'
         for codec in ("utf-8", "utf-16", "utf-32", "utf-8-sig"):  # RFC 7159 8.1 allowed them all
-            with self.subTest(codec):
-                self.assertEqual(response(text.encode(codec), read=True).json(), json.loads(text))
+            self.assertEqual(response(text.encode(codec), read=True).json(), json.loads(text))
+        latin = [b"Content-Type: a; charset=latin-1"]
         for body in [b"", b"<html>", b'"\xff"', b'{"a": ', b"1 2", b"[" * 200_000, b'{"":' * 200_000,
-                     b'"\x1b[2J"', b"\x1b]0;x\x07", b"\0\0\0"]:
-            with self.subTest(body[:9]):
-                got = response(body, read=True)
+                     b'"\x1b[2J"', b"\x1b]0;x\x07", b"\0\0\0", b'["\xe9"]']:
+            with self.subTest(body[:9]):  # 8259 8.1: the charset is not the server's to say
+                got = response(body, fields=latin, read=True)
                 error = self.refused(DecodingError, "not JSON", got.json)
-                self.assertEqual((error.response, error.url, error.exit_code),
-                                 (got, "http://h/", 61))
-        fields = [b"Content-Type: a; charset=latin-1"]
-        got = response(b'["\xe9"]', fields=fields, read=True)
-        self.refused(DecodingError, "not JSON", got.json)  # 8259 8.1: not the server's to say
-        for name, body, value in [
-                ("latin-1", b'"\xe9"', "é"), ("cp437", b'"\xe9"', "Θ"), ("x-mac-roman", b'"\xe9"', "È"),
-                ("utf-8", b"\xef\xbb\xbf[1]", [1])]:
-            got = response(body, fields=fields, read=True)
+                self.assertEqual((error.response, error.url), (got, "http://h/"))
+        for name, body, value in [("latin-1", b'"\xe9"', "é"), ("cp437", b'"\xe9"', "Θ"),
+                                  ("x-mac-roman", b'"\xe9"', "È"), ("utf-8", b"\xef\xbb\xbf1", 1)]:
+            got = response(body, fields=latin, read=True)
             got.encoding = name
             self.assertEqual(got.json(), value)
         with contextlib.suppress(DecodingError):  # int() has a limit, but not in old ones
@@ -1706,8 +1659,9 @@ class Section6Response(Section):
     def test_links(self) -> None:
         self.alike(lambda value: response(fields=[b"Link: " + value]).links, [  # RFC 8288
             (b'</p?2>; rel="next"', {"next": {"url": "/p?2", "rel": "next"}}),
-            (b'<a>; rel=next, <b>; rel="prev"',
-             {"next": {"url": "a", "rel": "next"}, "prev": {"url": "b", "rel": "prev"}}),
+            (b'<a>; rel=next\r\nlink: <b>; rel="prev", <c>; rel=x',
+             {rel: {"url": url, "rel": rel}
+              for url, rel in (("a", "next"), ("b", "prev"), ("c", "x"))}),
             (b'<a,;b>;title="x, <y>; rel=z";REL = "last"',
              {"last": {"url": "a,;b", "title": "x, <y>; rel=z", "rel": "last"}}),
             (b'<a>; rel="first last"',
@@ -1715,10 +1669,8 @@ class Section6Response(Section):
             (b'<a>; rel=x; rel=y; url=z', {"x": {"url": "a", "rel": "x"}}),  # 3.3: once
             (b'<a>; rel=x; flag', {"x": {"url": "a", "rel": "x", "flag": ""}}),
             (b"<>; rel=self", {"self": {"url": "", "rel": "self"}}),
-            (b"<a>", {}), (b"", {}), (b"junk", {}), (b"; rel=next", {}), (b"<a; rel=x", {}),
-            (b'<a>; title="rel=x', {}), (b'<a>; rel=""', {})])
-        two = response(fields=[b"Link: <a>; rel=x", b"link: <b>; rel=y"]).links
-        self.assertEqual([two["x"]["url"], two["y"]["url"]], ["a", "b"])
+            *((junk, {}) for junk in (b"<a>", b"", b"junk", b"; rel=next", b"<a; rel=x",
+                                      b'<a>; title="rel=x', b'<a>; rel=""'))])
 
     def test_trailers(self) -> None:  # 9112 7.1.2: never merged into the headers
         wire, fields = b"1\r\nx\r\n0\r\nX-Sum: 1\r\n\r\n", [b"Transfer-Encoding: chunked"]
@@ -1734,7 +1686,6 @@ class Section6Response(Section):
         hop = response(b"moved", url="http://g/")
         run(hop.discard())
         got.history.append(hop)
-        self.assertEqual(got.headers["x"], "1")
         for twin in [copy.copy(got), *(pickle.loads(pickle.dumps(got, protocol))
                                        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1))]:
             for name in ("status", "reason", "url", "headers", "content", "text", "encoding",
@@ -1747,13 +1698,12 @@ class Section6Response(Section):
         error = self.refused(StatusError, "404", got.raise_for_status)
         again = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(again), again.response.content), (str(error), b"caf\xe9"))
-        coded = response(gzip.compress(b"x"), fields=[GZIP], read=True)
-        self.assertEqual(pickle.loads(pickle.dumps(coded)).content, b"x")
         with self.assertRaises((TypeError, AttributeError, pickle.PicklingError)):
             pickle.dumps(response(b"x"))  # it is still to come
-        waiting = pickle.loads(pickle.dumps(response(b"x", done=True)))
-        self.assertEqual(run(waiting.read()), b"x")
-        for got in (response(b"x\n"), response(gzip.compress(b"x\n"), fields=[GZIP], done=True),
+        packed = functools.partial(response, gzip.compress(b"x\n"), fields=[GZIP])
+        for waiting in (packed(read=True), packed(done=True), response(b"x\n", done=True)):
+            self.assertEqual(run(pickle.loads(pickle.dumps(waiting)).read()), b"x\n")
+        for got in (packed(done=True), response(b"x\n"),
                     response(b"x\n", fields=[b"Content-Type: t; charset=gbk"])):
             perform(got, ["lines"])
             twin = pickle.loads(pickle.dumps(got))
@@ -1776,18 +1726,10 @@ def count(session: Session) -> tuple[int, int, int]:
     return int(numbers[1]), int(numbers[2]), int(numbers[3])
 
 
-async def error_of(call: Coroutine[Any, Any, Response]) -> Any:
-    """The error that a call ends with; else its body."""
-    try:
-        return (await call).content
-    except AsyncGetError as error:
-        return error
-
-
 async def code_of(call: Coroutine[Any, Any, Response]) -> Any:
-    """The same, but of an error the exit code."""
-    result = await error_of(call)
-    return result if isinstance(result, bytes) else result.exit_code
+    """The exit code of the error that a call ends with; else its body."""
+    outcome, = await asyncio.gather(call, return_exceptions=True)
+    return outcome.content if isinstance(outcome, Response) else getattr(outcome, "exit_code")
 
 
 async def never(*_: Any, **__: Any) -> Any:
@@ -1969,16 +1911,6 @@ class Section7Connection(AsyncCase):
                         await until(lambda: not server.open)
                         self.assertEqual(count(session), (0, 0, 0))
 
-    async def test_connecting(self) -> None:
-        port = free_port()
-        found = [(socket.AF_INET, 1, 6, "", (f"127.0.0.{i}", port)) for i in (1, 2)]
-        with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo",
-                               mock.AsyncMock(return_value=found)):
-            for host, text in (("127.0.0.1", "cannot connect to 127.0.0.1"),
-                               ("h.test", "h.test:.*127.0.0.1.*127.0.0.2")):
-                error = await self.raised(ConnectError, asyncget.get(f"http://{host}:{port}/"), text)
-                self.assertEqual((error.exit_code, error.errno), (7, errno.ECONNREFUSED))
-
     @not_pypy
     async def test_addresses_with_a_scope(self) -> None:
         """They are connected to with their scope, and named without it (RFC 6874, 9110 7.2)."""
@@ -1996,10 +1928,11 @@ class Section7Connection(AsyncCase):
 
     async def test_timeouts(self) -> None:
         head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.02] * 10
+        no_connection = {"open_connection": never}
         rows: list[tuple[list[Any], dict[str, Any], str]] = [  # steps, limit, phase
-            ([HOLD], {"timeout": 0.05}, "connection"),  # no answer to TLS
-            ([], {"timeout": 0.05, "open_connection": never}, "connection"),
-            ([], {"deadline": 0.05, "open_connection": never}, "connection"),
+            ([], {"timeout": 0.05}, "connection"),  # no answer to TLS
+            ([], {"timeout": 0.05, **no_connection}, "connection"),
+            ([], {"deadline": 0.05, **no_connection}, "connection"),
             ([READ], {"timeout": 0.05}, "response head"),
             ([READ, *(step or 0.02 for step in bytewise(head))], {"timeout": 0.1}, "response head"),
             ([READ, *[b"HTTP/1.1 100 C\r\n\r\n", 0.02] * 9], {"timeout": 0.1}, "response head"),
@@ -2015,21 +1948,21 @@ class Section7Connection(AsyncCase):
                 if not phase:
                     self.assertEqual((await asyncget.get(url, **options)).content, b"x" * 10)
                     return
-                error = await self.raised(TimedOut, asyncget.get(url, **options), phase=phase,
-                                          seconds=seconds)
-                self.assertEqual("deadline" in options, "deadline" in str(error), steps)
+                said = "deadline" if "deadline" in options else f"^(?!.*deadline).*no {phase}"
+                await self.raised(TimedOut, asyncget.get(url, **options), said, phase=phase,
+                                  seconds=seconds)
                 self.assertGreaterEqual(time.monotonic() - begun, seconds - 0.01, steps)
                 await until(lambda: not server.open)
 
         await asyncio.gather(*(wait(*row) for row in rows))
         if sys.version_info >= (3, 11):  # our use of cancel() is not seen outside
             async with asyncio.timeout(5):
-                await error_of(asyncget.get("http://h.test/", timeout=0.05, open_connection=never))
+                await code_of(asyncget.get("http://h.test/", timeout=0.05, **no_connection))
                 task = asyncio.current_task()
                 self.assertEqual(task and task.cancelling(), 0)
             with self.assertRaises(TimeoutError) as outer:
                 async with asyncio.timeout(0.05):
-                    await asyncget.get("http://h.test/", open_connection=never)
+                    await asyncget.get("http://h.test/", **no_connection)
             self.assertIs(type(outer.exception), TimeoutError)
 
     async def test_the_clock_waits_for_the_user(self) -> None:
@@ -2056,14 +1989,13 @@ class Section7Connection(AsyncCase):
             with self.subTest(at, tls=tls), clock() as busy, beside(script, tls=tls) as (url, _):
                 async with Session(verify=False, timeout=1, limit=1,
                                    trace=lambda kind, _: seen.append(kind)) as session:
-                    calls = [asyncio.ensure_future(session.get(url))
-                             for _ in range(1 + (at == "queue"))]
+                    calls = asyncio.ensure_future(session.get_all([url] * (1 + (at == "queue"))))
                     await until(lambda: ("<" if at == "body" else ">") in seen)  # noqa: B023
                     await asyncio.sleep(0.01)
                     go.set()
                     self.assertTrue(there.wait(TEST_SECONDS))
                     busy(1.2)
-                    self.assertEqual([(await call).content for call in calls], [body] * len(calls))
+                    self.assertEqual({got.content for got in await calls}, {body})
 
     async def test_a_loop_that_stood_still_while_connecting(self) -> None:
         """Then TLS, say, had no time of its own at all, however quick the server is."""
@@ -2107,9 +2039,9 @@ class Section7Connection(AsyncCase):
     async def test_what_is_closed_is_freed(self) -> None:
         """Collected in another order, asyncio would say that an exception was never retrieved."""
         with uncollected(), beside([READ, OK + b"\r\nx", RESET]) as (url, _):
-            error = await error_of(asyncget.get(url))
+            failed, = await asyncio.gather(asyncget.get(url), return_exceptions=True)
             protocols = [one for one in gc.get_objects() if type(one) is asyncio.StreamReaderProtocol]
-            self.assertEqual((error.exit_code, protocols), (56, []))
+            self.assertEqual((type(failed), protocols), (IncompleteBody, []))
 
     async def test_tls_cut_off(self) -> None:
         for steps, expected in (
@@ -2243,9 +2175,8 @@ class Section9Pool(AsyncCase):
             async with Session(limit=1) as session:
                 call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
                 held = asyncio.ensure_future(session.get(server.url + "/hold"))
-                error = await self.raised(TimedOut, call, "deadline")
-                self.assertEqual((error.url, error.phase),
-                                 (server.url + "/end", "free connection"))
+                await self.raised(TimedOut, call, "deadline", url=server.url + "/end",
+                                  phase="free connection")
                 await asyncget.cancel([held])
                 self.assertEqual(count(session), (0, 0, 0))
 
@@ -2258,7 +2189,7 @@ class Section9Pool(AsyncCase):
                 self.assertEqual(server.connections, connections)
                 self.assertLessEqual(count(session)[0], 2)
             await until(lambda: server.open == 2)
-            await asyncio.gather(*(session.get(urls[i % 3]) for i in range(30)))
+            await session.get_all(urls * 10)
             self.assertEqual(count(session)[0], 2)
 
     async def test_what_comes_to_an_idle_connection(self) -> None:
@@ -2319,7 +2250,7 @@ class Section9Pool(AsyncCase):
     async def test_close_leaves_nothing(self) -> None:
         async with scripted([READ, answer(), READ, OK + b"\r\n"], again=True) as server:
             session = Session()
-            await asyncio.gather(*(session.get(server.url) for _ in range(3)))
+            await session.get_all([server.url] * 3)
             files = len(open_files())
             async with session.stream(server.url) as response:
                 reading = asyncio.ensure_future(response.read())
@@ -2428,26 +2359,22 @@ class Model:
     async def one(self, case: AsyncCase, session: Session, url: str, kind: str, tag: bytes) -> None:
         """One request, of which all is known that may come of it."""
         manner = self.random.choice(("get", "get", "stream", "early", "timeout"))
-        options: dict[str, Any] = {}
-        if manner == "timeout" or kind in self.BAD:
-            options["timeout"] = 0.02
-        body: bytes | None = None
+        may_fail = manner == "timeout" or kind in self.BAD
+        options: dict[str, Any] = {"timeout": 0.02} if may_fail else {}
+        body, whole = b"", tag * 20
         try:
             if manner in ("get", "timeout"):
                 body = (await session.get(url, **options)).content
             else:
                 async with session.stream(url, **options) as response:
-                    pieces = []
                     async for piece in response.iter_bytes():
-                        pieces.append(piece)
+                        body += piece
                         if manner == "early":
                             break
-                body = b"".join(pieces)
         except AsyncGetError as error:
-            case.assertTrue(kind in self.BAD or manner == "timeout", f"{manner} {url}: {error!r}")
-            return
-        whole = tag * 20
-        case.assertTrue(body == whole or manner == "early" and whole.startswith(body), (url, body))
+            case.assertTrue(may_fail, f"{manner} {url}: {error!r}")
+        else:
+            case.assertTrue(body == whole or manner == "early" and whole.startswith(body), (url, body))
 
     async def run(self, case: AsyncCase) -> None:
         pick, (limit, per_host) = self.random, self.limits
@@ -2532,26 +2459,26 @@ class Section10RedirectsAndRetries(AsyncCase):
                          (("Host", ""), ("X-Key", "d"), ("Accept", "e")))
 
     def test_when_to_retry(self) -> None:
+        made = functools.partial(self.response, "http://h/")
         rows: list[tuple[Any, float | None]] = [  # outcome, or Retry-After of a 503; delay
             ("0", 0.0), ("60", 60.0), ("", 0.5), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
             *((text, None) for text in (
                 "61", "9" * 5000, "1764086400", "inf", "-1", "1_0", "1.5", "soon", "\xb2",
                 "Fri, 31 Dec 2999 23:59:59 GMT", "Fri, 99 Dec 2999 99:59:59 GMT")),
-            *((error, 0.5) for error in (
-                ConnectError(), TimedOut(), IncompleteBody(),
-                IncompleteBody("x", response=self.response("http://h/")))),
+            *((error, 0.5) for error in (ConnectError(), TimedOut(), IncompleteBody(),
+                                         IncompleteBody("x", response=made()))),
             *((error, None) for error in (DecodingError(), TLSError(), ProxyError(),
                                           ProtocolError(), InvalidURL(), TooLarge())),
-            *((self.response("http://h/", status=status),
-               0.5 if status in (408, 429, 500, 502, 503, 504) else None)
+            *((made(status=status), 0.5 if status in (408, 429, 500, 502, 503, 504) else None)
               for status in range(200, 600))]
         with mock.patch("random.uniform", return_value=1.0):
             for outcome, expected in rows:
                 with self.subTest(repr(outcome)):
                     if isinstance(outcome, str):
-                        outcome = self.response("http://h/", f"Retry-After: {outcome}", status=503)
+                        outcome = made(f"Retry-After: {outcome}", status=503)
                     self.assertEqual(asyncget.retry_delay(1, outcome, 2), expected)
-            self.assertEqual([asyncget.retry_delay(i, TimedOut(), 2) for i in (1, 2, 3)], [0.5, 1.0, None])
+            self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2),
+                       [(1, 0.5), (2, 1.0), (3, None)])
         self.assertEqual(asyncget.retry_after("120"), 120.0)
 
 
@@ -2632,11 +2559,10 @@ class Section11Settings(AsyncCase):
             (asyncget.download, session | load), (asyncget.as_completed, client | many),
             (asyncget.get_all, client | many | {"return_exceptions"})]
         for function, expected in rows:
-            with self.subTest(function):
-                parameters = inspect.signature(function).parameters
-                self.assertEqual(set(parameters), expected)
-                self.assertEqual(parameters["timeout"].default, 30.0)
-                self.assertEqual(parameters["timeout"].annotation, "float | None")
+            parameters = inspect.signature(function).parameters
+            self.assertEqual(set(parameters), expected, function)
+            self.assertEqual(parameters["timeout"].default, 30.0)
+            self.assertEqual(parameters["timeout"].annotation, "float | None")
         for outcomes in (Session().as_completed([]), asyncget.as_completed([])):
             self.assertTrue(inspect.isasyncgen(outcomes))  # for contextlib.aclosing
 
@@ -2700,26 +2626,24 @@ class Section11Settings(AsyncCase):
                 self.assertEqual(Double.made, made)
 
     async def test_credentials(self) -> None:
-        inside = "http://u:p%3Aw@h.test/"
+        inside, plain = "http://u:p%3Aw@h.test/", "http://h.test"
         rows: list[tuple[Any, str, dict[str, Any], list[str]]] = [  # the session's, URL, the call's
-            (None, "http://h.test", {}, []), ("t0ken", "http://h.test", {}, ["Bearer t0ken"]),
-            (("me", "pässword"), "http://h.test", {}, [basic("me", "pässword")]),
-            ("t0ken", "http://h.test", {"auth": None}, []),
-            ("t0ken", "http://h.test", {"auth": ("a", "b")}, [basic("a", "b")]),
-            ("t0ken", "http://h.test", {"headers": {"authorization": None}}, []),
+            (None, plain, {}, []), ("t0ken", plain, {}, ["Bearer t0ken"]),
+            (("me", "pässword"), plain, {}, [basic("me", "pässword")]),
+            ("t0ken", plain, {"auth": None}, []),
+            ("t0ken", plain, {"headers": {"authorization": None}}, []),
+            *((own, url, {"auth": ("a", "b")}, [basic("a", "b")])
+              for own, url in (("t0ken", plain), (None, inside))),
             (None, inside, {}, [basic("u", "p:w")]),
-            (None, inside, {"auth": ("a", "b")}, [basic("a", "b")]),
             (None, inside, {"headers": {"authorization": "X"}}, ["X"])]
         for own, url, options, expected in rows:
-            with self.subTest(own=own, url=url, **options):
-                async with Session(auth=own, open_connection=Double.connect) as session:
+            async with Session(auth=own, open_connection=Double.connect) as session:
+                with self.subTest(own=own, url=url, **options):
                     head = await head_of(session, url, **options)
-                    self.assertEqual(field(head, "authorization"), expected)
-                    self.assertEqual(head.split(b" ")[1], b"/")
+                    self.assertEqual((head.split(b" ")[1], field(head, "authorization")), (b"/", expected))
         for wrong, text in ((inside + "%zz\x00", ""), (inside[:-1] + ":99999/", ""),
                             (inside, "unix:/nowhere")):
-            error = await error_of(asyncget.get(wrong, unix_socket="/nowhere"))
-            self.assertIn(text, str(error))
+            error = await self.raised(AsyncGetError, asyncget.get(wrong, unix_socket="/nowhere"), text)
             self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
 
 
@@ -2780,7 +2704,7 @@ class Section12Session(AsyncCase):
     async def cancel_at(self, number: int, race: bool, name: str, session: Session,
                         url: str) -> bool:
         """Cancel one GET at its n-th suspension; True if it was done before."""
-        left = number
+        left, holder = number, None
 
         def notice(future: Any) -> None:
             nonlocal left
@@ -2792,7 +2716,6 @@ class Section12Session(AsyncCase):
             elif left == -1:
                 future.add_done_callback(lambda _: task.cancel())
 
-        holder = None
         if name in ("kept", "stale"):
             await session.get(url)
             await asyncio.sleep(0.002)
@@ -2944,15 +2867,14 @@ class Section12Session(AsyncCase):
             self.assertEqual(count(session), (0, 0, 0))
 
     async def test_a_connection_that_had_ended_costs_one_turn_of_the_rate(self) -> None:
-        ending = [READ, 0.2, answer(), READ, CLOSE]
-        async with scripted(ending, ending, ending, [READ, answer()]) as server, \
+        async with scripted([READ, answer(), READ, CLOSE], [READ, answer()]) as server, \
                 Session(rate=20) as session:
-            await session.get_all([server.url] * 3, limit=3)
+            await session.get(server.url)
             await until(lambda: not session._pool.paused)
             with mock.patch.object(asyncget.Pool, "_resume", autospec=True,
                                    side_effect=asyncget.Pool._resume) as resumed:
                 await session.get(server.url)
-            self.assertEqual((resumed.call_count, server.connections), (1, 4))
+            self.assertEqual((resumed.call_count, server.connections), (1, 2))
 
     async def test_rate(self) -> None:
         """At most so many a second to one host: each comes no earlier than its turn."""
@@ -2974,11 +2896,10 @@ class Section12Session(AsyncCase):
 
         async with scripted([READ, note, LOOP], again=True, host="localhost") as a, origin() as b:
             for paths in (["/"] * 5, ["/r"] * 2, ["/busy"]):
-                async with Session(rate=50, base_url=a.url) as session:
-                    with self.subTest(paths), mock.patch("random.uniform", return_value=0.0):
-                        begun = loop.time()
-                        await session.get_all(paths, retries=3)
-                        check(begun)
+                with mock.patch("random.uniform", return_value=0.0):
+                    begun = loop.time()
+                    await asyncget.get_all(paths, retries=3, rate=50, base_url=a.url)
+                check(begun)
             async with Session(rate=50, limit=4) as session:  # many places come free at once
                 calls = asyncio.gather(*(session.get(a.url + "/hold") for _ in range(8)))
                 await until(lambda: len(came) == 4 and count(session)[2] == 4)
@@ -3140,17 +3061,17 @@ class Section12Session(AsyncCase):
                     self.assertEqual((said, closed.call_count), ([], 2 - inside))
 
     async def test_session_of_another_loop_or_closed(self) -> None:
-        async with origin() as server, scripted([READ, CLOSE], again=True) as hangs_up:
+        async with scripted([READ, answer()], [READ, CLOSE]) as server:
             session = Session(retries=lambda *_: 0.1)
-            await session.get(server.url)
+            await session.get(server.url, headers={"Connection": "close"})
             with self.assertRaisesRegex(AsyncGetError, "another event loop"):
                 await asyncio.to_thread(asyncio.run, session.get(server.url))
-            task = asyncio.ensure_future(session.get(hangs_up.url))
-            await until(lambda: hangs_up.connections and not hangs_up.open)
+            task = asyncio.ensure_future(session.get(server.url))
+            await until(lambda: server.connections == 2 and not server.open)
             await session.close()
             await session.close()
             await self.raised(AsyncGetError, task, "closed")  # while it waits to try again
-            self.assertEqual(hangs_up.connections, 1)
+            self.assertEqual(server.connections, 2)
             await self.raised(AsyncGetError, session.get_all([server.url]), "closed")
 
 
@@ -3313,15 +3234,19 @@ class Section13AddressesAndTLS(AsyncCase):
 
     async def test_certificates(self) -> None:
         """CVE-2021-28363: what a proxy tunnels, is checked as well, and for the origin's name."""
-        own: Any = ssl.create_default_context(cafile=pem("ca"))
+        strict: Any = ssl.create_default_context(cafile=pem("ca"))
+        strict.verify_flags |= ssl.VERIFY_X509_STRICT  # python/cpython#138193: as 3.13 has it
         rows: list[tuple[str, str, Any, str]] = [  # certificate, host, verify, complaint
-            ("leaf", "127.0.0.1", pem("ca"), ""), ("leaf", "localhost", own, ""),
+            ("leaf", "127.0.0.1", pem("ca"), ""), ("leaf", "localhost", strict, ""),
             ("self_signed", "localhost", pem("self_signed"), ""),
             ("expired", "localhost", pem("ca"), r"expired \(after 0.\d\d s\)\Z"),
             ("other", "localhost", pem("ca"), r"Hostname mismatch.*localhost.* \(after 0.+ s\)\Z"),
             ("other", "127.0.0.1", pem("ca"), "IP address mismatch"),
             ("self_signed", "localhost", pem("ca"),
              f"self.signed certificate.*trusted are those in verify='{pem('ca')}'"),
+            ("self_signed", "localhost", strict, "trusted are those in verify=<ssl.SSLContext"),
+            ("no_aki", "localhost", strict, "Missing Authority Key Identifier.*since Python 3.13.*"
+             "verify_flags &= ~ssl.VERIFY_X509_STRICT"),
             ("leaf", "localhost", True, "SSL_CERT_FILE")]
         for name, host, verify, text in rows:
             async with origin(name) as server, proxy() as via, proxy(SocksProxy) as socks, \
@@ -3332,22 +3257,12 @@ class Section13AddressesAndTLS(AsyncCase):
                         call = session.get(url, verify=verify, proxy=way)
                         if text:
                             said = f"certificate of {host}:{server.port}.*{way or ''}.*{text}"
-                            await self.raised(TLSError, call, said, exit_code=60)
+                            error = await self.raised(TLSError, call, said, exit_code=60)
+                            self.assertNotIn("STRICT" if "trusted" in text else "trusted in", str(error))
                             self.assertEqual(server.requests, [])
                             call = session.get(url, verify=False, proxy=way)
                         self.assertEqual((await call).content, b"ok")
                         server.requests.clear()
-
-    async def test_strict_checks(self) -> None:
-        """python/cpython#138193: a CA that 3.12 took is refused by 3.13."""
-        strict = ssl.create_default_context(cafile=pem("ca"))
-        strict.verify_flags |= ssl.VERIFY_X509_STRICT
-        for name, said, not_said in (("no_aki", "Missing Authority Key Identifier.*since Python "
-                                      "3.13.*verify_flags &= ~ssl.VERIFY_X509_STRICT", "trusted"),
-                                     ("self_signed", "trusted are those in verify=<ssl.SSLContext", "STRICT")):
-            async with origin(name) as server:
-                call = asyncget.get(f"https://localhost:{server.port}/", verify=strict)
-                self.assertNotIn(not_said, str(await self.raised(TLSError, call, said)))
 
     async def test_where_the_authorities_come_from(self) -> None:
         folder = self.empty_folder()
@@ -3409,22 +3324,24 @@ class Section13AddressesAndTLS(AsyncCase):
 
     async def test_errors_of_the_way(self) -> None:
         """Which hop, after how long, at which address, from which variable."""
-        port = free_port()
+        port, straight = free_port(), {"proxy": None}
         nowhere, odd, reset = (mock.AsyncMock(side_effect=error) for error in (
             socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long"),
             ConnectionResetError("in the handshake")))
         rows: list[tuple[dict[str, Any], type[ConnectError], int, str]] = [
             ({}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} \(from "
              rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
-            ({"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
+            ({**straight, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
              "to h.test:443 at 127.0.0.1: .*after 0"),
+            ({**straight, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}}, ConnectError, 7,
+             "to h.test:443 .*'127.0.0.1'.*'127.0.0.2'"),
             ({"unix_socket": "/none/s"}, ConnectError, 7, "unix:/none/s: .*No such file.*after"),
             ({"unix_socket": "/" + "x" * 200}, ConnectError, 7, "cannot connect"),
             ({"unix_socket": "a\0b"}, ConnectError, 7, "cannot connect"),
-            ({"proxy": None, "open_connection": nowhere}, ConnectError, 6,
+            ({**straight, "open_connection": nowhere}, ConnectError, 6,
              "resolve 'h.test', for h.test:443: .*not known.*after"),
-            ({"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
-            ({"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
+            ({**straight, "open_connection": odd}, ConnectError, 6, "too long"),
+            ({**straight, "open_connection": reset}, TLSError, 35, "in the handshake"),
             ({"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
              "resolve 'p.test', for proxy http://p.test:80")]
         for options, kind, code, text in rows:
@@ -3433,6 +3350,8 @@ class Section13AddressesAndTLS(AsyncCase):
                 call = asyncget.get("https://h.test/", verify=pem("ca"), **options)
                 error = await self.raised(kind, call, text, exit_code=code)
                 self.assertIs(type(error), kind)
+                if "127.0.0.1" in text:
+                    self.assertEqual(error.errno, errno.ECONNREFUSED)
         with mock.patch.object(asyncio, "open_unix_connection"):
             del asyncio.open_unix_connection  # as on Windows
             await self.raised(ConnectError, asyncget.get("http://h.test/", unix_socket="/x"),
@@ -4488,22 +4407,19 @@ class Section16Passwords(AsyncCase):
 
     async def test_every_redirect(self) -> None:
         """All 16 redirects between four origins, by two proxies with two passwords."""
+        def lead(head: bytes) -> bytes:
+            number = re.search(rb"\?(\d)", head)
+            return redirect(servers[int(number[1])].url + "/end") if number else answer()
+
+        options: dict[str, Any] = {
+            "auth": ("me", "pw"), "cookies": {"a": "b"}, "secret_headers": ["x-key"],
+            "headers": {"X-Key": "k", "X-Public": "p", "Host": "odd.test"}, "verify": pem("ca")}
         async with contextlib.AsyncExitStack() as stack:
-            links: dict[str, str] = {}
-
-            def lead(head: bytes) -> bytes:
-                number = re.search(rb"\?(\d)", head)
-                return redirect(links[number[1].decode()]) if number else answer()
-
             servers = [await stack.enter_async_context(scripted(
                 [READ, lead, LOOP], again=True, host="localhost",
                 tls=server_tls() if secure else None)) for secure in (False, False, True, True)]
             one = await stack.enter_async_context(proxy())
             two = await stack.enter_async_context(proxy())
-            links.update({str(i): server.url + "/end" for i, server in enumerate(servers)})
-            options: dict[str, Any] = {
-                "auth": ("me", "pw"), "cookies": {"a": "b"}, "secret_headers": ["x-key"],
-                "headers": {"X-Key": "k", "X-Public": "p", "Host": "odd.test"}, "verify": pem("ca")}
             for first, second, straight in itertools.product(range(4), range(4), ("", "03")):
                 for server in [*servers, one, two]:
                     server.requests.clear()
@@ -4524,12 +4440,12 @@ class Section16Passwords(AsyncCase):
                                 ("host", ["odd.test" if own else servers[i].url.split("/")[2]]),
                                 ("proxy-authorization", [])):
                             self.assertEqual(field(head, name), values)
-                    for via, keys in ((one, basic("one", "1")), (two, basic("two", "2"))):
-                        for head in via.requests:
-                            self.assertEqual(field(head, "proxy-authorization"), [keys])
                     by_proxy = [i for i in (first, second) if str(i) not in straight]
-                    self.assertEqual(len(one.requests), sum(i < 2 for i in by_proxy))
-                    self.assertEqual(len(two.requests), len({i for i in by_proxy if i > 1}))
+                    told = {via: [field(head, "proxy-authorization") for head in via.requests]
+                            for via in (one, two)}
+                    self.assertEqual(told, {
+                        one: [[basic("one", "1")]] * sum(i < 2 for i in by_proxy),
+                        two: [[basic("two", "2")]] * len({i for i in by_proxy if i > 1})})
                     self.assertEqual({head[:8] for head in two.requests} - {b"CONNECT "}, set())
 
 
@@ -4562,24 +4478,6 @@ http {{
     gzip on; gzip_types text/plain; gzip_min_length 0; gzip_http_version 1.0; sendfile on;
     server {{ listen 127.0.0.1:{port}; root {folder}; }}
 }}
-"""
-SQUID_CONF = """
-http_port 127.0.0.1:{port}
-pid_filename none
-access_log none
-cache_log /dev/null
-cache deny all
-coredump_dir {folder}
-pinger_enable off
-shutdown_lifetime 0 seconds
-visible_hostname localhost
-max_filedescriptors 256
-auth_param basic program /usr/lib/squid/basic_ncsa_auth {passwords}
-acl known proxy_auth REQUIRED
-http_access deny !known
-acl tunnels port {inside}
-http_access deny CONNECT !tunnels
-http_access allow all
 """
 
 
@@ -4645,8 +4543,20 @@ class RealServers(AsyncCase):
                                 capture_output=True, text=True).stdout
         passwords = self.write("passwords", "me:" + hashed)
         async with origin("leaf", b"inside") as inside:
-            path = self.write("squid.conf", SQUID_CONF.format(
-                port=port, folder=self.folder, passwords=passwords, inside=inside.port))
+            path = self.write("squid.conf", f"""
+                http_port 127.0.0.1:{port}
+                pid_filename none
+                cache_log /dev/null
+                access_log none
+                visible_hostname localhost
+                max_filedescriptors 256
+                auth_param basic program /usr/lib/squid/basic_ncsa_auth {passwords}
+                acl known proxy_auth REQUIRED
+                acl tunnels port {inside.port}
+                http_access deny !known
+                http_access deny CONNECT !tunnels
+                http_access allow all
+                """)
             async with self.daemon(port, "squid", "-N", "-f", path):
                 await self.through(port, inside.port, "could not be retrieved")
 
