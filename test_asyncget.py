@@ -516,7 +516,7 @@ class Section(Tables):
     def refused(self, error: type[AsyncGetError], said: str, call: Any,
                 *args: Any) -> AsyncGetError:
         """Check that a call raises that error, with this in its text, and no secret."""
-        with self.assertRaises(error) as caught:
+        with self.assertRaises(error, msg=f"{said!r}, {args!r:.999}") as caught:
             call(*args)
         text = str(caught.exception)
         self.assertIn(said.lower(), text.lower())
@@ -548,10 +548,9 @@ class Section1Errors(Section):
                 (ProtocolError, 8), (StatusError, 22), (DecodingError, 61), (TooLarge, 63),
                 (asyncget.TooManyRedirects, 47)))]
         for error, code, base, builtin in rows:
-            with self.subTest(error):
-                self.assertEqual((error.__bases__[0], error("x").exit_code), (base, code))
-                self.assertTrue(issubclass(error, builtin) and error.__doc__)
-                self.assertIn(error.__name__, asyncget.__all__)
+            self.assertEqual((error, error.__bases__[0], error("x").exit_code), (error, base, code))
+            self.assertTrue(issubclass(error, builtin) and error.__doc__)
+            self.assertIn(error.__name__, asyncget.__all__)
 
     def test_facts_are_attributes_of_one_error_alone(self) -> None:
         error = IncompleteBody("cut", expected=5, received=3, url="http://h/", exit_code=56)
@@ -607,11 +606,10 @@ class Section2URLs(Section):
                 ("https://h:000/", "https://h:0", "/", "", ""),
                 ("http://h:65535", "http://h:65535", "/", "", ""),
                 ("https://[::1]:8443/", "https://::1:8443", "/", "", "")]:
-            with self.subTest(text):
-                url = parse_url(text)
-                self.assertEqual((f"{url.origin.scheme}://{url.origin.host}:{url.origin.port}",
-                                  *url[1:]), (origin, target, fragment, userinfo))
-                self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
+            url = parse_url(text)
+            self.assertEqual((f"{url.origin.scheme}://{url.origin.host}:{url.origin.port}",
+                              *url[1:]), (origin, target, fragment, userinfo))
+            self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
 
     def test_hosts(self) -> None:
         hosts = {
@@ -664,25 +662,22 @@ class Section2URLs(Section):
         "not a host and port": [  # CVE-2025-0938, CVE-2019-14809, CVE-2026-25679, CVE-2022-33124
             "http://x[::1]/", "http://[::1]x/", "http://[::1].evil:80", "http://[::1/",
             "http://fe80::1%25eth0/", "http://[1.2.3.4]/", "http://[h.test]/", "http://[]/",
-            "http://[1.2.3.4%25eth0]/", "http://[%25eth0]/",
-            *[f"http://h:{port}/" for port in [
+            "http://[1.2.3.4%25eth0]/", "http://[%25eth0]/", *[f"http://h:{port}/" for port in [
                 "80x", "+80", "-1", "8_0", "٨٠", "0x50", "1:2", "65536", "0065536", "100000"]]],
         "not a host: ": [f"http://{host}/" for host in [  # CVE-2017-6508, CVE-2022-27780, -45061
             "h%0d%0aY", "A%2f", "A\\B", "a" * 64, "ü" * 60 + "x", "a..b", ".a", ".", "a b", "a,b",
             "a." * 128, "ſ." * 128]],  # too long for its labels to be looked at
-        "65536": ["http://h/" + "a" * 65528],
-    }
+        "65536": ["http://h/" + "a" * 65528],}
 
     def test_bad_urls(self) -> None:
         """A redirect passes the same checks: CVE-2021-41945, CVE-2022-33124."""
         base = parse_url("http://h/a")
         for said, texts in self.BAD.items():
             for text in texts:
-                with self.subTest(said, text=text[:40]):
-                    error = self.refused(InvalidURL, said, parse_url, text)
-                    self.assertEqual(error.exit_code, 1 if "scheme" in said else 3)
-                    for start in re.findall("^http:(?=//)|^(?=[a-z]+:)", text):
-                        self.refused(InvalidURL, said, join_url, base, text[len(start):])
+                error = self.refused(InvalidURL, said, parse_url, text)
+                self.assertEqual(error.exit_code, 1 if "scheme" in said else 3)
+                for start in re.findall("^http:(?=//)|^(?=[a-z]+:)", text):
+                    self.refused(InvalidURL, said, join_url, base, text[len(start):])
         for text in ("/x HTTP/1.1\r\nY: 2", "?\tx", "#\nx", "a\0", "\x7f", "\\\rx"):
             self.refused(InvalidURL, "control character", join_url, base, text)
         for text in ("///x", "http:g", "javascript:alert(1)", "data:,x", "x:y/z?:"):
@@ -737,9 +732,8 @@ class Section2URLs(Section):
                 ("/", {"a b": "c&d=e#f/é+"}, "/?a+b=c%26d%3De%23f%2F%C3%A9%2B"),
                 ("/", {"a": ""}, "/?a="), ("/", {"a": b"\xff"}, "/?a=%FF"),
                 ("/", {"a": "\r\n"}, "/?a=%0D%0A"), ("/#f", {"a": 1}, "/?a=1#f")]:
-            with self.subTest(params, given=given):
-                made = asyncget.add_params(parse_url("http://h" + given), carried(params))
-                self.assertEqual(str(made), "http://h" + target)
+            made = asyncget.add_params(parse_url("http://h" + given), carried(params))
+            self.assertEqual(str(made), "http://h" + target)
         self.refused(InvalidURL, "not Unicode", asyncget.add_params, parse_url("http://h"),
                      (("a", "\ud800"),))
 
@@ -752,9 +746,9 @@ class Section3RequestBytes(Section):
             ("/x?q", b"GET /x?q HTTP/1.1\r\nHost: h\r\n\r\n"),
             ("http://h/x", b"GET http://h/x HTTP/1.1\r\nHost: h\r\n\r\n"),
             ("/%0d%0aX:", b"GET /%0d%0aX: HTTP/1.1\r\nHost: h\r\n\r\n")])  # CVE-2014-8150: as it is
+        # CVE-2019-9740, CVE-2022-31150
         for target in ["/x HTTP/1.1\r\nY: 2", "/ ", "/\t", "/\0", "/\x7f", "/é", "/\u2028", "/\n"]:
-            with self.subTest(target):  # CVE-2019-9740, CVE-2022-31150
-                self.refused(InvalidURL, "not a request target", render_request, target, b"\r\n")
+            self.refused(InvalidURL, "not a request target", render_request, target, b"\r\n")
 
     def test_merge(self) -> None:
         base = (("Host", ""), ("Accept", "*/*"), ("X", "1"))
@@ -770,8 +764,7 @@ class Section3RequestBytes(Section):
                 ("Connection", "keep-alive"), ("connection", "Keep-Alive, TE"),
                 ("Keep-Alive", "timeout=5"), ("TE", "Trailers"), ("Proxy-Connection", "Keep-Alive"),
                 ("CONTENT-LENGTH", "0"), ("Connection", "Upgrade"), ("TE", "gzip"),
-                ("Keep-Alive", "a\r\nb: c"), ("Expect", "")]],
-            *[({"connection": value}, closing)
+                ("Keep-Alive", "a\r\nb: c"), ("Expect", "")]], *[({"connection": value}, closing)
               for value in ("close", " Close", "TE, close", "close, keep-alive", "close\r\nX: 1")]])
         self.alike(lambda value: merge_fields(closing, {"connection": value}),
                    [("keep-alive", base), (None, base), ("close", closing)])
@@ -801,9 +794,8 @@ class Section3RequestBytes(Section):
     def test_bad_headers(self) -> None:
         for said, rows in self.BAD.items():
             for headers in rows:
-                with self.subTest(said, headers=headers):
-                    self.refused(InvalidHeader, said, lambda headers: render_fields(
-                        merge_fields(asyncget.DEFAULT_FIELDS, headers), HERE), headers)
+                self.refused(InvalidHeader, said, lambda headers: render_fields(
+                    merge_fields(asyncget.DEFAULT_FIELDS, headers), HERE), headers)
 
     def test_good_values_go_out_as_given(self) -> None:
         self.alike(lambda field: render_fields((field,), HERE)[:-4], [
@@ -825,8 +817,7 @@ class Section3RequestBytes(Section):
                     ("u", SECRET, "x"), (1, SECRET), (SECRET, None), (b"u", SECRET.encode()), 5,
                     asyncget.split_userinfo(f"u:{SECRET}%0d%0a"),  # CVE-2012-0036
                     ("u", SECRET + "\ud800")]:
-            with self.subTest(bad):
-                self.refused(InvalidHeader, "", render_auth, bad)
+            self.refused(InvalidHeader, "", render_auth, bad)
         self.refused(InvalidHeader, "Authorization", render_fields,
                      (("Authorization", render_auth(f"{SECRET}\r\nX: 1")),), HERE)
 
@@ -855,9 +846,8 @@ class Section4ResponseHead(Section):
                 b"HTTP/1.1 099", "HTTP/1.1 ²²² OK".encode(), "HTTP/1.1 ٢٠٠".encode(),
                 b"HTTP/1.1  200 OK", b" HTTP/1.1 200", b"HTTP/1.1\t200 OK", b"HTTP/1.1 200OK", b"",
                 b"<html>", b"HTTP/1.1 200 O\rK", b"HTTP/1.1 200 O\0K", b"HTTP/1.1 200 OK\r"]:
-            with self.subTest(line):
-                self.refused(ProtocolError, f"not an HTTP/1 status line: {shown(line + b'!')[:-2]}",
-                             parse_head, line + b"\r\n\r\n")
+            self.refused(ProtocolError, f"not an HTTP/1 status line: {shown(line + b'!')[:-2]}",
+                         parse_head, line + b"\r\n\r\n")
 
     def test_fields(self) -> None:
         def parts(fields: bytes) -> dict[str, str]:
@@ -883,9 +873,8 @@ class Section4ResponseHead(Section):
                 (b"", b" Content-Length: 3", b"Content-Length: 5\r\n"),
                 (b"", b"Content-Length : 3", b""),                                 # CVE-2019-16276
                 (b"", b"A B: 1", b""), (b"X: 1\r\n", b"\rY: 2", b"")]:  # CVE-2015-5740, -2022-32213
-            with self.subTest(bad):
-                self.refused(ProtocolError, f"not a field line: {shown(bad)[:-1]}", parse_head,
-                             self.LINE + before + bad + b"\r\n" + behind + b"\r\n")
+            self.refused(ProtocolError, f"not a field line: {shown(bad)[:-1]}", parse_head,
+                         self.LINE + before + bad + b"\r\n" + behind + b"\r\n")
 
     def test_the_end_is_found_when_it_is_there_and_not_before(self) -> None:
         for wire in (b"HTTP/1.1 200\r\nA: 1\r\n 2\r\n\r\n", b"H\nA: 1\n\n", b"A\r\n\n", b"A\n\r\n"):
@@ -901,10 +890,9 @@ class Section4ResponseHead(Section):
                 (b"LOCATION:\t/\xd6\xd0 \x83\x65 ", "/\udcd6\udcd0 \udc83e", "/%D6%D0%20%83e"),
                 ("Location: /é日".encode(), "/é日", "/%C3%A9%E6%97%A5"),
                 (b"Location: ", "", "/a"), (b"location: x\r\n \xe9", "x \udce9", "/x%20%E9")]:
-            with self.subTest(line):
-                raw = head(b"X-Location: no", line).raw
-                self.assertEqual(asyncget.octets_text(raw, "location"), [text])
-                self.assertEqual(join_url(parse_url("http://h/a"), text).target, target)
+            raw = head(b"X-Location: no", line).raw
+            self.assertEqual(asyncget.octets_text(raw, "location"), [text])
+            self.assertEqual(join_url(parse_url("http://h/a"), text).target, target)
         twice = head(b"Set-Cookie: a=\xff", b"X: 1", b"set-cookie:b=2").raw
         self.alike(lambda name: asyncget.octets_text(twice, name),
                    [("set-cookie", ["a=\udcff", "b=2"]), ("cookie", [])])
@@ -963,15 +951,13 @@ class Section5BodyFraming(Section):
                         b"chunked\x7f", b"\x0cchunked"]]],
                 "Content-Length is b'": [                                  # CVE-2026-34525, -1525
                     [length + b"5", length + b"6"], [length + b"5", b"content-length: 6"],
-                    [length + b"30", length],
-                    *[[length + value] for value in [
+                    [length + b"30", length], *[[length + value] for value in [
                         b"+5", b"5, 6", b"-1",                 # RUSTSEC-2021-0078, CVE-2026-53540
                         b"", b"5\x01", b"\x0c5", b"5, 5\x0b", b"5\r\n 0", b"1_0", b"0x5", b"5\x85",
                         "٥".encode(), b"\xa05", b"5.0", b"5e3", b"9" * 5000, b"18446744073709551621",
                         b"30,", b",30", b"30,,30", b",", b"30, ,30", b"5, 05"]]]}.items():
             for fields in rows:
-                with self.subTest(fields):
-                    self.refused(ProtocolError, said, asyncget.body_framing, head(*fields))
+                self.refused(ProtocolError, said, asyncget.body_framing, head(*fields))
 
     def test_reuse(self) -> None:  # 9112 9.3, 9.6
         rows: list[tuple[int, bytes, Framing, bool]] = [
@@ -984,9 +970,8 @@ class Section5BodyFraming(Section):
             (0, b"Connection: keep-alive", "chunked", False),  # 6.1: faulty
             (0, b"Connection: keep-alive, close", 5, False)]
         for minor, field, framing, reuse in rows:
-            with self.subTest(field, minor=minor, framing=framing):
-                top = head(field, status=b"HTTP/1.%d 200" % minor)
-                self.assertIs(asyncget.may_reuse(top, framing), reuse)
+            top = head(field, status=b"HTTP/1.%d 200" % minor)
+            self.assertIs(asyncget.may_reuse(top, framing), reuse, (field, minor, framing))
 
     def unfinished(self, framing: Framing, pieces: Iterable[bytes]) -> Any:
         """The payload of a body of which more must come."""
@@ -1018,13 +1003,12 @@ class Section5BodyFraming(Section):
 
     def test_chunked_in_all_cuts(self) -> None:
         for wire, payload, trailers in self.CHUNKED:
-            with self.subTest(wire):
-                for extra in (b"", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
-                    for pieces in cuts(wire + extra):
-                        self.assertEqual(take("chunked", pieces), (payload, extra, trailers))
-                for end in range(len(wire)):  # 9112 8: cut short
-                    found = {self.unfinished("chunked", pieces) for pieces in cuts(wire[:end])}
-                    self.assertEqual(len(found), 1)
+            for extra in (b"", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
+                for pieces in cuts(wire + extra):
+                    self.assertEqual(take("chunked", pieces), (payload, extra, trailers))
+            for end in range(len(wire)):  # 9112 8: cut short
+                found = {self.unfinished("chunked", pieces) for pieces in cuts(wire[:end])}
+                self.assertEqual(len(found), 1)
 
     def test_payload_is_handed_out_as_it_arrives(self) -> None:  # CVE-2025-13836: no promise
         huge = b"7FFFFFFFFFFFFFFF\r\nx"
@@ -1050,11 +1034,10 @@ class Section5BodyFraming(Section):
                     b"X", b" X: 1", b"X : 1", b"X: \0", b"X\x01: 1", b"X\x7f: 1",
                     b"X: 1\n\nHTTP/1.1 200 OK", b"\nX: 1"]]}.items():  # CVE-2025-53643
             for wire in wires:
-                with self.subTest(wire):
-                    errors = [self.refused(ProtocolError, said if pieces == [wire] else "", take,
-                                           "chunked", pieces) for pieces in cuts(wire)]
-                    self.assertEqual(len({vars(error)["payload"] for error in errors}), 1)
-                    self.assertEqual({error.exit_code for error in errors}, {56})
+                errors = [self.refused(ProtocolError, said if pieces == [wire] else "", take,
+                                       "chunked", pieces) for pieces in cuts(wire)]
+                self.assertEqual(len({vars(error)["payload"] for error in errors}), 1)
+                self.assertEqual({error.exit_code for error in errors}, {56})
 
     def test_limits_are_the_same_in_any_cut(self) -> None:  # CVE-2026-34516, CVE-2023-39326
         line = b"1;%b\r\nx\r\n"
@@ -1067,12 +1050,11 @@ class Section5BodyFraming(Section):
                     (line % (b"e" * 40) * 5, "extensions: over 64"),
                     (line % (b"e" * 20) * 5, "extensions: over 64"),
                     ((b"14;" + b"e" * 20 + b"\r\n" + b"x" * 20 + b"\r\n") * 9 + b"0\r\n\r\n", "")]:
-                with self.subTest(said, wire=wire):
-                    for pieces in cuts(wire):
-                        if said:
-                            self.refused(ProtocolError, said, take, "chunked", pieces)
-                        else:
-                            self.assertEqual(take("chunked", pieces)[1], b"")
+                for pieces in cuts(wire):
+                    if said:
+                        self.refused(ProtocolError, said, take, "chunked", pieces)
+                    else:
+                        self.assertEqual(take("chunked", pieces)[1], b"")
 
     def test_only_so_many_sizes_are_remembered(self) -> None:
         with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_REMEMBERED", 9):
@@ -1108,10 +1090,9 @@ class Section8Decoding(Section):
 
     def test_in_all_cuts(self) -> None:
         for codings, coded in self.CODED:
-            with self.subTest(coded):
-                for pieces in cuts(coded):
-                    self.assertEqual(decode(codings, pieces), self.TEXT)
-                self.assertEqual(decode(codings, []), b"")
+            for pieces in cuts(coded):
+                self.assertEqual(decode(codings, pieces), self.TEXT, pieces)
+            self.assertEqual(decode(codings, []), b"")
 
     def test_cut_short_anywhere(self) -> None:  # zlib itself is silent
         for codings, coded in self.CODED:
@@ -1119,19 +1100,17 @@ class Section8Decoding(Section):
             # A member less, and a byte behind it, is still a stream: only the framing could tell.
             members = {at for at in range(18, whole)
                        if coded[at:at + 2] == b"\x1f\x8b" and len(codings) == 1}
-            with self.subTest(coded):
-                for end in {*range(1, whole)} - members - {at + 1 for at in members}:
-                    for step in (1, end):
-                        pieces = [coded[at:min(at + step, end)] for at in range(0, end, step)]
-                        self.refused(DecodingError, "too early", decode, codings, pieces)
+            for end in {*range(1, whole)} - members - {at + 1 for at in members}:
+                for step in (1, end):
+                    pieces = [coded[at:min(at + step, end)] for at in range(0, end, step)]
+                    self.refused(DecodingError, "too early", decode, codings, pieces)
 
     def test_behind_the_end(self) -> None:
         for (coding,), whole in self.CODED[:3]:
             for behind in (b"\r\n", b"<!-- 5 ms -->", b"\0\0\0", b"\0\n\0", b"\x8b\x1f",
                            b"\n" + whole, self.TEXT):
-                with self.subTest(coding, behind=behind):
-                    for pieces in [*cuts(whole + behind), [whole + behind * 3000]]:
-                        self.assertEqual(decode([coding], pieces), self.TEXT)
+                for pieces in [*cuts(whole + behind), [whole + behind * 3000]]:
+                    self.assertEqual(decode([coding], pieces), self.TEXT, behind)
         for pieces in cuts(gzip.compress(gzip.compress(self.TEXT) + b"\n") + b"\n"):  # in each
             self.assertEqual(decode([b"gzip"] * 2, pieces), self.TEXT)
 
@@ -1144,10 +1123,9 @@ class Section8Decoding(Section):
                 (b"gzip", good[:-1] + b"\xff", "not gzip"),
                 (b"gzip", good + b"\x1f\x8bhello", "not gzip"), (b"gzip", good + good[:9], "too early"),
                 (b"deflate", b"\x78\xbb\0\0\0\1" + raw_deflate(b"x"), "not deflate")]:  # a dictionary
-            with self.subTest(said, coded=coded):
-                for pieces in cuts(coded):
-                    self.refused(DecodingError, said if pieces == [coded] else "",
-                                 decode, [coding], pieces)
+            for pieces in cuts(coded):
+                self.refused(DecodingError, said if pieces == [coded] else "",
+                             decode, [coding], pieces)
 
     def test_bombs_are_seen_while_small(self) -> None:  # CVE-2025-69223, CVE-2025-66471
         size = 16 * asyncget.MAX_DECODED_STEP_BYTES
@@ -1177,8 +1155,7 @@ class Section8Decoding(Section):
                 (b"gzip;q=1", "gzip;q=1"), (b"gzip\x01", r"gzip\x01"), (b"\xff\x85", r"\xff\x85"),
                 (b",".join([b"gzip"] * 6), "at most 5"),                        # CVE-2025-66418
                 (b",".join([b"gzip"] * 1000), "1000 content codings")]:         # CVE-2022-32206
-            with self.subTest(said):
-                self.refused(DecodingError, said, found, b"Content-Encoding: " + value)
+            self.refused(DecodingError, said, found, b"Content-Encoding: " + value)
         many = [b"Content-Encoding: gzip"] * 100  # CVE-2023-23916
         self.refused(DecodingError, "100 content codings", found, *many)
 
@@ -1202,19 +1179,14 @@ class Section8Decoding(Section):
     # Of WHATWG's labels those that servers use, by the codec: what browsers take them for, but for
     # ascii, iso8859-1 and -9, whose C1 controls nobody misses. For some Python alone knows less.
     LABELS = {
-        "utf-8": "utf8 UTF8", "cp866": "866 cp866 ibm866", "iso8859-2": "iso_8859-2 l2",
-        "iso8859-6": "arabic iso-8859-6", "iso8859-7": "elot_928 greek iso-8859-7",
-        "iso8859-8": "hebrew iso-8859-8 ISO-8859-8-I", "iso8859-11": "iso-8859-11",
-        "iso8859-15": "iso8859-15", "tis-620": "tis-620", "koi8-r": "cskoi8r koi8-r koi8_r",
-        "koi8-u": "koi8-u", "mac-roman": "macintosh x-mac-roman", "mac-cyrillic": "x-mac-cyrillic",
-        "cp874": "windows-874 Windows-874", "cp1250": "cp1250 windows-1250 x-cp1250",
-        "cp1252": "cp1252 windows-1252 x-cp1252", "ascii": "us-ascii", "utf-8-sig": "utf-8-sig",
-        "iso8859-1": "iso-8859-1 latin1 latin-1", "iso8859-9": "iso-8859-9 l5",
-        "gb18030": "chinese gb2312 gbk x-gbk gb18030 cp936", "big5": "big5 x-big5", "big5hkscs": "big5-hkscs", "cp950": "cp950",
-        "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp iso-2022-jp",
-        "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis",
-        "cp949": "euc-kr korean ks_c_5601-1987",
-        "utf-16-be": "utf-16be", "utf-16-le": "utf-16le", "utf-16": "utf-16"}
+        "utf-8": "utf8 UTF8", "utf-8-sig": "utf-8-sig", "utf-16-be": "utf-16be", "cp866": "866",
+        "ascii": "us-ascii", "iso8859-8": "hebrew ISO-8859-8-I", "koi8-r": "cskoi8r",
+        "mac-roman": "x-mac-roman", "mac-cyrillic": "x-mac-cyrillic", "iso8859-1": "latin1",
+        "cp874": "windows-874 Windows-874", "cp1250": "windows-1250 x-cp1250",
+        "cp1252": "windows-1252 x-cp1252", "iso8859-9": "iso-8859-9 l5", "big5": "big5 x-big5",
+        "gb18030": "chinese gb2312 gbk x-gbk gb18030", "cp949": "euc-kr korean ks_c_5601-1987",
+        "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp", "iso8859-11": "iso-8859-11",
+        "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis"}
     NO_TEXT = """rot13 hex base64 zlib mbcs punycode idna undefined unicode_escape utf-7 quopri uu
         oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x cp037 cp500 cp1026
         ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-cn"""
@@ -1227,9 +1199,8 @@ class Section8Decoding(Section):
             ("a/b; charset=\xe9", "utf-8")])
         for codec, labels in [*self.LABELS.items(), ("utf-8", self.NO_TEXT)]:
             for label in labels.split():
-                with self.subTest(label):
-                    for text in (f"a/b; charset={label}", f'a/b;x=y;CHARSET = "{label.upper()}"'):
-                        self.assertEqual(charset_of(text), codec)
+                for text in (f"a/b; charset={label}", f'a/b;x=y;CHARSET = "{label.upper()}"'):
+                    self.assertEqual(charset_of(text), codec, text)
 
     def test_every_charset_decodes_everything(self) -> None:
         junk = random.Random(6).getrandbits(8 * 4001).to_bytes(4001, "big")
@@ -1237,11 +1208,10 @@ class Section8Decoding(Section):
             *encodings.aliases.aliases, *encodings.aliases.aliases.values(), *self.LABELS}}
         self.assertGreater(len(found), 75)
         for codec in found:
-            with self.subTest(codec):
-                self.assertIsInstance(junk.decode(codec, "replace"), str)
-                self.assertEqual("a\nb".encode(codec).count(b"\n"), 1)  # iter_lines cuts there
-                if not codec.startswith(("utf-16", "utf-32")):
-                    self.assertEqual(b"\n".decode(codec), "\n")
+            self.assertIsInstance(junk.decode(codec, "replace"), str)
+            self.assertEqual("a\nb".encode(codec).count(b"\n"), 1, codec)  # iter_lines cuts there
+            if not codec.startswith(("utf-16", "utf-32")):
+                self.assertEqual(b"\n".decode(codec), "\n", codec)
 
     def test_a_server_cannot_fill_the_table_of_codecs(self) -> None:  # it keeps unknown names, too
         with mock.patch("codecs.lookup", side_effect=LookupError) as lookup:
@@ -1449,10 +1419,10 @@ class Section6Response(Section):
             fields, wire = framed(codings[coding](content), framing)
             fields += [b"Content-Encoding: " + coding]
             for (when, source), program in itertools.product(arrivals(wire).items(), programs):
-                with self.subTest(program, content=content, fields=fields, when=when):
-                    got = response(fields=fields, source=source())
-                    outcome = perform(got, [*program.split(), "bytes"])
-                    self.assertEqual(outcome, outcomes.setdefault((content, program), outcome))
+                got = response(fields=fields, source=source())
+                outcome = perform(got, [*program.split(), "bytes"])
+                self.assertEqual(outcome, outcomes.setdefault((content, program), outcome),
+                                 (program, fields, when))
 
     def test_what_came_is_handed_out_before_the_error(self) -> None:
         sized, chunked = [b"Content-Length: 99"], [b"Transfer-Encoding: chunked"]
@@ -1487,36 +1457,27 @@ class Section6Response(Section):
 
     def test_what_was_given_up_never_looks_whole(self) -> None:
         """Not after what ended a read amid the body, nor in a copy; not even where all has come."""
-        def too_large(got: Response) -> None:
-            self.refused(TooLarge, "max_size", lambda: run(got.read(3)))
+        async def close(got: Response) -> None:
+            got.close()
 
-        def too_long(got: Response) -> None:
-            with mock.patch.object(asyncget, "MAX_LINE_BYTES", 3):
-                self.refused(TooLarge, "bytes in a line", lambda: run(listed(got.iter_lines())))
-
-        def broken_off(got: Response) -> None:
-            with self.assertRaises((asyncio.CancelledError, KeyboardInterrupt, ValueError)):
-                run(got.read())
-
-        def discarded(got: Response) -> None:
-            run(got.discard())
-
-        cases: list[tuple[Any, Response]] = [
-            *((end, response(*pieces, done=len(pieces) == 1))
-              for end, *pieces in ((too_large, b"hel", b"lo"), (too_long, b"hel", b"lo"),
-                                   (Response.close, b"hel", b"lo"), (too_large, b"hello"),
-                                   (too_long, b"hello"), (Response.close, b"hello"))),
-            *((broken_off, response(b"he", error)) for error in (
+        cases: list[tuple[Any, Any, Response]] = [
+            *((end, kind, response(*pieces, done=len(pieces) == 1))
+              for pieces in ([b"hel", b"lo"], [b"hello"]) for end, kind in (
+                  (lambda got: got.read(3), TooLarge), (close, None),
+                  (lambda got: listed(got.iter_lines()), TooLarge))),
+            *((Response.read, type(error), response(b"he", error)) for error in (
                 KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
-            *((discarded, response(b"hello", done=done, fields=fields))
+            *((Response.discard, None, response(b"hello", done=done, fields=fields))
               for done in (False, True) for fields in ([], [GZIP]))]
-        for end, got in cases:
-            with self.subTest(end, got=got):
-                end(got)
-                self.assertIsNone(got._body.connection)
-                for twin in (got, copy.deepcopy(got), pickle.loads(pickle.dumps(got))):
-                    self.assertEqual(perform(twin, ["look", "read", "bytes", "lines", "piece"]),
-                                     (b"", [self.GIVEN_UP] * 5))
+        for end, kind, got in cases:
+            with contextlib.ExitStack() as stack, mock.patch.object(asyncget, "MAX_LINE_BYTES", 3):
+                if kind:
+                    stack.enter_context(self.assertRaises(kind))
+                run(end(got))
+            self.assertIsNone(got._body.connection)
+            for twin in (got, copy.deepcopy(got), pickle.loads(pickle.dumps(got))):
+                self.assertEqual(perform(twin, ["look", "read", "bytes", "lines", "piece"]),
+                                 (b"", [self.GIVEN_UP] * 5), (end, got))
 
     def test_keep_short(self) -> None:
         limit = asyncget.MAX_DISCARD_BYTES
@@ -1561,16 +1522,15 @@ class Section6Response(Section):
             (b"x", "close", keep, 0, 0), (b"x" * 9000, 0, close, 0, 0), (b"", "broken", keep, 0, 1),
             (bomb, 0, keep, 1, 2), (b"hello", 0, keep, 1, 1), (b"x", "chunked", close, 0, 0)]
         for body, framing, field, kept, asked in cases:
-            with self.subTest(body[:9], size=len(body), framing=framing, field=field):
-                fields, wire = framed(body, framing)
-                if framing == "broken":
-                    fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
-                source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
-                got = response(fields=[*fields, field, GZIP], source=source)
-                with mock.patch.object(asyncget.Decoder, "feed", side_effect=AssertionError("decoded")):
-                    run(got.discard())
-                self.assertEqual((source.kept, source.aborted, source.asked),
-                                 (kept, 1 - kept, asked))
+            fields, wire = framed(body, framing)
+            if framing == "broken":
+                fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
+            source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
+            got = response(fields=[*fields, field, GZIP], source=source)
+            with mock.patch.object(asyncget.Decoder, "feed", side_effect=AssertionError("decoded")):
+                run(got.discard())
+            self.assertEqual((source.kept, source.aborted, source.asked),
+                             (kept, 1 - kept, asked), (body[:9], framing, field))
 
     def test_lines(self) -> None:
         def of(codec: str, *pieces: bytes, read: bool = False) -> Response:
@@ -1592,16 +1552,15 @@ class Section6Response(Section):
                 ("utf-16-be", b"\x0a\x01\x0a\x0a\x00\x0a\x01", ["\u0a01\u0a0a", "\ufffd"]),
                 ("gb18030", b"\x81\x30\n\x81", ["\ufffd", "\ufffd"]),
                 ("utf-16", b"\xfe\xff\0a\0\nx", ["a", "\ufffd"])]:
-            with self.subTest(codec, wire=wire):
-                self.assertEqual(run(listed(of(codec, wire, read=True).iter_lines())), lines)
-                for pieces in cuts(wire):
-                    self.assertEqual(run(listed(of(codec, *pieces).iter_lines())), lines, pieces)
-                    if lines:
-                        got = of(codec, *pieces)
-                        first, _ = perform(got, ["line"])  # what is left is there as bytes
-                        rest = b"".join(run(listed(got.iter_bytes())))
-                        self.assertEqual(first.decode(), lines[0] + "\n")
-                        self.assertTrue(wire.endswith(rest))
+            self.assertEqual(run(listed(of(codec, wire, read=True).iter_lines())), lines)
+            for pieces in cuts(wire):
+                self.assertEqual(run(listed(of(codec, *pieces).iter_lines())), lines, pieces)
+                if lines:
+                    got = of(codec, *pieces)
+                    first, _ = perform(got, ["line"])  # what is left is there as bytes
+                    rest = b"".join(run(listed(got.iter_bytes())))
+                    self.assertEqual(first.decode(), lines[0] + "\n")
+                    self.assertTrue(wire.endswith(rest))
 
     def test_long_lines(self) -> None:
         too_long = (b"1\n", ["TooLarge: more than 10 bytes in a l"])
@@ -1609,8 +1568,7 @@ class Section6Response(Section):
             for wire, outcome in [(b"1\n1234567890\n1", (b"1\n1234567890\n1\n", [])),
                                   (b"1\n12345678901", too_long), (b"1\n12345678901\n1", too_long)]:
                 for pieces in cuts(wire):
-                    with self.subTest(pieces):
-                        self.assertEqual(perform(response(*pieces), ["lines"]), outcome)
+                    self.assertEqual(perform(response(*pieces), ["lines"]), outcome, pieces)
         slow = response(*[b"\x0a", b"\x01"] * 2500, fields=[b"Content-Type: a; charset=utf-16-be"])
         self.assertEqual(self.quick(run, listed(slow.iter_lines())), ["\u0a01" * 2500])
 
@@ -1620,9 +1578,8 @@ class Section6Response(Section):
                 (b"text/plain; charset=latin-1", "iso8859-1", b"caf\xe9", "café"),
                 (b"text/plain; charset=utf-16", "utf-16", "\ufeffé".encode("utf-16-be"), "é"),
                 (b"t; charset=utf-8-sig", "utf-8-sig", b"\xef\xbb\xbfa", "a")]:
-            with self.subTest(content_type):
-                got = response(body, fields=[b"Content-Type: " + content_type], read=True)
-                self.assertEqual((got.encoding, got.text), (encoding, text))
+            got = response(body, fields=[b"Content-Type: " + content_type], read=True)
+            self.assertEqual((got.encoding, got.text), (encoding, text))
         got = response(b"\xe9", read=True)
         for name, encoding, text in [("latin-1", "iso8859-1", "é"), ("cp437", "cp437", "Θ"),
                                      ("nonsense", "utf-8", "\ufffd")]:
@@ -1636,10 +1593,9 @@ class Section6Response(Section):
         latin = [b"Content-Type: a; charset=latin-1"]
         for body in [b"", b"<html>", b'"\xff"', b'{"a": ', b"1 2", b"[" * 200_000, b'{"":' * 200_000,
                      b'"\x1b[2J"', b"\x1b]0;x\x07", b"\0\0\0", b'["\xe9"]']:
-            with self.subTest(body[:9]):  # 8259 8.1: the charset is not the server's to say
-                got = response(body, fields=latin, read=True)
-                error = self.refused(DecodingError, "not JSON", got.json)
-                self.assertEqual((error.response, error.url), (got, "http://h/"))
+            got = response(body, fields=latin, read=True)  # 8259 8.1: not the server's to say
+            error = self.refused(DecodingError, "not JSON", got.json)
+            self.assertEqual((error.response, error.url), (got, "http://h/"))
         for name, body, value in [("latin-1", b'"\xe9"', "é"), ("cp437", b'"\xe9"', "Θ"),
                                   ("x-mac-roman", b'"\xe9"', "È"), ("utf-8", b"\xef\xbb\xbf1", 1)]:
             got = response(body, fields=latin, read=True)
@@ -1659,8 +1615,7 @@ class Section6Response(Section):
     def test_links(self) -> None:
         self.alike(lambda value: response(fields=[b"Link: " + value]).links, [  # RFC 8288
             (b'</p?2>; rel="next"', {"next": {"url": "/p?2", "rel": "next"}}),
-            (b'<a>; rel=next\r\nlink: <b>; rel="prev", <c>; rel=x',
-             {rel: {"url": url, "rel": rel}
+            (b'<a>; rel=next\r\nlink: <b>; rel="prev", <c>; rel=x', {rel: {"url": url, "rel": rel}
               for url, rel in (("a", "next"), ("b", "prev"), ("c", "x"))}),
             (b'<a,;b>;title="x, <y>; rel=z";REL = "last"',
              {"last": {"url": "a,;b", "title": "x, <y>; rel=z", "rel": "last"}}),
@@ -1728,8 +1683,8 @@ def count(session: Session) -> tuple[int, int, int]:
 
 async def code_of(call: Coroutine[Any, Any, Response]) -> Any:
     """The exit code of the error that a call ends with; else its body."""
-    outcome, = await asyncio.gather(call, return_exceptions=True)
-    return outcome.content if isinstance(outcome, Response) else getattr(outcome, "exit_code")
+    outcome: Any = (await asyncio.gather(call, return_exceptions=True))[0]
+    return outcome.content if isinstance(outcome, Response) else outcome.exit_code
 
 
 async def never(*_: Any, **__: Any) -> Any:
@@ -1900,16 +1855,15 @@ class Section7Connection(AsyncCase):
             ([answer(cut, "Content-Encoding: gzip")], DecodingError, 61, "cut short")]
         for steps, kind, code, text in rows:
             async with scripted([READ, *steps]) as server, Session() as session:
-                with self.subTest(text):
-                    error = await self.raised(kind, session.get(server.url + "/x"), text,
-                                              exit_code=code, url=server.url + "/x")
-                    self.assertEqual((type(error), server.connections), (kind, 1))
-                    if "which has 10" in text:
-                        self.assertEqual((error.expected, error.received, error.response.status),
-                                         (10, 5, 200))
-                    if kind is not DecodingError:  # those came whole
-                        await until(lambda: not server.open)
-                        self.assertEqual(count(session), (0, 0, 0))
+                error = await self.raised(kind, session.get(server.url + "/x"), text,
+                                          exit_code=code, url=server.url + "/x")
+                self.assertEqual((type(error), server.connections), (kind, 1))
+                if "which has 10" in text:
+                    self.assertEqual((error.expected, error.received, error.response.status),
+                                     (10, 5, 200))
+                if kind is not DecodingError:  # those came whole
+                    await until(lambda: not server.open)
+                    self.assertEqual(count(session), (0, 0, 0))
 
     @not_pypy
     async def test_addresses_with_a_scope(self) -> None:
@@ -2196,10 +2150,12 @@ class Section9Pool(AsyncCase):
         """It is closed at once, though nobody asks for one, and nothing that it says is held."""
         late: list[list[Any]] = [[answer(b"EVIL!")], [b"\n"], [CLOSE], [RESET], [bytes(MIB)] * 8,
                                  [answer(b"EVIL!", status="408 X"), CLOSE]]
-        for steps, tls in itertools.product(late, (None, server_tls())):
-            async with scripted([READ, answer(b"1"), 0.01, *steps], [READ, answer(b"2")],
-                                tls=tls) as server, Session(verify=False) as session:
-                with self.subTest(str(steps)[:50], tls=tls):  # CVE-2026-6733
+        for steps, way in itertools.product(late, ("plain", "TLS", "tunnel")):
+            tls = server_tls() if way != "plain" else None
+            async with proxy() as via, scripted(
+                    [READ, answer(b"1"), 0.01, *steps], [READ, answer(b"2")], tls=tls) as server, \
+                    Session(verify=False, proxy=via.url if way == "tunnel" else None) as session:
+                with self.subTest(str(steps)[:50], way=way):  # CVE-2026-6733
                     self.assertEqual((await session.get(server.url)).content, b"1")
                     await until(lambda: count(session) == (0, 0, 0))
                     self.assertEqual((await session.get(server.url)).content, b"2")
@@ -2446,10 +2402,9 @@ class Section10RedirectsAndRetries(AsyncCase):
                 ("//hh.test", "http://hh.test/#top", False),
                 ("http://www.h.test/", "http://www.h.test/#top", False),
                 ("http://h.test./", "http://h.test./#top", False)]:
-            with self.subTest(location):
-                following = lead(location, request, ["x-key"])
-                self.assertEqual((str(following.url), following.url.userinfo), (url, ""))
-                self.assertEqual(following.fields, fields if kept else bare)
+            following = lead(location, request, ["x-key"])
+            self.assertEqual((str(following.url), following.url.userinfo), (url, ""))
+            self.assertEqual(following.fields, fields if kept else bare)
         # CVE-2023-45289
         for location in ("file:///etc/passwd", "http:x", "http://[::1%25.h.test]/"):
             with self.subTest(location), self.assertRaises(InvalidURL):
@@ -2473,10 +2428,9 @@ class Section10RedirectsAndRetries(AsyncCase):
               for status in range(200, 600))]
         with mock.patch("random.uniform", return_value=1.0):
             for outcome, expected in rows:
-                with self.subTest(repr(outcome)):
-                    if isinstance(outcome, str):
-                        outcome = made(f"Retry-After: {outcome}", status=503)
-                    self.assertEqual(asyncget.retry_delay(1, outcome, 2), expected)
+                if isinstance(outcome, str):
+                    outcome = made(f"Retry-After: {outcome}", status=503)
+                self.assertEqual(asyncget.retry_delay(1, outcome, 2), expected, outcome)
             self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2),
                        [(1, 0.5), (2, 1.0), (3, None)])
         self.assertEqual(asyncget.retry_after("120"), 120.0)
@@ -2538,8 +2492,7 @@ class Section11Settings(AsyncCase):
                 await self.raised(TypeError, session.get(url, **one), f"keyword '{[*one][0]}'")
             wrong: list[Any] = ["", "ftp://h/", "http://h/\r\nX:", "http://h%0d%0aY/", 1]  # CVE-2020-11078
             for url in wrong:
-                with self.subTest(url=url):
-                    await self.raised(InvalidURL, session.get(url))
+                await self.raised(InvalidURL, session.get(url))
             self.assertEqual((count(session), Double.made), ((0, 0, 0), 0))
 
     def test_signatures(self) -> None:
@@ -2580,9 +2533,8 @@ class Section11Settings(AsyncCase):
              f"GET / HTTP/1.1\r\nhost: front:1\r\n{agent}{codings}Accept: x\r\nX: é\r\n\r\n")]
         async with Session(open_connection=Double.connect) as session:
             for target, options, wire in cases:
-                with self.subTest(target, **options):
-                    head = await head_of(session, "http://h.test" + target, **options)
-                    self.assertEqual(head.decode(), wire)
+                head = await head_of(session, "http://h.test" + target, **options)
+                self.assertEqual(head.decode(), wire)
 
     async def test_settings_that_can_be_read_but_once_serve_every_url(self) -> None:
         async with origin() as server, Session(params=iter([("k", 1)]), headers=iter([("X", "1")]),
@@ -2610,12 +2562,11 @@ class Section11Settings(AsyncCase):
         async with Session(base_url="http://me:p%40ss@h.test/v1", params={"k": 1},
                            headers={"X": "1", "Y": "1"}, open_connection=Double.connect) as session:
             for url, settings, target, values in rows:
-                with self.subTest(url, **settings):
-                    response = await session.get(url, **settings)
-                    head = Double.last.sent
-                    self.assertEqual([response.text, response.url[13:]], [target] * 2)
-                    self.assertEqual(field(head, "x") + field(head, "y"), values)
-                    self.assertEqual(field(head, "authorization"), [basic("me", "p@ss")])
+                response = await session.get(url, **settings)
+                head = Double.last.sent
+                self.assertEqual([response.text, response.url[13:]], [target] * 2)
+                self.assertEqual(field(head, "x") + field(head, "y"), values)
+                self.assertEqual(field(head, "authorization"), [basic("me", "p@ss")])
             self.assertEqual(field(await head_of(session, "", auth=None), "authorization"), [])
             Double.made = 0
             for headers, sent, made in (({"Connection": "keep-alive", "TE": "trailers"}, [], 0),
@@ -2640,11 +2591,12 @@ class Section11Settings(AsyncCase):
             async with Session(auth=own, open_connection=Double.connect) as session:
                 with self.subTest(own=own, url=url, **options):
                     head = await head_of(session, url, **options)
-                    self.assertEqual((head.split(b" ")[1], field(head, "authorization")), (b"/", expected))
+                    self.assertEqual([head[:6], *field(head, "authorization")], [b"GET / ", *expected])
         for wrong, text in ((inside + "%zz\x00", ""), (inside[:-1] + ":99999/", ""),
                             (inside, "unix:/nowhere")):
-            error = await self.raised(AsyncGetError, asyncget.get(wrong, unix_socket="/nowhere"), text)
-            self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
+            call = asyncget.get(wrong, unix_socket="/nowhere")
+            error = await self.raised(AsyncGetError, call, text, response=None)
+            self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url}")
 
 
 @types.coroutine
@@ -2781,9 +2733,8 @@ class Section12Session(AsyncCase):
                 if first is not None:
                     await session.get(server.url, cookies=first)
                 await session.get_all([other.url, server.url])
-                with self.subTest(first):
-                    self.assertEqual([field(head, "cookie") for head in
-                                      (other.requests[0], server.requests[-1])], [[], ["sid=1"]])
+                self.assertEqual([field(head, "cookie") for head in
+                                  (other.requests[0], server.requests[-1])], [[], ["sid=1"]])
 
     async def test_cookies_over_the_wire(self) -> None:
         sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "SET-COOKIE: c=\xe9%0d",
@@ -3204,8 +3155,7 @@ class Section13AddressesAndTLS(AsyncCase):
             ({"*:443": "127.0.0.2", "h.test:443": "127.0.0.1"}, h, "127.0.0.2"),  # the first
             ({"BÜCHER.test:443": "::2"}, Origin("https", "xn--bcher-kva.test", 443), "::2")]
         for resolve, asked, address in rows:
-            with self.subTest(resolve=resolve):
-                self.assertEqual(asyncget.resolved(resolve, asked), address)
+            self.assertEqual(asyncget.resolved(resolve, asked), address, resolve)
         for key in ("h.test", "h.test:", "443", "h.test:https", "a/b:443"):
             with self.subTest(key), self.assertRaises(InvalidURL):
                 asyncget.resolved({key: "127.0.0.1"}, h)
@@ -3258,7 +3208,8 @@ class Section13AddressesAndTLS(AsyncCase):
                         if text:
                             said = f"certificate of {host}:{server.port}.*{way or ''}.*{text}"
                             error = await self.raised(TLSError, call, said, exit_code=60)
-                            self.assertNotIn("STRICT" if "trusted" in text else "trusted in", str(error))
+                            other = "STRICT" if "trusted" in text else "trusted"
+                            self.assertNotIn(other, str(error))
                             self.assertEqual(server.requests, [])
                             call = session.get(url, verify=False, proxy=way)
                         self.assertEqual((await call).content, b"ok")
@@ -3435,9 +3386,8 @@ class Section14Proxies(AsyncCase):
              ["[fd00::1]:80"])]
         for url, exempt, other in rows:
             for no_proxy in exempt + other:
-                with self.subTest(no_proxy=no_proxy[:60], url=url):
-                    self.assertIs(asyncget.bypasses_proxy(no_proxy, parse_url(url).origin),
-                                  no_proxy in exempt)
+                self.assertIs(asyncget.bypasses_proxy(no_proxy, parse_url(url).origin),
+                              no_proxy in exempt, (no_proxy[:60], url))
 
     def test_choose_proxy(self) -> None:
         http, https = "http://p:1 (from http_proxy)", "http://p:1 (from https_proxy)"
@@ -3519,15 +3469,14 @@ class Section14Proxies(AsyncCase):
                 await session.get("http://h.test:8080")  # a port that is not the scheme's own
             for head, target, host in zip(server.requests, ("h.test/a%2Fb?q=1", "h.test:8080/"),
                                           ("h.test", "h.test:8080")):
-                with self.subTest(userinfo, target=target):
-                    self.assertEqual(head.decode(), f"GET http://{target} HTTP/1.1\r\nHost: {host}"
-                                     f"\r\nAccept: */*\r\nUser-Agent: x\r\n{extra}\r\n")
+                self.assertEqual(head.decode(), f"GET http://{target} HTTP/1.1\r\nHost: {host}"
+                                 f"\r\nAccept: */*\r\nUser-Agent: x\r\n{extra}\r\n")
 
     async def test_tunnel(self) -> None:
         """What is for the proxy, and what for the origin; and the tunnel is kept."""
         agent = f"User-Agent: asyncget/{asyncget.__version__}\r\n"
-        for userinfo, extra in (("", ""),
-                                ("me:pw@", f"Proxy-Authorization: {basic('me', 'pw')}\r\n")):
+        told = f"Proxy-Authorization: {basic('me', 'pw')}\r\n"
+        for userinfo, extra in (("", ""), ("me:pw@", told)):
             async with origin("other") as server, proxy() as via, Session(
                     proxy=userinfo + via.url, verify=pem("ca"), cookies={"a": "b"}, timeout=None,
                     headers={"X-Own": "1", "User-Agent": "mine"}) as session:
@@ -3537,14 +3486,13 @@ class Section14Proxies(AsyncCase):
                 self.assertEqual([head.decode() for head in via.requests],
                                  [f"CONNECT other.test:{server.port} HTTP/1.1\r\n"
                                   f"Host: other.test:{server.port}\r\n{agent}{extra}\r\n"])
-                self.assertEqual(server.targets(), ["/x"] * 2)
-                self.assertEqual(field(server.requests[0], "proxy-authorization"), [])
-                self.assertEqual(field(server.requests[0], "authorization"), [basic("u", "p")])
+                for head in server.requests:
+                    self.assertEqual(field(head, "proxy-authorization"), [])
+                    self.assertEqual(field(head, "authorization"), [basic("u", "p")])
         async with scripted([READ, answer(b"", status="403 No")], again=True) as server:
             for url, target in (("https://h.test/", "h.test:443"), ("https://[::1]/", "[::1]:443")):
-                with self.assertRaises(ProxyError):  # the port stands there always
-                    await asyncget.get(url, proxy=server.url, verify=pem("ca"))
-                self.assertEqual(server.targets().pop(), target)
+                await self.raised(ProxyError, asyncget.get(url, proxy=server.url))
+                self.assertEqual(server.targets().pop(), target)  # the port stands there always
 
     async def test_tunnel_of_a_fussy_proxy(self) -> None:
         """RFC 9110 9.3.6: length and coding of a 2xx to CONNECT mean nothing; 1xx may precede."""
@@ -3638,12 +3586,11 @@ class Section14Proxies(AsyncCase):
             ([3, ok[:1]], socks), ([3, ok], socks), ([3, ok, 13, b"\x05\x00\x00\x01"], socks)]
         for steps, (kind, scheme, phase, where) in rows:
             for limit in ("timeout", "deadline") if kind == "http" else ("timeout",):
-                with self.subTest(phase, steps=steps, limit=limit):
-                    options: dict[str, Any] = {limit: 0.05, "verify": pem("ca")}
-                    async with scripted(steps) as server:
-                        url, via = f"{scheme}://h.test/", kind + server.url[4:]
-                        await self.raised(TimedOut, asyncget.get(url, proxy=via, **options),
-                                          f"no {phase}.* within 0.05 s.*{where}", phase=phase)
+                options: dict[str, Any] = {limit: 0.05, "verify": pem("ca")}
+                async with scripted(steps) as server:
+                    url, via = f"{scheme}://h.test/", kind + server.url[4:]
+                    await self.raised(TimedOut, asyncget.get(url, proxy=via, **options),
+                                      f"no {phase}.* within 0.05 s.*{where}", phase=phase)
         with mock.patch.dict(os.environ, all_proxy="socks5://p.test"):
             call = asyncget.get("http://h.test/", timeout=0.05, open_connection=never)
             await self.raised(TimedOut, call, r"no connection within 0.05 s: proxy "
@@ -3657,13 +3604,12 @@ class Section14Proxies(AsyncCase):
     async def test_closed_in_each_phase(self) -> None:
         for steps in ([], [READ, b"HTTP"], [READ, OPENED]):
             async with scripted(steps) as server, Session(proxy=server.url) as session:
-                with self.subTest(steps):
-                    task = asyncio.ensure_future(session.get("https://h.test/", timeout=9))
-                    await until(lambda: server.connections)
-                    await asyncio.sleep(0.02)
-                    await asyncio.wait_for(session.close(), 5)
-                    await self.raised(AsyncGetError, task, "closed")
-                    await until(lambda: not server.open)
+                task = asyncio.ensure_future(session.get("https://h.test/", timeout=9))
+                await until(lambda: server.connections)
+                await asyncio.sleep(0.02)
+                await asyncio.wait_for(session.close(), 5)
+                await self.raised(AsyncGetError, task, "closed")
+                await until(lambda: not server.open)
 
     # ---- TLS to the proxy
 
@@ -3749,14 +3695,13 @@ class Section14Proxies(AsyncCase):
                     ("socks5", "h.test", "127.0.0.1", local),
                     ("socks5", "h.test", "127.0.0.1,::1", local),  # of a list, the first
                     ("socks5h", "h.test", "10.9.9.9", name)]:      # the proxy's to resolve
-                with self.subTest(scheme=scheme, host=host):
-                    resolve = {f"*:{server.port}": address} if address else None
-                    response = await asyncget.get(f"http://{host}:{server.port}/x", resolve=resolve,
-                                                  proxy=f"{scheme}://{via.url}")
-                    self.assertEqual(response.content, b"ok")
-                    self.assertEqual(via.requests, [hello, hello + expected + port])
-                    self.assertTrue(server.requests.pop().startswith(b"GET /x HTTP/1.1\r\nHost: "))
-                    via.requests.clear()
+                resolve = {f"*:{server.port}": address} if address else None
+                response = await asyncget.get(f"http://{host}:{server.port}/x", resolve=resolve,
+                                              proxy=f"{scheme}://{via.url}")
+                self.assertEqual(response.content, b"ok")
+                self.assertEqual(via.requests, [hello, hello + expected + port])
+                self.assertTrue(server.requests.pop().startswith(b"GET /x HTTP/1.1\r\nHost: "))
+                via.requests.clear()
             via.login = True
             await asyncget.get(url, proxy=f"socks5h://m%40e:p%C3%A4ss@{via.url}")
             self.assertEqual(via.requests[:2], [b"\x05\x02\x00\x02", b"\x01\x03m@e\x05p\xc3\xa4ss"])
@@ -3788,8 +3733,7 @@ class Section14Proxies(AsyncCase):
         """Check that no two ways share a connection, and that each is used again."""
         async with Session() as session:
             for expected, way in itertools.product((False, True), ways):
-                with self.subTest(way, again=expected):
-                    self.assertIs((await session.get(url, **way)).timing.reused, expected)
+                self.assertIs((await session.get(url, **way)).timing.reused, expected, way)
             self.assertEqual(count(session), (len(ways), len(ways), 0))
             if url.startswith("https"):
                 for through in (ways[0], ways[-1]):  # no stranger's trust is inherited
@@ -3821,27 +3765,6 @@ class Section14Proxies(AsyncCase):
         async with origin("leaf") as server, proxy() as via:
             await self.each_its_own(f"https://localhost:{server.port}/", [
                 *ways, *({**way, "proxy": via.url} for way in ways)])
-
-    async def test_origins_by_one_proxy(self) -> None:
-        """GHSA-hm92-r4w5-c3mj: a tunnel is to one origin."""
-        async with origin("leaf", b"a") as a, origin("leaf", b"b") as b, origin() as plain, \
-                proxy() as via, Session(proxy=via.url, verify=pem("ca")) as session:
-            for url, body in ((f"https://localhost:{a.port}/", b"a"),
-                              (f"https://127.0.0.1:{a.port}/", b"a"),
-                              (f"https://localhost:{b.port}/", b"b"),
-                              (f"http://localhost:{plain.port}/", b"ok")) * 2:
-                self.assertEqual((await session.get(url)).content, body)
-            self.assertEqual((via.connections, len(via.requests)), (4, 5))
-
-    async def test_idle_tunnel_that_speaks(self) -> None:
-        """CVE-2026-6733, in a tunnel."""
-        stray = [READ, answer(b"1"), 0.02, answer(b"stray")]
-        async with scripted(stray, [READ, answer(b"2")], tls=server_tls()) as server, \
-                proxy() as via, Session(proxy=via.url, verify=pem("ca")) as session:
-            url = f"https://localhost:{server.port}/"
-            self.assertEqual((await session.get(url)).content, b"1")
-            await until(lambda: count(session) == (0, 0, 0))
-            self.assertEqual((await session.get(url)).content, b"2")
 
     async def test_refused_tunnel_is_handed_to_nobody(self) -> None:
         """A waiting request for the same origin must not get the plain connection."""
@@ -3887,8 +3810,7 @@ class Section15Cookies(Section):
             ("1 Jan 70 0:0:0", 0.0), ("1 Jan 00 0:0:0", 946_684_800.0),  # two digits of a year
             ("1 Jan 069 0:0:0", 3_124_224_000.0),            # 2*4DIGIT
             ("1 02 03 Jan 0:0:0", 1_009_843_200.0),          # the first that fits counts
-            ("1 Jan Feb 2024 0:0:0", 1_704_067_200.0),
-            *((text, None) for text in (
+            ("1 Jan Feb 2024 0:0:0", 1_704_067_200.0), *((text, None) for text in (
                 "31 Dec 1600 23:59:59", "31 Dec 10000 23:59:59", "1 Jan 100 0:0:0",
                 "29 Feb 2023 0:0:0", "0 Jan 2024 0:0:0", "1 Jan 2024 24:00:00",
                 "1 Jan 2024 23:59:60", "1 Jan 2024 1:2:345",
@@ -3901,10 +3823,9 @@ class Section15Cookies(Section):
     def check_set(self, url: str, rows: Iterable[tuple[str, object]], *names: str) -> None:
         """Check what becomes of Set-Cookie lines, by these fields of the cookie."""
         for line, expected in rows:
-            with self.subTest(url=url, line=line[:80]):
-                cookie = asyncget.parse_set_cookie(line, parse_url(url), NOW)
-                got = cookie and tuple(getattr(cookie, name) for name in names)
-                self.assertEqual(got[0] if got and len(names) == 1 else got, expected)
+            cookie = asyncget.parse_set_cookie(line, parse_url(url), NOW)
+            got = cookie and tuple(getattr(cookie, name) for name in names)
+            self.assertEqual(got[0] if got and len(names) == 1 else got, expected, (url, line[:80]))
 
     def test_name_and_value(self) -> None:
         """6265bis 5.6 steps 1 to 5, 5.7 steps 2 to 4."""
@@ -3940,8 +3861,7 @@ class Section15Cookies(Section):
             (f"; Max-Age=x; Expires={date}", MINUTE), ("; Max-Age=0", NOW),
             ("; Max-Age=-1", NOW - 1), ("; Max-Age=" + "9" * 1024, FAR),
             ("; Max-Age=-" + "9" * 1023, float("-inf")), ("; Max-Age=1; Max-Age=60", MINUTE),
-            ("; Max-Age=60; Max-Age=x", None),
-            *((f"; Max-Age={age}", None) for age in (
+            ("; Max-Age=60; Max-Age=x", None), *((f"; Max-Age={age}", None) for age in (
                 "9" * 1025, "", "1x", "+1", "1.5", "1e3", "-", "- 1", "\u0661", "0x1",
                 "1_0")))], "expires")
 
@@ -4006,9 +3926,8 @@ class Section15Cookies(Section):
                "__Host-a=1; Secure; Path=/x", "__Host-a=1; Secure; Path=/; Domain=h.test",
                "=__Host-a=1; Secure; Path=/", "__Host-; Secure; Path=/", "=__SECURE-a=1; Secure"]
         for line in good + bad:
-            with self.subTest(line):
-                cookie = asyncget.parse_set_cookie(line, parse_url("https://h.test/d/"), NOW)
-                self.assertEqual(cookie is not None, line in good)
+            cookie = asyncget.parse_set_cookie(line, parse_url("https://h.test/d/"), NOW)
+            self.assertEqual(cookie is not None, line in good, line)
 
     # ---- the jar, as servers fill it
 
@@ -4018,8 +3937,7 @@ class Section15Cookies(Section):
             ("http://a.test", "x=1", "https://a.test:81",                # neither port nor scheme
              "http://b.test http://s.a.test"),                           # CVE-2015-2296: host-only
             ("http://s.a.test", "x=1; Domain=a.test", "http://a.test http://t.s.a.test",
-             "http://nota.test"),
-            ("http://a.test.", "x=1", "", "http://a.test"),
+             "http://nota.test"), ("http://a.test.", "x=1", "", "http://a.test"),
             ("http://a.test", "nameless", "http://a.test", ""),
             ("http://10.0.0.1", "x=1; Domain=10.0.0.1", "http://10.0.0.1", "http://x.10.0.0.1"),
             ("http://com", "x=1; Domain=com", "http://com", "http://h.com"),
@@ -4035,9 +3953,8 @@ class Section15Cookies(Section):
             ("https://127.0.0.2", "x=1; Secure", "", "http://127.0.0.2")]
         for setter, line, good, bad in rows:
             for asker in f"{good} {bad}".split():
-                with self.subTest(setter=setter, line=line, asker=asker):
-                    self.assertEqual(sent_with(setting(setter, line), asker),
-                                     line.partition(";")[0] * (asker in good.split()))
+                self.assertEqual(sent_with(setting(setter, line), asker),
+                                 line.partition(";")[0] * (asker in good.split()), (setter, line))
 
     def test_order_and_identity(self) -> None:
         """6265bis 5.8.3 step 2: the longest path first, then the oldest; 5.7 step 23: name, domain,
@@ -4155,10 +4072,9 @@ class Section15Cookies(Section):
                 (own, own + ":81", "sid=new", "sid=old"),      # another origin's
                 (own, "http://api.h.test", "sid=api", "sid=old"),
                 ("https://www.h.test", own, "sid=evil", "sid=old")):  # 5.7: nor may http take it
-            with self.subTest(line, by=by):
-                jar = asyncget.Cookies({"sid": "old"}, parse_url(home).origin)
-                setting(by + "/p/q", line, jar=jar)
-                self.assertEqual({*sent_with(jar, home + "/p").split("; ")}, {*sent.split("; ")})
+            jar = asyncget.Cookies({"sid": "old"}, parse_url(home).origin)
+            setting(by + "/p/q", line, jar=jar)
+            self.assertEqual({*sent_with(jar, home + "/p").split("; ")}, {*sent.split("; ")}, line)
 
     def test_the_caller_takes_the_place_of_a_server(self) -> None:
         jar = asyncget.Cookies(home=Origin("http", "h.test", 80))
@@ -4254,8 +4170,7 @@ class Section15Cookies(Section):
             ('h.test\tFALSE\t"/"\tFALSE\t0\ta\t1', plain),
             ("h.test\tFALSE\t/a/\tFALSE\t0\ta\t1", plain._replace(path="/a/")),
             ("h.test\tFALSE\t/\tTRUE\t0\t__Secure-\t1",
-             plain._replace(name="__Secure-", secure=True)),
-            *((start + rest, None) for rest in (
+             plain._replace(name="__Secure-", secure=True)), *((start + rest, None) for rest in (
                 "0\t__Secure-a\t1", "1700000000\ta\t1", "-1\ta\t1", "1e9\ta\t1", "0\ta\t1\t2", "0",
                 "0\t\t", "0\ta\tx\x01")),                     # curl keeps it in a file
             *((line, None) for line in (".\tFALSE\t/\tFALSE\t0\ta\t1", "#" + start + "0\ta\t1", "",
@@ -4320,8 +4235,7 @@ NETRC: list[tuple[bytes, Any]] = [  # a file, and what a.test gets, as with curl
     # other bytes
     (b"machine a.test login m\xe9 password \xff\xfe", ("m\udce9", "\udcff\udcfe")),
     ("machine a.test login me password a\xa0b\x85c\u2028d\x0be\x1cf".encode(),
-     ("me", "a\xa0b\x85c\u2028d\x0be\x1cf")),
-    (b"\xef\xbb\xbf" + MINE, ME),
+     ("me", "a\xa0b\x85c\u2028d\x0be\x1cf")), (b"\xef\xbb\xbf" + MINE, ME),
     # default, which is no part of an entry
     (OTHERS + b"default login all password p\n", None),
     (b"machine a.test login me\ndefault password everybodys", ("me", ""))]
@@ -4398,15 +4312,17 @@ class Section16Passwords(AsyncCase):
             ("a.test:{}/?c.test", token, [told, []])]      # CVE-2025-14524
         async with scripted([READ, lead, LOOP], again=True) as server:
             for url, options, expected in rows:
-                with self.subTest(url, **options):
-                    server.requests.clear()
-                    await asyncget.get("http://" + url.format(server.port), **options,
-                                       resolve={f"*:{server.port}": "127.0.0.1"})
-                    self.assertEqual([field(head, "authorization") for head in server.requests],
-                                     expected)
+                server.requests.clear()
+                await asyncget.get("http://" + url.format(server.port), **options,
+                                   resolve={f"*:{server.port}": "127.0.0.1"})
+                self.assertEqual([field(head, "authorization") for head in server.requests],
+                                 expected, url)
 
     async def test_every_redirect(self) -> None:
-        """All 16 redirects between four origins, by two proxies with two passwords."""
+        """All 16 redirects between four origins, by two proxies with two passwords.
+
+        GHSA-hm92-r4w5-c3mj: a tunnel is to one origin.
+        """
         def lead(head: bytes) -> bytes:
             number = re.search(rb"\?(\d)", head)
             return redirect(servers[int(number[1])].url + "/end") if number else answer()
@@ -4579,10 +4495,10 @@ class RealServers(AsyncCase):
                 async with self.daemon(port, "microsocks", "-i", "127.0.0.1", "-p", str(port),
                                        *login), Session(verify=pem("ca")) as session:
                     for kind, url, reused in itertools.product(("5", "5h"), urls, (False, True)):
-                        with self.subTest(url, kind=kind, login=login, reused=reused):
-                            via = f"socks{kind}://{user}127.0.0.1:{port}"
-                            response = await session.get(url, proxy=via, resolve=resolve)
-                            self.assertEqual((response.content, response.timing.reused), (b"ok", reused))
+                        via = f"socks{kind}://{user}127.0.0.1:{port}"
+                        response = await session.get(url, proxy=via, resolve=resolve)
+                        self.assertEqual(response.content, b"ok")
+                        self.assertEqual(response.timing.reused, reused, via)
                     nowhere = f"http://127.0.0.1:{free_port()}/"
                     refusals = [(nowhere, user, "cannot connect to 127.*refused")]
                     if login:
