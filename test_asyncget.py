@@ -932,11 +932,10 @@ class Section5BodyFraming(Section):
             ([b"TRANSFER-ENCODING:", b"Transfer-Encoding: chunked"], "chunked"),
             ([b"X-Content-Length: 5"], "close"), ([b"TE: chunked"], "close"),
             ([b"X: content-length: 5"], "close")])
-        for status in (100, 103, 204, 304):  # 9112 6.3-1: no body
-            for fields in ([], [b"Content-Length: 5"], [b"Transfer-Encoding: chunked"],
-                           [b"Content-Length: x"]):
-                with self.subTest(status, fields=fields):
-                    self.assertEqual(asyncget.body_framing(head(*fields, status=b"HTTP/1.1 %d" % status)), 0)
+        for status, field in itertools.product((b"100", b"103", b"204", b"304"), (
+                b"X: 1", b"Content-Length: 5", b"Transfer-Encoding: chunked", b"Content-Length: x")):
+            top = head(field, status=b"HTTP/1.1 " + status)  # 9112 6.3-1: no body
+            self.assertEqual(asyncget.body_framing(top), 0, top)
 
     def test_bad_framing(self) -> None:
         length, transfer = b"Content-Length: ", b"Transfer-Encoding: "
@@ -2353,25 +2352,19 @@ class Model:
 
 class Section10RedirectsAndRetries(AsyncCase):
 
-    @staticmethod
-    def response(url: str, *fields: str, status: int = 200) -> Response:
-        head = "\r\n".join([f"HTTP/1.1 {status} X", *fields, "", ""])
-        top = parse_head(head.encode("latin-1"))
-        return Response(top, parse_url(url), Source())  # type: ignore[arg-type]
-
     def test_which_responses_are_redirects(self) -> None:
-        request = Request(parse_url("http://h/a"), (("Host", ""),))
-        to_b = ["Location: /b"]
-        rows: list[tuple[int, list[str], str | None]] = [
-            (302, [], None), (302, ["Location:"], None), (302, ["Location: ", "Location:"], None),
-            (302, [*to_b, "location: /b"], "http://h/b"),
-            *((status, to_b, "http://h/b" if status in (301, 302, 303, 307, 308) else None)
-              for status in range(200, 600))]
-        for status, fields, url in rows:
-            following = next_request(request, self.response("http://h/a", *fields, status=status))
-            self.assertEqual(following and str(following.url), url, status)
+        def led(status: int, *fields: bytes) -> str | None:
+            following = next_request(Request(parse_url("http://h/a"), (("Host", ""),)), response(
+                fields=fields, status=b"HTTP/1.1 %d X" % status))
+            return following and str(following.url)
+
+        for fields in ([], [b"Location:"], [b"Location: ", b"Location:"]):
+            self.assertIsNone(led(302, *fields))
+        for status in range(200, 600):
+            self.assertEqual(led(status, b"Location: /b", b"location: /b"),
+                             "http://h/b" if status in (301, 302, 303, 307, 308) else None, status)
         with self.assertRaises(ProtocolError):
-            next_request(request, self.response("http://h/a", *to_b, "location: /c", status=302))
+            led(302, b"Location: /b", b"location: /c")
 
     def test_where_redirects_lead_and_with_what(self) -> None:
         fields = (("Host", "front"), ("AUTHORIZATION", "a"), ("authorization", "b"),
@@ -2379,8 +2372,9 @@ class Section10RedirectsAndRetries(AsyncCase):
         bare = (("Host", ""), ("Accept", "e"))
 
         def lead(location: str, request: Request, secret: Sequence[str] = ()) -> Any:
-            response = self.response(str(request.url), f"Location: {location}", status=302)
-            return next_request(request, response, secret)
+            moved = response(url=str(request.url), status=b"HTTP/1.1 302 F",
+                             fields=[f"Location: {location}".encode()])
+            return next_request(request, moved, secret)
 
         request = Request(parse_url("http://me:pw@h.test/a/b#top"), fields)
         for location, url, kept in [
@@ -2406,22 +2400,23 @@ class Section10RedirectsAndRetries(AsyncCase):
                          (("Host", ""), ("X-Key", "d"), ("Accept", "e")))
 
     def test_when_to_retry(self) -> None:
-        made = functools.partial(self.response, "http://h/")
         rows: list[tuple[Any, float | None]] = [  # outcome, or Retry-After of a 503; delay
             ("0", 0.0), ("60", 60.0), ("", 0.5), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
             *((text, None) for text in (
                 "61", "9" * 5000, "1764086400", "inf", "-1", "1_0", "1.5", "soon", "\xb2",
                 "Fri, 31 Dec 2999 23:59:59 GMT", "Fri, 99 Dec 2999 99:59:59 GMT")),
             *((error, 0.5) for error in (ConnectError(), TimedOut(), IncompleteBody(),
-                                         IncompleteBody("x", response=made()))),
+                                         IncompleteBody("x", response=response()))),
             *((error, None) for error in (DecodingError(), TLSError(), ProxyError(),
                                           ProtocolError(), InvalidURL(), TooLarge())),
-            *((made(status=status), 0.5 if status in (408, 429, 500, 502, 503, 504) else None)
+            *((response(status=b"HTTP/1.1 %d X" % status),
+               0.5 if status in (408, 429, 500, 502, 503, 504) else None)
               for status in range(200, 600))]
         with mock.patch("random.uniform", return_value=1.0):
             for outcome, expected in rows:
                 if isinstance(outcome, str):
-                    outcome = made(f"Retry-After: {outcome}", status=503)
+                    outcome = response(status=b"HTTP/1.1 503 X", fields=[
+                        f"Retry-After: {outcome}".encode("latin-1")])
                 self.assertEqual(asyncget.retry_delay(1, outcome, 2), expected, outcome)
             self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2),
                        [(1, 0.5), (2, 1.0), (3, None)])
@@ -2449,9 +2444,8 @@ class Section11Settings(AsyncCase):
             ("params", [{"a": "\ud800"}], InvalidURL, ""), ("base_url", ["h"], InvalidURL, ""),
             ("headers", ["a: b", b"x", 5, [1], [("a", "b", "c")]], TypeError, pairs),
             ("headers", [{5: "x"}, {"x": 5}, {"x": b"y"}], InvalidHeader, "pairs, of text"),
-            ("headers", [  # CVE-2026-0865, CVE-2026-50269, CVE-2023-23936, RUSTSEC-2020-0008
-                {"X": cut}, {"X\r\nY": "1"}, {"X ": "1"}, {"Host": cut}, {"Content-Length": "1"}],
-             InvalidHeader, ""),
+            # CVE-2026-0865, CVE-2026-50269, CVE-2023-23936, RUSTSEC-2020-0008: and see section 3
+            ("headers", [{"X": cut}, {"X\r\nY": "1"}, {"Content-Length": "1"}], InvalidHeader, ""),
             ("auth", [5, {"me": "pw"}, b"token"], TypeError, r"str \| tuple\[str, str\]"),
             ("auth", [("me",), ("me", 5), ("a", "b", "c")], InvalidHeader, r"\(user, password\)"),
             ("auth", ["x\r\n", ("a:b", "c")], InvalidHeader, ""),
@@ -2583,12 +2577,12 @@ class Section11Settings(AsyncCase):
             async with Session(auth=own, open_connection=Double.connect) as session:
                 with self.subTest(own=own, url=url, **options):
                     head = await head_of(session, url, **options)
-                    self.assertEqual([head[:6], *field(head, "authorization")], [b"GET / ", *expected])
+                    self.assertEqual([head[:6], *field(head, "authorization")],
+                                     [b"GET / ", *expected])
         for wrong, text in ((inside + "%zz\x00", ""), (inside[:-1] + ":99999/", ""),
-                            (inside, "unix:/nowhere")):
-            call = asyncget.get(wrong, unix_socket="/nowhere")
-            error = await self.raised(AsyncGetError, call, text, response=None)
-            self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url}")
+                            (inside, "unix:/x")):
+            error = await self.raised(AsyncGetError, asyncget.get(wrong, unix_socket="/x"), text)
+            self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
 
 
 @types.coroutine
@@ -3196,7 +3190,7 @@ class Section13AddressesAndTLS(AsyncCase):
                         if text:
                             said = f"certificate of {host}:{server.port}.*{way or ''}.*{text}"
                             error = await self.raised(TLSError, call, said, exit_code=60)
-                            other = "STRICT" if "trusted" in text else "trusted"
+                            other = "trusted" if "Missing" in text else "STRICT"
                             self.assertNotIn(other, str(error))
                             self.assertEqual(server.requests, [])
                             call = session.get(url, verify=False, proxy=way)
@@ -3258,8 +3252,8 @@ class Section13AddressesAndTLS(AsyncCase):
                         with self.subTest(version, way=way):
                             await self.raised(TLSError, asyncget.get(url, verify=pem("ca"), **way),
                                               "other.test:.*cert=", exit_code=35)
-                            response = await asyncget.get(url, cert=cert, verify=pem("ca"), **way)
-                            self.assertEqual(response.content, b"ok")
+                            self.assertTrue((await asyncget.get(
+                                url, cert=cert, verify=pem("ca"), **way)).ok)
 
     async def test_errors_of_the_way(self) -> None:
         """Which hop, after how long, at which address, from which variable."""
