@@ -3266,24 +3266,24 @@ class Section13AddressesAndTLS(AsyncCase):
 
     async def test_errors_of_the_way(self) -> None:
         """Which hop, after how long, at which address, from which variable."""
-        port, straight = free_port(), {"proxy": None}
+        port = free_port()
         nowhere, odd, reset = (mock.AsyncMock(side_effect=error) for error in (
             socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long"),
             ConnectionResetError("in the handshake")))
         rows: list[tuple[dict[str, Any], type[ConnectError], int, str]] = [
             ({}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} \(from "
              rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
-            ({**straight, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
+            ({"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
              "to h.test:443 at 127.0.0.1: .*after 0"),
-            ({**straight, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}}, ConnectError, 7,
+            ({"trust_env": False, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}}, ConnectError, 7,
              "to h.test:443 .*'127.0.0.1'.*'127.0.0.2'"),
             ({"unix_socket": "/none/s"}, ConnectError, 7, "unix:/none/s: .*No such file.*after"),
             ({"unix_socket": "/" + "x" * 200}, ConnectError, 7, "cannot connect"),
             ({"unix_socket": "a\0b"}, ConnectError, 7, "cannot connect"),
-            ({**straight, "open_connection": nowhere}, ConnectError, 6,
+            ({"proxy": "", "open_connection": nowhere}, ConnectError, 6,
              "resolve 'h.test', for h.test:443: .*not known.*after"),
-            ({**straight, "open_connection": odd}, ConnectError, 6, "too long"),
-            ({**straight, "open_connection": reset}, TLSError, 35, "in the handshake"),
+            ({"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
+            ({"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
             ({"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
              "resolve 'p.test', for proxy http://p.test:80")]
         for options, kind, code, text in rows:
@@ -3294,6 +3294,16 @@ class Section13AddressesAndTLS(AsyncCase):
                 self.assertIs(type(error), kind)
                 if "127.0.0.1" in text:
                     self.assertEqual(error.errno, errno.ECONNREFUSED)
+        with mock.patch.dict(os.environ, http_proxy="socks4://p", all_proxy="socks5://p.test",
+                             no_proxy="no.test"):
+            await self.raised(ProxyError, asyncget.get("http://h"), "http_proxy: proxies are")
+            call = asyncget.get("https://h", timeout=0.05, open_connection=never)
+            await self.raised(TimedOut, call, "no connection within 0.05 s: proxy "
+                              r"socks5://p.test:1080 \(from all_pr")
+            call = asyncget.get("http://no.test", open_connection=nowhere)
+            await self.raised(ConnectError, call, "resolve 'no.test', for no.test:80:")
+            call = asyncget.get("http://no.test", open_connection=nowhere, proxy="p")
+            await self.raised(ConnectError, call, "resolve 'p', for proxy")
         with mock.patch.object(asyncio, "open_unix_connection"):
             del asyncio.open_unix_connection  # as on Windows
             await self.raised(ConnectError, asyncget.get("http://h.test/", unix_socket="/x"),
@@ -3430,27 +3440,6 @@ class Section14Proxies(AsyncCase):
                 parse_proxy(text, "http_proxy")  # fails closed: never a direct connection
             self.assertNotIn("cret", str(caught.exception))
 
-    async def test_proxies_from_the_environment(self) -> None:
-        async with origin() as server, origin("leaf") as secure, proxy() as one, proxy() as two:
-            urls = f"http://localhost:{server.port}/", f"https://localhost:{secure.port}/"
-            rows: list[tuple[dict[str, Any], dict[str, str], tuple[int, int]]] = [
-                ({}, {}, (1, 1)), ({"trust_env": False}, {}, (0, 0)), ({"proxy": None}, {}, (0, 0)),
-                ({"proxy": ""}, {}, (0, 0)), ({"proxy": one.url}, {"no_proxy": "*"}, (2, 0)),
-                ({}, {"NO_PROXY": f"localhost:{server.port}"}, (0, 1))]
-            for options, more, expected in rows:
-                with self.subTest(options, more=more), mock.patch.dict(
-                        os.environ, {"http_proxy": one.url, "HTTPS_PROXY": two.url, **more}):
-                    one.requests.clear()
-                    two.requests.clear()
-                    for url in urls:
-                        self.assertTrue((await asyncget.get(url, verify=pem("ca"), **options)).ok)
-                    self.assertEqual((len(one.requests), len(two.requests)), expected)
-        with mock.patch.dict(os.environ, http_proxy="socks4://p", all_proxy="socks5://p.test"):
-            await self.raised(ProxyError, asyncget.get("http://h"), "http_proxy: proxies are")
-            call = asyncget.get("https://h", timeout=0.05, open_connection=never)
-            await self.raised(TimedOut, call, "no connection within 0.05 s: proxy "
-                              r"socks5://p.test:1080 \(from all_pr")
-
     # ---- what it is told
 
     async def test_absolute_form(self) -> None:
@@ -3568,16 +3557,6 @@ class Section14Proxies(AsyncCase):
                     self.assertTrue(str(error).isprintable())
                     self.assertEqual((count(session), server.connections), ((0, 0, 0), 1))
                     await until(lambda: not server.open)
-
-    async def test_closed_in_each_phase(self) -> None:
-        for steps in ([], [READ, b"HTTP"], [READ, OPENED]):
-            async with scripted(steps) as server, Session(proxy=server.url) as session:
-                task = asyncio.ensure_future(session.get("https://h.test/", timeout=9))
-                await until(lambda: server.connections)
-                await asyncio.sleep(0.02)
-                await asyncio.wait_for(session.close(), 5)
-                await self.raised(AsyncGetError, task, "closed")
-                await until(lambda: not server.open)
 
     # ---- TLS to the proxy
 
@@ -3733,16 +3712,6 @@ class Section14Proxies(AsyncCase):
         async with origin("leaf") as server, proxy() as via:
             await self.each_its_own(f"https://localhost:{server.port}/", [
                 *ways, *({**way, "proxy": via.url} for way in ways)])
-
-    async def test_refused_tunnel_is_handed_to_nobody(self) -> None:
-        """A waiting request for the same origin must not get the plain connection."""
-        no = [READ, answer(b"no", status="403 x"), READ, HOLD]
-        async with scripted(no, again=True) as via, Session(
-                proxy=via.url, limit=1, verify=pem("ca")) as session:
-            outcomes = await session.get_all(["https://h.test/"] * 5, return_exceptions=True)
-            self.assertEqual([type(outcome) for outcome in outcomes], [ProxyError] * 5)
-            self.assertEqual([head[:8] for head in via.requests], [b"CONNECT "] * 5)
-
 
 # ---- 15. Cookies: RFC 6265bis section 5, rule by rule
 
