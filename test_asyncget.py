@@ -58,17 +58,7 @@ import weakref
 import zipapp
 import zlib
 from collections import Counter
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from ipaddress import IPv6Address
@@ -333,7 +323,7 @@ class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
         if cancelled:
             raise cancelled
 
-    async def raised(self, kind: Any, call: Awaitable[Any], said: str = "", **facts: Any) -> Any:
+    async def raised(self, kind: Any, call: Any, said: str = "", **facts: Any) -> Any:
         """The error that a call ends with: of this kind, with this in its text, and these facts."""
         with self.assertRaisesRegex(kind, said) as caught:
             await call
@@ -1261,7 +1251,7 @@ class Source:
         self.aborted += 1
 
 
-def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+def run(coroutine: Any) -> Any:
     """The result of a coroutine that has nothing to wait for."""
     try:
         coroutine.send(None)
@@ -1677,7 +1667,7 @@ def count(session: Session) -> tuple[int, int, int]:
     return int(numbers[1]), int(numbers[2]), int(numbers[3])
 
 
-async def code_of(call: Coroutine[Any, Any, Response]) -> Any:
+async def code_of(call: Any) -> Any:
     """The exit code of the error that a call ends with; else its body."""
     outcome: Any = (await asyncio.gather(call, return_exceptions=True))[0]
     return outcome.content if isinstance(outcome, Response) else outcome.exit_code
@@ -2242,7 +2232,7 @@ class Section9Pool(AsyncCase):
             await session.get(url)  # hands its place on to the next
             await session.close()
 
-        async def ended(*calls: Awaitable[Any]) -> list[type]:
+        async def ended(*calls: Any) -> list[type]:
             return [type(one) for one in await asyncio.gather(*calls, return_exceptions=True)]
 
         session = Session(limit=1, open_connection=never)
@@ -2595,8 +2585,7 @@ class Section11Settings(AsyncCase):
 
 
 @types.coroutine
-def noticing(coroutine: Coroutine[Any, Any, Any], notice: Callable[[Any], None]) -> Generator[
-        Any, Any, Any]:
+def noticing(coroutine: Any, notice: Callable[[Any], None]) -> Any:
     """Run a coroutine; tell of each suspension, with the future that is waited for."""
     step: Callable[[Any], Any] = coroutine.send
     argument: Any = None
