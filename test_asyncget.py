@@ -104,7 +104,6 @@ from asyncget import (
     render_fields,
     render_request,
     shown,
-    tls_context,
 )
 
 # ==== What the test classes share =============================================
@@ -1978,7 +1977,6 @@ class Section7Connection(AsyncCase):
         with beside([READ, answer(b""), RESET], [READ, OK[:-2], RESET]) as (url, _):
             self.assertEqual([await code_of(asyncget.get(url)) for _ in range(2)], [b"", 56])
 
-
     @not_pypy
     async def test_what_is_closed_is_freed(self) -> None:
         """Collected in another order, asyncio would say that an exception was never retrieved."""
@@ -2180,9 +2178,6 @@ class Section9Pool(AsyncCase):
             await asyncio.gather(*(session.get(server.url) for _ in range(2)))
             self.assertEqual((await session.get(server.url)).content, b"2")
             self.assertEqual(len(server.requests), 4)  # not once more on the other old one
-        async with scripted([READ, CLOSE], again) as server:
-            self.assertEqual(await code_of(asyncget.get(server.url)), 52)
-            self.assertEqual(server.connections, 1)  # a fresh one is the server's answer
 
     async def test_idle_for_too_long(self) -> None:
         """No timeout makes it live longer."""
@@ -2553,13 +2548,6 @@ class Section11Settings(AsyncCase):
                 self.assertEqual(field(head, "x") + field(head, "y"), values)
                 self.assertEqual(field(head, "authorization"), [basic("me", "p@ss")])
             self.assertEqual(field(await head_of(session, "", auth=None), "authorization"), [])
-            Double.made = 0
-            for headers, sent, made in (({"Connection": "keep-alive", "TE": "trailers"}, [], 0),
-                                        ({"connection": "Close"}, ["close"], 1)):
-                head = await head_of(session, headers=headers)
-                self.assertEqual(field(head, "connection") + field(head, "te"), sent)
-                await head_of(session)
-                self.assertEqual(Double.made, made)
 
     async def test_credentials(self) -> None:
         inside, plain = "http://u:p%3Aw@h.test/", "http://h.test"
@@ -2700,13 +2688,6 @@ class Section12Session(AsyncCase):
                 error = await self.raised(asyncget.TooManyRedirects, call)
                 self.assertEqual((len(error.history), len(server.requests)), (hops, hops))
                 self.assertEqual(error.response, error.history[-1])
-        end, size = b"HTTP/1.1 302 F\r\nLocation: /b\r\n", b"Content-Length: 9\r\n\r\n"
-        with mock.patch.object(asyncget, "MAX_DISCARD_SECONDS", TEST_SECONDS):
-            for head in (end + b"\r\n", end.replace(b"1.1", b"1.0") + size,  # nothing is gained
-                         end + b"Connection: close\r\n" + size,              # by these bodies
-                         end + b"Content-Length: 999999\r\n\r\n" + bytes(200_000)):
-                async with scripted([READ, head], [READ, answer(b"end")]) as server:
-                    self.assertEqual((await asyncget.get(server.url)).content, b"end")
 
     async def test_seeds_go_to_the_base_or_to_who_is_asked_first(self) -> None:
         firsts: list[Any] = [None, False, http.cookiejar.CookieJar()]
@@ -2900,8 +2881,7 @@ class Section12Session(AsyncCase):
             self.assertEqual(count(session), (0, 0, 0))
             async with session.stream("") as response, asyncget.stream(server.url) as second:
                 self.assertEqual((await second.read(), await response.read()), (lines, lines))
-            error = await self.raised(TooLarge, session.get("", max_size=13), limit=13)
-            self.assertEqual((error.url, error.response.status), (server.url + "/", 200))
+            await self.raised(TooLarge, session.get("", max_size=13), limit=13, url=server.url + "/")
 
     async def test_get_all(self) -> None:
         async def later(urls: list[str]) -> AsyncIterator[str]:
@@ -2991,7 +2971,8 @@ class Section12Session(AsyncCase):
     async def test_session_of_another_loop_or_closed(self) -> None:
         async with scripted([READ, answer()], [READ, CLOSE]) as server:
             session = Session(retries=lambda *_: 0.1)
-            await session.get(server.url, headers={"Connection": "close"})
+            await session.get(server.url, headers={"TE": "trailers", "connection": "Close"})
+            self.assertEqual(field(server.requests[0], "connection"), ["close"])
             with self.assertRaisesRegex(AsyncGetError, "another event loop"):
                 await asyncio.to_thread(asyncio.run, session.get(server.url))
             task = asyncio.ensure_future(session.get(server.url))
@@ -3138,14 +3119,14 @@ class Section13AddressesAndTLS(AsyncCase):
                 asyncget.resolved({key: "127.0.0.1"}, h)
 
     def test_tls_context(self) -> None:
-        default = tls_context(True)
+        default = asyncget.tls_context(True)
         self.assertEqual((default.verify_mode, default.check_hostname), (ssl.CERT_REQUIRED, True))
-        only = tls_context(pem("ca"))  # takes the store's place: CVE-2016-9015
+        only = asyncget.tls_context(pem("ca"))  # takes the store's place: CVE-2016-9015
         self.assertEqual(len(only.get_ca_certs()), 1)
         locked = (pem("client"), pem("encrypted_key"))
-        tls_context(pem("ca"), (*locked, "secret"))
+        asyncget.tls_context(pem("ca"), (*locked, "secret"))
         with mock.patch.object(ssl.SSLContext, "load_cert_chain") as load:
-            tls_context(pem("ca"), pem("client"))
+            asyncget.tls_context(pem("ca"), pem("client"))
         self.assertIsNotNone(load.call_args[0][2])  # None: OpenSSL would ask on the terminal
         rows: list[tuple[Any, Any, str, int]] = [
             *((pem("ca"), cert, "client cert", 58) for cert in (
@@ -3155,7 +3136,7 @@ class Section13AddressesAndTLS(AsyncCase):
             (ssl.create_default_context(), pem("client"), "load it into your SSLContext", 58)]
         for verify, cert, said, code in rows:
             with self.subTest(cert), self.assertRaisesRegex(TLSError, said) as caught:
-                tls_context(verify, cert)
+                asyncget.tls_context(verify, cert)
             self.assertEqual(caught.exception.exit_code, code)
             self.assertNotIn("secret", str(caught.exception))
 
@@ -3379,26 +3360,26 @@ class Section14Proxies(AsyncCase):
     def test_choose_proxy(self) -> None:
         http, https = "http://p:1 (from http_proxy)", "http://p:1 (from https_proxy)"
         both = ["http://p:1 (from all_proxy)"] * 2
-        rows: list[tuple[dict[str, str], Sequence[str | None]]] = [  # for http, for https
-            ({}, (None, None)), ({"http_proxy": "p:1"}, (http, None)),
-            ({"https_proxy": "http://p:1"}, (None, https)), ({"HTTP_PROXY": "p:1"}, (http, None)),
-            ({"HTTPS_PROXY": "p:1", "REQUEST_METHOD": "GET"}, (None, https)),
-            ({"http_proxy": "p:1", "HTTP_PROXY": "q:1"}, (http, None)),
-            ({"HTTP_PROXY": "q:1", "REQUEST_METHOD": "GET", "ALL_PROXY": "p:1"}, both),  # httpoxy
-            ({"http_proxy": "p:1", "REQUEST_METHOD": "GET"}, (http, None)),
-            ({"all_proxy": "socks5h://q", "https_proxy": "p:1"},
-             ("socks5h://q:1080 (from all_proxy)", https)),
-            ({"all_proxy": "p:1", "https_proxy": ""}, both),     # as curl has it
-            ({"http_proxy": "", "HTTP_PROXY": "p:1"}, (None, None)),
-            ({"all_proxy": "p:1", "NO_PROXY": "h.test"}, (None, None)),
-            ({"all_proxy": "p:1", "NO_PROXY": "h.test", "no_proxy": ""}, both),
-            ({"all_proxy": "p:1", "no_proxy": "x", "NO_PROXY": "*"}, both),
-            ({"all_proxy": "p:1", "no_proxy": "h.test:80"}, (None, both[1]))]
+        rows: list[tuple[str, Sequence[str | None]]] = [  # environment; for http, for https
+            ("", (None, None)), ("http_proxy=p:1", (http, None)), ("HTTP_PROXY=p:1", (http, None)),
+            ("https_proxy=http://p:1", (None, https)),
+            ("HTTPS_PROXY=p:1 REQUEST_METHOD=GET", (None, https)),
+            ("http_proxy=p:1 HTTP_PROXY=q:1", (http, None)),
+            ("http_proxy= HTTP_PROXY=p:1", (None, None)),
+            ("http_proxy=p:1 REQUEST_METHOD=GET", (http, None)),
+            ("HTTP_PROXY=q:1 REQUEST_METHOD=GET ALL_PROXY=p:1", both),  # httpoxy
+            ("all_proxy=socks5h://q https_proxy=p:1", ("socks5h://q:1080 (from all_proxy)", https)),
+            ("all_proxy=p:1 https_proxy=", both),  # as curl has it
+            ("all_proxy=p:1 NO_PROXY=h.test", (None, None)),
+            ("all_proxy=p:1 NO_PROXY=h.test no_proxy=", both),
+            ("all_proxy=p:1 no_proxy=x NO_PROXY=*", both),
+            ("all_proxy=p:1 no_proxy=h.test:80", (None, both[1]))]
         origins = Origin("http", "h.test", 80), Origin("https", "h.test", 443)
-        for environ, expected in rows:
-            with self.subTest(environ=environ), mock.patch.dict(os.environ, environ, clear=True):
+        for text, expected in rows:
+            environ = dict(pair.split("=") for pair in text.split())
+            with mock.patch.dict(os.environ, environ, clear=True):
                 found = [chosen and str(chosen) for chosen in map(choose_proxy, origins)]
-                self.assertEqual(found, [*expected])
+                self.assertEqual(found, [*expected], text)
         with mock.patch.dict(os.environ, clear=True), mock.patch("sys.platform", "darwin"), \
                 mock.patch("urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), \
                 mock.patch("urllib.request.proxy_bypass", lambda host: host == "inside.test"):
