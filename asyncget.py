@@ -5513,7 +5513,7 @@ class Transfer:
             headers=self.command.headers, trace=self.trace,
             on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
             overwrite=not options.remote_header_name,
-            any_status=not (going_on and os.path.isfile(path)))  # what is there stays, as with a .part
+            any_status=not (going_on and os.path.isfile(path)))  # it stays, as a .part does
 
     def finish(self) -> None:
         """What is left to do after a whole body, for --etag-save, -R and --fail-with-body."""
@@ -5899,7 +5899,8 @@ def fill_descriptors() -> None:
     """Put something in the place of standard streams that are closed (`>&-`).
 
     Else the next file or socket would get the number of stdout, and what is printed would go
-    into it. Printing fails, as it should: what is put there is a pipe's end for reading, at its end.
+    into it. What is put there is the end of a pipe that can only be read, and is empty: so
+    printing fails, as it should.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:

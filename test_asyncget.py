@@ -15,7 +15,6 @@ import ast
 import asyncio
 import atexit
 import base64
-import builtins
 import contextlib
 import copy
 import doctest
@@ -59,17 +58,7 @@ import weakref
 import zipapp
 import zlib
 from collections import Counter
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from ipaddress import IPv6Address
@@ -115,7 +104,6 @@ from asyncget import (
     render_fields,
     render_request,
     shown,
-    tls_context,
 )
 
 # ==== What the test classes share =============================================
@@ -157,7 +145,8 @@ class Do(enum.Enum):
 
 
 READ, LOOP, HOLD, CLOSE, CUT, RESET = Do
-Script = Sequence[Any]  # of Do, bytes to send, seconds to pause, or a function of the last head
+# Of Do, bytes to send, seconds to pause (0, or a float), a number of bytes to read, or a function
+Script = Sequence[Any]  # of the last head.
 
 
 class Server:
@@ -208,8 +197,10 @@ class Server:
             elif isinstance(step, bytes):
                 writer.write(step)
                 await writer.drain()
-            elif isinstance(step, (int, float)):
+            elif isinstance(step, float) or step == 0:
                 await asyncio.sleep(step)
+            elif isinstance(step, int):
+                await reader.readexactly(step)
             elif step is LOOP:
                 to_do = [HOLD, *reversed(script)]
             elif step is CLOSE:
@@ -331,10 +322,11 @@ class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
         if cancelled:
             raise cancelled
 
-    async def raised(self, kind: Any, call: Awaitable[Any], said: str = "") -> Any:
-        """The error that a call ends with: of this kind, with this in its text."""
+    async def raised(self, kind: Any, call: Any, said: str = "", **facts: Any) -> Any:
+        """The error that a call ends with: of this kind, with this in its text, and these facts."""
         with self.assertRaisesRegex(kind, said) as caught:
             await call
+        self.assertEqual({name: getattr(caught.exception, name) for name in facts}, facts)
         return caught.exception
 
     def __init_subclass__(cls) -> None:
@@ -374,62 +366,44 @@ def guarded(test: Callable[..., Any]) -> Callable[..., Any]:
 # ---- certificates, all of one P-256 key, made by `openssl ca`, valid from 2020 to 2120
 
 PEMS = {
-    "ca": (
-        "MIIBYDCCAQagAwIBAgIUFV4nkeKlGZKOTmjR1pdU+5T/080wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAw"
-        "MTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMA0xCzAJBgNVBAMMAmNhMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"
-        "nTuwYvIaU5mD7AZHf5WduHv8gyGMi0lkgvAyCDmTBKMp5vPMeC1oSj9BJLl5vtSOCuvz5uMF++aRgdyVK2gIBKNCMEAw"
-        "DwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ8BAf8EBAMCAgQwHQYDVR0OBBYEFGZKTJnmWQgX+tTPPEURQ2vRJJ+0MAoGCCqG"
-        "SM49BAMCA0gAMEUCIFcvu04UuQWWoQYD2B6lOSn7mJoWrwa6vxzs+iDLq5RtAiEAokH0kCJuWqRAkjWkNYWfXc59+ZjY"
-        "OEAsEtos/na7j0o="),
-    "key": (
-        "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQggnpAVRgYEAIK2PZ8s0zosdymL3R4CqIu+LrpSNYDoyCh"
-        "RANCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwB"),
-    "encrypted_key": (  # the same key; its password is "secret"
-        "MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAhVa2URxNHlAAICCAAwDAYIKoZIhvcNAgkFADAdBglghkgB"
-        "ZQMEASoEEFvATrzBUHuXELs2u6Cgsy8EgZBa40IOLywkDM4ixOS69Nuhs7zUYHZKZGryHLw/c+AHoFkN2bItyhprHvdx"
-        "I3in67qQVAz3JoolT5QEvhp/wlCfq3mWNrUPUi5C13k7C9EvN7R2taqN4+dlH0GiSBRsnaqKHlznnl7j1oN1u5X5Rldw"
-        "9N6xXij2nY2kww2AtMx1KyyN/QaS1l1ovD8KjDCdHAA="),
-    "leaf": (  # localhost, 127.0.0.1, ::1
-        "MIIBjDCCATOgAwIBAgIUDv8zGVAXMy7HGDRVrv1HhSogOEwwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAw"
-        "MTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASB"
-        "IUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo3AwbjAf"
-        "BgNVHSMEGDAWgBRmSkyZ5lkIF/rUzzxFEUNr0SSftDAsBgNVHREEJTAjgglsb2NhbGhvc3SHBH8AAAGHEAAAAAAAAAAA"
-        "AAAAAAAAAAEwHQYDVR0OBBYEFKd/7Gqcvn6WFDIPQqoafuRzbMs+MAoGCCqGSM49BAMCA0cAMEQCID/27PdW1/CKyCtI"
-        "7MdmjpQJXcD/Wa1QNbt34Hq6sXQ0AiBFnxEnK0+0ihex7+PCqWKNEmyO2Jjio+zDFlb8mEVSYg=="),
-    "expired": (  # in 2020
-        "MIIBizCCATGgAwIBAgIUb5derYi80u8o4vKcvdkqRL3pKqMwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwHhcNMjAw"
-        "MTAxMDAwMDAwWhcNMjAwMTAyMDAwMDAwWjAMMQowCAYDVQQDDAF4MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEgSFC"
-        "UhS7HUPxr623M4lLZDiJUWB0pYg9Nq46TOlovGWY3KH5VECd84aRAGszbicOXA5d13kkR9b2m4eQPKUsAaNwMG4wHwYD"
-        "VR0jBBgwFoAUZkpMmeZZCBf61M88RRFDa9Ekn7QwLAYDVR0RBCUwI4IJbG9jYWxob3N0hwR/AAABhxAAAAAAAAAAAAAA"
-        "AAAAAAABMB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiBco1Qa9G41gb3QlFuA"
-        "i+Ayj+0YNBPsYtwDGnoPaGv9vQIhAL+ycDHC2akN/43lmMBUEIihXX0eI4aTmD6D3J10zF1Y"),
-    "other": (  # other.test
-        "MIIBdjCCARygAwIBAgIULMi9EtJBheeUIwHIR/Oqxra8H6MwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAw"
-        "MTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASB"
-        "IUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1kwVzAf"
-        "BgNVHSMEGDAWgBRmSkyZ5lkIF/rUzzxFEUNr0SSftDAVBgNVHREEDjAMggpvdGhlci50ZXN0MB0GA1UdDgQWBBSnf+xq"
-        "nL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiEAj18lLMJDUjiDWDnr8Jg6tMCYBHD/4RY+Mty3NuWr6u0C"
-        "IHMOFTcistBwrCJg+k0ehskDdbwBiAIsu/gRbek71WXK"),
-    "no_aki": (  # localhost, no Authority Key Identifier
-        "MIIBSzCB86ADAgECAhREbX8RCy1DWcoF5FzEAkkvk3NSxDAKBggqhkjOPQQDAjANMQswCQYDVQQDDAJjYTAgFw0yMDAx"
-        "MDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEh"
-        "QlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjMDAuMCwG"
-        "A1UdEQQlMCOCCWxvY2FsaG9zdIcEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAKBggqhkjOPQQDAgNHADBEAiAl8CS56Rxe"
-        "9E92Z6d9lQw9sGpJYys1B5R0CYQSCOd4TwIgDeH3v9ttuo4nirRd/uC38MhA5bPhe5BqIAwJS86Af6Y="),
-    "self_signed": (  # localhost, signed by itself
-        "MIIBazCCARGgAwIBAgIUfj4nKDJgyCIGWD32i07OYtiqGKswCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBeDAgFw0yMDAx"
-        "MDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEh"
-        "QlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjTzBNMCwG"
-        "A1UdEQQlMCOCCWxvY2FsaG9zdIcEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAdBgNVHQ4EFgQUp3/sapy+fpYUMg9Cqhp+"
-        "5HNsyz4wCgYIKoZIzj0EAwIDSAAwRQIhAKmvf0qRHjlLerdUiaqWO7LIzFBUu3TnvAg2Tvyb3085AiA1CqKRBR0LeT3J"
-        "DXjZ72fAKY0c8aV5R19FknYIluqn5Q=="),
-    "client": (
-        "MIIBdTCCARqgAwIBAgIUCdcVWhiILgacftL0YffFPXokn04wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAw"
-        "MTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASB"
-        "IUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1cwVTAf"
-        "BgNVHSMEGDAWgBRmSkyZ5lkIF/rUzzxFEUNr0SSftDATBgNVHSUEDDAKBggrBgEFBQcDAjAdBgNVHQ4EFgQUp3/sapy+"
-        "fpYUMg9Cqhp+5HNsyz4wCgYIKoZIzj0EAwIDSQAwRgIhAMPBtVFWSpk1uTvjmkz7jri3wFsFdFzufO0IbSVBfoZbAiEA"
-        "5QO03FEvS4dEjsPVV4/GAVQAxhymluSwc6ns2Mp1ETQ="),
+    "ca": "MIIBYDCCAQagAwIBAgIUFV4nkeKlGZKOTmjR1pdU+5T/080wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMA0xCzAJBgNVBAMMAmNhMFkw"
+        "EwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEnTuwYvIaU5mD7AZHf5WduHv8gyGMi0lkgvAyCDmTBKMp5vPMeC1oSj9BJLl5vtSOCuvz5uMF++aRgdyVK2gIBKNCMEAwDwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ"
+        "8BAf8EBAMCAgQwHQYDVR0OBBYEFGZKTJnmWQgX+tTPPEURQ2vRJJ+0MAoGCCqGSM49BAMCA0gAMEUCIFcvu04UuQWWoQYD2B6lOSn7mJoWrwa6vxzs+iDLq5RtAiEAokH0kCJuWqRAkjWkNYWfXc59+ZjY"
+        "OEAsEtos/na7j0o=",
+    "key": "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQggnpAVRgYEAIK2PZ8s0zosdymL3R4CqIu+LrpSNYDoyChRANCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3"
+        "zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwB",
+    # the same key; its password is "secret"
+    "encrypted_key": "MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAhVa2URxNHlAAICCAAwDAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEFvATrzBUHuXELs2u6Cgsy8EgZBa40IOLywkDM4ix"
+        "OS69Nuhs7zUYHZKZGryHLw/c+AHoFkN2bItyhprHvdxI3in67qQVAz3JoolT5QEvhp/wlCfq3mWNrUPUi5C13k7C9EvN7R2taqN4+dlH0GiSBRsnaqKHlznnl7j1oN1u5X5Rldw9N6xXij2nY2kww2AtMx"
+        "1KyyN/QaS1l1ovD8KjDCdHAA=",
+    # localhost, 127.0.0.1, ::1
+    "leaf": "MIIBjDCCATOgAwIBAgIUDv8zGVAXMy7HGDRVrv1HhSogOEwwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWT"
+        "ATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo3AwbjAfBgNVHSMEGDAWgBRmSkyZ5lkIF/rU"
+        "zzxFEUNr0SSftDAsBgNVHREEJTAjgglsb2NhbGhvc3SHBH8AAAGHEAAAAAAAAAAAAAAAAAAAAAEwHQYDVR0OBBYEFKd/7Gqcvn6WFDIPQqoafuRzbMs+MAoGCCqGSM49BAMCA0cAMEQCID/27PdW1/CKyC"
+        "tI7MdmjpQJXcD/Wa1QNbt34Hq6sXQ0AiBFnxEnK0+0ihex7+PCqWKNEmyO2Jjio+zDFlb8mEVSYg==",
+    # in 2020
+    "expired": "MIIBizCCATGgAwIBAgIUb5derYi80u8o4vKcvdkqRL3pKqMwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwHhcNMjAwMTAxMDAwMDAwWhcNMjAwMTAyMDAwMDAwWjAMMQowCAYDVQQDDAF4MFk"
+        "wEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEgSFCUhS7HUPxr623M4lLZDiJUWB0pYg9Nq46TOlovGWY3KH5VECd84aRAGszbicOXA5d13kkR9b2m4eQPKUsAaNwMG4wHwYDVR0jBBgwFoAUZkpMmeZZCBf61"
+        "M88RRFDa9Ekn7QwLAYDVR0RBCUwI4IJbG9jYWxob3N0hwR/AAABhxAAAAAAAAAAAAAAAAAAAAABMB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiBco1Qa9G41gb3"
+        "QlFuAi+Ayj+0YNBPsYtwDGnoPaGv9vQIhAL+ycDHC2akN/43lmMBUEIihXX0eI4aTmD6D3J10zF1Y",
+    # other.test
+    "other": "MIIBdjCCARygAwIBAgIULMi9EtJBheeUIwHIR/Oqxra8H6MwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwW"
+        "TATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1kwVzAfBgNVHSMEGDAWgBRmSkyZ5lkIF/r"
+        "UzzxFEUNr0SSftDAVBgNVHREEDjAMggpvdGhlci50ZXN0MB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiEAj18lLMJDUjiDWDnr8Jg6tMCYBHD/4RY+Mty3NuWr6"
+        "u0CIHMOFTcistBwrCJg+k0ehskDdbwBiAIsu/gRbek71WXK",
+    # localhost, no Authority Key Identifier
+    "no_aki": "MIIBSzCB86ADAgECAhREbX8RCy1DWcoF5FzEAkkvk3NSxDAKBggqhkjOPQQDAjANMQswCQYDVQQDDAJjYTAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDDEKMAgGA1UEAwwBeDBZ"
+        "MBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjMDAuMCwGA1UdEQQlMCOCCWxvY2FsaG9zdI"
+        "cEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAKBggqhkjOPQQDAgNHADBEAiAl8CS56Rxe9E92Z6d9lQw9sGpJYys1B5R0CYQSCOd4TwIgDeH3v9ttuo4nirRd/uC38MhA5bPhe5BqIAwJS86Af6Y=",
+    # localhost, signed by itself
+    "self_signed": "MIIBazCCARGgAwIBAgIUfj4nKDJgyCIGWD32i07OYtiqGKswCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBeDAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDDEKMAgGA1UEAww"
+        "BeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjTzBNMCwGA1UdEQQlMCOCCWxvY2Fsa"
+        "G9zdIcEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAdBgNVHQ4EFgQUp3/sapy+fpYUMg9Cqhp+5HNsyz4wCgYIKoZIzj0EAwIDSAAwRQIhAKmvf0qRHjlLerdUiaqWO7LIzFBUu3TnvAg2Tvyb3085AiA1CqK"
+        "RBR0LeT3JDXjZ72fAKY0c8aV5R19FknYIluqn5Q==",
+    "client": "MIIBdTCCARqgAwIBAgIUCdcVWhiILgacftL0YffFPXokn04wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgw"
+        "WTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1cwVTAfBgNVHSMEGDAWgBRmSkyZ5lkIF/"
+        "rUzzxFEUNr0SSftDATBgNVHSUEDDAKBggrBgEFBQcDAjAdBgNVHQ4EFgQUp3/sapy+fpYUMg9Cqhp+5HNsyz4wCgYIKoZIzj0EAwIDSQAwRgIhAMPBtVFWSpk1uTvjmkz7jri3wFsFdFzufO0IbSVBfoZb"
+        "AiEA5QO03FEvS4dEjsPVV4/GAVQAxhymluSwc6ns2Mp1ETQ=",
 }
 
 
@@ -534,7 +508,7 @@ class Section(Tables):
     def refused(self, error: type[AsyncGetError], said: str, call: Any,
                 *args: Any) -> AsyncGetError:
         """Check that a call raises that error, with this in its text, and no secret."""
-        with self.assertRaises(error) as caught:
+        with self.assertRaises(error, msg=f"{said!r}, {args!r:.999}") as caught:
             call(*args)
         text = str(caught.exception)
         self.assertIn(said.lower(), text.lower())
@@ -556,27 +530,19 @@ class Section1Errors(Section):
     """One root for all errors, curl's exit codes, and texts that harm no terminal."""
 
     def test_tree(self) -> None:
-        for name, base, builtin, code in [
-                ("AsyncGetError", "Exception", "Exception", 2),
-                ("InvalidURL", "AsyncGetError", "ValueError", 3),
-                ("InvalidHeader", "AsyncGetError", "ValueError", 43),
-                ("ConnectError", "AsyncGetError", "ConnectionError", 7),
-                ("TLSError", "ConnectError", "OSError", 35),
-                ("ProxyError", "ConnectError", "OSError", 97),
-                ("TimedOut", "AsyncGetError", "TimeoutError", 28),
-                ("ProtocolError", "AsyncGetError", "Exception", 8),
-                ("IncompleteBody", "ProtocolError", "Exception", 18),
-                ("DecodingError", "AsyncGetError", "Exception", 61),
-                ("TooLarge", "AsyncGetError", "Exception", 63),
-                ("TooManyRedirects", "AsyncGetError", "Exception", 47),
-                ("StatusError", "AsyncGetError", "Exception", 22)]:
-            with self.subTest(name):
-                error = getattr(asyncget, name)
-                self.assertEqual(error.__mro__[1].__name__, base)
-                self.assertTrue(issubclass(error, getattr(builtins, builtin)))
-                self.assertEqual(error("x").exit_code, code)
-                self.assertTrue(error.__doc__)
-                self.assertIn(name, asyncget.__all__)
+        rows: list[tuple[type[AsyncGetError], int, type[Exception], type[Exception]]] = [
+            (AsyncGetError, 2, Exception, Exception), (InvalidURL, 3, AsyncGetError, ValueError),
+            (InvalidHeader, 43, AsyncGetError, ValueError), (ProxyError, 97, ConnectError, OSError),
+            (ConnectError, 7, AsyncGetError, ConnectionError),
+            (TLSError, 35, ConnectError, OSError), (TimedOut, 28, AsyncGetError, TimeoutError),
+            (IncompleteBody, 18, ProtocolError, Exception),
+            *((error, code, AsyncGetError, Exception) for error, code in (
+                (ProtocolError, 8), (StatusError, 22), (DecodingError, 61), (TooLarge, 63),
+                (asyncget.TooManyRedirects, 47)))]
+        for error, code, base, builtin in rows:
+            self.assertEqual((error, error.__bases__[0], error("x").exit_code), (error, base, code))
+            self.assertTrue(issubclass(error, builtin) and error.__doc__)
+            self.assertIn(error.__name__, asyncget.__all__)
 
     def test_facts_are_attributes_of_one_error_alone(self) -> None:
         error = IncompleteBody("cut", expected=5, received=3, url="http://h/", exit_code=56)
@@ -632,11 +598,10 @@ class Section2URLs(Section):
                 ("https://h:000/", "https://h:0", "/", "", ""),
                 ("http://h:65535", "http://h:65535", "/", "", ""),
                 ("https://[::1]:8443/", "https://::1:8443", "/", "", "")]:
-            with self.subTest(text):
-                url = parse_url(text)
-                self.assertEqual((f"{url.origin.scheme}://{url.origin.host}:{url.origin.port}",
-                                  *url[1:]), (origin, target, fragment, userinfo))
-                self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
+            url = parse_url(text)
+            self.assertEqual((f"{url.origin.scheme}://{url.origin.host}:{url.origin.port}",
+                              *url[1:]), (origin, target, fragment, userinfo))
+            self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
 
     def test_hosts(self) -> None:
         hosts = {
@@ -689,39 +654,29 @@ class Section2URLs(Section):
         "not a host and port": [  # CVE-2025-0938, CVE-2019-14809, CVE-2026-25679, CVE-2022-33124
             "http://x[::1]/", "http://[::1]x/", "http://[::1].evil:80", "http://[::1/",
             "http://fe80::1%25eth0/", "http://[1.2.3.4]/", "http://[h.test]/", "http://[]/",
-            "http://[1.2.3.4%25eth0]/", "http://[%25eth0]/",
-            *[f"http://h:{port}/" for port in [
+            "http://[1.2.3.4%25eth0]/", "http://[%25eth0]/", *[f"http://h:{port}/" for port in [
                 "80x", "+80", "-1", "8_0", "٨٠", "0x50", "1:2", "65536", "0065536", "100000"]]],
         "not a host: ": [f"http://{host}/" for host in [  # CVE-2017-6508, CVE-2022-27780, -45061
             "h%0d%0aY", "A%2f", "A\\B", "a" * 64, "ü" * 60 + "x", "a..b", ".a", ".", "a b", "a,b",
             "a." * 128, "ſ." * 128]],  # too long for its labels to be looked at
-        "65536": ["http://h/" + "a" * 65528],
-    }
+        "65536": ["http://h/" + "a" * 65528],}
 
     def test_bad_urls(self) -> None:
-        for said, texts in self.BAD.items():
-            for text in texts:
-                with self.subTest(said, text=text[:40]):
-                    error = self.refused(InvalidURL, said, parse_url, text)
-                    self.assertEqual(error.exit_code, 1 if "scheme" in said else 3)
-
-    def test_a_redirect_passes_the_same_checks(self) -> None:  # CVE-2021-41945, CVE-2022-33124
+        """A redirect passes the same checks: CVE-2021-41945, CVE-2022-33124."""
         base = parse_url("http://h/a")
         for said, texts in self.BAD.items():
             for text in texts:
-                if not re.match(r"[a-z]+:", text) or len(text) > 9999:
-                    continue
-                with self.subTest(said, text=text[:40]):
-                    self.refused(InvalidURL, said, join_url, base, text)
-                    if text.startswith("http://"):
-                        self.refused(InvalidURL, said, join_url, base, text[5:])
+                error = self.refused(InvalidURL, said, parse_url, text)
+                self.assertEqual(error.exit_code, 1 if "scheme" in said else 3)
+                for start in re.findall("^http:(?=//)|^(?=[a-z]+:)", text):
+                    self.refused(InvalidURL, said, join_url, base, text[len(start):])
         for text in ("/x HTTP/1.1\r\nY: 2", "?\tx", "#\nx", "a\0", "\x7f", "\\\rx"):
             self.refused(InvalidURL, "control character", join_url, base, text)
-
-    def test_lengths(self) -> None:  # 9110 4.1: 8000 at the least
-        self.assertEqual(len(parse_url("http://h/" + "a" * 65_527).target), 65_528)
-        base = parse_url("http://h/" + "a" * 60_000 + "/")
-        self.refused(InvalidURL, "65536", join_url, base, "b" * 6000)
+        for text in ("///x", "http:g", "javascript:alert(1)", "data:,x", "x:y/z?:"):
+            self.refused(InvalidURL, "", join_url, base, text)
+        for size, text in ((65_527, "/" + "b" * 65_528), (60_000, "b" * 6000)):  # 9110 4.1: 8000
+            long = parse_url(f"http://h/{'a' * (size - 1)}/")
+            self.refused(InvalidURL, "65536", join_url, long, text)
 
     EXAMPLES = """g→/b/c/g ./g→/b/c/g g/→/b/c/g/ /g→/g ?y→/b/c/d;p?y g?y→/b/c/g?y #s→/b/c/d;p?q#s
         g#s→/b/c/g#s g?y#s→/b/c/g?y#s ;x→/b/c/;x g;x→/b/c/g;x g;x?y#s→/b/c/g;x?y#s →/b/c/d;p?q
@@ -750,8 +705,6 @@ class Section2URLs(Section):
             ("http://h:81/", ("http://h:81/#f", "")), ("HTTPS://H/?y", ("https://h/?y#f", "")),
             ("//u:p@B/", ("https://b/#f", "u:p")), ("/x", ("https://h:81/x#f", "")),
             ("/x#g", ("https://h:81/x#g", "")), ("", ("https://h:81/a/b?q#f", ""))])
-        for reference in ("///x", "http:g", "javascript:alert(1)", "data:,x", "x:y/z?:"):
-            self.refused(InvalidURL, "", join_url, base, reference)
 
     def test_merged_params(self) -> None:
         base = (("key", "k"), ("page", 1), ("page", 2))
@@ -771,9 +724,8 @@ class Section2URLs(Section):
                 ("/", {"a b": "c&d=e#f/é+"}, "/?a+b=c%26d%3De%23f%2F%C3%A9%2B"),
                 ("/", {"a": ""}, "/?a="), ("/", {"a": b"\xff"}, "/?a=%FF"),
                 ("/", {"a": "\r\n"}, "/?a=%0D%0A"), ("/#f", {"a": 1}, "/?a=1#f")]:
-            with self.subTest(params, given=given):
-                made = asyncget.add_params(parse_url("http://h" + given), carried(params))
-                self.assertEqual(str(made), "http://h" + target)
+            made = asyncget.add_params(parse_url("http://h" + given), carried(params))
+            self.assertEqual(str(made), "http://h" + target)
         self.refused(InvalidURL, "not Unicode", asyncget.add_params, parse_url("http://h"),
                      (("a", "\ud800"),))
 
@@ -786,23 +738,9 @@ class Section3RequestBytes(Section):
             ("/x?q", b"GET /x?q HTTP/1.1\r\nHost: h\r\n\r\n"),
             ("http://h/x", b"GET http://h/x HTTP/1.1\r\nHost: h\r\n\r\n"),
             ("/%0d%0aX:", b"GET /%0d%0aX: HTTP/1.1\r\nHost: h\r\n\r\n")])  # CVE-2014-8150: as it is
+        # CVE-2019-9740, CVE-2022-31150
         for target in ["/x HTTP/1.1\r\nY: 2", "/ ", "/\t", "/\0", "/\x7f", "/é", "/\u2028", "/\n"]:
-            with self.subTest(target):  # CVE-2019-9740, CVE-2022-31150
-                self.refused(InvalidURL, "not a request target", render_request, target, b"\r\n")
-
-    def test_the_head_that_is_sent_by_default(self) -> None:
-        lines = render_fields(asyncget.DEFAULT_FIELDS, Origin("https", "::1", 8443))
-        self.assertEqual(
-            render_request("/", lines),
-            b"GET / HTTP/1.1\r\nHost: [::1]:8443\r\nUser-Agent: asyncget/%b\r\nAccept: */*\r\n"
-            b"Accept-Encoding: %b\r\n\r\n" % (asyncget.__version__.encode(),
-                                              asyncget.ACCEPT_ENCODING.encode()))
-
-    def test_zstd_is_asked_for_only_where_it_can_be_undone(self) -> None:  # 9110 12.5.3
-        has = sys.version_info >= (3, 14)
-        self.assertEqual("zstd" in asyncget.ACCEPT_ENCODING, has)
-        if not has:
-            self.refused(DecodingError, "zstd", asyncget.content_codings, b"zstd")
+            self.refused(InvalidURL, "not a request target", render_request, target, b"\r\n")
 
     def test_merge(self) -> None:
         base = (("Host", ""), ("Accept", "*/*"), ("X", "1"))
@@ -818,8 +756,7 @@ class Section3RequestBytes(Section):
                 ("Connection", "keep-alive"), ("connection", "Keep-Alive, TE"),
                 ("Keep-Alive", "timeout=5"), ("TE", "Trailers"), ("Proxy-Connection", "Keep-Alive"),
                 ("CONTENT-LENGTH", "0"), ("Connection", "Upgrade"), ("TE", "gzip"),
-                ("Keep-Alive", "a\r\nb: c"), ("Expect", "")]],
-            *[({"connection": value}, closing)
+                ("Keep-Alive", "a\r\nb: c"), ("Expect", "")]], *[({"connection": value}, closing)
               for value in ("close", " Close", "TE, close", "close, keep-alive", "close\r\nX: 1")]])
         self.alike(lambda value: merge_fields(closing, {"connection": value}),
                    [("keep-alive", base), (None, base), ("close", closing)])
@@ -850,13 +787,10 @@ class Section3RequestBytes(Section):
             {"UPGRADE": "h2c"}]}
 
     def test_bad_headers(self) -> None:
-        def sent(headers: Any) -> bytes:
-            return render_fields(merge_fields(asyncget.DEFAULT_FIELDS, headers), HERE)
-
         for said, rows in self.BAD.items():
             for headers in rows:
-                with self.subTest(said, headers=headers):
-                    self.refused(InvalidHeader, said, sent, headers)
+                self.refused(InvalidHeader, said, lambda headers: render_fields(
+                    merge_fields(asyncget.DEFAULT_FIELDS, headers), HERE), headers)
 
     def test_good_values_go_out_as_given(self) -> None:
         self.alike(lambda field: render_fields((field,), HERE)[:-4], [
@@ -871,21 +805,16 @@ class Section3RequestBytes(Section):
             (("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),  # 7617 2, 2.1
             (("test", "123\u00a3"), "Basic dGVzdDoxMjPCow=="), (["u", ""], "Basic dTo="),
             (("", "a:b"), "Basic OmE6Yg=="), ("tok.en", "Bearer tok.en")])
-        for bad in [(f"u:{SECRET}", "x"), ("u", f"{SECRET}\r"), (f"{SECRET}\0", ""), ("u",),
-                    ("u", SECRET, "x"), (1, SECRET), (SECRET, None), (b"u", SECRET.encode()), 5,
-                    ("u", SECRET + "\ud800"), None]:
-            with self.subTest(bad):
-                self.refused(InvalidHeader, "", render_auth, bad)
-        self.refused(InvalidHeader, "Authorization", render_fields,
-                     (("Authorization", render_auth(f"{SECRET}\r\nX: 1")),), HERE)
-
-    def test_userinfo(self) -> None:
         self.alike(asyncget.split_userinfo, [
             ("u:p", ("u", "p")), ("u", ("u", "")), ("u:a:b", ("u", "a:b")), (":", ("", "")),
-            ("a%40b:p%3A%C3%A9", ("a@b", "p:é")), ("u:%0d%0a", ("u", "\r\n"))])
-        evil = asyncget.split_userinfo(f"u:{SECRET}%0d%0a")  # CVE-2012-0036
-        self.refused(InvalidHeader, "", render_auth, evil)
-
+            ("a%40b:p%3A%C3%A9", ("a@b", "p:é"))])
+        for bad in [(f"u:{SECRET}", "x"), ("u", f"{SECRET}\r"), (f"{SECRET}\0", ""), ("u",), None,
+                    ("u", SECRET, "x"), (1, SECRET), (SECRET, None), (b"u", SECRET.encode()), 5,
+                    asyncget.split_userinfo(f"u:{SECRET}%0d%0a"),  # CVE-2012-0036
+                    ("u", SECRET + "\ud800")]:
+            self.refused(InvalidHeader, "", render_auth, bad)
+        self.refused(InvalidHeader, "Authorization", render_fields,
+                     (("Authorization", render_auth(f"{SECRET}\r\nX: 1")),), HERE)
 
 class Section4ResponseHead(Section):
     """A head is read in one way, or refused with the line that does not fit.
@@ -912,9 +841,8 @@ class Section4ResponseHead(Section):
                 b"HTTP/1.1 099", "HTTP/1.1 ²²² OK".encode(), "HTTP/1.1 ٢٠٠".encode(),
                 b"HTTP/1.1  200 OK", b" HTTP/1.1 200", b"HTTP/1.1\t200 OK", b"HTTP/1.1 200OK", b"",
                 b"<html>", b"HTTP/1.1 200 O\rK", b"HTTP/1.1 200 O\0K", b"HTTP/1.1 200 OK\r"]:
-            with self.subTest(line):
-                self.refused(ProtocolError, f"not an HTTP/1 status line: {shown(line + b'!')[:-2]}",
-                             parse_head, line + b"\r\n\r\n")
+            self.refused(ProtocolError, f"not an HTTP/1 status line: {shown(line + b'!')[:-2]}",
+                         parse_head, line + b"\r\n\r\n")
 
     def test_fields(self) -> None:
         def parts(fields: bytes) -> dict[str, str]:
@@ -940,9 +868,8 @@ class Section4ResponseHead(Section):
                 (b"", b" Content-Length: 3", b"Content-Length: 5\r\n"),
                 (b"", b"Content-Length : 3", b""),                                 # CVE-2019-16276
                 (b"", b"A B: 1", b""), (b"X: 1\r\n", b"\rY: 2", b"")]:  # CVE-2015-5740, -2022-32213
-            with self.subTest(bad):
-                self.refused(ProtocolError, f"not a field line: {shown(bad)[:-1]}", parse_head,
-                             self.LINE + before + bad + b"\r\n" + behind + b"\r\n")
+            self.refused(ProtocolError, f"not a field line: {shown(bad)[:-1]}", parse_head,
+                         self.LINE + before + bad + b"\r\n" + behind + b"\r\n")
 
     def test_the_end_is_found_when_it_is_there_and_not_before(self) -> None:
         for wire in (b"HTTP/1.1 200\r\nA: 1\r\n 2\r\n\r\n", b"H\nA: 1\n\n", b"A\r\n\n", b"A\n\r\n"):
@@ -958,10 +885,9 @@ class Section4ResponseHead(Section):
                 (b"LOCATION:\t/\xd6\xd0 \x83\x65 ", "/\udcd6\udcd0 \udc83e", "/%D6%D0%20%83e"),
                 ("Location: /é日".encode(), "/é日", "/%C3%A9%E6%97%A5"),
                 (b"Location: ", "", "/a"), (b"location: x\r\n \xe9", "x \udce9", "/x%20%E9")]:
-            with self.subTest(line):
-                raw = head(b"X-Location: no", line).raw
-                self.assertEqual(asyncget.octets_text(raw, "location"), [text])
-                self.assertEqual(join_url(parse_url("http://h/a"), text).target, target)
+            raw = head(b"X-Location: no", line).raw
+            self.assertEqual(asyncget.octets_text(raw, "location"), [text])
+            self.assertEqual(join_url(parse_url("http://h/a"), text).target, target)
         twice = head(b"Set-Cookie: a=\xff", b"X: 1", b"set-cookie:b=2").raw
         self.alike(lambda name: asyncget.octets_text(twice, name),
                    [("set-cookie", ["a=\udcff", "b=2"]), ("cookie", [])])
@@ -1001,11 +927,10 @@ class Section5BodyFraming(Section):
             ([b"TRANSFER-ENCODING:", b"Transfer-Encoding: chunked"], "chunked"),
             ([b"X-Content-Length: 5"], "close"), ([b"TE: chunked"], "close"),
             ([b"X: content-length: 5"], "close")])
-        for status in (100, 103, 204, 304):  # 9112 6.3-1: no body
-            for fields in ([], [b"Content-Length: 5"], [b"Transfer-Encoding: chunked"],
-                           [b"Content-Length: x"]):
-                with self.subTest(status, fields=fields):
-                    self.assertEqual(asyncget.body_framing(head(*fields, status=b"HTTP/1.1 %d" % status)), 0)
+        for status, field in itertools.product((b"100", b"103", b"204", b"304"), (
+                b"X: 1", b"Content-Length: 5", b"Content-Length: x", b"Transfer-Encoding: y")):
+            top = head(field, status=b"HTTP/1.1 " + status)  # 9112 6.3-1: no body
+            self.assertEqual(asyncget.body_framing(top), 0, top)
 
     def test_bad_framing(self) -> None:
         length, transfer = b"Content-Length: ", b"Transfer-Encoding: "
@@ -1020,15 +945,13 @@ class Section5BodyFraming(Section):
                         b"chunked\x7f", b"\x0cchunked"]]],
                 "Content-Length is b'": [                                  # CVE-2026-34525, -1525
                     [length + b"5", length + b"6"], [length + b"5", b"content-length: 6"],
-                    [length + b"30", length],
-                    *[[length + value] for value in [
+                    [length + b"30", length], *[[length + value] for value in [
                         b"+5", b"5, 6", b"-1",                 # RUSTSEC-2021-0078, CVE-2026-53540
                         b"", b"5\x01", b"\x0c5", b"5, 5\x0b", b"5\r\n 0", b"1_0", b"0x5", b"5\x85",
                         "٥".encode(), b"\xa05", b"5.0", b"5e3", b"9" * 5000, b"18446744073709551621",
                         b"30,", b",30", b"30,,30", b",", b"30, ,30", b"5, 05"]]]}.items():
             for fields in rows:
-                with self.subTest(fields):
-                    self.refused(ProtocolError, said, asyncget.body_framing, head(*fields))
+                self.refused(ProtocolError, said, asyncget.body_framing, head(*fields))
 
     def test_reuse(self) -> None:  # 9112 9.3, 9.6
         rows: list[tuple[int, bytes, Framing, bool]] = [
@@ -1041,9 +964,8 @@ class Section5BodyFraming(Section):
             (0, b"Connection: keep-alive", "chunked", False),  # 6.1: faulty
             (0, b"Connection: keep-alive, close", 5, False)]
         for minor, field, framing, reuse in rows:
-            with self.subTest(field, minor=minor, framing=framing):
-                top = head(field, status=b"HTTP/1.%d 200" % minor)
-                self.assertIs(asyncget.may_reuse(top, framing), reuse)
+            top = head(field, status=b"HTTP/1.%d 200" % minor)
+            self.assertIs(asyncget.may_reuse(top, framing), reuse, (field, minor, framing))
 
     def unfinished(self, framing: Framing, pieces: Iterable[bytes]) -> Any:
         """The payload of a body of which more must come."""
@@ -1052,12 +974,9 @@ class Section5BodyFraming(Section):
         return caught.exception.args[0]
 
     def test_sized_and_until_close(self) -> None:
-        for length in (0, 1, 5):
-            wire = b"hello"[:length]
-            for extra in (b"", b"HTTP/1.1 200 OK\r\n\r\n")[not length:]:
-                for pieces in cuts(wire + extra):
-                    self.assertEqual(take(length, pieces), (wire, extra, b""))
-        for wire in (b"", b"h", b"hell", b"0\r\n\r\n"):
+        for wire, extra in [(b"", b"H"), (b"h", b""), (b"h", b"\n"), (b"hello", b"HTTP/1.1 200\n")]:
+            for pieces in cuts(wire + extra):
+                self.assertEqual(take(len(wire), pieces), (wire, extra, b""))
             for pieces in cuts(wire):
                 self.assertEqual(self.unfinished(6, pieces), wire)
                 self.assertEqual(self.unfinished("close", pieces), wire)
@@ -1074,24 +993,26 @@ class Section5BodyFraming(Section):
         (b"0\r\nX-Evil: y\r\nZ:\r\n\r\n", b"", b"X-Evil: y\r\nZ:\r\n\r\n"),    # 9112 7.1.2
         (b"1\r\nx\r\n0\r\nHTTP: 1\r\n\r\n", b"x", b"HTTP: 1\r\n\r\n"),         # CVE-2025-53643
         (b"0\r\nX: 1\r\n 2\r\n\r\n", b"", b"X: 1 2\r\n\r\n"),
-        (b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n"),
-    ]
+        (b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n")]
 
     def test_chunked_in_all_cuts(self) -> None:
         for wire, payload, trailers in self.CHUNKED:
-            with self.subTest(wire):
-                for extra in (b"", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
-                    for pieces in cuts(wire + extra):
-                        self.assertEqual(take("chunked", pieces), (payload, extra, trailers))
-                for end in range(len(wire)):  # 9112 8: cut short
-                    found = {self.unfinished("chunked", pieces) for pieces in cuts(wire[:end])}
-                    self.assertEqual(len(found), 1)
+            for extra in (b"", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
+                for pieces in cuts(wire + extra):
+                    self.assertEqual(take("chunked", pieces), (payload, extra, trailers))
+            for end in range(len(wire)):  # 9112 8: cut short
+                found = {self.unfinished("chunked", pieces) for pieces in cuts(wire[:end])}
+                self.assertEqual(len(found), 1)
 
-    def test_payload_is_handed_out_as_it_arrives(self) -> None:
-        parser = body_parser("chunked")
-        self.assertEqual([parser.send(piece) for piece in [
-            b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"world"]],
-            [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"world"])
+    def test_payload_is_handed_out_as_it_arrives(self) -> None:  # CVE-2025-13836: no promise
+        huge = b"7FFFFFFFFFFFFFFF\r\nx"
+        rows: list[tuple[Framing, list[bytes], list[bytes]]] = [
+            ("chunked",
+             [b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"w"],
+             [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"w"]),
+            ("chunked", [huge, b"y"], [b"x", b"y"]), (10**18 - 1, [b"x", b"y"], [b"x", b"y"])]
+        for framing, pieces, handed in rows:
+            self.assertEqual([*map(body_parser(framing).send, pieces)], handed)
 
     def test_bad_chunks(self) -> None:
         for said, wires in {
@@ -1107,11 +1028,10 @@ class Section5BodyFraming(Section):
                     b"X", b" X: 1", b"X : 1", b"X: \0", b"X\x01: 1", b"X\x7f: 1",
                     b"X: 1\n\nHTTP/1.1 200 OK", b"\nX: 1"]]}.items():  # CVE-2025-53643
             for wire in wires:
-                with self.subTest(wire):
-                    errors = [self.refused(ProtocolError, said if pieces == [wire] else "", take,
-                                           "chunked", pieces) for pieces in cuts(wire)]
-                    self.assertEqual(len({vars(error)["payload"] for error in errors}), 1)
-                    self.assertEqual({error.exit_code for error in errors}, {56})
+                errors = [self.refused(ProtocolError, said if pieces == [wire] else "", take,
+                                       "chunked", pieces) for pieces in cuts(wire)]
+                self.assertEqual(len({vars(error)["payload"] for error in errors}), 1)
+                self.assertEqual({error.exit_code for error in errors}, {56})
 
     def test_limits_are_the_same_in_any_cut(self) -> None:  # CVE-2026-34516, CVE-2023-39326
         line = b"1;%b\r\nx\r\n"
@@ -1124,17 +1044,11 @@ class Section5BodyFraming(Section):
                     (line % (b"e" * 40) * 5, "extensions: over 64"),
                     (line % (b"e" * 20) * 5, "extensions: over 64"),
                     ((b"14;" + b"e" * 20 + b"\r\n" + b"x" * 20 + b"\r\n") * 9 + b"0\r\n\r\n", "")]:
-                with self.subTest(said, wire=wire):
-                    for pieces in cuts(wire):
-                        if said:
-                            self.refused(ProtocolError, said, take, "chunked", pieces)
-                        else:
-                            self.assertEqual(take("chunked", pieces)[1], b"")
-
-    def test_a_size_is_no_promise(self) -> None:  # CVE-2025-13836, 9112 7.1
-        for parser, start in [(body_parser(10**18 - 1), b""),
-                              (body_parser("chunked"), b"7FFFFFFFFFFFFFFF\r\n")]:
-            self.assertEqual((parser.send(start + b"x"), parser.send(b"y")), (b"x", b"y"))
+                for pieces in cuts(wire):
+                    if said:
+                        self.refused(ProtocolError, said, take, "chunked", pieces)
+                    else:
+                        self.assertEqual(take("chunked", pieces)[1], b"")
 
     def test_only_so_many_sizes_are_remembered(self) -> None:
         with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_REMEMBERED", 9):
@@ -1160,43 +1074,37 @@ class Section8Decoding(Section):
 
     TEXT = b"hello, hello, hello"
     CODED = [
-        ("gzip", [b"gzip"], gzip.compress(TEXT)), ("zlib", [b"deflate"], zlib.compress(TEXT)),
-        ("raw deflate", [b"deflate"], raw_deflate(TEXT)),
-        ("two members", [b"gzip"], gzip.compress(TEXT[:5]) + gzip.compress(TEXT[5:])),
-        ("an empty member", [b"gzip"],
-         gzip.compress(b"") + gzip.compress(TEXT) + gzip.compress(b"")),
-        ("padding", [b"gzip"], gzip.compress(TEXT) + b"\0" * 9),
-        ("9110 8.4: in reverse", [b"deflate", b"gzip"], gzip.compress(zlib.compress(TEXT))),
-        ("five", [b"gzip", b"deflate"] * 2 + [b"gzip"],
-         gzip.compress(zlib.compress(gzip.compress(raw_deflate(gzip.compress(TEXT)))))),
-    ]
+        ([b"gzip"], gzip.compress(TEXT)), ([b"deflate"], zlib.compress(TEXT)),
+        ([b"deflate"], raw_deflate(TEXT)), ([b"gzip"], gzip.compress(TEXT) + b"\0" * 12),
+        ([b"gzip"], gzip.compress(TEXT[:5]) + gzip.compress(TEXT[5:])),
+        ([b"gzip"], gzip.compress(b"") + gzip.compress(TEXT) + gzip.compress(b"")),
+        ([b"deflate", b"gzip"], gzip.compress(zlib.compress(TEXT))),  # 9110 8.4: in reverse
+        ([b"gzip", b"deflate"] * 2 + [b"gzip"],
+         gzip.compress(zlib.compress(gzip.compress(raw_deflate(gzip.compress(TEXT))))))]
 
     def test_in_all_cuts(self) -> None:
-        for why, codings, coded in self.CODED:
-            with self.subTest(why):
-                for pieces in cuts(coded):
-                    self.assertEqual(decode(codings, pieces), self.TEXT)
-                self.assertEqual(decode(codings, []), b"")
+        for codings, coded in self.CODED:
+            for pieces in cuts(coded):
+                self.assertEqual(decode(codings, pieces), self.TEXT, pieces)
+            self.assertEqual(decode(codings, []), b"")
 
     def test_cut_short_anywhere(self) -> None:  # zlib itself is silent
-        for why, codings, coded in self.CODED:
-            whole = len(coded) - (9 if why == "padding" else 0)
+        for codings, coded in self.CODED:
+            whole = len(coded) - 12 * coded.endswith(b"\0" * 12)
             # A member less, and a byte behind it, is still a stream: only the framing could tell.
             members = {at for at in range(18, whole)
                        if coded[at:at + 2] == b"\x1f\x8b" and len(codings) == 1}
-            with self.subTest(why):
-                for end in {*range(1, whole)} - members - {at + 1 for at in members}:
-                    for step in (1, end):
-                        pieces = [coded[at:min(at + step, end)] for at in range(0, end, step)]
-                        self.refused(DecodingError, "too early", decode, codings, pieces)
+            for end in {*range(1, whole)} - members - {at + 1 for at in members}:
+                for step in (1, end):
+                    pieces = [coded[at:min(at + step, end)] for at in range(0, end, step)]
+                    self.refused(DecodingError, "too early", decode, codings, pieces)
 
     def test_behind_the_end(self) -> None:
-        for _, (coding,), whole in self.CODED[:3]:
+        for (coding,), whole in self.CODED[:3]:
             for behind in (b"\r\n", b"<!-- 5 ms -->", b"\0\0\0", b"\0\n\0", b"\x8b\x1f",
                            b"\n" + whole, self.TEXT):
-                with self.subTest(coding, behind=behind):
-                    for pieces in [*cuts(whole + behind), [whole + behind * 3000]]:
-                        self.assertEqual(decode([coding], pieces), self.TEXT)
+                for pieces in [*cuts(whole + behind), [whole + behind * 3000]]:
+                    self.assertEqual(decode([coding], pieces), self.TEXT, behind)
         for pieces in cuts(gzip.compress(gzip.compress(self.TEXT) + b"\n") + b"\n"):  # in each
             self.assertEqual(decode([b"gzip"] * 2, pieces), self.TEXT)
 
@@ -1209,10 +1117,9 @@ class Section8Decoding(Section):
                 (b"gzip", good[:-1] + b"\xff", "not gzip"),
                 (b"gzip", good + b"\x1f\x8bhello", "not gzip"), (b"gzip", good + good[:9], "too early"),
                 (b"deflate", b"\x78\xbb\0\0\0\1" + raw_deflate(b"x"), "not deflate")]:  # a dictionary
-            with self.subTest(said, coded=coded):
-                for pieces in cuts(coded):
-                    self.refused(DecodingError, said if pieces == [coded] else "",
-                                 decode, [coding], pieces)
+            for pieces in cuts(coded):
+                self.refused(DecodingError, said if pieces == [coded] else "",
+                             decode, [coding], pieces)
 
     def test_bombs_are_seen_while_small(self) -> None:  # CVE-2025-69223, CVE-2025-66471
         size = 16 * asyncget.MAX_DECODED_STEP_BYTES
@@ -1242,18 +1149,16 @@ class Section8Decoding(Section):
                 (b"gzip;q=1", "gzip;q=1"), (b"gzip\x01", r"gzip\x01"), (b"\xff\x85", r"\xff\x85"),
                 (b",".join([b"gzip"] * 6), "at most 5"),                        # CVE-2025-66418
                 (b",".join([b"gzip"] * 1000), "1000 content codings")]:         # CVE-2022-32206
-            with self.subTest(said):
-                self.refused(DecodingError, said, found, b"Content-Encoding: " + value)
+            self.refused(DecodingError, said, found, b"Content-Encoding: " + value)
         many = [b"Content-Encoding: gzip"] * 100  # CVE-2023-23916
         self.refused(DecodingError, "100 content codings", found, *many)
 
     @unittest.skipUnless("zstd" in asyncget.ACCEPT_ENCODING, "no zstd before 3.14")
     def test_zstd(self) -> None:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-        coded = zstd.compress(self.TEXT)
+        coded, two = zstd.compress(self.TEXT), [self.TEXT[:5], self.TEXT[5:]]
         self.assertEqual(asyncget.content_codings(b"zstd"), [b"zstd"])
-        for pieces in [*cuts(coded), *cuts(coded + b"\n<!-- -->"),
-                       [zstd.compress(self.TEXT[:5]) + zstd.compress(self.TEXT[5:])]]:
+        for pieces in [*cuts(coded), *cuts(coded + b"\n<!-- -->"), [*map(zstd.compress, two)]]:
             self.assertEqual(decode([b"zstd"], pieces), self.TEXT)
         for end in range(1, len(coded)):
             self.refused(DecodingError, "", decode, [b"zstd"], [coded[:end]])
@@ -1268,19 +1173,14 @@ class Section8Decoding(Section):
     # Of WHATWG's labels those that servers use, by the codec: what browsers take them for, but for
     # ascii, iso8859-1 and -9, whose C1 controls nobody misses. For some Python alone knows less.
     LABELS = {
-        "utf-8": "utf8 UTF8", "cp866": "866 cp866 ibm866", "iso8859-2": "iso_8859-2 l2",
-        "iso8859-6": "arabic iso-8859-6", "iso8859-7": "elot_928 greek iso-8859-7",
-        "iso8859-8": "hebrew iso-8859-8 ISO-8859-8-I", "iso8859-11": "iso-8859-11",
-        "iso8859-15": "iso8859-15", "tis-620": "tis-620", "koi8-r": "cskoi8r koi8-r koi8_r",
-        "koi8-u": "koi8-u", "mac-roman": "macintosh x-mac-roman", "mac-cyrillic": "x-mac-cyrillic",
-        "cp874": "windows-874 Windows-874", "cp1250": "cp1250 windows-1250 x-cp1250",
-        "cp1252": "cp1252 windows-1252 x-cp1252", "ascii": "us-ascii", "utf-8-sig": "utf-8-sig",
-        "iso8859-1": "iso-8859-1 latin1 latin-1", "iso8859-9": "iso-8859-9 l5",
-        "gb18030": "chinese gb2312 gbk x-gbk gb18030 cp936", "big5": "big5 x-big5", "big5hkscs": "big5-hkscs", "cp950": "cp950",
-        "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp iso-2022-jp",
-        "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis",
-        "cp949": "euc-kr korean ks_c_5601-1987",
-        "utf-16-be": "utf-16be", "utf-16-le": "utf-16le", "utf-16": "utf-16"}
+        "utf-8": "utf8 UTF8", "utf-8-sig": "utf-8-sig", "utf-16-be": "utf-16be", "cp866": "866",
+        "ascii": "us-ascii", "iso8859-8": "hebrew ISO-8859-8-I", "koi8-r": "cskoi8r",
+        "mac-roman": "x-mac-roman", "mac-cyrillic": "x-mac-cyrillic", "iso8859-1": "latin1",
+        "cp874": "windows-874 Windows-874", "cp1250": "windows-1250 x-cp1250",
+        "cp1252": "windows-1252 x-cp1252", "iso8859-9": "iso-8859-9 l5", "big5": "big5 x-big5",
+        "gb18030": "chinese gb2312 gbk x-gbk gb18030", "cp949": "euc-kr korean ks_c_5601-1987",
+        "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp", "iso8859-11": "iso-8859-11",
+        "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis"}
     NO_TEXT = """rot13 hex base64 zlib mbcs punycode idna undefined unicode_escape utf-7 quopri uu
         oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x cp037 cp500 cp1026
         ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-cn"""
@@ -1293,9 +1193,8 @@ class Section8Decoding(Section):
             ("a/b; charset=\xe9", "utf-8")])
         for codec, labels in [*self.LABELS.items(), ("utf-8", self.NO_TEXT)]:
             for label in labels.split():
-                with self.subTest(label):
-                    for text in (f"a/b; charset={label}", f'a/b;x=y;CHARSET = "{label.upper()}"'):
-                        self.assertEqual(charset_of(text), codec)
+                for text in (f"a/b; charset={label}", f'a/b;x=y;CHARSET = "{label.upper()}"'):
+                    self.assertEqual(charset_of(text), codec, text)
 
     def test_every_charset_decodes_everything(self) -> None:
         junk = random.Random(6).getrandbits(8 * 4001).to_bytes(4001, "big")
@@ -1303,11 +1202,10 @@ class Section8Decoding(Section):
             *encodings.aliases.aliases, *encodings.aliases.aliases.values(), *self.LABELS}}
         self.assertGreater(len(found), 75)
         for codec in found:
-            with self.subTest(codec):
-                self.assertIsInstance(junk.decode(codec, "replace"), str)
-                self.assertEqual("a\nb".encode(codec).count(b"\n"), 1)  # iter_lines cuts there
-                if not codec.startswith(("utf-16", "utf-32")):
-                    self.assertEqual(b"\n".decode(codec), "\n")
+            self.assertIsInstance(junk.decode(codec, "replace"), str)
+            self.assertEqual("a\nb".encode(codec).count(b"\n"), 1, codec)  # iter_lines cuts there
+            if not codec.startswith(("utf-16", "utf-32")):
+                self.assertEqual(b"\n".decode(codec), "\n", codec)
 
     def test_a_server_cannot_fill_the_table_of_codecs(self) -> None:  # it keeps unknown names, too
         with mock.patch("codecs.lookup", side_effect=LookupError) as lookup:
@@ -1361,7 +1259,7 @@ class Source:
         self.aborted += 1
 
 
-def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+def run(coroutine: Any) -> Any:
     """The result of a coroutine that has nothing to wait for."""
     try:
         coroutine.send(None)
@@ -1395,8 +1293,8 @@ GZIP = b"Content-Encoding: gzip"
 def framed(body: bytes, framing: Framing) -> tuple[list[bytes], bytes]:
     """The fields and the bytes of a body: sized, "chunked" (in uneven chunks) or "close"."""
     if framing == "chunked":
-        chunks = [body[:1], body[1:6], body[6:]]
-        wire = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks if chunk)
+        wire = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk)
+                        for chunk in (body[:1], body[1:6], body[6:]) if chunk)
         return [b"Transfer-Encoding: chunked"], wire + b"0\r\n\r\n"
     return [] if framing == "close" else [b"Content-Length: %d" % len(body)], body
 
@@ -1427,15 +1325,11 @@ def perform(got: Response, program: Iterable[str]) -> tuple[bytes, list[str]]:
                 got.json()
         elif word == "read":
             told.append((await got.read()).decode())
-        elif word in ("bytes", "piece"):
-            async for piece in got.iter_bytes():
-                handed.append(piece)
-                if word == "piece":
-                    break
         else:
-            async for line in got.iter_lines():
-                handed.append(line.encode() + b"\n")
-                if word == "line":
+            pieces: Any = got.iter_bytes() if word in ("bytes", "piece") else got.iter_lines()
+            async for piece in pieces:
+                handed.append(piece if isinstance(piece, bytes) else piece.encode() + b"\n")
+                if word in ("piece", "line"):
                     break
 
     handed: list[bytes] = []
@@ -1452,15 +1346,14 @@ class Section6Response(Section):
     """What the caller holds is the head as sent and the body whole, or an error says why not."""
 
     def test_head(self) -> None:
-        got = response(fields=[b"Vary: a", b"X: \xe9"], status=b"HTTP/1.0 404 Not F\xc3\xb6und",
+        got = response(fields=[b"Vary: a", b"X: \xe9\r\n 2"], status=b"HTTP/1.0 404 F\xc3\xb6und",
                        url=f"http://u:{SECRET}@h:81/x?y#z")
         self.assertEqual((got.status, got.status_code, got.reason, got.http_version, got.url),
-                         (404, 404, "Not Föund", "HTTP/1.0", "http://h:81/x?y#z"))
-        self.assertEqual((got.headers["vary"], got.headers["x"], got.history), ("a", "é", []))
+                         (404, 404, "Föund", "HTTP/1.0", "http://h:81/x?y#z"))
+        self.assertEqual((dict(got.headers), got.history), ({"Vary": "a", "X": "é 2"}, []))
         self.assertIs(got.headers, got.headers)
         self.assertEqual(repr(got), "<Response 404 http://h:81/x?y#z>")
         self.assertNotIn(SECRET, repr(got._url) + str(got._url))
-        self.assertEqual(response(fields=[b"X: 1\r\n 2"]).headers["x"], "1 2")
 
     def test_raise_for_status(self) -> None:
         for status in (200, 399, 400, 999):
@@ -1471,35 +1364,27 @@ class Section6Response(Section):
                 self.assertIs(got.raise_for_status(), got)
             else:
                 error = self.refused(StatusError, str(status), got.raise_for_status)
-                self.assertEqual((error.url, error.response, error.exit_code), ("http://h/", got, 22))
+                self.assertEqual((error.url, error.response), ("http://h/", got))
 
     def test_read_in_all_cuts(self) -> None:
         coded = gzip.compress(b"hello")
-        for wire, fields in [(b"hello", []), (coded, [GZIP]),
-                             (b"hello", [b"Content-Encoding: identity"])]:
-            with self.subTest(fields):
-                for pieces in cuts(wire):
-                    for done in (False, True):
-                        got = response(*pieces, fields=fields, done=done)
-                        self.assertEqual((run(got.read()), got.content, run(got.read())),
-                                         (b"hello",) * 3)
-                        self.assertEqual(got.received, len(wire))
-                    got = response(*pieces, fields=fields)
-                    self.assertEqual(b"".join(run(listed(got.iter_bytes()))), b"hello")
+        rows: list[tuple[bytes, list[bytes], bytes]] = [
+            (b"hello", [], b"hello"), (coded, [GZIP], b"hello"), (b"", [GZIP], b""),
+            (b"", [b"Content-Encoding: br"], b"")]  # an empty body is whole even so
+        for (wire, fields, body), done in itertools.product(rows, (False, True)):
+            for pieces in cuts(wire):
+                with self.subTest(fields, done=done, pieces=pieces):
+                    got = response(*filter(None, pieces), fields=fields, done=done)
+                    self.assertEqual((run(got.read()), run(got.read())), (body, body))
+                    self.assertEqual((got.received, got.text), (len(wire), body.decode()))
         self.assertEqual(response(coded, fields=[GZIP], decode=False, read=True).content, coded)
-        self.assertEqual(run(listed(response(b"he", b"llo", read=True).iter_bytes())), [b"hello"])
-        for coding in ("br", "gzip"):  # an empty body is whole even so
-            for done in (False, True):
-                got = response(fields=[b"Content-Encoding: " + coding.encode()], done=done)
-                self.assertEqual((run(got.read()), got.text, run(listed(got.iter_lines()))),
-                                 (b"", "", []))
 
     def test_content_before_a_read_says_what_to_do(self) -> None:
-        for touch in (lambda r: r.content, lambda r: r.text, lambda r: r.json()):
-            for done in (False, True):
-                error = self.refused(AsyncGetError, "await response.read()", touch,
-                                     response(b"x", done=done))
-                self.assertEqual(error.url, "http://h/")
+        for done, touch in itertools.product((False, True), (
+                lambda r: r.content, lambda r: r.text, lambda r: r.json())):
+            error = self.refused(AsyncGetError, "await response.read()", touch,
+                                 response(b"x", done=done))
+            self.assertEqual(error.url, "http://h/")
 
     BODY = b'[1,\n"two",\n3]\n'
     FRAMINGS: tuple[Framing, ...] = (0, "chunked", "close")
@@ -1528,10 +1413,10 @@ class Section6Response(Section):
             fields, wire = framed(codings[coding](content), framing)
             fields += [b"Content-Encoding: " + coding]
             for (when, source), program in itertools.product(arrivals(wire).items(), programs):
-                with self.subTest(program, content=content, fields=fields, when=when):
-                    got = response(fields=fields, source=source())
-                    outcome = perform(got, [*program.split(), "bytes"])
-                    self.assertEqual(outcome, outcomes.setdefault((content, program), outcome))
+                got = response(fields=fields, source=source())
+                outcome = perform(got, [*program.split(), "bytes"])
+                self.assertEqual(outcome, outcomes.setdefault((content, program), outcome),
+                                 (program, fields, when))
 
     def test_what_came_is_handed_out_before_the_error(self) -> None:
         sized, chunked = [b"Content-Length: 99"], [b"Transfer-Encoding: chunked"]
@@ -1566,67 +1451,53 @@ class Section6Response(Section):
 
     def test_what_was_given_up_never_looks_whole(self) -> None:
         """Not after what ended a read amid the body, nor in a copy; not even where all has come."""
-        def too_large(got: Response) -> None:
-            self.refused(TooLarge, "max_size", lambda: run(got.read(3)))
+        async def close(got: Response) -> None:
+            got.close()
 
-        def too_long(got: Response) -> None:
-            with mock.patch.object(asyncget, "MAX_LINE_BYTES", 3):
-                self.refused(TooLarge, "bytes in a line", lambda: run(listed(got.iter_lines())))
-
-        def broken_off(got: Response) -> None:
-            with self.assertRaises((asyncio.CancelledError, KeyboardInterrupt, ValueError)):
-                run(got.read())
-
-        def discarded(got: Response) -> None:
-            run(got.discard())
-
-        cases: list[tuple[Any, Response]] = [
-            (too_large, response(b"hel", b"lo")), (too_long, response(b"hello")),
-            (Response.close, response(b"hello"))]
-        cases += [(end, response(b"hello", done=True))
-                  for end in (too_large, too_long, Response.close)]
-        cases += [(broken_off, response(b"he", error)) for error in (
-            KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a caller's transport"))]
-        cases += [(discarded, response(b"hello", done=done, fields=fields))
-                  for done in (False, True) for fields in ([], [GZIP])]
-        for end, got in cases:
-            with self.subTest(end, got=got):
-                end(got)
-                self.assertIsNone(got._body.connection)
-                for twin in (got, copy.deepcopy(got), pickle.loads(pickle.dumps(got))):
-                    self.assertEqual(perform(twin, ["look", "read", "bytes", "lines", "piece"]),
-                                     (b"", [self.GIVEN_UP] * 5))
+        cases: list[tuple[Any, Any, Response]] = [
+            *((end, kind, response(*pieces, done=len(pieces) == 1))
+              for pieces in ([b"hel", b"lo"], [b"hello"]) for end, kind in (
+                  (lambda got: got.read(3), TooLarge), (close, None),
+                  (lambda got: listed(got.iter_lines()), TooLarge))),
+            *((Response.read, type(error), response(b"he", error)) for error in (
+                KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
+            *((Response.discard, None, response(b"hello", done=done, fields=fields))
+              for done in (False, True) for fields in ([], [GZIP]))]
+        for end, kind, got in cases:
+            with contextlib.ExitStack() as stack, mock.patch.object(asyncget, "MAX_LINE_BYTES", 3):
+                if kind:
+                    stack.enter_context(self.assertRaises(kind))
+                run(end(got))
+            self.assertIsNone(got._body.connection)
+            for twin in (got, copy.deepcopy(got), pickle.loads(pickle.dumps(got))):
+                self.assertEqual(perform(twin, ["look", "read", "bytes", "lines", "piece"]),
+                                 (b"", [self.GIVEN_UP] * 5), (end, got))
 
     def test_keep_short(self) -> None:
         limit = asyncget.MAX_DISCARD_BYTES
-        for why, body, before, told in [
-                ("short", self.BODY, [], self.BODY.decode()), ("empty", b"", [], ""),
-                ("read", self.BODY, ["read"], self.BODY.decode()),
-                ("pieces", self.BODY, ["piece"], self.PIECES),
-                ("lines", self.BODY, ["line"], self.PIECES), ("fits", b"1" * limit, [], "1" * limit),
-                ("long", b"1" * (limit + 1), [], self.GIVEN_UP)]:
-            for framing, coded in itertools.product(self.FRAMINGS, (False, True)):
-                fields, wire = framed(gzip.compress(body) if coded else body, framing)
-                for when, source in arrivals(wire).items():
-                    with self.subTest(why, framing=framing, when=when):
-                        got = response(fields=[*fields, *[GZIP] * coded], source=source())
-                        perform(got, before)
-                        run(asyncget.keep_short(got))
-                        with mock.patch.object(Response, "json", lambda _: 1):
-                            self.assertEqual(perform(got, ["look"])[1], [told])
+        rows: list[tuple[bytes, list[str], str]] = [  # body, what was done before, content then
+            *((self.BODY, before, self.BODY.decode()) for before in ([], ["read"])), (b"", [], ""),
+            (self.BODY, ["piece"], self.PIECES), (self.BODY, ["line"], self.PIECES),
+            (b"1" * limit, [], "1" * limit), (b"1" * (limit + 1), [], self.GIVEN_UP)]
+        for (body, before, told), framing, coded in itertools.product(rows, self.FRAMINGS, (0, 1)):
+            fields, wire = framed(gzip.compress(body) if coded else body, framing)
+            for when, source in arrivals(wire).items():
+                with self.subTest(told[:50], before=before, framing=framing, when=when):
+                    got = response(fields=[*fields, *[GZIP] * coded], source=source())
+                    perform(got, before)
+                    run(asyncget.keep_short(got))
+                    with mock.patch.object(Response, "json", lambda _: 1):
+                        self.assertEqual(perform(got, ["look"])[1], [told])
         broken = response(b"x", IncompleteBody("cut"))
         run(asyncget.keep_short(broken))
         self.refused(AsyncGetError, "given up", lambda: broken.content)
 
     def test_close(self) -> None:
         source = Source(b"a", b"b")
-        got = response(source=source)
-        got.close()
-        got.close()
-        self.assertEqual(source.aborted, 1)
-        whole = response(b"ab", read=True)
-        whole.close()
-        self.assertEqual(run(whole.read()), b"ab")
+        got, whole = response(source=source), response(b"ab", read=True)
+        for each in (got, got, whole):
+            each.close()
+        self.assertEqual((source.aborted, run(whole.read())), (1, b"ab"))
 
     def test_limit(self) -> None:  # CVE-2017-14158
         for done in (False, True):
@@ -1638,26 +1509,22 @@ class Section6Response(Section):
 
     def test_discard(self) -> None:
         """A short rest is read, undecoded; what cannot be kept is hung up on without a wait."""
-        keep, close = b"X: y", b"Connection: close"
-        cases: list[tuple[str, bytes, Framing, bytes, int, int]] = [
-                ("short", b"x" * 9000, 0, keep, 1, 9), ("none", b"", 0, keep, 1, 0),
-                ("chunked", b"x" * 900, "chunked", keep, 1, 1),
-                ("long", b"x" * 990_000, 0, keep, 0, 0), ("long", b"x" * 990_000, "chunked", keep, 0, 66),
-                ("without a length", b"x", "close", keep, 0, 0),
-                ("closes", b"x" * 9000, 0, close, 0, 0), ("closes", b"x", "chunked", close, 0, 0),
-                ("a bomb is not decoded", gzip.compress(bytes(1 << 20)), 0, keep, 1, 2),
-                ("not gzip", b"hello", 0, keep, 1, 1), ("broken", b"", "x", keep, 0, 1)]
-        for why, body, framing, field, kept, asked in cases:
-            with self.subTest(why):
-                fields, wire = framed(body, framing)
-                if framing == "x":
-                    fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
-                source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
-                got = response(fields=[*fields, field, GZIP], source=source)
-                with mock.patch.object(asyncget.Decoder, "feed", side_effect=AssertionError("decoded")):
-                    run(got.discard())
-                self.assertEqual((source.kept, source.aborted, source.asked),
-                                 (kept, 1 - kept, asked))
+        keep, close, bomb = b"X: y", b"Connection: close", gzip.compress(bytes(1 << 20))
+        cases: list[tuple[bytes, Framing, bytes, int, int]] = [  # body, ..., kept, asked for more
+            (b"x" * 9000, 0, keep, 1, 9), (b"", 0, keep, 1, 0), (b"x" * 900, "chunked", keep, 1, 1),
+            (b"x" * 990_000, 0, keep, 0, 0), (b"x" * 990_000, "chunked", keep, 0, 66),
+            (b"x", "close", keep, 0, 0), (b"x" * 9000, 0, close, 0, 0), (b"", "broken", keep, 0, 1),
+            (bomb, 0, keep, 1, 2), (b"hello", 0, keep, 1, 1), (b"x", "chunked", close, 0, 0)]
+        for body, framing, field, kept, asked in cases:
+            fields, wire = framed(body, framing)
+            if framing == "broken":
+                fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
+            source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
+            got = response(fields=[*fields, field, GZIP], source=source)
+            with mock.patch.object(asyncget.Decoder, "feed", side_effect=AssertionError("decoded")):
+                run(got.discard())
+            self.assertEqual((source.kept, source.aborted, source.asked),
+                             (kept, 1 - kept, asked), (body[:9], framing, field))
 
     def test_lines(self) -> None:
         def of(codec: str, *pieces: bytes, read: bool = False) -> Response:
@@ -1679,65 +1546,53 @@ class Section6Response(Section):
                 ("utf-16-be", b"\x0a\x01\x0a\x0a\x00\x0a\x01", ["\u0a01\u0a0a", "\ufffd"]),
                 ("gb18030", b"\x81\x30\n\x81", ["\ufffd", "\ufffd"]),
                 ("utf-16", b"\xfe\xff\0a\0\nx", ["a", "\ufffd"])]:
-            with self.subTest(codec, wire=wire):
-                self.assertEqual(run(listed(of(codec, wire, read=True).iter_lines())), lines)
-                for pieces in cuts(wire):
-                    self.assertEqual(run(listed(of(codec, *pieces).iter_lines())), lines, pieces)
-                    if lines:
-                        got = of(codec, *pieces)
-                        first, _ = perform(got, ["line"])  # what is left is there as bytes
-                        rest = b"".join(run(listed(got.iter_bytes())))
-                        self.assertEqual(first.decode(), lines[0] + "\n")
-                        self.assertTrue(wire.endswith(rest))
+            self.assertEqual(run(listed(of(codec, wire, read=True).iter_lines())), lines)
+            for pieces in cuts(wire):
+                self.assertEqual(run(listed(of(codec, *pieces).iter_lines())), lines, pieces)
+                if lines:
+                    got = of(codec, *pieces)
+                    first, _ = perform(got, ["line"])  # what is left is there as bytes
+                    rest = b"".join(run(listed(got.iter_bytes())))
+                    self.assertEqual(first.decode(), lines[0] + "\n")
+                    self.assertTrue(wire.endswith(rest))
 
     def test_long_lines(self) -> None:
+        too_long = (b"1\n", ["TooLarge: more than 10 bytes in a l"])
         with mock.patch.object(asyncget, "MAX_LINE_BYTES", 10):
-            for pieces in cuts(b"1\n1234567890\n1"):
-                got = run(listed(response(*pieces).iter_lines()))
-                self.assertEqual(got, ["1", "1234567890", "1"])
-            for wire in (b"1\n12345678901", b"1\n12345678901\n1"):
+            for wire, outcome in [(b"1\n1234567890\n1", (b"1\n1234567890\n1\n", [])),
+                                  (b"1\n12345678901", too_long), (b"1\n12345678901\n1", too_long)]:
                 for pieces in cuts(wire):
-                    with self.subTest(pieces):
-                        self.assertEqual(perform(response(*pieces), ["lines"]),
-                                         (b"1\n", ["TooLarge: more than 10 bytes in a l"]))
+                    self.assertEqual(perform(response(*pieces), ["lines"]), outcome, pieces)
         slow = response(*[b"\x0a", b"\x01"] * 2500, fields=[b"Content-Type: a; charset=utf-16-be"])
         self.assertEqual(self.quick(run, listed(slow.iter_lines())), ["\u0a01" * 2500])
 
     def test_text(self) -> None:
         for content_type, encoding, body, text in [
-                (b"text/plain", "utf-8", b"caf\xc3\xa9", "café"),
-                (b"text/plain", "utf-8", b"caf\xe9", "caf\ufffd"),
+                (b"text/plain", "utf-8", b"caf\xc3\xa9 \xe9", "café \ufffd"),
                 (b"text/plain; charset=latin-1", "iso8859-1", b"caf\xe9", "café"),
                 (b"text/plain; charset=utf-16", "utf-16", "\ufeffé".encode("utf-16-be"), "é"),
                 (b"t; charset=utf-8-sig", "utf-8-sig", b"\xef\xbb\xbfa", "a")]:
-            with self.subTest(content_type, body=body):
-                got = response(body, fields=[b"Content-Type: " + content_type], read=True)
-                self.assertEqual((got.encoding, got.text), (encoding, text))
+            got = response(body, fields=[b"Content-Type: " + content_type], read=True)
+            self.assertEqual((got.encoding, got.text), (encoding, text))
         got = response(b"\xe9", read=True)
-        for name, encoding, text in [("latin-1", "iso8859-1", "é"),
-                                     ("nonsense", "utf-8", "\ufffd"), ("cp437", "cp437", "Θ")]:
+        for name, encoding, text in [("latin-1", "iso8859-1", "é"), ("cp437", "cp437", "Θ"),
+                                     ("nonsense", "utf-8", "\ufffd")]:
             got.encoding = name
             self.assertEqual((got.encoding, got.text), (encoding, text))
 
     def test_json(self) -> None:
         text = ' {"a": [1, 2.5, null, true], "b": "é\\u00e9\\ud83d\\ude00"} \n'
         for codec in ("utf-8", "utf-16", "utf-32", "utf-8-sig"):  # RFC 7159 8.1 allowed them all
-            with self.subTest(codec):
-                self.assertEqual(response(text.encode(codec), read=True).json(), json.loads(text))
+            self.assertEqual(response(text.encode(codec), read=True).json(), json.loads(text))
+        latin = [b"Content-Type: a; charset=latin-1"]
         for body in [b"", b"<html>", b'"\xff"', b'{"a": ', b"1 2", b"[" * 200_000, b'{"":' * 200_000,
-                     b'"\x1b[2J"', b"\x1b]0;x\x07", b"\0\0\0"]:
-            with self.subTest(body[:9]):
-                got = response(body, read=True)
-                error = self.refused(DecodingError, "not JSON", got.json)
-                self.assertEqual((error.response, error.url, error.exit_code),
-                                 (got, "http://h/", 61))
-        fields = [b"Content-Type: a; charset=latin-1"]
-        got = response(b'["\xe9"]', fields=fields, read=True)
-        self.refused(DecodingError, "not JSON", got.json)  # 8259 8.1: not the server's to say
-        for name, body, value in [
-                ("latin-1", b'"\xe9"', "é"), ("cp437", b'"\xe9"', "Θ"), ("x-mac-roman", b'"\xe9"', "È"),
-                ("utf-8", b"\xef\xbb\xbf[1]", [1])]:
-            got = response(body, fields=fields, read=True)
+                     b'"\x1b[2J"', b"\x1b]0;x\x07", b"\0\0\0", b'["\xe9"]']:
+            got = response(body, fields=latin, read=True)  # 8259 8.1: not the server's to say
+            error = self.refused(DecodingError, "not JSON", got.json)
+            self.assertEqual((error.response, error.url), (got, "http://h/"))
+        for name, body, value in [("latin-1", b'"\xe9"', "é"), ("cp437", b'"\xe9"', "Θ"),
+                                  ("x-mac-roman", b'"\xe9"', "È"), ("utf-8", b"\xef\xbb\xbf1", 1)]:
+            got = response(body, fields=latin, read=True)
             got.encoding = name
             self.assertEqual(got.json(), value)
         with contextlib.suppress(DecodingError):  # int() has a limit, but not in old ones
@@ -1754,8 +1609,8 @@ class Section6Response(Section):
     def test_links(self) -> None:
         self.alike(lambda value: response(fields=[b"Link: " + value]).links, [  # RFC 8288
             (b'</p?2>; rel="next"', {"next": {"url": "/p?2", "rel": "next"}}),
-            (b'<a>; rel=next, <b>; rel="prev"',
-             {"next": {"url": "a", "rel": "next"}, "prev": {"url": "b", "rel": "prev"}}),
+            (b'<a>; rel=next\r\nlink: <b>; rel="prev", <c>; rel=x', {rel: {"url": url, "rel": rel}
+              for url, rel in (("a", "next"), ("b", "prev"), ("c", "x"))}),
             (b'<a,;b>;title="x, <y>; rel=z";REL = "last"',
              {"last": {"url": "a,;b", "title": "x, <y>; rel=z", "rel": "last"}}),
             (b'<a>; rel="first last"',
@@ -1763,10 +1618,8 @@ class Section6Response(Section):
             (b'<a>; rel=x; rel=y; url=z', {"x": {"url": "a", "rel": "x"}}),  # 3.3: once
             (b'<a>; rel=x; flag', {"x": {"url": "a", "rel": "x", "flag": ""}}),
             (b"<>; rel=self", {"self": {"url": "", "rel": "self"}}),
-            (b"<a>", {}), (b"", {}), (b"junk", {}), (b"; rel=next", {}), (b"<a; rel=x", {}),
-            (b'<a>; title="rel=x', {}), (b'<a>; rel=""', {})])
-        two = response(fields=[b"Link: <a>; rel=x", b"link: <b>; rel=y"]).links
-        self.assertEqual([two["x"]["url"], two["y"]["url"]], ["a", "b"])
+            *((junk, {}) for junk in (b"<a>", b"", b"junk", b"; rel=next", b"<a; rel=x",
+                                      b'<a>; title="rel=x', b'<a>; rel=""'))])
 
     def test_trailers(self) -> None:  # 9112 7.1.2: never merged into the headers
         wire, fields = b"1\r\nx\r\n0\r\nX-Sum: 1\r\n\r\n", [b"Transfer-Encoding: chunked"]
@@ -1775,16 +1628,6 @@ class Section6Response(Section):
             self.assertEqual((got.trailers["x-sum"], "x-sum" in got.headers), ("1", False))
         self.assertEqual(len(response(b"x").trailers), 0)
 
-    def test_timing(self) -> None:
-        got = response(b"x")
-        body = got._body
-        body.deadline.started, body.sent_at, body.head_at, body.reused = 1.0, 2.0, 3.5, True
-        self.assertEqual(got.timing, (1.0, 1.0, 2.5, 0.0, True))
-        self.assertEqual(got.elapsed.total_seconds(), 2.5)
-        run(got.read())
-        self.assertEqual((got.timing.done, got.elapsed.total_seconds(), got.timing.reused),
-                         (8.0, 8.0, True))
-
     def test_pickle(self) -> None:
         got = response(b"4\r\ncaf\xe9\r\n0\r\nY: 2\r\n\r\n", status=b"HTTP/1.1 404 No", read=True,
                        url="http://h/#f", fields=[b"X: 1", b"Transfer-Encoding: chunked",
@@ -1792,7 +1635,6 @@ class Section6Response(Section):
         hop = response(b"moved", url="http://g/")
         run(hop.discard())
         got.history.append(hop)
-        self.assertEqual(got.headers["x"], "1")
         for twin in [copy.copy(got), *(pickle.loads(pickle.dumps(got, protocol))
                                        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1))]:
             for name in ("status", "reason", "url", "headers", "content", "text", "encoding",
@@ -1805,13 +1647,12 @@ class Section6Response(Section):
         error = self.refused(StatusError, "404", got.raise_for_status)
         again = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(again), again.response.content), (str(error), b"caf\xe9"))
-        coded = response(gzip.compress(b"x"), fields=[GZIP], read=True)
-        self.assertEqual(pickle.loads(pickle.dumps(coded)).content, b"x")
         with self.assertRaises((TypeError, AttributeError, pickle.PicklingError)):
             pickle.dumps(response(b"x"))  # it is still to come
-        waiting = pickle.loads(pickle.dumps(response(b"x", done=True)))
-        self.assertEqual(run(waiting.read()), b"x")
-        for got in (response(b"x\n"), response(gzip.compress(b"x\n"), fields=[GZIP], done=True),
+        packed = functools.partial(response, gzip.compress(b"x\n"), fields=[GZIP])
+        for waiting in (packed(read=True), packed(done=True), response(b"x\n", done=True)):
+            self.assertEqual(run(pickle.loads(pickle.dumps(waiting)).read()), b"x\n")
+        for got in (packed(done=True), response(b"x\n"),
                     response(b"x\n", fields=[b"Content-Type: t; charset=gbk"])):
             perform(got, ["lines"])
             twin = pickle.loads(pickle.dumps(got))
@@ -1834,18 +1675,10 @@ def count(session: Session) -> tuple[int, int, int]:
     return int(numbers[1]), int(numbers[2]), int(numbers[3])
 
 
-async def error_of(call: Coroutine[Any, Any, Response]) -> Any:
-    """The error that a call ends with; else its body."""
-    try:
-        return (await call).content
-    except AsyncGetError as error:
-        return error
-
-
-async def code_of(call: Coroutine[Any, Any, Response]) -> Any:
-    """The same, but of an error the exit code."""
-    result = await error_of(call)
-    return result if isinstance(result, bytes) else result.exit_code
+async def code_of(call: Any) -> Any:
+    """The exit code of the error that a call ends with; else its body."""
+    outcome: Any = (await asyncio.gather(call, return_exceptions=True))[0]
+    return outcome.content if isinstance(outcome, Response) else outcome.exit_code
 
 
 async def never(*_: Any, **__: Any) -> Any:
@@ -1863,8 +1696,8 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
         tuple[str, threading.Semaphore]]:
     """A server in a thread, which goes on while the loop stands still: its URL, scripts played.
 
-    A script has bytes, counts of bytes to read, READ, RESET (once all that was sent has arrived),
-    CLOSE, functions, and events to wait for; TLS begins behind those that stand first.
+    A script has bytes, READ, RESET (once all that was sent has arrived), CLOSE, functions, and
+    events to wait for; TLS begins behind those that stand first.
     """
     played, kept = threading.Semaphore(0), []
 
@@ -1880,8 +1713,6 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
                     pass
             elif isinstance(step, bytes):
                 peer.sendall(step)
-            elif isinstance(step, int):
-                peer.recv(step)
             elif isinstance(step, threading.Event):
                 step.wait(TEST_SECONDS)
             elif callable(step):
@@ -1927,15 +1758,10 @@ def all_arrived(peer: socket.socket) -> bool:
 @contextlib.contextmanager
 def clock() -> Iterator[Callable[[float], None]]:
     """A function that moves the loop's clock on, as if the program had been busy elsewhere."""
-    loop, ahead = asyncio.get_running_loop(), 0.0
+    loop, ahead = asyncio.get_running_loop(), list[float]()
     real = loop.time
-
-    def busy(seconds: float) -> None:
-        nonlocal ahead
-        ahead += seconds
-
-    with mock.patch.object(loop, "time", lambda: real() + ahead):
-        yield busy
+    with mock.patch.object(loop, "time", lambda: real() + sum(ahead)):
+        yield ahead.append
 
 
 class Double:
@@ -1973,79 +1799,58 @@ class Section7Connection(AsyncCase):
 
     async def test_framings(self) -> None:
         """At once, byte by byte, or cut in two: the same body, and the connection kept or not."""
-        rows: list[tuple[str, list[Any], bytes, bool]] = [  # name, steps, body, connection kept
-            ("length", [answer(b"hello")], b"hello", True),
-            ("chunks, extension, trailer",
-             [CHUNKED + b"3;a=\"b\"\r\nhel\r\n2\r\nlo\r\n0\r\nX: y\r\n\r\n"], b"hello", True),
-            ("gzip", [answer(gzip.compress(b"hello"), "Content-Encoding: gzip")], b"hello", True),
-            ("interim", [b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 X\r\nLink: </x>\r\n\r\n"
-                         b"HTTP/1.1 199 X\r\n\r\n" + answer(b"hello")], b"hello", True),
-            ("204 with a length", [b"HTTP/1.1 204 X\r\nContent-Length: 5\r\n\r\n"], b"", True),
-            ("1.0", [b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"], b"hello", False),
-            ("1.0 kept", [b"HTTP/1.0 200\r\nConnection: Keep-Alive\r\nContent-Length: 5\r\n\r\n"
-                          b"hello"], b"hello", True),
-            ("close", [answer(b"hello", "Connection: foo, CLOSE")], b"hello", False),
-            ("until close", [OK + b"\r\nhello", CLOSE], b"hello", False),
-            ("a response behind", [answer(b"hello") + answer(b"EVIL!")], b"hello", False),
-            ("a byte behind", [answer(b"hello") + b"\n"], b"hello", False),
-            ("one behind chunks", [CHUNKED + b"5\r\nhello\r\n0\r\n\r\n" + answer(b"EVIL")],
-             b"hello", False),
-        ]
-        for name, (data, *rest), body, kept in rows:
-            ways: list[list[Any]] = [[data]] * 3
-            if "behind" not in name:  # what comes later, comes to an idle connection: section 9
-                ways.append(bytewise(data))
-            if name in ("chunks, extension, trailer", "gzip", "interim", "until close"):
+        chunked = CHUNKED + b"3;a=\"b\"\r\nhel\r\n2\r\nlo\r\n0\r\nX: y\r\n\r\n"
+        interim = b"HTTP/1.1 100 Go\r\n\r\nHTTP/1.1 103\r\nLink: <x>\r\n\r\nHTTP/1.1 199\r\n\r\n"
+        packed, old = gzip.compress(b"hello"), b"HTTP/1.0 200\r\nContent-Length: 5\r\n"
+        rows: list[tuple[str, list[Any], bool]] = [  # how it comes, steps, connection kept
+            ("bytewise", [answer(b"hello")], True), ("cut", [chunked], True),
+            ("cut", [answer(packed, "Content-Encoding: gzip")], True),
+            ("cut", [interim + answer(b"hello")], True), ("bytewise", [old + b"\r\nhello"], False),
+            ("bytewise", [old + b"Connection: Keep-Alive\r\n\r\nhello"], True),
+            ("bytewise", [answer(b"hello", "Connection: foo, CLOSE")], False),
+            ("cut", [OK + b"\r\nhello", CLOSE], False),
+            # What comes later, comes to an idle connection: section 9.
+            ("with more behind", [answer(b"hello") + answer(b"EVIL!")], False),
+            ("with more behind", [answer(b"hello") + b"\n"], False),
+            ("with more behind", [CHUNKED + b"5\r\nhello\r\n0\r\n\r\n" + answer(b"EVIL")], False)]
+        for how, (data, *rest), kept in rows:
+            ways = [[data]] * 3 + [bytewise(data)] * (how != "with more behind")
+            if how == "cut":
                 ways += ([data[:i], 0, 0, data[i:]] for i in range(1, len(data)))
             scripts = [[READ, *way, *rest] for way in ways]
-            with self.subTest(name):
+            with self.subTest(data):
                 async with scripted(*([list(itertools.chain(*scripts))] if kept else scripts)
                                     ) as server, Session() as session:
                     for _ in ways:
-                        self.assertEqual((await session.get(server.url)).content, body)
+                        self.assertEqual((await session.get(server.url)).content, b"hello")
                     self.assertEqual(server.connections, 1 if kept else len(ways))
 
     async def test_broken_responses(self) -> None:
-        rows: list[tuple[str, list[Any], type[AsyncGetError], int, str]] = [
-            ("nothing", [CLOSE], IncompleteBody, 52, "empty reply"),
-            ("reset", [RESET], IncompleteBody, 56, "lost"),
-            ("half a head", [OK, CLOSE], IncompleteBody, 18, "inside the head"),
-            ("half a body", [OK + b"Content-Length: 10\r\n\r\nhello", CLOSE], IncompleteBody, 18,
+        cut = gzip.compress(b"hello")[:-4]
+        rows: list[tuple[list[Any], type[AsyncGetError], int, str]] = [
+            ([CLOSE], IncompleteBody, 52, "empty reply"), ([RESET], IncompleteBody, 56, "lost"),
+            ([OK, CLOSE], IncompleteBody, 18, "inside the head"),
+            ([OK + b"Content-Length: 10\r\n\r\nhello", CLOSE], IncompleteBody, 18,
              "behind 5 bytes of the body, which has 10"),
-            ("no last chunk", [CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18,
-             "behind 5 bytes"),
-            ("101", [b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
-            ("only interim", [b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
-            ("SSH", [b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
-            ("endless line", [OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072"),
-            ("endless fields", [OK + b"X: y\r\n" * 40_000], ProtocolError, 56, "more than 131072"),
-            ("chunk size", [CHUNKED + b"5\nhello\r\n"], ProtocolError, 56, "a chunk size"),
-            ("gzip cut", [answer(gzip.compress(b"hello")[:-4], "Content-Encoding: gzip")],
-             DecodingError, 61, "cut short"),
-        ]
-        for name, steps, kind, code, text in rows:
-            with self.subTest(name):
-                async with scripted([READ, *steps]) as server, Session() as session:
-                    error = await error_of(session.get(server.url + "/x"))
-                    self.assertRegex(str(error), text)
-                    self.assertEqual((type(error), error.exit_code, error.url, server.connections),
-                                     (kind, code, server.url + "/x", 1))
-                    if name == "half a body":
-                        self.assertEqual((error.expected, error.received, error.response.status),
-                                         (10, 5, 200))
-                    if kind is not DecodingError:  # those came whole
-                        await until(lambda: not server.open)
-                        self.assertEqual(count(session), (0, 0, 0))
-
-    async def test_connecting(self) -> None:
-        port = free_port()
-        found = [(socket.AF_INET, 1, 6, "", (f"127.0.0.{i}", port)) for i in (1, 2)]
-        with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo",
-                               mock.AsyncMock(return_value=found)):
-            for host, text in (("127.0.0.1", "cannot connect to 127.0.0.1"),
-                               ("h.test", "h.test:.*127.0.0.1.*127.0.0.2")):
-                error = await self.raised(ConnectError, asyncget.get(f"http://{host}:{port}/"), text)
-                self.assertEqual((error.exit_code, error.errno), (7, errno.ECONNREFUSED))
+            ([CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18, "behind 5 bytes"),
+            ([b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
+            ([b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
+            ([b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
+            ([OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072"),
+            ([OK + b"X: y\r\n" * 40_000], ProtocolError, 56, "more than 131072"),
+            ([CHUNKED + b"5\nhello\r\n"], ProtocolError, 56, "a chunk size"),
+            ([answer(cut, "Content-Encoding: gzip")], DecodingError, 61, "cut short")]
+        for steps, kind, code, text in rows:
+            async with scripted([READ, *steps]) as server, Session() as session:
+                error = await self.raised(kind, session.get(server.url + "/x"), text,
+                                          exit_code=code, url=server.url + "/x")
+                self.assertEqual((type(error), server.connections), (kind, 1))
+                if "which has 10" in text:
+                    self.assertEqual((error.expected, error.received, error.response.status),
+                                     (10, 5, 200))
+                if kind is not DecodingError:  # those came whole
+                    await until(lambda: not server.open)
+                    self.assertEqual(count(session), (0, 0, 0))
 
     @not_pypy
     async def test_addresses_with_a_scope(self) -> None:
@@ -2065,41 +1870,49 @@ class Section7Connection(AsyncCase):
         self.assertEqual(connected.call_args[0], (opened, (f"fe80::1%{name}", 80)))
 
     async def test_timeouts(self) -> None:
-        head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.02] * 10
-        rows: list[tuple[str, list[Any], dict[str, Any], str]] = [  # name, steps, limit, phase
-            ("no answer to TLS", [HOLD], {"timeout": 0.05}, "connection"),
-            ("no connection", [], {"timeout": 0.05, "open_connection": never}, "connection"),
-            ("deadline over it", [], {"deadline": 0.05, "open_connection": never}, "connection"),
-            ("no head", [READ], {"timeout": 0.05}, "response head"),
-            ("a head that drips", [READ, *(step or 0.02 for step in bytewise(head))],
-             {"timeout": 0.1}, "response head"),
-            ("interim for ever", [READ, *[b"HTTP/1.1 100 C\r\n\r\n", 0.02] * 9], {"timeout": 0.1},
-             "response head"),
-            ("silence in the body", [READ, head + b"x"], {"timeout": 0.05}, "more of the body"),
-            ("a body that drips", [READ, head, *drip], {"timeout": 0.15}, ""),
-            ("deadline over it", [READ, head, *drip], {"deadline": 0.1}, "more of the body"),
-            ("deadline over redirects", [READ, 0.04, redirect("/x"), LOOP], {"deadline": 0.1},
-             "response head"),
-        ]
+        """In each phase, straight or through a proxy; each phase has its own time."""
+        head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.05] * 10
+        silence, gone, ok = {"timeout": 0.1}, {"open_connection": never}, b"\x05\x00"
+        rows: list[tuple[str, list[Any], dict[str, Any], str]] = [  # schemes, steps, limit, phase
+            ("https", [], silence, "connection"), ("http", [], {**silence, **gone}, "connection"),
+            ("http", [], {"deadline": 0.1, **gone}, "connection"),
+            ("http", [READ], silence, "response head"),
+            ("http", [READ, *(step or 0.02 for step in bytewise(head))], silence, "response head"),
+            ("http", [READ, *[b"HTTP/1.1 100 C\r\n\r\n", 0.02] * 9], silence, "response head"),
+            ("http", [READ, head + b"x"], silence, "more of the body"),
+            ("http", [READ, head, *drip], {"timeout": 0.4}, ""),
+            ("http", [READ, head, *drip], {"deadline": 0.2}, "more of the body"),
+            ("http", [READ, 0.08, redirect("/x"), LOOP], {"deadline": 0.2}, "response head"),
+            *(row for limit in (silence, {"deadline": 0.1}) for row in (
+                ("http https", [], limit, "answer of the proxy"),
+                ("http https", [READ, b"HTTP/1.1 2"], limit, "answer of the proxy"),
+                ("http https", [READ, OPENED], limit, "TLS handshake"),
+                ("http http", [READ], limit, "response head"))),
+            *(("socks5h http", steps, silence, "answer of the proxy") for steps in (
+                [], [3, ok[:1]], [3, ok], [3, ok, 13, b"\x05\x00\x00\x01"])),
+            ("http https", [READ, 0.3, OPENED], {"timeout": 0.4}, "TLS handshake")]
 
-        async def wait(name: str, steps: list[Any], options: dict[str, Any], phase: str) -> None:
+        async def wait(schemes: str, steps: list[Any], options: dict[str, Any], phase: str) -> None:
+            *via, scheme = schemes.split()
             async with scripted(steps) as server:
                 begun, seconds = time.monotonic(), next(iter(options.values()))
-                url = server.url.replace("p:", "ps:" if phase == "connection" else "p:")
-                error = await error_of(asyncget.get(url, **options))
+                way = via[0] + server.url[4:] if via else None
+                url = f"{scheme}://h.test/" if via else scheme + server.url[4:]
+                call = asyncget.get(url, proxy=way, **options)
                 if not phase:
-                    self.assertEqual(error, b"x" * 10, name)
+                    self.assertEqual((await call).content, b"x" * 10)
                     return
-                self.assertEqual((type(error), error.phase, error.seconds),
-                                 (TimedOut, phase, seconds), name)
-                self.assertEqual("deadline" in options, "deadline" in str(error), name)
-                self.assertGreaterEqual(time.monotonic() - begun, seconds - 0.01, name)
+                said = f"no {phase}.* within {seconds} s.*" + f"h.test:.* proxy {way}" * len(via)
+                error = await self.raised(TimedOut, call, said, phase=phase, seconds=seconds)
+                self.assertEqual("deadline" in options, "deadline" in str(error), steps)
+                least = seconds + (0.3 if 0.3 in steps else 0) - 0.01
+                self.assertGreaterEqual(time.monotonic() - begun, least, steps)
                 await until(lambda: not server.open)
 
         await asyncio.gather(*(wait(*row) for row in rows))
         if sys.version_info >= (3, 11):  # our use of cancel() is not seen outside
             async with asyncio.timeout(5):
-                await error_of(asyncget.get("http://h.test/", timeout=0.05, open_connection=never))
+                await code_of(asyncget.get("http://h.test/", timeout=0.05, open_connection=never))
                 task = asyncio.current_task()
                 self.assertEqual(task and task.cancelling(), 0)
             with self.assertRaises(TimeoutError) as outer:
@@ -2111,8 +1924,8 @@ class Section7Connection(AsyncCase):
         script = [READ, OK + b"Content-Length: 6\r\n\r\n", 0.2, b"abc", 0.07, b"def", LOOP]
         async with scripted(script) as server, Session(timeout=0.1) as session:
             async with session.stream(server.url) as response:
-                pieces = []
                 await asyncio.sleep(0.14)  # slower than timeout, which is for servers
+                pieces = []
                 async for piece in response.iter_bytes():
                     pieces.append(piece)
                     await asyncio.sleep(0.14)
@@ -2122,24 +1935,22 @@ class Section7Connection(AsyncCase):
 
     async def test_a_loop_that_stood_still(self) -> None:
         """A clock that ran out is believed when what lies in the kernel has been brought in."""
-        half, seen = (OK + b"Content-Length: 4\r\n\r\n", b"abcd"), list[str]()
+        start, body, seen = OK + b"Content-Length: 4\r\n\r\n", b"abcd", list[str]()
         for tls, at in itertools.product((None, server_tls()), ("head", "body", "queue")):
             go, there = threading.Event(), threading.Event()
-            wire = [half[0], go, half[1]] if at == "body" else [go, half[0] + half[1]]
-            script = [READ, *wire, there.set, READ, answer(b"abcd")]
+            wire = [start, go, body] if at == "body" else [go, start + body]
+            script = [READ, *wire, there.set, READ, start + body]
             seen.clear()
             with self.subTest(at, tls=tls), clock() as busy, beside(script, tls=tls) as (url, _):
                 async with Session(verify=False, timeout=1, limit=1,
                                    trace=lambda kind, _: seen.append(kind)) as session:
-                    calls = [asyncio.ensure_future(session.get(url))
-                             for _ in range(1 + (at == "queue"))]
+                    calls = asyncio.ensure_future(session.get_all([url] * (1 + (at == "queue"))))
                     await until(lambda: ("<" if at == "body" else ">") in seen)  # noqa: B023
                     await asyncio.sleep(0.01)
                     go.set()
                     self.assertTrue(there.wait(TEST_SECONDS))
                     busy(1.2)
-                    for call in calls:
-                        self.assertEqual((await call).content, b"abcd")
+                    self.assertEqual({got.content for got in await calls}, {body})
 
     async def test_a_loop_that_stood_still_while_connecting(self) -> None:
         """Then TLS, say, had no time of its own at all, however quick the server is."""
@@ -2157,15 +1968,13 @@ class Section7Connection(AsyncCase):
     async def test_what_came_before_a_reset(self) -> None:
         """It is handed out first; then the framing says whether it was all."""
         body = bytes(range(256)) * 1200
-        chunked = CHUNKED + b"".join(b"400\r\n%b\r\n" % body[i:i + 1024]
-                                     for i in range(0, len(body), 1024))
-        rows: list[tuple[str, bytes, int | None]] = [  # name, wire, exit code
-            ("sized", answer(body), None), ("chunks", chunked + b"0\r\n\r\n", None),
-            ("close", OK + b"\r\n" + body, 56), ("no last chunk", chunked, 56),
-            ("sized, cut", answer(body + b"x")[:-1], 56)]
-        for (name, wire, code), slow in itertools.product(rows, (False, True)):
-            with self.subTest(name, slow=slow), beside([READ, wire, RESET]) as (url, played):
-                async with Session() as session, session.stream(url) as response:
+        chunked = CHUNKED + b"400\r\n%b\r\n" % body[:1024] * 300
+        rows: list[tuple[bytes, int | None]] = [  # wire, exit code
+            (answer(body), None), (chunked + b"0\r\n\r\n", None), (OK + b"\r\n" + body, 56),
+            (chunked, 56), (answer(body + b"x")[:-1], 56)]
+        for (wire, code), slow in itertools.product(rows, (False, True)):
+            with self.subTest(wire[:50], slow=slow), beside([READ, wire, RESET]) as (url, played):
+                async with asyncget.stream(url) as response:
                     if slow:
                         await asyncio.to_thread(played.acquire)
                     received, failed = b"", None
@@ -2177,43 +1986,40 @@ class Section7Connection(AsyncCase):
                         failed = error.exit_code
                     self.assertEqual((received == body, failed), (True, code))
         with beside([READ, answer(b""), RESET], [READ, OK[:-2], RESET]) as (url, _):
-            self.assertEqual(await code_of(asyncget.get(url)), b"")
-            self.assertEqual(await code_of(asyncget.get(url)), 56)
-        with beside([3, b"\x05\x05\x00\x00", RESET]) as (url, _):
-            call = asyncget.get("http://h.test/", proxy=url.replace("http", "socks5h"))
-            self.assertIsInstance(await error_of(call), ProxyError)
+            self.assertEqual([await code_of(asyncget.get(url)) for _ in range(2)], [b"", 56])
 
     @not_pypy
     async def test_what_is_closed_is_freed(self) -> None:
         """Collected in another order, asyncio would say that an exception was never retrieved."""
         with uncollected(), beside([READ, OK + b"\r\nx", RESET]) as (url, _):
-            error = await error_of(asyncget.get(url))
+            failed, = await asyncio.gather(asyncget.get(url), return_exceptions=True)
             protocols = [one for one in gc.get_objects() if type(one) is asyncio.StreamReaderProtocol]
-            self.assertEqual((error.exit_code, protocols), (56, []))
+            self.assertEqual((type(failed), protocols), (IncompleteBody, []))
 
     async def test_tls_cut_off(self) -> None:
-        for name, steps, expected in (
-                ("close_notify", [OK + b"\r\nhello", CLOSE], b"hello"),
-                ("cut", [OK + b"\r\nhello", CUT], 18),
-                ("length, cut", [answer(b"hello"), CUT], b"hello"),
-                ("chunks", [CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", CUT], b"hello")):
-            with self.subTest(name):
-                async with scripted([READ, *steps], tls=server_tls()) as server:
-                    call = asyncget.get(server.url, verify=False)
-                    self.assertEqual(await code_of(call), expected)
+        for steps, expected in (
+                ([OK + b"\r\nhello", CLOSE], b"hello"), ([OK + b"\r\nhello", CUT], 18),
+                ([answer(b"hello"), CUT], b"hello"),
+                ([CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", CUT], b"hello")):
+            async with scripted([READ, *steps], tls=server_tls()) as server, Session(
+                    verify=False) as session:
+                self.assertEqual(await code_of(session.get(server.url)), expected, steps)
 
     async def test_timing_and_trace(self) -> None:
         lines: list[tuple[str, Any]] = []
         wire = answer()
-        async with scripted([READ, 0.05, wire[:-2], 0.05, wire[-2:], LOOP]) as server:
-            async with Session(trace=lambda *line: lines.append(line)) as session:
-                first, second = await session.get(server.url), await session.get(server.url)
-        for response, reused in ((first, False), (second, True)):
-            connected, sent, head, done, was_reused = response.timing
-            self.assertTrue(0 <= connected <= sent <= head - 0.04 <= done - 0.08, response.timing)
-            self.assertEqual(was_reused, reused)
-            self.assertAlmostEqual(response.elapsed.total_seconds(), done, 5)
-            self.assertEqual(response.request_bytes, len(server.requests[0]))
+        async with scripted([READ, 0.05, wire[:-2], 0.05, wire[-2:], LOOP]) as server, \
+                Session(trace=lambda *line: lines.append(line)) as session:
+            for was_reused in (False, True):
+                async with session.stream(server.url) as response:
+                    times, elapsed = response.timing, response.elapsed.total_seconds()
+                    self.assertEqual((times.done, round(elapsed - times.head, 5)), (0, 0))
+                    await response.read()
+                connected, sent, head, done, reused = response.timing
+                self.assertTrue(0 <= connected <= sent <= head - 0.04 <= done - 0.08, response.timing)
+                self.assertEqual(reused, was_reused)
+                self.assertAlmostEqual(response.elapsed.total_seconds(), done, 5)
+                self.assertEqual(response.request_bytes, len(server.requests[0]))
         self.assertEqual([mark for mark, _ in lines], list("*><><"))
         self.assertEqual(lines[1][1], server.requests[0])
 
@@ -2222,47 +2028,34 @@ class Section9Pool(AsyncCase):
 
     async def test_who_has_waited_longest_is_served_first(self) -> None:
         """Over all hosts, among those whom a place can serve."""
-        order: list[int] = []
-
-        def reply(head: bytes) -> bytes:
-            order.append(int(head.split()[1][1:]))
-            return answer(head.split()[1])
-
         rows: list[tuple[int, int, dict[str, Any]]] = [  # hosts, most at once, limits
             (1, 1, {"limit": 1}), (1, 2, {"limit": 9, "limit_per_host": 2}), (3, 1, {"limit": 1}),
             (3, 3, {"limit": 3, "limit_per_host": 2})]
-        for hosts, most, limits in rows:
-            order.clear()
-            async with scripted([READ, 0.005, reply, LOOP], again=True) as server, Session(
+        for (hosts, most, limits), end in itertools.product(rows, (LOOP, CLOSE)):
+            async with scripted([READ, 0.003, answer(), end], again=True) as server, Session(
                     resolve={f"*:{server.port}": "127.0.0.1"}, **limits) as session:
-                with self.subTest(hosts=hosts, **limits):
-                    responses = await asyncio.gather(*(session.get(
+                with self.subTest(hosts=hosts, end=end, **limits):
+                    await asyncio.gather(*(session.get(
                         f"http://h{i % hosts}.test:{server.port}/{i}") for i in range(15)))
-                    self.assertEqual([response.content for response in responses],
-                                     [b"/%d" % i for i in range(15)])
-                    self.assertLess(max(abs(i - n) for i, n in enumerate(order)), most + 1)
-                    self.assertEqual(server.most, most)
-                    if hosts == 1:
-                        self.assertEqual(server.connections, most)
-                        self.assertEqual(count(session), (most, most, 0))
-        async with scripted([READ, answer(), CLOSE], again=True) as server, Session(limit=1) as s:
-            await asyncio.gather(*(s.get(f"{server.url}/{i}") for i in range(6)))
-            self.assertEqual(server.targets(), [f"/{i}" for i in range(6)])  # whoever hangs up
+                    order = [int(target[1:]) for target in server.targets()]
+                    self.assertLess(max(abs(i - n) for i, n in enumerate(order)), most + (most > 1))
+                    if end is LOOP:
+                        self.assertEqual(server.most, most)
+                    if end is LOOP and hosts == 1:
+                        self.assertEqual([server.connections, *count(session)], [most] * 3 + [0])
 
     async def test_a_busy_host_leaves_others_their_turn(self) -> None:
         """And its connections are used again all the same."""
-        async with scripted([READ, 0.001, lambda head: answer(head.split()[1]), LOOP],
-                            again=True) as server, Session(
+        async with scripted([READ, 0.001, answer(), LOOP], again=True) as server, Session(
                 limit=5, resolve={f"*:{server.port}": "127.0.0.1"}) as session:
-            urls = [f"http://a.test:{server.port}/a"] * 400
+            urls = [f"http://{host}.test:{server.port}/a" for host in "ab" * 200]
             busy = asyncio.ensure_future(session.get_all(urls, limit=50))
             await until(lambda: count(session) == (5, 0, 45))
             before = len(server.requests)
-            await asyncio.gather(*(session.get(f"http://{host}.test:{server.port}/b")
-                                   for host in "bcd"))
+            await session.get_all(f"http://{host}.test:{server.port}/b" for host in "cde")
             self.assertLess(len(server.requests) - before, 50)
             self.assertEqual(len(await busy), 400)
-            self.assertLess(server.connections, 15)
+            self.assertLess(server.connections, 200)  # about 70; 400 if they were not
 
     @not_pypy
     async def test_the_work_of_a_release_does_not_grow_with_the_queue(self) -> None:
@@ -2271,14 +2064,14 @@ class Section9Pool(AsyncCase):
             await asyncio.sleep(0)
             connection.close()
 
-        calls: list[Any] = []
         for hosts, limit, per_host in ((1, 25, 4), (25, 5, None), (25, 10, 1), (8, 5, 4)):
+            calls: list[Any] = []
             steps = []
             for waiting in (50, 200):
                 pool = asyncget.Pool(limit, per_host, asyncio.open_connection, None)
                 origins = [Origin("http", f"h{i % hosts}.test", 80) for i in range(waiting)]
                 calls.clear()
-                sys.setprofile(lambda *_: calls.append(None))
+                sys.setprofile(lambda *_, calls=calls: calls.append(None))
                 try:
                     await asyncio.gather(*(use(pool, origin) for origin in origins))
                 finally:
@@ -2292,17 +2085,16 @@ class Section9Pool(AsyncCase):
         async with scripted([READ, lambda head: HOLD if b"/hold" in head else answer(), LOOP],
                             again=True) as a, origin() as b:
             rows: list[tuple[dict[str, Any], int, str]] = [  # limits, in use, wanted
-                ({"limit": 1}, 1, a.url), ({"limit": 1}, 1, b.url),
-                ({"limit_per_host": 1}, 1, a.url), ({"limit": 2}, 2, b.url)]
+                ({"limit": 1}, 1, a.url), ({"limit_per_host": 1}, 1, a.url),
+                ({"limit": 2}, 2, b.url)]
             for limits, used, wanted in rows:
-                with self.subTest(**limits, wanted=wanted):
-                    async with Session(**limits) as session:
+                async with Session(**limits) as session:
+                    with self.subTest(**limits):
                         held = [asyncio.ensure_future(session.get(a.url + "/hold"))
                                 for _ in range(used)]
                         await until(lambda: count(session)[0] == len(held))  # noqa: B023
-                        error = await error_of(session.get(wanted, timeout=0.05, deadline=9))
-                        self.assertEqual((type(error), error.phase, error.seconds),
-                                         (TimedOut, "free connection", 0.05))
+                        await self.raised(TimedOut, session.get(wanted, timeout=0.05, deadline=9),
+                                          phase="free connection", seconds=0.05)
                         self.assertEqual(count(session), (used, 0, 0))
                         held.pop().cancel()
                         self.assertTrue((await session.get(wanted, timeout=9)).ok)
@@ -2310,24 +2102,30 @@ class Section9Pool(AsyncCase):
                         self.assertEqual(count(session)[:2], (1, 1))
             with clock() as busy:  # one host stands still while the other moves
                 async with Session(limit_per_host=1, timeout=1) as session:
-                    held = [asyncio.ensure_future(session.get(a.url + "/hold", timeout=None))]
+                    hold = asyncio.ensure_future(session.get(a.url + "/hold", timeout=None))
                     await until(lambda: count(session)[0] == 1)
                     still = asyncio.ensure_future(session.get(a.url))
                     for _ in range(3):
-                        await asyncio.gather(*(session.get(b.url) for _ in range(3)))
+                        await session.get_all([b.url] * 3)
                         busy(0.4)
                     await asyncio.wait([still], timeout=0.5)
                     self.assertIsInstance(still.exception(), TimedOut)
-                    await asyncget.cancel(held)
+                    await asyncget.cancel([hold])
+            async with Session(limit=2, limit_per_host=1) as session:  # nor does it hold up others
+                held = [asyncio.ensure_future(session.get(a.url + "/hold")) for _ in range(2)]
+                await until(lambda: count(session) == (1, 0, 1))
+                await session.get_all([b.url, f"http://localhost:{b.port}"])
+                await asyncget.cancel(held)
 
     async def test_the_deadline_does_not_run_in_the_queue(self) -> None:
         """Save for later hops, but there not because of others who came later."""
         with clock() as busy:
-            script = [READ, lambda _: busy(0.6) or answer(), LOOP]
+            script = [READ, 0.005, lambda _: busy(0.6) or answer(), LOOP]
             async with scripted(script, again=True) as server, Session(
                     limit=1, timeout=1, resolve={f"*:{server.port}": "127.0.0.1"}) as session:
                 urls = [server.url] * 12 + [f"http://h.test:{server.port}"]
                 await asyncio.gather(*(session.get(url, deadline=1) for url in urls))
+                await asyncget.get_all([server.url] * 4, limit_per_host=1, timeout=1)
             async with scripted([READ, 0.002, lambda head: busy(0.1) or (
                     answer() if b"/end" in head else redirect("/end")), LOOP]) as server:
                 async with Session(limit=1) as session:
@@ -2337,25 +2135,10 @@ class Section9Pool(AsyncCase):
             async with Session(limit=1) as session:
                 call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
                 held = asyncio.ensure_future(session.get(server.url + "/hold"))
-                error = await self.raised(TimedOut, call, "deadline")
-                self.assertEqual((error.url, error.phase),
-                                 (server.url + "/end", "free connection"))
+                await self.raised(TimedOut, call, "deadline", url=server.url + "/end",
+                                  phase="free connection")
                 await asyncget.cancel([held])
                 self.assertEqual(count(session), (0, 0, 0))
-
-    async def test_cancelled_in_the_queue(self) -> None:
-        async with scripted([READ, 0.02, answer(), LOOP], again=True) as server:
-            async with Session(limit=1) as session:
-                tasks = [asyncio.ensure_future(session.get(f"{server.url}/{i}")) for i in range(5)]
-                await until(lambda: server.requests)
-                self.assertEqual(count(session), (1, 0, 4))
-                for i in (1, 3):
-                    tasks[i].cancel()
-                outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-                self.assertEqual([type(outcome) for outcome in outcomes],
-                                 [Response, asyncio.CancelledError] * 2 + [Response])
-                self.assertEqual(server.targets(), ["/0", "/2", "/4"])
-                self.assertEqual(count(session), (1, 1, 0))
 
     async def test_idle_ones_make_room_for_other_routes(self) -> None:
         async with origin() as server, Session(
@@ -2366,19 +2149,21 @@ class Section9Pool(AsyncCase):
                 self.assertEqual(server.connections, connections)
                 self.assertLessEqual(count(session)[0], 2)
             await until(lambda: server.open == 2)
-            await asyncio.gather(*(session.get(urls[i % 3]) for i in range(30)))
+            await session.get_all(urls * 10)
             self.assertEqual(count(session)[0], 2)
 
     async def test_what_comes_to_an_idle_connection(self) -> None:
         """It is closed at once, though nobody asks for one, and nothing that it says is held."""
         late: list[list[Any]] = [[answer(b"EVIL!")], [b"\n"], [CLOSE], [RESET], [bytes(MIB)] * 8,
                                  [answer(b"EVIL!", status="408 X"), CLOSE]]
-        for steps, tls in itertools.product(late, (None, server_tls())):
-            with self.subTest(str(steps)[:50], tls=tls):  # CVE-2026-6733
-                async with scripted([READ, answer(b"1"), 0.01, *steps], [READ, answer(b"2")],
-                                    tls=tls) as server, Session(verify=False) as session:
+        for steps, way in itertools.product(late, ("plain", "TLS", "tunnel")):
+            tls = server_tls() if way != "plain" else None
+            async with proxy() as via, scripted(
+                    [READ, answer(b"1"), 0.01, *steps], [READ, answer(b"2")], tls=tls) as server, \
+                    Session(verify=False, proxy=via.url if way == "tunnel" else None) as session:
+                with self.subTest(str(steps)[:50], way=way):  # CVE-2026-6733
                     self.assertEqual((await session.get(server.url)).content, b"1")
-                    await until(lambda: count(session) == (0, 0, 0))  # noqa: B023
+                    await until(lambda: count(session) == (0, 0, 0))
                     self.assertEqual((await session.get(server.url)).content, b"2")
                     self.assertEqual((server.connections, len(server.requests)), (2, 2))
         scripts: list[list[Any]] = [[READ, answer(), 0.01, answer(b"EVIL!")], [READ, answer(b"2")]]
@@ -2393,21 +2178,17 @@ class Section9Pool(AsyncCase):
     async def test_a_kept_connection_that_dies_unanswered(self) -> None:
         first, again = [READ, answer(b"1"), READ], [READ, answer(b"2"), LOOP]
         late = answer(b"408", "Connection: close", status="408 X")
-        cases: list[tuple[str, list[list[Any]], Any, int]] = [  # connections, outcome, requests
-            ("FIN", [[*first, CLOSE], again], b"2", 3),
-            ("RST", [[*first, RESET], again], b"2", 3),
-            ("twice", [[*first, CLOSE], [READ, CLOSE], again], 52, 3),
-            ("408", [[*first, late, CLOSE], again], b"2", 3),
-            ("408, held open", [[*first, late], again], b"2", 3),
-            ("408, kept", [[*first, answer(b"408", status="408 X")], again], b"408", 2),
-            ("408 twice", [[*first, late], [READ, late]], b"408", 3),
-            ("after a byte", [[*first, b"H", CLOSE], again], 18, 2),
-            ("after 1xx", [[*first, b"HTTP/1.1 103 X\r\n\r\n", CLOSE], again], 52, 2),
-            ("after half a body", [[*first, answer(b"2")[:-1], CLOSE], again], 18, 2),
-        ]
-        for name, scripts, expected, requests in cases:
-            with self.subTest(name):
-                async with scripted(*scripts) as server, Session() as session:
+        cases: list[tuple[list[list[Any]], Any, int]] = [  # connections, outcome, requests
+            ([[*first, CLOSE], again], b"2", 3), ([[*first, RESET], again], b"2", 3),
+            ([[*first, CLOSE], [READ, CLOSE], again], 52, 3),
+            ([[*first, late, CLOSE], again], b"2", 3), ([[*first, late], again], b"2", 3),
+            ([[*first, answer(b"408", status="408 X")], again], b"408", 2),  # it may be kept
+            ([[*first, late], [READ, late]], b"408", 3), ([[*first, b"H", CLOSE], again], 18, 2),
+            ([[*first, b"HTTP/1.1 103 X\r\n\r\n", CLOSE], again], 52, 2),
+            ([[*first, answer(b"2")[:-1], CLOSE], again], 18, 2)]
+        for scripts, expected, requests in cases:
+            async with scripted(*scripts) as server, Session() as session:
+                with self.subTest(scripts):
                     await session.get(server.url + "/1")
                     self.assertEqual(await code_of(session.get(server.url + "/2")), expected)
                     self.assertEqual(server.targets(), ["/1", "/2", "/2"][:requests])
@@ -2415,9 +2196,6 @@ class Section9Pool(AsyncCase):
             await asyncio.gather(*(session.get(server.url) for _ in range(2)))
             self.assertEqual((await session.get(server.url)).content, b"2")
             self.assertEqual(len(server.requests), 4)  # not once more on the other old one
-        async with scripted([READ, CLOSE], again) as server, Session() as session:
-            self.assertEqual(await code_of(session.get(server.url)), 52)
-            self.assertEqual(server.connections, 1)  # a fresh one is the server's answer
 
     async def test_idle_for_too_long(self) -> None:
         """No timeout makes it live longer."""
@@ -2431,7 +2209,7 @@ class Section9Pool(AsyncCase):
     async def test_close_leaves_nothing(self) -> None:
         async with scripted([READ, answer(), READ, OK + b"\r\n"], again=True) as server:
             session = Session()
-            await asyncio.gather(*(session.get(server.url) for _ in range(3)))
+            await session.get_all([server.url] * 3)
             files = len(open_files())
             async with session.stream(server.url) as response:
                 reading = asyncio.ensure_future(response.read())
@@ -2492,22 +2270,22 @@ class Section9Pool(AsyncCase):
             self.assertEqual(((await call).timing.reused, server.connections), (False, 2))
 
     async def test_close_while_others_wait_and_open(self) -> None:
-        async with scripted([READ, answer(b"", "Connection: close")], again=True) as server:
-            session = Session(limit=1, open_connection=never)
-            tasks = [asyncio.ensure_future(session.get(server.url)) for _ in range(2)]
-            await until(lambda: count(session) == (1, 0, 1))
+        async def get_and_close(session: Session, url: str) -> None:
+            await session.get(url)  # hands its place on to the next
             await session.close()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-            self.assertEqual([type(outcome) for outcome in ended], [AsyncGetError] * 2)
+
+        async def ended(*calls: Any) -> list[type]:
+            return [type(one) for one in await asyncio.gather(*calls, return_exceptions=True)]
+
+        session = Session(limit=1, open_connection=never)
+        tasks = [asyncio.ensure_future(session.get("http://h.test/")) for _ in range(2)]
+        await until(lambda: count(session) == (1, 0, 1))
+        await session.close()
+        self.assertEqual(await ended(*tasks), [AsyncGetError] * 2)
+        async with scripted([READ, answer(b"", "Connection: close")], again=True) as server:
             session = Session(limit=1)
-
-            async def get_and_close() -> None:
-                await session.get(server.url)  # hands its place on to the next
-                await session.close()
-
-            outcomes = await asyncio.gather(get_and_close(), *(session.get(server.url) for _ in
-                                            range(2)), return_exceptions=True)
-            self.assertEqual([type(outcome) for outcome in outcomes],
+            calls = [session.get(server.url) for _ in range(2)]
+            self.assertEqual(await ended(get_and_close(session, server.url), *calls),
                              [type(None), AsyncGetError, AsyncGetError])
             self.assertEqual(server.connections, 1)
         async with scripted([READ]) as server:
@@ -2517,9 +2295,7 @@ class Section9Pool(AsyncCase):
             closing = asyncio.ensure_future(session.close())
             await asyncio.sleep(0)
             tasks[1].cancel()  # it was told of the end, but has not heard
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-            self.assertEqual([type(outcome) for outcome in ended],
-                             [AsyncGetError, asyncio.CancelledError])
+            self.assertEqual(await ended(*tasks), [AsyncGetError, asyncio.CancelledError])
             await closing
 
     async def test_model(self) -> None:
@@ -2545,21 +2321,16 @@ class Model:
     def reply(head: bytes) -> list[Any]:
         tag, kind = head.split(b" ")[1].lstrip(b"/").split(b"?")
         body = tag * 20
-        replies: dict[str, list[Any]] = {
-            "length": [answer(body)],
-            "chunked": [CHUNKED, *[b"%x\r\n%b\r\n" % (len(tag), tag)] * 20, b"0\r\n\r\n"],
-            "close": [OK + b"\r\n" + body, CLOSE],
-            "redirect": [redirect(f"/{tag.decode()}?length")],
-            "slow": [*(answer(body)[i:i + 30] for i in
-                     range(0, len(answer(body)), 30)), 0.003],
-            "extra": [answer(body) + answer(b"EVIL")],
-            "late": [answer(body), 0.004, answer(b"EVIL")],
-            "die": [CLOSE],
-            "stall": [OK + b"Content-Length: 99\r\n\r\n" + tag, HOLD],
-            "cut": [OK + b"Content-Length: 9999\r\n\r\n" + body, RESET],
-            "garbage": [b"EVIL" * 9],
-        }
-        return replies[kind.decode()]
+        wire = answer(body)
+        replies: dict[bytes, list[Any]] = {
+            b"length": [wire], b"redirect": [redirect(f"/{tag.decode()}?length")], b"die": [CLOSE],
+            b"chunked": [CHUNKED, *[b"%x\r\n%b\r\n" % (len(tag), tag)] * 20, b"0\r\n\r\n"],
+            b"close": [OK + b"\r\n" + body, CLOSE], b"garbage": [b"EVIL" * 9],
+            b"slow": [*(wire[i:i + 30] for i in range(0, len(wire), 30)), 0.003],
+            b"extra": [wire + answer(b"EVIL")], b"late": [wire, 0.004, answer(b"EVIL")],
+            b"stall": [OK + b"Content-Length: 99\r\n\r\n" + tag, HOLD],
+            b"cut": [OK + b"Content-Length: 9999\r\n\r\n" + body, RESET]}
+        return replies[kind]
 
     def open(self) -> list[int]:
         """The ports to which connections are open."""
@@ -2576,26 +2347,22 @@ class Model:
     async def one(self, case: AsyncCase, session: Session, url: str, kind: str, tag: bytes) -> None:
         """One request, of which all is known that may come of it."""
         manner = self.random.choice(("get", "get", "stream", "early", "timeout"))
-        options: dict[str, Any] = {}
-        if manner == "timeout" or kind in self.BAD:
-            options["timeout"] = 0.02
-        body: bytes | None = None
+        may_fail = manner == "timeout" or kind in self.BAD
+        options: dict[str, Any] = {"timeout": 0.02} if may_fail else {}
+        body, whole = b"", tag * 20
         try:
             if manner in ("get", "timeout"):
                 body = (await session.get(url, **options)).content
             else:
                 async with session.stream(url, **options) as response:
-                    pieces = []
                     async for piece in response.iter_bytes():
-                        pieces.append(piece)
+                        body += piece
                         if manner == "early":
                             break
-                body = b"".join(pieces)
         except AsyncGetError as error:
-            case.assertTrue(kind in self.BAD or manner == "timeout", f"{manner} {url}: {error!r}")
-            return
-        whole = tag * 20
-        case.assertTrue(body == whole or manner == "early" and whole.startswith(body), (url, body))
+            case.assertTrue(may_fail, f"{manner} {url}: {error!r}")
+        else:
+            case.assertTrue(body == whole or manner == "early" and whole.startswith(body), (url, body))
 
     async def run(self, case: AsyncCase) -> None:
         pick, (limit, per_host) = self.random, self.limits
@@ -2626,61 +2393,52 @@ class Model:
 
 class Section10RedirectsAndRetries(AsyncCase):
 
-    @staticmethod
-    def response(url: str, *fields: str, status: int = 200) -> Response:
-        head = "\r\n".join([f"HTTP/1.1 {status} X", *fields, "", ""])
-        top = parse_head(head.encode("latin-1"))
-        return Response(top, parse_url(url), Source())  # type: ignore[arg-type]
-
     def test_which_responses_are_redirects(self) -> None:
-        request = Request(parse_url("http://h/a"), (("Host", ""),))
-        rows: list[tuple[int, list[str], str | None]] = [
-            (302, [], None), (302, ["Location:"], None), (302, ["Location: ", "Location:"], None),
-            (302, ["Location: /b", "location: /b"], "http://h/b"),
-            *((status, ["Location: /b"], "http://h/b" if status in (301, 302, 303, 307, 308)
-               else None) for status in range(200, 600))]
-        for status, fields, url in rows:
-            following = next_request(request, self.response("http://h/a", *fields, status=status))
-            self.assertEqual(following and str(following.url), url, status)
+        def led(status: int, *fields: bytes) -> str | None:
+            following = next_request(Request(parse_url("http://h/a"), (("Host", ""),)), response(
+                fields=fields, status=b"HTTP/1.1 %d X" % status))
+            return following and str(following.url)
+
+        for fields in ([], [b"Location:"], [b"Location: ", b"Location:"]):
+            self.assertIsNone(led(302, *fields))
+        for status in range(200, 600):
+            self.assertEqual(led(status, b"Location: /b", b"location: /b"),
+                             "http://h/b" if status in (301, 302, 303, 307, 308) else None, status)
         with self.assertRaises(ProtocolError):
-            next_request(request, self.response("http://h/a", "Location: /b", "location: /c",
-                                                status=302))
+            led(302, b"Location: /b", b"location: /c")
 
     def test_where_redirects_lead_and_with_what(self) -> None:
         fields = (("Host", "front"), ("AUTHORIZATION", "a"), ("authorization", "b"),
                   ("Cookie", "c"), ("X-Key", "d"), ("Accept", "e"))
         bare = (("Host", ""), ("Accept", "e"))
-        cases = [
-            ("/b", "http://h.test/b#top", fields), ("?q", "http://h.test/a/b?q#top", fields),
-            ("../c#new", "http://h.test/c#new", fields),
-            ("http://H.TEST:80/x", "http://h.test/x#top", fields),
-            ("http://u:p@h.test/x", "http://h.test/x#top", fields),  # RFC 9110 4.2.4: ignored
-            ("http://u:p@b.test/x", "http://b.test/x#top", bare),
-            ("https://h.test/", "https://h.test/#top", bare),
-            ("http://h.test:81/", "http://h.test:81/#top", bare),
-            ("//hh.test", "http://hh.test/#top", bare),
-            ("http://www.h.test/", "http://www.h.test/#top", bare),
-            ("http://h.test./", "http://h.test./#top", bare),
-            *((location, None, None) for location in (
-                "file:///etc/passwd", "http:x", "http://[::1%25.h.test]/")),  # CVE-2023-45289
-        ]
+
+        def lead(location: str, request: Request, secret: Sequence[str] = ()) -> Any:
+            moved = response(url=str(request.url), status=b"HTTP/1.1 302 F",
+                             fields=[f"Location: {location}".encode()])
+            return next_request(request, moved, secret)
+
         request = Request(parse_url("http://me:pw@h.test/a/b#top"), fields)
-        for location, url, kept in cases:
-            with self.subTest(location):
-                response = self.response("http://h.test/a/b", f"Location: {location}", status=302)
-                if url is None:
-                    with self.assertRaises(InvalidURL):
-                        next_request(request, response, ["x-key"])
-                    continue
-                following = next_request(request, response, ["x-key"])
-                assert following
-                self.assertEqual((str(following.url), following.url.userinfo), (url, ""))
-                self.assertEqual(following.fields, kept)
+        for location, url, kept in [
+                ("/b", "http://h.test/b#top", True), ("?q", "http://h.test/a/b?q#top", True),
+                ("../c#new", "http://h.test/c#new", True),
+                ("http://H.TEST:80/x", "http://h.test/x#top", True),
+                ("http://u:p@h.test/x", "http://h.test/x#top", True),  # RFC 9110 4.2.4: ignored
+                ("http://u:p@b.test/x", "http://b.test/x#top", False),
+                ("https://h.test/", "https://h.test/#top", False),
+                ("http://h.test:81/", "http://h.test:81/#top", False),
+                ("//hh.test", "http://hh.test/#top", False),
+                ("http://www.h.test/", "http://www.h.test/#top", False),
+                ("http://h.test./", "http://h.test./#top", False)]:
+            following = lead(location, request, ["x-key"])
+            self.assertEqual((str(following.url), following.url.userinfo), (url, ""))
+            self.assertEqual(following.fields, fields if kept else bare)
+        # CVE-2023-45289
+        for location in ("file:///etc/passwd", "http:x", "http://[::1%25.h.test]/"):
+            with self.subTest(location), self.assertRaises(InvalidURL):
+                lead(location, request)
         # CVE-2024-45336: what was dropped stays dropped
-        away = next_request(request, self.response("http://h.test/", "Location: //b/", status=302))
-        assert away
-        back = next_request(away, self.response("http://b/", "Location: //h.test/", status=302))
-        self.assertEqual(back and back.fields, (("Host", ""), ("X-Key", "d"), ("Accept", "e")))
+        self.assertEqual(lead("//h.test/", lead("//b/", request)).fields,
+                         (("Host", ""), ("X-Key", "d"), ("Accept", "e")))
 
     def test_when_to_retry(self) -> None:
         rows: list[tuple[Any, float | None]] = [  # outcome, or Retry-After of a 503; delay
@@ -2688,21 +2446,21 @@ class Section10RedirectsAndRetries(AsyncCase):
             *((text, None) for text in (
                 "61", "9" * 5000, "1764086400", "inf", "-1", "1_0", "1.5", "soon", "\xb2",
                 "Fri, 31 Dec 2999 23:59:59 GMT", "Fri, 99 Dec 2999 99:59:59 GMT")),
-            *((error, 0.5) for error in (
-                ConnectError(), TimedOut(), IncompleteBody(),
-                IncompleteBody("x", response=self.response("http://h/")))),
+            *((error, 0.5) for error in (ConnectError(), TimedOut(), IncompleteBody(),
+                                         IncompleteBody("x", response=response()))),
             *((error, None) for error in (DecodingError(), TLSError(), ProxyError(),
                                           ProtocolError(), InvalidURL(), TooLarge())),
-            *((self.response("http://h/", status=status),
+            *((response(status=b"HTTP/1.1 %d X" % status),
                0.5 if status in (408, 429, 500, 502, 503, 504) else None)
               for status in range(200, 600))]
         with mock.patch("random.uniform", return_value=1.0):
             for outcome, expected in rows:
-                with self.subTest(repr(outcome)):
-                    if isinstance(outcome, str):
-                        outcome = self.response("http://h/", f"Retry-After: {outcome}", status=503)
-                    self.assertEqual(asyncget.retry_delay(1, outcome, 2), expected)
-            self.assertEqual([asyncget.retry_delay(i, TimedOut(), 2) for i in (1, 2, 3)], [0.5, 1.0, None])
+                if isinstance(outcome, str):
+                    outcome = response(status=b"HTTP/1.1 503 X", fields=[
+                        f"Retry-After: {outcome}".encode("latin-1")])
+                self.assertEqual(asyncget.retry_delay(1, outcome, 2), expected, outcome)
+            self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2),
+                       [(1, 0.5), (2, 1.0), (3, None)])
 
 
 class Section11Settings(AsyncCase):
@@ -2710,35 +2468,34 @@ class Section11Settings(AsyncCase):
     async def test_wrong_settings(self) -> None:
         """They are told where they are given, and with what is expected."""
         calls = asyncget.RequestSettings.__annotations__
+        pairs, cut, url = r"Mapping.*Iterable", "1\r\nY: 2", "http://h.test/"
         rows: list[tuple[str, list[Any], type[Exception], str]] = [  # names, values, error, text
             ("timout", [5], TypeError, "unknown keyword 'timout'; there are params, headers, auth"),
             ("timeout deadline rate", ["5", (3, 5)], TypeError, r"be float \| None: not "),
             ("timeout deadline rate", [0, -1, float("nan")], ValueError, "must be above 0"),
-            ("limit limit_per_host max_size max_redirects", ["5", 2.5], TypeError,
-             r"int \| None: not"),
+            ("limit limit_per_host max_size max_redirects", ["5", 2.5], TypeError, r"int \| None"),
             ("limit limit_per_host", [0], ValueError, "above 0"),
             ("retries max_size max_redirects", [-1], ValueError, "at least 0"),
             ("follow_redirects trust_env decode", [None, 1, "no"], TypeError, "must be bool: not"),
             ("retries", ["3", None, 1.0], TypeError, r"int \| Callable\[\[int, Outcome"),
             ("proxy", [{"http": "p"}, b"p"], TypeError,
              r"str \| None; for several kinds.*environment's http_proxy"),
-            ("params", [b"a=b", "a=b", 5, [1], ["abc"]], TypeError, r"Mapping.*Iterable.*the URL"),
+            ("params", [b"a=b", "a=b", 5, [1], ["abc"]], TypeError, pairs + ".*the URL"),
             ("params", [{"a": "\ud800"}], InvalidURL, ""), ("base_url", ["h"], InvalidURL, ""),
-            ("headers", ["a: b", b"x", 5, [1], [("a", "b", "c")]], TypeError, r"Mapping.*Iterable"),
+            ("headers", ["a: b", b"x", 5, [1], [("a", "b", "c")]], TypeError, pairs),
             ("headers", [{5: "x"}, {"x": 5}, {"x": b"y"}], InvalidHeader, "pairs, of text"),
-            ("headers", [  # CVE-2026-0865, CVE-2026-50269, CVE-2023-23936, RUSTSEC-2020-0008
-                {"X": "1\r\nY: 2"}, {"X\r\nY": "1"}, {"X ": "1"}, {"Host": "b\r\nY: 2"},
-                {"Content-Length": "1"}], InvalidHeader, ""),
+            # CVE-2026-0865, CVE-2026-50269, CVE-2023-23936, RUSTSEC-2020-0008: and see section 3
+            ("headers", [{"X": cut}, {"X\r\nY": "1"}, {"Content-Length": "1"}], InvalidHeader, ""),
             ("auth", [5, {"me": "pw"}, b"token"], TypeError, r"str \| tuple\[str, str\]"),
             ("auth", [("me",), ("me", 5), ("a", "b", "c")], InvalidHeader, r"\(user, password\)"),
             ("auth", ["x\r\n", ("a:b", "c")], InvalidHeader, ""),
             ("cookies", [5, "a=b", [("a", "b")]], TypeError, r"bool \| Mapping.*Jar"),
             ("cookies", [{"a": 5}, {5: "a"}], InvalidHeader, "are text"),
-            ("cookies", [{"a": "1\r\nY: 2"}, {"a\r\nY": "1"}, {"a": "b; c=d"}], InvalidHeader, ""),  # CVE-2026-0672
+            # CVE-2026-0672
+            ("cookies", [{"a": cut}, {"a\r\nY": "1"}, {"a": "b; c=d"}], InvalidHeader, ""),
             ("proxy", ["http://p\r\nY: 2:1"], ProxyError, ""),  # CVE-2026-1502
             ("secret_headers", [None, 5, [5], [b"x"]], TypeError, r"str \| Iterable\[str\]"),
-            ("verify", [None, 5, b"ca.pem"], TypeError,
-             r"bool \| str \| os.PathLike\[str\] \| ssl.SSLContext"),
+            ("verify", [None, 5, b"ca"], TypeError, r"bool \| str \| os.PathLike\[str\] \| ssl.S"),
             ("cert", [5, {"cert": "x"}], TypeError, r"os.PathLike\[str\] \| tuple\[Any, ...\]"),
             ("unix_socket netrc", [5, b"x"], TypeError, r"str \| os.PathLike"),
             ("resolve", [5, "h:80:::1", {5: "::1"}, {"h.test:80": 5}], TypeError,
@@ -2750,20 +2507,18 @@ class Section11Settings(AsyncCase):
         async with Session(open_connection=Double.connect) as session:
             for names, values, kind, text in rows:
                 for name, value in itertools.product(names.split(), values):
-                    own = name not in calls and name != "timout"  # a session's, and no call's
-                    ways: list[dict[str, Any]] = [{"open_connection": Double.connect, name: value},
-                                                  {name: value}]
-                    for call, options in list(zip((asyncget.get, session.get), ways))[:2 - own]:
-                        with self.subTest(value=value, call=call, setting=name):
-                            error = await self.raised(kind, call("http://h.test/", **options), text)
-                            self.assertNotIn("'pw'", str(error))
-            for name in ("limit", "base_url", "rate", "open_connection"):
-                with self.subTest(name), self.assertRaisesRegex(TypeError, f"keyword '{name}'"):
-                    await session.get("http://h.test/", **{name: 1})  # type: ignore[arg-type]
+                    with self.subTest(value=value, setting=name):
+                        options: dict[str, Any] = {"open_connection": Double.connect, name: value}
+                        error = await self.raised(kind, asyncget.get(url, **options), text)
+                        self.assertNotIn("'pw'", str(error))
+                        if name in calls or name == "timout":  # and no session's own
+                            await self.raised(kind, session.get(url, **{name: value}), text)
+            one: dict[str, Any]
+            for one in ({"limit": 1}, {"base_url": "h"}, {"rate": 1}, {"open_connection": never}):
+                await self.raised(TypeError, session.get(url, **one), f"keyword '{[*one][0]}'")
             wrong: list[Any] = ["", "ftp://h/", "http://h/\r\nX:", "http://h%0d%0aY/", 1]  # CVE-2020-11078
             for url in wrong:
-                with self.subTest(url=url), self.assertRaises(InvalidURL):
-                    await session.get(url)
+                await self.raised(InvalidURL, session.get(url))
             self.assertEqual((count(session), Double.made), ((0, 0, 0), 0))
 
     def test_signatures(self) -> None:
@@ -2783,11 +2538,10 @@ class Section11Settings(AsyncCase):
             (asyncget.download, session | load), (asyncget.as_completed, client | many),
             (asyncget.get_all, client | many | {"return_exceptions"})]
         for function, expected in rows:
-            with self.subTest(function):
-                parameters = inspect.signature(function).parameters
-                self.assertEqual(set(parameters), expected)
-                self.assertEqual(parameters["timeout"].default, 30.0)
-                self.assertEqual(parameters["timeout"].annotation, "float | None")
+            parameters = inspect.signature(function).parameters
+            self.assertEqual(set(parameters), expected, function)
+            self.assertEqual(parameters["timeout"].default, 30.0)
+            self.assertEqual(parameters["timeout"].annotation, "float | None")
         for outcomes in (Session().as_completed([]), asyncget.as_completed([])):
             self.assertTrue(inspect.isasyncgen(outcomes))  # for contextlib.aclosing
 
@@ -2797,94 +2551,75 @@ class Section11Settings(AsyncCase):
         rest, host = f"{agent}Accept: */*\r\n{codings}\r\n", "HTTP/1.1\r\nHost: h.test\r\n"
         cases: list[tuple[str, dict[str, Any], str]] = [
             ("?q#f", {}, f"GET /?q {host}{rest}"),
-            ("/%2e/a b%0d", {"params": {"x": [1, 2], "y": None}},
-             f"GET /%2e/a%20b%0d?x=1&x=2 {host}{rest}"),
+            ("/%2e/a b%0d", {"params": {"x": [1, 2]}}, f"GET /%2e/a%20b%0d?x=1&x=2 {host}{rest}"),
             ("", {"decode": False}, f"GET / {host}{agent}Accept: */*\r\n\r\n"),
             ("", {"headers": dict.fromkeys(("User-agent", "ACCEPT", "accept-encoding"))},
-             f"GET / {host}\r\n"),
+             f"GET / {host}\r\n"), ("", {"headers": {"Host": None}}, f"GET / HTTP/1.1\r\n{rest}"),
             ("", {"headers": {"host": "front:1", "Accept": "x", "X": "é"}},
-             f"GET / HTTP/1.1\r\nhost: front:1\r\n{agent}{codings}Accept: x\r\nX: é\r\n\r\n"),
-            ("", {"headers": {"Host": None}}, f"GET / HTTP/1.1\r\n{rest}"),
-        ]
+             f"GET / HTTP/1.1\r\nhost: front:1\r\n{agent}{codings}Accept: x\r\nX: é\r\n\r\n")]
         async with Session(open_connection=Double.connect) as session:
             for target, options, wire in cases:
-                with self.subTest(target, **options):
-                    head = await head_of(session, "http://h.test" + target, **options)
-                    self.assertEqual(head.decode(), wire)
+                head = await head_of(session, "http://h.test" + target, **options)
+                self.assertEqual(head.decode(), wire)
 
     async def test_settings_that_can_be_read_but_once_serve_every_url(self) -> None:
-        async with origin() as server, Session() as session:
-            urls = [server.url + path for path in ("/1", "/2", "/3")]
-            await session.get_all(urls, params=iter([("q", 1)]), headers=iter([("X", "1")]), limit=1)
-            async for _ in session.as_completed(urls, params=iter([("q", 1)]), limit=1):
-                pass
-            self.assertEqual(server.targets(), ["/1?q=1", "/2?q=1", "/3?q=1"] * 2)
-            self.assertEqual([field(head, "x") for head in server.requests[:3]], [["1"]] * 3)
-            for urls_ in ("http://h/", b"x"):
-                with self.assertRaisesRegex(TypeError, "list of URLs"):
-                    await session.get_all(urls_)  # type: ignore[arg-type]
+        async with origin() as server, Session(params=iter([("k", 1)]), headers=iter([("X", "1")]),
+                                               secret_headers=iter(["X"])) as session:
+            urls = [f" {server.url}/{number}\n" for number in (1, 2, 3)]  # blanks are no part of it
+            for get in (session.get_all, session.as_completed):
+                got: Any = get(urls, params=iter([("q", 1)]), headers=iter([("Y", "1")]), limit=1)
+                await (listed(got) if inspect.isasyncgen(got) else got)
+            self.assertEqual(server.targets(), [f"/{number}?k=1&q=1" for number in (1, 2, 3)] * 2)
+            self.assertEqual([field(head, "x") + field(head, "y") for head in server.requests],
+                             [["1", "1"]] * 6)
+            wrong: list[Any] = ["http://h/", b"x"]
+            for one in wrong:
+                await self.raised(TypeError, session.get_all(one), "list of URLs")
 
     async def test_what_a_call_adds(self) -> None:
+        both = ["1", "1"]
         rows: list[tuple[str, dict[str, Any], str, list[str]]] = [  # URL, settings, target, X and Y
-            ("users?a", {}, "/v1/users?a&k=1", ["1", "1"]), ("/root", {}, "/root?k=1", ["1", "1"]),
-            ("http://h.test/abs", {}, "/abs?k=1", ["1", "1"]), ("../up", {}, "/up?k=1", ["1", "1"]),
+            ("users?a", {}, "/v1/users?a&k=1", both), ("/root", {}, "/root?k=1", both),
+            ("http://h.test/abs", {}, "/abs?k=1", both), ("../up", {}, "/up?k=1", both),
             ("", {"params": {"z": 2}, "headers": {"x": None, "Y": "2"}}, "/v1/?k=1&z=2", ["2"]),
-            ("", {"params": {"k": None}}, "/v1/", ["1", "1"]),
-            ("", {"params": {"k": 2}}, "/v1/?k=2", ["1", "1"]),
-            ("", {"params": [("z", 1), ("z", 2)]}, "/v1/?k=1&z=1&z=2", ["1", "1"]),
-            (" \t\n", {"params": iter({"z": [1, 2]}.items())}, "/v1/?k=1&z=1&z=2", ["1", "1"])]
+            ("", {"params": {"k": None}}, "/v1/", both),
+            ("", {"params": {"k": 2}}, "/v1/?k=2", both),
+            (" \t\n", {"params": iter({"z": [1, 2]}.items())}, "/v1/?k=1&z=1&z=2", both)]
         async with Session(base_url="http://me:p%40ss@h.test/v1", params={"k": 1},
                            headers={"X": "1", "Y": "1"}, open_connection=Double.connect) as session:
             for url, settings, target, values in rows:
-                with self.subTest(url, **settings):
-                    response = await session.get(url, **settings)
-                    head = Double.last.sent
-                    self.assertEqual(response.text, target)
-                    self.assertEqual(response.url, "http://h.test" + target)
-                    self.assertEqual(field(head, "x") + field(head, "y"), values)
-                    self.assertEqual(field(head, "authorization"), [basic("me", "p@ss")])
+                response = await session.get(url, **settings)
+                head = Double.last.sent
+                self.assertEqual([response.text, response.url[13:]], [target] * 2)
+                self.assertEqual(field(head, "x") + field(head, "y"), values)
+                self.assertEqual(field(head, "authorization"), [basic("me", "p@ss")])
             self.assertEqual(field(await head_of(session, "", auth=None), "authorization"), [])
-        Double.made = 0
-        async with Session(params=iter([("k", 1)]), headers=iter([("X", "1")]), auth="token",
-                           secret_headers=iter(["X"]), open_connection=Double.connect) as session:
-            for url in (" http://h.test/ ", "http://h.test/\n"):  # blanks are no part of a URL
-                head = await head_of(session, url)
-                self.assertEqual((head.split()[1], field(head, "x")), (b"/?k=1", ["1"]))
-            for headers, sent, made in (
-                    ({"Connection": "keep-alive", "TE": "trailers"}, [], 1),
-                    ({"connection": "Close"}, ["close"], 2)):
-                head = await head_of(session, headers=headers)
-                self.assertEqual(field(head, "connection"), sent)
-                await head_of(session)
-                self.assertEqual(Double.made, made)
 
     async def test_credentials(self) -> None:
-        inside = "http://u:p%3Aw@h.test/"
+        inside, plain = "http://u:p%3Aw@h.test/", "http://h.test"
         rows: list[tuple[Any, str, dict[str, Any], list[str]]] = [  # the session's, URL, the call's
-            (None, "http://h.test", {}, []), ("t0ken", "http://h.test", {}, ["Bearer t0ken"]),
-            (("me", "pässword"), "http://h.test", {}, [basic("me", "pässword")]),
-            ("t0ken", "http://h.test", {"auth": None}, []),
-            ("t0ken", "http://h.test", {"auth": ("a", "b")}, [basic("a", "b")]),
-            ("t0ken", "http://h.test", {"headers": {"authorization": None}}, []),
+            (None, plain, {}, []), ("t0ken", plain, {}, ["Bearer t0ken"]),
+            (("me", "pässword"), plain, {}, [basic("me", "pässword")]),
+            ("t0ken", plain, {"auth": None}, []),
+            ("t0ken", plain, {"headers": {"authorization": None}}, []),
+            *((own, url, {"auth": ("a", "b")}, [basic("a", "b")])
+              for own, url in (("t0ken", plain), (None, inside))),
             (None, inside, {}, [basic("u", "p:w")]),
-            (None, inside, {"auth": ("a", "b")}, [basic("a", "b")]),
             (None, inside, {"headers": {"authorization": "X"}}, ["X"])]
         for own, url, options, expected in rows:
-            with self.subTest(own=own, url=url, **options):
-                async with Session(auth=own, open_connection=Double.connect) as session:
+            async with Session(auth=own, open_connection=Double.connect) as session:
+                with self.subTest(own=own, url=url, **options):
                     head = await head_of(session, url, **options)
-                    self.assertEqual(field(head, "authorization"), expected)
-                    self.assertEqual(head.split(b" ")[1], b"/")
+                    self.assertEqual([head[:6], *field(head, "authorization")],
+                                     [b"GET / ", *expected])
         for wrong, text in ((inside + "%zz\x00", ""), (inside[:-1] + ":99999/", ""),
-                            (inside, "unix:/nowhere")):
-            error = await error_of(asyncget.get(wrong, unix_socket="/nowhere"))
-            self.assertIn(text, str(error))
+                            (inside, "unix:/x")):
+            error = await self.raised(AsyncGetError, asyncget.get(wrong, unix_socket="/x"), text)
             self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
 
 
 @types.coroutine
-def noticing(coroutine: Coroutine[Any, Any, Any], notice: Callable[[Any], None]) -> Generator[
-        Any, Any, Any]:
+def noticing(coroutine: Any, notice: Callable[[Any], None]) -> Any:
     """Run a coroutine; tell of each suspension, with the future that is waited for."""
     step: Callable[[Any], Any] = coroutine.send
     argument: Any = None
@@ -2900,77 +2635,38 @@ def noticing(coroutine: Coroutine[Any, Any, Any], notice: Callable[[Any], None])
             step, argument = coroutine.throw, error
 
 
-LEAVING = """
-import asyncio, sys, asyncget
-
-async def raises(outcomes):
-    async for _ in outcomes:
-        await asyncio.sleep(0.02)  # as many as may wait to be taken, wait
-        raise KeyError
-
-async def breaks(outcomes):
-    async for _ in outcomes:
-        await asyncio.sleep(0.02)
-        break
-
-async def wraps(outcomes):
-    async def mine():
-        async for outcome in outcomes:
-            yield outcome
-    kept.append(mine())
-    await breaks(kept[-1])
-
-async def is_late(outcomes):
-    async for _ in outcomes:
-        await asyncio.sleep(9)
-
-async def main(way, many):
-    kept.append(many.as_completed([sys.argv[1]] * 20, limit=5))
-    try:
-        await asyncio.wait_for(way(kept[-1]), 9 if way != is_late else 0.05)
-    except (KeyError, asyncio.TimeoutError):
-        pass
-
-async def with_a_session(way):
-    async with asyncget.Session() as session:
-        await main(way, session)
-
-kept = []
-for way in (raises, breaks, wraps, is_late):
-    asyncio.run(main(way, asyncget))
-    asyncio.run(with_a_session(way))
-"""
-
-
 class Section12Session(AsyncCase):
 
     async def test_cancelled_at_every_await(self) -> None:
         """While it waits, or when the wait is just over: nothing stays in use, nothing is lost."""
         gz, odd = answer(gzip.compress(b"ok"), "Content-Encoding: gzip"), itertools.count()
         plain, wire, moved = [READ, answer(), LOOP], answer(), redirect("/b")
+        cut = [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT]
         rows: list[tuple[str, list[Any], dict[str, Any]]] = [
             ("pieces", [READ, wire[:9], 0, wire[9:-2], 0, wire[-2:-1], 0, wire[-1:], LOOP], {}),
             ("chunked", [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n0\r\n\r\n", LOOP], {}),
             ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}),
             ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
             ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], {"retries": 2}),
-            ("tls", plain, {}), ("kept", plain, {"retries": 2}),
+            ("tls", plain, {}), ("tunnel", plain, {}), ("kept", plain, {"retries": 2}),
             ("stale", [READ, lambda head: answer() if b"/last" in head else [answer(), READ, CLOSE],
                        LOOP], {"retries": 2}),
             ("queued", plain, {"retries": 2, "limit": 1}), ("paced", plain, {"rate": 1000}),
-            ("body again", [READ, lambda head: answer() if b"/last" in head or next(odd) % 2 else
-                            [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT], LOOP],
-             {"retries": lambda attempt, _: 0.001 if attempt < 3 else None}),
-        ]
+            ("body again",
+             [READ, lambda head: answer() if b"/last" in head or next(odd) % 2 else cut, LOOP],
+             {"retries": lambda attempt, _: 0.001 if attempt < 3 else None})]
         for (name, script, options), race in itertools.product(rows, (False, True)):
-            number, done = 0, False
-            tls = server_tls() if name == "tls" else None
-            async with scripted(script, again=True, tls=tls) as server:
+            number, done, tls = 0, False, server_tls() if name in ("tls", "tunnel") else None
+            if name == "tunnel" and race and sys.version_info < (3, 11):
+                continue  # asyncio itself leaves a transport to the garbage collector
+            async with scripted(script, again=True, tls=tls) as server, proxy() as via:
+                if name == "tunnel":
+                    options["proxy"] = via.url
                 while not done:
                     with self.subTest(name, suspension=number, race=race):
                         async with Session(verify=False, **options) as session:
                             done = await self.cancel_at(number, race, name, session, server.url)
-                        await until(lambda: not server.open)
+                        await until(lambda: not server.open and not via.open)
                     number += 1
                     self.assertLess(number, 300)
             self.assertGreater(number, 2)
@@ -2978,7 +2674,7 @@ class Section12Session(AsyncCase):
     async def cancel_at(self, number: int, race: bool, name: str, session: Session,
                         url: str) -> bool:
         """Cancel one GET at its n-th suspension; True if it was done before."""
-        left = number
+        left, holder = number, None
 
         def notice(future: Any) -> None:
             nonlocal left
@@ -2990,7 +2686,6 @@ class Section12Session(AsyncCase):
             elif left == -1:
                 future.add_done_callback(lambda _: task.cancel())
 
-        holder = None
         if name in ("kept", "stale"):
             await session.get(url)
             await asyncio.sleep(0.002)
@@ -3022,7 +2717,8 @@ class Section12Session(AsyncCase):
             self.assertEqual([(hop.status_code, hop.url) for hop in response.history],
                              [(302, server.url + "/a#top"), (307, server.url + "/b?x#top")])
             for url, off in (
-                    ("/", {}), ("/a", {"follow_redirects": False}), ("/a", {"allow_redirects": False})):
+                    ("/", {}), ("/a", {"follow_redirects": False}),
+                    ("/a", {"allow_redirects": False})):
                 response = await session.get(url, **off)  # type: ignore[arg-type]
                 self.assertEqual((response.status_code, response.content, response.history),
                                  (302, b"gone", []))
@@ -3034,33 +2730,22 @@ class Section12Session(AsyncCase):
             (21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})]
         for hops, options in rows:
             async with scripted([READ, redirect("/loop"), LOOP]) as server:
-                error = await error_of(asyncget.get(server.url, **options))
-                self.assertEqual((type(error), len(error.history), len(server.requests)),
-                                 (asyncget.TooManyRedirects, hops, hops))
+                call = asyncget.get(server.url, **options)
+                error = await self.raised(asyncget.TooManyRedirects, call)
+                self.assertEqual((len(error.history), len(server.requests)), (hops, hops))
                 self.assertEqual(error.response, error.history[-1])
-        end = b"HTTP/1.1 302 F\r\nLocation: /b\r\n"
-        with mock.patch.object(asyncget, "MAX_DISCARD_SECONDS", TEST_SECONDS):
-            for head in (end + b"\r\n", end.replace(b"1.1", b"1.0") + b"Content-Length: 9\r\n\r\n",
-                         end + b"Connection: close\r\nContent-Length: 9\r\n\r\n",  # nothing is gained
-                         end + b"Content-Length: 999999\r\n\r\n" + bytes(200_000)):  # by these bodies
-                async with scripted([READ, head], [READ, answer(b"end")]) as server:
-                    self.assertEqual((await asyncget.get(server.url)).content, b"end")
 
     async def test_seeds_go_to_the_base_or_to_who_is_asked_first(self) -> None:
-        cases: list[dict[str, Any]] = [{"base_url": ""}, {"cookies": False},
-                                       {"cookies": http.cookiejar.CookieJar()}]
-        for first in cases:
-            async with scripted([READ, answer(), LOOP], again=True) as server, \
-                    scripted([READ, answer(), LOOP], again=True) as other, \
-                    Session(cookies=asyncget.Cookies({"sid": "1"}),
-                            base_url=server.url * ("base_url" in first)) as session:
-                if "base_url" not in first:
-                    await session.get(server.url, **first)
-                await session.get(other.url)
-                await session.get(server.url)
-                with self.subTest(first):
-                    self.assertEqual([field(head, "cookie") for head in
-                                      (other.requests[0], server.requests[-1])], [[], ["sid=1"]])
+        firsts: list[Any] = [None, False, http.cookiejar.CookieJar()]
+        for first in firsts:
+            async with origin() as server, origin() as other, Session(
+                    cookies=asyncget.Cookies({"sid": "1"}),
+                    base_url=server.url * (first is None)) as session:
+                if first is not None:
+                    await session.get(server.url, cookies=first)
+                await session.get_all([other.url, server.url])
+                self.assertEqual([field(head, "cookie") for head in
+                                  (other.requests[0], server.requests[-1])], [[], ["sid=1"]])
 
     async def test_cookies_over_the_wire(self) -> None:
         sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "SET-COOKIE: c=\xe9%0d",
@@ -3099,22 +2784,17 @@ class Section12Session(AsyncCase):
         end, cut = [READ, answer(b"end")], OK + b"Content-Length: 9\r\n\r\nx"
         cases: list[tuple[list[list[Any]], Any, int]] = [  # connections, body or code, requests
             ([[READ, busy, READ, busy[:-2], 0.01, busy[-2:], *end]], b"end", 3),
-            ([[READ, busy, LOOP]], b"busy", 3),
+            ([[READ, busy, LOOP]], b"busy", 3), ([[READ], end], b"end", 2),  # silence
             ([[READ, CLOSE], [READ, RESET], end], b"end", 3), ([[READ, CLOSE]] * 4, 52, 3),
-            ([[READ], end], b"end", 2),  # silence
             ([[READ, cut, CLOSE], [READ, cut, RESET], end], b"end", 3),
-            ([[READ, b"garbage"]], 1, 1), ([[READ, answer(b"no", status="404 X")]], b"no", 1)]
+            ([[READ, b"garbage"]], 1, 1), ([[READ, answer(b"no", status="404 X")]], b"no", 1),
+            ([[READ, busy.replace(b"0\r", b"9\r", 1), LOOP]], b"busy", 1)]  # no time to wait
         for scripts, expected, requests in cases:
-            with self.subTest(scripts=scripts), mock.patch("random.uniform", return_value=0.0):
-                async with scripted(*scripts) as server, Session(retries=2, timeout=0.1) as session:
-                    self.assertEqual(await code_of(session.get(server.url)), expected)
+            async with scripted(*scripts) as server:
+                with self.subTest(scripts=scripts), mock.patch("random.uniform", return_value=0.0):
+                    call = asyncget.get(server.url, retries=2, timeout=0.1, deadline=5)
+                    self.assertEqual(await code_of(call), expected)
                     self.assertEqual(len(server.requests), requests)
-        async with scripted([READ, answer(b"busy", "Retry-After: 5", status="503 X")]) as server:
-            response = await asyncget.get(server.url, retries=2, deadline=1)  # no time to wait
-            self.assertEqual((response.status_code, response.content), (503, b"busy"))
-            with self.assertRaises(StatusError) as caught:
-                response.raise_for_status()
-            self.assertIs(caught.exception.response, response)
 
     async def test_a_rule_of_the_callers(self) -> None:
         """It is asked about errors and statuses from 400 on, and about broken bodies."""
@@ -3124,17 +2804,16 @@ class Section12Session(AsyncCase):
             asked.append((attempt, getattr(outcome, "status_code", type(outcome))))
             return 0 if attempt < 9 else None
 
-        statuses = [answer(b"x", status=f"{status} X") for status in (503, 404, 400)]
+        no, bad, odd = ([READ, answer(b"x", status=f"{status} X")] for status in (503, 404, 400))
+        cut, end = [READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE], [READ, answer()]
         cases: list[tuple[list[list[Any]], Any, list[Any]]] = [
-            ([[READ, statuses[0], READ, statuses[1], READ, statuses[2], READ, answer()]], b"ok",
-             [503, 404, 400]),
+            ([[*no, *bad, *odd, *end]], b"ok", [503, 404, 400]),
             ([[READ, redirect("/x"), READ, answer(b"204", status="204 X")]], b"", []),
             ([[READ, redirect("")]], b"gone", []), ([[READ, answer(status="399 X")]], b"ok", []),
-            ([[READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE], [READ, b"garbage", CLOSE],
-              [READ, answer(b"x", "Content-Encoding: gzip"), READ, answer()]], b"ok",
-             [IncompleteBody, ProtocolError, DecodingError]),
-            ([[READ, redirect("ftp://h/")]], 1, []),  # no fault of the server's, and so
-            ([[READ, answer(b"longer")]], 63, [])]
+            ([cut, [READ, b"garbage", CLOSE], [READ, answer(b"x", "Content-Encoding: gzip"), *end]],
+             b"ok", [IncompleteBody, ProtocolError, DecodingError]),
+            ([[READ, redirect("ftp://h/")]], 1, []),
+            ([[READ, answer(b"longer")]], 63, [])]  # not its fault
         for scripts, expected, outcomes in cases:
             with self.subTest(outcomes):
                 asked.clear()
@@ -3144,9 +2823,9 @@ class Section12Session(AsyncCase):
                 self.assertEqual(asked, [*enumerate(outcomes, 1)])
 
         broken = mock.Mock(side_effect=KeyError)
-        async with scripted([READ, statuses[0], READ, CLOSE]) as server, Session() as session:
+        async with scripted([*no, READ, CLOSE]) as server, Session(retries=broken) as session:
             for _ in range(2):
-                await self.raised(KeyError, session.get(server.url, retries=broken))
+                await self.raised(KeyError, session.get(server.url))
             self.assertEqual(count(session), (0, 0, 0))
 
     async def test_a_connection_that_had_ended_costs_one_turn_of_the_rate(self) -> None:
@@ -3180,11 +2859,10 @@ class Section12Session(AsyncCase):
 
         async with scripted([READ, note, LOOP], again=True, host="localhost") as a, origin() as b:
             for paths in (["/"] * 5, ["/r"] * 2, ["/busy"]):
-                with self.subTest(paths), mock.patch("random.uniform", return_value=0.0):
-                    async with Session(rate=50) as session:
-                        begun = loop.time()
-                        await session.get_all([a.url + path for path in paths], retries=3)
-                    check(begun)
+                with mock.patch("random.uniform", return_value=0.0):
+                    begun = loop.time()
+                    await asyncget.get_all(paths, retries=3, rate=50, base_url=a.url)
+                check(begun)
             async with Session(rate=50, limit=4) as session:  # many places come free at once
                 calls = asyncio.gather(*(session.get(a.url + "/hold") for _ in range(8)))
                 await until(lambda: len(came) == 4 and count(session)[2] == 4)
@@ -3193,102 +2871,77 @@ class Section12Session(AsyncCase):
                 begun = loop.time()
                 await calls
             check(begun)
-            async with Session(rate=0.1) as session:
-                with clock() as busy:
+            with clock() as busy:
+                async with Session(rate=0.1) as session:
                     begun = loop.time()
                     await session.get(a.url)
-                    waiting = [asyncio.ensure_future(session.get(a.url + path))
-                               for path in ("/1", "/2")]
+                    first, second = (
+                        asyncio.ensure_future(session.get(f"{a.url}/{n}")) for n in (1, 2))
                     self.assertTrue((await session.get(b.url)).ok)  # another host is not held up
-                    waiting[0].cancel()  # and costs nobody a turn
+                    first.cancel()  # and costs nobody a turn
                     busy(10.2)
-                    await waiting[1]
+                    await second
                     self.assertEqual(a.targets()[-1], "/2")
                     self.assertLess(loop.time() - begun, 19)
 
     async def test_what_a_session_remembers_is_bounded(self) -> None:
         context = ssl.create_default_context()
-        contexts = [weakref.ref(context)]
+        forgotten = weakref.ref(context)
         async with Session(open_connection=Double.connect, limit=10, rate=1e6) as session:
             await session.get("https://h.test/", verify=context, headers={"Connection": "close"})
             del context
             await until(lambda: not session._pool.paused)
             gc.collect()
-            self.assertIsNone(contexts[0]())
+            self.assertIsNone(forgotten())
             with mock.patch.object(asyncget, "MAX_REMEMBERED", 50):
-                for i in range(75):
-                    await session.get(f"http://h{i}.test/", resolve={f"h{i}.test:80": "127.0.0.1"})
-                    await session.get(f"http://h{i}.test/")
+                for url in (f"http://h{i}.test/" for i in range(75)):
+                    await session.get(url, resolve={url[7:-1] + ":80": "127.0.0.1"})
+                    await session.get(url)
             await until(lambda: not session._pool.paused)
-            for owner in (session, session._pool):
-                for name, value in vars(owner).items():
-                    if hasattr(value, "__len__"):
-                        self.assertLessEqual(len(value), 50, name)
-        async with scripted([READ, HOLD]) as server, Session(limit=1) as session:
-            held = asyncio.ensure_future(session.get(server.url))
-            await until(lambda: server.requests)
+            for name, value in [*vars(session).items(), *vars(session._pool).items()]:
+                self.assertLessEqual(len(value) if hasattr(value, "__len__") else 0, 50, name)
+        async with Session(limit=1, open_connection=never) as session:
+            held = asyncio.ensure_future(session.get("http://h.test/"))
+            await until(lambda: count(session)[0])
             for number in range(0, 400, 100):  # who has left the queue
                 outcomes = await asyncio.gather(*(
                     session.get(f"http://h{number + n}.test/", timeout=0.01) for n in range(100)),
                     return_exceptions=True)
                 self.assertEqual({type(outcome) for outcome in outcomes}, {TimedOut})
-            self.assertEqual(len(session._pool.waiting), 0)
-            self.assertEqual(len(session._pool.turns), 0)
+            self.assertEqual((len(session._pool.waiting), len(session._pool.turns)), (0, 0))
             await asyncget.cancel([held])
-
-    async def test_limits_of_a_body(self) -> None:
-        bomb = answer(gzip.compress(bytes(300_000)), "Content-Encoding: gzip")
-        for wire in (OK + b"Content-Length: 99999999999\r\n\r\n" + b"x" * 200_000,
-                     OK + b"\r\n" + b"x" * 200_000, bomb):
-            with self.subTest(wire[:50]):
-                async with scripted([READ, wire], again=True) as server, Session() as session:
-                    error = await error_of(session.get(server.url, max_size=100_000))
-                    self.assertEqual((type(error), error.limit, error.url),
-                                     (TooLarge, 100_000, server.url + "/"))
-                    self.assertEqual(count(session)[0], count(session)[1])
-        async with scripted([READ, bomb, LOOP]) as server, Session(max_size=300_000) as session:
-            self.assertEqual(len((await session.get(server.url)).content), 300_000)
-            response = await session.get(server.url, decode=False)
-            self.assertEqual(gzip.decompress(response.content), bytes(300_000))
-            self.assertEqual(response.headers["content-encoding"], "gzip")
 
     async def test_stream(self) -> None:
         lines = "eins\r\nzwei\n\nö".encode()
         async with scripted([READ, OK + b"Content-Length: 14\r\n\r\n", *bytewise(lines), LOOP],
                             again=True) as server, Session(base_url=server.url) as session:
             async with session.stream("") as response:
-                self.assertEqual([line async for line in response.iter_lines()],
-                                 ["eins", "zwei", "", "ö"])
-            async with session.stream("") as response:
-                with self.assertRaises(AsyncGetError):
-                    response.content  # noqa: B018  # not read yet
-                self.assertEqual((await response.read(), response.content), (lines, lines))
-            self.assertEqual(server.connections, 1)
+                self.assertEqual(await listed(response.iter_lines()), ["eins", "zwei", "", "ö"])
             async with session.stream("") as response:
                 async for _ in response.iter_bytes():
                     break
-            self.assertEqual(count(session), (0, 0, 0))  # a body left unread costs the connection
-            await until(lambda: not server.open)
+            self.assertEqual((server.connections, count(session)), (1, (0, 0, 0)))  # left unread
             with self.assertRaises(KeyError):
                 async with session.stream(""):
                     raise KeyError
             self.assertEqual(count(session), (0, 0, 0))
             async with session.stream("") as response, asyncget.stream(server.url) as second:
-                self.assertEqual(await second.read(), await response.read())
+                self.assertEqual((await second.read(), await response.read()), (lines, lines))
+            await self.raised(TooLarge, session.get("", max_size=13), limit=13)
 
     async def test_get_all(self) -> None:
+        async def later(urls: list[str]) -> AsyncIterator[str]:
+            for url in urls:
+                await asyncio.sleep(0)
+                yield url
+
+        def broken() -> Iterator[str]:
+            yield "/hang"
+            raise KeyError("of the caller's")
+
         async with scripted([READ, lambda head: {
                 b"/slow": [0.05, answer(b"/slow")], b"/bad": b"garbage", b"/hang": HOLD,
                 }.get(head.split()[1], answer(head.split()[1])), LOOP], again=True) as server:
-            async def later(urls: list[str]) -> AsyncIterator[str]:
-                for url in urls:
-                    await asyncio.sleep(0)
-                    yield url
-
-            def broken() -> Iterator[str]:
-                yield "/hang"
-                raise KeyError("of the caller's")
-
             paths = ["/slow", *(f"/{i}" for i in range(30))]
             urls = [server.url + path for path in paths]
             for many in (urls, iter(urls), later(urls)):
@@ -3298,9 +2951,8 @@ class Section12Session(AsyncCase):
             self.assertEqual(await asyncget.get_all([]), [])
             async with Session(base_url=server.url) as session:
                 asked = len(server.requests)
-                with self.assertRaises(ProtocolError) as caught:
-                    await session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
-                self.assertEqual(caught.exception.url, server.url + "/bad")
+                call = session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
+                await self.raised(ProtocolError, call, url=server.url + "/bad")
                 self.assertLessEqual(len(server.requests), asked + 4)
                 outcomes = await session.get_all(["/1", "/bad", "x://"], return_exceptions=True)
                 self.assertEqual([type(outcome) for outcome in outcomes],
@@ -3319,40 +2971,62 @@ class Section12Session(AsyncCase):
     async def test_as_completed(self) -> None:
         replies: dict[bytes, Any] = {b"/slow": [0.05, answer()], b"/bad": b"garbage"}
         async with scripted([READ, lambda head: replies.get(head.split()[1], answer()), LOOP],
-                            again=True) as server, Session() as session:
-            urls = [server.url + path for path in ("/slow", "/1", "/bad", "/2")]
-            seen = [(url, outcome) async for url, outcome in session.as_completed(urls)]
-            self.assertEqual((seen[-1][0], {url for url, _ in seen}), (urls[0], set(urls)))
-            self.assertEqual([url for url, outcome in seen if not isinstance(outcome, Response)],
-                             [urls[2]])
+                            again=True) as server, Session(base_url=server.url) as session:
+            urls = ["/slow", "/1", "/bad", "/2"]
+            seen = await listed(session.as_completed(urls))
+            self.assertEqual((seen[-1][0], {url for url, _ in seen}), ("/slow", set(urls)))
+            self.assertEqual([url for url, got in seen if not isinstance(got, Response)], ["/bad"])
             tasks = len(asyncio.all_tasks()) - server.open
-            async for _ in session.as_completed([server.url + "/slow"] * 99, limit=3):
+            async for _ in session.as_completed(["/slow"] * 99, limit=3):
                 break
             await until(lambda: len(asyncio.all_tasks()) - server.open == tasks)
             self.assertEqual(count(session)[0], count(session)[1])
             self.assertLess(server.targets().count("/slow"), 8)
-            self.assertEqual([url async for url, _ in asyncget.as_completed(urls[1:2])], urls[1:2])
+            self.assertEqual(len(await listed(asyncget.as_completed([server.url] * 2))), 2)
 
-    async def test_left_early(self) -> None:
+    def test_left_early(self) -> None:
         """However the loop over as_completed is left, the program ends, and says nothing."""
-        async with origin() as server:
-            done = await asyncio.to_thread(subprocess.run, [
-                *PYTHON_DEV, "-c", LEAVING, server.url], capture_output=True, text=True,
-                timeout=TEST_SECONDS - 1, env=environment())
-        self.assertEqual((done.returncode, done.stdout + done.stderr), (0, ""))
+        async def leave(outcomes: AsyncIterator[Any], way: str) -> None:
+            async for _ in outcomes:
+                await asyncio.sleep(9 if way == "late" else 0.02)  # as many as may wait, wait
+                if way == "raises":
+                    raise KeyError
+                break
+
+        async def main(way: str, inside: bool) -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, what: said.append(str(what)))
+            loop.call_later(TEST_SECONDS, loop.stop)  # an error of asyncio.run's
+            async with Session(open_connection=Double.connect) as session:
+                call: Any = session.as_completed if inside else functools.partial(
+                    asyncget.as_completed, open_connection=Double.connect)
+                outcomes = call(["http://h.test/"] * 20, limit=5)
+                kept.append(outcomes if way != "wraps" else (one async for one in outcomes))
+                with contextlib.suppress(KeyError, asyncio.TimeoutError):
+                    await asyncio.wait_for(leave(kept[-1], way), 0.05 if way == "late" else 9)
+
+        kept, said = list[Any](), list[str]()
+        with mock.patch.object(sys, "unraisablehook", lambda what: said.append(repr(what))):
+            for way, inside in itertools.product("raises breaks wraps late".split(), (False, True)):
+                with self.subTest(way, inside=inside), mock.patch.object(
+                        Session, "close", autospec=True, side_effect=Session.close) as closed:
+                    asyncio.run(main(way, inside))
+                    gc.collect()
+                    self.assertEqual((said, closed.call_count), ([], 2 - inside))
 
     async def test_session_of_another_loop_or_closed(self) -> None:
-        async with origin() as server, scripted([READ, CLOSE], again=True) as hangs_up:
+        async with scripted([READ, answer()], [READ, CLOSE]) as server:
             session = Session(retries=lambda *_: 0.1)
-            await session.get(server.url)
+            await session.get(server.url, headers={"TE": "trailers", "connection": "Close"})
+            self.assertEqual(field(server.requests[0], "connection"), ["close"])
             with self.assertRaisesRegex(AsyncGetError, "another event loop"):
                 await asyncio.to_thread(asyncio.run, session.get(server.url))
-            task = asyncio.ensure_future(session.get(hangs_up.url))
-            await until(lambda: hangs_up.connections and not hangs_up.open)
+            task = asyncio.ensure_future(session.get(server.url))
+            await until(lambda: server.connections == 2 and not server.open)
             await session.close()
             await session.close()
             await self.raised(AsyncGetError, task, "closed")  # while it waits to try again
-            self.assertEqual(hangs_up.connections, 1)
+            self.assertEqual(server.connections, 2)
             await self.raised(AsyncGetError, session.get_all([server.url]), "closed")
 
 
@@ -3446,9 +3120,10 @@ def proxy(kind: type[Server] = HTTPProxy, tls: ssl.SSLContext | None = None) -> 
     return serving(kind(((),), True), tls)
 
 
-def origin(tls: str = "", body: bytes = b"ok") -> Any:
-    """A running origin that answers all; tls is the name of its certificate."""
-    return scripted([READ, answer(body), LOOP], again=True, tls=server_tls(tls) if tls else None)
+def origin(tls: str | ssl.SSLContext = "", body: bytes = b"ok") -> Any:
+    """A running origin that answers all; tls: its context, or the name of its certificate."""
+    context = server_tls(tls) if tls and isinstance(tls, str) else tls or None
+    return scripted([READ, answer(body), LOOP], again=True, tls=context)
 
 
 def demanding(version: ssl.TLSVersion) -> Any:
@@ -3478,124 +3153,111 @@ class Section13AddressesAndTLS(AsyncCase):
     def test_resolved(self) -> None:
         h = Origin("https", "h.test", 443)
         rows: list[tuple[dict[str, str], Origin, str | None]] = [
-            ({"H.Test:0443": "[::1]"}, h, "::1"),
-            ({"h.test:80": "127.0.0.1"}, h, None),
+            ({"H.Test:0443": "[::1]"}, h, "::1"), ({"h.test:80": "127.0.0.1"}, h, None),
             ({"x.h.test:443": "127.0.0.1"}, h, None),
-            ({"*:443": "127.0.0.2", "h.test:443": "127.0.0.1"}, h, "127.0.0.2"),  # the first
             ({"[0::1]:80": "::2"}, Origin("http", "::1", 80), "::2"),
-            ({"BÜCHER.test:443": "::2"}, Origin("https", "xn--bcher-kva.test", 443), "::2"),
-        ]
+            ({"*:443": "127.0.0.2", "h.test:443": "127.0.0.1"}, h, "127.0.0.2"),  # the first
+            ({"BÜCHER.test:443": "::2"}, Origin("https", "xn--bcher-kva.test", 443), "::2")]
         for resolve, asked, address in rows:
-            with self.subTest(resolve=resolve):
-                self.assertEqual(asyncget.resolved(resolve, asked), address)
+            self.assertEqual(asyncget.resolved(resolve, asked), address, resolve)
         for key in ("h.test", "h.test:", "443", "h.test:https", "a/b:443"):
             with self.subTest(key), self.assertRaises(InvalidURL):
                 asyncget.resolved({key: "127.0.0.1"}, h)
 
     def test_tls_context(self) -> None:
-        own = ssl.create_default_context()
-        with self.assertRaisesRegex(TLSError, "load it into your SSLContext"):
-            tls_context(own, pem("client"))
-        default = tls_context(True)
+        default = asyncget.tls_context(True)
         self.assertEqual((default.verify_mode, default.check_hostname), (ssl.CERT_REQUIRED, True))
-        only = tls_context(pem("ca"))  # takes the store's place: CVE-2016-9015
+        only = asyncget.tls_context(pem("ca"))  # takes the store's place: CVE-2016-9015
         self.assertEqual(len(only.get_ca_certs()), 1)
         locked = (pem("client"), pem("encrypted_key"))
-        for cert in (locked, (*locked, "wrong-secret"), [*locked, b"wrong-secret"], (*locked, 17),
-                     (None,), ("/none", "/none", "secret")):
-            with self.subTest(cert=cert), self.assertRaisesRegex(TLSError, "client cert") as caught:
-                tls_context(pem("ca"), cert)
-            self.assertEqual(caught.exception.exit_code, 58)
-            self.assertNotIn("secret", str(caught.exception))
-        tls_context(pem("ca"), (*locked, "secret"))
+        asyncget.tls_context(pem("ca"), (*locked, "secret"))
         with mock.patch.object(ssl.SSLContext, "load_cert_chain") as load:
-            tls_context(pem("ca"), pem("client"))
+            asyncget.tls_context(pem("ca"), pem("client"))
         self.assertIsNotNone(load.call_args[0][2])  # None: OpenSSL would ask on the terminal
-        for verify in ("/none", pem("key"), None, 7.5, "a\0b"):
-            with self.subTest(verify=verify), self.assertRaisesRegex(TLSError, "verify=") as caught:
-                tls_context(verify)
-            self.assertEqual(caught.exception.exit_code, 77)
+        rows: list[tuple[Any, Any, str, int]] = [
+            *((pem("ca"), cert, "client cert", 58) for cert in (
+                locked, (*locked, "wrong-secret"), [*locked, b"wrong-secret"], (*locked, 17),
+                (None,), ("/none", "/none", "secret"))),
+            *((verify, None, "verify=", 77) for verify in ("/none", pem("key"), None, 7.5, "a\0b")),
+            (ssl.create_default_context(), pem("client"), "load it into your SSLContext", 58)]
+        for verify, cert, said, code in rows:
+            with self.subTest(cert), self.assertRaisesRegex(TLSError, said) as caught:
+                asyncget.tls_context(verify, cert)
+            self.assertEqual(caught.exception.exit_code, code)
+            self.assertNotIn("secret", str(caught.exception))
 
     async def test_certificates(self) -> None:
         """CVE-2021-28363: what a proxy tunnels, is checked as well, and for the origin's name."""
-        own: Any = ssl.create_default_context(cafile=pem("ca"))
-        for name, host, good in [("leaf", "127.0.0.1", pem("ca")), ("leaf", "localhost", own),
-                                 ("self_signed", "localhost", pem("self_signed"))]:
-            async with origin(name) as server:
-                self.assertTrue((await asyncget.get(f"https://{host}:{server.port}/", verify=good)).ok)
+        strict: Any = ssl.create_default_context(cafile=pem("ca"))
+        strict.verify_flags |= ssl.VERIFY_X509_STRICT  # python/cpython#138193: as 3.13 has it
         rows: list[tuple[str, str, Any, str]] = [  # certificate, host, verify, complaint
+            ("leaf", "127.0.0.1", pem("ca"), ""), ("leaf", "localhost", strict, ""),
+            ("self_signed", "localhost", pem("self_signed"), ""),
             ("expired", "localhost", pem("ca"), r"expired \(after 0.\d\d s\)\Z"),
-            ("other", "localhost", pem("ca"),
-             r"Hostname mismatch.*'localhost'.* \(after 0.\d\d s\)\Z"),
+            ("other", "localhost", pem("ca"), r"Hostname mismatch.*localhost.* \(after 0.+ s\)\Z"),
             ("other", "127.0.0.1", pem("ca"), "IP address mismatch"),
             ("self_signed", "localhost", pem("ca"),
              f"self.signed certificate.*trusted are those in verify='{pem('ca')}'"),
-            ("leaf", "localhost", True, "SSL_CERT_FILE"),
-        ]
+            ("self_signed", "localhost", strict, "trusted are those in verify=<ssl.SSLContext"),
+            ("no_aki", "localhost", strict, "Missing Authority Key Identifier.*since Python 3.13.*"
+             "verify_flags &= ~ssl.VERIFY_X509_STRICT"),
+            ("leaf", "localhost", True, "SSL_CERT_FILE")]
         for name, host, verify, text in rows:
             async with origin(name) as server, proxy() as via, proxy(SocksProxy) as socks, \
                     Session() as session:
                 url = f"https://{host}:{server.port}/"
                 for way in (None, f"http://{via.url}", f"socks5h://{socks.url}"):
                     with self.subTest(name, host=host, way=way):
-                        with self.assertRaisesRegex(TLSError, f"certificate of {host}:{server.port}"
-                                                    f".*{way or ''}.*{text}") as caught:
-                            await session.get(url, verify=verify, proxy=way)
-                        self.assertEqual((caught.exception.exit_code, server.requests), (60, []))
-                        self.assertTrue((await session.get(url, verify=False, proxy=way)).ok)
+                        call = session.get(url, verify=verify, proxy=way)
+                        if text:
+                            said = f"certificate of {host}:{server.port}.*{way or ''}.*{text}"
+                            error = await self.raised(TLSError, call, said, exit_code=60)
+                            other = "trusted" if "Missing" in text else "STRICT"
+                            self.assertNotIn(other, str(error))
+                            self.assertEqual(server.requests, [])
+                            call = session.get(url, verify=False, proxy=way)
+                        self.assertEqual((await call).content, b"ok")
                         server.requests.clear()
-
-    async def test_strict_checks(self) -> None:
-        """python/cpython#138193: a CA that 3.12 took is refused by 3.13."""
-        strict = ssl.create_default_context(cafile=pem("ca"))
-        strict.verify_flags |= ssl.VERIFY_X509_STRICT
-        for name, said, not_said in (("no_aki", "Missing Authority Key Identifier.*since Python "
-                                      "3.13.*verify_flags &= ~ssl.VERIFY_X509_STRICT", "trusted"),
-                                     ("self_signed", "trusted are those in verify=<ssl.SSLContext", "STRICT")):
-            async with origin(name) as server:
-                with self.assertRaisesRegex(TLSError, said) as caught:
-                    await asyncget.get(f"https://localhost:{server.port}/", verify=strict)
-                self.assertNotIn(not_said, str(caught.exception))
 
     async def test_where_the_authorities_come_from(self) -> None:
         folder = self.empty_folder()
+        rows: list[tuple[dict[str, str], dict[str, Any], str]] = [  # environment, settings, error
+            ({"SSL_CERT_FILE": "/none/ca.pem", "SSL_CERT_DIR": "/"}, {},
+             re.escape("SSL_CERT_FILE (no such file) and SSL_CERT_DIR (/)")),
+            ({"SSL_CERT_FILE": pem("ca")}, {}, ""),
+            ({}, {"verify": folder}, f"verify='{folder}'; .* names that `openssl rehash` gives")]
+        if shutil.which("openssl"):
+            hashed = self.empty_folder()
+            shutil.copy(pem("ca"), os.path.join(hashed, "ca.pem"))
+            subprocess.run(["openssl", "rehash", hashed], check=True)
+            rows += [({}, {"verify": hashed}, ""), ({"SSL_CERT_DIR": hashed}, {}, "")]
         async with origin("leaf") as server:
-            url = f"https://localhost:{server.port}/"
-            with mock.patch.dict(os.environ, SSL_CERT_FILE="/none/ca.pem", SSL_CERT_DIR="/"):
-                with self.assertRaisesRegex(TLSError, re.escape(
-                        "SSL_CERT_FILE (no such file) and SSL_CERT_DIR (/)")):
-                    await asyncget.get(url)
-            with mock.patch.dict(os.environ, SSL_CERT_FILE=pem("ca")):
-                self.assertTrue((await asyncget.get(url)).ok)
-            with self.assertRaisesRegex(
-                    TLSError, f"verify='{folder}'; .* names that `openssl rehash` gives"):
-                await asyncget.get(url, verify=folder)
-            if shutil.which("openssl"):
-                shutil.copy(pem("ca"), os.path.join(folder, "ca.pem"))
-                subprocess.run(["openssl", "rehash", folder], check=True)
-                self.assertTrue((await asyncget.get(url, verify=folder)).ok)
-                with mock.patch.dict(os.environ, SSL_CERT_DIR=folder):
-                    self.assertTrue((await asyncget.get(url)).ok)
+            for environ, options, said in rows:
+                with self.subTest(environ, **options), mock.patch.dict(os.environ, environ):
+                    call = asyncget.get(f"https://localhost:{server.port}/", **options)
+                    if said:
+                        await self.raised(TLSError, call, said)
+                    else:
+                        self.assertTrue((await call).ok)
 
     async def test_name_asked_for_wherever_it_leads(self) -> None:
         """SNI and check are for the URL's host, by resolve, unix socket and tunnel alike."""
         names: list[str | None] = []
         path, context = os.path.join(self.empty_folder(), "s"), server_tls("other")
         context.sni_callback = lambda _, name, __: names.append(name)
-        async with scripted([READ, answer()], again=True, tls=context) as server, proxy() as via:
-            local = Server(([READ, answer(), LOOP],), True)
-            listener = await asyncio.start_unix_server(local.play, path, ssl=context)
+        async with origin(tls=context) as server, proxy() as via:
+            listener = await asyncio.start_unix_server(server.play, path, ssl=context)
             ways: list[dict[str, Any]] = [{"resolve": {f"*:{server.port}": "127.0.0.1"}},
-                                          {"unix_socket": path}, {"proxy": via.url}]
+                                          {"unix_socket": path, "proxy": "http://p.test"},
+                                          {"proxy": via.url}]
             for way in ways:
                 with self.subTest(way):
                     options = {"verify": pem("ca"), "headers": {"Host": "odd.test"}, **way}
-                    await asyncget.get(f"https://other.test:{server.port}/", **options)
-                    self.assertEqual(names.pop(), "other.test")
-                    await asyncget.get(f"https://other.test.:{server.port}/", **options)
-                    self.assertEqual(names.pop(), "other.test")  # RFC 6066 3
-                    with self.assertRaisesRegex(TLSError, "Hostname mismatch"):
-                        await asyncget.get(f"https://h.test:{server.port}/", **options)
+                    for dot in ("", "."):  # RFC 6066 3
+                        await asyncget.get(f"https://other.test{dot}:{server.port}/", **options)
+                        self.assertEqual(names.pop(), "other.test")
+                    await self.raised(TLSError, asyncget.get(
+                        f"https://h.test:{server.port}/", **options), "Hostname mismatch")
                     self.assertEqual(names.pop(), "h.test")
             listener.close()
 
@@ -3610,11 +3272,10 @@ class Section13AddressesAndTLS(AsyncCase):
                         {"proxy": via.url}, {"resolve": {url[8:]: "127.0.0.1"}}]
                     for way in ways:
                         with self.subTest(version, way=way):
-                            with self.assertRaisesRegex(TLSError, "other.test:.*cert=") as caught:
-                                await asyncget.get(url, verify=pem("ca"), **way)
-                            self.assertEqual(caught.exception.exit_code, 35)
-                            response = await asyncget.get(url, cert=cert, verify=pem("ca"), **way)
-                            self.assertEqual(response.content, b"ok")
+                            await self.raised(TLSError, asyncget.get(url, verify=pem("ca"), **way),
+                                              "other.test:.*cert=", exit_code=35)
+                            self.assertTrue((await asyncget.get(
+                                url, cert=cert, verify=pem("ca"), **way)).ok)
 
     async def test_errors_of_the_way(self) -> None:
         """Which hop, after how long, at which address, from which variable."""
@@ -3627,11 +3288,12 @@ class Section13AddressesAndTLS(AsyncCase):
              rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
             ({"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
              "to h.test:443 at 127.0.0.1: .*after 0"),
-            ({"unix_socket": "/none/s"}, ConnectError, 7,
-             "unix:/none/s: .*No such file.*after"),
+            ({"trust_env": False, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}}, ConnectError, 7,
+             "to h.test:443 .*'127.0.0.1'.*'127.0.0.2'"),
+            ({"unix_socket": "/none/s"}, ConnectError, 7, "unix:/none/s: .*No such file.*after"),
             ({"unix_socket": "/" + "x" * 200}, ConnectError, 7, "cannot connect"),
             ({"unix_socket": "a\0b"}, ConnectError, 7, "cannot connect"),
-            ({"proxy": None, "open_connection": nowhere}, ConnectError, 6,
+            ({"proxy": "", "open_connection": nowhere}, ConnectError, 6,
              "resolve 'h.test', for h.test:443: .*not known.*after"),
             ({"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
             ({"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
@@ -3640,14 +3302,25 @@ class Section13AddressesAndTLS(AsyncCase):
         for options, kind, code, text in rows:
             with self.subTest(options), mock.patch.dict(
                     os.environ, HTTPS_PROXY=f"http://127.0.0.1:{port}"):
-                with self.assertRaisesRegex(kind, text) as caught:
-                    await asyncget.get("https://h.test/", verify=pem("ca"), **options)
-                self.assertEqual((type(caught.exception), caught.exception.exit_code),
-                                 (kind, code))
+                call = asyncget.get("https://h.test/", verify=pem("ca"), **options)
+                error = await self.raised(kind, call, text, exit_code=code)
+                self.assertIs(type(error), kind)
+                if "127.0.0.1" in text:
+                    self.assertEqual(error.errno, errno.ECONNREFUSED)
+        with mock.patch.dict(os.environ, http_proxy="socks4://p", all_proxy="socks5://p.test",
+                             no_proxy="no.test"):
+            await self.raised(ProxyError, asyncget.get("http://h"), "http_proxy: proxies are")
+            call = asyncget.get("https://h", timeout=0.05, open_connection=never)
+            await self.raised(TimedOut, call, "no connection within 0.05 s: proxy "
+                              r"socks5://p.test:1080 \(from all_pr")
+            call = asyncget.get("http://no.test", open_connection=nowhere)
+            await self.raised(ConnectError, call, "resolve 'no.test', for no.test:80:")
+            call = asyncget.get("http://no.test", open_connection=nowhere, proxy="p")
+            await self.raised(ConnectError, call, "resolve 'p', for proxy")
         with mock.patch.object(asyncio, "open_unix_connection"):
             del asyncio.open_unix_connection  # as on Windows
-            with self.assertRaisesRegex(ConnectError, "no unix sockets"):
-                await asyncget.get("http://h.test/", unix_socket="/x")
+            await self.raised(ConnectError, asyncget.get("http://h.test/", unix_socket="/x"),
+                              "no unix sockets")
 
     # ---- the README's examples of open_connection=
 
@@ -3659,14 +3332,14 @@ class Section13AddressesAndTLS(AsyncCase):
                 self.assertEqual((await session.get(url)).text, "hello")
         self.assertEqual(re.findall(rb"GET (\S+)", double.asked), [b"/x", b"/y", b"/z"])
         cut = recipe("Answering")(answer(b"hello")[:-1])
-        with self.assertRaises(IncompleteBody):
-            await asyncget.get("http://h.test/", open_connection=cut.open_connection)
+        await self.raised(IncompleteBody, asyncget.get(
+            "http://h.test/", open_connection=cut.open_connection))
 
     @with_readme
     async def test_at_a_unix_socket(self) -> None:
-        folder = self.empty_folder()
         for name, tls in (("http", None), ("https", server_tls("other"))):
-            path, server = os.path.join(folder, name), Server(([READ, answer(b"daemon")],), True)
+            path = os.path.join(self.empty_folder(), "s")
+            server = Server(([READ, answer(b"daemon")],), True)
             listener = await asyncio.start_unix_server(server.play, path, ssl=tls)
             response = await asyncget.get(f"{name}://other.test/v1", verify=pem("ca"),
                                           open_connection=recipe("at_unix_socket")(path))
@@ -3675,30 +3348,28 @@ class Section13AddressesAndTLS(AsyncCase):
 
     @with_readme
     async def test_public_addresses_alone(self) -> None:
-        loop, open_public = asyncio.get_running_loop(), recipe("open_public")
-        for address in ("127.0.0.1", "10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254",
-                        "0.0.0.0", "224.0.0.1", "::1", "fe80::1", "fd00::1", "::ffff:127.0.0.1",
-                        "64:ff9b::10.0.0.1"):
-            found = [(2, 1, 6, "", (one, 80)) for one in ("1.1.1.1", address)]
-            with self.subTest(address), mock.patch.object(
-                    loop, "getaddrinfo", mock.AsyncMock(return_value=found)):
-                with self.assertRaisesRegex(ConnectError, "h.test is at .* is not public"):
-                    await asyncget.get("http://h.test/", open_connection=open_public)
+        real, open_public = asyncio.open_connection, recipe("open_public")
+        at: list[str] = []
+
+        async def look_up(host: str, *_: Any, **__: Any) -> Any:
+            return [(2, 1, 6, "", (one, 80)) for one in (at if host == "h.test" else [host])]
+
+        async def to_server(host: str, port: int, **options: Any) -> Any:
+            self.assertEqual(host, "1.1.1.1")  # what was checked, not the name
+            return await real("127.0.0.1", server.port, **options)
+
         async with scripted([READ, redirect("http://127.0.0.1:9/")]) as server:
-            real = asyncio.open_connection
-
-            async def to_server(host: str, port: int, **options: Any) -> Any:
-                self.assertEqual(host, "1.1.1.1")  # what was checked, not the name
-                return await real("127.0.0.1", server.port, **options)
-
-            async def look_up(host: str, *_: Any, **__: Any) -> Any:
-                return [(2, 1, 6, "", ("1.1.1.1" if host == "h.test" else host, 80))]
-
-            with mock.patch.object(asyncio, "open_connection", to_server), mock.patch.object(
-                    loop, "getaddrinfo", look_up):
-                with self.assertRaisesRegex(ConnectError, "127.0.0.1 is at 127.0.0.1"):
-                    await asyncget.get("http://h.test/", open_connection=open_public)
-            self.assertEqual(len(server.requests), 1)  # the redirect was refused
+            with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo", look_up), \
+                    mock.patch.object(asyncio, "open_connection", to_server):
+                for address in ("127.0.0.1", "10.0.0.1", "192.168.1.1", "172.16.0.1",
+                                "169.254.169.254", "0.0.0.0", "224.0.0.1", "::1", "fe80::1",
+                                "fd00::1", "::ffff:127.0.0.1", "64:ff9b::10.0.0.1", ""):
+                    at[:] = ["1.1.1.1", address] if address else ["1.1.1.1"]
+                    said = "h.test is at .* not public" if address else "127.0.0.1 is at 127.0.0.1"
+                    with self.subTest(address):
+                        call = asyncget.get("http://h.test/", open_connection=open_public)
+                        await self.raised(ConnectError, call, said)
+                        self.assertEqual(len(server.requests), not address)  # that redirects
 
 
 # ---- 14. Proxies
@@ -3708,123 +3379,79 @@ class Section14Proxies(AsyncCase):
 
     def test_no_proxy_table(self) -> None:
         """The superset of what clients agree on."""
-        x, ip, six = "http://x.corp.test", "http://127.0.0.1:8080", "https://[fd00::1]"
-        rows: list[tuple[str, bool, list[str]]] = [  # URL, whether it goes straight there, NO_PROXY
-            (x, True, ["CORP.TEST", "foo, corp.test", ".corp.test", "*.corp.test", "test", "*",
-                       "foo,*", "foo corp.test",           # blanks, as in libproxy and Go
-                       ".x.corp.test",                     # leading dot, the host itself
-                       "x.corp.test.",                     # the dot of the root, on either side
-                       "*.corp.test:80"]),                 # the port that is not written
-            (x, False, ["", ",, ,", ".", "corp", "y.x.corp.test", "x.corp.test:81",
-                        "orp.test",                        # no dot boundary (bpo-39057)
-                        "x.*.test",                        # no wildcard but the first label
-                        "0.0.0.0/0",                       # names are not looked up
-                        "10.0.0.0/99, [, ], :, :80, a:b, " + "9" * 5000]),
-            ("http://corp.test", True, ["*.corp.test"]),
-            ("http://x.corp.test.", True, ["x.corp.test"]),
-            ("https://x.corp.test", True, ["x.corp.test:443"]),
-            ("https://x.corp.test", False, ["x.corp.test:80"]),
-            (ip, True, ["127.0.0.1", "127.0.0.1:8080", "*:8080", "0.0.0.0/0",
-                        "127.0.0.1/8"]),                   # CIDR, with host bits set
-            (ip, False, ["127.0.0.1:80", "10.0.0.0/8", "::/0",
-                         "0.0.1"]),                        # no suffixes of addresses
-            ("http://10.1.2.3", True, ["10.0.0.0/8:80"]),
-            (six, True, ["*,foo", "fd00::/8", "[fd00::1]",
-                         "FD00:0::1",                      # compared as addresses
-                         "[fd00::1]:443"]),                # the scheme's own port
-            (six, False, ["[fd00::1]:80"]),
-            ("http://[::1]", True, ["::1"]),               # undici #5623
-        ]
-        for url, direct, exempting in rows:
-            for no_proxy in exempting:
-                with self.subTest(no_proxy=no_proxy[:60], url=url):
-                    self.assertIs(asyncget.bypasses_proxy(no_proxy, parse_url(url).origin), direct)
+        rows: list[tuple[str, list[str], list[str]]] = [  # URL, exempt by these, and not by those
+            ("http://x.corp.test", [
+                "CORP.TEST", "foo, corp.test", ".corp.test", "*.corp.test", "test", "*", "foo,*",
+                "foo corp.test",                   # blanks, as in libproxy and Go
+                ".x.corp.test", "x.corp.test.",    # the host itself; the root's dot, on either side
+                "*.corp.test:80"], [               # the port that is not written
+                "", ",, ,", ".", "corp", "y.x.corp.test", "x.corp.test:81",
+                "orp.test", "x.*.test",            # no dot boundary (bpo-39057), no such wildcard
+                "0.0.0.0/0",                       # names are not looked up
+                "10.0.0.0/99, [, ], :, :80, a:b, " + "9" * 5000]),
+            ("http://corp.test", ["*.corp.test"], []), ("http://x.corp.test.", ["x.corp.test"], []),
+            ("https://x.corp.test", ["x.corp.test:443"], ["x.corp.test:80"]),
+            ("http://127.0.0.1:8080", [
+                "127.0.0.1", "127.0.0.1:8080", "*:8080", "0.0.0.0/0", "127.0.0.1/8"], [
+                "127.0.0.1:80", "10.0.0.0/8", "::/0", "0.0.1"]),  # no suffixes of addresses
+            ("http://10.1.2.3", ["10.0.0.0/8:80"], []),
+            ("http://[::1]", ["::1"], []),  # undici #5623
+            ("https://[fd00::1]", ["*,foo", "fd00::/8", "[fd00::1]", "FD00:0::1", "[fd00::1]:443"],
+             ["[fd00::1]:80"])]
+        for url, exempt, other in rows:
+            for no_proxy in exempt + other:
+                self.assertIs(asyncget.bypasses_proxy(no_proxy, parse_url(url).origin),
+                              no_proxy in exempt, (no_proxy[:60], url))
 
     def test_choose_proxy(self) -> None:
         http, https = "http://p:1 (from http_proxy)", "http://p:1 (from https_proxy)"
         both = ["http://p:1 (from all_proxy)"] * 2
-        rows: list[tuple[dict[str, str], Sequence[str | None]]] = [  # for http, for https
-            ({}, (None, None)),
-            ({"http_proxy": "p:1"}, (http, None)),
-            ({"https_proxy": "http://p:1"}, (None, https)),
-            ({"HTTP_PROXY": "p:1"}, (http, None)),
-            ({"HTTPS_PROXY": "p:1"}, (None, https)),
-            ({"http_proxy": "p:1", "HTTP_PROXY": "q:1"}, (http, None)),
-            ({"HTTP_PROXY": "q:1", "REQUEST_METHOD": "GET", "ALL_PROXY": "p:1"}, both),  # httpoxy
-            ({"http_proxy": "p:1", "REQUEST_METHOD": "GET"}, (http, None)),
-            ({"HTTPS_PROXY": "p:1", "REQUEST_METHOD": "GET"}, (None, https)),
-            ({"all_proxy": "socks5h://q", "https_proxy": "p:1"},
-             ("socks5h://q:1080 (from all_proxy)", https)),
-            ({"all_proxy": "p:1", "https_proxy": ""}, both),     # as curl has it
-            ({"http_proxy": "", "HTTP_PROXY": "p:1"}, (None, None)),
-            ({"all_proxy": "p:1", "NO_PROXY": "h.test"}, (None, None)),
-            ({"all_proxy": "p:1", "NO_PROXY": "h.test", "no_proxy": ""}, both),
-            ({"all_proxy": "p:1", "no_proxy": "x", "NO_PROXY": "*"}, both),
-            ({"all_proxy": "p:1", "no_proxy": "h.test:80"}, (None, both[1])),
-        ]
+        rows: list[tuple[str, Sequence[str | None]]] = [  # environment; for http, for https
+            ("", (None, None)), ("http_proxy=p:1", (http, None)), ("HTTP_PROXY=p:1", (http, None)),
+            ("https_proxy=http://p:1", (None, https)),
+            ("HTTPS_PROXY=p:1 REQUEST_METHOD=GET", (None, https)),
+            ("http_proxy=p:1 HTTP_PROXY=q:1", (http, None)),
+            ("http_proxy= HTTP_PROXY=p:1", (None, None)),
+            ("http_proxy=p:1 REQUEST_METHOD=GET", (http, None)),
+            ("HTTP_PROXY=q:1 REQUEST_METHOD=GET ALL_PROXY=p:1", both),  # httpoxy
+            ("all_proxy=socks5h://q https_proxy=p:1", ("socks5h://q:1080 (from all_proxy)", https)),
+            ("all_proxy=p:1 https_proxy=", both),  # as curl has it
+            ("all_proxy=p:1 NO_PROXY=h.test", (None, None)),
+            ("all_proxy=p:1 NO_PROXY=h.test no_proxy=", both),
+            ("all_proxy=p:1 no_proxy=x NO_PROXY=*", both),
+            ("all_proxy=p:1 no_proxy=h.test:80", (None, both[1]))]
         origins = Origin("http", "h.test", 80), Origin("https", "h.test", 443)
-        for environ, expected in rows:
-            with self.subTest(environ=environ), mock.patch.dict(os.environ, environ, clear=True):
+        for text, expected in rows:
+            environ = dict(pair.split("=") for pair in text.split())
+            with mock.patch.dict(os.environ, environ, clear=True):
                 found = [chosen and str(chosen) for chosen in map(choose_proxy, origins)]
-                self.assertEqual(found, [*expected])
-        with mock.patch.dict(os.environ, clear=True), mock.patch(
-                "urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), mock.patch(
-                "urllib.request.proxy_bypass", lambda host: host == "inside.test"), mock.patch(
-                "sys.platform", "darwin"):
+                self.assertEqual(found, [*expected], text)
+        with mock.patch.dict(os.environ, clear=True), mock.patch("sys.platform", "darwin"), \
+                mock.patch("urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), \
+                mock.patch("urllib.request.proxy_bypass", lambda host: host == "inside.test"):
             self.assertEqual(str(choose_proxy(origins[1])),
                              "http://mac:8080 (from the system's settings)")
-            self.assertIsNone(choose_proxy(Origin("https", "inside.test", 443)))
-            self.assertIsNone(choose_proxy(origins[0]))
+            for straight in (origins[0], Origin("https", "inside.test", 443)):
+                self.assertIsNone(choose_proxy(straight))
             os.environ["ALL_PROXY"] = "p:1"
             self.assertEqual(str(choose_proxy(origins[1])), both[1])
 
     def test_parse_proxy(self) -> None:
-        self.alike(lambda text: tuple(parse_proxy(text, "x"))[:4], [
-            ("p", ("http", "p", 80, "")),
-            ("HTTP://P:3128/", ("http", "p", 3128, "")),
-            ("http://p:3128?x", ("http", "p", 3128, "")),
-            ("https://p", ("https", "p", 443, "")),
-            ("https://p:80", ("https", "p", 80, "")),
-            ("socks5://p", ("socks5", "p", 1080, "")),
-            ("socks5h://me:a%40b@[::1]:9", ("socks5h", "::1", 9, "me:a%40b")),
-            ("me:pw@10.0.0.1:1", ("http", "10.0.0.1", 1, "me:pw")),
-            ("http://bücher.test", ("http", "xn--bcher-kva.test", 80, "")),
-        ])
-        self.assertEqual(parse_proxy("p", "x").source, "x")
+        self.alike(lambda text: tuple(parse_proxy(text, "x")), [
+            ("p", ("http", "p", 80, "", "x")), ("HTTP://P:3128/", ("http", "p", 3128, "", "x")),
+            ("http://p:3128?x", ("http", "p", 3128, "", "x")),
+            ("https://p", ("https", "p", 443, "", "x")),
+            ("https://p:80", ("https", "p", 80, "", "x")),
+            ("socks5://p", ("socks5", "p", 1080, "", "x")),
+            ("socks5h://me:a%40b@[::1]:9", ("socks5h", "::1", 9, "me:a%40b", "x")),
+            ("me:pw@10.0.0.1:1", ("http", "10.0.0.1", 1, "me:pw", "x")),
+            ("http://bücher.test", ("http", "xn--bcher-kva.test", 80, "", "x"))])
         for text in ("socks4://me:secret@p", "ftp://p", "me:secret://se@cret@p", "", "http://",
                      "http://me:secret@p:99999", "http://me:sec/ret@p:1", "p q", "http://p\n:1",
                      "http://me:se cret@p"):
             with self.subTest(text), self.assertRaisesRegex(ProxyError, "^http_proxy: ") as caught:
                 parse_proxy(text, "http_proxy")  # fails closed: never a direct connection
             self.assertNotIn("cret", str(caught.exception))
-        for name in ("Proxy-Authorization", "Upgrade", "Expect"):
-            with self.subTest(name), self.assertRaises(InvalidHeader) as refused:
-                Session(headers={name: "secret"})  # callers do not speak to the proxy
-            self.assertNotIn("secret", str(refused.exception))
-
-    async def test_proxies_from_the_environment(self) -> None:
-        async with origin() as server, origin("leaf") as secure, proxy() as one, proxy() as two:
-            http, https = f"http://localhost:{server.port}/", f"https://localhost:{secure.port}/"
-            environ = {"http_proxy": one.url, "HTTPS_PROXY": two.url}
-            rows: list[tuple[dict[str, Any], dict[str, str], tuple[int, int]]] = [
-                ({}, {}, (1, 1)),
-                ({"trust_env": False}, {}, (0, 0)),
-                ({"proxy": None}, {}, (0, 0)),
-                ({"proxy": ""}, {}, (0, 0)),
-                ({}, {"NO_PROXY": f"localhost:{server.port}"}, (0, 1)),
-                ({"proxy": one.url}, {"no_proxy": "*"}, (2, 0)),
-            ]
-            for options, more, expected in rows:
-                with self.subTest(options, more=more), mock.patch.dict(
-                        os.environ, {**environ, **more}):
-                    one.requests.clear()
-                    two.requests.clear()
-                    for url in (http, https):
-                        self.assertTrue((await asyncget.get(url, verify=pem("ca"), **options)).ok)
-                    self.assertEqual((len(one.requests), len(two.requests)), expected)
-            with mock.patch.dict(os.environ, http_proxy="socks4://p"), self.assertRaisesRegex(
-                    ProxyError, "http_proxy: proxies are"):
-                await asyncget.get(http)  # fails closed
 
     # ---- what it is told
 
@@ -3838,17 +3465,16 @@ class Section14Proxies(AsyncCase):
                 await session.get("http://h.test:8080")  # a port that is not the scheme's own
             for head, target, host in zip(server.requests, ("h.test/a%2Fb?q=1", "h.test:8080/"),
                                           ("h.test", "h.test:8080")):
-                with self.subTest(userinfo, target=target):
-                    self.assertEqual(head.decode(), f"GET http://{target} HTTP/1.1\r\nHost: {host}"
-                                     f"\r\nAccept: */*\r\nUser-Agent: x\r\n{extra}\r\n")
+                self.assertEqual(head.decode(), f"GET http://{target} HTTP/1.1\r\nHost: {host}"
+                                 f"\r\nAccept: */*\r\nUser-Agent: x\r\n{extra}\r\n")
 
     async def test_tunnel(self) -> None:
         """What is for the proxy, and what for the origin; and the tunnel is kept."""
         agent = f"User-Agent: asyncget/{asyncget.__version__}\r\n"
-        for userinfo, extra in (("", ""),
-                                ("me:pw@", f"Proxy-Authorization: {basic('me', 'pw')}\r\n")):
+        told = f"Proxy-Authorization: {basic('me', 'pw')}\r\n"
+        for userinfo, extra in (("", ""), ("me:pw@", told)):
             async with origin("other") as server, proxy() as via, Session(
-                    proxy=userinfo + via.url, verify=pem("ca"), cookies={"a": "b"},
+                    proxy=userinfo + via.url, verify=pem("ca"), cookies={"a": "b"}, timeout=None,
                     headers={"X-Own": "1", "User-Agent": "mine"}) as session:
                 for reused in (False, True):
                     response = await session.get(f"https://u:p@other.test:{server.port}/x")
@@ -3856,132 +3482,93 @@ class Section14Proxies(AsyncCase):
                 self.assertEqual([head.decode() for head in via.requests],
                                  [f"CONNECT other.test:{server.port} HTTP/1.1\r\n"
                                   f"Host: other.test:{server.port}\r\n{agent}{extra}\r\n"])
-                self.assertEqual(server.targets(), ["/x"] * 2)
-                self.assertEqual(field(server.requests[0], "proxy-authorization"), [])
-                self.assertEqual(field(server.requests[0], "authorization"), [basic("u", "p")])
+                for head in server.requests:
+                    self.assertEqual(field(head, "proxy-authorization"), [])
+                    self.assertEqual(field(head, "authorization"), [basic("u", "p")])
         async with scripted([READ, answer(b"", status="403 No")], again=True) as server:
             for url, target in (("https://h.test/", "h.test:443"), ("https://[::1]/", "[::1]:443")):
-                with self.assertRaises(ProxyError):  # the port stands there always
-                    await asyncget.get(url, proxy=server.url, verify=pem("ca"))
-                self.assertEqual(server.targets().pop(), target)
+                await self.raised(ProxyError, asyncget.get(url, proxy=server.url))
+                self.assertEqual(server.targets().pop(), target)  # the port stands there always
 
     async def test_tunnel_of_a_fussy_proxy(self) -> None:
         """RFC 9110 9.3.6: length and coding of a 2xx to CONNECT mean nothing; 1xx may precede."""
-        async with origin("other") as server, proxy() as via:
+        async with origin("other") as server, proxy() as via, Session(
+                proxy=via.url, verify=pem("ca")) as session:
+            url = f"https://other.test:{server.port}/"
             for head in (b"HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n",
                          b"HTTP/1.1 299\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
                          b"HTTP/1.1 100 C\r\n\r\n" * 3 + OPENED, b"HTTP/1.1 200\nX: 1\n\n"):
                 with self.subTest(head):
                     via.established = head
-                    response = await asyncget.get(f"https://other.test:{server.port}/",
-                                                  proxy=via.url, verify=pem("ca"))
+                    response = await session.get(url, headers={"Connection": "close"})
                     self.assertEqual(response.content, b"ok")
             via.established = OPENED + answer(b"slipped in")  # CVE-2021-22947
-            error = await error_of(asyncget.get(f"https://other.test:{server.port}/",
-                                                proxy=via.url, verify=pem("ca")))
-        self.assertEqual((type(error), error.exit_code), (ProxyError, 56))
-        self.assertIn("before the tunnel was in use", str(error))
+            await self.raised(ProxyError, session.get(url), "before the tunnel was", exit_code=56)
+            self.assertEqual(via.connections, 5)
 
-    async def test_tunnel_refused(self) -> None:
+    async def test_refusals(self) -> None:
+        """What a proxy says is told, short and printable; a password is not."""
         html = b"<html><style></style>\n<head><title>ERROR: blocked</title></head>\n"
-        hello = [OPENED, 0.02]
-        broken: dict[str, type[ConnectError]] = {
-            "plain answer": TLSError, "reset later": TLSError, "closed": ConnectError,
-            "closed at once": ConnectError}
-        rows: list[tuple[str, list[Any], str]] = [
-            ("407", [answer(b"no ticket\nmore", status="407 Proxy Authentication Required")],
+        ok, asked, me = b"\x05\x00", [3, b"\x05\x00", 13], "me:s3cret@"
+        tunnels: list[tuple[str, list[Any], str]] = [  # user and password, answer to CONNECT, text
+            ("", [answer(b"no ticket\nmore", status="407 Proxy Authentication Required")],
              r"refused a tunnel to h.test:443: 407 Proxy Authentication Required \(user and password "
              r"in its URL are wanted; it asks for ''\); it says b'no ticket more' \(after 0.\d\d"),
-            ("407 all the same", [answer(b"", "Proxy-Authenticate: NTLM", "Proxy-Authenticate: "
-                                         "Negotiate abc", status="407 x")],
+            (me, [answer(b"", "Proxy-Authenticate: NTLM", "Proxy-Authenticate: Negotiate abc",
+                         status="407 x")],
              r"407 x \(user and password in its URL were refused; it asks for 'NTLM, Nego"),
-            ("401 all the same", [answer(b"", status="401 x")],
-             r"401 x \(user and password in its URL were refused"),
-            ("body", [b"HTTP/1.1 403 No\r\n\r\n\n  because \r\n"], "says b'because'"),
-            ("HTML", [answer(html, status="403 x")], "says b'ERROR: blocked'"),
-            ("chunked", [b"HTTP/1.1 502 x\r\nTransfer-Encoding: chunked\r\n\r\n"
-                         b"3\r\nabc\r\n0\r\n\r\n"],
+            (me, [answer(b"", status="401 x")], r"401 x \(user and password in its URL were ref"),
+            ("", [b"HTTP/1.1 403 No\r\n\r\n\n  because \r\n"], "says b'because'"),
+            ("", [answer(html, status="403 x")], "says b'ERROR: blocked'"),
+            ("", [b"HTTP/1.1 502 x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"],
              "502 x; it says b'3 abc 0'"),
-            ("no body", [answer(b"", status="503 Busy")], r"503 Busy \(after"),
-            ("body never comes", [b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n"], "403 No"),
-            ("escapes", [answer(b"\x1b[2Jx", status="403 \x9b31m")], r"x1b\[2Jx"),
-            ("redirect", [answer(b"", "Location: http://evil.test/", status="302 Found")], "302"),
-            ("garbage", [b"SSH-2.0-OpenSSH\r\n"], "did not answer CONNECT h.test:443: not an HTTP"),
-            ("half a head", [b"HTTP/1.1 200 OK\r\nX: ", CLOSE], "ended inside the head"),
-            ("no answer", [CLOSE], "did not answer CONNECT.*empty reply"),
-            ("reset", [RESET], "closed the connection"),
-            ("101", [b"HTTP/1.1 101 x\r\n\r\n"], "101"),
-            ("interim for ever", [b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20], "interim"),
-            ("endless head", [b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000], "head"),
-            ("plain answer", [*hello, answer()], "after.*no TLS is spoken"),
-            ("closed", [*hello, CLOSE], "handshake with h.test:443"),
-            ("closed at once", [OPENED, CLOSE], "handshake"),
-            ("reset later", [*hello, RESET], "handshake with h.test:443 through proxy"),
-        ]
-        for name, steps, text in rows:
-            with self.subTest(name):
-                async with scripted([READ, *steps]) as server, Session(
-                        proxy="me:s3cret@" * ("all the same" in name) + server.url[7:],
-                        verify=pem("ca")) as session:
-                    with self.assertRaisesRegex(broken.get(name, ProxyError), text) as caught:
-                        await session.get("https://h.test/")
-                    self.assertIn(f"proxy {server.url} (from proxy=)", str(caught.exception))
-                    self.assertNotIn("s3cret", str(caught.exception))
-                    self.assertTrue(str(caught.exception).isprintable())
-                    self.assertEqual(caught.exception.url, "https://h.test/")
+            ("", [answer(b"", status="503 Busy")], r"503 Busy \(after"),
+            ("", [b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n"], "403 No"),  # nor does it come
+            ("", [answer(b"\x1b[2Jx", status="403 \x9b31m")], r"x1b\[2Jx"),
+            ("", [answer(b"", "Location: http://evil.test/", status="302 Found")], "302"),
+            ("", [b"SSH-2.0-OpenSSH\r\n"], "did not answer CONNECT h.test:443: not an HTTP"),
+            ("", [b"HTTP/1.1 200 OK\r\nX: ", CLOSE], "ended inside the head"),
+            ("", [CLOSE], "did not answer CONNECT.*empty reply"),
+            ("", [RESET], "closed the connection"), ("", [b"HTTP/1.1 101 x\r\n\r\n"], "101"),
+            ("", [b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20], "interim"),
+            ("", [b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000], "head")]
+        later: list[tuple[list[Any], type[ConnectError], str]] = [  # behind the answer to CONNECT
+            ([0.02, answer()], TLSError, "after.*no TLS is spoken"),
+            ([0.02, CLOSE], ConnectError, "handshake with h.test:443"),
+            ([CLOSE], ConnectError, "handshake"),
+            ([0.02, RESET], TLSError, "handshake with h.test:443 through proxy")]
+        socks: list[tuple[str, list[Any], str]] = [
+            ("", [3, b"\x05\xff"], "wants credentials that are not in its URL"),
+            ("", [3, b"\x05\x02"], "wants credentials"),
+            (me, [4, b"\x05\x01"], "wants credentials"),
+            (f"me:{'s' * 256}@", [4, b"\x05\x02", CLOSE], "more than 255 bytes"),
+            (me, [4, b"\x05\x02", 11, b"\x01\x01"], "refused the user and password in its URL"),
+            ("", [3, b"HTTP/1.1 400 Bad Request\r\n\r\n"], r"no SOCKS5 proxy.*b'HT'"),
+            ("", [3, ok, b"HTTP/1.1 400"], "cannot connect to h.test:80: reply 84"),
+            ("", [*asked, b"\x05\x00\x00\x09\0\0", CLOSE], "closed"),             # an odd address
+            *(("", [*steps, CLOSE], "closed the connection") for steps in (    # cut somewhere
+                [3, b"\x05"], [*asked, b"\x05\x00\x00"], [*asked, b"\x05\x00\x00\x03\x05abc"])),
+            *(("", [*asked, b"\x05\x05\x00\x00", end], "refused") for end in (CLOSE, RESET)),
+            *(("", [*asked, b"\x05%c\0\1\0\0\0\0\0\0" % number], f"connect to h.test:80: {text}")
+              for number, text in enumerate([
+                  "general failure", "not allowed", "network unreachable", "host unreachable",
+                  "connection refused", "expired", "command not", "address type", "reply 9"], 1))]
+        rows: list[tuple[str, str, list[Any], Any, str, dict[str, int]]] = [
+            *(("http", me, [READ, *steps], ProxyError, text, {}) for me, steps, text in tunnels),
+            *(("http", "", [READ, OPENED, *steps], kind, text, {}) for steps, kind, text in later),
+            *(("socks5h", me, steps, ProxyError, text, {"exit_code": 97})
+              for me, steps, text in socks)]
+        for scheme, user, steps, kind, text, code in rows:
+            url = "https://h.test/" if scheme == "http" else "http://h.test/"
+            async with scripted(steps) as server, Session(
+                    proxy=f"{scheme}://{user}{server.url[7:]}", verify=pem("ca")) as session:
+                with self.subTest(text, steps=steps):
+                    error = await self.raised(kind, session.get(url), text, url=url, **code)
+                    self.assertIn(f"proxy {scheme}://{server.url[7:]} (from proxy=)", str(error))
+                    self.assertIn("(after 0.", str(error))
+                    self.assertNotIn("s3cret", str(error))
+                    self.assertTrue(str(error).isprintable())
                     self.assertEqual((count(session), server.connections), ((0, 0, 0), 1))
-                    await until(lambda: not server.open)
-
-    async def test_silence_in_each_phase(self) -> None:
-        socks = ("socks5h", "http", "answer of the proxy", "h.test:80 through proxy socks5h:")
-        rows: list[tuple[list[Any], tuple[str, str, str, str]]] = [
-            ([], ("http", "https", "answer of the proxy", "h.test:443 through proxy http:")),
-            ([READ, b"HTTP/1.1 2"], ("http", "https", "answer of the proxy", "through proxy")),
-            ([READ, OPENED], ("http", "https", "TLS handshake", "h.test:443 through proxy http:")),
-            ([READ], ("http", "http", "response head", "h.test:80 through proxy")),
-            ([], socks), ([3, b"\x05"], socks), ([3, b"\x05\x00"], socks),
-            ([3, b"\x05\x00", 13, b"\x05\x00\x00\x01"], socks)]
-        for steps, (kind, scheme, phase, where) in rows:
-            for limit in ("timeout", "deadline") if kind == "http" else ("timeout",):
-                with self.subTest(phase, steps=steps, limit=limit):
-                    options: dict[str, Any] = {limit: 0.05, "verify": pem("ca")}
-                    with beside(steps) as (url, _):
-                        call = asyncget.get(f"{scheme}://h.test/", proxy=kind + url[4:], **options)
-                        error = await self.raised(
-                            TimedOut, call, f"no {phase}.* within 0.05 s.*{where}")
-                    self.assertEqual((error.phase, error.exit_code), (phase, 28))
-        with mock.patch.dict(os.environ, all_proxy="socks5://p.test"):
-            call = asyncget.get("http://h.test/", timeout=0.05, open_connection=never)
-            await self.raised(TimedOut, call, r"no connection within 0.05 s: proxy "
-                              r"socks5://p.test:1080 \(from all_pr")
-
-    async def test_each_phase_has_its_own_time(self) -> None:
-        async with scripted([READ, 0.1, OPENED]) as slow:
-            begun = time.monotonic()
-            error = await self.raised(TimedOut, asyncget.get(
-                "https://h.test/", proxy=slow.url, verify=pem("ca"), timeout=0.2))
-            self.assertEqual(error.phase, "TLS handshake")
-            self.assertGreater(time.monotonic() - begun, 0.29)
-        async with origin("other") as server, proxy() as via:
-            self.assertTrue((await asyncget.get(f"https://other.test:{server.port}/", proxy=via.url,
-                                                verify=pem("ca"), timeout=None)).ok)
-
-    async def test_cancelled_or_closed_in_each_phase(self) -> None:
-        for steps, closed in itertools.product(
-                ([], [READ, b"HTTP"], [READ, OPENED]), (False, True)):
-            with self.subTest(steps, closed=closed):
-                async with scripted(steps) as server, Session(
-                        proxy=server.url, verify=pem("ca")) as session:
-                    task = asyncio.ensure_future(session.get("https://h.test/", timeout=1))
-                    await until(lambda: server.connections)
-                    await asyncio.sleep(0.02)
-                    if closed:
-                        await asyncio.wait_for(session.close(), 1)
-                    else:
-                        task.cancel()
-                    await self.raised(AsyncGetError if closed else asyncio.CancelledError, task)
-                    if not closed:
-                        self.assertEqual(count(session), (0, 0, 0))
                     await until(lambda: not server.open)
 
     # ---- TLS to the proxy
@@ -3992,21 +3579,19 @@ class Section14Proxies(AsyncCase):
             response = await asyncget.get(url, proxy=f"https://me:pw@{via.url}", verify=pem("ca"))
             self.assertEqual(response.content, b"ok")
             self.assertIn(basic("me", "pw"), field(via.requests[0], "proxy-authorization"))
-            with self.assertRaisesRegex(TLSError, "certificate of proxy https://127.*refused"):
-                await asyncget.get(url, proxy=f"https://{via.url}")
+            await self.raised(TLSError, asyncget.get(url, proxy=f"https://{via.url}"),
+                              "certificate of proxy https://127.*refused")
         async with proxy(tls=server_tls("other")) as via:
-            with self.assertRaisesRegex(TLSError, "of proxy .*address mismatch") as caught:
-                await asyncget.get("http://h.test/", proxy=f"https://{via.url}", verify=pem("ca"))
-            self.assertEqual((caught.exception.exit_code, via.requests), (60, []))
-
-    async def test_plain_proxy_taken_for_https(self) -> None:
-        with beside(*[[1, b"HTTP/1.1 400 Bad Request\r\n\r\n", CLOSE]] * 2) as (url, _):
-            wrong = url.replace("http", "https")
+            call = asyncget.get("http://h.test/", proxy=f"https://{via.url}", verify=pem("ca"))
+            await self.raised(TLSError, call, "of proxy .*address mismatch", exit_code=60)
+            self.assertEqual(via.requests, [])
+        async with scripted([1, b"HTTP/1.1 400 Bad Request\r\n\r\n", CLOSE], again=True) as plain:
+            wrong = plain.url.replace("http", "https")
             for asked, hop in (("http://h.test/", rf"proxy {wrong} \(from http_proxy\)"),
                                (wrong, wrong[8:])):
                 with self.subTest(asked), mock.patch.dict(os.environ, http_proxy=wrong):
-                    with self.assertRaisesRegex(TLSError, f"with {hop}.*begin with http://"):
-                        await asyncget.get(asked, verify=pem("ca"))  # a common slip
+                    await self.raised(TLSError, asyncget.get(asked, verify=pem("ca")),
+                                      f"with {hop}.*begin with http://")
 
     async def test_tls_in_tls(self) -> None:
         loop = asyncio.get_running_loop()
@@ -4026,16 +3611,16 @@ class Section14Proxies(AsyncCase):
                 response = await session.get(url)
                 self.assertEqual((response.content, response.timing.reused), (b"ok", reused))
             self.assertEqual(len(via.requests), 1)
-            with self.assertRaisesRegex(TLSError, "certificate of h.test:.* through proxy https"):
-                await session.get(f"https://h.test:{server.port}/")
+            await self.raised(TLSError, session.get(f"https://h.test:{server.port}/"),
+                              "certificate of h.test:.* through proxy https")
             for version in TLS_VERSIONS:
                 with demanding(version) as (url, _):
                     url = url.replace("127.0.0.1", "other.test")
                     await self.raised(TLSError, session.get(url), "other.test:.*cert=")
             for end in (CLOSE, CUT, RESET):
                 async with scripted([READ, answer()[:-1], end], tls=server_tls("other")) as cut:
-                    with self.assertRaises(IncompleteBody):
-                        await session.get(f"https://other.test:{cut.port}/")
+                    url = f"https://other.test:{cut.port}/"
+                    await self.raised(IncompleteBody, session.get(url))
 
             class Spoiling(HTTPProxy):
                 """What is no TLS, and the end, right behind the origin's part of the handshake."""
@@ -4055,192 +3640,110 @@ class Section14Proxies(AsyncCase):
                 for _ in range(2):  # its place is free again
                     await self.raised((TLSError, IncompleteBody), session.get(url))
                 self.assertEqual(count(session), (0, 0, 0))
-        with self.assertRaises(TimedOut):
-            async with scripted([READ, OPENED], tls=server_tls()) as mute:
-                await asyncget.get("https://h.test/", proxy=mute.url, verify=pem("ca"), timeout=0.1)
+        async with scripted([READ, OPENED], tls=server_tls()) as mute:
+            await self.raised(TimedOut, asyncget.get(
+                "https://h.test/", proxy=mute.url, verify=pem("ca"), timeout=0.1))
 
     async def test_client_certificate_is_the_origins(self) -> None:
         """A proxy that asks for a certificate does not get the one meant for the origin."""
-        asking = server_tls(client_ca=True)
+        asking, wanting, seen = server_tls(client_ca=True), server_tls("other", client_ca=True), []
         asking.verify_mode = ssl.CERT_OPTIONAL
-        seen = []
 
         class Asking(HTTPProxy):
             async def steps(self, script: Script, reader: Any, writer: Any) -> None:
                 seen.append(writer.get_extra_info("peercert"))
                 await super().steps(script, reader, writer)
 
-        wanting = server_tls("other", client_ca=True)
         async with scripted([READ, answer(), LOOP], again=True, tls=wanting) as server, \
                 origin() as plain, proxy(Asking, asking) as via:
             for url in (f"http://h.test:{plain.port}/", f"https://other.test:{server.port}/"):
                 if TLS_IN_TLS or url.startswith("http:"):
-                    self.assertTrue((await asyncget.get(
-                        url, proxy=f"https://{via.url}", verify=pem("ca"),
-                        cert=(pem("client"), pem("key")))).ok)
-        self.assertTrue(seen)
-        self.assertFalse(any(seen))
+                    self.assertTrue((await asyncget.get(url, proxy=f"https://{via.url}", verify=pem(
+                        "ca"), cert=(pem("client"), pem("key")))).ok)
+        self.assertEqual({bool(certificate) for certificate in seen}, {False})
 
     # ---- SOCKS5 (RFC 1928, RFC 1929)
 
     async def test_socks_bytes(self) -> None:
         async with origin() as server, proxy(SocksProxy) as via:
-            port = server.port.to_bytes(2, "big")
-            local = b"\x01\x7f\x00\x00\x01"
-            rows = [  # scheme, host in the URL, resolve, address in the SOCKS request
-                ("socks5h", "h.test", None, b"\x03\x06h.test"),
-                ("socks5h", "127.0.0.1", None, local),
-                ("socks5h", "[::1]", None, b"\x04" + bytes(15) + b"\x01"),
-                ("socks5", "h.test", "127.0.0.1", local),
-                ("socks5", "h.test", "127.0.0.1,::1", local),  # of a list, the first
-                ("socks5h", "h.test", "10.9.9.9", b"\x03\x06h.test"),  # the proxy's to resolve
-            ]
-            for scheme, host, address, expected in rows:
-                with self.subTest(scheme=scheme, host=host):
-                    resolve = {f"*:{server.port}": address} if address else None
-                    response = await asyncget.get(f"http://{host}:{server.port}/x", resolve=resolve,
-                                                  proxy=f"{scheme}://{via.url}")
-                    self.assertEqual(response.content, b"ok")
-                    self.assertEqual(via.requests, [b"\x05\x01\x00",
-                                                    b"\x05\x01\x00" + expected + port])
-                    self.assertTrue(server.requests.pop().startswith(b"GET /x HTTP/1.1\r\nHost: "))
-                    via.requests.clear()
+            url, port = f"http://h.test:{server.port}/", server.port.to_bytes(2, "big")
+            local, name, hello = b"\x01\x7f\x00\x00\x01", b"\x03\x06h.test", b"\x05\x01\x00"
+            for scheme, host, address, expected in [  # host in the URL, resolve, what is asked for
+                    ("socks5h", "h.test", "", name), ("socks5h", "127.0.0.1", "", local),
+                    ("socks5h", "[::1]", "", b"\x04" + bytes(15) + b"\x01"),
+                    ("socks5", "h.test", "127.0.0.1", local),
+                    ("socks5", "h.test", "127.0.0.1,::1", local),  # of a list, the first
+                    ("socks5h", "h.test", "10.9.9.9", name)]:      # the proxy's to resolve
+                resolve = {f"*:{server.port}": address} if address else None
+                response = await asyncget.get(f"http://{host}:{server.port}/x", resolve=resolve,
+                                              proxy=f"{scheme}://{via.url}")
+                self.assertEqual(response.content, b"ok")
+                self.assertEqual(via.requests, [hello, hello + expected + port])
+                self.assertTrue(server.requests.pop().startswith(b"GET /x HTTP/1.1\r\nHost: "))
+                via.requests.clear()
             via.login = True
-            url = f"http://h.test:{server.port}/"
             await asyncget.get(url, proxy=f"socks5h://m%40e:p%C3%A4ss@{via.url}")
-            self.assertEqual(via.requests[:2],
-                             [b"\x05\x02\x00\x02", b"\x01\x03m@e\x05p\xc3\xa4ss"])
+            self.assertEqual(via.requests[:2], [b"\x05\x02\x00\x02", b"\x01\x03m@e\x05p\xc3\xa4ss"])
             via.login = False  # none wanted, none given
-            via.requests.clear()
             await asyncget.get(url, proxy=f"socks5h://me:pw@{via.url}")
-            self.assertEqual(len(via.requests), 2)
+            self.assertEqual(len(via.requests), 5)
             self.assertEqual(field(server.requests[-1], "proxy-authorization"), [])
 
     async def test_name_resolved_here(self) -> None:
-        loop = asyncio.get_running_loop()
-
         async def opened(host: str, port: int, **_: Any) -> Any:
             return await asyncio.open_connection(sock=socket.create_connection((host, port)))
 
         async with origin() as server, proxy(SocksProxy) as via, Session(
                 proxy=f"socks5://{via.url}", open_connection=opened) as session:
-            with mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(
-                    return_value=[(2, 1, 6, "", ("127.0.0.7", 0))])) as look_up:
+            with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo") as look_up:
+                found = [(2, 1, 6, "", ("127.0.0.7", 0))]
+                look_up.side_effect = [found, socket.gaierror(-2, "none")]
                 await session.get(f"http://h.test:{server.port}/")
-            self.assertEqual(look_up.call_args_list[0][0][0], "h.test")
-            self.assertEqual(via.requests[1][3:8], b"\x01\x7f\x00\x00\x07")
-            with mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(
-                    side_effect=socket.gaierror(-2, "not known"))):
-                with self.assertRaisesRegex(ConnectError, "resolve 'h.test', for h.test:80 through "
-                                                          "proxy socks5://.*not known") as caught:
-                    await session.get("http://h.test/")
-            self.assertEqual((type(caught.exception), caught.exception.exit_code),
-                             (ConnectError, 6))
-
-    async def test_socks_refusals(self) -> None:
-        ok, reply = b"\x05\x00", b"\x00\x01\0\0\0\0\0\0"
-        rows: list[tuple[str, str, list[Any], str]] = [
-            ("no method", "", [3, b"\x05\xff"], "wants credentials that are not in its URL"),
-            ("password wanted", "", [3, b"\x05\x02"], "wants credentials"),
-            ("another way wanted", "me:pw@", [4, b"\x05\x01"], "wants credentials"),
-            ("long password", f"me:{'s' * 256}@", [4, b"\x05\x02", CLOSE], "more than 255 bytes"),
-            ("wrong password", "me:pw@", [4, b"\x05\x02", 7, b"\x01\x01"],
-             "refused the user and password in its URL"),
-            ("HTTP", "", [3, b"HTTP/1.1 400 Bad Request\r\n\r\n"], r"no SOCKS5 proxy.*b'HT'"),
-            ("HTTP later", "", [3, ok, b"HTTP/1.1 400"], "cannot connect to h.test:80: reply 84"),
-            ("odd address", "", [3, ok, 13, b"\x05\x00\x00\x09\0\0", CLOSE], "closed"),
-            ("cut in the method", "", [3, b"\x05", CLOSE], "closed the connection"),
-            ("cut in the answer", "", [3, ok, 13, b"\x05\x00\x00", CLOSE], "closed the connection"),
-            ("cut in the address", "", [3, ok, 13, b"\x05\x00\x00\x03\x05abc", CLOSE], "closed"),
-            ("short refusal", "", [3, ok, 13, b"\x05\x05\x00\x00", CLOSE], "refused"),
-        ]
-        texts = ["general failure", "not allowed", "network unreachable", "host unreachable",
-                 "connection refused", "expired", "command not", "address type", "reply 9"]
-        rows += [(text, "", [3, ok, 13, b"\x05%c" % number + reply],
-                  "cannot connect to h.test:80: " + text)
-                 for number, text in enumerate(texts, 1)]
-        for name, userinfo, script, text in rows:
-            with self.subTest(name):
-                with beside(script) as (url, _):
-                    async with Session(proxy=f"socks5h://{userinfo}{url[7:]}") as session:
-                        error = await self.raised(ProxyError, session.get("http://h.test/"), text)
-                        self.assertIn(f"proxy socks5h://{url[7:]} (from proxy=)", str(error))
-                        self.assertIn("(after 0.", str(error))
-                        self.assertEqual(error.exit_code, 97)
-                        self.assertEqual(count(session), (0, 0, 0))
+                self.assertEqual(look_up.call_args_list[0][0][0], "h.test")
+                self.assertEqual(via.requests[1][3:8], b"\x01\x7f\x00\x00\x07")
+                error = await self.raised(
+                    ConnectError, session.get("http://h.test/"), "resolve 'h.test', for h.test:80 "
+                    "through proxy socks5://.*none", exit_code=6)
+                self.assertIs(type(error), ConnectError)
 
     # ---- who may share a connection
 
+    async def each_its_own(self, url: str, ways: list[dict[str, Any]]) -> None:
+        """Check that no two ways share a connection, and that each is used again."""
+        async with Session() as session:
+            for expected, way in itertools.product((False, True), ways):
+                self.assertIs((await session.get(url, **way)).timing.reused, expected, way)
+            self.assertEqual(count(session), (len(ways), len(ways), 0))
+            if url.startswith("https"):
+                for through in (ways[0], ways[-1]):  # no stranger's trust is inherited
+                    with self.assertRaises(TLSError):
+                        await session.get(url, proxy=through.get("proxy"))
+
     async def test_same_host_by_other_ways(self) -> None:
         async with origin() as server, proxy() as one, proxy() as two, proxy(SocksProxy) as socks:
-            local, url = Server(([READ, answer(), LOOP],), True), f"http://localhost:{server.port}/"
-            paths = [os.path.join(self.empty_folder(), name) for name in "ab"]
+            local, folder = Server(([READ, answer(), LOOP],), True), self.empty_folder()
+            paths = [os.path.join(folder, name) for name in "ab"]
             listeners = [await asyncio.start_unix_server(local.play, path) for path in paths]
-            ways: list[dict[str, Any]] = [
+            await self.each_its_own(f"http://localhost:{server.port}/", [
                 {}, {"resolve": {f"*:{server.port}": "127.0.0.1"}},
-                *({"unix_socket": path} for path in paths),
-                {"proxy": one.url}, {"proxy": "me:pw@" + one.url}, {"proxy": "me:PW@" + one.url},
-                {"proxy": two.url}, {"proxy": f"socks5://{socks.url}"},
-                {"proxy": f"socks5h://{socks.url}"}, {"proxy": f"socks5h://me:pw@{socks.url}"},
-            ]
-            async with Session() as session:
-                for expected in (False, True):  # each its own, and each its own again
-                    for way in ways:
-                        with self.subTest(way, again=expected):
-                            response = await session.get(url, **way)
-                            self.assertIs(response.timing.reused, expected)
-                self.assertEqual(count(session), (len(ways), len(ways), 0))
+                *({"unix_socket": path} for path in paths), *({"proxy": way} for way in (
+                    one.url, "me:pw@" + one.url, "me:PW@" + one.url, two.url,
+                    f"socks5://{socks.url}", f"socks5h://{socks.url}",
+                    f"socks5h://me:pw@{socks.url}"))])
             for listener in listeners:
                 listener.close()
 
     async def test_same_host_with_other_tls(self) -> None:
         """CVE-2024-35195, CVE-2022-27782, CVE-2026-54275: the context's identity is the key."""
-        contexts = [ssl.create_default_context(cafile=pem("ca")) for _ in range(2)]
+        contexts: list[Any] = [ssl.create_default_context(cafile=pem("ca")) for _ in range(2)]
+        cert = pem("client")
+        certs: list[Any] = [(cert, pem("key")), (cert, pem("encrypted_key"), "secret")]
         ways: list[dict[str, Any]] = [
-            {"verify": False}, {"verify": pem("ca")}, {"verify": contexts[0]},
-            {"verify": contexts[1]}, {"verify": pem("ca"), "cert": (pem("client"), pem("key"))},
-            {"verify": pem("ca"), "cert": (pem("client"), pem("encrypted_key"), "secret")}]
-        async with origin("leaf") as server, proxy() as via, Session() as session:
-            url = f"https://localhost:{server.port}/"
-            for through in ({}, {"proxy": via.url}):
-                for expected in (False, True):
-                    for way in ways:
-                        with self.subTest(way, again=expected, through=through):
-                            response = await session.get(url, **way, **through)
-                            self.assertIs(response.timing.reused, expected)
-                with self.assertRaises(TLSError):  # no stranger's trust is inherited
-                    await session.get(url, **through)
-
-    async def test_origins_by_one_proxy(self) -> None:
-        """GHSA-hm92-r4w5-c3mj: a tunnel is to one origin."""
-        async with origin("leaf", b"a") as a, origin("leaf", b"b") as b, origin() as plain, \
-                proxy() as via, Session(proxy=via.url, verify=pem("ca")) as session:
-            for url, body in ((f"https://localhost:{a.port}/", b"a"),
-                              (f"https://127.0.0.1:{a.port}/", b"a"),
-                              (f"https://localhost:{b.port}/", b"b"),
-                              (f"http://localhost:{plain.port}/", b"ok")) * 2:
-                self.assertEqual((await session.get(url)).content, body)
-            self.assertEqual((via.connections, len(via.requests)), (4, 5))
-
-    async def test_idle_tunnel_that_speaks(self) -> None:
-        """CVE-2026-6733, in a tunnel."""
-        stray = [READ, answer(b"1"), 0.02, answer(b"stray")]
-        async with scripted(stray, [READ, answer(b"2")], tls=server_tls()) as server:
-            async with proxy() as via, Session(proxy=via.url, verify=pem("ca")) as session:
-                url = f"https://localhost:{server.port}/"
-                self.assertEqual((await session.get(url)).content, b"1")
-                await asyncio.sleep(0.1)
-                self.assertEqual((await session.get(url)).content, b"2")
-
-    async def test_refused_tunnel_is_handed_to_nobody(self) -> None:
-        """A waiting request for the same origin must not get the plain connection."""
-        no = [READ, answer(b"no", status="403 x"), READ, HOLD]
-        async with scripted(no, again=True) as via, Session(
-                proxy=via.url, limit=1, verify=pem("ca")) as session:
-            outcomes = await session.get_all(["https://h.test/"] * 5, return_exceptions=True)
-            self.assertEqual([type(outcome) for outcome in outcomes], [ProxyError] * 5)
-            self.assertEqual([head[:8] for head in via.requests], [b"CONNECT "] * 5)
-
+            *({"verify": verify} for verify in (False, pem("ca"), *contexts)),
+            *({"verify": pem("ca"), "cert": cert} for cert in certs)]
+        async with origin("leaf") as server, proxy() as via:
+            await self.each_its_own(f"https://localhost:{server.port}/", [
+                *ways, *({**way, "proxy": via.url} for way in ways)])
 
 # ---- 15. Cookies: RFC 6265bis section 5, rule by rule
 
@@ -4267,113 +3770,95 @@ class Section15Cookies(Section):
         """6265bis 5.1.1 and RFC 9110 5.6.7."""
         nov = 784_111_777.0
         self.alike(asyncget.parse_date, [
-            ("Sun, 06 Nov 1994 08:49:37 GMT", nov),          # IMF-fixdate
-            ("Sunday, 06-Nov-94 08:49:37 GMT", nov),         # RFC 850
-            ("Sun Nov  6 08:49:37 1994", nov),               # asctime
+            ("Sun, 06 Nov 1994 08:49:37 GMT", nov), ("Sunday, 06-Nov-94 08:49:37 GMT", nov),
+            ("Sun Nov  6 08:49:37 1994", nov), ("\t06\"NOv'94~08:49:37", nov),
             ("1994y November 6th 8:49:37x", nov),            # any order; letters may follow digits
-            ("\t06\"NOv'94~08:49:37", nov),
             ("Sun, 06 Nov 1994 08:49:37 +0200", nov),        # a zone is not looked at
-            ("Wed, 31 Dec 1969 23:59:59 GMT", -1.0),
-            ("1 Jan 1601 00:00:00", -11_644_473_600.0),
-            ("31 Dec 9999 23:59:59", 253_402_300_799.0),
-            ("1 Jan 70 0:0:0", 0.0),                         # two digits of a year
-            ("1 Jan 00 0:0:0", 946_684_800.0),
+            ("Wed, 31 Dec 1969 23:59:59 GMT", -1.0), ("1 Jan 1601 00:00:00", -11_644_473_600.0),
+            ("31 Dec 9999 23:59:59", 253_402_300_799.0), ("29 Feb 2024 0:0:0", 1_709_164_800.0),
+            ("1 Jan 70 0:0:0", 0.0), ("1 Jan 00 0:0:0", 946_684_800.0),  # two digits of a year
             ("1 Jan 069 0:0:0", 3_124_224_000.0),            # 2*4DIGIT
-            ("29 Feb 2024 0:0:0", 1_709_164_800.0),
             ("1 02 03 Jan 0:0:0", 1_009_843_200.0),          # the first that fits counts
-            ("1 Jan Feb 2024 0:0:0", 1_704_067_200.0),
-            *((text, None) for text in (
+            ("1 Jan Feb 2024 0:0:0", 1_704_067_200.0), *((text, None) for text in (
                 "31 Dec 1600 23:59:59", "31 Dec 10000 23:59:59", "1 Jan 100 0:0:0",
-                "29 Feb 2023 0:0:0", "0 Jan 2024 0:0:0", "1 Jan 2024 24:00:00", "1 Jan 2024 23:59:60",
-                "1 Jan 2024 1:2:345", "001 Jan 2024 0:0:0",  # a time-field, a day have two digits
-                "1 2 3 Jan 4 0:0:0", "1 Jan 0:0:0", "1 Jan 2024",
-                "1 ſep 2024 0:0:0", "\u0661 Jan 2024 0:0:0",  # these are no letters, no digits
-                "", "soon", "0", ":::", "\udcff")),
-        ])
+                "29 Feb 2023 0:0:0", "0 Jan 2024 0:0:0", "1 Jan 2024 24:00:00",
+                "1 Jan 2024 23:59:60", "1 Jan 2024 1:2:345",
+                "001 Jan 2024 0:0:0",                        # a time-field, a day have two digits
+                "1 2 3 Jan 4 0:0:0", "1 Jan 0:0:0", "1 Jan 2024", "", "soon", "0", ":::", "\udcff",
+                "1 ſep 2024 0:0:0", "\u0661 Jan 2024 0:0:0"))])  # no letters, no digits
 
     # ---- one Set-Cookie
 
     def check_set(self, url: str, rows: Iterable[tuple[str, object]], *names: str) -> None:
         """Check what becomes of Set-Cookie lines, by these fields of the cookie."""
         for line, expected in rows:
-            with self.subTest(url=url, line=line[:80]):
-                cookie = asyncget.parse_set_cookie(line, parse_url(url), NOW)
-                got = cookie and tuple(getattr(cookie, name) for name in names)
-                self.assertEqual(got[0] if got and len(names) == 1 else got, expected)
+            cookie = asyncget.parse_set_cookie(line, parse_url(url), NOW)
+            got = cookie and tuple(getattr(cookie, name) for name in names)
+            self.assertEqual(got[0] if got and len(names) == 1 else got, expected, (url, line[:80]))
 
     def test_name_and_value(self) -> None:
         """6265bis 5.6 steps 1 to 5, 5.7 steps 2 to 4."""
         most = asyncget.MAX_COOKIE_BYTES
         self.check_set("http://h.test/", [
-            (" \ta b\t = x y \t", ("a b", "x y")),
-            ("a==b=c, d", ("a", "=b=c, d")),
-            ('a="q;r"', ("a", '"q')),                         # quotes mean nothing
-            ("a=%0d%0aY:2", ("a", "%0d%0aY:2")),             # CVE-2026-9679: nor do percents
-            ("a=", ("a", "")),
-            ("=1", ("", "1")),
-            ("  1 ; Path=/", ("", "1")),                     # no "=": a value
+            (" \ta b\t = x y \t", ("a b", "x y")), ("a==b=c, d", ("a", "=b=c, d")),
+            ('a="q;r"', ("a", '"q')),
+            ("a=%0d%0aY:2", ("a", "%0d%0aY:2")),  # CVE-2026-9679: as it is
+            ("a=", ("a", "")), ("=1", ("", "1")), ("  1 ; Path=/", ("", "1")),  # no "=": a value
             ("a\u00a0=\u00a01", ("a\u00a0", "\u00a01")),     # no blank of ours
             ("a=\u00e9\udcff\tx", ("a", "\u00e9\udcff\tx")),
             *((f"a=x{chr(i)}y", None) for i in [*range(9), *range(10, 32), 127]),
-            ("a\0b=1", None), ("a=1; Path=/\x01", None), ("a=1; Foo=\n", None),
-            ("", None), ("=", None), (" = ; Path=/", None), ("; a=1", None),
-            ("a=" + "x" * (most - 1), ("a", "x" * (most - 1))), ("a=" + "x" * most, None),
-            ("a=" + "\u00e9" * 2047, ("a", "\u00e9" * 2047)),  # octets count
-            ("a=" + "\u00e9" * 2048, None), ("a=" + "\udcff" * most, None),
-            ("x" * most, ("", "x" * most)), ("x" * (most + 1), None),
-        ], "name", "value")
+            *((line, None) for line in (
+                "a\0b=1", "a=1; Path=/\x01", "a=1; Foo=\n", "", "=", " = ; Path=/", "; a=1",
+                "a=" + "x" * most, "a=" + "\u00e9" * 2048, "a=" + "\udcff" * most,
+                "x" * (most + 1))),  # octets count
+            *((f"a={value}", ("a", value)) for value in ("x" * (most - 1), "\u00e9" * 2047)),
+            ("x" * most, ("", "x" * most))], "name", "value")
 
     def test_when_it_ends(self) -> None:
         """6265bis 5.6.1, 5.6.2, 5.5, 5.7 step 6."""
-        date = "Tue, 14 Nov 2023 22:14:20 GMT"
-        self.check_set("http://h.test/", [
-            ("a=1", None),
-            (f"a=1; eXPIRES = {date} ", MINUTE),
-            ("a=1; Expires=Wed, 21 Oct 2099 07:28:00 GMT", FAR),
-            ("a=1; Expires=Mon, 01 Jan 1900 00:00:00 GMT", -2_208_988_800.0),
-            ("a=1; Expires=soon", None), ("a=1; Expires", None),
-            (f"a=1; Expires={date}; Expires=soon", None),     # the last counts, as in browsers
-            (f"a=1; Expires=1 Jan 1970 0:0:0; Expires={date}", MINUTE),
-            ("a=1; Expires=" + " " * 1012 + date, MINUTE),    # blanks around are no part of it
-            ("a=1; Expires=" + "x " * 600 + date, None),      # more than 1024 octets
-            ("a=1; MAX-AGE= 060 ", MINUTE),
-            ("a=1; Max-Age=60; Expires=1 Jan 1970 0:0:0", MINUTE),
-            (f"a=1; Max-Age=x; Expires={date}", MINUTE),
-            ("a=1; Max-Age=0", NOW), ("a=1; Max-Age=-1", NOW - 1),
-            ("a=1; Max-Age=" + "9" * 1024, FAR), ("a=1; Max-Age=-" + "9" * 1023, float("-inf")),
-            ("a=1; Max-Age=" + "9" * 1025, None),
-            ("a=1; Max-Age=1; Max-Age=60", MINUTE), ("a=1; Max-Age=60; Max-Age=x", None),
-            *((f"a=1; Max-Age={age}", None) for age in
-              ("", "1x", "+1", "1.5", "1e3", "-", "- 1", "\u0661", "0x1", "1_0")),
-        ], "expires")
+        date, past = "Tue, 14 Nov 2023 22:14:20 GMT", "1 Jan 1970 0:0:0"
+        self.check_set("http://h.test/", [("a=1" + text, expected) for text, expected in (
+            ("", None), (f"; eXPIRES = {date} ", MINUTE),
+            ("; Expires=Wed, 21 Oct 2099 07:28:00 GMT", FAR),
+            ("; Expires=Mon, 01 Jan 1900 00:00:00 GMT", -2_208_988_800.0), ("; Expires=soon", None),
+            ("; Expires", None),
+            (f"; Expires={date}; Expires=soon", None),        # the last counts, as in browsers
+            (f"; Expires={past}; Expires={date}", MINUTE),
+            ("; Expires=" + " " * 1012 + date, MINUTE),       # blanks around are no part of it
+            ("; Expires=" + "x " * 600 + date, None),         # more than 1024 octets
+            ("; MAX-AGE= 060 ", MINUTE), (f"; Max-Age=60; Expires={past}", MINUTE),
+            (f"; Max-Age=x; Expires={date}", MINUTE), ("; Max-Age=0", NOW),
+            ("; Max-Age=-1", NOW - 1), ("; Max-Age=" + "9" * 1024, FAR),
+            ("; Max-Age=-" + "9" * 1023, float("-inf")), ("; Max-Age=1; Max-Age=60", MINUTE),
+            ("; Max-Age=60; Max-Age=x", None), *((f"; Max-Age={age}", None) for age in (
+                "9" * 1025, "", "1x", "+1", "1.5", "1e3", "-", "- 1", "\u0661", "0x1",
+                "1_0")))], "expires")
 
     def test_domain(self) -> None:
         """6265bis 5.6.3, 5.1.3, 5.7 steps 8 to 10: (domain, host-only)."""
-        host_only = ("www.h.test", True)
-        self.check_set("http://www.h.test/", [
-            *((f"a=1{text}", host_only) for text in ("", "; Domain=", "; Domain", "; Domain=.")),
-            ("a=1; domain = .H.TEST ", ("h.test", False)),
-            ("a=1; Domain=www.h.test", ("www.h.test", False)),
-            ("a=1; Domain=h.test; Domain=", host_only),
-            ("a=1; Domain=x.test; Domain=h.test", ("h.test", False)),
-            ("a=1; Domain=h.test; Domain=x.test", None),      # the last counts
-            *((f"a=1; Domain={domain}", None) for domain in (
-                "test", "test.", "com", "x.test", "a.www.h.test", "ww.h.test", "..h.test", "h.test.",
-                "h test", "h.test:80", "http://h.test", "h.t\u00e9st", "\udcff.h.test", "*.h.test",
-                "[", "]", "[]", ":")),
-            (f"a=1; Domain={'x' * 1025}", host_only),         # ignored with its 1025 octets
-            (f"a=1; Domain={'x' * 1024}", None),
-        ], "domain", "host_only")
+        host_only, wide = ("www.h.test", True), ("h.test", False)
+        self.check_set("http://www.h.test/", [("a=1" + text, expected) for text, expected in (
+            *((text, host_only) for text in (
+                "", "; Domain=", "; Domain", "; Domain=.", "; Domain=h.test; Domain=",
+                f"; Domain={'x' * 1025}")),                   # ignored with its 1025 octets
+            ("; domain = .H.TEST ", wide), ("; Domain=www.h.test", ("www.h.test", False)),
+            ("; Domain=x.test; Domain=h.test", wide),
+            ("; Domain=h.test; Domain=x.test", None),  # the last
+            *((f"; Domain={domain}", None) for domain in (
+                "test", "test.", "com", "x.test", "a.www.h.test", "ww.h.test", "..h.test",
+                "h.test.", "h test", "h.test:80", "http://h.test", "h.t\u00e9st", "\udcff.h.test",
+                "*.h.test", "[", "]", "[]", ":", "x" * 1024)))], "domain", "host_only")
         for host, domain, kept in (
-            ("10.0.0.1", "10.0.0.1", True), ("10.0.0.1", "0.0.1", False), ("[::1]", "::1", True),
-            ("[::1]", "[::1]", False), ("[::1]", "::2", False), ("localhost", ".LocalHost", True),
-            ("x.localhost", "localhost", False), ("com", "com", True), ("a.com.", "com.", False),
-            ("h.test.", "h.test.", True), ("h.test.", "h.test", False), ("www.b.co.uk", "co.uk", False),
-            ("www.b.co.uk", "b.co.uk", True), ("co.uk", "co.uk", True), ("www.co.com", "co.com", True),
-            ("a.h.uk", "h.uk", True), ("a.co.ukx", "co.ukx", True),
-            ("www.xn--bcher-kva.example", "b\u00fccher.example", False),  # no ASCII
-            ("www.xn--bcher-kva.example", ".XN--BCHER-KVA.example", True),
-        ):
+                ("10.0.0.1", "10.0.0.1", True), ("10.0.0.1", "0.0.1", False),
+                ("[::1]", "::1", True), ("[::1]", "[::1]", False), ("[::1]", "::2", False),
+                ("localhost", ".LocalHost", True), ("x.localhost", "localhost", False),
+                ("com", "com", True), ("a.com.", "com.", False), ("h.test.", "h.test.", True),
+                ("h.test.", "h.test", False), ("www.b.co.uk", "co.uk", False),
+                ("www.b.co.uk", "b.co.uk", True), ("co.uk", "co.uk", True),
+                ("www.co.com", "co.com", True), ("a.h.uk", "h.uk", True),
+                ("a.co.ukx", "co.ukx", True),
+                ("www.xn--bcher-kva.example", "b\u00fccher.example", False),  # no ASCII
+                ("www.xn--bcher-kva.example", ".XN--BCHER-KVA.example", True)):
             expected = (domain.lower().removeprefix("."), False) if kept else None
             self.check_set(f"http://{host}/", [(f"a=1; Domain={domain}", expected)],
                            "domain", "host_only")
@@ -4381,29 +3866,26 @@ class Section15Cookies(Section):
     def test_path(self) -> None:
         """6265bis 5.6.4 and 5.1.4."""
         self.check_set("http://h.test/dir/page?q=/a/b", [
-            ("a=1", "/dir"), ("a=1; Path=", "/dir"), ("a=1; Path", "/dir"), ("a=1; Path=x", "/dir"),
-            ('a=1; Path="/"', "/dir"), ("a=1; PATH = /x y/ ", "/x y/"),
-            ("a=1; Path=/a; Path=/b", "/b"), ("a=1; Path=/a; Path=b", "/dir"),
-            ("a=1; Path=/" + "x" * 1023, "/" + "x" * 1023), ("a=1; Path=/" + "x" * 1024, "/dir"),
-            ("a=1; Path=/a; Path=/" + "x" * 1024, "/a"),
-        ], "path")
-        for target, expected in (("/", "/"), ("/a", "/"), ("/a/", "/a"), ("/a/b", "/a"), ("/?/b", "/"),
-                                 ("//a", "/"), ("/a//b", "/a/")):
+            *((line, "/dir") for line in ("a=1", "a=1; Path=", "a=1; Path", "a=1; Path=x",
+                                          'a=1; Path="/"', "a=1; Path=/a; Path=b",
+                                          "a=1; Path=/" + "x" * 1024)),
+            ("a=1; PATH = /x y/ ", "/x y/"), ("a=1; Path=/a; Path=/b", "/b"),
+            ("a=1; Path=/" + "x" * 1023, "/" + "x" * 1023),
+            ("a=1; Path=/a; Path=/" + "x" * 1024, "/a")], "path")
+        for target, expected in (("/", "/"), ("/a", "/"), ("/a/", "/a"), ("/a/b", "/a"),
+                                 ("/?/b", "/"), ("//a", "/"), ("/a//b", "/a/")):
             self.check_set("http://h.test" + target, [("a=1", expected)], "path")
 
     def test_flags(self) -> None:
         """6265bis 5.6.5, 5.6.6, 5.7 step 12: Secure, HttpOnly, and what is unknown."""
         rows: list[tuple[str, object]] = [
             ("a=1; httponly=no;;; ;", (False, True)), ("a=1; Secured; XHttpOnly", (False, False)),
-            ("a=1; SameSite=Strict; Partitioned; =; =x", (False, False))]
+            ("a=1; SameSite=Strict; Partitioned; =; =x", (False, False)),
+            ("a=1; Secure=" + "x" * 1025, (False, False))]    # too long
         secure = ["a=1; Secure", "a=1; sECURE=false", "a=1; Secure=" + "x" * 1024]
-        too_long = "a=1; Secure=" + "x" * 1025
-        self.check_set("http://h.test/", [
-            *rows, (too_long, (False, False)), *((line, None) for line in secure)],
-            "secure", "http_only")
-        self.check_set("https://h.test/", [*rows, *((line, (True, False)) for line in secure)],
-                       "secure", "http_only")
-        self.check_set("http://localhost/", [(secure[0], None)])
+        for url in ("http://h.test/", "http://localhost/", "https://h.test/"):
+            got = (True, False) if url.startswith("https") else None
+            self.check_set(url, [*rows, *((line, got) for line in secure)], "secure", "http_only")
 
     def test_prefixes(self) -> None:
         """6265bis 4.1.3 and 5.7 steps 20 to 22."""
@@ -4413,38 +3895,35 @@ class Section15Cookies(Section):
                "__Host-a=1; Secure; Path=/x", "__Host-a=1; Secure; Path=/; Domain=h.test",
                "=__Host-a=1; Secure; Path=/", "__Host-; Secure; Path=/", "=__SECURE-a=1; Secure"]
         for line in good + bad:
-            with self.subTest(line):
-                cookie = asyncget.parse_set_cookie(line, parse_url("https://h.test/d/"), NOW)
-                self.assertEqual(cookie is not None, line in good)
+            cookie = asyncget.parse_set_cookie(line, parse_url("https://h.test/d/"), NOW)
+            self.assertEqual(cookie is not None, line in good, line)
 
     # ---- the jar, as servers fill it
 
     def test_round_trips(self) -> None:
         """6265bis 5.8.3: (set by, Set-Cookie, where it is sent, and where not)."""
-        for setter, line, good, bad in (
-            ("http://a.test", "x=1", ["https://a.test:81"],              # neither port nor scheme
-             ["http://b.test", "http://s.a.test"]),                      # CVE-2015-2296: host-only
-            ("http://s.a.test", "x=1; Domain=a.test", ["http://a.test", "http://t.s.a.test"],
-             ["http://nota.test"]),
-            ("http://a.test.", "x=1", [], ["http://a.test"]),
-            ("http://10.0.0.1", "x=1; Domain=10.0.0.1", ["http://10.0.0.1"], ["http://x.10.0.0.1"]),
-            ("http://com", "x=1; Domain=com", ["http://com"], ["http://h.com"]),
-            ("http://co.uk", "x=1; Domain=co.uk", [], ["http://h.co.uk"]),
-            ("http://localhost", "x=1; Domain=localhost", [], ["http://x.localhost"]),
-            ("http://a.test", "x=1; Path=/any", ["http://a.test/any?q", "http://a.test/any/x"],
-             ["http://a.test/anybad", "http://a.test/q?/any"]),
-            ("http://a.test/dir/page", "x=1", ["http://a.test/dir/other"], ["http://a.test/other"]),
-            ("https://a.test", "x=1; Secure", ["https://a.test:81"], ["http://a.test"]),
-            ("https://localhost", "x=1; Secure", ["http://localhost:81"], []),
-            ("https://127.0.0.1", "x=1; Secure", ["http://127.0.0.1"], []),
-            ("https://[::1]", "x=1; Secure", ["http://[::1]"], []),
-            ("https://127.0.0.2", "x=1; Secure", [], ["http://127.0.0.2"]),
-            ("http://a.test", "nameless", ["http://a.test"], []),
-        ):
-            for asker in good + bad:
-                with self.subTest(setter=setter, line=line, asker=asker):
-                    self.assertEqual(sent_with(setting(setter, line), asker),
-                                     line.partition(";")[0] * (asker in good))
+        rows: list[tuple[str, str, str, str]] = [
+            ("http://a.test", "x=1", "https://a.test:81",                # neither port nor scheme
+             "http://b.test http://s.a.test"),                           # CVE-2015-2296: host-only
+            ("http://s.a.test", "x=1; Domain=a.test", "http://a.test http://t.s.a.test",
+             "http://nota.test"), ("http://a.test.", "x=1", "", "http://a.test"),
+            ("http://a.test", "nameless", "http://a.test", ""),
+            ("http://10.0.0.1", "x=1; Domain=10.0.0.1", "http://10.0.0.1", "http://x.10.0.0.1"),
+            ("http://com", "x=1; Domain=com", "http://com", "http://h.com"),
+            ("http://co.uk", "x=1; Domain=co.uk", "", "http://h.co.uk"),
+            ("http://localhost", "x=1; Domain=localhost", "", "http://x.localhost"),
+            ("http://a.test", "x=1; Path=/any", "http://a.test/any?q http://a.test/any/x",
+             "http://a.test/anybad http://a.test/q?/any"),
+            ("http://a.test/dir/page", "x=1", "http://a.test/dir/other", "http://a.test/other"),
+            ("https://a.test", "x=1; Secure", "https://a.test:81", "http://a.test"),
+            ("https://localhost", "x=1; Secure", "http://localhost:81", ""),
+            ("https://127.0.0.1", "x=1; Secure", "http://127.0.0.1", ""),
+            ("https://[::1]", "x=1; Secure", "http://[::1]", ""),
+            ("https://127.0.0.2", "x=1; Secure", "", "http://127.0.0.2")]
+        for setter, line, good, bad in rows:
+            for asker in f"{good} {bad}".split():
+                self.assertEqual(sent_with(setting(setter, line), asker),
+                                 line.partition(";")[0] * (asker in good.split()), (setter, line))
 
     def test_order_and_identity(self) -> None:
         """6265bis 5.8.3 step 2: the longest path first, then the oldest; 5.7 step 23: name, domain,
@@ -4474,23 +3953,20 @@ class Section15Cookies(Section):
 
     def test_secure_cookies_are_left_alone(self) -> None:
         """5.7 step 16."""
-        for setter, old, line, url, allowed in (
-            ("https://a.test/", "x=1; Secure; Path=/p", "x=2; Path=/p", "http://a.test/", False),
-            ("https://a.test/", "x=1; Secure; Path=/p", "x=2; Path=/p/q", "http://a.test/", False),
-            ("https://a.test/", "x=1; Secure; Path=/p", "x=2; Path=/", "http://a.test/", True),
-            ("https://a.test/", "x=1; Secure", "x=; Max-Age=0", "http://a.test/", False),
-            ("https://a.test/", "x=1; Secure", "y=2", "http://a.test/", True),
-            ("https://a.test/", "x=1; Secure", "x=2", "https://a.test/", True),
-            ("https://a.test/", "x=1; Secure; Domain=a.test", "x=2", "http://s.a.test/", False),
-            ("https://s.a.test/", "x=1; Secure", "x=2; Domain=a.test", "http://a.test/", False),
-            ("https://s.a.test/", "x=1; Secure", "x=2", "http://t.a.test/", True),
-        ):
+        http, https, old = "http://a.test/", "https://a.test/", "x=1; Secure"
+        for setter, was, line, url, allowed in (
+                (https, old + "; Path=/p", "x=2; Path=/p", http, False),
+                (https, old + "; Path=/p", "x=2; Path=/p/q", http, False),
+                (https, old + "; Path=/p", "x=2; Path=/", http, True),
+                (https, old, "x=; Max-Age=0", http, False), (https, old, "y=2", http, True),
+                (https, old, "x=2", https, True), (https, old + "; Max-Age=9", "x=2", http, True),
+                (https, old + "; Domain=a.test", "x=2", "http://s.a.test/", False),
+                ("https://s.a.test/", old, "x=2; Domain=a.test", http, False),
+                ("https://s.a.test/", old, "x=2", "http://t.a.test/", True)):
             with self.subTest(setter=setter, line=line, url=url):
-                names = setting(setter, old).store(parse_url(url), [line])
-                self.assertEqual(bool(names), allowed)
-        with mock.patch.object(time, "time", lambda: NOW):
-            jar = setting("https://a.test/", "x=1; Secure; Max-Age=1")
-        self.assertEqual(jar.store(parse_url("http://a.test/"), ["x=2"]), ["x"])
+                with mock.patch.object(time, "time", lambda: NOW):
+                    jar = setting(setter, was)
+                self.assertEqual(bool(jar.store(parse_url(url), [line])), allowed)
 
     def test_who_makes_room_in_a_site(self) -> None:
         """6265bis 5.7 and 6.1: what has expired, then what is not Secure (http cannot push that
@@ -4531,17 +4007,12 @@ class Section15Cookies(Section):
         jar = asyncget.Cookies()
         for i in range(20):
             setting(f"http://s{i}.test/", *(f"x{j}=1" for j in range(3)), jar=jar)
-        touched: list[str] = []
-        belongs = asyncget.Cookie.belongs
-
-        def counted(cookie: asyncget.Cookie, url: asyncget.URL) -> bool:
-            touched.append(cookie.domain)
-            return belongs(cookie, url)
-
-        with mock.patch.object(asyncget.Cookie, "belongs", counted):
+        with mock.patch.object(asyncget.Cookie, "belongs", autospec=True,
+                               side_effect=asyncget.Cookie.belongs) as belongs:
             self.assertEqual(sent_with(jar, "http://s7.test/"), "x0=1; x1=1; x2=1")
             self.assertEqual(sent_with(jar, "http://a.b.c.s8.test/"), "")
-        self.assertEqual(touched, ["s7.test"] * 3 + ["s8.test"] * 3)
+        self.assertEqual([call[0][0].domain for call in belongs.call_args_list],
+                         ["s7.test"] * 3 + ["s8.test"] * 3)
 
     # ---- the jar, as the caller does
 
@@ -4557,25 +4028,23 @@ class Section15Cookies(Section):
             ("http://evil.test/", "")])
 
     def test_a_server_takes_the_place_of_a_seed(self) -> None:
-        for scheme, host, line, sent in (
-            ("http", "www.h.test", "sid=new", "sid=new"),
-            ("http", "www.h.test", "sid=new; Path=/p", "sid=new"),  # whatever its path
-            ("http", "www.h.test", "sid=new; Domain=h.test", "sid=new"),
-            ("http", "www.h.test", "sid=new; Path=/elsewhere", ""),
-            ("http", "www.h.test", "sid=; Max-Age=0; Path=/p", ""),
-            ("http", "www.h.test", "other=new", "sid=old; other=new"),
-            ("http", "www.h.test", "sid=new; Secure", "sid=old"),  # refused
-            ("http", "www.h.test", "sid=new; Domain=x.test", "sid=old"),
-            ("http", "www.h.test:81", "sid=new", "sid=old"),  # another origin's
-            ("http", "api.h.test", "sid=api", "sid=old"),
-            ("https", "www.h.test", "sid=evil", "sid=old"),  # 5.7: nor may http take it away
-        ):
-            with self.subTest(line, host=host):
-                jar = asyncget.Cookies({"sid": "old"})
-                jar.home = parse_url(f"{scheme}://www.h.test/").origin
-                setting(f"http://{host}/p/q", line, jar=jar)
-                self.assertEqual(sorted(sent_with(jar, f"{scheme}://www.h.test/p").split("; ")),
-                                 sorted(sent.split("; ")))
+        own = "http://www.h.test"
+        for home, by, line, sent in (
+                (own, own, "sid=new", "sid=new"),
+                (own, own, "sid=new; Path=/p", "sid=new"),     # whatever its path
+                (own, own, "sid=new; Domain=h.test", "sid=new"),
+                (own, own, "sid=new; Path=/elsewhere", ""),
+                (own, own, "sid=; Max-Age=0; Path=/p", ""),
+                (own, own, "other=new", "sid=old; other=new"),
+                (own, own, "sid=new; Secure", "sid=old"),      # refused
+                (own, own, "sid=new; Domain=x.test", "sid=old"),
+                (own, own + ":81", "sid=new", "sid=old"),      # another origin's
+                (own, "http://api.h.test", "sid=api", "sid=old"),
+                ("https://www.h.test", own, "sid=evil", "sid=old")):  # 5.7: nor may http take it
+            jar = asyncget.Cookies({"sid": "old"})
+            jar.home = parse_url(home).origin
+            setting(by + "/p/q", line, jar=jar)
+            self.assertEqual({*sent_with(jar, home + "/p").split("; ")}, {*sent.split("; ")}, line)
 
     def test_the_caller_takes_the_place_of_a_server(self) -> None:
         jar = asyncget.Cookies()
@@ -4622,20 +4091,20 @@ class Section15Cookies(Section):
 
     def test_what_cannot_be_sent(self) -> None:
         most = asyncget.MAX_COOKIE_FIELD_BYTES
-        for name, value in (("", "1"), ("a b", "1"), ("a=", "1"), ("a;", "1"), ("\u00e9", "1"), ("a", "1;2"),
-                            ("a", "1\r\nX: y"), ("a", "\0"), ("a", "\x7f"), ("a\n", "1"),
-                            ("a", "x" * most), (1, "1"), ("a", 1), ("a", None), ("a", b"1")):
-            for setter in (asyncget.check_cookie, asyncget.Cookies().set,
-                           lambda name, value: asyncget.Cookies({name: value})):
-                with self.subTest(name=name, value=value):
-                    with self.assertRaises(InvalidHeader) as caught:
-                        setter(name, value)  # type: ignore[arg-type]
-                    self.assertNotIn("1\r", str(caught.exception))
+        setters: list[Any] = [asyncget.check_cookie, asyncget.Cookies().set,
+                              lambda name, value: asyncget.Cookies({name: value})]
+        for name, value in (("", "1"), ("a b", "1"), ("a=", "1"), ("a;", "1"), ("\u00e9", "1"),
+                            ("a", "1;2"), ("a", "1\r\nX: y"), ("a", "\0"), ("a", "\x7f"),
+                            ("a\n", "1"), ("a", "x" * most), (1, "1"), ("a", 1), ("a", None),
+                            ("a", b"1")):
+            for setter in setters:
+                with self.subTest(name, value=value), self.assertRaises(InvalidHeader) as caught:
+                    setter(name, value)
+                self.assertNotIn("1\r", str(caught.exception))
         with self.assertRaises(InvalidURL):
             asyncget.Cookies().set("a", "1", domain="h test")
-        for value in ("", "a=b, c", '"q"', "\u00e9", "\udcff", " x\ty "):
+        for value in ("", "a=b, c", '"q"', "\u00e9", "\udcff", " x\ty ", "x" * (most - 18)):
             asyncget.check_cookie("!#$%&'*+-.^_`|~a0", value)
-        asyncget.check_cookie("a", "x" * (most - 2))
 
     def test_field(self) -> None:
         """6265bis 5.8.3 step 4."""
@@ -4655,39 +4124,33 @@ class Section15Cookies(Section):
 
     def test_read(self) -> None:
         """As curl 7.88.1 reads them, but where a comment says otherwise."""
-        plain = asyncget.Cookie("a", "1", "h.test")
-        for line, expected in (
-            ("h.test\tFALSE\t/\tFALSE\t0\ta\t1\r", plain),
-            ("H.TEST\tfalse\t/\tfalse\t0\ta\t1", plain),
-            ("h.test\tFALSE\t/\tFALSE\t0\ta", plain._replace(value="")),
-            ("h.test\tFALSE\t/\tFALSE\t0\ta\t x y ", plain._replace(value=" x y ")),
-            ("h.test\tFALSE\t/\tFALSE\t0\ta\t\udcff\u2028", plain._replace(value="\udcff\u2028")),
+        plain, start = asyncget.Cookie("a", "1", "h.test"), "h.test\tFALSE\t/\tFALSE\t"
+        rows: list[tuple[str, Any]] = [
+            (start + "0\ta\t1\r", plain), ("H.TEST\tfalse\t/\tfalse\t0\ta\t1", plain),
+            (start + "0\ta", plain._replace(value="")),
+            (start + "0\ta\t x y ", plain._replace(value=" x y ")),
+            (start + "0\ta\t\udcff\u2028", plain._replace(value="\udcff\u2028")),
             (".h.test\tTRUE\t/\tFALSE\t0\ta\t1", plain._replace(host_only=False)),
             (".h.test\tFALSE\t/\tFALSE\t0\ta\t1", plain),
             ("h.test\ttrue\t/\ttrue\t0\ta\t1", plain._replace(host_only=False, secure=True)),
-            ("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\ta\t1",
-             plain._replace(http_only=True, host_only=False)),
-            ("h.test\tFALSE\t/\tFALSE\t4000000000.5\ta\t1", plain._replace(expires=4000000000.5)),
-            ("h.test\tFALSE\t/\tFALSE\t1700000001\ta\t1", plain._replace(expires=NOW + 1)),
-            ("h.test\tFALSE\t/\tFALSE\t0.0\ta\t1", plain),
-            ("h.test\tFALSE\t/\tFALSE\t\ta\t1", plain),       # http.cookiejar's; curl: none
-            ("h.test\tFALSE\t/\tFALSE\t0\t\tv", plain._replace(name="", value="v")),  # the same
+            ("#HttpOnly_h.test\tFALSE\t/\tFALSE\t0\ta\t1", plain._replace(http_only=True)),
+            (start + "4000000000.5\ta\t1", plain._replace(expires=4000000000.5)),
+            (start + "1700000001\ta\t1", plain._replace(expires=NOW + 1)),
+            (start + "0.0\ta\t1", plain), (start + "\ta\t1", plain),  # http.cookiejar's; curl: none
+            (start + "0\t\tv", plain._replace(name="", value="v")),  # the same
             ("h.test\tFALSE\t\tFALSE\t0\ta\t1", plain),
             ('h.test\tFALSE\t"/"\tFALSE\t0\ta\t1', plain),
             ("h.test\tFALSE\t/a/\tFALSE\t0\ta\t1", plain._replace(path="/a/")),
-            ("h.test\tFALSE\t/\tTRUE\t0\t__Secure-a\t1",
-             plain._replace(name="__Secure-a", secure=True)),
-            *((f"h.test\tFALSE\t/\tFALSE\t{rest}", None) for rest in (
+            ("h.test\tFALSE\t/\tTRUE\t0\t__Secure-\t1",
+             plain._replace(name="__Secure-", secure=True)), *((start + rest, None) for rest in (
                 "0\t__Secure-a\t1", "1700000000\ta\t1", "-1\ta\t1", "1e9\ta\t1", "0\ta\t1\t2", "0",
-                "0\ta\tx\x01",                                # curl keeps it in a file
-                "0\t\t")),
-            (".\tFALSE\t/\tFALSE\t0\ta\t1", None), ("#h.test\tFALSE\t/\tFALSE\t0\ta\t1", None),
-            ("", None), ("# Netscape", None), ("h.test FALSE / FALSE 0 a 1", None),
-        ):
-            with self.subTest(line):
+                "0\t\t", "0\ta\tx\x01")),                     # curl keeps it in a file
+            *((line, None) for line in (".\tFALSE\t/\tFALSE\t0\ta\t1", "#" + start + "0\ta\t1", "",
+                                        "# Netscape", "h.test FALSE / FALSE 0 a 1"))]
+        for line, expected in rows:
+            with self.subTest(line), mock.patch.object(time, "time", lambda: NOW):
                 cookies = asyncget.parse_cookie_file(f"# x\n{line}\n")
-                with mock.patch.object(time, "time", lambda: NOW):
-                    living = [cookie for cookie in cookies if cookie.lives()]
+                living = [cookie for cookie in cookies if cookie.lives()]
                 self.assertEqual(living, [expected] * bool(expected))
 
     def test_written(self) -> None:
@@ -4709,77 +4172,59 @@ class Section15Cookies(Section):
 
 # ---- 16. Passwords
 
-NETRC_ME = ("me", "secret")
-NETRC: list[tuple[str, bytes, Any]] = [  # name, file, what a.test gets, as with curl
-    ("one line", b"machine a.test login me password secret\n", NETRC_ME),
-    ("lines", b"machine a.test\r\n  login me\r\n\tpassword secret\r\n", NETRC_ME),
-    ("password first", b"machine a.test password secret login me", NETRC_ME),
-    ("account", b"machine a.test login me account password password secret", NETRC_ME),
-    ("behind another", b"machine b.test login you password other\n"
-                       b"machine a.test login me password secret\n", NETRC_ME),
-    ("the first of two", b"machine a.test login me password secret\n"
-                         b"machine a.test login you password other\n", NETRC_ME),
-    ("not a subdomain's", b"machine test login x password y machine x.a.test login x password y",
-     None),
-    ("odd word for another", b"machine b.test login you passwd other\n"
-                             b"machine a.test login me password secret\n", NETRC_ME),
-    ("odd word behind", b"machine a.test login me password secret oops\n", NETRC_ME),
-    ("a keyword in quotes is none", b'machine a.test login me "login" you password secret\n', NETRC_ME),
-    ("keyword as a value", b"machine a.test login machine password login\n", ("machine", "login")),
-    ("the last of two logins", b"machine a.test login you login me password secret", NETRC_ME),
-    ("no password", b"machine a.test login me\nmachine b.test login x password y\n", ("me", "")),
-    ("no login", b"machine a.test password secret\n", ("", "secret")),
-    ("quoted blanks", b'machine a.test login "my self" password "a\tb c"',
-     ("my self", "a\tb c")),
-    ("quoted quote", rb'machine a.test login me password "a\"b"', ("me", 'a"b')),
-    ("quoted backslash", rb'machine a.test login me password "a\\b\q\\"', ("me", r"a\bq" + "\\")),
-    ("quoted n r t", rb'machine a.test login me password "\n\r\t"', ("me", "\n\r\t")),
-    ("quoted hash", b'machine a.test login me password "#1 # 2"', ("me", "#1 # 2")),
-    ("a quote inside", b'machine a.test login m"e password se"cret', ('m"e', 'se"cret')),
-    ("backslashes outside", rb'machine a.test login me password a\b\"\\c\n', ("me", r'a\b\"\\c\n')),
-    ("comment lines", b"# one\n  # machine a.test login x password y\n"
-                      b"machine a.test # two\n#three \"\nlogin me password secret\n", NETRC_ME),
-    ("between keyword and value", b"machine a.test login me password\n # other\nsecret", NETRC_ME),
-    ("hash in a password", b"machine a.test login me password se#cret", ("me", "se#cret")),
-    ("macro first", b"macdef init\nmachine a.test login x password y\n\n"
-                    b"machine a.test login me password secret\n", NETRC_ME),
-    ("macro without an end", b"macdef init\nmachine a.test login x password y\n", None),
-    ("macro with CR LF", b"macdef init\r\nmachine a.test login x password \"y\r\n\r\n"
-                         b"machine a.test login me password secret\r\n", NETRC_ME),
-    ("macro after a login", b"machine a.test login me\nmacdef x\nput\n\npassword secret\n", NETRC_ME),
-    ("Latin-1", b"machine a.test login m\xe9 password \xff\xfe",
-     ("m\udce9", "\udcff\udcfe")),
-    ("other blanks are none", "machine a.test login me password a\xa0b\x85c\u2028d\x0be\x1cf".encode(),
-     ("me", "a\xa0b\x85c\u2028d\x0be\x1cf")),
-    ("byte order mark", b"\xef\xbb\xbfmachine a.test login me password secret", NETRC_ME),
-    ("default behind", b"machine b.test login x password y\ndefault login all password p\n", None),
-    ("default is no part of an entry", b"machine a.test login me\ndefault password everybodys",
-     ("me", "")),
-]
+MINE = b"machine a.test login me password secret\n"
+ME, OTHERS = ("me", "secret"), b"machine b.test login you password other\n"
+NETRC: list[tuple[bytes, Any]] = [  # a file, and what a.test gets, as with curl
+    (MINE, ME), (b"machine a.test\r\n  login me\r\n\tpassword secret\r\n", ME),
+    (b"machine a.test password secret login me", ME), (OTHERS + MINE, ME),
+    (b"machine a.test login me account password password secret", ME),
+    (MINE + b"machine a.test login you password other\n", ME),  # the first of two
+    (b"machine test login x password y machine x.a.test login x password y", None),
+    # odd words
+    (b"machine b.test login you passwd other\n" + MINE, ME), (MINE[:-1] + b" oops\n", ME),
+    (b'machine a.test login me "login" you password secret\n', ME),  # a keyword in quotes is none
+    (b"machine a.test login machine password login\n", ("machine", "login")),
+    (b"machine a.test login you login me password secret", ME),
+    (b"machine a.test password secret\n", ("", "secret")),
+    (b"machine a.test login me\nmachine b.test login x password y\n", ("me", "")),
+    # quotes
+    (b'machine a.test login "my self" password "a\tb c"', ("my self", "a\tb c")),
+    (rb'machine a.test login me password "a\"b"', ("me", 'a"b')),
+    (rb'machine a.test login me password "a\\b\q\\"', ("me", r"a\bq" + "\\")),
+    (rb'machine a.test login me password "\n\r\t"', ("me", "\n\r\t")),
+    (b'machine a.test login me password "#1 # 2"', ("me", "#1 # 2")),
+    (b'machine a.test login m"e password se"cret', ('m"e', 'se"cret')),
+    (rb'machine a.test login me password a\b\"\\c\n', ("me", r'a\b\"\\c\n')),
+    # comments
+    (b"# machine a.test login x password y\nmachine a.test # two\n #three \"\n" + MINE[15:], ME),
+    (b"machine a.test login me password\n # other\nsecret", ME),
+    (b"machine a.test login me password se#cret", ("me", "se#cret")),
+    # macros
+    (b"macdef init\nmachine a.test login x password y\n\n" + MINE, ME),
+    (b"macdef init\nmachine a.test login x password y\n", None),  # without an end
+    (b"macdef init\r\nmachine a.test login x password \"y\r\n\r\n" + MINE, ME),
+    (b"machine a.test login me\nmacdef x\nput\n\npassword secret\n", ME),
+    # other bytes
+    (b"machine a.test login m\xe9 password \xff\xfe", ("m\udce9", "\udcff\udcfe")),
+    ("machine a.test login me password a\xa0b\x85c\u2028d\x0be\x1cf".encode(),
+     ("me", "a\xa0b\x85c\u2028d\x0be\x1cf")), (b"\xef\xbb\xbf" + MINE, ME),
+    # default, which is no part of an entry
+    (OTHERS + b"default login all password p\n", None),
+    (b"machine a.test login me\ndefault password everybodys", ("me", ""))]
 
-NETRC_USERS: list[tuple[str, bytes, Any]] = [  # name, file, what "me" gets at a.test
-    ("the user's entry", b"machine a.test login you password other\n"
-                         b"machine a.test login me password secret\n", NETRC_ME),
-    ("nobody", b"machine a.test login you password other\n", None),
-    ("case counts", b"machine a.test login ME password other\n", None),
-    ("another host's", b"machine b.test login me password other\n", None),
-    ("anybody's", b"machine a.test password secret\n", NETRC_ME),
-    ("no password", b"machine a.test login me\n", None),
-    ("no password, then one", b"machine a.test login me\nmachine a.test login me password secret",
-     NETRC_ME),
-    ("default", b"default login me password everybodys\n", None),
-]
+NETRC_USERS: list[tuple[bytes, Any]] = [  # a file, and what "me" gets at a.test
+    (b"machine a.test login you password other\n" + MINE, ME),
+    (b"machine a.test login you password other\n", None), (MINE.replace(b"me", b"ME"), None),
+    (MINE.replace(b"a.", b"b."), None), (b"machine a.test password secret\n", ME),
+    (b"machine a.test login me\n", None), (b"machine a.test login me\n" + MINE, ME),
+    (b"default login me password everybodys\n", None)]
 
 NETRC_BROKEN: list[tuple[bytes, str]] = [
-    (b'#\n\nmachine b.test\npassword "s3cret\nmachine a.test login "me"\n',
-     "line 4"),
-    (b'#\r\n\r\n"s3cret\r\n', "line 3"),
-    (b'machine b.test password "s3cret\\', "line 1"),
-    (b'machine b.test password "s3cret\\"\n', "line 1"),
-    (b'machine b.test password "s3cret\ns3cret"\n', "line 1"),
-    (b"machine b.test login s3cret PASSWORD\n\n# s3cret\n", "line 1"),
-    (b"machine\n# c", "line 1"),
-]
+    (b'#\n\nmachine b.test\npassword "s3cret\nmachine a.test login "me"\n', "line 4"),
+    (b'#\r\n\r\n"s3cret\r\n', "line 3"), (b"machine\n# c", "line 1"),
+    *((b"machine b.test " + rest, "line 1") for rest in (
+        b'password "s3cret\\', b'password "s3cret\\"\n', b'password "s3cret\ns3cret"\n',
+        b"login s3cret PASSWORD\n\n# s3cret\n"))]
 
 
 class Section16Passwords(AsyncCase):
@@ -4796,8 +4241,8 @@ class Section16Passwords(AsyncCase):
         return asyncget.netrc_auth(self.path, host, user)
 
     def test_netrc_auth(self) -> None:
-        self.alike(self.found, (row[1:] for row in NETRC))
-        self.alike(lambda data: self.found(data, user="me"), (row[1:] for row in NETRC_USERS))
+        self.alike(self.found, NETRC)
+        self.alike(lambda data: self.found(data, user="me"), NETRC_USERS)
         hosts = (b"machine A.test login 1 password 1 machine ::1 login 2 password 2\n"
                  b"machine default login 3 password 3 default login 4 password 4\n")
         self.alike(functools.partial(self.found, hosts), [
@@ -4811,64 +4256,58 @@ class Section16Passwords(AsyncCase):
         for wrong in (self.path + "/x", self.path + "\0", os.path.dirname(self.path), ""):
             with self.subTest(wrong), self.assertRaisesRegex(AsyncGetError, "^cannot read"):
                 asyncget.netrc_auth(wrong, "a.test")
-        self.found(b"machine a.test login me password secret\n")
+        self.found(MINE)
         home = os.path.dirname(self.path)
         with mock.patch.dict(os.environ, HOME=home, USERPROFILE=home):
-            self.assertEqual(asyncget.netrc_auth(True, "a.test"), NETRC_ME)
+            self.assertEqual(asyncget.netrc_auth(True, "a.test"), ME)
 
     async def test_netrc_over_the_wire(self) -> None:
         self.found(b"machine a.test login a password 1\nmachine b.test login b password 2\n"
                    b"default login all password 3\n")
-        async with scripted() as server:
-            server.again = True
-            port = server.port
 
-            def lead(head: bytes) -> bytes:
-                to = re.match(rb"GET /\?(\S+)", head)
-                return redirect(f"http://{to[1].decode()}:{port}/") if to else answer()
+        def lead(head: bytes) -> bytes:
+            to = re.match(rb"GET /\?(\S+)", head)
+            return redirect(f"http://{to[1].decode()}:{server.port}/") if to else answer()
 
-            server.scripts = ([READ, lead, LOOP],)
-            a, b, opted = [basic("a", "1")], [basic("b", "2")], {"netrc": self.path}
-            token = {**opted, "auth": "token"}
-            rows: list[tuple[str, dict[str, Any], list[list[str]]]] = [
-                ("a.test:{}/", {}, [[]]),  # opt-in
-                ("a.test:{}/?b.test", opted, [a, b]),
-                ("a.test:{}/?c.test", opted, [a, []]), ("c.test:{}/?a.test", opted, [[], a]),
-                ("x.a.test:{}/", opted, [[]]),
-                ("me:pw@a.test:{}/?b.test", opted, [[basic("me", "pw")], b]),
-                ("a@a.test:{}/?b.test", opted, [a, b]), ("x@a.test:{}/", opted, [[basic("x", "")]]),
-                ("a:@a.test:{}/", opted, [[basic("a", "")]]),  # an empty password is one
-                ("a@a.test:{}/", token, [["Bearer token"]]),             # psf/requests#3929
-                ("a.test:{}/", {**opted, "headers": {"authorization": "own"}}, [["own"]]),
-                ("a.test:{}/?b.test", token, [["Bearer token"], b]),
-                ("a.test:{}/?c.test", token, [["Bearer token"], []]),    # CVE-2025-14524
-            ]
+        a, b, opted = [basic("a", "1")], [basic("b", "2")], {"netrc": self.path}
+        token, told = {**opted, "auth": "token"}, ["Bearer token"]
+        rows: list[tuple[str, dict[str, Any], list[list[str]]]] = [
+            ("a.test:{}/", {}, [[]]),  # opt-in
+            ("a.test:{}/?b.test", opted, [a, b]), ("x.a.test:{}/", opted, [[]]),
+            ("a.test:{}/?c.test", opted, [a, []]), ("c.test:{}/?a.test", opted, [[], a]),
+            ("me:pw@a.test:{}/?b.test", opted, [[basic("me", "pw")], b]),
+            ("a@a.test:{}/?b.test", opted, [a, b]), ("x@a.test:{}/", opted, [[basic("x", "")]]),
+            ("a:@a.test:{}/", opted, [[basic("a", "")]]),  # an empty password is one
+            ("a@a.test:{}/", token, [told]),               # psf/requests#3929
+            ("a.test:{}/", {**opted, "headers": {"authorization": "own"}}, [["own"]]),
+            ("a.test:{}/?b.test", token, [told, b]),
+            ("a.test:{}/?c.test", token, [told, []])]      # CVE-2025-14524
+        async with scripted([READ, lead, LOOP], again=True) as server:
             for url, options, expected in rows:
-                with self.subTest(url, **options):
-                    server.requests.clear()
-                    await asyncget.get("http://" + url.format(port), **options,
-                                       resolve={f"*:{port}": "127.0.0.1"})
-                    self.assertEqual([field(head, "authorization") for head in server.requests],
-                                     expected)
+                server.requests.clear()
+                await asyncget.get("http://" + url.format(server.port), **options,
+                                   resolve={f"*:{server.port}": "127.0.0.1"})
+                self.assertEqual([field(head, "authorization") for head in server.requests],
+                                 expected, url)
 
     async def test_every_redirect(self) -> None:
-        """All 16 redirects between four origins, by two proxies with two passwords."""
+        """All 16 redirects between four origins, by two proxies with two passwords.
+
+        GHSA-hm92-r4w5-c3mj: a tunnel is to one origin.
+        """
+        def lead(head: bytes) -> bytes:
+            number = re.search(rb"\?(\d)", head)
+            return redirect(servers[int(number[1])].url + "/end") if number else answer()
+
+        options: dict[str, Any] = {
+            "auth": ("me", "pw"), "cookies": {"a": "b"}, "secret_headers": ["x-key"],
+            "headers": {"X-Key": "k", "X-Public": "p", "Host": "odd.test"}, "verify": pem("ca")}
         async with contextlib.AsyncExitStack() as stack:
-            links: dict[str, str] = {}
-
-            def lead(head: bytes) -> bytes:
-                number = re.search(rb"\?(\d)", head)
-                return redirect(links[number[1].decode()]) if number else answer()
-
             servers = [await stack.enter_async_context(scripted(
                 [READ, lead, LOOP], again=True, host="localhost",
                 tls=server_tls() if secure else None)) for secure in (False, False, True, True)]
             one = await stack.enter_async_context(proxy())
             two = await stack.enter_async_context(proxy())
-            links.update({str(i): server.url + "/end" for i, server in enumerate(servers)})
-            options: dict[str, Any] = {
-                "auth": ("me", "pw"), "cookies": {"a": "b"}, "secret_headers": ["x-key"],
-                "headers": {"X-Key": "k", "X-Public": "p", "Host": "odd.test"}, "verify": pem("ca")}
             for first, second, straight in itertools.product(range(4), range(4), ("", "03")):
                 for server in [*servers, one, two]:
                     server.requests.clear()
@@ -4889,12 +4328,12 @@ class Section16Passwords(AsyncCase):
                                 ("host", ["odd.test" if own else servers[i].url.split("/")[2]]),
                                 ("proxy-authorization", [])):
                             self.assertEqual(field(head, name), values)
-                    for via, keys in ((one, basic("one", "1")), (two, basic("two", "2"))):
-                        for head in via.requests:
-                            self.assertEqual(field(head, "proxy-authorization"), [keys])
                     by_proxy = [i for i in (first, second) if str(i) not in straight]
-                    self.assertEqual(len(one.requests), sum(i < 2 for i in by_proxy))
-                    self.assertEqual(len(two.requests), len({i for i in by_proxy if i > 1}))
+                    told = {via: [field(head, "proxy-authorization") for head in via.requests]
+                            for via in (one, two)}
+                    self.assertEqual(told, {
+                        one: [[basic("one", "1")]] * sum(i < 2 for i in by_proxy),
+                        two: [[basic("two", "2")]] * len({i for i in by_proxy if i > 1})})
                     self.assertEqual({head[:8] for head in two.requests} - {b"CONNECT "}, set())
 
 
@@ -4966,8 +4405,7 @@ class RealServers(AsyncCase):
         via = f"http://me:secret@127.0.0.1:{port}"
         async with origin("leaf") as secure, origin() as plain, Session(
                 verify=pem("ca"), proxy=via) as session:
-            url = f"http://127.0.0.1:{plain.port}/x"
-            tunnelled = f"https://127.0.0.1:{allowed}/"
+            url, tunnelled = f"http://127.0.0.1:{plain.port}/x", f"https://127.0.0.1:{allowed}/"
             for reused in (False, True):
                 self.assertEqual((await session.get(url)).content, b"ok")
                 response = await session.get(tunnelled)
@@ -4975,18 +4413,16 @@ class RealServers(AsyncCase):
                 self.assertEqual(response.headers.get("via"), None)  # a tunnel is not rewritten
             self.assertEqual(plain.targets()[0], "/x")
             self.assertEqual(field(plain.requests[0], "proxy-authorization"), [])
-            with self.assertRaisesRegex(ProxyError, f"refused a tunnel .*403.*{denied}") as no:
-                await session.get(f"https://127.0.0.1:{secure.port}/")
-            self.assertEqual(no.exception.exit_code, 56)
+            await self.raised(ProxyError, session.get(f"https://127.0.0.1:{secure.port}/"),
+                              f"refused a tunnel .*403.*{denied}", exit_code=56)
             for user in ("", "me:wrong@"):
                 other = re.sub("//.*@", f"//{user}", via)
-                with self.assertRaisesRegex(
-                        ProxyError, "40[17] .*user and password in (its|the proxy's) URL") as no:
-                    await session.get(tunnelled, proxy=other)
-                self.assertNotIn("wrong", str(no.exception))
+                error = await self.raised(ProxyError, session.get(tunnelled, proxy=other),
+                                          "40[17] .*user and password in (its|the proxy's) URL")
+                self.assertNotIn("wrong", str(error))
                 self.assertIn((await session.get(url, proxy=other)).status, (401, 407))
-            with self.assertRaisesRegex(TLSError, "certificate of 127.0.0.1:.* through proxy"):
-                await session.get(tunnelled, verify=True)
+            await self.raised(TLSError, session.get(tunnelled, verify=True),
+                              "certificate of 127.0.0.1:.* through proxy")
 
     @needs("squid", "openssl")
     async def test_squid(self) -> None:
@@ -4998,18 +4434,14 @@ class RealServers(AsyncCase):
             path = self.write("squid.conf", f"""
                 http_port 127.0.0.1:{port}
                 pid_filename none
-                access_log none
                 cache_log /dev/null
-                cache deny all
-                coredump_dir {self.folder}
-                pinger_enable off
-                shutdown_lifetime 0 seconds
+                access_log none
                 visible_hostname localhost
                 max_filedescriptors 256
                 auth_param basic program /usr/lib/squid/basic_ncsa_auth {passwords}
                 acl known proxy_auth REQUIRED
-                http_access deny !known
                 acl tunnels port {inside.port}
+                http_access deny !known
                 http_access deny CONNECT !tunnels
                 http_access allow all
                 """)
@@ -5034,22 +4466,20 @@ class RealServers(AsyncCase):
                 port, user = free_port(), "me:secret@" * bool(login)
                 async with self.daemon(port, "microsocks", "-i", "127.0.0.1", "-p", str(port),
                                        *login), Session(verify=pem("ca")) as session:
-                    for scheme, url in itertools.product(("socks5", "socks5h"), urls):
-                        for reused in (False, True):
-                            with self.subTest(url, scheme=scheme, login=login, reused=reused):
-                                via = f"{scheme}://{user}127.0.0.1:{port}"
-                                response = await session.get(url, proxy=via, resolve=resolve)
-                                self.assertEqual((response.content, response.timing.reused),
-                                                 (b"ok", reused))
-                    with self.assertRaisesRegex(ProxyError, "cannot connect to 127.*refused"):
-                        await session.get(f"http://127.0.0.1:{free_port()}/",
-                                          proxy=f"socks5h://{user}127.0.0.1:{port}")
-                    refusals = {"": "wants credentials",
-                                "me:wrong@": "refused the user and password"} if login else {}
-                    for wrong, text in refusals.items():
-                        with self.assertRaisesRegex(ProxyError, text) as caught:
-                            await session.get(urls[0], proxy=f"socks5h://{wrong}127.0.0.1:{port}")
-                        self.assertNotIn("wrong", str(caught.exception))
+                    for kind, url, reused in itertools.product(("5", "5h"), urls, (False, True)):
+                        via = f"socks{kind}://{user}127.0.0.1:{port}"
+                        response = await session.get(url, proxy=via, resolve=resolve)
+                        self.assertEqual(response.content, b"ok")
+                        self.assertEqual(response.timing.reused, reused, via)
+                    nowhere = f"http://127.0.0.1:{free_port()}/"
+                    refusals = [(nowhere, user, "cannot connect to 127.*refused")]
+                    if login:
+                        refusals += [(urls[0], "", "wants credentials"),
+                                     (urls[0], "me:wrong@", "refused the user and password")]
+                    for url, name, text in refusals:
+                        error = await self.raised(ProxyError, session.get(
+                            url, proxy=f"socks5h://{name}127.0.0.1:{port}"), text)
+                        self.assertNotIn("wrong", str(error))
 
     async def compare(self, *command: str) -> set[str]:
         """Read files around each buffer's limit, coded and not, and side by side: the codings.
@@ -5088,44 +4518,6 @@ class RealServers(AsyncCase):
         self.assertEqual(await self.compare("nginx", "-p", "{folder}", "-c", "{folder}/nginx.conf"),
                          {"", "gzip"})
 
-    @needs("nginx")
-    async def test_nginx(self) -> None:
-        """At a unix socket, and where it wants to see a certificate."""
-        path = os.path.join(self.folder, "socket")
-        ports = {"1.2": free_port(), "1.3": free_port()}
-        temp = "".join(f"{kind}_temp_path {self.folder};" for kind in (
-            "client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        servers = "".join(
-            f"server {{ listen 127.0.0.1:{port} ssl; ssl_protocols TLSv{version};"
-            f"ssl_certificate {pem('leaf')}; ssl_certificate_key {pem('leaf')};"
-            f"ssl_client_certificate {pem('ca')}; ssl_verify_client on;"
-            "location / { return 200 $ssl_protocol$ssl_client_verify; } }\n"
-            for version, port in ports.items())
-        conf = self.write("nginx.conf", "daemon off; master_process off; error_log stderr;\n"
-                          f"pid {self.folder}/pid; events {{}}\n"
-                          f"http {{ access_log off; {temp}\n{servers}\nserver {{ listen unix:{path};"
-                          " location / { return 200 $http_host$uri; } } }")
-        async with self.daemon(ports["1.3"], "nginx", "-p", self.folder, "-e", "stderr", "-c",
-                               conf), Session(verify=pem("ca")) as session:
-            for reused in (False, True):
-                response = await session.get("http://daemon.test/v1/x", unix_socket=path,
-                                             proxy="http://x.test")
-                self.assertEqual((response.text, response.timing.reused),
-                                 ("daemon.test/v1/x", reused))
-            for version, port in ports.items():
-                with self.subTest(version):
-                    url = f"https://localhost:{port}/"
-                    for cert in ((pem("client"), pem("key")),
-                                 (pem("client"), pem("encrypted_key"), "secret")):
-                        response = await session.get(url, cert=cert)
-                        self.assertEqual(response.text, f"TLSv{version}SUCCESS")
-                    for wrong, text in ((None, "No required SSL certificate"),
-                                        (pem("self_signed"), "SSL certificate error")):
-                        response = await session.get(url, cert=wrong)  # nginx says it in HTTP
-                        self.assertEqual(response.status, 400)
-                        self.assertIn(text, response.text)
-
-
 # ==== Hostile servers, broken networks, long runs =============================
 # Hostile servers, broken networks, long runs: fuzzing, faults, load, and published faults.
 #
@@ -5155,7 +4547,7 @@ class RealServers(AsyncCase):
 #     pool, 9112 9.2, 9.5, 9110 9.2.2  Section9Pool.test_what_comes_to_an_idle_connection,
 #                                      test_a_kept_connection_that_dies_unanswered, test_model,
 #                                      Section14Proxies.test_same_host_by_other_ways
-#     CVE-2021-22947, cancelling       Section14Proxies.test_socks_refusals,
+#     CVE-2021-22947, cancelling       Section14Proxies.test_refusals,
 #                                      Section12Session.test_cancelled_at_every_await
 #     TLS, 9110 4.3.4                  Section13AddressesAndTLS
 #     proxies                          Section14Proxies
