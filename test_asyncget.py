@@ -6398,20 +6398,26 @@ class TrustAndSecrets(AsyncCase):
     """Certificates are credentials; and no secret is in any text."""
 
     async def shown(self, calls: Sequence[tuple[str, dict[str, Any]]], moved: dict[str, str],
-                    **settings: Any) -> list[tuple[str, Any]]:
-        """Each connection that was opened, with the client certificate that its context holds."""
+                    **settings: Any) -> tuple[list[tuple[str, Any]], list[str | None]]:
+        """Each connection, with the client certificate that its context holds; and who each
+        request says that it comes from. What has moved is led on once.
+        """
         opened: list[tuple[str, Any]] = []
+        doubles: list[Waiting] = []
 
         async def connect(host: str, port: int, **options: Any) -> Any:
             name = f"{'https' if 'ssl' in options else 'http'}://{host}"
+            name += f":{port}" * (port not in (80, 443))
             opened.append((name, getattr(options.get("ssl"), "shown", None)))
-            double = Waiting(*[redirect(moved[name] + "/") if name in moved else answer()] * 9)
-            return double, double
+            to = moved.pop(name, None)
+            doubles.append(Waiting(*[redirect(to)] * bool(to), *[answer()] * 9))
+            return doubles[-1], doubles[-1]
 
         async with Session(open_connection=connect, **settings) as session:
             for url, options in calls:
                 await session.get(url, max_redirects=9, **options)
-        return opened
+        heads = b"".join(double.requests for double in doubles).split(b"\r\n\r\n")[:-1]
+        return opened, [(*field(head, "Authorization"), None)[0] for head in heads]
 
     @mock.patch.object(ssl.SSLContext, "load_cert_chain",
                        lambda context, path, *_: setattr(context, "shown", path))
@@ -6436,23 +6442,13 @@ class TrustAndSecrets(AsyncCase):
             rows.append((f"command {flags}", [(a, {})], {a: b}, of_tls, [(a, "c"), (b, None)]))
         for name, calls, moved, settings, expected in rows:
             with self.subTest(name):
-                self.assertEqual(await self.shown(calls, moved, **settings), expected)
-
-    @unittest.skipUnless(shutil.which("openssl"), "no openssl")
-    async def test_a_common_name_is_no_host(self) -> None:  # RFC 9110 4.3.4
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "cert.pem")
-            subprocess.run(["openssl", "req", "-x509", "-new", "-key", pem("key"), "-out", path,
-                            "-subj", "/CN=localhost", "-days", "2"], check=True, capture_output=True)
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(path, pem("key"))
-            async with scripted([HOLD], tls=context, host="localhost") as server:
-                with self.assertRaisesRegex(TLSError, "ostname mismatch") as caught:
-                    await asyncget.get(server.url, verify=path)
-                self.assertEqual(caught.exception.exit_code, 60)
+                self.assertEqual((await self.shown(calls, moved, **settings))[0], expected)
 
     async def test_netrc_is_bound_to_scheme_and_port(self) -> None:
         mine, theirs = basic("me", "pw"), basic("other", "pw")
+        netrc = os.path.join(self.empty_folder(), "netrc")
+        Path(netrc).write_text("machine a.test login me password pw\n"
+                               "machine b.test login other password pw\n", encoding="utf-8")
         for url, to, expected in [
                 ("https://a.test", "https://a.test/x", [mine, mine]),
                 ("https://a.test", "http://a.test/", [mine, None]),
@@ -6461,39 +6457,39 @@ class TrustAndSecrets(AsyncCase):
                 ("http://a.test", "http://b.test/", [mine, theirs]),
                 ("http://a.test", "http://b.test:81/", [mine, None]),
                 ("https://a.test", "http://b.test/", [mine, None])]:
-            doubles: list[Waiting] = []
+            with self.subTest(url, to=to):
+                _, sent = await self.shown([(url, {})], {url: to}, netrc=netrc)
+                self.assertEqual(sent, expected)
 
-            async def connect(*_: Any, to: str = to, doubles: list[Waiting] = doubles,
-                              **__: Any) -> Any:
-                doubles.append(Waiting(answer() if doubles else redirect(to), answer()))
-                return doubles[-1], doubles[-1]
+    @unittest.skipUnless(shutil.which("openssl"), "no openssl")
+    async def test_a_common_name_is_no_host(self) -> None:  # RFC 9110 4.3.4
+        path = os.path.join(self.empty_folder(), "cert.pem")
+        subprocess.run(["openssl", "req", "-x509", "-new", "-key", pem("key"), "-out", path,
+                        "-subj", "/CN=localhost", "-days", "2"], check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(path, pem("key"))
+        async with scripted([HOLD], tls=context, host="localhost") as server:
+            error = await self.raised(TLSError, asyncget.get(server.url, verify=path),
+                                      "ostname mismatch")
+            self.assertEqual(error.exit_code, 60)
 
-            with self.subTest(url, to=to), tempfile.NamedTemporaryFile("w") as netrc:
-                netrc.write("machine a.test login me password pw\n"
-                            "machine b.test login other password pw\n")
-                netrc.flush()
-                async with Session(open_connection=connect, netrc=netrc.name) as session:
-                    await session.get(url)
-                sent = b"".join(double.requests for double in doubles).split(b"\r\n\r\n")[:-1]
-                self.assertEqual([(*field(head, "Authorization"), None)[0] for head in sent], expected)
-
-    def test_refused_settings(self) -> None:
-        """What has come of the session is fit to be shown, and says nothing when it goes."""
+    async def test_refused_settings(self) -> None:
+        """What has come of the session is fit to be shown, and says nothing when it goes; and
+        of a rule for retries it is only known later that it gives no seconds.
+        """
         rows: list[dict[str, Any]] = [{"limit": 0}, {"verify": 1}, {"base_url": "x"}]
         for settings in rows:
             session = Session.__new__(Session)
             with self.subTest(settings), self.assertRaises((TypeError, ValueError)):
                 Session.__init__(session, **settings)
             self.assertEqual(repr(session), "<Session closed>")
-
-    async def test_rules_that_give_no_seconds(self) -> None:
         for wrong, busy in itertools.product((float("nan"), -0.1, "1", [1]), (True, False)):
             double = Pieces([answer(b"", status="503 X")] if busy else [])
             with self.subTest(wrong=wrong, busy=busy):
                 async with Session(open_connection=double.connect, deadline=None,
                                    retries=lambda *_, wrong=wrong: wrong) as session:
-                    with self.assertRaisesRegex(ValueError, "a rule for retries gives seconds"):
-                        await session.get("http://h.test/")
+                    await self.raised(ValueError, session.get("http://h.test/"),
+                                      "a rule for retries gives seconds")
                     self.assertEqual(count(session), (0, 0, 0))
 
     # ---- one marker in all that may hold a secret
@@ -6521,35 +6517,42 @@ class TrustAndSecrets(AsyncCase):
             self.assertHidden(str(error), error, getattr(error, "url", ""), getattr(error, "response", ""))
             error = error.__cause__  # type: ignore[assignment]
 
+    async def asked(self, url: str, settings: dict[str, Any], own: bool = False) -> None:
+        """Check what is told of a GET with these settings, of a session's or the call's own."""
+        notes: list[Any] = []
+        double = Pieces([answer(b"", "Set-Cookie: b=1")])
+        with self.subTest(url[:60], settings=settings, own=own):
+            try:
+                async with Session(open_connection=double.connect,
+                                   trace=lambda *note: notes.append(note),
+                                   **({} if own else settings)) as session:
+                    got = await session.get(url, **(settings if own else {}))
+                    self.assertHidden(session, session.cookies, session._pool.all)
+                    if "params" not in settings:
+                        self.assertHidden(got)
+            except (AsyncGetError, TypeError, ValueError) as error:
+                self.hidden_error(error)
+            self.assertHidden(*[text for kind, text in notes if kind == "*"])
+
     async def test_urls(self) -> None:
         """Errors, notes and reprs; where to get, as a base and as a proxy, and as a Location."""
         for form in self.WRITTEN:
             url = form.format(self.MARK)
-            rows: list[tuple[str, dict[str, Any]]] = [
-                (url, {}), ("http://h.test/x", {"base_url": url}), ("http://h.test/x", {"proxy": url})]
-            with self.subTest(form[:60]):
-                self.assertHidden(asyncget.without_userinfo(url), asyncget.masked(url))
-                for asked, settings in rows:
-                    notes: list[Any] = []
+            self.assertHidden(asyncget.without_userinfo(url), asyncget.masked(url))
+            await self.asked(url, {})
+            await self.asked("http://h.test/x", {"base_url": url})
+            await self.asked("http://h.test/x", {"proxy": url})
+            if re.search("[\1\n]|^http:/m", url):
+                continue
+            for to in (url, url.replace("http:", "", 1)):
+                where = b"Location: " + to.encode("utf-8", "surrogateescape")
+                for fields in ([where], [where, b"Location: /b"]):
+                    got = headed(head(*fields, status=b"HTTP/1.1 302 F"))
                     try:
-                        async with Session(open_connection=Pieces([]).connect,
-                                           trace=lambda *note, notes=notes: notes.append(note),
-                                           **settings) as session:
-                            await session.get(asked)
+                        following = next_request(Request(BASE, ()), got)
+                        self.assertHidden(following, following and following.url)
                     except AsyncGetError as error:
                         self.hidden_error(error)
-                    self.assertHidden(session, *[text for kind, text in notes if kind == "*"])
-                if re.search("[\1\n]|^http:/m", url):
-                    continue
-                for to in (url, url.replace("http:", "", 1)):
-                    where = b"Location: " + to.encode("utf-8", "surrogateescape")
-                    for fields in ([where], [where, b"Location: /b"]):
-                        got = headed(head(*fields, status=b"HTTP/1.1 302 F"))
-                        try:
-                            following = next_request(Request(BASE, ()), got)
-                            self.assertHidden(following, following and following.url)
-                        except AsyncGetError as error:
-                            self.hidden_error(error)
 
     async def test_values(self) -> None:
         """In fields, cookies, parameters: refused ones as well."""
@@ -6565,20 +6568,7 @@ class TrustAndSecrets(AsyncCase):
                 {"params": value}, {"cert": ("c", "k", value)}, {"proxy": f"http://me:{value}@p.test"},
                 {"proxy": f"socks5://me:{value * 30}@p.test"}, {"proxy": f"gopher://me:{value}@p.test"}]
             for settings, own in itertools.product(rows, (False, True)):
-                notes: list[Any] = []
-                double = Pieces([answer(b"", "Set-Cookie: b=1")])
-                with self.subTest(settings=settings, own=own):
-                    try:
-                        async with Session(open_connection=double.connect,
-                                           trace=lambda *note, notes=notes: notes.append(note),
-                                           **({} if own else settings)) as session:
-                            got = await session.get("http://h.test/", **(settings if own else {}))
-                            self.assertHidden(session, session.cookies, session._pool.all)
-                            if "params" not in settings:
-                                self.assertHidden(got)
-                    except (AsyncGetError, TypeError, ValueError) as error:
-                        self.hidden_error(error)
-                    self.assertHidden(*[text for kind, text in notes if kind == "*"])
+                await self.asked("http://h.test/", settings, own)
         there = parse_url(f"http://me:{self.MARK}@h.test/")
         route = asyncget.Route(there.origin, None, parse_proxy(f"me:{self.MARK}@p", "x"), None, None)
         session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
