@@ -6331,8 +6331,7 @@ class LinearTime(Section):
             "mask_field": lambda t: asyncget._FIELD.sub(
                 asyncget.mask_field, f"x{t.strip()}: {t}"),
             "mask_field, Location": lambda t: asyncget._FIELD.sub(
-                asyncget.mask_field, "Location: http://" + t),
-        }
+                asyncget.mask_field, "Location: http://" + t)}
         yield from rest.items()
 
     def test_a_long_cookie_file(self) -> None:
@@ -6810,8 +6809,7 @@ class Section17Downloads(OnDisk):
             ("", "11", answer(WHOLE, f'ETag: "{"x" * 999}"')),
             ("", "11", answer(WHOLE, V1, status="206 X")),
             ("", "11", answer(WHOLE, V1, status="404 X")),
-            ("", "None", answer(WHOLE, V1, "Content-Encoding: gzip")),
-        ]:
+            ("", "None", answer(WHOLE, V1, "Content-Encoding: gzip"))]:
             with self.subTest(wire):
                 written = asyncget.render_sidecar(parsed(wire))
                 self.assertEqual(noted(written), asyncget.Partial(5, validator, length, source))
@@ -6886,8 +6884,7 @@ class Section17Downloads(OnDisk):
             (True, "a", "", "application/x-tar", "gzip"), (True, "a.tzst", "", "", "zstd"),
             (True, "a", "", "application/zstd", "zstd"), (False, "a.gz.html", "", "text/html", "gzip"),
             (False, "a.tar", "f?a.gz#b.gz", "text/plain", "x-gzip"),
-            (False, "a.zst", "", "application/zstd", "gzip"),
-        ]:
+            (False, "a.zst", "", "application/zstd", "gzip")]:
             for status in ("200 OK", "404 X"):
                 with self.subTest(name, url=url, kind=kind, coding=coding, status=status):
                     wire = answer(b"", f"Content-Type: {kind}", f"Content-Encoding: {coding}",
@@ -7003,8 +7000,7 @@ class Section17Downloads(OnDisk):
             (answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], "\n11"),
             (answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], "\n11"),
             # With decode=False: the rest might come in another coding, or in none.
-            (coded, {"decode": False}, GZIPPED[:-4], "\nNone"),
-        ]
+            (coded, {"decode": False}, GZIPPED[:-4], "\nNone")]
         for first, options, kept, noted in rows:
             validator = noted.partition("\n")[0]
             with self.subTest(first):
@@ -7088,8 +7084,7 @@ class Section17Downloads(OnDisk):
                 (1, 0.0, None, ["", "1-"]),
                 (99, 0.0, 3.0, ["", "1-", "2-"]),
                 (1, 60.0, 3.0, [""]),  # nobody sleeps beyond it
-                (0, 0.0, 1.0, [""]),
-            ]:
+                (0, 0.0, 1.0, [""])]:
                 with self.subTest(times=times, delay=delay, deadline=deadline):
                     self.empty()
                     async with giving(one_more) as server:
@@ -7160,8 +7155,7 @@ class Section17Files(OnDisk):
             ("nothing", contextlib.nullcontext()),
             ("links", mock.patch.object(os, "link", side_effect=OSError(errno.EPERM, "No"))),
             ("locks", mock.patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "No"))),
-            ("room", mock.patch.object(asyncget, "open", slow, create=True)),
-        ]
+            ("room", mock.patch.object(asyncget, "open", slow, create=True))]
         for name, patch in lacks:
             with self.subTest(name), patch:
                 async with giving(answer(WHOLE, V1)) as server:
@@ -7643,8 +7637,7 @@ class Section20Files(Folder):
         "{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/", "-o f -c - {u}/",
         "--help all", "-sS -w %output{/dev/full}x -o f {u}/", "-o /dev/full {u}/",
         "-i -o /dev/full {u}/", "-D /dev/full -o f {u}/", "-c /dev/full -o f {u}/",
-        "--etag-save /dev/full -o f {u}/",
-    )
+        "--etag-save /dev/full -o f {u}/")
 
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
     def test_full_device(self) -> None:
@@ -7854,8 +7847,7 @@ class Section20Files(Folder):
             ("--retry, a page of 503", "--retry 1", None, [busy, busy], 0, b"busy", [""] * 2),
             ("--retry, a part", "--retry 2", None, [answer(full, V1)[:-6], busy, piece(5)], 0,
              full, ["", "5", "5"]),
-            ("--retry -f", "-f --retry 1", old, [busy, busy], 22, old, [""] * 2),
-        ]:
+            ("--retry -f", "-f --retry 1", old, [busy, busy], 22, old, [""] * 2)]:
             with self.subTest(name):
                 self.server.plays({"/f": [[one] for one in answers]})
                 self.empty(**({} if before is None else {"f": before}))
@@ -7919,8 +7911,7 @@ class Section20Files(Folder):
             ("chunks cut", CHUNKED + b"4\r\nfour\r\n9\r\nab", 18, b"fourab"),
             ("chunks broken", CHUNKED + b"4\r\nfour\r\nx\r\n", 56, b"four"),
             ("coding", answer(coded[:-9], "Content-Encoding: deflate"), 61, plain),
-            ("reset", [sized, 0.04, RESET], 56, b"four"),
-        ]:
+            ("reset", [sized, 0.04, RESET], 56, b"four")]:
             with self.subTest(name):
                 self.server.plays({"/f": page})
                 self.empty()
@@ -8007,8 +7998,7 @@ class Section19DemoServer(AsyncCase):
                 ("/close", 200, "I end when I hang up.\n", True),
                 ("/delay/0.1", 200, "I thought about it.\n", False),
                 ("/redirect", 200, "I end after 22 bytes.\n", True),
-                ("/other", 404, "No such page.\n", True),
-            ]:
+                ("/other", 404, "No such page.\n", True)]:
                 with self.subTest(path):
                     got = await session.get(path)
                     self.assertEqual((got.status_code, got.text, got.timing.reused),
@@ -8054,8 +8044,7 @@ class Section20CommandLine(Folder):
             ("--max-filesize 2M u", {"max_filesize": 2 << 20}),
             ("-- -u --x", {"url": ["-u", "--x"]}),
             ("-H a:b -H c:d -", {"header": [[("a", "b")], [("c", "d")]], "url": ["-"]}),
-            ("-# -Z -X GET u", {"request": "GET"}),
-        ):
+            ("-# -Z -X GET u", {"request": "GET"})):
             options = parse_arguments(arguments.split())
             self.assertEqual({**vars(options), **expected}, vars(options), arguments)
 
@@ -8071,8 +8060,7 @@ class Section20CommandLine(Folder):
             ("--data-urlencode a u", "-G"), ("-i -OJ u", "-J"), ("", "no URL"),
             ("-C x u", "POSITION"), ("-C - -OJ u", "-J"),
             ("-C 5 -r 5 u", "-r"), ("-m \u0661 u", "SECONDS"),
-            ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.5M u", "BYTES"),
-        ):
+            ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.5M u", "BYTES")):
             with self.assertRaisesRegex(AsyncGetError, re.escape(text)) as caught:
                 asyncget.check_options(parse_arguments(arguments.split()))
             self.assertEqual(caught.exception.exit_code, 2)
@@ -8222,26 +8210,40 @@ class Section20CommandLine(Folder):
         "/http2": b"HTTP/2 200 OK\r\n\r\nx", "/large": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000,
         **{f"/{page}": ok(b"N", f'Content-Disposition: attachment; filename="{name}"')
            for page, name in (("named", "../b c"), ("old", "old"), ("dot", ".bashrc"))},
-        "/drips": [ok(b"x" * 30)[:-30], *([b"x", 0.1] * 30)],
-    }
+        "/drips": [ok(b"x" * 30)[:-30], *([b"x", 0.1] * 30)]}
     FILES = {"old": b"x", "format": b"%{http_code}\r\n.\n"}  # in the folder of each row
 
     ROWS: tuple[tuple[Any, ...], ...] = (  # arguments, stdout, stderr pattern, exit code, files
-        ("{u}/", b"hello\n", "", 0),
+        *((line, b"hello\n", "", 0) for line in (
+            "{u}/", "--max-filesize 6 {u}/", "--parallel-max 0 {u}/", "--max-redirs -1 {u}/to",
+            "-m 0 -y 0 --max-filesize 0 --connect-timeout 0 --retry 0 {u}/",
+            "-m 0.2 --retry 1 --retry-delay 1 {u}/hangs",  # so much for each try
+            "-x http://127.0.0.1:1 --noproxy 127.0.0.1 {u}/", "--proto =http,https {u}/",
+            "--connect-to h.test:80:127.0.0.1:{port} http://h.test/", "--connect-to other:::1 {u}/",
+            "--resolve h.test:{port}:127.0.0.2,127.0.0.1 http://h.test:{port}/",
+            "--resolve +h.test:{port}:127.0.0.1 --resolve -x:1 http://h.test:{port}/")),
+        *((line, b"", rf"\({code}\)", code) for code, lines in {
+            1: ["{u}/junk", "{u}/http2", "ftp://{host}/", "--proto =https {u}/",
+                "--proto-redir =https {u}/to"],
+            2: ["-H broken {u}/", "-o  {u}/"], 5: ["-x http://[ {u}/"],
+            3: ["http://a..b/", "{u}/[3-1]", "{u}/[1", "{u}/{a", "{u}/a}", "{u}/[1-3:0]", "{u}/{}"],
+            6: ["--resolve h.test:{port}:127.0.0.1 --resolve -H.test:{port} http://h.test:{port}/"],
+            7: ["-x foo://h {u}/", "--retry 1 --retry-delay 1 --retry-connrefused 127.0.0.1:1"],
+            22: ["--retry 1 --retry-delay 1 --retry-all-errors -f {u}/404"],
+            23: ["-o none/x {u}/", "-o . {u}/", "-OJ {u}/dot"],
+            26: ["-H @none {u}/", "--url @none", "-n --netrc-file none {u}/", "-G -d @none {u}/"],
+            28: ["-m 0.1 {u}/hang", "-y 0.1 {u}/hang"], 56: ["{u}/large"],
+            49: ["--resolve x {u}/", "--resolve h:1:x {u}/", "--resolve h:1:1.2.3 {u}/"],
+            63: ["--max-filesize 5 {u}/", "--max-filesize 1k -o x {u}/big"],
+        }.items() for line in lines),
         ("{u}/404", b"gone\n", "", 0),
         ("-f {u}/404", b"", r"^asyncget: \(22\) .*404.*\n$", 22),
         ("-sf {u}/404", b"", "", 22),
         ("--fail-with-body {u}/404", b"gone\n", r"\(22\)", 22),
         ("-i {u}/404", GONE, "", 0),
         ("-if {u}/404", GONE[:-5], r"\(22\)", 22),
-        ("{u}/junk", b"", r"\(1\)", 1),
-        ("-m 0.1 {u}/hang", b"", r"\(28\)", 28),
         ("-m 0.2 {u}/stall", b"x", r"\(28\)", 28),
-        ("-y 0.1 {u}/hang", b"", r"\(28\)", 28),
         ("--no-compressed {u}/unknown", b"x", "", 0),
-        ("--max-filesize 5 {u}/", b"", r"\(63\)", 63),
-        ("--max-filesize 6 {u}/", b"hello\n", "", 0),
-        ("--max-filesize 1k -o x {u}/big", b"", r"\(63\)", 63),
         ("{u}/204", b"", "", 0), ("{u}/204-long", b"", "", 0),
         ("-s -w %{redirect_url}. --no-location {u}/tobad", b"moved\nhttp://[x/.", "", 0),
         ("-s -w %{redirect_url} --no-location {u}/far", b"f\ngopher://h/", "", 0),
@@ -8251,19 +8253,8 @@ class Section20CommandLine(Folder):
          r"^asyncget: \(22\) .* \[\S+/404\]\nasyncget: \(18\) .* \[\S+/cut\]\n$", 22),
         ("--parallel-max 1 {u}/ {u}/chunked", b"hello\nabc", "", 0),
         ("-m 9 -f --fail-early -w %{exitcode} {u}/hang {u}/404", b"22", r"^.*\(22\).*\n$", 22),
-        ("--max-redirs -1 {u}/to", b"hello\n", "", 0),
-        ("--parallel-max 0 {u}/", b"hello\n", "", 0),
-        ("ftp://{host}/", b"", r"\(1\)", 1),
-        ("http://a..b/", b"", r"\(3\)", 3),
         ("http://user:secret@127.0.0.1:1/", b"", r"^((?!secret).)*\n$", 7),
-        ("-H broken {u}/", b"", r"\(2\)", 2),
-        ("-H @none {u}/", b"", r"\(26\)", 26),
-        ("--url @none", b"", r"\(26\)", 26),
-        ("-o none/x {u}/", b"", r"\(23\)", 23),
-        ("-o . {u}/", b"", r"\(23\)", 23),
-        ("-x http://127.0.0.1:1 --noproxy 127.0.0.1 {u}/", b"hello\n", "", 0),
         ("-x http://127.0.0.1:1 {u}/", b"", r"\((7|97|5)\)", 7),
-        ("-n --netrc-file none {u}/", b"", r"\(26\)", 26),
         # heads as they come
         ("-i {u}/103", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(), "", 0),
         ("-D f {u}/103", b"hello\n", "", 0, {"f": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + HEAD}),
@@ -8279,46 +8270,25 @@ class Section20CommandLine(Folder):
         ("-sfI {u}/404", GONE[:-5], "", 22),
         ("-I {u}/drips", HEAD.replace(b"6", b"30"), "", 0),
         ("-I -o f {u}/", b"", "", 0, {"f": HEAD}), ("-iI {u}/ {u}/", HEAD + HEAD, "", 0),
-        # exit codes
-        ("{u}/http2", b"", r"\(1\)", 1),
-        ("{u}/large", b"", r"\(56\)", 56), ("-x foo://h {u}/", b"", r"\(7\)", 7),
-        ("-x http://[ {u}/", b"", r"\(5\)", 5),
-        ("--resolve x {u}/", b"", r"\(49\)", 49), ("--resolve h:1:x {u}/", b"", r"\(49\)", 49),
-        ("-G -d @none {u}/", b"", r"\(26\)", 26),
         # time and tries
-        ("-m 0 -y 0 --max-filesize 0 --connect-timeout 0 --retry 0 {u}/", b"hello\n", "", 0),
-        ("-m 0.2 --retry 1 --retry-delay 1 {u}/hangs", b"hello\n", "", 0),  # for each try
         ("-m 0.2 -o o {u}/drips {u}/", b"hello\n", r"\(28\)", 28),
         ("-Y 100 -y 0.3 -o o {u}/drips", b"", r"\(28\) slower", 28),
         ("--retry 5 --retry-delay 9 --retry-max-time 1 {u}/503", b"busy\n", "", 0),
         ("--retry 2 --retry-delay 1 -f -o o {u}/503", b"", "", 0, {"o": b"hello\n"}),
-        ("--retry 1 --retry-delay 1 --retry-all-errors -f {u}/404", b"", r"\(22\)", 22),
         ("--retry 1 --retry-delay 1 --retry-all-errors -O {u}/breaks", b"", "", 0,
          {"breaks": b"hello\n"}),
         ("--retry 1 --retry-delay 1 {u}/breaks", b"h", r"\(18\)", 18),
         ("-i -o f --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks", b"", "", 0, {"f": ok()}),
         ("-o /dev/null --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks", b"", "", 0),
         ("-r 1-3 {u}/coded-piece", b"iec", "", 0),
-        ("--resolve h:1:1.2.3 {u}/", b"", r"\(49\)", 49),
-        ("--resolve h.test:{port}:127.0.0.1 --resolve -H.test:{port} http://h.test:{port}/", b"",
-         r"\(6\)", 6),
-        ("--retry 1 --retry-delay 1 --retry-connrefused 127.0.0.1:1", b"", r"\(7\)", 7),
         # only if it is new
         ("-z none -o none {u}/", b"", "", 0, {"none": b"hello\n"}),
         ("--etag-save e --etag-compare e {u}/etag", b"e\n", "", 0, {"e": b'"v1"\n'}),
-        # where to, and whether at all
-        ("--proto =https {u}/", b"", r"\(1\)", 1), ("--proto =http,https {u}/", b"hello\n", "", 0),
-        ("--proto-redir =https {u}/to", b"", r"\(1\)", 1),
-        ("--connect-to h.test:80:127.0.0.1:{port} http://h.test/", b"hello\n", "", 0),
-        ("--connect-to other:::1 {u}/", b"hello\n", "", 0),
-        ("--resolve h.test:{port}:127.0.0.2,127.0.0.1 http://h.test:{port}/", b"hello\n", "", 0),
-        ("--resolve +h.test:{port}:127.0.0.1 --resolve -x:1 http://h.test:{port}/", b"hello\n", "", 0),
         # which files
         ("-o f#1 {u}/[1-2]", b"", "", 0, {"f1": b"1", "f2": b"2"}),
         ("-o #1.#2#3 {u}/{a,b}?[08-10:2]", b"", "", 0,
          {"a.08#3": b"A", "a.10#3": b"A", "b.08#3": b"B", "b.10#3": b"B"}),
         ("{u}/{a,b}", b"AB", "", 0), ("-g {u}/{a,b}", b"no page\n", "", 0),
-        *(("{u}/" + bad, b"", r"\(3\)", 3) for bad in ("[3-1]", "[1", "{a", "a}", "[1-3:0]", "{}")),
         ("-o old -o old {u}/a {u}/b", b"", r"\(2\) two URLs", 2, {"old": b"x"}),
         ("-o x -O {u}/a {u}/b {u}/1", b"1", "", 0, {"x": b"A", "b": b"B"}),
         ("--remote-name-all {u}/a {u}/b", b"", "", 0, {"a": b"A", "b": b"B"}),
@@ -8326,10 +8296,10 @@ class Section20CommandLine(Folder):
         ("-o old {u}/b", b"", "", 0, {"old": b"B"}), ("-O {u}/404", b"", "", 0, {"404": b"gone\n"}),
         ("-D f -s {u}/a {u}/b", b"AB", "", 0, {"f": 2 * ok(b"A")[:-1]}),
         ("--fail-with-body -o y {u}/404", b"", r"\(22\)", 22, {"y": b"gone\n"}),
-        ("--out-null {u}/a {u}/b -w .", b"..", "", 0), ("-o  {u}/", b"", r"\(2\)", 2),
+        ("--out-null {u}/a {u}/b -w .", b"..", "", 0),
         ("--no-remote-name {u}/a", b"A", "", 0), ("-J {u}/named", b"N", "", 0),
         ("-OJ {u}/named", b"", "", 0, {"b c": b"N"}), ("-OJ {u}/a", b"", "", 0, {"a": b"A"}),
-        ("-OJ {u}/old", b"", r"\(23\)", 23, {"old": b"x"}), ("-OJ {u}/dot", b"", r"\(23\)", 23),
+        ("-OJ {u}/old", b"", r"\(23\)", 23, {"old": b"x"}),
         ("-OJ --no-clobber {u}/old", b"", "", 0, {"old": b"x", "old.1": b"N"}),
         ("-O {u}/to?x#y", b"", "", 0, {"to": b"hello\n"}),
         ("-O --create-dirs --output-dir n/m {u}/a", b"", "", 0, {"n/m/a": b"A"}),
@@ -8430,8 +8400,7 @@ class Section20CommandLine(Folder):
         ("-z Sun,|06|Nov|1994|08:49:37|GMT", "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT", ""),
         ("-z -heads", "If-Unmodified-Since: Sun, 09 Sep 2001 01:46:40 GMT", ""),
         ("-z 1|Jan|2020", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT", ""),
-        ("--etag-compare etag", 'If-None-Match: "v1"', ""), ("-C 3 -o old", "Range: bytes=3-", ""),
-    )
+        ("--etag-compare etag", 'If-None-Match: "v1"', ""), ("-C 3 -o old", "Range: bytes=3-", ""))
 
     def test_requests(self) -> None:
         for name, data in {
@@ -8492,8 +8461,7 @@ class Section20CommandLine(Folder):
             (server_tls(client_ca=True), [(f"{ca} {here}", (35, 52, 56)), (f"{ca} {client} {here}", (0,))]),
             (old, [(f"--proto =https --tlsv1.2 -sSf {ca} {here}", (0,)), (f"--tlsv1.3 {ca} {here}", (35,)),
                    (f"--tlsv1.3 -k {here}", (35,)), (f"--tlsv1.2 {here}", (60,)),
-                   (f"--proto =http -k {here}", (1,))]),
-        ]
+                   (f"--proto =http -k {here}", (1,))])]
         for context, lines in rows:
             with Scripted({"/": ok()}, tls=context) as server:
                 for line, codes in lines:
@@ -8767,8 +8735,7 @@ class Section20CommandLine(Folder):
         "$AG -V >&-; echo $?": "23\n", "$AG -v -f {u}/404 2>&-; echo $?": "22\n",
         "$AG -o f -w %{http_code} {u} >&-; echo $?; cat f": "23\nhello\n",
         # stdin is left alone
-        "echo for somebody else | ($AG -o f {u}; cat - f)": "for somebody else\nhello\n",
-    }
+        "echo for somebody else | ($AG -o f {u}; cat - f)": "for somebody else\nhello\n"}
 
     @needs("bash")
     def test_in_a_shell(self) -> None:
