@@ -5234,8 +5234,6 @@ def corpus() -> list[bytes]:
         answer(raw_deflate(bytes(5000)), "Content-Encoding: deflate"),
         answer(zlib.compress(gz), coded, "content-encoding: deflate"),
         answer(gzip.compress(gz), "Content-Encoding: gzip, identity, gzip"), answer(b"", coded),
-        CHUNKED[:-2] + b"Content-Encoding: gzip\r\n\r\n9\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (
-            gz[:9], len(gz) - 9, gz[9:]),
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: </s.css>; rel=preload\r\n\r\n"
         + answer(b"hi"),
         answer(b"gone", "Location: ../c?x=1#y", status="302 Found"),
@@ -5250,7 +5248,6 @@ def corpus() -> list[bytes]:
         answer(b"\xe9", "Content-Type: text/plain; charset=\"ISO-8859-1\"", "X-Fold: a\r\n\tb",
                "Vary: a", "vary: b", "X: a\x01b"),
         answer(b"hello" + answer(b"EVIL")), answer(b"hello") + answer(b"EVIL"),
-        b"HTTP/1.1 304 N\r\nContent-Length: 9\r\nETag: \"x\"\r\n\r\n",
         OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         OK + b"Content-Length: 5, 5\r\n\r\nhello", OK + b"Content-Length: 5,\r\n\r\nhello",
         answer(b"x", "Set-Cookie: a=caf\xe9", "Location: /\xe9", status="302 F"),
@@ -5269,8 +5266,7 @@ URLS = [
     "http://x[::1]/", "http://[::1%25eth0]/", "http://127。0。0。1/", "javascript:x",
     "http://" + "ä." * 100 + "test/", "http://" + "a" * 63 + "." + "b" * 64, "g;x=1/../y", "http:h",
     "http:///x", "http://:80/", "http://@h/", "http://h:000080/", " http://web.1/./a/.. \n",
-    "/%2e%2e/%0d%0a", "http://h/\ud800", "\u2028", "http://user:pass:word@h/", "http://h?x#y#z",
-    "http://h#@b/", "http://ß.test/"]
+    "/%2e%2e/%0d%0a", "http://h/\ud800", "\u2028", "http://user:pass:word@h/", "http://h#@b#z"]
 URL_TOKENS = [
     *"/?#@:[]%\\ \t\0\x85\u2028üß．。１K\ud8000-_;&=", "//", "..", ".", "\r\n", "80", "99999", "::1",
     "127.1", "http:", "https://", "%2f", "%0d%0a", "xn--", "a" * 64]
@@ -5729,8 +5725,7 @@ class Faults(AsyncCase):
     async def test_failed_handshakes_leave_nothing(self) -> None:  # CVE-2025-47279
         async with scripted([HOLD], again=True, tls=server_tls()) as server, Session() as session:
             outcomes: Any = await session.get_all([server.url] * 9, return_exceptions=True)
-            for outcome in outcomes:
-                self.assertEqual((type(outcome), outcome.exit_code), (TLSError, 60))
+            self.assertEqual({(type(one), one.exit_code) for one in outcomes}, {(TLSError, 60)})
             self.assertIn("Pool 0 of", repr(session))
 
     @unittest.skipIf(sys.platform == "win32", "Windows has no such limit")
@@ -6264,17 +6259,6 @@ class LinearTime(Section):
             "mask_field, Location": lambda t: asyncget._FIELD.sub(
                 asyncget.mask_field, "Location: http://" + t)}
         yield from rest.items()
-
-    def test_a_long_cookie_file(self) -> None:
-        """Of one site's cookies; each is looked at as it is, not all of them for each."""
-        def fill(text: str) -> None:
-            jar = asyncget.Cookies()
-            for number in range(len(text) // 4):
-                line = f"h\tTRUE\t/\tFALSE\t0\ta{number}\t1\n"
-                for cookie in asyncget.parse_cookie_file(line):
-                    jar.add(cookie)
-
-        self.assertTrue(self.is_linear(fill, "a", 2**14))
 
     def test_all_are_listed(self) -> None:
         of_constants = {"known_flags", "kinds_of", "glob_values", "is_direct"}  # or the caller's own
@@ -6812,7 +6796,7 @@ class Section17Downloads(OnDisk):
 
         for wire, body, last in [
                 (answer(WHOLE, V1), WHOLE, (11, 11)), (answer(b""), b"", (0, 0)),
-                (CHUNKED + b"3\r\nhel\r\n8\r\nlo world\r\n0\r\n\r\n", WHOLE, (11, None)),
+                (CHUNKED + b"b\r\nhello world\r\n0\r\n\r\n", WHOLE, (11, None)),
                 (unsized(WHOLE), WHOLE, (11, None)),
                 (answer(GZIPPED, "Content-Encoding: gzip"), WHOLE, (11, None))]:
             with self.subTest(wire):
@@ -6984,8 +6968,7 @@ class Section17Downloads(OnDisk):
         with clock() as busy:
             def one_more(head: bytes) -> list[Any]:
                 first = first_asked(head)
-                wire = piece(first) if first else answer(WHOLE, V1)
-                return [wire[:first - 10], 0.02, lambda _: busy(1.1) or b"", HOLD]
+                return [good_at_ranges()(head)[:first - 10], 0.02, lambda _: busy(1.1) or b"", HOLD]
 
             for times, delay, deadline, asked in [
                 (1, 0.0, None, ["", "1-"]),
@@ -7597,10 +7580,8 @@ class Section20Files(Folder):
 
     def test_two_urls_that_would_meet(self) -> None:
         """Told before anything is sent; and those that would not are not refused."""
-        shared = "."
-        if os.path.isdir("/dev/shm"):  # a folder like others, whatever its name
-            shared = tempfile.mkdtemp(dir="/dev/shm")
-            self.addCleanup(shutil.rmtree, shared)
+        shared = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+        self.addCleanup(shutil.rmtree, shared)  # a folder like others, whatever its name
         links = {"here": b"->.", "link": b"->target"}
         for line in ("-O {u}/f.iso -o f.iso {u}/2", "-O {u}/f.iso -O {u}/f.iso.part",
                      "-O {u}/f.iso.part -O {u}/f.iso", "-O {u}/f.iso -O {u}/f.iso.part.meta",
@@ -8031,11 +8012,11 @@ class Section20CommandLine(Folder):
             "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts", "part": "part",
             "a.meta": "a.meta", "C:evil.dll": "C:evil.dll", "CON": "CON"}.items()])
         with mock.patch.object(os, "name", "nt"):  # CVE-2016-0754: devices, drives, streams
-            for name in ("C:evil.dll", "a.txt:stream", "CON", "nul.txt", "com1", "LPT9.x", "aux .c",
-                         "a.", "a b ?", "a*", "a<b", "a|b"):
-                self.assertEqual(self.name_from(f'attachment; filename="{name}"'), ..., name)
-            for name in ("console", "a.b", "com", "xcon.txt"):
-                self.assertEqual(self.name_from(f'attachment; filename="{name}"'), name)
+            names = ("C:evil.dll", "a.txt:stream", "CON", "nul.txt", "com1", "LPT9.x", "aux .c", "a.",
+                     "a b ?", "a*", "a<b", "a|b")
+            self.alike(lambda name: self.name_from(f'attachment; filename="{name}"'), [
+                *((name, ...) for name in names),
+                *((name, name) for name in ("console", "a.b", "com", "xcon.txt"))])
         ascii_only = UnicodeEncodeError("ascii", "\u2603", 0, 1, "not there")  # the locale
         with mock.patch.object(os, "fsencode", side_effect=ascii_only):
             self.assertEqual(self.name_from("attachment; filename=\u2603"), ...)
@@ -9246,8 +9227,7 @@ class Recipes(OnDisk):
         rows = sorted(Path("items.csv").read_text(encoding="utf-8").splitlines())
         self.assertEqual(len(rows), 300)
         self.assertEqual(rows[0], f"{server.url}/items/0,200")
-        self.assertRegex("\n".join(rows), r"(?m)/items/9,404$")
-        self.assertRegex("\n".join(rows), r"/items/7,.*Content-Length")
+        self.assertRegex("\n".join(rows), r"(?s)/items/7,[^\n]*Content-Length.*/items/9,404\n")
         self.assertEqual(server.most, 50)
 
     @installed("tqdm", "rich")
