@@ -8169,6 +8169,7 @@ class Section20CommandLine(Folder):
         # only if it is new
         ("-z none -o none {u}/", b"", "", 0, {"none": b"hello\n"}),
         ("--etag-save e --etag-compare e {u}/etag", b"e\n", "", 0, {"e": b'"v1"\n'}),
+        ("--etag-save e {u}/404", b"gone\n", "", 0, {"e": None}),
         # which files
         ("-o f#1 {u}/[1-2]", b"", "", 0, {"f1": b"1", "f2": b"2"}),
         ("-o #1.#2#3 {u}/{a,b}?[08-10:2]", b"", "", 0,
@@ -8217,7 +8218,8 @@ class Section20CommandLine(Folder):
     DIFFERS = re.compile(  # from curl 7.88: newer than it, or on purpose
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
         r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0|-o old -o old {u}/a|"
-        r"-null|%output|url\.host|size_delivered|-long|coded-piece|^-o /dev/null --r|-early|/dot|-waterf")
+        r"-null|%output|url\.host|size_delivered|-long|coded-piece|^-o /dev/null --r|-early|/dot|-waterf|"
+        "-save e {")
 
     def test_table(self) -> None:
         for line, stdout, told, code, files in ((*row, {})[:5] for row in self.ROWS):
