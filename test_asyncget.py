@@ -7896,6 +7896,9 @@ class Section19DemoServer(AsyncCase):
         with mock.patch.object(asyncio, "sleep", lambda seconds: sleep(seconds / 8)), \
                 contextlib.redirect_stdout(io.StringIO()) as printed:
             self.assertEqual(asyncget.main(["--demo"]), 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # its server's connections
+            gc.collect()
         story, drawings = printed.getvalue().split("\nWhat 2 and 3 looked like, to scale\n")
         places = [story.index(text) for text in (
             "1 s ... still", "2 s ... still", "I thought about it.", "add_two_numbers(2, 3) = 5")]
