@@ -6168,8 +6168,9 @@ class LinearTime(Section):
             parse_date site_of complete_url expand_glob in_flags parse_cookie_file
             name_from_header netrc_entries handshake_hint""",
         "http://": "masked without_userinfo parse_url", "http://h/": "parse_url name_from_url",
-        "/": "remove_dots", "a;charset=": "charset_of", "h\tTRUE\t/\tFALSE\t0\t": "parse_cookie_file",
-        "machine h password ": "netrc_entries", "macdef ": "netrc_entries",
+        "/": "remove_dots", "a;charset=": "charset_of",
+        "h\tTRUE\t/\tFALSE\t0\t": "parse_cookie_file", "machine h password ": "netrc_entries",
+        "macdef ": "netrc_entries",
         "a; filename=": "name_from_header", "a; filename*=utf-8''": "name_from_header"}
     OF_BYTES = "shown parse_list find_head_end status_reason content_codings".split()
     FLAGS = "-C -m -o -d -z --connect-to --max-filesize --rate --resolve".split()
@@ -6192,11 +6193,13 @@ class LinearTime(Section):
 
         for start, names in cls.BEHIND.items():
             for name in names.split():
-                yield name, lambda t, call=known[name], start=start: call(start + t)  # type: ignore[misc]
+                yield name, lambda t, call=known[name], start=start: (  # type: ignore[misc]
+                    call(start + t))
         for name in cls.OF_BYTES:
             yield name, raw(known[name])
         for flag in cls.FLAGS:
-            yield "store_flag", lambda t, flag=flag: parse_arguments(["u", flag, t])  # type: ignore[misc]
+            yield "store_flag", lambda t, flag=flag: (  # type: ignore[misc]
+                parse_arguments(["u", flag, t]))
         for name, line, asked in cls.FIELDS:
             yield name, raw(lambda t, line=line, asked=asked: getattr(  # type: ignore[misc]
                 response(fields=[line % t]), asked))
@@ -6734,9 +6737,11 @@ class Section17Downloads(OnDisk):
             (ours, fitting()), (ours, fitting(V1)), (ours, rest("Bytes 5-10/11")),
             (ours, fitting("Content-Encoding: identity")), (ours, fitting(monday)),
             (untold, fitting()), (dated, fitting(monday, V2)),
-            (full, unmet("bytes */11")), (full, unmet("bytes */11", V1)), (untold, unmet("bytes */5"))]
+            (full, unmet("bytes */11")), (full, unmet("bytes */11", V1)),
+            (untold, unmet("bytes */5"))]
         wrong = [
-            *((ours, fitting(field)) for field in (V2, 'ETag: W/"v1"', span, "Content-Encoding: gzip")),
+            *((ours, fitting(field)) for field in (
+                V2, 'ETag: W/"v1"', span, "Content-Encoding: gzip")),
             (ours, fitting(V1, V2)), (dated, fitting(f"Last-Modified: {self.later}", V2)),
             (ours._replace(source=elsewhere), fitting()),
             (ours, fitting(body=b" world!")), (ours, fitting(body=b" worl")),
@@ -6813,7 +6818,8 @@ class Section17Downloads(OnDisk):
     async def test_answers(self) -> None:
         """Whatever comes, the end is one version, or a partial file that has lost nothing."""
         begun, other, weak = answer(WHOLE, V1), piece(4), answer(WHOLE, 'ETag: W/"v1"')
-        gone, busy, any_status = answer(status="404 X"), answer(status="503 X"), {"any_status": True}
+        gone, busy = answer(status="404 X"), answer(status="503 X")
+        any_status = {"any_status": True}
 
         def for_ever(head: bytes) -> bytes:  # it breaks off and is bad at ranges
             return piece(4) if field(head, "Range") else begun[:-6]
@@ -6821,8 +6827,8 @@ class Section17Downloads(OnDisk):
         def again(times: int, **options: Any) -> dict[str, Any]:
             return {"retries": tried(times), **options}
 
-        # What lies there, the answers, settings; what is asked for; the file, or an error and the part.
-        rows: list[tuple[bytes, list[Any], dict[str, Any], list[str], bytes | type[AsyncGetError], Any]] = [
+        # What lies there, answers, settings; what is asked for; the file, or an error and the part.
+        rows: list[tuple[bytes, list[Any], dict[str, Any], list[str], Any, Any]] = [
             (WHOLE[:5], [piece(5)], {}, ["5-"], WHOLE, None),
             (WHOLE[:5], [answer(OTHER, V2)], {}, ["5-"], OTHER, None),
             (WHOLE[:5], [begun], {}, ["5-"], WHOLE, None),  # no ranges here
@@ -6864,7 +6870,7 @@ class Section17Downloads(OnDisk):
                 async with giving(*answers) as server:
                     if left:
                         self.leave(server, left)
-                    call = self.get(server.url, progress=lambda *facts: seen.append(facts), **options)
+                    call = self.get(server.url, progress=lambda *told: seen.append(told), **options)
                     if isinstance(outcome, bytes):
                         await call
                         self.assert_whole(outcome)
@@ -6873,7 +6879,8 @@ class Section17Downloads(OnDisk):
                         self.assertEqual((await self.raised(outcome, call)).exit_code,
                                          22 if outcome is StatusError else 18)
                         self.assertEqual((self.read(self.path), self.read(self.part)), (None, part))
-                        self.assertEqual(self.names(), ["f.part", "f.part.meta"] * (part is not None))
+                        kept = [] if part is None else ["f.part", "f.part.meta"]
+                        self.assertEqual(self.names(), kept)
                 self.assertEqual(asked_for(server), asked)
                 if answers == [piece(5)]:
                     self.assertEqual(seen[0], (5, 11))
@@ -7097,7 +7104,7 @@ class Section17Files(OnDisk):
             ({"f.part.meta": b"mine"}, None), ({}, do(os.mkfifo, meta)),
             ({"f.part": b"->fictim"}, None), ({"f.part.meta": b"->fictim"}, None),
             ({**theirs, "f.part": b"->fictim"}, None), (theirs, do(os.link, victim, part)),
-            *(({**first, "fictim": valid, "f.part.meta": b"->fictim"}, None) for first in ({}, mine)),
+            *(({**one, "fictim": valid, "f.part.meta": b"->fictim"}, None) for one in ({}, mine)),
             *(({**first, "fictim": valid}, do(os.link, victim, meta)) for first in ({}, mine)),
             (ours, do(os.link, part, self.path))]  # killed between link and unlink
         if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -7146,8 +7153,8 @@ class Section17Files(OnDisk):
 
         seen: set[int] = set()
         self.addCleanup(os.umask, os.umask(0o022))
-        for old, left, expected in [(None, False, 0o644), (0o600, False, 0o600), (0o600, True, 0o600),
-                                    (0o755, False, 0o755), (0o4755, False, 0o755)]:
+        for old, left, expected in [(None, False, 0o644), (0o600, False, 0o600),
+                                    (0o600, True, 0o600), (0o755, False, 0o755), (0o4755, False, 0o755)]:
             seen.clear()
             with self.subTest(old=old, left=left):
                 async with giving(piece(5) if left else answer(WHOLE, V1)) as server:
@@ -7171,7 +7178,8 @@ class Section17Files(OnDisk):
         """The part that fits stays, and is gone on from when there is room."""
         body = os.urandom(300_000)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        self.addCleanup(signal.signal, signal.SIGXFSZ, signal.signal(signal.SIGXFSZ, signal.SIG_IGN))
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        self.addCleanup(signal.signal, signal.SIGXFSZ, handler)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
         async with giving(good_at_ranges(body)) as server:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -7291,8 +7299,9 @@ class EveryStep(OnDisk):
 
     async def test_every_step(self) -> None:
         for name, overwrite, old, left, body, version in [
-                ("fresh", True, None, False, WHOLE, V1), ("never replaced", False, None, False, WHOLE, V1),
-                ("replaced", True, b"old", False, WHOLE, V1), ("resumed", True, None, True, WHOLE, V1),
+                ("fresh", True, None, False, WHOLE, V1), ("resumed", True, None, True, WHOLE, V1),
+                ("never replaced", False, None, False, WHOLE, V1),
+                ("replaced", True, b"old", False, WHOLE, V1),
                 ("changed", True, None, True, OTHER, V2)]:
             with self.subTest(name):
                 async with giving(good_at_ranges(body, version)) as server:
@@ -7544,7 +7553,8 @@ class Section20Files(Folder):
         disk = self.mounted("-t", "tmpfs", "-o", "size=64k", "none", on=self.empty_folder())
         jar = b"".join(b".h.test\tTRUE\t/\tFALSE\t0\tn%d\tjar\n" % n for n in range(1200))
         self.server.plays({"/": ok(os.urandom(100_000), "Set-Cookie: a=b")})
-        for line, name, before in (("-o {f}", "filler", bytes(49152)), ("-b {f} -o f -c {f}", "f", jar),
+        for line, name, before in (("-o {f}", "filler", bytes(49152)),
+                                   ("-b {f} -o f -c {f}", "f", jar),
                                    ("-i -o {f}", "filler", bytes(49152))):
             Path(disk, name).write_bytes(before)
             done = self.get(line.replace("{f}", os.path.join(disk, "f")), self.server.url)
@@ -7639,7 +7649,8 @@ class Section20Files(Folder):
     def test_output_through_links(self) -> None:
         """They stay; and what is behind one is replaced when all has come."""
         self.server.plays({"/f": ok(), "/cut": ok(b"hello world")[:-6]})
-        old, links = {"link": b"old", "to": b"old"}, {"link": b"->to", "to": b"old", "dangling": b"->new"}
+        old = {"link": b"old", "to": b"old"}
+        links = {"link": b"->to", "to": b"old", "dangling": b"->new"}
         for flags, after in (
                 ("-o link", {"link": b"hello\n", "to": b"hello\n"}),
                 ("-o link -i", {"link": ok(), "to": ok()}),
@@ -7676,7 +7687,7 @@ class Section20Files(Folder):
                     ("-o folder/f http://127.0.0.1:1/", 7, b"he"),
                     ("-c folder/f -o/dev/null {u}/cookie", 0, b"a\tb\n"),
                     # no name of a URL's is worth it
-                    ("--output-dir folder -O {u}/f", 23 * readonly, b"he" if readonly else b"hello\n")):
+                    ("--output-dir folder -O {u}/f", *((23, b"he") if readonly else (0, b"hello\n")))):
                 with self.subTest(line, readonly=readonly):
                     self.write("folder/f", b"he")
                     done = self.get(line)
@@ -7737,7 +7748,7 @@ class Section20Files(Folder):
                 self.empty(**({} if before is None else {"f": before}))
                 done = self.get(f"--retry-delay 0.01 {flags} -O {{u}}/f")
                 self.assertEqual((done.returncode, self.read("f")), (code, body))
-                self.assertEqual(asked_for(self.server), [first and first + "-" for first in ranges])
+                self.assertEqual(asked_for(self.server), [one and one + "-" for one in ranges])
                 if code == 0:
                     self.assertEqual(self.names(), ["f"])
                 if "-R" in flags:
@@ -8015,8 +8026,8 @@ class Section20CommandLine(Folder):
             "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts", "part": "part",
             "a.meta": "a.meta", "C:evil.dll": "C:evil.dll", "CON": "CON"}.items()])
         with mock.patch.object(os, "name", "nt"):  # CVE-2016-0754: devices, drives, streams
-            names = ("C:evil.dll", "a.txt:stream", "CON", "nul.txt", "com1", "LPT9.x", "aux .c", "a.",
-                     "a b ?", "a*", "a<b", "a|b")
+            names = ("C:evil.dll", "a.txt:stream", "CON", "nul.txt", "com1", "LPT9.x", "aux .c",
+                     "a.", "a b ?", "a*", "a<b", "a|b")
             self.alike(lambda name: self.name_from(f'attachment; filename="{name}"'), [
                 *((name, ...) for name in names),
                 *((name, name) for name in ("console", "a.b", "com", "xcon.txt"))])
@@ -8062,7 +8073,8 @@ class Section20CommandLine(Folder):
             ("--socks5 p:1 u", all_by("socks5://p:1")), ("--socks5-hostname p u", all_by("socks5h://p")),
             ("-x p:1 u", all_by("p:1")), ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p"))))
         with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
-            os.environ.update(asyncget.proxy_environment(parse_arguments(["-x", "", "u"]), os.environ))
+            options = parse_arguments(["-x", "", "u"])
+            os.environ.update(asyncget.proxy_environment(options, os.environ))
             self.assertIsNone(choose_proxy(HERE))
         self.assertEqual(found("-U a:b u", HTTPS_PROXY="http://old:one@p:2", all_proxy="socks5h://q"),
                          {"https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"})
@@ -8090,7 +8102,8 @@ class Section20CommandLine(Folder):
         "/103": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(),
         "/503": [[BUSY], [AGAIN], [ok()]], "/204": b"HTTP/1.1 204 No Content\r\n\r\n",
         "/204-long": b"HTTP/1.1 204 No\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
-        "/cookie": ok(b"b", "Set-Cookie: s=secret"), "/a": ok(b"A"), "/b": ok(b"B"), "/1": ok(b"1"), "/2": ok(b"2"),
+        "/cookie": ok(b"b", "Set-Cookie: s=secret"),
+        "/a": ok(b"A"), "/b": ok(b"B"), "/1": ok(b"1"), "/2": ok(b"2"),
         "/etag": ok(b"e\n", 'ETag: "v1"', "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT"),
         "/badlength": b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
         "/http2": b"HTTP/2 200 OK\r\n\r\nx", "/large": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000,
@@ -8238,8 +8251,8 @@ class Section20CommandLine(Folder):
 
     @staticmethod
     def curl(words: Iterable[str], folder: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(["curl", *words], cwd=folder, stdin=subprocess.DEVNULL, timeout=PATIENCE,
-                              capture_output=True, env=environment(HOME=folder))
+        return subprocess.run(["curl", *words], cwd=folder, stdin=subprocess.DEVNULL,
+                              timeout=PATIENCE, capture_output=True, env=environment(HOME=folder))
 
     @needs("curl")
     def test_curl_gives_the_same(self) -> None:
@@ -8670,8 +8683,8 @@ class Section20CommandLine(Folder):
         url = f"{self.server.url}/f"
         for command in commands:
             with self.subTest(command[0]):
-                process = subprocess.Popen([*command, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                           env=environment(URL=url), start_new_session=True)
+                process = subprocess.Popen([*command, url], stdout=subprocess.PIPE,
+                                           stderr=subprocess.PIPE, env=environment(URL=url), start_new_session=True)
                 assert process.stdout
                 self.assertEqual(os.read(process.stdout.fileno(), 9), b"x")
                 if command[0] == "bash":
@@ -8737,7 +8750,8 @@ class Section20CommandLine(Folder):
                 self.assertEqual((result.returncode, result.stdout), (7, b"hello\n"), result.stderr)
 
     def test_help_and_version(self) -> None:
-        result = subprocess.run([sys.executable, "-OO", PROGRAM, "-h"], capture_output=True, timeout=PATIENCE)
+        result = subprocess.run([sys.executable, "-OO", PROGRAM, "-h"], capture_output=True,
+                                timeout=PATIENCE)
         self.assertIn(b"--max-time SECONDS", result.stdout)
         self.assertEqual((result.returncode, result.stderr), (0, b""))
         rows = [line[at:at + 80] for line in result.stdout.splitlines()
