@@ -2,7 +2,7 @@
 
     python -X dev -W error -m unittest            all but fuzz, loads and kills
     ASYNCGET_LONG=1 python -m unittest ...        these, too, as .ci/run does
-    ASYNCGET_LONG=1 ASYNCGET_KILL_MIB=1024 ASYNCGET_KILLS=20 python -m unittest -k Kill.test_kill
+    ASYNCGET_LONG=1 ASYNCGET_KILL_MIB=128 ASYNCGET_KILLS=20 python -m unittest -k Kill.test_kill
 
 Tables of (name, wire, expected) first; from section 8 on raw bytes over loopback, on
 connections held open, so that a client that reads too far hangs and is found. Servers of
@@ -33,6 +33,7 @@ import itertools
 import json
 import os
 import pickle
+import pkgutil
 import py_compile
 import random
 import re
@@ -70,7 +71,6 @@ import asyncget
 from asyncget import (
     AsyncGetError,
     Bar,
-    Body,
     ConnectError,
     DecodingError,
     Framing,
@@ -301,6 +301,8 @@ class Tables(unittest.TestCase):
 class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
     """Each test has a time limit, and fails if it leaves anything behind."""
 
+    seconds = TEST_SECONDS
+
     def setUp(self) -> None:
         clean = {name: value for name, value in os.environ.items()
                  if not name.lower().endswith("_proxy")}
@@ -350,7 +352,7 @@ def guarded(test: Callable[..., Any]) -> Callable[..., Any]:
         with warnings.catch_warnings(), mock.patch.object(
                 sys, "unraisablehook", lambda what: complaints.append(repr(what))):
             warnings.simplefilter("error")
-            await asyncio.wait_for(test(self), TEST_SECONDS)
+            await asyncio.wait_for(test(self), self.seconds)
             for _ in range(100):  # what was aborted needs a few turns
                 if open_files() == files and asyncio.all_tasks() == tasks:
                     break
@@ -4524,7 +4526,7 @@ class RealServers(AsyncCase):
 #     ASYNCGET_LONG=1         fuzz and loads, which are skipped otherwise; with it, and one by one:
 #     ASYNCGET_FUZZ=1000000   so many inputs (200,000 under CI=true, 20,000 otherwise)
 #     ASYNCGET_SEED=7         another seed than 1
-#     ASYNCGET_LOAD=50        10,000 requests at once, 1,000,000 in a row, minutes of soak
+#     ASYNCGET_LOAD=50        1,000,000 requests in a row
 #
 # Published faults of other clients that cannot apply here, and why:
 #
@@ -4561,12 +4563,8 @@ LOAD = int(os.environ.get("ASYNCGET_LOAD", 1))
 BASE = parse_url("http://h.test/a/b?q#f")
 
 
-def chunks(*pieces: bytes, trailers: bytes = b"") -> bytes:
-    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (*pieces, b""))[:-2] + (
-        trailers + b"\r\n")
-
-
-# ---- the second opinion: RFC 9112 once more, written without a look at the module's grammar
+# ---- the second opinion: RFC 9112 once more, written without a look at the module's grammar;
+# what codings are undone to, zlib and Section8Decoding know
 
 TEXT = rb"[^\0\r\n]*"
 PRINTED = rb"[\t -~\x80-\xff]*"  # where something is decided from it
@@ -4609,69 +4607,32 @@ def dechunked(wire: bytes) -> tuple[bytes, bytes, bytes] | None:
         content, at = content + wire[at:at + size], at + size + 2
 
 
-def inflated(coding: bytes, data: bytes) -> bytes | None:
-    """What a whole stream decodes to, by zlib itself, whatever is behind; None if it is not one."""
-    out, wbits = b"", 31
-    if coding == b"deflate":
-        wbits = 15 if len(data) > 1 and data[0] & 15 == 8 and not (
-            data[0] * 256 + data[1]) % 31 else -15
-    while data:
-        stream = zlib.decompressobj(wbits)
-        try:
-            out += stream.decompress(data)
-        except zlib.error:
-            return None
-        if not stream.eof:
-            return None
-        data = stream.unused_data.lstrip(b"\0")  # padding behind a member
-        if coding == b"deflate" or not data.startswith(b"\x1f"):  # the first byte decides
-            break
-    return out
-
-
 def second_opinion(wire: bytes) -> tuple[int, bytes, bytes] | None:
-    """Status, decoded content and trailers of a message; None if that is not a whole one."""
+    """Status, body (whatever coded it) and trailers of a message; None if it is not a whole one."""
     for _ in range(11):
         head = STATUS.match(wire)
         if not head or head["status"] == b"101":
             return None
         wire, status = wire[head.end():], int(head["status"])
-        fields = fields_in(head["fields"])
         if status >= 200:
             break
     else:
         return None
-    transfer, length, codings = ([value for name, value in fields if name == wanted] for wanted in (
-        b"transfer-encoding", b"content-length", b"content-encoding"))
-    trailers = b""
+    fields = fields_in(head["fields"])
+    transfer, length = ([value for name, value in fields if name == wanted] for wanted in (
+        b"transfer-encoding", b"content-length"))
     if status in (204, 304):
-        body = b""
-    elif transfer:
+        return status, b"", b""
+    if transfer:
         found = dechunked(wire) if not length and fields_listed(transfer) == [b"chunked"] else None
-        if not found:
-            return None
-        body, trailers, _ = found
-    elif length:
+        return (status, *found[:2]) if found else None
+    if length:
         sizes = {size.strip(b" \t") for value in length for size in value.split(b",")}
         if len(sizes) != 1 or not re.fullmatch(rb"\d{1,18}",
                                                size := sizes.pop()) or int(size) > len(wire):
             return None
-        body = wire[:int(size)]
-    else:
-        body = wire
-    undo = [coding.replace(b"x-gzip", b"gzip") for coding in fields_listed(codings)
-            if coding not in (b"identity", b"none")]
-    if body and (len(undo) > 5
-                 or set(undo) - {b"gzip", b"deflate"}):  # of nothing, nothing is undone
-        return None
-    for coding in reversed(undo):
-        decoded = inflated(coding, body)
-        if decoded is None:
-            return None
-        body = decoded
-    return status, body, trailers
-
-
+        wire = wire[:int(size)]
+    return status, wire, b""
 REQUEST = re.compile(  # origin-form, or absolute-form; one Host, which is the first field
     rb"GET (?:http://[a-z0-9._:\[\]-]+)?/[!-~]* HTTP/1\.1\r\n"
     rb"(?:(?i:host): (?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?\r\n)?"
@@ -4714,9 +4675,9 @@ def corpus() -> list[bytes]:
         b"HTTP/1.1 200\r\n\r\nuntil close",
         b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\nContent-Length: 2\n\n\r\n",
-        CHUNKED + chunks(b"hello", b" world" * 3),
+        CHUNKED + b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n",
         CHUNKED + b"5;a=\"b\"\r\nhello\r\n0;x\r\nX-T: 1\r\nY: 2\r\n 3\r\n\r\n",
-        CHUNKED + chunks(*[b"x"] * 9, trailers=b"Digest: abc\r\n"),
+        CHUNKED + b"1\r\nx\r\n" * 9 + b"0\r\nDigest: abc\r\n\r\n",
         CHUNKED + b"00005 \r\nhello\r\n000\r\n\r\n", CHUNKED + b"0\r\nX: y\nZ: \r\n\t\r\n\r\n",
         CHUNKED + b"1;" + b"e" * 4094 + b"\r\nx\r\n0\r\n\r\n",
         answer(gz, coded), answer(gz + gz + bytes(5), "Content-Encoding: x-gzip"),
@@ -4726,26 +4687,22 @@ def corpus() -> list[bytes]:
         answer(raw_deflate(bytes(5000)), "Content-Encoding: deflate"),
         answer(zlib.compress(gz), coded, "content-encoding: deflate"),
         answer(gzip.compress(gz), "Content-Encoding: gzip, identity, gzip"), answer(b"", coded),
-        CHUNKED[:-2] + b"Content-Encoding: gzip\r\n\r\n" + chunks(gz[:9], gz[9:]),
-        OK + b"Content-Encoding: gzip\r\n\r\n" + gz,
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: </s.css>; rel=preload\r\n\r\n"
         + answer(b"hi"),
         answer(b"gone", "Location: ../c?x=1#y", status="302 Found"),
         answer(b"", "Location: https://u:p@b.test:8443/", status="308 P"),
-        answer(b"x", *["Location: http://[::1]:80/%2F"] * 2, status="301 M"),
         answer(b"x", "Set-Cookie: sid=1; Path=/; HttpOnly",
                "Set-Cookie: b=\"2\"; Domain=h.test; Max-Age=60; Secure",
                "Set-Cookie: c=3; Expires=Wed, 09 Jun 2100 10:18:14 GMT; SameSite=Lax"),
-        answer(b"slow", "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT", status="503 Busy"),
-        answer(b"x", "Retry-After: 120", status="429 T"),
+        answer(JSON, "Content-Type: text/html;charset=\"Shift_JIS\"; x",
+               "Link: </p?2>; rel=\"next\"; title*=UTF-8''x, ;;<c>;rel",
+               "Set-Cookie: __Host-a=\"\\; Max-Age=99999999999999999999; Domain=b.test; Path=/a",
+               "Retry-After: Sun, 31 Dec 9999 23:59:59 -2400", status="503 S"),
         answer(b"\xe9", "Content-Type: text/plain; charset=\"ISO-8859-1\"", "X-Fold: a\r\n\tb",
                "Vary: a", "vary: b", "X: a\x01b"),
-        answer(b"x", "Link: <https://h.test/?p=2>; rel=\"next last\"; title=\"x, y\", <a>; rel=prev"),
         answer(b"hello" + answer(b"EVIL")), answer(b"hello") + answer(b"EVIL"),
-        b"HTTP/1.1 304 N\r\nContent-Length: 9\r\nETag: \"x\"\r\n\r\n",
         OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         OK + b"Content-Length: 5, 5\r\n\r\nhello", OK + b"Content-Length: 5,\r\n\r\nhello",
-        answer(gz + b"<!-- EOF -->\r\n", "Content-Encoding: none, gzip"),
         answer(b"x", "Set-Cookie: a=caf\xe9", "Location: /\xe9", status="302 F"),
         OK + b"".join(b"X-%d: 1\r\n" % at for at in range(200)) + b"Content-Length: 0\r\n\r\n",
         b"HTTP/1.1 999 \xff\x80\r\nX:\r\nConnection: foo, CLOSE\r\nContent-Length: 1\r\n\r\nx",
@@ -4762,8 +4719,7 @@ URLS = [
     "http://x[::1]/", "http://[::1%25eth0]/", "http://127。0。0。1/", "javascript:x",
     "http://" + "ä." * 100 + "test/", "http://" + "a" * 63 + "." + "b" * 64, "g;x=1/../y", "http:h",
     "http:///x", "http://:80/", "http://@h/", "http://h:000080/", " http://web.1/./a/.. \n",
-    "/%2e%2e/%0d%0a", "http://h/\ud800", "\u2028", "http://user:pass:word@h/", "http://h?x#y#z",
-    "http://h#@b/", "http://ß.test/"]
+    "/%2e%2e/%0d%0a", "http://h/\ud800", "\u2028", "http://user:pass:word@h/", "http://h#@b#z"]
 URL_TOKENS = [
     *"/?#@:[]%\\ \t\0\x85\u2028üß．。１K\ud8000-_;&=", "//", "..", ".", "\r\n", "80", "99999", "::1",
     "127.1", "http:", "https://", "%2f", "%0d%0a", "xn--", "a" * 64]
@@ -4772,49 +4728,26 @@ URL_TOKENS = [
 class Mutator:
     """Makes inputs out of a corpus: the same ones for the same seed."""
 
-    def __init__(self, seeds: list[Any], tokens: list[Any], name: str) -> None:
-        self.seeds, self.tokens, self.chance = seeds, tokens, random.Random(f"{SEED} {name}")
+    def __init__(self, seeds: list[str], tokens: list[str], name: str, bits: int = 8) -> None:
+        self.seeds, self.tokens, self.bits = seeds, tokens, bits
+        self.chance = random.Random(f"{SEED} {name}")
 
-    def make(self) -> Any:
+    def make(self) -> str:
         """A seed, changed in up to five places."""
         chance = self.chance
         text = chance.choice(self.seeds)
         for _ in range(chance.choice((0, 1, 1, 1, 2, 2, 3, 5))):
-            at, to = sorted((chance.randint(0, len(text)), chance.randint(0, len(text))))
+            at, to = sorted(chance.randint(0, len(text)) for _ in range(2))
             if chance.random() < 0.5:
                 to = min(to, at + chance.randint(0, 3))
-            middle = text[at:to]
-            kind = chance.randrange(8)
-            if kind < 2:
-                middle = chance.choice(self.tokens)
-            elif kind == 2:
-                middle += chance.choice(self.tokens) + middle
-            elif kind == 3:
-                middle = middle[:0]
-            elif kind == 4 and middle:
-                middle = middle[:-1] + self.letter(middle)
-            elif kind == 5:
-                text, at = chance.choice(self.seeds), 0 if chance.random() < 0.5 else at
-            elif kind == 6:
-                text = text[:to]
-            else:
-                digit = re.search(rb"\d" if isinstance(text, bytes) else r"\d", text[at:])
-                if digit:
-                    at += digit.start()
-                    to, middle = at + 1, self.digit(digit[0])
-            text = text[:at] + middle + text[to:]
+            start, middle, end = text[:at], text[at:to], text[to:]
+            token, letter = chance.choice(self.tokens), text[at:at + 1] or " "
+            text = chance.choice((
+                start + token + end, start + token + end, start + middle + token + middle + end,
+                start + end, start + middle, chance.choice(self.seeds)[:at] + middle + end,
+                start + chr(ord(letter) ^ 1 << chance.randrange(self.bits)) + text[at + 1:],
+                start + re.sub(r"\d", str(chance.randrange(10)), middle + end, count=1)))
         return text
-
-    def letter(self, text: Any) -> Any:
-        """A letter that differs from the last in a bit."""
-        if isinstance(text, bytes):
-            return bytes([text[-1] ^ 1 << self.chance.randrange(8)])
-        return chr(ord(text[-1]) ^ 1 << self.chance.randrange(12))
-
-    def digit(self, text: Any) -> Any:
-        """Another digit."""
-        return type(text)(b"%d" % self.chance.randrange(10)) if isinstance(text, bytes) else (
-            str(self.chance.randrange(10)))
 
     def cut(self, data: bytes) -> list[bytes]:
         """The pieces in which data may arrive."""
@@ -4823,8 +4756,6 @@ class Mutator:
         places = sorted(self.chance.randint(0, len(data)) for _ in range(self.chance.randint(1, 5)))
         pieces = [data[at:to] for at, to in zip([0, *places], [*places, len(data)])]
         return [piece for piece in pieces if piece]
-
-
 class Pieces:
     """A StreamReader and a StreamWriter in one, without any socket: it plays pieces, then ends."""
 
@@ -4860,9 +4791,6 @@ def headed(head: asyncget.Head, url: asyncget.URL = BASE) -> Response:
     return Response(head, url, Source())  # type: ignore[arg-type]
 
 
-Outcome = tuple[Any, ...]
-
-
 class Kept(asyncget.Connection):
     """A connection that is kept without a look at what comes next."""
 
@@ -4870,7 +4798,7 @@ class Kept(asyncget.Connection):
         self.on_idle(self)
 
 
-async def receive(pieces: Iterable[bytes]) -> tuple[Outcome, Any]:
+async def receive(pieces: Iterable[bytes]) -> tuple[tuple[Any, ...], Any]:
     """What becomes of pieces that answer a request: something to compare, and the Response."""
     kept: list[asyncget.Connection] = []
     double = Pieces(pieces)
@@ -4920,12 +4848,14 @@ class HostileFuzz(unittest.TestCase):
             self.assertEqual(sent.count(b"\r\n"), fields + 2, sent)
 
     def test_responses(self) -> None:
-        mutator = Mutator(corpus(), TOKENS, "responses")
+        tokens = [token.decode("latin-1") for token in TOKENS]
+        mutator = Mutator([wire.decode("latin-1") for wire in corpus()], tokens, "responses")
         seen: Counter[Any] = Counter()
         loop = asyncio.new_event_loop()
         self.addCleanup(loop.close)
 
-        def check(wire: bytes) -> None:
+        def check(text: str) -> None:
+            wire = text.encode("latin-1")
             outcome, response = loop.run_until_complete(receive([wire] if wire else []))
             again, _ = loop.run_until_complete(receive(mutator.cut(wire)))
             if {again[0], outcome[0]} != {ProtocolError, DecodingError}:  # one is met first
@@ -4934,11 +4864,12 @@ class HostileFuzz(unittest.TestCase):
             seen[outcome[0]] += 1
             if isinstance(response, AsyncGetError):
                 self.harmless(response)
-                self.assertTrue(opinion is None or isinstance(response, TooLarge)
+                self.assertTrue(opinion is None or isinstance(response, (DecodingError, TooLarge))
                                 or "chunk extensions" in str(response))
                 return
             assert opinion is not None, "accepted, but not by the grammar"
-            self.assertEqual((outcome[0], outcome[2]), opinion[:2])
+            if "content-encoding" not in response.headers:
+                self.assertEqual((outcome[0], outcome[2]), opinion[:2])
             self.assertEqual([(name.lower(), value) for name, value in outcome[3]],
                              [(name.decode(), asyncget.field_text(value))
                               for name, value in fields_in(opinion[2])])
@@ -4947,7 +4878,6 @@ class HostileFuzz(unittest.TestCase):
         self.fuzz(0.5, mutator, check)
         for kind in (200, 204, 302, ProtocolError, IncompleteBody, DecodingError):
             self.assertGreater(seen[kind], FUZZ // 1000, kind)
-
     def use(self, response: Response) -> None:
         """Whatever can be asked of a response has an answer, or an AsyncGetError."""
         self.assertEqual(dict(response.headers).keys(), set(response.headers))
@@ -5005,7 +4935,7 @@ class HostileFuzz(unittest.TestCase):
                 if text.isascii() and make is parse_url:
                     self.assertRegex(text.strip(" \t\r\n\f"), WANTED)
 
-        self.fuzz(0.15, Mutator(URLS, URL_TOKENS, "urls"), check)
+        self.fuzz(0.15, Mutator(URLS, URL_TOKENS, "urls", 12), check)
         self.assertGreater(min(seen.values()), FUZZ // 100)
 
     def test_request_heads(self) -> None:
@@ -5013,86 +4943,26 @@ class HostileFuzz(unittest.TestCase):
                   "Connection", "close", "keep-alive", "TE", "trailers"]
         tokens = ["\r\n", "\n", "\r", "\0", " ", ":", "\t", "\x85", "\u2028", "\x7f", "\ud800",
                   "Host: b", "GET / HTTP/1.1\r\n\r\n", "ü"]
-        names, values = Mutator(fields, tokens, "names"), Mutator(fields, tokens, "values")
+        mutator = Mutator(fields, tokens, "request heads", 12)
         sent = 0
 
         def check(name: str) -> None:
             nonlocal sent
-            value, other = values.make(), values.make()
+            value, other = mutator.make(), mutator.make()
             try:
                 merged = merge_fields(asyncget.DEFAULT_FIELDS, [(name, value), ("X", other)])
                 asyncget.check_cookie("c", other)
-                cookie, auth = render_cookies([("c", other)]), render_auth((value, other))
-                merged += (("Cookie", cookie), ("Authorization", auth))
-                pairs = ((name, value), ("b", [other, None]))
-                head = render_request(asyncget.add_params(BASE, pairs).target,
-                                      render_fields(merged, BASE.origin))
+                merged += (("Cookie", render_cookies([("c", other)])),
+                           ("Authorization", render_auth((value, other))))
+                url = asyncget.add_params(BASE, ((name, value), ("b", [other, None])))
+                head = render_request(url.target, render_fields(merged, BASE.origin))
+                self.one_request(head, len(merged))
+                sent += 1
             except AsyncGetError as error:
                 self.harmless(error)
-                return
-            self.one_request(head, len(merged))
-            sent += 1
 
-        self.fuzz(0.1, names, check)
+        self.fuzz(0.1, mutator, check)
         self.assertGreater(sent, FUZZ // 200)
-
-    def test_values(self) -> None:
-        seeds = [
-            "120", "Fri, 31 Dec 1999 23:59:59 GMT", "Friday, 31-Dec-99 23:59:59 GMT",
-            "Fri Dec 31 23:59:59 1999", "inf", "1e400", "٣", "-1", "Sun, 31 Dec 9999 23:59:59 -2400",
-            "text/html;charset=\"Shift_JIS\"; x", "a; charset=idna", "a/b; charset=unicode_escape",
-            "x; charset=UTF_16LE", "</p?2>; rel=\"next\"; title*=UTF-8''x",
-            "<a>, <b>; rel=b c, ;;<c>;rel", "a=\"\\\\\\\"; Expires=Thu, 01-Jan-2070 00:00:00 GMT",
-            "a=b; Path=/; Domain=.h.test; Max-Age=99999999999999999999; Secure",
-            "__Host-a; Max-Age=9; Domain=b.test; Path=/a", "4102444800", "u%3A:p%ff", "me:pw@h:80"]
-        tokens = [*"- 9:;=,\"<>\\%/٥\x85é", "GMT", "charset="]
-
-        def check(text: str) -> None:
-            b"\xff\xfe\x1b$B\x80abc~{".decode(charset_of(text), "replace")
-            printed = asyncget.printable(text) + shown(text.encode("utf-8", "replace")) + asyncget.masked(text)
-            self.assertTrue(printed.isprintable())
-            asyncget.split_userinfo(text)
-            value = re.sub(r"[\0-\10\12-\37\177\ud800-\udfff]", "", text).encode()
-            names = (b"Link", b"Set-Cookie", b"Content-Type", b"Retry-After")
-            fields = [name + b": " + value for name in names]
-            self.use(response(JSON, fields=fields, status=b"HTTP/1.1 503", done=True, read=True))
-
-        self.fuzz(0.05, Mutator(seeds, tokens, "values"), check)
-
-    def test_sessions(self) -> None:
-        """All the way: kept connections, redirects, retries, cookies, over the seam."""
-        mutator = Mutator(corpus(), TOKENS, "sessions")
-        seen: Counter[type] = Counter()
-        first: list[bytes] = []
-
-        class Server(Pieces):
-            def write(self, data: bytes) -> None:
-                assert REQUEST.fullmatch(data), data
-                self.pieces = iter(mutator.cut(first.pop() if first else mutator.make()))
-
-        async def three(given: bytes) -> None:
-            first[:] = [given]
-            async with Session(open_connection=lambda *_, **__: Server([]).connect(),
-                               max_redirects=3, max_size=100_000,
-                               retries=lambda attempt, _: 0 if attempt < 2 else None) as session:
-                for number in range(3):
-                    try:
-                        got = await session.get(f"http://u:p@h.test/{number}")
-                    except AsyncGetError as error:
-                        self.harmless(error)
-                        seen[type(error)] += 1
-                    else:
-                        seen[Response] += 1
-                        self.assertLessEqual(len(got.history), 3)
-                self.assertRegex(repr(session), r"Pool (\d+) of 100, \1 idle, 0 waiting")
-
-        loop = asyncio.new_event_loop()
-        self.addCleanup(loop.close)
-        self.fuzz(0.03, mutator, lambda given: loop.run_until_complete(three(given)))
-        for kind in (Response, ProtocolError, IncompleteBody, DecodingError):
-            self.assertGreater(seen[kind], FUZZ // 1000, kind)
-
-
 class Endless(AsyncCase):
     """What has no end is given up, at the same place in any cut, with little held meanwhile."""
 
@@ -5145,67 +5015,43 @@ class Endless(AsyncCase):
     async def test_heads_of_a_history(self) -> None:
         long_field = "X: " + "x" * 60_000
         moved = [step for hop in range(9) for step in (redirect(f"/{hop}", long_field), READ)]
-        for hops in (3, 9):
-            async with scripted([READ, *moved[:2 * hops], answer()]) as server, Session() as session:
-                if hops == 3:
-                    self.assertEqual(len((await session.get(server.url)).history), hops)
-                    continue
-                error = await self.raised(TooLarge, session.get(server.url))
-                self.assertEqual(error.limit, asyncget.MAX_HISTORY_BYTES)
-                self.assertLess(len(server.requests), 6)
+        async with scripted([READ, *moved[:6], answer()], [READ, *moved]) as server:
+            self.assertEqual(len((await asyncget.get(server.url)).history), 3)
+            error = await self.raised(TooLarge, asyncget.get(server.url))
+            self.assertEqual(error.limit, asyncget.MAX_HISTORY_BYTES)
+            self.assertLess(len(server.requests), 4 + 6)
 
     async def test_small_pieces(self) -> None:
-        """Up to a limit of 4 KiB a body is held in little more, however small its pieces are."""
-        size = 2**13
-        small = {"members": [*gzipped(gzip.compress(b"x", 1) * size)],
-                 "members amid nothing": [*gzipped((EMPTY + gzip.compress(b"x", 1)) * size)],
-                 "chunks": [CHUNKED, *[b"1\r\nx\r\n" * 4096] * (size // 4096), b"0\r\n\r\n"],
-                 "reads": [OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x"] * size]}
-        for (name, pieces), call in itertools.product(small.items(), ("get", "lines")):
-            with self.subTest(name, call=call), self.within(3 * MIB // 2):
-                await self.too_large(call, iter(pieces))
-
-    async def test_lines_of_pieces_that_say_nothing(self) -> None:
-        """Bytes that no character comes of are a line's bytes all the same."""
-        for charset, piece in [("iso-2022-jp", b"\x1b(B"), ("utf-8", b"\xef\xbb\xbf")]:
-            start = OK + f"Content-Type: a/b; charset={charset}\r\n\r\n".encode()
-            with self.subTest(charset), self.within(4 * MIB):
-                await self.too_large("lines", itertools.chain(
-                    [start], itertools.repeat(piece * 4096)))
-
-    async def too_large(self, call: str, wire: Iterator[bytes]) -> None:
-        """Read up to a limit of 4 KiB."""
-        with mock.patch.object(asyncget, "MAX_LINE_BYTES", 2**12), self.assertRaises(TooLarge):
-            async with Session(open_connection=Pieces(wire).connect, max_size=2**12) as session:
-                if call == "get":
-                    await session.get("http://h.test/")
-                async with session.stream("http://h.test/") as got:
-                    await listed(got.iter_lines())
+        """Up to a limit of 4 KiB a body is held in little more, however small its pieces are;
+        bytes that no character comes of are a line's bytes all the same.
+        """
+        size, mark = 2**13, b"Content-Type: a/b; charset=%b\r\n\r\n"
+        small: dict[str, Iterable[bytes]] = {
+            "members": [*gzipped(gzip.compress(b"x", 1) * size)],
+            "members amid nothing": [*gzipped((EMPTY + gzip.compress(b"x", 1)) * size)],
+            "chunks": [CHUNKED, *[b"1\r\nx\r\n" * 4096] * (size // 4096), b"0\r\n\r\n"],
+            "reads": [OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x"] * size],
+            "shifts": [OK + mark % b"iso-2022-jp", *[b"\x1b(B" * 4096] * 9],
+            "BOMs": [OK + mark % b"utf-8", *[b"\xef\xbb\xbf" * 4096] * 9]}
+        for (name, wire), call in itertools.product(small.items(), ("get", "lines")):
+            with self.subTest(name, call=call), self.within(3 * MIB // 2), \
+                    mock.patch.object(asyncget, "MAX_LINE_BYTES", 2**12), \
+                    self.assertRaises(TooLarge):
+                async with Session(open_connection=Pieces(wire).connect, max_size=2**12) as session:
+                    if call == "get":
+                        await session.get("http://h.test/")
+                    async with session.stream("http://h.test/") as got:
+                        await listed(got.iter_lines())
 
     @traced
-    def test_what_strangers_send_is_not_hoarded(self) -> None:
-        """What is remembered of fields, chunk lines and URLs is little of what came."""
-        def connection(number: int) -> None:
-            fields = b"Connection: %d," % number + b"ab," * 20_000
-            asyncget.may_reuse(parse_head(OK + fields + b"\r\n\r\n"), 0)
-
-        def chunk_line(number: int) -> None:
+    def test_long_chunk_lines_are_not_hoarded(self) -> None:
+        """As the sizes are, which are remembered."""
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        for number in range(12):
             body_parser("chunked").send(b"%x;" % number + b"e" * 16_000 + b"\r\n")
-
-        def origin(number: int) -> None:
-            with contextlib.suppress(InvalidURL):
-                parse_url(f"http://h{number}.test:{'0' * 60_000}80/")
-
-        for remember in (connection, chunk_line, origin):
-            with self.subTest(remember.__name__):
-                tracemalloc.start()
-                try:
-                    for number in range(12):
-                        remember(number)
-                    gc.collect()
-                    self.assertLess(tracemalloc.get_traced_memory()[0], 12 * 16_000 / 2)
-                finally:
-                    tracemalloc.stop()
+        gc.collect()
+        self.assertLess(tracemalloc.get_traced_memory()[0], 12 * 16_000 / 2)
 
 
 # ---- faults
@@ -5213,30 +5059,6 @@ class Endless(AsyncCase):
 GZ = gzip.compress(b"hello, world! " * 20, mtime=0)
 HEAD = OK + b"Content-Length: 14\r\nX: y\r\n\r\n"
 CHUNKS = b"5;a=b\r\nhello\r\n9\r\n, world! \r\n0\r\nX-T: 1\r\n\r\n"
-
-
-class Cutting(Server):
-    """It passes on what the server at a port says, up to some byte, and then ends."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(((),), again=True)
-        self.far, self.cut, self.seen = port, 10**6, b""
-
-    async def steps(self, script: Script, reader: asyncio.StreamReader,
-                    writer: asyncio.StreamWriter) -> None:
-        self.seen, left = b"", self.cut
-        back, there = await asyncio.open_connection("127.0.0.1", self.far)
-        pumping = asyncio.ensure_future(pump(reader, there, []))
-        try:
-            while left and (data := await back.read(left)):
-                self.seen += data
-                left -= len(data)
-                writer.write(data)
-            await writer.drain()
-        finally:
-            pumping.cancel()
-            there.transport.abort()
-            await asyncio.gather(pumping, return_exceptions=True)
 
 
 class Faults(AsyncCase):
@@ -5247,16 +5069,17 @@ class Faults(AsyncCase):
         ("gzip", OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(GZ), GZ)]
 
     async def test_an_end_at_every_byte(self) -> None:
-        """By RST, by FIN, or in silence."""
-        for (name, head, body), how in itertools.product(self.WIRES, (RESET, CLOSE, HOLD)):
+        """By RST, by FIN, in silence, or over TLS with no close_notify (9112 9.8)."""
+        for (name, head, body), how in itertools.product(self.WIRES, (RESET, CLOSE, HOLD, CUT)):
             wire, first = head + body, len(head) if name == "gzip" else 0
 
             def begin(asked: bytes, wire: bytes = wire, how: Do = how) -> list[Any]:
                 return [wire[:int(asked.split(b" ")[1][1:])], how]
 
-            async with scripted([READ, begin], again=True) as server, Session(
-                    limit=500, timeout=0.15 if how is HOLD else 9) as session:
-                cuts = range(len(wire), first - 1, -9 if how is HOLD else -1)[::-1]
+            async with scripted([READ, begin], again=True,
+                                tls=server_tls() if how is CUT else None) as server, Session(
+                    limit=500, verify=False, timeout=0.15 if how is HOLD else 9) as session:
+                cuts = range(len(wire), first - 1, -9 if how in (HOLD, CUT) else -1)[::-1]
                 urls = [f"{server.url}/{cut}" for cut in cuts]
                 outcomes: Any = await session.get_all(urls, limit=500, return_exceptions=True)
                 self.assertEqual(outcomes.pop().status_code, 200)
@@ -5270,67 +5093,24 @@ class Faults(AsyncCase):
                             continue
                         self.assertIs(type(outcome), IncompleteBody)
                         self.assertIn(outcome.exit_code, {56} if how is RESET else {52, 18})
-                        if cut > len(head) and how is CLOSE:
+                        if cut > len(head) and how is not RESET:
                             came = body[:cut - len(head)]
                             if name == "chunked":
                                 came = body_parser("chunked").send(came)
                             self.assertEqual(outcome.received, len(came))
                 await until(lambda: server.open <= 1)
-
-    async def test_tls_ends_inside_records(self) -> None:
-        """9112 9.8, trap 2: over TLS, too, no end looks like success but the one that was meant."""
-        for name, wire, whole in (("length", answer(b"hello"), True),
-                                  ("close", OK + b"\r\nhello", False)):
-            async with scripted([READ, wire, CLOSE], again=True, tls=server_tls()) as far, \
-                    serving(Cutting(far.port)) as server, Session(verify=False) as session:
-                url = f"https://localhost:{server.port}"
-                self.assertEqual((await session.get(url)).content, b"hello")
-                await asyncio.sleep(0.1)  # for the end of it; a server on 3.9 does not close
-                records, borders = server.seen, [0]
-                while borders[-1] < len(records):
-                    length = records[borders[-1] + 3:borders[-1] + 5]
-                    borders.append(borders[-1] + 5 + int.from_bytes(length, "big"))
-                self.assertEqual(borders.pop(), len(records))
-                cuts = {max(0, border + by) for border in borders for by in (-1, 0, 1, 5, 30)}
-                for server.cut in sorted(min(cut, len(records) - 4) for cut in cuts):
-                    with self.subTest(name, cut=server.cut, of=borders):
-                        try:
-                            await session.get(url)
-                        except (TLSError, IncompleteBody):
-                            pass
-                        else:  # but for its close_notify
-                            self.assertTrue(whole and server.cut >= borders[-1] - 4)
-
-    async def test_drip(self) -> None:
-        """A byte now and then is no silence, but the head has one limit and the call another."""
-        moved = OK.replace(b"200", b"302") + b"Location: /x\r\n\r\n"
-        rows: list[tuple[str, bytes, bytes, dict[str, Any], str]] = [
-            ("CVE-2021-3737: interim", b"", b"HTTP/1.1 100 C\r\n\r\n", {"timeout": 0.1}, "head"),
-            ("chunk extension", CHUNKED + b"1;", b"e", {"deadline": 0.1}, "more of the body"),
-            ("trailers", CHUNKED + b"0\r\n", b"X: y\r\n", {"deadline": 0.1}, "more of the body"),
-            ("empty members", OK + b"Content-Encoding: gzip\r\n\r\n", EMPTY, {"deadline": 0.1},
-             "more of the body"),
-            ("redirect", moved, b"x", {"deadline": 0.1}, "head|connection")]
-        for name, start, slow, options, phase in rows:
-            drip = [step for byte in slow * 999 for step in (bytes([byte]), 0.015)]
-            with self.subTest(name):
-                async with scripted([READ, start, *drip], [READ]) as server, \
-                        Session(**options) as session:
-                    error = await self.raised(TimedOut, session.get(server.url))
-                    self.assertRegex(error.phase, phase)
-                    await until(lambda: not server.open)
-
     async def test_an_unwanted_body_is_not_waited_for(self) -> None:
         """The body of a redirect that drips or stops does not hold up the call."""
         moved = OK.replace(b"200", b"302") + b"Location: /x\r\nContent-Length: 99\r\n\r\n"
         for steps in ([moved + b"x"], [moved, *[b"x", 0.03] * 90]):
             async with scripted([READ, *steps], [READ, answer()]) as server, Session() as session:
                 with mock.patch.object(asyncget, "MAX_DISCARD_SECONDS", 0.05):
-                    got = await session.get(server.url, deadline=1)
-                    self.assertEqual(got.content, b"ok")
+                    self.assertEqual((await session.get(server.url)).content, b"ok")
 
     async def test_several_addresses(self) -> None:
-        """RFC 8305: what refuses or is silent is passed by; who loses the race is closed."""
+        """RFC 8305: what refuses or is silent is passed by; who loses the race is closed.
+        By the command, too, where a first address that swallows all cost the whole timeout.
+        """
         loop, real, tried = asyncio.get_running_loop(), asyncget.connect_to, list[str]()
 
         async def connect(host: str, port: int) -> socket.socket:
@@ -5340,37 +5120,49 @@ class Faults(AsyncCase):
             await asyncio.sleep(99 if host.startswith("silent") else 0.03 * len(tried))
             return await real("127.0.0.1", port)
 
-        rows: list[tuple[list[str], str]] = [  # the names, and what is said of them
-            (["refused", "good"], ""), (["silent", "good"], ""), (["silent", "refused", "good"], ""),
-            (["good1", "good2"], ""), (["refused1", "refused2"], "refused1 refused; .*refused2 refused"),
-            (["silent1", "silent2"], "no connection"),
-            ([f"refused{number}" for number in range(2000)], "refused[0-9]+ refused")]
-        for names, said in rows:
+        rows: list[tuple[list[str], str, str | None]] = [  # names, what is said of them, flags
+            (["refused", "good"], "", None), (["silent", "refused", "good"], "", None),
+            (["good1", "good2"], "", None),
+            (["refused1", "refused2"], "refused1 refused; .*refused2 refused", None),
+            (["silent1", "silent2"], "no connection", None),
+            ([f"refused{number}" for number in range(2000)], "refused[0-9]+ refused", None),
+            *((["silent", "good"], "", flags) for flags in (None, "-y 9", "-4", "-6"))]
+        for names, said, flags in rows:
             found = [(10 if "2" in name else 2, 1, 6, "", (name, 1)) for name in names]
+            look_up = mock.AsyncMock(return_value=found)
             tried.clear()
-            with self.subTest(names[:2]), mock.patch.object(asyncget, "connect_to", connect), \
+            with self.subTest(names[:2], flags=flags), \
+                    mock.patch.object(asyncget, "connect_to", connect), \
                     mock.patch.object(socket, "getnameinfo", lambda address, _: address), \
-                    mock.patch.object(loop, "getaddrinfo", mock.AsyncMock(return_value=found)), \
+                    mock.patch.object(loop, "getaddrinfo", look_up), \
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.02):
-                async with scripted([READ, answer()], [READ, answer()]) as server, \
-                        Session(timeout=0.1 if said else 9) as session:
+                async with scripted([READ, answer()], [READ, answer()]) as server:
                     url = f"http://host.test:{server.port}/"
-                    if said:
-                        await self.raised((ConnectError, TimedOut), session.get(url), said)
-                    else:
-                        self.assertEqual((await session.get(url)).content, b"ok")
+                    settings: dict[str, Any] = {"timeout": 0.1 if said else 9}
+                    if flags:
+                        options = parse_arguments([url, *flags.split()])
+                        command: Any = types.SimpleNamespace(options=options)
+                        asyncget.TRANSFER.set(asyncget.Transfer(command, 0, url, ""))
+                        settings = asyncget.session_settings(options)
+                    async with Session(**settings) as session:
+                        if said:
+                            await self.raised((ConnectError, TimedOut), session.get(url), said)
+                        else:
+                            self.assertEqual((await session.get(url)).content, b"ok")
                     self.assertEqual(len(tried), min(len(names), asyncget.MAX_ADDRESSES))
                     self.assertEqual(len({"2" in name for name in tried}), 2 if "2" in str(names) else 1)
+                    self.assertEqual(look_up.call_args.kwargs["family"], {
+                        "-4": socket.AF_INET, "-6": socket.AF_INET6}.get(flags or "", 0))
 
     async def test_errors_that_are_not_ours_give_the_place_back(self) -> None:
-        connect = mock.AsyncMock(side_effect=ZeroDivisionError)
+        noted: list[str] = []
 
         def trace(kind: str, what: str | bytes) -> None:
-            if kind == ">" and len(server.requests) == 1 or (
-                    "connected to" in str(what) and next(first, False)):
+            noted.append(kind if "connected to" in str(what) or kind == ">" else "")
+            if noted.count("*") == 1 and kind == "*" or noted.count(">") == 2 and kind == ">":
                 raise ZeroDivisionError
 
-        first = iter([True])
+        connect = mock.AsyncMock(side_effect=ZeroDivisionError)
         async with Session(open_connection=connect, limit=1) as session:
             for _ in range(2):
                 await self.raised(ZeroDivisionError, session.get("http://h.test/"))
@@ -5380,40 +5172,31 @@ class Faults(AsyncCase):
             await session.get(server.url)
             with self.assertRaises(ZeroDivisionError):  # on a kept connection, being read from
                 await session.get(server.url)
-            server.requests.clear()
             self.assertEqual((await session.get(server.url)).content, b"ok")
 
     async def test_failed_handshakes_leave_nothing(self) -> None:  # CVE-2025-47279
         async with scripted([HOLD], again=True, tls=server_tls()) as server, Session() as session:
             outcomes: Any = await session.get_all([server.url] * 9, return_exceptions=True)
-            for outcome in outcomes:
-                self.assertEqual((type(outcome), outcome.exit_code), (TLSError, 60))
+            self.assertEqual({(type(one), one.exit_code) for one in outcomes}, {(TLSError, 60)})
             self.assertIn("Pool 0 of", repr(session))
 
     @unittest.skipIf(sys.platform == "win32", "Windows has no such limit")
     @limited
     async def test_too_many_open_files(self) -> None:
         """A clear error for those that find no descriptor, and the rest goes on."""
-        async with scripted([READ, answer(), LOOP], again=True) as server:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        async with scripted([READ, answer(), LOOP], again=True) as server, \
+                Session(limit=100, timeout=0.15) as session:
             with socket.create_server(("127.0.0.1", 0), backlog=100) as mute:
-                soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-                free = sorted(set(range(soft)) - set(map(int, open_files())))
-                resource.setrlimit(resource.RLIMIT_NOFILE, (free[25], hard))
-                try:
-                    async with Session(limit=100, timeout=0.15) as session:
-                        url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
-                        outcomes: Any = await session.get_all([url] * 60, limit=60,
-                                                              return_exceptions=True)
-                        kinds = Counter(type(outcome) for outcome in outcomes)
-                        self.assertEqual(set(kinds), {TimedOut, ConnectError})
-                        self.assertGreater(min(kinds.values()), 10)
-                        for error in outcomes:
-                            if type(error) is ConnectError:
-                                self.assertIn("Too many open files", str(error))
-                        got = await session.get_all([server.url] * 20, limit=3, timeout=9)
-                        self.assertEqual(len(got), 20)
-                finally:
-                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                free = sorted(set(range(limits[0])) - set(map(int, open_files())))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free[25], limits[1]))
+                url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
+                outcomes: Any = await session.get_all([url] * 60, limit=60, return_exceptions=True)
+            said = Counter((type(one), "Too many open files" in str(one)) for one in outcomes)
+            self.assertEqual(set(said), {(TimedOut, False), (ConnectError, True)})
+            self.assertGreater(min(said.values()), 10)
+            await session.get_all([server.url] * 20, limit=3, timeout=9)
 
 
 class LoopsThatEnd(unittest.TestCase):
@@ -5469,20 +5252,6 @@ class LoopsThatEnd(unittest.TestCase):
 # ---- long runs
 
 
-def memory() -> int:
-    """Bytes that this process has in memory, where the system tells."""
-    if not os.path.exists("/proc/self/statm"):
-        return 0
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def alive(*kinds: type) -> Counter[str]:
-    """How many objects of these kinds there are."""
-    gc.collect()
-    return Counter(type(item).__name__ for item in gc.get_objects() if isinstance(item, kinds))
-
-
 class Varied(Double):
     """A connection without sockets that answers anything between 204 and garbage."""
 
@@ -5506,32 +5275,12 @@ class Varied(Double):
 
 @long
 class LongRuns(AsyncCase):
-    """Many at once, many in a row, all kinds of servers: right answers, nothing that grows."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        patch = mock.patch.object(sys.modules[AsyncCase.__module__], "TEST_SECONDS", 300.0 * LOAD)
-        patch.start()
-        self.addCleanup(patch.stop)
-
-    @limited
-    async def test_many_at_once(self) -> None:
-        count, most = 200 * LOAD, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        script = [READ, 1, lambda head: answer(head.split(b" ")[1]), LOOP]
-        async with scripted(script, again=True) as server, Session(limit=count) as session:
-            begun = time.monotonic()
-            urls = [f"{server.url}/{number}" for number in range(count)]
-            responses = await session.get_all(urls, limit=count)
-            self.assertLess(time.monotonic() - begun, 60 * LOAD)  # in a row, each waits a second
-            self.assertEqual([got.text for got in responses], [url[len(server.url):] for url in urls])
-            self.assertEqual(repr(session),
-                             f"<Session <Pool {count} of {count}, {count} idle, 0 waiting>>")
+    seconds = 300.0 * LOAD
 
     async def test_many_in_a_row(self) -> None:
-        """One session, all kinds of answers: as many blocks and bytes at the end as early on."""
+        """One session, all kinds of answers: as many blocks at the end as early on."""
         seen: Counter[str] = Counter()
-        early = (0, 0)
+        early = 0
 
         async with Session(open_connection=Varied.connect, limit=10, max_redirects=3,
                            retries=lambda attempt, _: 0 if attempt < 2 else None) as session:
@@ -5545,82 +5294,16 @@ class LongRuns(AsyncCase):
                         seen[type(error).__name__] += 1
                     if number == 2_000:
                         gc.collect()
-                        early = sys.getallocatedblocks(), memory()
+                        early = sys.getallocatedblocks()
                     if number % 50 == 0:
                         await asyncio.sleep(0)
 
             numbers = iter(range(20_000 * LOAD))
             await asyncio.gather(*(work(numbers) for _ in range(10)))
             gc.collect()
-            self.assertLess(sys.getallocatedblocks() - early[0], 5_000)
-            self.assertLess(memory() - early[1], 8 * MIB)
+            self.assertLess(sys.getallocatedblocks() - early, 5_000)
         for kind in ("200", "503", "IncompleteBody", "ProtocolError"):
             self.assertGreater(seen[kind], sum(seen.values()) // 100, seen)
-
-    GOOD: list[Callable[[bytes], list[Any]]] = [
-        lambda tag: [answer(tag), LOOP], lambda tag: [CHUNKED + chunks(tag[:2], tag[2:]), LOOP],
-        lambda tag: [OK + b"\r\n" + tag, CLOSE], lambda tag: [answer(tag), CLOSE],
-        lambda tag: [answer(gzip.compress(tag), "Content-Encoding: gzip"), LOOP],
-        lambda tag: [answer(tag)[:20], 0.01, answer(tag)[20:], LOOP],
-        lambda tag: [answer(tag), READ, RESET], lambda tag: [answer(tag), 0.005, RESET],
-        lambda tag: [answer(tag) + answer(b"EVIL", status="408 T"), LOOP],
-        lambda tag: [answer(tag, "Set-Cookie: a=b"), LOOP]]
-    LARGE = answer(gzip.compress(bytes(200_000)), "Content-Encoding: gzip")
-    BAD: list[Callable[[bytes], list[Any]]] = [
-        lambda tag: [HOLD], lambda tag: [RESET], lambda tag: [CLOSE],
-        lambda tag: [answer(tag)[:-1], HOLD], lambda tag: [answer(tag)[:-1], RESET],
-        lambda tag: [b"junk" * 50_000, CLOSE], lambda tag: [OK + b"X: y\r\n" * 30_000, HOLD],
-        lambda tag: [answer(b"", "Location: /bad/x", status="302 F"), LOOP],
-        lambda tag: [answer(tag, "Location: http://h:x/", status="301 M"), LOOP],
-        lambda tag: [answer(tag, status="503 S"), LOOP], lambda tag: [LongRuns.LARGE, LOOP],
-        lambda tag: [CHUNKED + b"5\r\nhelloX", HOLD],
-        lambda tag: [b"HTTP/1.1 100 C\r\n\r\n" * 20, HOLD],
-        lambda tag: [answer(b"x" * 9, "Content-Encoding: gzip"), LOOP],
-        lambda tag: bytewise(answer(tag)[:30]) + [CLOSE]]
-
-    async def test_soak(self) -> None:
-        """Good and bad servers at once, for a while."""
-        chance = random.Random(SEED)
-        seen: Counter[str] = Counter()
-
-        def turn(asked: bytes) -> Any:
-            plain.requests.clear()
-            tls.requests.clear()
-            return chance.choice(self.BAD if b"bad" in asked else self.GOOD)(asked.split(b" ")[1])
-
-        async def work(end: float) -> None:
-            while time.monotonic() < end:
-                url = "/".join((chance.choice((plain.url, plain.url, tls.url)),
-                                chance.choice(("good", "bad")), str(chance.random())))
-                try:
-                    got = await asyncio.wait_for(session.get(url), chance.choice((9, 9, 9, 0.01)))
-                    self.assertNotIn(b"EVIL", got.content)
-                    if got.status_code == 200:
-                        self.assertEqual(got.text, parse_url(got.url).target)
-                    seen[str(got.status_code)] += 1
-                except (AsyncGetError, asyncio.TimeoutError) as error:
-                    seen[type(error).__name__] += 1
-                    if "/good" in url:  # this machine may be slow
-                        self.assertIsInstance(error, (TimedOut, asyncio.TimeoutError))
-
-        kinds = (asyncget.Connection, Response, Session, Body, asyncio.StreamReader, asyncio.StreamWriter,
-                 asyncio.TimerHandle, asyncio.Task)
-        before, began = alive(*kinds), time.monotonic()
-        async with scripted([READ, turn], again=True) as plain, \
-                scripted([READ, turn], again=True, tls=server_tls()) as tls, \
-                Session(verify=False, limit=30, timeout=0.1, deadline=1, max_size=100_000,
-                        max_redirects=3) as session:
-            await asyncio.gather(*(work(began + LOAD) for _ in range(40)))
-            held = memory()
-            await asyncio.gather(*(work(began + 3 * LOAD) for _ in range(40)))
-            self.assertLess(memory() - held, 16 * MIB)
-            self.assertEqual((await session.get(plain.url + "/good", timeout=9)).text, "/good")
-        await asyncio.sleep(0.05)
-        left = alive(*kinds) - before
-        self.assertLess(sum(left.values()), 60, left)
-        for kind in ("200", "TimedOut", "InvalidURL", "IncompleteBody", "ProtocolError", "TooLarge",
-                     "DecodingError"):
-            self.assertGreater(seen[kind], 0, kind)
 
 
 # ---- published faults, and duties from the RFCs
@@ -5688,10 +5371,6 @@ class Work:
     def __init__(self) -> None:
         self.made = self.since = self.most = 0
 
-    def opened(self, coding: bytes, first: int, _open: Any = asyncget.decompressor) -> Any:
-        """As decompressor, but counting."""
-        return Counting(_open(coding, first), self)
-
     def add(self, size: int) -> None:
         self.made += size
         self.since += size
@@ -5711,8 +5390,8 @@ class Work:
 class Counting:
     """A decompressor whose every step is counted."""
 
-    def __init__(self, stream: Any, work: Work) -> None:
-        self.stream, self.work = stream, work
+    def __init__(self, work: Work, *asked: Any, _open: Any = asyncget.decompressor) -> None:
+        self.stream, self.work = _open(*asked), work
 
     def decompress(self, data: bytes, most: int) -> bytes:
         piece: bytes = self.stream.decompress(data, most)
@@ -5729,7 +5408,7 @@ def working() -> Iterator[Work]:
     work, loop = Work(), asyncio.get_running_loop()
     ticking = loop.create_task(work.tick())
     try:
-        with mock.patch.object(asyncget, "decompressor", work.opened), \
+        with mock.patch.object(asyncget, "decompressor", functools.partial(Counting, work)), \
                 mock.patch.object(loop, "time", lambda: work.made / work.SECOND):
             yield work
     finally:
@@ -5770,22 +5449,20 @@ class StrangersCost(AsyncCase):
 
     async def outcome(self, call: str, wire: Iterable[bytes], deadline: float | None = 0.5) -> Any:
         """What a call gives: bytes, or the kind of error."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "f")
-            async with Session(open_connection=Pieces(wire).connect, deadline=deadline,
-                               max_size=None) as session:
-                try:
-                    if call == "get":
-                        return (await session.get("http://h.test/")).content
-                    if call == "download":  # asks for identity, and may get something else
-                        await session.download("http://h.test/", path)
-                        return path.read_bytes()
-                    async with session.stream("http://h.test/") as got:
-                        return b"".join(await listed(got.iter_bytes()))
-                except AsyncGetError as error:
-                    self.assertEqual(error.url, "http://h.test/")
-                    self.assertFalse(path.exists())
-                    return type(error)
+        path = Path(self.empty_folder(), "f")
+        async with Session(open_connection=Pieces(wire).connect, deadline=deadline,
+                           max_size=None) as session:
+            try:
+                if call == "get":
+                    return (await session.get("http://h.test/")).content
+                if call == "download":  # asks for identity, and may get something else
+                    await session.download("http://h.test/", path)
+                    return path.read_bytes()
+                async with session.stream("http://h.test/") as got:
+                    return b"".join(await listed(got.iter_bytes()))
+            except AsyncGetError as error:
+                self.assertEqual((error.url, path.exists()), ("http://h.test/", False))
+                return type(error)
 
     async def test_bombs(self) -> None:
         kinds = set()
@@ -5876,37 +5553,32 @@ class StrangersCost(AsyncCase):
                         or isinstance(part, bytes) and marker.encode() in part for part in one)]
         self.assertEqual([repr(one)[:200] for one in found], [])
 
+    @not_pypy
     async def test_outcomes_that_nobody_has_taken(self) -> None:
         """as_completed holds one for each place, and what was just handed out."""
         pulled = Double.made = 0
 
         def urls() -> Iterator[str]:
             nonlocal pulled
-            pulled = 0
             while True:
                 pulled += 1
                 yield "http://h.test/"
 
+        def alive() -> int:
+            gc.collect()
+            return sum(type(one) is Response for one in gc.get_objects())
+
+        before = alive()
         async with Session(open_connection=Double.connect) as session:
             for limit in (1, 4):
-                seen: list[weakref.ref[Any]] = []
-
-                async def get(url: str, real: Any = session.get, seen: list[Any] = seen,
-                              **options: Any) -> Response:
-                    got: Response = await real(url, **options)
-                    seen.append(weakref.ref(got))
-                    return got
-
-                with mock.patch.object(session, "get", get):
-                    outcomes = session.as_completed(urls(), limit=limit)
-                    for taken in range(9):
-                        await outcomes.__anext__()
-                        for _turn in range(20):
-                            await asyncio.sleep(0)
-                        gc.collect()
-                        self.assertLessEqual(sum(one() is not None for one in seen), limit + 1)
-                        self.assertLessEqual(pulled - taken, 2 * limit + 2)
-                    await outcomes.aclose()
+                pulled, outcomes = 0, session.as_completed(urls(), limit=limit)
+                for taken in range(9):
+                    await outcomes.__anext__()
+                    for _turn in range(20):
+                        await asyncio.sleep(0)
+                    self.assertLessEqual(alive() - before, limit + 1)
+                    self.assertLessEqual(pulled - taken, 2 * limit + 2)
+                await outcomes.aclose()
         self.assertLessEqual(Double.made, 4)
 
 
@@ -5943,22 +5615,21 @@ class LinearTime(Section):
         "http://", "1\r\nx\r\n", "1;a\r\nx\r\n", "h\tTRUE\t/\tFALSE\t0\ta\t1\n", "\x1f\x8b",
         "jan 1 1:1:1 70;expires="]
 
-    # Functions that take a text as it is, and bytes; and what is put before it for others.
-    OF_TEXT = """printable parse_host ascii_label split_userinfo
-        charset_of parse_date site_of complete_url expand_glob in_flags
-        parse_cookie_file name_from_header netrc_entries handshake_hint""".split()
+    BEHIND = {  # what stands before the text, and which functions take it then
+        "": """printable parse_host ascii_label split_userinfo charset_of
+            parse_date site_of complete_url expand_glob in_flags parse_cookie_file
+            name_from_header netrc_entries handshake_hint""",
+        "http://": "masked without_userinfo parse_url", "http://h/": "parse_url name_from_url",
+        "/": "remove_dots", "a;charset=": "charset_of",
+        "h\tTRUE\t/\tFALSE\t0\t": "parse_cookie_file", "machine h password ": "netrc_entries",
+        "macdef ": "netrc_entries",
+        "a; filename=": "name_from_header", "a; filename*=utf-8''": "name_from_header"}
     OF_BYTES = "shown parse_list find_head_end status_reason content_codings".split()
-    BEHIND = [
-        ("masked", "http://"), ("without_userinfo", "http://"), ("parse_url", "http://"),
-        ("parse_url", "http://h/"), ("remove_dots", "/"), ("charset_of", "a;charset="),
-        ("netrc_entries", "machine h password "), ("netrc_entries", "macdef "),
-        ("parse_cookie_file", "h\tTRUE\t/\tFALSE\t0\t"), ("name_from_url", "http://h/"),
-        ("name_from_header", "a; filename="), ("name_from_header", "a; filename*=utf-8''")]
     FLAGS = "-C -m -o -d -z --connect-to --max-filesize --rate --resolve".split()
-    FIELDS = [  # of a response, the value, what is asked for
-        ("body_framing", "content-length", "{}", "status"), ("parse", "x", "{}", "headers"),
-        ("parse_links", "link", "{}", "links"), ("parse_links", "link", '<a>;rel="{}"', "links"),
-        ("cookies", "set-cookie", "{}", "cookies")]
+    FIELDS = [  # of a response, and what is asked for
+        ("body_framing", b"content-length: %b", "status"), ("parse", b"x: %b", "headers"),
+        ("parse_links", b"link: %b", "links"), ("parse_links", b'link: <a>;rel="%b"', "links"),
+        ("cookies", b"set-cookie: %b", "cookies")]
 
     @classmethod
     def calls(cls) -> Iterator[tuple[str, Callable[[str], Any]]]:
@@ -5972,27 +5643,18 @@ class LinearTime(Section):
             jar.store(page, lines)
             return render_cookie_file(jar) if isinstance(jar, asyncget.Cookies) else None
 
-        def behind(call: Callable[[str], Any], start: str, text: str) -> Any:
-            return call(start + text)
-
-        def flagged(flag: str, text: str) -> Any:
-            return parse_arguments(["u", flag, text])
-
-        def with_text(call: Callable[[], Any]) -> Callable[[str], Any]:
-            return lambda text: mock.patch.object(asyncget, "read_text", lambda _: text)(call)()
-
-        def told(asked: str, line: str, text: str) -> Any:
-            got = response(fields=[line.format(text).encode("utf-8", "surrogateescape")])
-            return getattr(got, asked)
-
-        yield from ((name, known[name]) for name in cls.OF_TEXT)
-        yield from ((name, raw(known[name])) for name in cls.OF_BYTES)
-        for name, start in cls.BEHIND:
-            yield name, functools.partial(behind, known[name], start)
+        for start, names in cls.BEHIND.items():
+            for name in names.split():
+                yield name, lambda t, call=known[name], start=start: (  # type: ignore[misc]
+                    call(start + t))
+        for name in cls.OF_BYTES:
+            yield name, raw(known[name])
         for flag in cls.FLAGS:
-            yield "store_flag", functools.partial(flagged, flag)
-        for name, key, form, asked in cls.FIELDS:
-            yield name, functools.partial(told, asked, f"{key}: {form}")
+            yield "store_flag", lambda t, flag=flag: (  # type: ignore[misc]
+                parse_arguments(["u", flag, t]))
+        for name, line, asked in cls.FIELDS:
+            yield name, raw(lambda t, line=line, asked=asked: getattr(  # type: ignore[misc]
+                response(fields=[line % t]), asked))
         rest: dict[str, Callable[[str], Any]] = {
             # parts I and II: URLs, heads, bodies
             "parse_address": lambda t: asyncget.parse_address("::%25" + t),
@@ -6047,42 +5709,25 @@ class LinearTime(Section):
             "render_cookie_file": lambda t: render_cookie_file([asyncget.Cookie("a", t, "h")]),
             "safe_name": lambda t: asyncget.safe_name(t, False),
             "render_write_out": lambda t: asyncget.render_write_out(t, {"exitcode": 0}, Headers()),
-            "read_lines": with_text(lambda: asyncget.read_lines("")),
+            "read_lines": lambda t: mock.patch.object(
+                asyncget, "read_text", lambda _: t)(asyncget.read_lines)(""),
             "trace": lambda t: asyncget._FIELD.sub(asyncget.mask_field, t),
             "mask_field": lambda t: asyncget._FIELD.sub(
                 asyncget.mask_field, f"x{t.strip()}: {t}"),
             "mask_field, Location": lambda t: asyncget._FIELD.sub(
-                asyncget.mask_field, "Location: http://" + t),
-        }
+                asyncget.mask_field, "Location: http://" + t)}
         yield from rest.items()
-
-    def test_a_long_cookie_file(self) -> None:
-        """Of one site's cookies; each is looked at as it is, not all of them for each."""
-        def fill(text: str) -> None:
-            jar = asyncget.Cookies()
-            for number in range(len(text) // 4):
-                line = f"h\tTRUE\t/\tFALSE\t0\ta{number}\t1\n"
-                for cookie in asyncget.parse_cookie_file(line):
-                    jar.add(cookie)
-
-        self.assertTrue(self.is_linear(fill, "a", 2**14))
 
     def test_all_are_listed(self) -> None:
         of_constants = {"known_flags", "kinds_of", "glob_values"}  # or the caller's own
         listed = {name.partition(",")[0] for name, _ in self.calls()}
         self.assertEqual(expressions() - listed, of_constants)
 
-    def all_linear(self, size: int) -> None:
+    def test_eight_times_the_input(self) -> None:
+        size = 2**15 if os.environ.get("ASYNCGET_LONG") == "1" else 4400
         slow = [(name, shape) for name, call in self.calls() for shape in self.SHAPES
                 if not self.is_linear(call, shape, size)]
         self.assertEqual(slow, [])
-
-    def test_eight_times_the_input(self) -> None:
-        self.all_linear(4400)
-
-    @long
-    def test_long_inputs(self) -> None:
-        self.all_linear(2**15)
 
     def is_linear(self, call: Callable[[str], Any], shape: str, size: int) -> bool:
         """Three doublings cost 8 times if linear, 64 if quadratic; what is quick is not looked at."""
@@ -6103,42 +5748,34 @@ class LinearTime(Section):
             return seconds(size) < 0.05 or any(fits() for _ in range(9))  # machines are busy
 
 
-class Waiting(Pieces):
-    """Pieces on a connection that stays open: one for each request."""
-
-    def __init__(self, *pieces: bytes) -> None:
-        super().__init__(pieces)
-        self.asked, self.requests = asyncio.Event(), b""
-
-    def write(self, data: bytes) -> None:
-        self.requests += data
-        self.asked.set()
-
-    async def read(self, size: int) -> bytes:
-        """The next piece, once something was asked."""
-        await self.asked.wait()
-        self.asked.clear()
-        return await super().read(size)
-
-
 class TrustAndSecrets(AsyncCase):
     """Certificates are credentials; and no secret is in any text."""
 
     async def shown(self, calls: Sequence[tuple[str, dict[str, Any]]], moved: dict[str, str],
-                    **settings: Any) -> list[tuple[str, Any]]:
-        """Each connection that was opened, with the client certificate that its context holds."""
+                    **settings: Any) -> tuple[list[tuple[str, Any]], list[str | None]]:
+        """Each connection, with the client certificate that its context holds; and who each
+        request says that it comes from. What has moved is led on once.
+        """
         opened: list[tuple[str, Any]] = []
+        sent: list[str | None] = []
 
         async def connect(host: str, port: int, **options: Any) -> Any:
             name = f"{'https' if 'ssl' in options else 'http'}://{host}"
+            name += f":{port}" * (port not in (80, 443))
             opened.append((name, getattr(options.get("ssl"), "shown", None)))
-            double = Waiting(*[redirect(moved[name] + "/") if name in moved else answer()] * 9)
-            return double, double
+            reader, double = await Double.connect(host)
+
+            def write(head: bytes) -> None:
+                sent.append((*field(head, "Authorization"), None)[0])
+                reader.feed_data(redirect(moved.pop(name)) if name in moved else answer())
+
+            double.write = write
+            return reader, double
 
         async with Session(open_connection=connect, **settings) as session:
             for url, options in calls:
                 await session.get(url, max_redirects=9, **options)
-        return opened
+        return opened, sent
 
     @mock.patch.object(ssl.SSLContext, "load_cert_chain",
                        lambda context, path, *_: setattr(context, "shown", path))
@@ -6163,23 +5800,13 @@ class TrustAndSecrets(AsyncCase):
             rows.append((f"command {flags}", [(a, {})], {a: b}, of_tls, [(a, "c"), (b, None)]))
         for name, calls, moved, settings, expected in rows:
             with self.subTest(name):
-                self.assertEqual(await self.shown(calls, moved, **settings), expected)
-
-    @unittest.skipUnless(shutil.which("openssl"), "no openssl")
-    async def test_a_common_name_is_no_host(self) -> None:  # RFC 9110 4.3.4
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "cert.pem")
-            subprocess.run(["openssl", "req", "-x509", "-new", "-key", pem("key"), "-out", path,
-                            "-subj", "/CN=localhost", "-days", "2"], check=True, capture_output=True)
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(path, pem("key"))
-            async with scripted([HOLD], tls=context, host="localhost") as server:
-                with self.assertRaisesRegex(TLSError, "ostname mismatch") as caught:
-                    await asyncget.get(server.url, verify=path)
-                self.assertEqual(caught.exception.exit_code, 60)
+                self.assertEqual((await self.shown(calls, moved, **settings))[0], expected)
 
     async def test_netrc_is_bound_to_scheme_and_port(self) -> None:
         mine, theirs = basic("me", "pw"), basic("other", "pw")
+        netrc = os.path.join(self.empty_folder(), "netrc")
+        Path(netrc).write_text("machine a.test login me password pw\n"
+                               "machine b.test login other password pw\n", encoding="utf-8")
         for url, to, expected in [
                 ("https://a.test", "https://a.test/x", [mine, mine]),
                 ("https://a.test", "http://a.test/", [mine, None]),
@@ -6188,39 +5815,39 @@ class TrustAndSecrets(AsyncCase):
                 ("http://a.test", "http://b.test/", [mine, theirs]),
                 ("http://a.test", "http://b.test:81/", [mine, None]),
                 ("https://a.test", "http://b.test/", [mine, None])]:
-            doubles: list[Waiting] = []
+            with self.subTest(url, to=to):
+                _, sent = await self.shown([(url, {})], {url: to}, netrc=netrc)
+                self.assertEqual(sent, expected)
 
-            async def connect(*_: Any, to: str = to, doubles: list[Waiting] = doubles,
-                              **__: Any) -> Any:
-                doubles.append(Waiting(answer() if doubles else redirect(to), answer()))
-                return doubles[-1], doubles[-1]
+    @unittest.skipUnless(shutil.which("openssl"), "no openssl")
+    async def test_a_common_name_is_no_host(self) -> None:  # RFC 9110 4.3.4
+        path = os.path.join(self.empty_folder(), "cert.pem")
+        subprocess.run(["openssl", "req", "-x509", "-new", "-key", pem("key"), "-out", path,
+                        "-subj", "/CN=localhost", "-days", "2"], check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(path, pem("key"))
+        async with scripted([HOLD], tls=context, host="localhost") as server:
+            error = await self.raised(TLSError, asyncget.get(server.url, verify=path),
+                                      "ostname mismatch")
+            self.assertEqual(error.exit_code, 60)
 
-            with self.subTest(url, to=to), tempfile.NamedTemporaryFile("w") as netrc:
-                netrc.write("machine a.test login me password pw\n"
-                            "machine b.test login other password pw\n")
-                netrc.flush()
-                async with Session(open_connection=connect, netrc=netrc.name) as session:
-                    await session.get(url)
-                sent = b"".join(double.requests for double in doubles).split(b"\r\n\r\n")[:-1]
-                self.assertEqual([(*field(head, "Authorization"), None)[0] for head in sent], expected)
-
-    def test_refused_settings(self) -> None:
-        """What has come of the session is fit to be shown, and says nothing when it goes."""
+    async def test_refused_settings(self) -> None:
+        """What has come of the session is fit to be shown, and says nothing when it goes; and
+        of a rule for retries it is only known later that it gives no seconds.
+        """
         rows: list[dict[str, Any]] = [{"limit": 0}, {"verify": 1}, {"base_url": "x"}]
         for settings in rows:
             session = Session.__new__(Session)
             with self.subTest(settings), self.assertRaises((TypeError, ValueError)):
                 Session.__init__(session, **settings)
             self.assertEqual(repr(session), "<Session closed>")
-
-    async def test_rules_that_give_no_seconds(self) -> None:
         for wrong, busy in itertools.product((float("nan"), -0.1, "1", [1]), (True, False)):
             double = Pieces([answer(b"", status="503 X")] if busy else [])
             with self.subTest(wrong=wrong, busy=busy):
                 async with Session(open_connection=double.connect, deadline=None,
                                    retries=lambda *_, wrong=wrong: wrong) as session:
-                    with self.assertRaisesRegex(ValueError, "a rule for retries gives seconds"):
-                        await session.get("http://h.test/")
+                    await self.raised(ValueError, session.get("http://h.test/"),
+                                      "a rule for retries gives seconds")
                     self.assertEqual(count(session), (0, 0, 0))
 
     # ---- one marker in all that may hold a secret
@@ -6248,35 +5875,42 @@ class TrustAndSecrets(AsyncCase):
             self.assertHidden(str(error), error, getattr(error, "url", ""), getattr(error, "response", ""))
             error = error.__cause__  # type: ignore[assignment]
 
+    async def asked(self, url: str, settings: dict[str, Any], own: bool = False) -> None:
+        """Check what is told of a GET with these settings, of a session's or the call's own."""
+        notes: list[Any] = []
+        double = Pieces([answer(b"", "Set-Cookie: b=1")])
+        with self.subTest(url[:60], settings=settings, own=own):
+            try:
+                async with Session(open_connection=double.connect,
+                                   trace=lambda *note: notes.append(note),
+                                   **({} if own else settings)) as session:
+                    got = await session.get(url, **(settings if own else {}))
+                    self.assertHidden(session, session.cookies, session._pool.all)
+                    if "params" not in settings:
+                        self.assertHidden(got)
+            except (AsyncGetError, TypeError, ValueError) as error:
+                self.hidden_error(error)
+            self.assertHidden(*[text for kind, text in notes if kind == "*"])
+
     async def test_urls(self) -> None:
         """Errors, notes and reprs; where to get, as a base and as a proxy, and as a Location."""
         for form in self.WRITTEN:
             url = form.format(self.MARK)
-            rows: list[tuple[str, dict[str, Any]]] = [
-                (url, {}), ("http://h.test/x", {"base_url": url}), ("http://h.test/x", {"proxy": url})]
-            with self.subTest(form[:60]):
-                self.assertHidden(asyncget.without_userinfo(url), asyncget.masked(url))
-                for asked, settings in rows:
-                    notes: list[Any] = []
+            self.assertHidden(asyncget.without_userinfo(url), asyncget.masked(url))
+            await self.asked(url, {})
+            await self.asked("http://h.test/x", {"base_url": url})
+            await self.asked("http://h.test/x", {"proxy": url})
+            if re.search("[\1\n]|^http:/m", url):
+                continue
+            for to in (url, url.replace("http:", "", 1)):
+                where = b"Location: " + to.encode("utf-8", "surrogateescape")
+                for fields in ([where], [where, b"Location: /b"]):
+                    got = headed(head(*fields, status=b"HTTP/1.1 302 F"))
                     try:
-                        async with Session(open_connection=Pieces([]).connect,
-                                           trace=lambda *note, notes=notes: notes.append(note),
-                                           **settings) as session:
-                            await session.get(asked)
+                        following = next_request(Request(BASE, ()), got)
+                        self.assertHidden(following, following and following.url)
                     except AsyncGetError as error:
                         self.hidden_error(error)
-                    self.assertHidden(session, *[text for kind, text in notes if kind == "*"])
-                if re.search("[\1\n]|^http:/m", url):
-                    continue
-                for to in (url, url.replace("http:", "", 1)):
-                    where = b"Location: " + to.encode("utf-8", "surrogateescape")
-                    for fields in ([where], [where, b"Location: /b"]):
-                        got = headed(head(*fields, status=b"HTTP/1.1 302 F"))
-                        try:
-                            following = next_request(Request(BASE, ()), got)
-                            self.assertHidden(following, following and following.url)
-                        except AsyncGetError as error:
-                            self.hidden_error(error)
 
     async def test_values(self) -> None:
         """In fields, cookies, parameters: refused ones as well."""
@@ -6292,20 +5926,7 @@ class TrustAndSecrets(AsyncCase):
                 {"params": value}, {"cert": ("c", "k", value)}, {"proxy": f"http://me:{value}@p.test"},
                 {"proxy": f"socks5://me:{value * 30}@p.test"}, {"proxy": f"gopher://me:{value}@p.test"}]
             for settings, own in itertools.product(rows, (False, True)):
-                notes: list[Any] = []
-                double = Pieces([answer(b"", "Set-Cookie: b=1")])
-                with self.subTest(settings=settings, own=own):
-                    try:
-                        async with Session(open_connection=double.connect,
-                                           trace=lambda *note, notes=notes: notes.append(note),
-                                           **({} if own else settings)) as session:
-                            got = await session.get("http://h.test/", **(settings if own else {}))
-                            self.assertHidden(session, session.cookies, session._pool.all)
-                            if "params" not in settings:
-                                self.assertHidden(got)
-                    except (AsyncGetError, TypeError, ValueError) as error:
-                        self.hidden_error(error)
-                    self.assertHidden(*[text for kind, text in notes if kind == "*"])
+                await self.asked("http://h.test/", settings, own)
         there = parse_url(f"http://me:{self.MARK}@h.test/")
         route = asyncget.Route(there.origin, None, parse_proxy(f"me:{self.MARK}@p", "x"), None, None)
         session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
@@ -6353,20 +5974,11 @@ class TrustAndSecrets(AsyncCase):
         self.assertNotIn(b"Traceback", done.stderr)
         self.assertEqual(done.stdout.count(b"failed: True"), len(calls))
 
-    def test_the_command_by_the_clock(self) -> None:
-        """-m ends the bomb that goes to a file, and leaves none under its name."""
-        wire = b"".join(gzipped(nested(deflating(*[bytes(MIB)] * 64) * 64, 1), 2))
-        with tempfile.TemporaryDirectory() as folder, \
-                beside([READ, wire, threading.Event()]) as (url, _):
-            done = run_command("-sS", "-m", "0.3", "-o", "f", url, cwd=folder, python=PYTHON)
-            self.assertEqual(done.returncode, 28, done.stderr)
-            self.assertNotIn("f", os.listdir(folder))
-
 
 # ==== Section 17: downloads ===================================================
 # Downloads: what is on the disk after each thing that can go wrong on the way.
 #
-# With ASYNCGET_LONG=1, ASYNCGET_KILL_MIB=1024 ASYNCGET_KILLS=20 is the long run of Kill.test_kill.
+# With ASYNCGET_LONG=1, ASYNCGET_KILL_MIB=128 ASYNCGET_KILLS=20 is the long run of Kill.test_kill.
 
 
 KILL_BYTES = int(os.environ.get("ASYNCGET_KILL_MIB", "4")) << 20
@@ -6405,7 +6017,8 @@ def piece(first: int, body: bytes = WHOLE, version: str = V1) -> bytes:
 def first_asked(head: bytes, version: str = V1) -> int:
     """The byte from which on a request wants a file, if that still is of this version."""
     asked = "".join(field(head, "Range"))
-    return int(asked[6:-1]) if asked and field(head, "If-Range") == [version[6:]] else 0
+    same = field(head, "If-Range") == [version.partition(": ")[2]]
+    return int(asked[6:-1]) if asked and same else 0
 
 
 def good_at_ranges(body: bytes = WHOLE, version: str = V1) -> Callable[[bytes], bytes]:
@@ -6432,17 +6045,48 @@ async def giving(*answers: Any) -> AsyncIterator[Server]:
         yield server
 
 
-def asked_for(server: Server) -> list[str]:
+def asked_for(server: Server | Scripted) -> list[str]:
     """The Range of each request, less its "bytes="; "" where it asks for all."""
     return ["".join(field(head, "Range"))[6:] for head in server.requests]
 
 
-class OnDisk(AsyncCase):
-    """A folder, and downloads into it."""
+class InFolder(Tables):
+    """A test with an empty folder."""
 
     def setUp(self) -> None:
         super().setUp()
         self.folder = self.empty_folder()
+
+    def read(self, name: str) -> Any:
+        """What a file there holds; None if there is none."""
+        try:
+            return Path(self.folder, name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> str:
+        Path(self.folder, name).write_bytes(data)
+        return os.path.join(self.folder, name)
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.folder))
+
+    def empty(self, **files: bytes) -> None:
+        """The folder with these files alone; b"->x" is a link."""
+        shutil.rmtree(self.folder)
+        os.mkdir(self.folder)
+        for name, data in files.items():
+            if data[:2] == b"->":
+                os.symlink(data[2:].decode(), os.path.join(self.folder, name))
+            else:
+                self.write(name, data)
+
+
+class OnDisk(InFolder, AsyncCase):
+    """A folder, and downloads into it."""
+
+    def setUp(self) -> None:
+        super().setUp()
         self.path = os.path.join(self.folder, "f")
         self.part, self.meta = self.path + ".part", self.path + ".part.meta"
         self.victim = self.path + "ictim"
@@ -6450,30 +6094,14 @@ class OnDisk(AsyncCase):
     async def get(self, url: str, path: Any = None, **options: Any) -> Response:
         return await asyncget.download(url, path or self.path, trust_env=False, **options)
 
-    def leave(self, server: Server) -> None:
-        """What the cut connection of an earlier call has left: five bytes of eleven."""
-        self.write(self.part, WHOLE[:5])
+    def leave(self, server: Server, part: bytes = WHOLE[:5]) -> None:
+        """What the cut connection of an earlier call has left: so many bytes of eleven."""
+        self.write(self.part, part)
         self.write(self.meta, self.sidecar(server))
 
-    def sidecar(self, server: Server, noted: str = '"v1"\n11') -> bytes:
+    def sidecar(self, server: Server) -> bytes:
         source = hashlib.sha256(f"{server.url} {server.url}".encode()).hexdigest()
-        return f"{noted}\n{source}\n".encode()
-
-    def read(self, path: str) -> bytes | None:
-        try:
-            return Path(path).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def write(self, path: str, data: bytes) -> None:
-        Path(path).write_bytes(data)
-
-    def names(self) -> list[str]:
-        return sorted(os.listdir(self.folder))
-
-    def clear(self) -> None:
-        for name in self.names():
-            os.unlink(os.path.join(self.folder, name))
+        return f'"v1"\n11\n{source}\n'.encode()
 
     def assert_whole(self, body: bytes = WHOLE) -> None:
         """Check that the file is there, and nothing else; and take it away for the next row."""
@@ -6504,23 +6132,18 @@ class Section17Downloads(OnDisk):
 
     def test_strong_validator(self) -> None:
         monday, later = self.monday, self.later
-        for expected, fields in [
-            ('"a"', {"ETag": '"a"'}),
-            *(("", {"ETag": text}) for text in (
+        none: list[dict[str, str]] = [
+            {}, *({"ETag": text} for text in (
                 'W/"a"', "a", '"a" ', '"a", "b"', '"a"b"', '"é"', '"\x01"')),
-            *(("", {"ETag": text, "Last-Modified": monday, "Date": later})
-              for text in ('W/"a"', "")),  # 13.1.5
-            (monday, {"Last-Modified": monday, "Date": later}),
-            ("", {"Last-Modified": monday, "Date": "Mon, 02 Jan 2023 10:00:59 GMT"}),
-            ("", {"Last-Modified": later, "Date": monday}),
-            ("", {"Last-Modified": monday}),
-            ("", {"Last-Modified": monday, "Date": "soon"}),
-            *(("", {"Last-Modified": text, "Date": later}) for text in (
+            *({"ETag": text, "Last-Modified": monday, "Date": later} for text in ('W/"a"', "")),
+            *({"Last-Modified": text, "Date": later} for text in (
                 "soon", "0", "Mon, 99 Xyz 2023 10:00:00 GMT", monday + "\x01")),
-            ("", {}),
-        ]:
-            with self.subTest(fields):
-                self.assertEqual(asyncget.strong_validator(Headers(fields.items())), expected)
+            {"Last-Modified": monday, "Date": "Mon, 02 Jan 2023 10:00:59 GMT"},
+            {"Last-Modified": later, "Date": monday}, {"Last-Modified": monday},
+            {"Last-Modified": monday, "Date": "soon"}]
+        self.alike(lambda fields: asyncget.strong_validator(Headers(fields.items())), [
+            ({"ETag": '"a"'}, '"a"'), ({"Last-Modified": monday, "Date": later}, monday),
+            *((fields, "") for fields in none)])
 
     def test_sidecar(self) -> None:
         """It says of which version the bytes are; torn anywhere, it says nothing."""
@@ -6533,35 +6156,33 @@ class Section17Downloads(OnDisk):
 
         self.write(self.part, b"hello")
         for validator, length, wire in [
-            ('"v1"', "11", answer(WHOLE, V1)),
-            ('"v1"', "0", answer(b"", V1)),
-            (self.monday, "11", answer(WHOLE, *dated)),
-            ('"v1"', "None", unsized(b"", V1)),
-            ('"v1"', "None", unsized(b"", V1, "Transfer-Encoding: chunked")),
+            ('"v1"', "11", answer(WHOLE, V1)), ('"v1"', "0", answer(b"", V1)),
             ('"v1"', "11", answer(WHOLE, V1, "Content-Encoding: identity")),
             ('"v1"', "11", answer(WHOLE, V1, "Content-Length: 11")),
+            ('"v1"', "None", unsized(b"", V1)),
+            ('"v1"', "None", unsized(b"", V1, "Transfer-Encoding: chunked")),
+            (self.monday, "11", answer(WHOLE, *dated)),
             ("", "11", answer(WHOLE, 'ETag: W/"v1"')),
             ("", "11", answer(WHOLE, f'ETag: "{"x" * 999}"')),
-            ("", "None", answer(WHOLE, V1, "Content-Encoding: gzip")),
             ("", "11", answer(WHOLE, V1, status="206 X")),
             ("", "11", answer(WHOLE, V1, status="404 X")),
-        ]:
+            ("", "None", answer(WHOLE, V1, "Content-Encoding: gzip"))]:
             with self.subTest(wire):
                 asyncget.write_sidecar(self.part, parsed(wire))
                 written = self.read(self.meta) or b""
                 self.assertEqual(noted(written), asyncget.Partial(5, validator, length, source))
                 self.assertLess(len(written), asyncget.SIDECAR_BYTES)
-        for end in range(len(written)):
-            self.assertIsNone(noted(written[:end]))
-        self.assertIsNone(noted(written + b"\n"))
-        for name in (b'W/"v1"', b'"v1"\r', b'"a"\nX: y', b"\xff", b"??", b'"\xc3\xa9"', b"v1"):
-            self.assertIsNone(noted(name + b"\n11\n" + b"0f" * 32 + b"\n"))
+        names = (b'W/"v1"', b'"v1"\r', b'"a"\nX: y', b"\xff", b"??", b'"\xc3\xa9"', b"v1")
+        for torn in [*(written[:end] for end in range(len(written))), written + b"\n",
+                     *(name + b"\n11\n" + b"0f" * 32 + b"\n" for name in names)]:
+            self.assertIsNone(noted(torn))
 
     def test_what_is_the_rest(self) -> None:
         source, span = asyncget.source_of(parsed(answer())), "Content-Range: bytes 5-10/11"
         ours = asyncget.Partial(5, '"v1"', "11", source)
         untold, full = ours._replace(length="None"), ours._replace(size=11)
-        dated = ours._replace(validator=self.monday)
+        dated, monday = ours._replace(validator=self.monday), f"Last-Modified: {self.monday}"
+        elsewhere = "0" * 64
 
         def rest(text: str = "bytes 5-10/11", *fields: str, body: bytes = b" world") -> bytes:
             return answer(body, f"Content-Range: {text}", *fields, status="206 X")
@@ -6569,86 +6190,63 @@ class Section17Downloads(OnDisk):
         def fitting(*fields: str, body: bytes = b" world") -> bytes:
             return rest("bytes 5-10/11", *fields, body=body)
 
-        for expected, name, known, wire in [
-            (True, "fits", ours, fitting()),
-            (True, "same ETag", ours, fitting(V1)),
-            (True, "in capitals", ours, rest("Bytes 5-10/11")),
-            (True, "identity", ours, fitting("Content-Encoding: identity")),
-            (True, "total from them", untold, fitting()),
-            (True, "same date", dated, fitting(f"Last-Modified: {self.monday}", V2)),
-            (True, "no ETag", ours, fitting(f"Last-Modified: {self.monday}")),
-            (False, "other total", ours, rest("bytes 5-11/12", body=b" world!")),
-            (True, "416", full, unmet("bytes */11")),
-            (True, "416, total unknown", untold, unmet("bytes */5")),
-            (True, "416, same ETag", full, unmet("bytes */11", V1)),
-            (False, "where does it end?", ours,
-             unsized(b"", span, "Transfer-Encoding: chunked", status="206 X")),
-            (False, "until close", ours, unsized(b"", span, status="206 X")),
-            (False, "until close, nothing", untold,
-             unsized(b"", "Content-Range: bytes */5", status="206 X")),
-            (False, "nothing", full._replace(length="None"), rest("bytes 11-10/11", body=b"")),
-            (False, "a shorter piece", ours, rest("bytes 5-7/11", body=b" wo")),
-            (False, "other ETag", ours, fitting(V2)),
-            (False, "weak ETag", ours, fitting('ETag: W/"v1"')),
-            (False, "two ETags", ours, fitting(V1, V2)),
-            (False, "other date", dated, fitting(f"Last-Modified: {self.later}", V2)),
-            (False, "other start", ours, rest("bytes 4-10/11", body=b"o world")),
-            (False, "from zero", ours, rest("bytes 0-10/11", body=WHOLE)),
-            *((False, text, ours, rest(text)) for text in (
+        right = [
+            (ours, fitting()), (ours, fitting(V1)), (ours, rest("Bytes 5-10/11")),
+            (ours, fitting("Content-Encoding: identity")), (ours, fitting(monday)),
+            (untold, fitting()), (dated, fitting(monday, V2)),
+            (full, unmet("bytes */11")), (full, unmet("bytes */11", V1)),
+            (untold, unmet("bytes */5"))]
+        wrong = [
+            *((ours, fitting(field)) for field in (
+                V2, 'ETag: W/"v1"', span, "Content-Encoding: gzip")),
+            (ours, fitting(V1, V2)), (dated, fitting(f"Last-Modified: {self.later}", V2)),
+            (ours._replace(source=elsewhere), fitting()),
+            (ours, fitting(body=b" world!")), (ours, fitting(body=b" worl")),
+            (ours, rest("bytes 5-11/12", body=b" world!")), (ours, rest("bytes 5-7/11", body=b" wo")),
+            (ours, rest("bytes 4-10/11", body=b"o world")), (ours, rest("bytes 0-10/11", body=WHOLE)),
+            (full._replace(length="None"), rest("bytes 11-10/11", body=b"")),
+            *((ours, rest(text)) for text in (
                 "bytes 5-4/11", "bytes +5-10/11", "bytes=5-10/11", "bytes 5 - 10/11", "5-10/11",
                 "", "bytes 5-/11", "bytes 05-10/11", "lines 5-10/11", "bytes 5-10",
                 "bytes 5-10/*", "bytes */11", "bytes 5-10/1" + "0" * 5000)),
-            (False, "two ranges", ours, fitting(span)),
-            (False, "no range", ours, answer(b" world", status="206 X")),
-            (False, "longer than the range", ours, fitting(body=b" world!")),
-            (False, "shorter than the range", ours, fitting(body=b" worl")),
-            (False, "coded", ours, fitting("Content-Encoding: gzip")),
-            (False, "from elsewhere", ours._replace(source="0" * 64), fitting()),
-            (False, "416, other ETag", full, unmet("bytes */11", V2)),
-            (False, "416, from elsewhere", full._replace(source="0" * 64), unmet("bytes */11")),
-            (False, "416, other size", ours, unmet("bytes */3")),
-            (False, "416, not all of it", ours, unmet("bytes */11")),
-            (False, "416, no size", ours, answer(b"", status="416 X")),
-            (False, "416, a range", untold, unmet("bytes 0-4/5")),
-        ]:
-            with self.subTest(name):
-                self.assertEqual(asyncget.is_rest(parsed(wire), known), expected)
+            (ours, answer(b" world", status="206 X")),
+            # where does it end?
+            (ours, unsized(b"", span, "Transfer-Encoding: chunked", status="206 X")),
+            (ours, unsized(b"", span, status="206 X")),
+            (untold, unsized(b"", "Content-Range: bytes */5", status="206 X")),
+            (full, unmet("bytes */11", V2)), (full._replace(source=elsewhere), unmet("bytes */11")),
+            (ours, unmet("bytes */3")), (ours, unmet("bytes */11")),
+            (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))]
+        self.alike(lambda row: asyncget.is_rest(parsed(row[1]), row[0]),
+                   [*((row, True) for row in right), *((row, False) for row in wrong)])
 
     def test_source(self) -> None:
         """The URL asked for and the one that answered, this one without what was signed."""
-        for same, first, second in [
-            (True, ("http://a/", "http://b/x?sign=1"), ("http://a/", "http://b/x?sign=2")),
-            (True, ("http://me:pw@a/",), ("http://a/",)),
-            (False, ("http://a/", "http://b/x"), ("http://b/x",)),
-            (False, ("http://a/", "http://b/x"), ("http://a/?q", "http://b/x")),
-            (False, ("http://a/", "http://b/x"), ("http://a/", "http://c/x")),
-            (False, ("http://a/", "http://b/x"), ("http://a/", "http://b/y")),
-        ]:
-            with self.subTest(first=first, second=second):
-                sources = {asyncget.source_of(parsed(answer(), *urls)) for urls in (first, second)}
-                self.assertEqual(len(sources) == 1, same)
+        def same(chains: tuple[tuple[str, ...], ...]) -> bool:
+            return len({asyncget.source_of(parsed(answer(), *urls)) for urls in chains}) == 1
+
+        self.alike(same, [
+            ((("http://a/", "http://b/x?sign=1"), ("http://a/", "http://b/x?sign=2")), True),
+            ((("http://me:pw@a/",), ("http://a/",)), True),
+            *(((("http://a/", "http://b/x"), urls), False) for urls in (
+                ("http://b/x",), ("http://a/?q", "http://b/x"), ("http://a/", "http://c/x"),
+                ("http://a/", "http://b/y")))])
 
     def test_whose_coding(self) -> None:
         """One that the file's name or type announces is the file's own; another is undone."""
         for own, name, url, kind, coding in [
             (True, "a.tar.gz", "", "application/octet-stream", "gzip"),
-            (True, "A.TGZ", "", "", "GZIP"),
-            (True, "a.svgz", "", "image/svg+xml", "gzip"),
-            (True, "a", "a.tar.gz?sign=1", "", "x-gzip"),
-            (True, "a", "", "application/gzip", "gzip"),
+            (True, "A.TGZ", "", "", "GZIP"), (True, "a.svgz", "", "image/svg+xml", "gzip"),
+            (True, "a", "a.tar.gz?sign=1", "", "x-gzip"), (True, "a", "", "application/gzip", "gzip"),
             (True, "a", "", "Application/X-Gzip; x=y", "gzip"),
-            (True, "a", "", "application/x-tar", "gzip"),
-            (True, "a.tzst", "", "", "zstd"),
-            (True, "a", "", "application/zstd", "zstd"),
-            (False, "a.gz.html", "", "text/html", "gzip"),
+            (True, "a", "", "application/x-tar", "gzip"), (True, "a.tzst", "", "", "zstd"),
+            (True, "a", "", "application/zstd", "zstd"), (False, "a.gz.html", "", "text/html", "gzip"),
             (False, "a.tar", "f?a.gz#b.gz", "text/plain", "x-gzip"),
-            (False, "a.zst", "", "application/zstd", "gzip"),
-        ]:
+            (False, "a.zst", "", "application/zstd", "gzip")]:
             for status in ("200 OK", "404 X"):
-                with self.subTest(name, url=url, kind=kind, coding=coding, status=status):
-                    wire = answer(b"", f"Content-Type: {kind}", f"Content-Encoding: {coding}",
-                                  status=status)
-                    response = parsed(wire, "http://h.test/" + url)
+                fields = f"Content-Type: {kind}", f"Content-Encoding: {coding}"
+                with self.subTest(name, url=url, fields=fields, status=status):
+                    response = parsed(answer(b"", *fields, status=status), "http://h.test/" + url)
                     asyncget.leave_own_coding(response, f"/b/{name}")
                     self.assertEqual(not asyncget.is_coded(response), own and status == "200 OK")
 
@@ -6658,14 +6256,12 @@ class Section17Downloads(OnDisk):
         async def progress(size: int, total: int | None) -> None:
             seen.append((size, total))
 
-        for name, wire, body, last in [
-            ("length", answer(WHOLE, V1), WHOLE, (11, 11)),
-            ("chunked", CHUNKED + b"3\r\nhel\r\n8\r\nlo world\r\n0\r\n\r\n", WHOLE, (11, None)),
-            ("until close", unsized(WHOLE), WHOLE, (11, None)),
-            ("gzip", answer(GZIPPED, "Content-Encoding: gzip"), WHOLE, (11, None)),
-            ("empty", answer(b""), b"", (0, 0)),
-        ]:
-            with self.subTest(name):
+        for wire, body, last in [
+                (answer(WHOLE, V1), WHOLE, (11, 11)), (answer(b""), b"", (0, 0)),
+                (CHUNKED + b"b\r\nhello world\r\n0\r\n\r\n", WHOLE, (11, None)),
+                (unsized(WHOLE), WHOLE, (11, None)),
+                (answer(GZIPPED, "Content-Encoding: gzip"), WHOLE, (11, None))]:
+            with self.subTest(wire):
                 seen[:] = []
                 async with giving(wire) as server:
                     got = await self.get(server.url, Path(self.path), progress=progress,
@@ -6676,83 +6272,104 @@ class Section17Downloads(OnDisk):
                     "Accept-Encoding", "Range", "If-Range")], [["identity"], [], []])
                 self.assert_whole(body)
 
-    async def test_answers_to_a_resume(self) -> None:
-        """Whatever comes for the range, the end is one version or the partial file as it was."""
-        other, strange = piece(4), answer(b"", status="416 X")
-        rows: list[tuple[str, list[bytes], Any]] = [
-            ("206", [piece(5)], WHOLE),
-            ("200: changed", [answer(OTHER, V2)], OTHER),
-            ("200: no ranges here", [answer(WHOLE, V1)], WHOLE),
-            ("206 of another version", [piece(5, OTHER, V2), answer(OTHER, V2)], OTHER),
-            ("206 that does not fit", [other, answer(WHOLE, V1)], WHOLE),
-            ("206 twice", [other, other], StatusError),
-            ("206, then 503", [other, answer(status="503 X")], StatusError),
-            ("416: whole", [unmet("bytes */11")], WHOLE),
-            ("416: shorter now", [unmet("bytes */3"), answer(b"abc", V2)], b"abc"),
-            ("416 without size", [strange, answer(WHOLE, V1)], WHOLE),
-            ("404", [answer(status="404 X")], StatusError),
-            ("304", [unsized(b"", status="304 X")], StatusError),
-            ("cut head", [b"HTTP/1.1 20"], IncompleteBody),
-        ]
+    async def test_answers(self) -> None:
+        """Whatever comes, the end is one version, or a partial file that has lost nothing."""
+        begun, other, weak = answer(WHOLE, V1), piece(4), answer(WHOLE, 'ETag: W/"v1"')
+        gone, busy = answer(status="404 X"), answer(status="503 X")
+        any_status = {"any_status": True}
+
+        def for_ever(head: bytes) -> bytes:  # it breaks off and is bad at ranges
+            return piece(4) if field(head, "Range") else begun[:-6]
+
+        def again(times: int, **options: Any) -> dict[str, Any]:
+            return {"retries": tried(times), **options}
+
+        # What lies there, answers, settings; what is asked for; the file, or an error and the part.
+        rows: list[tuple[bytes, list[Any], dict[str, Any], list[str], Any, Any]] = [
+            (WHOLE[:5], [piece(5)], {}, ["5-"], WHOLE, None),
+            (WHOLE[:5], [answer(OTHER, V2)], {}, ["5-"], OTHER, None),
+            (WHOLE[:5], [begun], {}, ["5-"], WHOLE, None),  # no ranges here
+            (WHOLE[:5], [piece(5, OTHER, V2), answer(OTHER, V2)], {}, ["5-", ""], OTHER, None),
+            (WHOLE[:5], [other, begun], {}, ["5-", ""], WHOLE, None),
+            (WHOLE[:5], [other, other], any_status, ["5-", ""], StatusError, WHOLE[:5]),
+            (WHOLE[:5], [other, busy], any_status, ["5-", ""], StatusError, WHOLE[:5]),
+            (WHOLE, [unmet("bytes */11")], {}, ["11-"], WHOLE, None),
+            (WHOLE[:5], [unmet("bytes */3"), answer(b"abc", V2)], {}, ["5-", ""], b"abc", None),
+            (WHOLE[:5], [answer(b"", status="416 X"), begun], {}, ["5-", ""], WHOLE, None),
+            (WHOLE[:5], [gone], any_status, ["5-"], StatusError, WHOLE[:5]),
+            (WHOLE[:5], [unsized(b"", status="304 X")], any_status, ["5-"], StatusError, WHOLE[:5]),
+            (WHOLE[:5], [b"HTTP/1.1 20"], any_status, ["5-"], IncompleteBody, WHOLE[:5]),
+            (WHOLE[:5], [answer(OTHER, V1)], {"resume": False}, [""], OTHER, None),
+            (WHOLE[:5], [piece(6)], {"headers": {"range": "bytes=6-"}}, ["6-"], b"world", None),
+            # What is not the file: for any_status it is, unless it was a piece of one.
+            (b"", [piece(0)], {}, [""], StatusError, None),
+            (b"", [piece(0)], any_status, [""], StatusError, None),
+            (b"", [gone], {}, [""], StatusError, None), (b"", [gone], any_status, [""], b"ok", None),
+            # Each retry goes on where the last one ended.
+            (b"", [begun[:-8], piece(3)[:-2], piece(9)], again(9), ["", "3-", "9-"], WHOLE, None),
+            (b"", [begun[:-8], piece(3)[:-2], piece(9)[:-1], piece(10)], again(2), ["", "3-", "9-"],
+             IncompleteBody, WHOLE[:10]),
+            (b"", [begun[:-8], piece(3)], {}, [""], IncompleteBody, WHOLE[:3]),
+            (b"", [b"HTTP/1.1 20"], again(2), [""] * 3, IncompleteBody, None),
+            # resume=False is about what an earlier call has left, not about its own bytes
+            (WHOLE[:5], [answer(OTHER, V1)[:-4], piece(8, OTHER)], again(9, resume=False), ["", "8-"],
+             OTHER, None),
+            # To ask for all of the file is a part of the same try.
+            (b"", [begun[:-6], piece(4), begun[:-3], piece(8)], again(2), ["", "5-", "", "8-"],
+             WHOLE, None),
+            (b"", [for_ever], again(2), ["", "5-", "", "5-", ""], IncompleteBody, WHOLE[:5]),
+            (b"", [weak[:-6], answer(OTHER)], again(1), ["", ""], OTHER, None)]
         seen: list[Any] = []
-        for name, answers, outcome in rows:
-            with self.subTest(name):
-                self.clear()
+        for left, answers, options, asked, outcome, part in rows:
+            with self.subTest(answers, left=left, options=options):
+                self.empty()
                 seen.clear()
                 async with giving(*answers) as server:
-                    self.leave(server)
-                    if name == "416: whole":
-                        self.write(self.part, WHOLE)
-                    before = self.read(self.part) or b""
+                    if left:
+                        self.leave(server, left)
+                    call = self.get(server.url, progress=lambda *told: seen.append(told), **options)
                     if isinstance(outcome, bytes):
-                        await self.get(server.url, progress=lambda *facts: seen.append(facts))
+                        await call
                         self.assert_whole(outcome)
                         self.assertEqual(seen[-1], (len(outcome),) * 2)
                     else:
-                        await self.raised(outcome, self.get(server.url, any_status=True))
-                        self.assertEqual(self.read(self.part), before)
-                        self.assertEqual(self.names(), ["f.part", "f.part.meta"])
-                for wanted, value in (("Range", f"bytes={len(before)}-"), ("If-Range", '"v1"'),
-                                      ("Accept-Encoding", "identity")):
-                    self.assertEqual(field(server.requests[0], wanted), [value])
-                if name == "206":
+                        self.assertEqual((await self.raised(outcome, call)).exit_code,
+                                         22 if outcome is StatusError else 18)
+                        self.assertEqual((self.read(self.path), self.read(self.part)), (None, part))
+                        kept = [] if part is None else ["f.part", "f.part.meta"]
+                        self.assertEqual(self.names(), kept)
+                self.assertEqual(asked_for(server), asked)
+                if answers == [piece(5)]:
                     self.assertEqual(seen[0], (5, 11))
+                for head in server.requests:
+                    self.assertEqual(field(head, "Accept-Encoding"), ["identity"])
+                    self.assertEqual(field(head, "If-Range"), ['"v1"'] * (
+                        "headers" not in options and field(head, "Range") != []))
 
     async def test_cut(self) -> None:
         """What is kept of an answer that ends early, and whether it is gone on from."""
-        dated = f"Last-Modified: {self.monday}", f"Date: {self.later}"
+        date = f"Last-Modified: {self.monday}"
         coded = answer(GZIPPED, V1, "Content-Encoding: gzip")[:-4]
-        rows: list[tuple[str, bytes, dict[str, Any], bytes | None, str]] = [
-            *((f"{got} bytes", answer(WHOLE, V1)[:got - 11], {}, WHOLE[:got], '"v1"\n11')
-              for got in range(11)),
-            ("in the head", answer(WHOLE, V1)[:-12], {}, None, ""),
-            ("dated", answer(WHOLE, *dated)[:-6], {}, WHOLE[:5], f"{self.monday}\n11"),
-            ("chunked", unsized(b"5\r\nhello\r\n6\r\n", V1, "Transfer-Encoding: chunked"), {},
-             WHOLE[:5], '"v1"\nNone'),
-            ("weak", answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], "\n11"),
-            ("no validator", answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], "\n11"),
+        rows: list[tuple[bytes, dict[str, Any], bytes | None, str]] = [
+            *((answer(WHOLE, V1)[:got - 11], {}, WHOLE[:got], '"v1"') for got in range(11)),
+            (answer(WHOLE, V1)[:-12], {}, None, ""),
+            (answer(WHOLE, date, f"Date: {self.later}")[:-6], {}, WHOLE[:5], self.monday),
+            (unsized(b"5\r\nhello\r\n6\r\n", V1, "Transfer-Encoding: chunked"), {}, WHOLE[:5], '"v1"'),
+            (answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], ""),
+            (answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], ""),
             # With decode=False: the rest might come in another coding, or in none.
-            ("coded", coded, {"decode": False}, GZIPPED[:-4], "\nNone"),
-        ]
-        for name, first, options, kept, noted in rows:
-            version = f"Last-Modified: {self.monday}" if name == "dated" else V1
-
-            def play(head: bytes, version: str = version) -> bytes:
-                asked = "".join(field(head, "Range"))
-                return piece(int(asked[6:-1]), WHOLE, version) if asked else answer(WHOLE, version)
-
-            with self.subTest(name):
-                async with giving(first, play) as server:
+            (coded, {"decode": False}, GZIPPED[:-4], "")]
+        for first, options, kept, validator in rows:
+            with self.subTest(first):
+                async with giving(first, good_at_ranges(
+                        version=date if validator == self.monday else V1)) as server:
                     await self.raised(IncompleteBody, self.get(server.url, **options))
                     self.assertEqual((self.read(self.path), self.read(self.part)), (None, kept))
-                    self.assertEqual(self.read(self.meta),
-                                     None if kept is None else self.sidecar(server, noted))
                     await self.get(server.url, **options)
                 self.assert_whole()
-                resumed = bool(kept) and noted[0] != "\n"
+                resumed = bool(kept and validator)
                 self.assertEqual(asked_for(server), ["", f"{len(kept or b'')}-" * resumed])
-                self.assertEqual(field(server.requests[1], "If-Range"),
-                                 [noted.partition("\n")[0]] * resumed)
+                self.assertEqual(field(server.requests[1], "If-Range"), [validator] * resumed)
         async with giving(coded, answer(WHOLE)) as server:
             await self.raised(AsyncGetError, self.get(server.url))
             self.assertIsNone(self.read(self.path))
@@ -6782,115 +6399,48 @@ class Section17Downloads(OnDisk):
         async with giving(answer(WHOLE, V1)) as server:
             valid = self.sidecar(server)
             for sidecar in (None, b"", valid[:-1], valid):
-                with self.subTest(sidecar):
-                    self.write(self.part, b"")
-                    if sidecar is not None:
-                        self.write(self.meta, sidecar)
-                    await self.get(server.url)
-                    self.assert_whole()
+                self.write(self.part, b"")
+                if sidecar is not None:
+                    self.write(self.meta, sidecar)
+                await self.get(server.url)
+                self.assert_whole()
         self.assertEqual(asked_for(server), [""] * 4)
 
-    async def test_not_resumed(self) -> None:
-        rows: list[tuple[dict[str, Any], bytes, str, bytes]] = [
-            ({"resume": False}, answer(OTHER, V1), "", OTHER),
-            ({"headers": {"range": "bytes=6-"}}, piece(6), "6-", b"world"),
-        ]
-        for options, wire, asked, outcome in rows:
-            with self.subTest(options):
-                async with giving(wire) as server:
-                    self.leave(server)
-                    await self.get(server.url, **options)
-                self.assertEqual(asked_for(server), [asked])
-                self.assertEqual(field(server.requests[0], "If-Range"), [])
-                self.assert_whole(outcome)
-
-    async def test_status(self) -> None:
-        """What is not the file: for any_status it is, unless it was a piece of one."""
-        gone = answer(status="404 X")
-        for wire, any_status in ((piece(0), False), (piece(0), True), (gone, False)):
-            with self.subTest(wire, any_status=any_status):
-                async with giving(wire) as server:
-                    with self.assertRaises(StatusError) as caught:
-                        await self.get(server.url, any_status=any_status)
-                self.assertEqual((caught.exception.exit_code, self.names()), (22, []))
-        async with giving(gone) as server:
-            self.assertEqual((await self.get(server.url, any_status=True)).status_code, 404)
-        self.assert_whole(b"ok")
-
-    async def test_retries(self) -> None:
-        """Each goes on where the last one ended."""
-        begun, busy = answer(WHOLE, V1), answer(status="503 X")
-
-        def for_ever(head: bytes) -> bytes:  # it breaks off and is bad at ranges
-            return piece(4) if field(head, "Range") else begun[:-6]
-
-        rows: list[tuple[str, list[Any], int, dict[str, Any], list[str], list[Any], Any]] = [
-            ("to the end", [begun[:-8], piece(3)[:-2], piece(9)], 9, {}, ["", "3-", "9-"],
-             [IncompleteBody] * 2, WHOLE),
-            ("too few", [begun[:-8], piece(3)[:-2], piece(9)[:-1], piece(10)], 2, {},
-             ["", "3-", "9-"], [IncompleteBody] * 3, WHOLE[:10]),
-            ("none", [begun[:-8], piece(3)], 0, {}, [""], [IncompleteBody], WHOLE[:3]),
-            ("a rule is asked of each", [begun[:-6], busy, b"HTTP", piece(5)], 9, {},
-             ["", "5-", "5-", "5-"], [IncompleteBody, 503, IncompleteBody], WHOLE),
-            ("before the head", [b"HTTP/1.1 20"], 2, {}, [""] * 3, [IncompleteBody] * 3, None),
-            # resume=False is about what an earlier call has left, not about its own bytes
-            ("resume=False", [answer(OTHER, V1)[:-4], piece(8, OTHER)], 9, {"resume": False},
-             ["", "8-"], [IncompleteBody], OTHER),
-            # To ask for all of the file is a part of the same try.
-            ("bad at ranges", [begun[:-6], piece(4), begun[:-3], piece(8)], 9, {"resume": False},
-             ["", "5-", "", "8-"], [IncompleteBody] * 2, WHOLE),
-            ("for ever bad at ranges", [for_ever], 2, {}, ["", "5-", "", "5-", ""],
-             [IncompleteBody] * 3, WHOLE[:5]),
-            ("no strong validator", [answer(WHOLE, 'ETag: W/"v1"')[:-6], answer(OTHER)], 1, {},
-             ["", ""], [IncompleteBody], OTHER),
-        ]
-        for name, answers, times, options, asked, outcomes, left in rows:
-            told: list[Any] = []
-
-            def rule(_: int, outcome: Any, told: list[Any] = told, times: int = times) -> Any:
-                told.append(getattr(outcome, "status_code", type(outcome)))
-                return 0 if len(told) <= times else None
-
-            with self.subTest(name):
-                self.clear()
-                async with giving(*answers) as server:
-                    if name == "resume=False":
-                        self.leave(server)
-                    ended = name in ("too few", "none", "before the head", "for ever bad at ranges")
-                    with self.assertRaises(IncompleteBody) if ended else contextlib.nullcontext():
-                        await self.get(server.url, retries=rule, **options)
-                self.assertEqual((asked_for(server), told), (asked, outcomes))
-                self.assertEqual(self.read(self.part if ended else self.path), left)
-                if not ended:
-                    self.assertEqual(self.names(), ["f"])
-
-    async def test_a_number_of_retries(self) -> None:
+    async def test_a_number_of_retries_or_a_rule(self) -> None:
+        """Which is asked of each outcome: of a status, too."""
+        told: list[Any] = []
         notes: list[str] = []
-        async with giving(answer(WHOLE, V1)[:-8], answer(b"", "Retry-After: 0", status="503 X"),
-                          piece(3)[:-2], piece(9)) as server:
-            with mock.patch("asyncio.sleep", mock.AsyncMock()):
-                await self.get(server.url, retries=3, trace=lambda mark, text: notes.append(
-                    str(text) if mark == "*" else ""))
-        self.assertEqual(asked_for(server), ["", "3-", "3-", "9-"])
-        self.assertEqual(sum("trying again" in note for note in notes), 3)
-        self.assert_whole()
+
+        def rule(_: int, outcome: Any) -> int:
+            told.append(getattr(outcome, "status_code", type(outcome)))
+            return 0
+
+        busy = answer(b"", "Retry-After: 0", status="503 X")
+        for retries in (4, rule):
+            async with giving(answer(WHOLE, V1)[:-8], busy, b"HTTP", piece(3)[:-2],
+                              piece(9)) as server:
+                with mock.patch("asyncio.sleep", mock.AsyncMock()):
+                    await self.get(server.url, retries=retries,
+                                   trace=lambda _, text: notes.append(str(text)))
+            self.assertEqual(asked_for(server), ["", "3-", "3-", "3-", "9-"])
+            self.assert_whole()
+        self.assertEqual(told, [IncompleteBody, 503, IncompleteBody, IncompleteBody])
+        self.assertEqual(sum(text.startswith("trying again in ") for text in notes), 8)
 
     async def test_silence(self) -> None:
         """A body that stops coming is gone on from, until the deadline for it all."""
         with clock() as busy:
             def one_more(head: bytes) -> list[Any]:
                 first = first_asked(head)
-                wire = piece(first) if first else answer(WHOLE, V1)
-                return [wire[:first - 10], 0.02, lambda _: busy(1.1) or b"", HOLD]
+                return [good_at_ranges()(head)[:first - 10], 0.02, lambda _: busy(1.1) or b"", HOLD]
 
             for times, delay, deadline, asked in [
                 (1, 0.0, None, ["", "1-"]),
                 (99, 0.0, 3.0, ["", "1-", "2-"]),
                 (1, 60.0, 3.0, [""]),  # nobody sleeps beyond it
-                (0, 0.0, 1.0, [""]),
-            ]:
+                (0, 0.0, 1.0, [""])]:
                 with self.subTest(times=times, delay=delay, deadline=deadline):
-                    self.clear()
+                    self.empty()
                     async with giving(one_more) as server:
                         with self.assertRaises(TimedOut):
                             await self.get(server.url, timeout=None if deadline == 1.0 else 1.0,
@@ -6905,11 +6455,11 @@ class Section17Downloads(OnDisk):
                 self.get(server.url, progress=lambda *_: task.cancel()))
             await self.raised(asyncio.CancelledError, task)
             self.assertEqual(self.names(), ["f.part", "f.part.meta"])
-            for name, size, made in (("progress", 0, b""), ("on_response", 0, None)):
-                self.clear()
+            for name, made in (("progress", b""), ("on_response", None)):
+                self.empty()
                 with self.assertRaises(ZeroDivisionError):
                     await self.get(server.url, **{name: lambda *_: 1 // 0})
-                self.assertEqual(self.read(self.part), WHOLE[:size] or made)
+                self.assertEqual(self.read(self.part), made)
 
 
 class Section17Files(OnDisk):
@@ -6935,14 +6485,12 @@ class Section17Files(OnDisk):
         os.mkfifo(pipe)
         os.symlink(folder, link)
         for path in (folder, folder + "/", link, pipe, self.folder + "/new/", "a\0b"):
-            with self.subTest(path):
-                await self.refused("not the name of a file", path)
-                await self.refused("not the name of a file", lambda _, path=path: path, asks=1)
+            await self.refused("not the name of a file", path)
+            await self.refused("not the name of a file", lambda _, path=path: path, asks=1)
         await self.refused("not the name of a file", lambda _: "", asks=1)
         for said, path in [("No such file", folder + "/absent/f"), ("irectory", folder + "/f"),
                            ("Not a directory", __file__ + "/f"), ("too long", folder + "x" * 256)]:
-            with self.subTest(path):
-                await self.refused(said, path, asks=1)
+            await self.refused(said, path, asks=1)
         with mock.patch.object(os, "open", side_effect=PermissionError(errno.EACCES, "Not you")):
             await self.refused("Not you", asks=1)
         self.assertTrue(stat.S_ISFIFO(os.stat(pipe).st_mode))
@@ -6957,15 +6505,11 @@ class Section17Files(OnDisk):
         def slow(path: str, mode: str, **options: Any) -> Any:
             return Slow(path, mode) if mode == "ab" else open(path, mode, **options)
 
-        def meddle(*_: Any) -> None:
-            self.write(self.path, b"mine")
-
         lacks: list[tuple[str, Any]] = [
             ("nothing", contextlib.nullcontext()),
             ("links", mock.patch.object(os, "link", side_effect=OSError(errno.EPERM, "No"))),
             ("locks", mock.patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "No"))),
-            ("room", mock.patch.object(asyncget, "open", slow, create=True)),
-        ]
+            ("room", mock.patch.object(asyncget, "open", slow, create=True))]
         for name, patch in lacks:
             with self.subTest(name), patch:
                 async with giving(answer(WHOLE, V1)) as server:
@@ -6974,9 +6518,10 @@ class Section17Files(OnDisk):
                         self.assertEqual(os.stat(self.path).st_nlink, 1)
                         self.assert_whole()
                     with self.fails("exists"):  # since then
-                        await self.get(server.url, overwrite=False, progress=meddle)
+                        await self.get(server.url, overwrite=False,
+                                       progress=lambda *_: self.write(self.path, b"mine"))
                 self.assertEqual((self.read(self.path), self.read(self.part)), (b"mine", WHOLE))
-                self.clear()
+                self.empty()
 
     async def test_never_replaced(self) -> None:
         self.write(self.path, b"mine")
@@ -7000,89 +6545,69 @@ class Section17Files(OnDisk):
     async def test_what_is_not_ours_is_left_alone(self) -> None:
         """Nor does it hold us, or fill the memory."""
         part, meta, victim = self.part, self.meta, self.victim
-        valid = b'"v1"\n11\n%b\n' % (b"0" * 64)
-        do, write = functools.partial, functools.partial(functools.partial, self.write)
-        mine = write(part, b"mine")
+        valid, held = b'"v1"\n11\n%b\n' % (b"0" * 64), list[int]()
+        mine, do = {"f.part": b"mine"}, functools.partial
+        ours, theirs = {**mine, "f.part.meta": valid}, {"fictim": b"mine", "f.part.meta": valid}
 
-        held: list[int] = []
-
-        def hold() -> None:  # a writer, who writes nothing
+        def hold() -> None:  # a pipe with a writer, who writes nothing
+            os.mkfifo(meta)
             held.append(os.open(meta, os.O_RDWR | os.O_NONBLOCK))
 
-        rows: list[tuple[str, Sequence[Callable[[], Any]]]] = [
-            ("no sidecar", [mine]),
-            *((f"sidecar {text[:9]!r}", [mine, write(meta, text)])
-              for text in (b"", valid[:-1], b"W/" + valid, bytes(range(256)))),
-            ("huge sidecar", [mine, write(meta, valid), do(os.truncate, meta, 1 << 33)]),
-            ("pipe as sidecar", [mine, do(os.mkfifo, meta)]),
-            ("pipe as sidecar, held", [mine, do(os.mkfifo, meta), hold]),
-            ("pipe as part", [do(os.mkfifo, part)]),
-            ("sidecar 'mine', no part", [write(meta, b"mine")]),
-            ("pipe as sidecar, no part", [do(os.mkfifo, meta)]),
-            ("link into nowhere as part", [do(os.symlink, victim, part)]),
-            ("link into nowhere as sidecar", [do(os.symlink, victim, meta)]),
-            *((f"{plant.__name__} as part",
-               [write(victim, b"mine"), write(meta, valid), do(plant, victim, part)])
-              for plant in (os.symlink, os.link)),
-            *((f"{plant.__name__} as sidecar, {len(first)} parts",
-               [*first, write(victim, valid), do(plant, victim, meta)])
-              for plant in (os.symlink, os.link) for first in ([], [mine])),
-            ("killed between link and unlink",
-             [mine, write(meta, valid), do(os.link, part, self.path)]),
-        ]
+        rows: list[tuple[dict[str, bytes], Callable[[], Any] | None]] = [
+            (mine, None), *(({**mine, "f.part.meta": text}, None) for text in (
+                b"", valid[:-1], b"W/" + valid, bytes(range(256)))),
+            (ours, do(os.truncate, meta, 1 << 33)),
+            (mine, do(os.mkfifo, meta)), (mine, hold), ({}, do(os.mkfifo, part)),
+            ({"f.part.meta": b"mine"}, None), ({}, do(os.mkfifo, meta)),
+            ({"f.part": b"->fictim"}, None), ({"f.part.meta": b"->fictim"}, None),
+            ({**theirs, "f.part": b"->fictim"}, None), (theirs, do(os.link, victim, part)),
+            *(({**one, "fictim": valid, "f.part.meta": b"->fictim"}, None) for one in ({}, mine)),
+            *(({**first, "fictim": valid}, do(os.link, victim, meta)) for first in ({}, mine)),
+            (ours, do(os.link, part, self.path))]  # killed between link and unlink
         if hasattr(os, "geteuid") and os.geteuid() == 0:
-            rows += [(f"another user's {name[-4:]}",
-                      [mine, write(meta, valid), do(os.chown, name, 65534, 65534)])
-                     for name in (part, meta)]
+            rows += [(ours, do(os.chown, name, 65534, 65534)) for name in (part, meta)]
         else:
             print("files of another user: only root can make them", file=sys.stderr)
-        for name, plant_all in rows:
-            for options in ({}, {"resume": False, "retries": tried(1)}):
-                with self.subTest(name, options=options):
-                    self.clear()
-                    for plant in plant_all:
-                        plant()
-                    before = self.photo()
-                    await self.refused("", asks=None, **options)
-                    self.assertEqual({name: facts for name, facts in self.photo().items()
-                                      if name in before or facts[2]}, before)  # an empty .part
-                while held:
-                    os.close(held.pop())
+        for (files, plant), options in itertools.product(rows, (
+                {}, {"resume": False, "retries": tried(1)})):
+            with self.subTest(files, plant=plant, options=options):
+                self.empty(**files)
+                if plant:
+                    plant()
+                before = self.photo()
+                await self.refused("", asks=None, **options)
+                self.assertEqual({name: facts for name, facts in self.photo().items()
+                                  if name in before or facts[0][6]}, before)  # an empty .part
+            while held:
+                os.close(held.pop())
 
     def photo(self) -> dict[str, Any]:
         """All that is in the folder: kind, owner, size, the first bytes."""
-        found = {}
-        for name in self.names():
-            path = os.path.join(self.folder, name)
-            facts = os.lstat(path)
-            found[name] = (facts.st_mode, facts.st_uid, facts.st_size, facts.st_ino,
-                           (self.read(path) or b"") if 0 < facts.st_size < 1 << 20 else b"")
-        return found
+        facts = {name: os.lstat(os.path.join(self.folder, name))[:7] for name in self.names()}
+        return {name: (told, self.read(name) if 0 < told[6] < 1 << 20 else b"")
+                for name, told in facts.items()}
+
+    async def test_errors_of_the_callers_functions(self) -> None:
+        """They are the caller's: not told as if the disk were full."""
+        async with giving(answer(WHOLE)) as server:
+            with self.assertRaises(BrokenPipeError):
+                await self.get(server.url, progress=mock.Mock(side_effect=BrokenPipeError))
 
     async def test_only_what_was_written_is_published(self) -> None:
         part, other, do = self.part, self.path + "2", functools.partial
-        rows: list[tuple[str, list[Callable[[], Any]]]] = [
-            ("replaced", [do(self.write, other, WHOLE), do(os.replace, other, part)]),
-            ("removed", [do(os.unlink, part)]),
-            ("begun anew", [do(os.unlink, part), do(self.write, part, b"he")]),
-            ("a link now", [do(os.rename, part, other), do(os.symlink, other, part)]),
-            ("of two names now", [do(os.link, part, other)]),
-            ("grown", [do(os.truncate, part, 12)]),
-            ("cut", [do(os.truncate, part, 3)]),
-        ]
-
-        def meddle(steps: Iterable[Callable[[], Any]], *_: Any) -> None:
-            for step in steps:
-                step()
-
-        for (name, steps), old in itertools.product(rows, (b"old", None)):
-            with self.subTest(name, old=old):
-                self.clear()
-                if old:
-                    self.write(self.path, old)
+        rows: list[list[Callable[[], Any]]] = [
+            [do(self.write, other, WHOLE), do(os.replace, other, part)],
+            [do(os.unlink, part)], [do(os.unlink, part), do(self.write, part, b"he")],
+            [do(os.rename, part, other), do(os.symlink, other, part)], [do(os.link, part, other)],
+            [do(os.truncate, part, 12)], [do(os.truncate, part, 3)]]
+        for steps, old in itertools.product(rows, (b"old", None)):
+            with self.subTest(steps, old=old):
+                self.empty(**({"f": old} if old else {}))
+                once = iter(steps)
                 async with giving(answer(WHOLE)) as server:
                     with self.fails(""):
-                        await self.get(server.url, overwrite=bool(old), progress=do(meddle, iter(steps)))
+                        await self.get(server.url, overwrite=bool(old),
+                                       progress=lambda *_: [step() for step in once])  # noqa: B023
                 self.assertEqual(self.read(self.path), old)
 
     async def test_mode(self) -> None:
@@ -7092,10 +6617,8 @@ class Section17Files(OnDisk):
 
         seen: set[int] = set()
         self.addCleanup(os.umask, os.umask(0o022))
-        for old, left, expected in [
-            (None, False, 0o644), (0o600, False, 0o600), (0o600, True, 0o600),
-            (0o755, False, 0o755), (0o4755, False, 0o755),
-        ]:
+        for old, left, expected in [(None, False, 0o644), (0o600, False, 0o600),
+                                    (0o600, True, 0o600), (0o755, False, 0o755), (0o4755, False, 0o755)]:
             seen.clear()
             with self.subTest(old=old, left=left):
                 async with giving(piece(5) if left else answer(WHOLE, V1)) as server:
@@ -7120,17 +6643,15 @@ class Section17Files(OnDisk):
         body = os.urandom(300_000)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        try:
-            async with giving(good_at_ranges(body)) as server:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-                with self.fails("too large"):
-                    await self.get(server.url)
-                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-                self.assertEqual(self.read(self.part), body[:100_000])
+        self.addCleanup(signal.signal, signal.SIGXFSZ, handler)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+        async with giving(good_at_ranges(body)) as server:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+            with self.fails("too large"):
                 await self.get(server.url)
-        finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, handler)
+            self.assertEqual(self.read(self.part), body[:100_000])
+            await self.get(server.url)
         self.assertEqual(asked_for(server), ["", "100000-"])
         self.assert_whole(body)
 
@@ -7169,7 +6690,7 @@ class Section17Files(OnDisk):
             self.write(self.meta, b'"v1"\n11\n%b\n' % (b"0" * 64))
             await self.refused("another download is writing it", asks=1)
         self.assertEqual(self.read(self.part), b"theirs")
-        self.clear()
+        self.empty()
 
         def rename_and_lock(file: Any, how: int) -> None:  # another download has finished,
             os.rename(self.part, self.victim)              # and a third one has begun
@@ -7195,22 +6716,6 @@ class Killed(BaseException):
     """The process is gone: nothing of ours runs after this."""
 
 
-class Stepped(io.FileIO):
-    """A file to which each half of what is written is a step."""
-
-    step: Callable[[], None]
-
-    def write(self, data: Any) -> int:
-        half = len(data) // 2
-        super().write(data[:half])
-        self.step()
-        return half + super().write(data[half:])
-
-    def truncate(self, size: int | None = None) -> int:
-        self.step()
-        return super().truncate(size)
-
-
 class Steps:
     """Counts what is done to the disk, and ends it all before (or amid) the n-th thing."""
 
@@ -7229,33 +6734,40 @@ class Steps:
         return stepped
 
     def open(self, path: str, mode: str, **options: Any) -> Any:
+        """A file to which each half of what is written is a step."""
         if mode == "rb":
             return open(path, mode, **options)
         self.step()
-        file = Stepped(path, mode, opener=options.get("opener"))
-        file.step = self.step
-        return file
+        file: Any = io.FileIO(path, mode, opener=options.get("opener"))
+        write, file.truncate = file.write, self.before(file.truncate)
 
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for name in ("unlink", "replace", "link", "fsync", "chmod"):
-                stack.enter_context(mock.patch.object(os, name, self.before(getattr(os, name))))
-            stack.enter_context(mock.patch.object(asyncget, "open", self.open, create=True))
-            yield
+        def halves(data: Any) -> Any:
+            half = len(data) // 2
+            return write(data[:half]) + self.before(write)(data[half:])
+
+        file.write = halves
+        return file
 
 
 class EveryStep(OnDisk):
     """A kill before each single thing that is done to the disk, or in the middle of it."""
 
+    async def killed(self, last: int, server: Server, overwrite: bool) -> bool:
+        """Whether that step was reached."""
+        steps = Steps(last)
+        with contextlib.suppress(Killed), contextlib.ExitStack() as stack:
+            for name in ("unlink", "replace", "link", "fsync", "chmod"):
+                stack.enter_context(mock.patch.object(os, name, steps.before(getattr(os, name))))
+            stack.enter_context(mock.patch.object(asyncget, "open", steps.open, create=True))
+            await self.get(server.url, overwrite=overwrite)
+        return steps.left < 0
+
     async def test_every_step(self) -> None:
         for name, overwrite, old, left, body, version in [
-            ("fresh", True, None, False, WHOLE, V1),
-            ("fresh, and never replaced", False, None, False, WHOLE, V1),
-            ("replaced", True, b"old", False, WHOLE, V1),
-            ("resumed", True, None, True, WHOLE, V1),
-            ("changed", True, None, True, OTHER, V2),
-        ]:
+                ("fresh", True, None, False, WHOLE, V1), ("resumed", True, None, True, WHOLE, V1),
+                ("never replaced", False, None, False, WHOLE, V1),
+                ("replaced", True, b"old", False, WHOLE, V1),
+                ("changed", True, None, True, OTHER, V2)]:
             with self.subTest(name):
                 async with giving(good_at_ranges(body, version)) as server:
                     for last in range(100):
@@ -7263,11 +6775,9 @@ class EveryStep(OnDisk):
                             self.write(self.path, old)
                         if left:
                             self.leave(server)
-                        steps = Steps(last)
-                        with contextlib.suppress(Killed), steps.counted():
-                            await self.get(server.url, overwrite=overwrite)
+                        killed = await self.killed(last, server, overwrite)
                         self.assertIn(self.read(self.path), (old, body))
-                        if steps.left >= 0:
+                        if not killed:
                             break
                         if os.path.exists(self.part) and os.stat(self.part).st_nlink > 1:
                             os.unlink(self.part)  # killed between link and unlink: is refused
@@ -7277,108 +6787,40 @@ class EveryStep(OnDisk):
                 self.assert_whole(body)
 
 
-CLIENT = r"""
-import asyncio, re, sys
-import asyncget
-asyncio.run(asyncget.download(sys.argv[1], sys.argv[2], trust_env=False))
-try:
-    with open("/proc/self/status") as status:  # ru_maxrss knows the parent's pages, too
-        print(re.search(r"VmHWM:\s*(\d+)", status.read())[1])
-except OSError:
-    print(0)
-"""
-
-
 @long
 class Kill(OnDisk):
     """kill -9 of a real process at random instants, until a run gets through."""
 
-    starts: list[int]  # the first byte that each request asked for
-
-    def setUp(self) -> None:
-        super().setUp()
-        patch = mock.patch.object(sys.modules[AsyncCase.__module__], "TEST_SECONDS", 600.0)
-        patch.start()
-        self.addCleanup(patch.stop)
-
-    async def client(self, url: str, kill_after: float | None) -> int | None:
-        """Run the client; give its peak memory in KiB, or None when it was killed.
-
-        The time counts from its request on, however long it took to get so far.
-        """
-        asked = len(self.starts)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", CLIENT, url, self.path, stdout=subprocess.PIPE, env=environment())
-        await until(lambda: len(self.starts) > asked or process.returncode is not None)
-        try:
-            output, _ = await asyncio.wait_for(process.communicate(), kill_after)
-        except asyncio.TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.communicate()
-            return None
-        self.assertEqual(process.returncode, 0)
-        return int(output)
+    seconds = 600.0
 
     async def test_kill(self) -> None:
-        self.starts = []
-        block, version = random.Random(1).randbytes(1 << 20), V1  # a file has it many times
-        step = 1 << 16
+        body, pause = random.Random(1).randbytes(KILL_BYTES), KILL_SECONDS * 2**16 / KILL_BYTES
+        play, chance = good_at_ranges(body), random.Random(SEED)
 
-        def play(head: bytes) -> list[Any]:
-            first = first_asked(head, version)
-            self.starts.append(first)
-            if first == KILL_BYTES:
-                return [unmet(f"bytes */{first}")]
-            span = f"Content-Range: bytes {first}-{KILL_BYTES - 1}/{KILL_BYTES}"
-            length = f"Content-Length: {KILL_BYTES - first}"
-            steps: list[Any] = [unsized(b"", version, span, length,
-                                        status="206 X" if first else "200 X")]
-            slices = [block[at:at + step] for at in range(0, len(block), step)]
-            while first < KILL_BYTES:
-                data = slices[first % len(block) // step][first % step:]
-                steps += [data, len(data) / KILL_BYTES * KILL_SECONDS]
-                first += len(data)
-            return steps
+        def slowly(head: bytes) -> list[Any]:
+            wire = memoryview(play(head))
+            return [step for at in range(0, len(wire), 2**16)
+                    for step in (bytes(wire[at:at + 2**16]), pause)]
 
-        chance, killed = random.Random(int(os.environ.get("ASYNCGET_SEED", "7"))), 0
-        async with giving(play) as server:
-            for number in range(KILLS):
-                if number == KILLS // 2:  # the file changes once
-                    block, version = block[::-1], V2
-                before, size = self.state()
-                seconds = chance.uniform(0.0, KILL_SECONDS / KILLS + 0.3)
-                if await self.client(server.url, seconds) is not None:
-                    os.unlink(self.path)  # through before its time: once more
-                    continue
-                killed += 1
-                after, size_now = self.state()
-                if os.path.exists(self.path):
-                    self.assert_all_of(self.path, block, KILL_BYTES)
-                elif before == version[6:]:  # nothing was lost
-                    self.assertEqual(after, before)
-                    self.assertGreaterEqual(size_now, size)
-                if os.path.exists(self.part) and size_now:  # all is of what it claims to be
-                    self.assert_all_of(self.part, block if after == version[6:] else block[::-1],
-                                       size_now)
-            peak = await self.client(server.url, None) or 0
-        self.assert_all_of(self.path, block, KILL_BYTES)
-        self.assertEqual(self.names(), ["f"])
-        self.assertLess(peak, 48 << 10)
-        print(f"\n{killed} kills, {sum(map(bool, self.starts))} resumed of {len(self.starts)} "
-              f"requests, peak {peak >> 10} MiB", file=sys.stderr)
-
-    def state(self) -> tuple[str, int]:
-        """Which version the partial file claims to be, and its size."""
-        version = (self.read(self.meta) or b"").decode().partition("\n")[0]
-        return version, os.path.getsize(self.part) if os.path.exists(self.part) else 0
-
-    def assert_all_of(self, path: str, block: bytes, size: int) -> None:
-        """Check that a file is so many bytes of that block, again and again."""
-        self.assertEqual(os.path.getsize(path), size)
-        with open(path, "rb") as file:
-            while data := file.read(len(block)):
-                self.assertTrue(block.startswith(data))
+        async with giving(slowly) as server:
+            for number in range(KILLS + 1):
+                before = os.path.getsize(self.part) if os.path.exists(self.part) else 0
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-c", "import asyncget, asyncio, sys;"
+                    "asyncio.run(asyncget.download(*sys.argv[1:], trust_env=False))",
+                    server.url, self.path, env=environment())
+                if number < KILLS:
+                    await until(lambda: len(server.requests) > number)  # noqa: B023
+                    await asyncio.sleep(chance.uniform(0.0, KILL_SECONDS / KILLS))
+                    process.kill()
+                await process.wait()
+                if number < KILLS and not os.path.exists(self.path):  # nothing is lost or another's
+                    part = self.read(self.part) or b""
+                    self.assertGreaterEqual(len(part), before)
+                    self.assertTrue(body.startswith(part))
+        self.assertEqual(process.returncode, 0)
+        self.assertTrue(any(asked_for(server)))
+        self.assert_whole(body)
 
 
 # ==== Sections 18 to 20: the command ==========================================
@@ -7406,36 +6848,31 @@ class Scripted:
     """
 
     def __init__(self, pages: Mapping[str, Any], tls: ssl.SSLContext | None = None) -> None:
-        self.tls = tls
         self.plays(pages)
-        self.ready = threading.Event()
-        self.thread = threading.Thread(
-            target=lambda: asyncio.run(self.serve(), debug=False), daemon=True)
+        self.running = scripted([READ, self.page], again=True, tls=tls)
+        self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(lambda *_: None)  # of handshakes that were broken off
+        self.loop.set_debug(False)  # a stack per callback: half the time
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
 
     def __enter__(self) -> Scripted:
         self.thread.start()
-        self.ready.wait()
+        server = asyncio.run_coroutine_threadsafe(self.running.__aenter__(), self.loop).result()
+        self.url, self.address = server.url, f"127.0.0.1:{server.port}"
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(RuntimeError):  # it was closed before
-            self.loop.call_soon_threadsafe(self.over.set)
+        over = self.running.__aexit__(None, None, None)
+        asyncio.run_coroutine_threadsafe(over, self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
+        self.loop.close()
 
     def plays(self, pages: Mapping[str, Any]) -> None:
         """From now on these pages, as if none had been visited."""
         self.pages = pages
         self.visits: Counter[str] = Counter()
         self.requests: list[bytes] = []
-
-    async def serve(self) -> None:
-        self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
-        self.loop.set_exception_handler(lambda *_: None)  # of handshakes that were broken off
-        async with scripted([READ, self.page], again=True, tls=self.tls) as server:
-            self.url = server.url
-            self.address = f"127.0.0.1:{server.port}"
-            self.ready.set()
-            await self.over.wait()
 
     def page(self, head: bytes) -> list[Any]:
         """What to do after a request."""
@@ -7449,6 +6886,11 @@ class Scripted:
             steps = steps[min(self.visits[path], len(steps) - 1)]
             self.visits[path] += 1
         return [*steps, CLOSE]
+
+    def filled(self, text: str) -> str:
+        """A line or an output, with what is known once there is a server."""
+        port = self.address.partition(":")[2]
+        return text.replace("{u}", self.url).replace("{host}", self.address).replace("{port}", port)
 
 
 @functools.cache
@@ -7465,16 +6907,6 @@ def environment(**extra: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items()
             if not name.lower().endswith("_proxy") and name != "COLUMNS"}
     return {**kept, "PYTHONPATH": compiled(), "SSL_CERT_FILE": pem("expired"), **extra}
-
-
-def run_command(*arguments: str, stdin: bytes = b"", cwd: str | None = None,
-                python: list[str] = PYTHON_DEV, env: dict[str, str] | None = None,
-                ) -> subprocess.CompletedProcess[bytes]:
-    """Run the command to its end; what asyncio says of a slow machine is not counted."""
-    result = subprocess.run([*python, "-m", "asyncget", *arguments], input=stdin, cwd=cwd,
-                            capture_output=True, timeout=PATIENCE, env=environment(**(env or {})))
-    result.stderr = SLOW_STEP.sub(b"", result.stderr)
-    return result
 
 
 @contextlib.contextmanager
@@ -7501,40 +6933,20 @@ def as_program(folder: str, *streams: int, **env: str) -> Iterator[None]:
         yield
 
 
-class Folder(Tables):
-    """A test with an empty folder, in which the command runs."""
+class Folder(InFolder):
+    """A test with an empty folder, in which the command runs, and a server."""
 
-    def setUp(self) -> None:
-        self.folder = self.empty_folder()
+    @functools.cached_property
+    def server(self) -> Scripted:
+        server = Scripted({})
+        self.addCleanup(server.__exit__)
+        return server.__enter__()
 
-    def path(self, *names: str) -> str:
-        return os.path.join(self.folder, *names)
-
-    def read(self, *names: str) -> bytes:
-        return Path(self.folder, *names).read_bytes()
-
-    def write(self, name: str, data: bytes) -> str:
-        Path(self.folder, name).write_bytes(data)
-        return self.path(name)
-
-    def listing(self) -> list[str]:
-        return sorted(os.listdir(self.folder))
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
 
     def contents(self) -> dict[str, bytes]:
-        return {name: self.read(name) for name in self.listing() if os.path.isfile(self.path(name))}
-
-    def empty(self, **files: bytes) -> None:
-        """The folder with these files alone; b"->x" is a link."""
-        for entry in os.scandir(self.folder):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry)
-            else:
-                os.unlink(entry)
-        for name, data in files.items():
-            if data[:2] == b"->":
-                os.symlink(data[2:].decode(), self.path(name))
-            else:
-                self.write(name, data)
+        return {name: self.read(name) for name in self.names() if os.path.isfile(self.path(name))}
 
     def get(self, line: str, *more: str, stdin: bytes = b"", stdout: Any = None,
             **env: str) -> subprocess.CompletedProcess[bytes]:
@@ -7544,13 +6956,28 @@ class Folder(Tables):
             files[0].write(stdin)
             files[0].seek(0)
             streams = files[0], stdout or files[1], files[2]
+            words = self.server.filled(line).split(" ") if line else []
             with as_program(self.folder, *(stream.fileno() for stream in streams), **env):
-                code = asyncget.main([*(line.split(" ") if line else ()), *more])
+                code = asyncget.main([*words, *more])
                 gc.collect(1)  # what was left open is told on stderr
             for file in files:
                 file.seek(0)
             return subprocess.CompletedProcess(line, code, files[1].read(),
                                                SLOW_STEP.sub(b"", files[2].read()))
+
+    def leaves(self, line: str, before: Mapping[str, bytes], code: int,
+               after: Mapping[str, bytes]) -> Any:
+        """Run a line where these files are; check the exit code, and what is there then."""
+        with self.subTest(line, before=before):
+            self.empty(**before)
+            done = self.get(line)
+            self.assertEqual((done.returncode, self.contents()), (code, after), done.stderr)
+        return done
+
+    def start(self, *arguments: str, **how: Any) -> subprocess.Popen[bytes]:
+        """The command as a process."""
+        return subprocess.Popen([*COMMAND, *arguments], cwd=self.folder,
+                                **{"env": environment(), **how})
 
 
 class Section20Files(Folder):
@@ -7568,238 +6995,196 @@ class Section20Files(Folder):
 
     WRITERS = (
         "{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/", "-o f -c - {u}/",
-        "--help all", "-sS -w %output{{{f}}}x -o f {u}/", "-o {f} {u}/", "-i -o {f} {u}/",
-        "-D {f} -o f {u}/", "-c {f} -o f {u}/", "--etag-save {f} -o f {u}/",
-    )
+        "--help all", "-sS -w %output{/dev/full}x -o f {u}/", "-o /dev/full {u}/",
+        "-i -o /dev/full {u}/", "-D /dev/full -o f {u}/", "-c /dev/full -o f {u}/",
+        "--etag-save /dev/full -o f {u}/")
 
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
     def test_full_device(self) -> None:
-        body, full = os.urandom(100_000).replace(b"\0", b"0"), "/dev/full"
-        fields = 'ETag: "v1"', "Set-Cookie: a=b", "X-Long: " + "x" * 9000
-        with Scripted({"/": ok(body, *fields)}) as server:
-            for writer in self.WRITERS:
-                with self.subTest(writer):
-                    self.empty()
-                    line = writer.format(u=server.address, f=full)
-                    named = full in line.replace("}", " ").split(" ")
-                    with open(os.devnull if named else full, "wb") as stdout:
-                        done = self.get(line, stdout=stdout)
-                    self.assertEqual(done.returncode, 23, done.stderr)
-                    self.assertRegex(done.stderr, rb"^asyncget: \(23\) .*No space left.*\n$")
-                    self.assertEqual(set(self.contents()) - {"f"}, set())
-                    self.assertEqual(self.contents().get("f", body), body)
+        body = os.urandom(100_000).replace(b"\0", b"0")
+        self.server.plays({
+            "/": ok(body, 'ETag: "v1"', "Set-Cookie: a=b", "X-Long: " + "x" * 9000)})
+        for line in self.WRITERS:
+            stdout = os.devnull if "/dev/full" in line else "/dev/full"
+            with self.subTest(line), open(stdout, "wb") as out:
+                self.empty()
+                done = self.get(line, stdout=out)
+                self.assertEqual(done.returncode, 23, done.stderr)
+                self.assertRegex(done.stderr, rb"^asyncget: \(23\) .*No space left.*\n$")
+                self.assertIn(self.contents(), ({}, {"f": body}))
 
     def test_full_disk(self) -> None:
         """A part of the bytes has room, and is no success; an old jar stays as it was."""
-        disk = tempfile.mkdtemp()
-        self.addCleanup(os.rmdir, disk)
-        self.mounted("-t", "tmpfs", "-o", "size=64k", "none", on=disk)
+        disk = self.mounted("-t", "tmpfs", "-o", "size=64k", "none", on=self.empty_folder())
         jar = b"".join(b".h.test\tTRUE\t/\tFALSE\t0\tn%d\tjar\n" % n for n in range(1200))
-
-        def fill(room: int) -> None:
-            for left in os.listdir(disk):
-                os.unlink(os.path.join(disk, left))
-            Path(disk, "filler").write_bytes(bytes(65536 - room))
-
-        with Scripted({"/": ok(os.urandom(100_000), "Set-Cookie: a=b")}) as server:
-            for flags in "-o {f}", "-i -o {f}", "-b {f} -o f -c {f}":
-                fill(16384)
-                if "-b" in flags:
-                    os.unlink(os.path.join(disk, "filler"))
-                    Path(disk, "f").write_bytes(jar)
-                done = self.get(flags.format(f=os.path.join(disk, "f")), server.address)
-                self.assertEqual(done.returncode, 23, done.stderr)
-                self.assertLess(len(os.listdir(disk)), 4)
-            self.assertEqual(Path(disk, "f").read_bytes(), jar)
-            self.assertEqual(os.listdir(disk), ["f"])
+        self.server.plays({"/": ok(os.urandom(100_000), "Set-Cookie: a=b")})
+        for line, name, before in (("-o {f}", "filler", bytes(49152)),
+                                   ("-b {f} -o f -c {f}", "f", jar),
+                                   ("-i -o {f}", "filler", bytes(49152))):
+            Path(disk, name).write_bytes(before)
+            done = self.get(line.replace("{f}", os.path.join(disk, "f")), self.server.url)
+            self.assertEqual(done.returncode, 23, done.stderr)
+            left = os.listdir(disk)
+            self.assertLess(len(left), 4)
+            if before is jar:
+                self.assertEqual((left, Path(disk, "f").read_bytes()), (["f"], jar))
+            for name in left:
+                os.unlink(os.path.join(disk, name))
 
     def test_slow_pipes(self) -> None:
         """A reader that stops and goes on, a pipe that does not block, a writer that is stopped."""
-        import fcntl
-        import termios
-
-        body = os.urandom(300_000).replace(b"\0", b"0")
-        page = ok(body, "X: y")
-        with Scripted({"/": page}) as server:
-            for buffered, blocking in (True, False), (False, True):
-                with self.subTest(buffered=buffered, blocking=blocking):
-                    reading, writing = os.pipe()
-                    os.set_blocking(writing, blocking)
-                    extra = {} if buffered else {"PYTHONUNBUFFERED": "1"}
-                    process = subprocess.Popen([*COMMAND, "-i", "-w", "end" * 9999,
-                                                server.address], stdout=writing,
-                                               env=environment(**extra))
-                    os.close(writing)
-                    self.addCleanup(process.wait)
-                    with open(reading, "rb", buffering=0) as pipe:
-                        lain, got = -1, b""
-                        while len(got) < len(body):
-                            lies = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"1234"))
-                            if lies[0] == lain or process.poll() is not None:  # it moves no more
-                                process.send_signal(signal.SIGSTOP)
-                                process.send_signal(signal.SIGCONT)
-                                lain, piece = -1, pipe.read(50_000)
-                                self.assertTrue(piece, "it ended too soon")
-                                got += piece
-                            else:
-                                lain = lies[0]
-                                time.sleep(0.02)
-                        while data := pipe.read(65536):
-                            got += data
-                    self.assertEqual(process.wait(PATIENCE), 0)
-                    self.assertEqual(got, page + b"end" * 9999)
+        page = ok(os.urandom(300_000).replace(b"\0", b"0"), "X: y")
+        self.server.plays({"/": page})
+        for unbuffered, blocking in ("", False), ("1", True):
+            with self.subTest(unbuffered=unbuffered, blocking=blocking):
+                reading, writing = os.pipe()
+                os.set_blocking(writing, blocking)
+                process = self.start("-i", "-w", "end" * 9999, self.server.url, stdout=writing,
+                                     env=environment(PYTHONUNBUFFERED=unbuffered))
+                os.close(writing)
+                got = b""
+                with open(reading, "rb", buffering=0) as pipe:
+                    while piece := pipe.read(50_000):
+                        got += piece
+                        time.sleep(0.05)  # for the pipe to be full
+                        process.send_signal(signal.SIGSTOP)
+                        process.send_signal(signal.SIGCONT)
+                self.assertEqual((process.wait(PATIENCE), got == page + b"end" * 9999), (0, True))
 
     # ---- names
 
     def test_two_urls_that_would_meet(self) -> None:
         """Told before anything is sent; and those that would not are not refused."""
-        shared = ""
-        if os.path.isdir("/dev/shm"):  # a folder like others, whatever its name
-            shared = tempfile.mkdtemp(dir="/dev/shm")
-            self.addCleanup(shutil.rmtree, shared)
-        rows: list[tuple[str, dict[str, bytes] | None]] = [
-            ("-O {u}/f.iso -o f.iso {u}/2", None),
-            ("-O {u}/f.iso -O {u}/f.iso.part", None),
-            ("-O {u}/f.iso.part -O {u}/f.iso", None),
-            ("-O {u}/f.iso -O {u}/f.iso.part.meta", None),
-            ("-o link {u}/1 -o target.part {u}/2", None),
-            ("--no-clobber -o f.part {u}/1 -o f {u}/2", None),
-            ("-o f {u}/1 -o ./f {u}/2", None),
-            ("-o f {u}/1 -o here/f {u}/2", None),
-            ("-o target {u}/1 -o link {u}/2", None),
-            *([(f"-o {shared}/f {{u}}/1 -o {shared}/f {{u}}/2", None)] if shared else []),
+        shared = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+        self.addCleanup(shutil.rmtree, shared)  # a folder like others, whatever its name
+        links = {"here": b"->.", "link": b"->target"}
+        for line in ("-O {u}/f.iso -o f.iso {u}/2", "-O {u}/f.iso -O {u}/f.iso.part",
+                     "-O {u}/f.iso.part -O {u}/f.iso", "-O {u}/f.iso -O {u}/f.iso.part.meta",
+                     "-o link {u}/1 -o target.part {u}/2", "-o target {u}/1 -o link {u}/2",
+                     "--no-clobber -o f.part {u}/1 -o f {u}/2", "-o f {u}/1 -o ./f {u}/2",
+                     "-o f {u}/1 -o here/f {u}/2", f"-o {shared}/f {{u}}/1 -o {shared}/f {{u}}/2"):
+            self.assertIn(b"two URLs", self.leaves(line, links, 2, {}).stderr)
+        self.assertEqual(self.server.requests, [])
+        named = [[ok(b"1", f"Content-Disposition: attachment; filename={name}")] for name in "ab"]
+        rows: list[tuple[str, dict[str, bytes]]] = [
             ("-o f {u}/1 -o f.part2 {u}/2", {"f": b"1", "f.part2": b"2"}),
             ("-o /dev/null {u}/1 -o /dev/null {u}/2", {}),
             ("-OJ {u}/1 -OJ {u}/1", {"a": b"1", "b": b"1"}),
-            ("--no-clobber -o f {u}/1 -o f {u}/2", {"f": b"1", "f.1": b"2"}),
-            ("--no-clobber -O {u}/folder", {"folder.1": b"2"}),
-        ]
+            ("--no-clobber -o f {u}/1 -o f {u}/2", {"f": b"1", "f.1": b"2"})]
         for line, files in rows:
-            named = [[ok(b"1", f"Content-Disposition: attachment; filename={name}")]
-                     for name in "ab"]
-            with self.subTest(line), Scripted({"/1": named, "/2": ok(b"2"), "/folder": ok(b"2")}) as server:
-                self.empty(here=b"->.", link=b"->target")
-                os.mkdir(self.path("folder"))
-                done = self.get(line.replace("{u}", server.address))
-                if files is None:
-                    self.assertEqual((done.returncode, server.requests), (2, []), done.stderr)
-                    self.assertIn(b"two URLs", done.stderr)
-                else:
-                    self.assertEqual((done.returncode, done.stderr), (0, b""))
-                self.assertEqual(self.contents(), files or {})
+            self.server.plays({"/1": named, "/2": ok(b"2")})
+            self.assertEqual(self.leaves(line, {}, 0, files).stderr, b"")
+        self.empty()
+        os.mkdir(self.path("folder"))
+        self.assertEqual(self.get("--no-clobber -O {u}/folder").returncode, 0)
+        self.assertEqual(self.names(), ["folder", "folder.1"])
 
     def test_somebody_elses_files_are_left_alone(self) -> None:
-        disposition = 'Content-Disposition: attachment; filename="thesis"'
-        mine = {"thesis.part": b"mine"}, {"thesis.part": b"mine", "thesis.part.meta": b"mine"}
-        new = ok(b"new", disposition)
+        new = ok(b"new", 'Content-Disposition: attachment; filename="thesis"')
         rest = ok(b"ew", "Content-Range: bytes 1-2/3", status="206 Partial Content")
-        with Scripted({"/thesis": new, "/x": new, "/r/thesis": [[rest], [new]]}) as server:
-            lines = ("-O {u}/thesis", "-O -C - {u}/thesis", "-O --no-clobber {u}/thesis",
-                     "-o thesis {u}/thesis", "-OJ {u}/x")
-            for files, line in itertools.product(mine, lines):
-                with self.subTest(line, files=files):
-                    self.empty(**files)
-                    done = self.get(line.replace("{u}", server.address))
-                    self.assertEqual((done.returncode, self.contents()), (23, files))
-            for line in "-O {u}/thesis", "-OJ {u}/x", "-OC- {u}/thesis", "-OC- {u}/r/thesis":
-                with self.subTest(line):  # no name of a URL's follows a link
-                    self.empty(thesis=b"->victim", victim=b"n")
-                    self.get(line.replace("{u}", server.address))
-                    self.assertEqual(self.read("victim"), b"n")
+        self.server.plays({"/thesis": new, "/x": new, "/r/thesis": [[rest], [new]]})
+        mine = {"thesis.part": b"mine"}, {"thesis.part": b"mine", "thesis.part.meta": b"mine"}
+        lines = ("-O {u}/thesis", "-O -C - {u}/thesis", "-O --no-clobber {u}/thesis",
+                 "-o thesis {u}/thesis", "-OJ {u}/x")
+        for files, line in itertools.product(mine, lines):
+            self.leaves(line, files, 23, files)
+        for line in "-O {u}/thesis", "-OJ {u}/x", "-OC- {u}/thesis", "-OC- {u}/r/thesis":
+            with self.subTest(line):  # no name of a URL's follows a link
+                self.empty(thesis=b"->victim", victim=b"n")
+                self.get(line)
+                self.assertEqual(self.read("victim"), b"n")
 
     def test_output_that_is_no_plain_file(self) -> None:
         """stdout itself, whatever it is, under all of its names."""
-        with Scripted({"/": ok()}) as server:
-            for name in "/dev/stdout", "/dev/fd/1", "link", "long", "/proc/self/fd/1", "-":
-                with self.subTest(name):
-                    self.empty(link=b"->/dev/stdout", long=b"->link", out=b"")
-                    line = f"-o {name} -w end {server.address}"
-                    reading, writing = os.pipe()
-                    with open(reading, "rb") as pipe:
-                        with open(writing, "wb") as stdout:
-                            self.assertEqual(self.get(line, stdout=stdout).returncode, 0)
-                        self.assertEqual(pipe.read(), b"hello\nend")
-                    with open(self.path("out"), "ab+") as out:
-                        self.assertEqual(self.get(line, stdout=out).returncode, 0)
-                        out.seek(0)  # in the file that was given, not in another of its name
-                        self.assertEqual(out.read(), b"hello\nend")
-                    self.assertEqual(self.listing(), ["link", "long", "out"])
-            self.empty()
-            os.mkfifo(self.path("pipe"))
-            with open(os.open(self.path("pipe"), os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
-                self.assertEqual(self.get(f"-o pipe {server.address}").returncode, 0)
-                self.assertEqual((pipe.read(), self.listing()), (b"hello\n", ["pipe"]))
-            reading, writing = os.pipe()  # as bash's >(...) gives it
-            with open(reading, "rb") as pipe:
-                with open(writing, "wb"):
-                    self.assertEqual(self.get(f"-o /dev/fd/{writing} {server.address}").returncode, 0)
-                self.assertEqual(pipe.read(), b"hello\n")
+        self.server.plays({"/": ok()})
+        for name in "/dev/stdout", "/dev/fd/1", "link", "long", "/proc/self/fd/1", "-":
+            with self.subTest(name):
+                self.empty(link=b"->/dev/stdout", long=b"->link", out=b"")
+                reading, writing = os.pipe()
+                with open(reading, "rb") as pipe, open(self.path("out"), "ab+") as out:
+                    with open(writing, "wb") as end:
+                        codes = [self.get(f"-o {name} -w end {{u}}", stdout=stdout).returncode
+                                 for stdout in (end, out)]
+                    out.seek(0)  # in the file that was given, not in another of its name
+                    said = b"hello\nend"
+                    self.assertEqual((codes, pipe.read(), out.read()), ([0, 0], said, said))
+                self.assertEqual(self.names(), ["link", "long", "out"])
+        self.empty()
+        os.mkfifo(self.path("pipe"))
+        with open(os.open(self.path("pipe"), os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
+            self.assertEqual(self.get("-o pipe {u}").returncode, 0)
+            self.assertEqual((pipe.read(), self.names()), (b"hello\n", ["pipe"]))
+        reading, writing = os.pipe()  # as bash's >(...) gives it
+        with open(reading, "rb") as pipe:
+            with open(writing, "wb"):
+                self.assertEqual(self.get(f"-o /dev/fd/{writing} {{u}}").returncode, 0)
+            self.assertEqual(pipe.read(), b"hello\n")
 
     def test_output_through_links(self) -> None:
-        new = {"link": b"old", "to": b"old", "dangling": b"hello\n", "new": b"hello\n"}
-        with Scripted({"/f": ok()}) as server:
-            for flags, expected, in_place in [
-                    ("-o link", {"link": b"hello\n", "to": b"hello\n"}, False),
-                    ("-o link -i", {"link": ok(), "to": ok()}, True), ("-o dangling", new, True)]:
-                with self.subTest(flags):
-                    self.empty(link=b"->to", to=b"old", dangling=b"->new")
-                    inode = os.stat(self.path("to")).st_ino
-                    done = self.get(f"{flags} {server.address}/f")
-                    self.assertEqual((done.returncode, done.stderr), (0, b""))
-                    self.assertTrue(os.path.islink(self.path("link")))
-                    self.assertTrue(os.path.islink(self.path("dangling")))
-                    self.assertEqual(self.contents(), expected)
-                    self.assertEqual(os.stat(self.path("to")).st_ino == inode, in_place)
+        """They stay; and what is behind one is replaced when all has come."""
+        self.server.plays({"/f": ok(), "/cut": ok(b"hello world")[:-6]})
+        old = {"link": b"old", "to": b"old"}
+        links = {"link": b"->to", "to": b"old", "dangling": b"->new"}
+        for flags, after in (
+                ("-o link", {"link": b"hello\n", "to": b"hello\n"}),
+                ("-o link -i", {"link": ok(), "to": ok()}),
+                ("-o dangling", {**old, "dangling": b"hello\n", "new": b"hello\n"})):
+            self.leaves(f"{flags} {{u}}/f", links, 0, after)
+            for name in "link", "dangling":
+                self.assertTrue(os.path.islink(self.path(name)))
+        self.empty(**links)
+        self.assertEqual((self.get("-o link {u}/cut").returncode, self.read("to")), (18, b"old"))
 
     def test_output_where_no_other_file_can_be_made(self) -> None:
         """A mount of one file, and a file in a folder of others: written in place."""
         rest = ok(b"llo\n", "Content-Range: bytes 2-5/6", status="206 Partial Content")
         cookie = ok(b"hello\n", "Set-Cookie: a=b")
-        root = os.geteuid() == 0
-        with Scripted({"/f": ok(), "/rest": rest, "/cookie": cookie}) as server:
-            folder = self.path("folder")
-            os.mkdir(folder)
-            if root:
-                self.mounted("-t", "tmpfs", "none", on=folder)
-            outside, inside = self.write("outside", b"he"), self.write("folder/f", b"he")
-            if root:
-                self.mounted("--bind", outside, on=inside)
-            for readonly in False, True:
-                if readonly and root:
-                    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-                elif readonly:
-                    os.chmod(folder, 0o500)
-                    self.addCleanup(os.chmod, folder, 0o700)
-                for line, code, body in (
-                        ("-o folder/f {u}/f", 0, b"hello\n"), ("-o folder/f -i {u}/f", 0, ok()),
-                        ("--output-dir folder -O {u}/f", 0, b"hello\n"),
-                        ("-o folder/f -C 2 {u}/rest", 0, b"hello\n"),
-                        ("-o folder/f -C - {u}/rest", 0, b"hello\n"),
-                        ("-o folder/f -C 2 {u}/f", 33, b"he"),
-                        ("-o folder/f http://127.0.0.1:1/", 7, b"he"),
-                        ("-c folder/f -o/dev/null {u}/cookie", 0, None)):
-                    if "-O" in line and readonly:
-                        code, body = 23, b"he"  # no name of a URL's is worth it
-                    with self.subTest(line, readonly=readonly):
-                        self.write("folder/f", b"he")
-                        done = self.get(line.replace("{u}", server.address))
-                        self.assertEqual(done.returncode, code, done.stderr)
-                        left = self.read("folder/f")
-                        if body is None:
-                            self.assertIn(b"a\tb\n", left)
-                        else:
-                            self.assertEqual(left, body)
-                        self.assertEqual(os.listdir(folder), ["f"])
+        self.server.plays({"/f": ok(), "/rest": rest, "/cookie": cookie})
+        root, folder = os.geteuid() == 0, self.path("folder")
+        os.mkdir(folder)
+        if root:
+            self.mounted("-t", "tmpfs", "none", on=folder)
+        outside, inside = self.write("outside", b"he"), self.write("folder/f", b"he")
+        if root:
+            self.mounted("--bind", outside, on=inside)
+        for readonly in False, True:
+            if readonly and root:
+                subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+            elif readonly:
+                os.chmod(folder, 0o500)
+                self.addCleanup(os.chmod, folder, 0o700)
+            for line, code, body in (
+                    ("-o folder/f {u}/f", 0, b"hello\n"), ("-o folder/f -i {u}/f", 0, ok()),
+                    ("-o folder/f -C 2 {u}/rest", 0, b"hello\n"),
+                    ("-o folder/f -C - {u}/rest", 0, b"hello\n"),
+                    ("-o folder/f -C 2 {u}/f", 33, b"he"),
+                    ("-o folder/f http://127.0.0.1:1/", 7, b"he"),
+                    ("-c folder/f -o/dev/null {u}/cookie", 0, b"a\tb\n"),
+                    # no name of a URL's is worth it
+                    ("--output-dir folder -O {u}/f", *((23, b"he") if readonly else (0, b"hello\n")))):
+                with self.subTest(line, readonly=readonly):
+                    self.write("folder/f", b"he")
+                    done = self.get(line)
+                    self.assertEqual(done.returncode, code, done.stderr)
+                    left = self.read("folder/f")
+                    self.assertEqual(left[-len(body):] if "-c" in line else left, body)
+                    self.assertEqual(os.listdir(folder), ["f"])
 
     def test_nothing_came(self) -> None:
-        """What stands in a file stays until there is something to put in its place."""
-        with Scripted({"/f": [CLOSE], "/404": ok(status="404 Not Found")}) as server:
-            for flags in "-i", "-I", "-C -", "-C 3", "-s", "-f":
-                with self.subTest(flags):
-                    self.empty(f=b"old")
-                    path, code = ("/404", 22) if flags == "-f" else ("/f", 52)
-                    done = self.get(f"{flags} -o f {server.address}{path}")
-                    self.assertEqual((done.returncode, self.contents()), (code, {"f": b"old"}))
+        """What stands in a file stays until there is something to put in its place; and where
+        the file is as new as the server's, that is a success.
+        """
+        bomb = b"".join(gzipped(nested(deflating(*[bytes(MIB)] * 64) * 64, 1), 2))
+        self.server.plays({"/f": [CLOSE], "/404": ok(status="404 Not Found"), "/bomb": [bomb, HOLD],
+                           "/304": b"HTTP/1.1 304 Not Modified\r\n\r\n"})
+        self.assertEqual((self.get("-m 0.3 -o f {u}/bomb").returncode, self.read("f")), (28, None))
+        for flags in "-i", "-I", "-C -", "-C 3", "-s":
+            self.leaves(f"{flags} -o f {{u}}/f", {"f": b"old"}, 52, {"f": b"old"})
+        self.leaves("-f -o f {u}/404", {"f": b"old"}, 22, {"f": b"old"})
+        both = {"304": b"old", "tag": b'"v1"\n'}
+        for flags in ("-z 304 -O", "-z 304 -o 304 -R", "-z 304 -O -f", "-z 304 -O -C -",
+                      "-z 304 -OJ", "--etag-compare tag --etag-save tag -o 304 --retry 1"):
+            self.assertEqual(self.leaves(f"{flags} {{u}}/304", both, 0, both).stderr, b"")
 
     # ---- going on
 
@@ -7807,134 +7192,111 @@ class Section20Files(Folder):
         """-C: the file in the end, the exit code, and the ranges that were asked for."""
         dated = [f"Last-Modified: {formatdate(time.time() + after, usegmt=True)}"
                  for after in (-3600, 3600)]
-
         old, full, whole = b"hello", WHOLE, ok(WHOLE)
         busy, gone = ok(b"busy", status="503 No"), ok(b"gone", status="404 No")
+        moved = ok(b"moved", "Location: /g", status="302 F")
+        complete = ok(b"", "Content-Range: bytes */5", dated[1], status="416 No")
         for name, flags, before, answers, code, body, ranges in [
             ("finished", "-C -", full, [unmet("bytes */11")], 0, full, ["11"]),
             ("broken off", "-C -", old, [piece(5)], 0, full, ["5"]),
-            ("an empty one", "-C -", b"", [whole], 0, full, [None]),
+            ("an empty one", "-C -", b"", [whole], 0, full, [""]),
             ("older", "-C - -R", old, [piece(5, version=dated[0])], 0, full, ["5"]),
-            ("younger", "-C -", b"HELLO", [piece(5, version=dated[1]), whole], 0, full, ["5", None]),
-            ("no ranges", "-C -", b"HELLO", [whole, whole], 0, full, ["5", None]),
-            ("no ranges, cut", "-C -", old, [whole, whole[:-3]], 18, old, ["5", None]),
+            ("younger", "-C -", b"HELLO", [piece(5, version=dated[1]), whole], 0, full, ["5", ""]),
+            ("no ranges", "-C -", b"HELLO", [whole, whole], 0, full, ["5", ""]),
+            ("no ranges, cut", "-C -", old, [whole, whole[:-3]], 18, old, ["5", ""]),
+            ("no ranges, busy", "-C -", old, [whole, busy], 22, old, ["5", ""]),
+            ("moved", "-C - --no-location", old, [moved] * 2, 22, old, ["5", ""]),
             ("404", "-C -", old, [gone], 22, old, ["5"]),
-            ("other bytes", "-C -", old, [piece(4), whole], 0, full, ["5", None]),
+            ("other bytes", "-C -", old, [piece(4), whole], 0, full, ["5", ""]),
             ("cut again", "-C -", old, [piece(5)[:-3]], 18, b"hello wo", ["5"]),
-            ("complete", "-C -", old, [ok(b"", "Content-Range: bytes */5", dated[1], status="416 No")], 0, old, ["5"]),
+            ("complete", "-C -", old, [complete], 0, old, ["5"]),
             ("-C 5", "-C 5", old, [piece(5)], 0, full, ["5"]),
             ("-C 5, 416", "-C 5", old, [unmet("bytes */5")], 0, old, ["5"]),
             ("-C 5, ignored", "-C 5", old, [whole], 33, old, ["5"]),
             ("-C 5, other range", "-C 5", old, [piece(4)], 33, old, ["5"]),
             ("--retry, cut", "-C - --retry 1", old, [piece(5)[:-3], piece(8)], 0, full, ["5", "8"]),
+            ("--retry, another version", "-C - --retry 1", old,
+             [piece(5)[:-3], piece(8, version='ETag: "v2"'), whole], 0, full, ["5", "8", ""]),
             ("--retry, -C 5", "-C 5 --retry 1", old, [busy, piece(5)], 0, full, ["5", "5"]),
-            ("--retry, a page of 503", "--retry 1", None, [busy, busy], 0, b"busy", [None] * 2),
+            ("--retry, a page of 503", "--retry 1", None, [busy, busy], 0, b"busy", [""] * 2),
             ("--retry, a part", "--retry 2", None, [answer(full, V1)[:-6], busy, piece(5)], 0,
-             full, [None, "5", "5"]),
-            ("--retry -f", "-f --retry 1", old, [busy, busy], 22, old, [None] * 2),
-        ]:
-            with self.subTest(name), Scripted({"/f": [[one] for one in answers]}) as server:
+             full, ["", "5", "5"]),
+            ("--retry -f", "-f --retry 1", old, [busy, busy], 22, old, [""] * 2)]:
+            with self.subTest(name):
+                self.server.plays({"/f": [[one] for one in answers]})
                 self.empty(**({} if before is None else {"f": before}))
-                output = "" if "-o" in flags else "-O "
-                done = self.get(f"--retry-delay 0.01 {flags} {output}{server.address}/f")
-                self.assertEqual((done.returncode, self.contents().get("f")), (code, body))
-                asked = [re.search(b"(?mi)^range: bytes=([0-9]+)-\r$", request)
-                         for request in server.requests]
-                self.assertEqual([one and one[1].decode() for one in asked], ranges)
+                done = self.get(f"--retry-delay 0.01 {flags} -O {{u}}/f")
+                self.assertEqual((done.returncode, self.read("f")), (code, body))
+                self.assertEqual(asked_for(self.server), [one and one + "-" for one in ranges])
                 if code == 0:
-                    self.assertEqual(self.listing(), ["f"])
+                    self.assertEqual(self.names(), ["f"])
                 if "-R" in flags:
                     self.assertLess(os.path.getmtime(self.path("f")), time.time() - 3000)
 
     def test_a_part_of_another_run(self) -> None:
         """Without -C it makes way for what comes, a page of 404, too."""
-        page = ok(b"hello world", 'ETag: "v1"')
-        with Scripted({"/f": page[:-6], "/404": ok(b"no", status="404 No")}) as server:
-            self.assertEqual(self.get(f"-o f {server.url}/f").returncode, 18)
-            self.assertEqual(self.listing(), ["f.part", "f.part.meta"])
-            self.assertEqual(self.get(f"-C - -o f {server.url}/404").returncode, 22)
-            self.assertEqual(self.get(f"-o f {server.url}/404").returncode, 0)
-        self.assertEqual((self.listing(), self.read("f")), (["f"], b"no"))
-
-    def test_lines_of_a_list(self) -> None:
-        self.empty(list="\ufeff a \n\u00a0b\r\n\n# c\n #d\n\te f".encode())
-        self.assertEqual(asyncget.read_lines(self.path("list")), ["a", "b", "e f"])
+        self.server.plays({"/f": ok(WHOLE, V1)[:-6], "/404": ok(b"no", status="404 No")})
+        for line, code, names in (("-o f {u}/f", 18, ["f.part", "f.part.meta"]),
+                                  ("-C - -o f {u}/404", 22, ["f.part", "f.part.meta"]),
+                                  ("-o f {u}/404", 0, ["f"])):
+            self.assertEqual((self.get(line).returncode, self.names()), (code, names))
+        self.assertEqual(self.read("f"), b"no")
 
     def test_going_on_elsewhere(self) -> None:
-        rest = ok(b" world", "Content-Range: bytes 5-10/11", 'ETag: "v1"', status="206 P")
-        none = ok(b"", "Content-Range: bytes */5", status="416 No")
-        part = ok(b"hello world", 'ETag: "v1"')
-        last = ok(b"ld", "Content-Range: bytes 9-10/11", status="206 P")
-        dated = ok(b"ld", "Content-Range: bytes 9-10/11", "Last-Modified: " + formatdate(usegmt=True),
-                   status="206 P")
-        pages = {"/f": rest, "/all": ok(), "/none": none, "/part": [[part[:-6]], [rest]],
-                 "/again": [[part[:-6]], [rest]], "/cut": [[rest[:-2]], [last]],
-                 "/first": [[part[:-2]], [dated]]}
-        with Scripted(pages) as server:
-            url = server.address
-            for line, code, stdout in [
+        rest, part = piece(5), ok(WHOLE, V1)
+        last, dated = piece(9), piece(9, version="Last-Modified: " + formatdate(usegmt=True))
+        self.server.plays({
+            "/f": rest, "/all": ok(), "/none": unmet("bytes */5"), "/part": [[part[:-6]], [rest]],
+            "/again": [[part[:-6]], [rest]], "/cut": [[rest[:-2]], [last]],
+            "/first": [[part[:-2]], [dated]], "/new": [[part[:-2]], [piece(9, version='ETag: "v2"')]]})
+        retry = "--retry 1 --retry-delay 0.01"
+        for line, code, stdout in [
                 ("-C 5 {u}/f", 0, b" world"), ("-C 5 {u}/all", 33, b""), ("-C 5 {u}/none", 0, b""),
-                ("-C 5 --retry 1 --retry-delay 0.01 {u}/cut", 0, b" world"),
-                ("-C - --retry 1 --retry-delay 0.01 {u}/first", 0, b"hello world"),
-                ("-C - --retry 1 --retry-delay 0.01 {u}/again", 0, b"hello world"),
-                ("-C - {u}/all", 0, b"hello\n"), ("-C - -OJ -O {u}/f {u}/f", 2, b""),
-            ]:
-                with self.subTest(line):
-                    done = self.get(line.replace("{u}", url))
-                    self.assertEqual((done.returncode, done.stdout), (code, stdout), done.stderr)
-                    self.assertEqual(self.listing(), [])
-            self.empty(part=b"an old version", all=b"hello\n")  # a new one is under way: it goes on
-            self.assertEqual(self.get(f"-O {url}/part").returncode, 18)
-            self.assertEqual(self.read("part"), b"an old version")
-            done = self.get(f"-C - -O {url}/part -O {url}/all")
-            self.assertIn(b'\r\nIf-Range: "v1"\r\n', b"".join(server.requests))
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(self.contents(), {"part": b"hello world", "all": b"hello\n"})
-
-    def test_not_modified(self) -> None:
-        """The file is as new as the server's, and stays; that is a success."""
-        with Scripted({"/f": b"HTTP/1.1 304 Not Modified\r\n\r\n"}) as server:
-            for flags in ("-z f -O", "-z f -o f -R", "-z f -O -f", "-z f -O -C -", "-z f -OJ",
-                          "--etag-compare tag --etag-save tag -o f --retry 1"):
-                with self.subTest(flags):
-                    self.empty(f=b"old", tag=b'"v1"\n')
-                    done = self.get(f"{flags} {server.address}/f")
-                    self.assertEqual((done.returncode, done.stderr), (0, b""))
-                    self.assertEqual(self.contents(), {"f": b"old", "tag": b'"v1"\n'})
+                (f"-C 5 {retry} {{u}}/cut", 0, b" world"), ("-C - {u}/all", 0, b"hello\n"),
+                (f"-C - {retry} {{u}}/new", 33, WHOLE[:-2]), (f"-C - {retry} {{u}}/first", 0, WHOLE), (f"-C - {retry} {{u}}/again", 0, WHOLE),
+                ("-C - -OJ -O {u}/f {u}/f", 2, b"")]:
+            self.assertEqual(self.leaves(line, {}, code, {}).stdout, stdout)
+        self.empty(part=b"an old version", all=b"hello\n")  # a new one is under way: it goes on
+        self.assertEqual(self.get("-O {u}/part").returncode, 18)
+        self.assertEqual(self.read("part"), b"an old version")
+        self.assertEqual(self.get("-C - -O {u}/part -O {u}/all").returncode, 0)
+        self.assertIn(b'\r\nIf-Range: "v1"\r\n', b"".join(self.server.requests))
+        self.assertEqual(self.contents(), {"part": WHOLE, "all": b"hello\n"})
 
     def test_times_and_tags(self) -> None:
         """-R and --etag-save, whichever way the body takes."""
-        page = [ok(b"hello", "Last-Modified: Mon, 02 Jan 2023 10:00:00 GMT", 'ETag: "v1"')]
+        page = [ok(b"hello", "Last-Modified: Mon, 02 Jan 2023 10:00:00 GMT", V1)]
         for flags in "-O", "-o f", "-o f -C -", "-i -o f", "-OJ", "-o f --retry 1":
-            answers = [[ok(b"", status="503 No")], page] if "retry" in flags else [page]
-            with self.subTest(flags), Scripted({"/f": answers}) as server:
+            with self.subTest(flags):
+                self.server.plays(
+                    {"/f": [[ok(b"", status="503 No")], page] if "retry" in flags else [page]})
                 self.empty()
-                done = self.get(f"-R --etag-save tag {flags} --retry-delay 0.01 {server.address}/f")
+                done = self.get(f"-R --etag-save tag {flags} --retry-delay 0.01 {{u}}/f")
                 self.assertEqual((done.returncode, done.stderr), (0, b""))
                 self.assertEqual(os.path.getmtime(self.path("f")), 1672653600)
-                self.assertEqual(self.contents().get("tag"), b'"v1"\n')
+                self.assertEqual(self.read("tag"), b'"v1"\n')
+        self.server.plays({"/cut": ok(b"hello", V1)[:-1]})  # later it would say: nothing new
+        self.leaves("--etag-save tag {u}/cut", {}, 18, {})
 
     def test_what_came_before_an_error(self) -> None:
         """It is handed on, as far as it was payload."""
         coded = zlib.compress(random.Random(1).randbytes(50_000), 9)
-        plain = zlib.decompressobj().decompress(coded[:-9])
-        head = b"HTTP/1.1 200 OK\r\n"
+        plain, sized = zlib.decompressobj().decompress(coded[:-9]), ok(b"four more")[:-5]
         for name, page, code, body in [
-            ("length", head + b"Content-Length: 9\r\n\r\nfour", 18, b"four"),
+            ("length", sized, 18, b"four"),
             ("chunks cut", CHUNKED + b"4\r\nfour\r\n9\r\nab", 18, b"fourab"),
             ("chunks broken", CHUNKED + b"4\r\nfour\r\nx\r\n", 56, b"four"),
             ("coding", answer(coded[:-9], "Content-Encoding: deflate"), 61, plain),
-            ("reset", [head + b"Content-Length: 9\r\n\r\nfour", 0.04, RESET], 56, b"four"),
-        ]:
-            with self.subTest(name), Scripted({"/f": page}) as server:
+            ("reset", [sized, 0.04, RESET], 56, b"four")]:
+            with self.subTest(name):
+                self.server.plays({"/f": page})
                 self.empty()
                 for flags in "-s", "-o f", "-i -o f2", "-o /dev/stdout":
-                    done = self.get(f"--compressed {flags} {server.address}/f")
-                    self.assertEqual(done.returncode, code, done.stderr)
-                    self.assertEqual(done.stdout, b"" if "-o f" in flags else body)
-                self.assertEqual(self.read("f.part"), body)
+                    done = self.get(f"--compressed {flags} {{u}}/f")
+                    self.assertEqual((done.returncode, done.stdout),
+                                     (code, b"" if "-o f" in flags else body), done.stderr)
+                self.assertEqual((self.read("f"), self.read("f.part")), (None, body))
                 self.assertTrue(self.read("f2").endswith(b"\r\n\r\n" + body))
-                self.assertNotIn("f", self.listing())
 
     # ---- jars
 
@@ -7944,30 +7306,28 @@ class Section20Files(Folder):
                    b"h.test\tTRUE\t/\tFALSE\tsoon\tname\tvalue", b"\xff\xfe Latin-1", b"#", b"  x"]
         jar = b"# Netscape HTTP Cookie File\n\n" + b"\n".join(unknown) + (
             b"\n.h.test\tTRUE\t/\tFALSE\t0\tkept\t\xe9\r\n")
-        with Scripted({"/": ok(b"", "Set-Cookie: a=b")}) as server:
-            for mode, flags, link in [(0o644, "-b jar -c jar", False), (0o644, "-c jar", False),
-                                      (0o600, "-b jar -c jar", True), (None, "-c jar", False),
-                                      (None, "-c jar", True)]:
-                with self.subTest(flags, mode=mode, link=link):
-                    name = "real" if link else "jar"
-                    self.empty(**({"jar": b"->real"} if link else {}))
-                    if mode:
-                        os.chmod(self.write(name, jar), mode)
-                    for _ in range(2):
-                        done = self.get(f"{flags} {server.address}")
-                        self.assertEqual((done.returncode, done.stderr), (0, b""))
-                        lines = self.read("jar").split(b"\n")
-                        self.assertEqual([line for line in lines if line in unknown],
-                                         unknown if mode else [])
-                        self.assertEqual(sum(line.endswith(b"\ta\tb") for line in lines), 1)
-                        self.assertEqual(any(b"kept\t\xe9" in line for line in lines),
-                                         "-b" in flags)
-                    self.assertEqual(stat.S_IMODE(os.stat(self.path("jar")).st_mode), 0o600)
-                    self.assertEqual(self.listing(), ["jar", "real"] if link else ["jar"])
-            self.empty()
-            os.mkdir(self.path("jar"))
-            for name in "jar", "no/jar":
-                self.assertEqual(self.get(f"-c {name} {server.address}").returncode, 23)
+        self.server.plays({"/": ok(b"", "Set-Cookie: a=b")})
+        for mode, flags, link in [(0o644, "-b jar -c jar", False), (0o644, "-c jar", False),
+                                  (0o600, "-b jar -c jar", True), (None, "-c jar", False),
+                                  (None, "-c jar", True)]:
+            with self.subTest(flags, mode=mode, link=link):
+                self.empty(**({"jar": b"->real"} if link else {}))
+                if mode:
+                    os.chmod(self.write("jar", jar), mode)  # through the link
+                for _ in range(2):
+                    done = self.get(f"{flags} {{u}}")
+                    self.assertEqual((done.returncode, done.stderr), (0, b""))
+                    lines = self.read("jar").split(b"\n")
+                    self.assertEqual([line for line in lines if line in unknown],
+                                     unknown if mode else [])
+                    self.assertEqual(sum(line.endswith(b"\ta\tb") for line in lines), 1)
+                    self.assertEqual(any(b"kept\t\xe9" in line for line in lines), "-b" in flags)
+                self.assertEqual(stat.S_IMODE(os.stat(self.path("jar")).st_mode), 0o600)
+                self.assertEqual(self.names(), ["jar", "real"] if link else ["jar"])
+        self.empty()
+        os.mkdir(self.path("jar"))
+        for name in "jar", "no/jar":
+            self.assertEqual(self.get(f"-c {name} {{u}}").returncode, 23)
 
 
 class Section18Timeline(AsyncCase):
@@ -8009,18 +7369,16 @@ class Section19DemoServer(AsyncCase):
         base = "http://{}:{}".format(*server.sockets[0].getsockname())
         async with server, Session(base_url=base, trust_env=False) as session:
             for path, status, text, reused in [
-                ("/length", 200, "I end after 22 bytes.\n", False),
-                ("/chunked", 200, "I end with a chunk of 0 bytes.\n", True),
-                ("/close", 200, "I end when I hang up.\n", True),
-                ("/delay/0.1", 200, "I thought about it.\n", False),
-                ("/redirect", 200, "I end after 22 bytes.\n", True),
-                ("/other", 404, "No such page.\n", True),
-            ]:
-                with self.subTest(path):
-                    got = await session.get(path)
-                    self.assertEqual((got.status_code, got.text, got.timing.reused),
-                                     (status, text, reused))
-                    self.assertEqual(len(got.history), path == "/redirect")
+                    ("/length", 200, "I end after 22 bytes.\n", False),
+                    ("/chunked", 200, "I end with a chunk of 0 bytes.\n", True),
+                    ("/close", 200, "I end when I hang up.\n", True),
+                    ("/delay/0.1", 200, "I thought about it.\n", False),
+                    ("/redirect", 200, "I end after 22 bytes.\n", True),
+                    ("/other", 404, "No such page.\n", True)]:
+                got = await session.get(path)
+                self.assertEqual(
+                    (got.status_code, got.text, got.timing.reused, len(got.history)),
+                    (status, text, reused, path == "/redirect"))
             await self.raised(AsyncGetError, session.get("/delay/soon"))
 
     def test_the_story(self) -> None:
@@ -8031,6 +7389,9 @@ class Section19DemoServer(AsyncCase):
                 mock.patch.object(asyncget, "render_timeline", wraps=asyncget.render_timeline) as drawn, \
                 contextlib.redirect_stdout(io.StringIO()) as printed:
             self.assertEqual(asyncget.main(["--demo"]), 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # its server's connections
+            gc.collect()
         story, drawings = printed.getvalue().split("\nWhat 2 and 3 looked like, to scale\n")
         places = [story.index(text) for text in (
             "1 s ... still", "2 s ... still", "I thought about it.", "add_two_numbers(2, 3) = 5")]
@@ -8064,11 +7425,9 @@ class Section20CommandLine(Folder):
             ("--max-filesize 2M u", {"max_filesize": 2 << 20}),
             ("-- -u --x", {"url": ["-u", "--x"]}),
             ("-H a:b -", {"url": ["-"]}),
-            ("-# -Z -X GET u", {"request": "GET"}),
-        ):
-            with self.subTest(arguments):
-                options = parse_arguments(arguments.split())
-                self.assertEqual({name: getattr(options, name) for name in expected}, expected)
+            ("-# -Z -X GET u", {"request": "GET"})):
+            options = parse_arguments(arguments.split())
+            self.assertEqual({**vars(options), **expected}, vars(options), arguments)
 
     def test_wrong_flags_are_refused_with_a_hint(self) -> None:
         for arguments, text in (
@@ -8082,13 +7441,10 @@ class Section20CommandLine(Folder):
             ("--data-urlencode a u", "-G"), ("-i -OJ u", "-J"), ("", "no URL"),
             ("-C x u", "POSITION"), ("-C - -OJ u", "-J"),
             ("-C 5 -r 5 u", "-r"), ("-m \u0661 u", "SECONDS"),
-            ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.5M u", "BYTES"),
-        ):
-            with self.subTest(arguments):
-                with self.assertRaises(asyncget.AsyncGetError) as caught:
-                    asyncget.check_options(parse_arguments(arguments.split()))
-                self.assertEqual(caught.exception.exit_code, 2)
-                self.assertIn(text, str(caught.exception))
+            ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.5M u", "BYTES")):
+            with self.assertRaisesRegex(AsyncGetError, re.escape(text)) as caught:
+                asyncget.check_options(parse_arguments(arguments.split()))
+            self.assertEqual(caught.exception.exit_code, 2)
 
     def test_every_flag_of_the_contract_is_there(self) -> None:
         """Those that stand in no other test; and no two do the same unawares, but for data."""
@@ -8102,8 +7458,13 @@ class Section20CommandLine(Folder):
                 if name.startswith("--") and flag.on and not name.startswith("--data-")}
         self.assertEqual(len({flag.name for flag in long.values()}), len(long))
 
+    @mock.patch.object(asyncget, "Transfer", lambda _, __, url, ___: url)
     def test_urls(self) -> None:
-        for arguments, expected in (
+        def planned(line: str) -> str:
+            command: Any = types.SimpleNamespace(options=parse_arguments(line.split()))
+            return " ".join(map(str, asyncget.plan_transfers(command)))
+
+        self.alike(planned, (
             ("h", "http://h"), ("h:81/x", "http://h:81/x"), ("HTTPS://h", "HTTPS://h"),
             ("localhost:8000", "http://localhost:8000"), ("h/?u=http://x", "http://h/?u=http://x"),
             ("-G --data-urlencode a=b=c h", "http://h?a=b%3Dc"),
@@ -8111,30 +7472,17 @@ class Section20CommandLine(Folder):
             ("--url-query +a=%20 h/p#f", "http://h/p?a=%20#f"),
             ("--url-query \u00e9 h", "http://h?%C3%A9"), ("-g h/{a,b}[1-2]", "http://h/{a,b}[1-2]"),
             ("h/{a,b}[08-10:2]", "http://h/a08 http://h/a10 http://h/b08 http://h/b10"),
-            ("h/[b-c]{x}", "http://h/bx http://h/cx"), ("http://[::1]/[1-2]",
-                                                        "http://[::1]/1 http://[::1]/2"),
-        ):
-            with self.subTest(arguments):
-                with mock.patch.object(asyncget, "Transfer", lambda _, __, url, ___: url):
-                    command: Any = types.SimpleNamespace(options=parse_arguments(arguments.split()))
-                    urls = asyncget.plan_transfers(command)
-                self.assertEqual(urls, expected.split())
+            ("h/[b-c]{x}", "http://h/bx http://h/cx"),
+            ("http://[::1]/[1-2]", "http://[::1]/1 http://[::1]/2")))
 
     def test_names_from_urls_keep_to_the_folder(self) -> None:
-        for url, expected in (
+        self.alike(asyncget.name_from_url, (
             ("http://h/a/b.txt", "b.txt"), ("http://h/a?x=/y", "a"), ("http://h/a#/y", "a"),
             ("http://h/a%2Fb", "a%2Fb"), ("http://h/%2e%2e%2fx", "%2e%2e%2fx"),
             ("http://h/.profile", ".profile"), ("http://h", "curl_response"),
-            ("http://h//", "curl_response"), ("http://h/a\\b", "b"), ("http://h/d/", "d"),
-            ("http://h/..", None), ("http://h/a/.", None), ("http://h/" + "x" * 256, None),
-            ("http://h/a\u202eb", None),
-        ):
-            with self.subTest(url):
-                if expected is None:
-                    with self.assertRaises(asyncget.AsyncGetError):
-                        asyncget.name_from_url(url)
-                else:
-                    self.assertEqual(asyncget.name_from_url(url), expected)
+            ("http://h//", "curl_response"), ("http://h/a\\b", "b"), ("http://h/d/", "d")))
+        for path in ("..", "a/.", "x" * 256, "a\u202eb"):
+            self.assertRaises(AsyncGetError, asyncget.name_from_url, f"http://h/{path}")
 
     def test_names_from_servers_keep_to_the_folder(self) -> None:
         """None is no name, and ... one that is refused."""
@@ -8152,26 +7500,21 @@ class Section20CommandLine(Folder):
             ('attachment; name="; filename=evil"; filename=good', "good"),
             ("attachment", None), ("inline; xfilename=a", None), ("", None),
             ("attachment; filename*=UTF-8''%00", ...), ("attachment; filename=%2e%2e", ...),
-            ("attachment; filename*=UTF-8''a%E2%80%AEb", ...),
-        ]
-        rows += [(f'attachment; filename="{name}"', expected) for name, expected in {
+            ("attachment; filename*=UTF-8''a%E2%80%AEb", ...)]
+        self.alike(self.name_from, rows + [(f'attachment; filename="{name}"', expected) for name, expected in {
             "a b.txt": "a b.txt", "../../etc/passwd": "passwd", "/etc/passwd": "passwd",
             r"..\..\evil.exe": "evil.exe", "C:\\a\\b": "b", "..%2F..%2Fevil": "evil",
             "%252e%252e%252fx": "%2e%2e%2fx", "": ..., "..": ..., ".": ..., "a/": ..., ".bashrc": ...,
             "a%0ab": ..., "a%1b[2Jb": ..., "n" * 255: "n" * 255, "n" * 256: ...,
             # what a later -C - of another URL believes: two versions were spliced
             "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts", "part": "part",
-            "a.meta": "a.meta", "C:evil.dll": "C:evil.dll", "CON": "CON",
-        }.items()]
-        for disposition, expected in rows:
-            with self.subTest(disposition):
-                self.assertEqual(self.name_from(disposition), expected)
+            "a.meta": "a.meta", "C:evil.dll": "C:evil.dll", "CON": "CON"}.items()])
         with mock.patch.object(os, "name", "nt"):  # CVE-2016-0754: devices, drives, streams
-            for name in ("C:evil.dll", "a.txt:stream", "CON", "nul.txt", "com1", "LPT9.x", "aux .c",
-                         "a.", "a b ?", "a*", "a<b", "a|b"):
-                self.assertEqual(self.name_from(f'attachment; filename="{name}"'), ..., name)
-            for name in ("console", "a.b", "com", "xcon.txt"):
-                self.assertEqual(self.name_from(f'attachment; filename="{name}"'), name)
+            names = ("C:evil.dll", "a.txt:stream", "CON", "nul.txt", "com1", "LPT9.x", "aux .c",
+                     "a.", "a b ?", "a*", "a<b", "a|b")
+            self.alike(lambda name: self.name_from(f'attachment; filename="{name}"'), [
+                *((name, ...) for name in names),
+                *((name, name) for name in ("console", "a.b", "com", "xcon.txt"))])
         ascii_only = UnicodeEncodeError("ascii", "\u2603", 0, 1, "not there")  # the locale
         with mock.patch.object(os, "fsencode", side_effect=ascii_only):
             self.assertEqual(self.name_from("attachment; filename=\u2603"), ...)
@@ -8186,36 +7529,40 @@ class Section20CommandLine(Folder):
     def test_write_out(self) -> None:
         values = {"http_code": 200, "time_total": 1.5, "content_type": None, "url": "a\x1bb"}
         headers = Headers([("X-A", "1"), ("Set-Cookie", "a"), ("Set-Cookie", "b"), ("E", "\x1b")])
-        for template, stdout, stderr in (
-            (r"%{http_code}\n", "200\n", ""), (r"\t\r\n\x\\", "\t\r\n\\x\\\\", ""),
-            ("%{time_total} %{content_type}.", "1.500000 .", ""), ("100%% %d %{", "100% %d %{", ""),
-            ("%header{x-a} %header{none}.", "1 .", ""), ("%{what}", "%{what}", ""),
-            ("%{error_code}%{my_code_too}", "%{error_code}%{my_code_too}", ""),
-            ("a%{stderr}b%{stdout}c", "ac", "b"), ("%{url} %header{e}", r"a\x1bb \x1b", ""),
-        ):
-            with self.subTest(template):
-                pieces = asyncget.render_write_out(template, values, headers)
-                for stream, expected in (("-", stdout), ("stderr", stderr)):
-                    self.assertEqual("".join(t for s, t in pieces if s == stream), expected)
+
+        def written(template: str) -> tuple[str, ...]:
+            pieces = list(asyncget.render_write_out(template, values, headers))
+            return tuple("".join(text for to, text in pieces if to == stream)
+                         for stream in ("-", "stderr"))
+
+        self.alike(written, (
+            (r"%{http_code}\n", ("200\n", "")), (r"\t\r\n\x\\", ("\t\r\n\\x\\\\", "")),
+            ("%{time_total} %{content_type}.", ("1.500000 .", "")),
+            ("100%% %d %{", ("100% %d %{", "")), ("%{what}", ("%{what}", "")),
+            ("%header{x-a} %header{none}.", ("1 .", "")),
+            ("%{error_code}%{my_code_too}", ("%{error_code}%{my_code_too}", "")),
+            ("a%{stderr}b%{stdout}c", ("ac", "b")), ("%{url} %header{e}", (r"a\x1bb \x1b", ""))))
 
     def test_proxy_flags(self) -> None:
+        def found(line: str, **environ: str) -> dict[str, str]:
+            options = parse_arguments(line.split(" "))
+            with mock.patch.dict(os.environ, environ, clear=True):
+                asyncget.set_proxies(options)
+                return {**os.environ}
+
         def all_by(proxy: str) -> dict[str, str]:
             return dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy)
 
-        old = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q", "no_proxy": "h"}
-        for line, before, expected in (
-            ("u", {}, {}), ("-U a:b u", {}, {}), ("--noproxy * u", {}, {"no_proxy": "*"}),
-            ("--socks5 p:1 u", {}, all_by("socks5://p:1")),
-            ("--socks5-hostname p u", {}, all_by("socks5h://p")),
-            ("-x p:1 u", {}, all_by("p:1")), ("-x http://p -U a:b@c u", {}, all_by("http://a:b%40c@p")),
-            ("-U a:b u", old, {**old, "https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"}),
-        ):
-            with self.subTest(line), mock.patch.dict(os.environ, before, clear=True):
-                asyncget.set_proxies(parse_arguments(line.split()))
-                self.assertEqual(dict(os.environ), expected)
+        self.alike(found, (
+            ("u", {}), ("-U a:b u", {}), ("--noproxy * u", {"no_proxy": "*"}),
+            ("--socks5 p:1 u", all_by("socks5://p:1")), ("--socks5-hostname p u", all_by("socks5h://p")),
+            ("-x p:1 u", all_by("p:1")), ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p"))))
         with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
             asyncget.set_proxies(parse_arguments(["-x", "", "u"]))
             self.assertIsNone(choose_proxy(HERE))
+        old = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q", "no_proxy": "h"}
+        self.assertEqual(found("-U a:b u", **old), {
+            **old, "https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"})
 
     # ---- a table of command lines
 
@@ -8240,31 +7587,49 @@ class Section20CommandLine(Folder):
         "/103": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(),
         "/503": [[BUSY], [AGAIN], [ok()]], "/204": b"HTTP/1.1 204 No Content\r\n\r\n",
         "/204-long": b"HTTP/1.1 204 No\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        "/cookie": ok(b"b", "Set-Cookie: s=secret"),
         "/a": ok(b"A"), "/b": ok(b"B"), "/1": ok(b"1"), "/2": ok(b"2"),
         "/etag": ok(b"e\n", 'ETag: "v1"', "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT"),
         "/badlength": b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
         "/http2": b"HTTP/2 200 OK\r\n\r\nx", "/large": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000,
-        "/named": ok(b"N", 'Content-Disposition: attachment; filename="name"'),
-        "/drips": [ok(b"x" * 30)[:-30], *([b"x", 0.1] * 30)],
-    }
+        **{f"/{page}": ok(b"N", f'Content-Disposition: attachment; filename="{name}"')
+           for page, name in (("named", "../b c"), ("old", "old"), ("dot", ".bashrc"))},
+        "/drips": [ok(b"x" * 30)[:-30], *([b"x", 0.1] * 30)]}
     FILES = {"old": b"x", "format": b"%{http_code}\r\n.\n"}  # in the folder of each row
 
     ROWS: tuple[tuple[Any, ...], ...] = (  # arguments, stdout, stderr pattern, exit code, files
-        ("{u}/", b"hello\n", "", 0),
+        *((line, b"hello\n", "", 0) for line in (
+            "{u}/", "--max-filesize 6 {u}/", "--parallel-max 0 {u}/", "--max-redirs -1 {u}/to",
+            "-m 0 -y 0 --max-filesize 0 --connect-timeout 0 --retry 0 {u}/",
+            "-m 0.5 --retry 1 --retry-delay 1 {u}/hangs",  # so much for each try
+            "-x http://127.0.0.1:1 --noproxy 127.0.0.1 {u}/", "--proto =http,https {u}/",
+            "--connect-to h.test:80:127.0.0.1:{port} http://h.test/", "--connect-to other:::1 {u}/",
+            "--resolve h.test:{port}:127.0.0.2,127.0.0.1 http://h.test:{port}/",
+            "--resolve +h.test:{port}:127.0.0.1 --resolve -x:1 http://h.test:{port}/")),
+        *((line, b"", rf"\({code}\)", code) for code, lines in {
+            1: ["{u}/junk", "{u}/http2", "ftp://{host}/", "--proto =https {u}/",
+                "--proto-redir =https {u}/to"],
+            2: ["-H broken {u}/", "-o  {u}/"], 5: ["-x http://[ {u}/"],
+            3: ["http://a..b/", "{u}/[3-1]", "{u}/[1", "{u}/{a", "{u}/a}", "{u}/[1-3:0]", "{u}/{}"],
+            6: ["--resolve h.test:{port}:127.0.0.1 --resolve -H.test:{port} http://h.test:{port}/"],
+            7: ["-x foo://h {u}/", "--retry 1 --retry-delay 1 --retry-connrefused 127.0.0.1:1"],
+            22: ["--retry 1 --retry-delay 1 --retry-all-errors -f {u}/404"],
+            23: ["-o none/x {u}/", "-o . {u}/", "-OJ {u}/dot"],
+            26: ["-H @none {u}/", "--url @none", "-n --netrc-file none {u}/", "-G -d @none {u}/"],
+            28: ["-m 0.1 {u}/hang", "-y 0.1 {u}/hang",
+                 "--connect-timeout 0.2 -y 0 https://{host}/"],  # a handshake that never comes
+            56: ["{u}/large"],
+            49: ["--resolve x {u}/", "--resolve h:1:x {u}/", "--resolve h:1:1.2.3 {u}/"],
+            63: ["--max-filesize 5 {u}/", "--max-filesize 1k -o x {u}/big"],
+        }.items() for line in lines),
         ("{u}/404", b"gone\n", "", 0),
         ("-f {u}/404", b"", r"^asyncget: \(22\) .*404.*\n$", 22),
         ("-sf {u}/404", b"", "", 22),
         ("--fail-with-body {u}/404", b"gone\n", r"\(22\)", 22),
         ("-i {u}/404", GONE, "", 0),
         ("-if {u}/404", GONE[:-5], r"\(22\)", 22),
-        ("{u}/junk", b"", r"\(1\)", 1),
-        ("-m 0.1 {u}/hang", b"", r"\(28\)", 28),
-        ("-m 0.2 {u}/stall", b"x", r"\(28\)", 28),
-        ("-y 0.1 {u}/hang", b"", r"\(28\)", 28),
+        ("-m 0.5 {u}/stall", b"x", r"\(28\)", 28),
         ("--no-compressed {u}/unknown", b"x", "", 0),
-        ("--max-filesize 5 {u}/", b"", r"\(63\)", 63),
-        ("--max-filesize 6 {u}/", b"hello\n", "", 0),
-        ("--max-filesize 1k -o x {u}/big", b"", r"\(63\)", 63),
         ("{u}/204", b"", "", 0), ("{u}/204-long", b"", "", 0),
         ("-s -w %{redirect_url}. --no-location {u}/tobad", b"moved\nhttp://[x/.", "", 0),
         ("-s -w %{redirect_url} --no-location {u}/far", b"f\ngopher://h/", "", 0),
@@ -8273,19 +7638,13 @@ class Section20CommandLine(Folder):
         ("-f {u}/ {u}/404 {u}/cut", b"hello\nfour",  # the first one's code, in the order given
          r"^asyncget: \(22\) .* \[\S+/404\]\nasyncget: \(18\) .* \[\S+/cut\]\n$", 22),
         ("--parallel-max 1 {u}/ {u}/chunked", b"hello\nabc", "", 0),
-        ("--max-redirs -1 {u}/to", b"hello\n", "", 0),
-        ("--parallel-max 0 {u}/", b"hello\n", "", 0),
-        ("ftp://{host}/", b"", r"\(1\)", 1),
-        ("http://a..b/", b"", r"\(3\)", 3),
+        ("-m 9 -f --fail-early -w %{exitcode} {u}/hang {u}/404", b"22", r"^.*\(22\).*\n$", 22),
+        ("-f --fail-early --retry 3 127.0.0.1:1 {u}/404", b"", r"^.*\(22\).*\n$", 22),
+        ("-m 0.5 --limit-rate 1 {u}/", b"", r"\(28\)", 28),
+        ("http://u:secret@h/{a", b"", r"^((?!secret).)*\(3\)((?!secret).)*\n$", 3),
+        ("--oauth2-baerer=secret u", b"", r"^((?!secret).)*\(2\)((?!secret).)*\n$", 2),
         ("http://user:secret@127.0.0.1:1/", b"", r"^((?!secret).)*\n$", 7),
-        ("-H broken {u}/", b"", r"\(2\)", 2),
-        ("-H @none {u}/", b"", r"\(26\)", 26),
-        ("--url @none", b"", r"\(26\)", 26),
-        ("-o none/x {u}/", b"", r"\(23\)", 23),
-        ("-o . {u}/", b"", r"\(23\)", 23),
-        ("-x http://127.0.0.1:1 --noproxy 127.0.0.1 {u}/", b"hello\n", "", 0),
         ("-x http://127.0.0.1:1 {u}/", b"", r"\((7|97|5)\)", 7),
-        ("-n --netrc-file none {u}/", b"", r"\(26\)", 26),
         # heads as they come
         ("-i {u}/103", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(), "", 0),
         ("-D f {u}/103", b"hello\n", "", 0, {"f": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + HEAD}),
@@ -8301,46 +7660,26 @@ class Section20CommandLine(Folder):
         ("-sfI {u}/404", GONE[:-5], "", 22),
         ("-I {u}/drips", HEAD.replace(b"6", b"30"), "", 0),
         ("-I -o f {u}/", b"", "", 0, {"f": HEAD}), ("-iI {u}/ {u}/", HEAD + HEAD, "", 0),
-        # exit codes
-        ("{u}/http2", b"", r"\(1\)", 1),
-        ("{u}/large", b"", r"\(56\)", 56), ("-x foo://h {u}/", b"", r"\(7\)", 7),
-        ("-x http://[ {u}/", b"", r"\(5\)", 5),
-        ("--resolve x {u}/", b"", r"\(49\)", 49), ("--resolve h:1:x {u}/", b"", r"\(49\)", 49),
-        ("-G -d @none {u}/", b"", r"\(26\)", 26),
         # time and tries
-        ("-m 0 -y 0 --max-filesize 0 --connect-timeout 0 --retry 0 {u}/", b"hello\n", "", 0),
-        ("-m 0.2 --retry 1 --retry-delay 1 {u}/hangs", b"hello\n", "", 0),  # for each try
         ("-m 0.2 -o o {u}/drips {u}/", b"hello\n", r"\(28\)", 28),
         ("-Y 100 -y 0.3 -o o {u}/drips", b"", r"\(28\) slower", 28),
         ("--retry 5 --retry-delay 9 --retry-max-time 1 {u}/503", b"busy\n", "", 0),
         ("--retry 2 --retry-delay 1 -f -o o {u}/503", b"", "", 0, {"o": b"hello\n"}),
-        ("--retry 1 --retry-delay 1 --retry-all-errors -f {u}/404", b"", r"\(22\)", 22),
         ("--retry 1 --retry-delay 1 --retry-all-errors -O {u}/breaks", b"", "", 0,
          {"breaks": b"hello\n"}),
         ("--retry 1 --retry-delay 1 {u}/breaks", b"h", r"\(18\)", 18),
         ("-i -o f --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks", b"", "", 0, {"f": ok()}),
         ("-o /dev/null --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks", b"", "", 0),
         ("-r 1-3 {u}/coded-piece", b"iec", "", 0),
-        ("--resolve h:1:1.2.3 {u}/", b"", r"\(49\)", 49),
-        ("--resolve h.test:{port}:127.0.0.1 --resolve -H.test:{port} http://h.test:{port}/", b"",
-         r"\(6\)", 6),
-        ("--retry 1 --retry-delay 1 --retry-connrefused 127.0.0.1:1", b"", r"\(7\)", 7),
         # only if it is new
         ("-z none -o none {u}/", b"", "", 0, {"none": b"hello\n"}),
         ("--etag-save e --etag-compare e {u}/etag", b"e\n", "", 0, {"e": b'"v1"\n'}),
-        # where to, and whether at all
-        ("--proto =https {u}/", b"", r"\(1\)", 1), ("--proto =http,https {u}/", b"hello\n", "", 0),
-        ("--proto-redir =https {u}/to", b"", r"\(1\)", 1),
-        ("--connect-to h.test:80:127.0.0.1:{port} http://h.test/", b"hello\n", "", 0),
-        ("--connect-to other:::1 {u}/", b"hello\n", "", 0),
-        ("--resolve h.test:{port}:127.0.0.2,127.0.0.1 http://h.test:{port}/", b"hello\n", "", 0),
-        ("--resolve +h.test:{port}:127.0.0.1 --resolve -x:1 http://h.test:{port}/", b"hello\n", "", 0),
+        ("--etag-save e {u}/404", b"gone\n", "", 0, {"e": None}),
         # which files
         ("-o f#1 {u}/[1-2]", b"", "", 0, {"f1": b"1", "f2": b"2"}),
         ("-o #1.#2#3 {u}/{a,b}?[08-10:2]", b"", "", 0,
          {"a.08#3": b"A", "a.10#3": b"A", "b.08#3": b"B", "b.10#3": b"B"}),
         ("{u}/{a,b}", b"AB", "", 0), ("-g {u}/{a,b}", b"no page\n", "", 0),
-        *(("{u}/" + bad, b"", r"\(3\)", 3) for bad in ("[3-1]", "[1", "{a", "a}", "[1-3:0]", "{}")),
         ("-o old -o old {u}/a {u}/b", b"", r"\(2\) two URLs", 2, {"old": b"x"}),
         ("-o x -O {u}/a {u}/b {u}/1", b"1", "", 0, {"x": b"A", "b": b"B"}),
         ("--remote-name-all {u}/a {u}/b", b"", "", 0, {"a": b"A", "b": b"B"}),
@@ -8348,8 +7687,12 @@ class Section20CommandLine(Folder):
         ("-o old {u}/b", b"", "", 0, {"old": b"B"}), ("-O {u}/404", b"", "", 0, {"404": b"gone\n"}),
         ("-D f -s {u}/a {u}/b", b"AB", "", 0, {"f": 2 * ok(b"A")[:-1]}),
         ("--fail-with-body -o y {u}/404", b"", r"\(22\)", 22, {"y": b"gone\n"}),
-        ("--out-null {u}/a {u}/b -w .", b"..", "", 0), ("-o  {u}/", b"", r"\(2\)", 2),
+        ("--out-null {u}/a {u}/b -w .", b"..", "", 0),
         ("--no-remote-name {u}/a", b"A", "", 0), ("-J {u}/named", b"N", "", 0),
+        ("-OJ {u}/named", b"", "", 0, {"b c": b"N"}), ("-OJ {u}/a", b"", "", 0, {"a": b"A"}),
+        ("-OJ {u}/old", b"", r"\(23\)", 23, {"old": b"x"}),
+        ("-OJ --no-clobber {u}/old", b"", "", 0, {"old": b"x", "old.1": b"N"}),
+        ("-O {u}/to?x#y", b"", "", 0, {"to": b"hello\n"}),
         ("-O --create-dirs --output-dir n/m {u}/a", b"", "", 0, {"n/m/a": b"A"}),
         # -w
         ("-w %{http_code}|%{size_download}|%{num_redirects}|%{url_effective}|%{exitcode}\\n {u}/to",
@@ -8365,6 +7708,13 @@ class Section20CommandLine(Folder):
         ("-o o -w %{filename_effective} {u}/", b"o", "", 0),
         ("-s -w %{num_redirects}|%{http_code}|%{num_connects} --max-redirs 1 {u}/loop",
          b"1|302|2", "", 47),
+        # what is told on stderr
+        ("-v -u a:secret -b s=secret {u}/cookie", b"b",
+         r"(?s)^(?!.*secret)(?!.*YTpzZWNyZXQ)(?=.*\n> Authorization: \*\*\*\n)(?=.*\n> Cookie: \*\*\*\n)"
+         r"\* [^\n]*127\.0\.0\.1.*\n> GET /cookie HTTP/1\.1\n.*\n> \n.*< HTTP/1\.1 200 OK\n"
+         r".*\n< Set-Cookie: \*\*\*\n< \n", 0),
+        ("-s --waterfall {u}/ {u}/404 127.0.0.1:1", b"hello\ngone\n",
+         r"^200 .*\n404 .*\n\(7\) (?s:.*)\n\d+\.\d\d s in all; one after another \d", 7),
         # lines of public Dockerfiles, health checks and installers, and of browsers
         ("-fLsS --compressed --http2 --tcp-nodelay --no-keepalive -4 -N -q {u}/gzip", b"unpacked", "", 0),
         ("{u}/ -X GET -H user-agent:Mozilla/5.0 -H accept-language:de -H Sec-Fetch-Dest:empty "
@@ -8373,28 +7723,25 @@ class Section20CommandLine(Folder):
     DIFFERS = re.compile(  # from curl 7.88: newer than it, or on purpose
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
         r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0|-o old -o old {u}/a|"
-        r"-null|%output|url\.host|size_delivered|-long|coded-piece|^-o /dev/null --r")
-
-    @staticmethod
-    def filled(text: str, server: Scripted) -> str:
-        """A line or an output, with what is known once there is a server."""
-        for name, value in (("{u}", server.url), ("{host}", server.address),
-                            ("{port}", server.url.rpartition(":")[2])):
-            text = text.replace(name, value)
-        return text
+        r"-null|%output|url\.host|size_delivered|-long|coded-piece|^-o /dev/null --r|-early|/dot|-waterf|"
+        "-save e {")
 
     def test_table(self) -> None:
-        with Scripted({}) as server:
-            for line, stdout, told, code, files in ((*row, {})[:5] for row in self.ROWS):
-                with self.subTest(line):
-                    server.plays(self.PAGES)
-                    self.empty(**self.FILES)
-                    soon = line.replace("-delay 1", "-delay 0.01")  # curl knows whole seconds alone
-                    result = self.get(self.filled(soon, server), HOME=self.folder)
-                    self.assertEqual(result.stdout.decode(), self.filled(stdout.decode(), server))
-                    self.assertEqual(result.returncode, code, result.stderr)
-                    self.assertRegex(result.stderr.decode(), told or r"\A\Z")
-                    self.assertEqual({name: self.read(name) for name in files}, files)
+        for line, stdout, told, code, files in ((*row, {})[:5] for row in self.ROWS):
+            with self.subTest(line):
+                self.server.plays(self.PAGES)
+                self.empty(**self.FILES)
+                soon = line.replace("-delay 1", "-delay 0.01")  # curl knows whole seconds alone
+                result = self.get(soon, HOME=self.folder)
+                self.assertEqual(result.stdout.decode(), self.server.filled(stdout.decode()))
+                self.assertEqual(result.returncode, code, result.stderr)
+                self.assertRegex(result.stderr.decode(), told or r"\A\Z")
+                self.assertEqual({name: self.read(name) for name in files}, files)
+
+    @staticmethod
+    def curl(words: Iterable[str], folder: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(["curl", *words], cwd=folder, stdin=subprocess.DEVNULL,
+                              timeout=PATIENCE, capture_output=True, env=environment(HOME=folder))
 
     @needs("curl")
     def test_curl_gives_the_same(self) -> None:
@@ -8402,14 +7749,12 @@ class Section20CommandLine(Folder):
             with tempfile.TemporaryDirectory() as folder, Scripted(self.PAGES) as server:
                 for name, data in self.FILES.items():
                     Path(folder, name).write_bytes(data)
-                words = self.filled(row[0], server).split(" ") if row[0] else []
+                words = server.filled(row[0]).split(" ")
                 words += [flag for flag, but in (("-L", "--no-location"), ("-sS", "-s"),
                           ("--compressed", "--no-compressed")) if but not in words]
-                result = subprocess.run(["curl", *words], cwd=folder, stdin=subprocess.DEVNULL,
-                                        capture_output=True, timeout=PATIENCE,
-                                        env=environment(HOME=folder))
+                result = self.curl(words, folder)
                 files = {name: Path(folder, name).read_bytes() for name in (*row, {})[4]}
-                return result.stdout.decode(), self.filled(row[1].decode(), server), result, files
+                return result.stdout.decode(), server.filled(row[1].decode()), result, files
 
         rows = [row for row in self.ROWS if not self.DIFFERS.search(row[0])]
         with ThreadPoolExecutor(8) as pool:
@@ -8447,8 +7792,7 @@ class Section20CommandLine(Folder):
         ("-z Sun,|06|Nov|1994|08:49:37|GMT", "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT", ""),
         ("-z -heads", "If-Unmodified-Since: Sun, 09 Sep 2001 01:46:40 GMT", ""),
         ("-z 1|Jan|2020", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT", ""),
-        ("--etag-compare etag", 'If-None-Match: "v1"', ""), ("-C 3 -o old", "Range: bytes=3-", ""),
-    )
+        ("--etag-compare etag", 'If-None-Match: "v1"', ""), ("-C 3 -o old", "Range: bytes=3-", ""))
 
     def test_requests(self) -> None:
         for name, data in {
@@ -8464,43 +7808,40 @@ class Section20CommandLine(Folder):
             return self.get("--no-compressed", *words, stdin=self.read("heads"))
 
         def curl(words: list[str]) -> Any:
-            return subprocess.run(["curl", "-sS", *words], cwd=self.folder, capture_output=True,
-                                  stdin=subprocess.DEVNULL, env=environment(), timeout=PATIENCE)
+            return self.curl(["-sS", *words], self.folder)
 
-        with Scripted({"/": [ok(), LOOP]}) as server:
-            for program, (line, added, gone) in itertools.product((own, curl), self.REQUESTS):
-                if program is curl and (not shutil.which("curl") or newer.search(line)):
-                    continue
-                server.requests.clear()
-                words = [word.replace("|", " ") for word in line.split(" ")]
-                result = program([*words, server.address])
-                with self.subTest(line, program=program.__name__):
-                    expected = [text for text in usual if not gone or not text.startswith(gone)]
-                    expected += filter(None, re.split(",(?=[A-Za-z])", added))
-                    self.assertTrue(server.requests, result.stderr)
-                    head = server.requests[0].decode().replace(server.address, "H")
-                    lines = re.sub(r"(?<=Agent: )(asyncget|curl)/\S+", "U", head).split("\r\n")
-                    self.assertEqual(sorted(map(str.strip, filter(None, lines))), sorted(expected))
-            server.requests.clear()
-            self.get(server.address, "-H", os.fsdecode(b"X: caf\xe9"))
-            self.assertIn(b"\r\nX: caf\xe9\r\n", server.requests[0])
-            self.assertIn(b"\r\nAccept-Encoding: gzip, deflate", server.requests[0])
+        for program, (line, added, gone) in itertools.product((own, curl), self.REQUESTS):
+            if program is curl and (not shutil.which("curl") or newer.search(line)):
+                continue
+            self.server.plays({"/": [ok(), LOOP]})
+            words = [word.replace("|", " ") for word in line.split(" ")]
+            with self.subTest(line, program=program.__name__):
+                result = program([*words, self.server.address])
+                expected = [text for text in usual if not gone or not text.startswith(gone)]
+                expected += filter(None, re.split(",(?=[A-Za-z])", added))
+                self.assertTrue(self.server.requests, result.stderr)
+                head = self.server.requests[0].decode().replace(self.server.address, "H")
+                lines = re.sub(r"(?<=Agent: )(asyncget|curl)/\S+", "U", head).split("\r\n")
+                self.assertEqual(sorted(map(str.strip, filter(None, lines))), sorted(expected))
+        self.get("{u}", "-H", os.fsdecode(b"X: caf\xe9"))
+        self.assertIn(b"\r\nX: caf\xe9\r\n", self.server.requests[-1])
+        self.assertIn(b"\r\nAccept-Encoding: gzip, deflate", self.server.requests[-1])
 
     def test_proxy_and_its_user(self) -> None:
         """The user may have any bytes."""
-        with Scripted({"/x": ok()}) as proxy:
-            for user, encoded in ("a:b@", "YTpiQA=="), (os.fsdecode(b"\xff:x"), ""):
-                done = self.get(f"-x {proxy.address} -U {user} http://h.test/x")
-                self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"hello\n", b""))
-                head = proxy.requests.pop()
-                self.assertEqual(head.split(b"\r\n")[0], b"GET http://h.test/x HTTP/1.1")
-                self.assertIn(f"Basic {encoded}", field(head, "Proxy-Authorization")[0])
+        self.server.plays({"/x": ok()})
+        for user, encoded in ("a:b@", "YTpiQA=="), (os.fsdecode(b"\xff:x"), ""):
+            done = self.get(f"-x {{host}} -U {user} http://h.test/x")
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"hello\n", b""))
+            head = self.server.requests.pop()
+            self.assertEqual(head.split(b"\r\n")[0], b"GET http://h.test/x HTTP/1.1")
+            self.assertIn(f"Basic {encoded}", field(head, "Proxy-Authorization")[0])
 
     def test_tls_flags(self) -> None:
         ca, here = f"--cacert {pem('ca')}", "https://localhost:{port}"
         other = "https://OTHER.test:{port} --resolve other.TEST:{port}:127.0.0.1"
         os.mkdir(self.path("certs"))
-        shutil.copy(pem("ca"), self.path("certs", "56c899cd.0"))  # openssl x509 -hash
+        shutil.copy(pem("ca"), self.path("certs/56c899cd.0"))  # openssl x509 -hash
         old = server_tls()
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         client = f"-E {pem('client')} --key {pem('key')}"
@@ -8512,53 +7853,47 @@ class Section20CommandLine(Folder):
             (server_tls(client_ca=True), [(f"{ca} {here}", (35, 52, 56)), (f"{ca} {client} {here}", (0,))]),
             (old, [(f"--proto =https --tlsv1.2 -sSf {ca} {here}", (0,)), (f"--tlsv1.3 {ca} {here}", (35,)),
                    (f"--tlsv1.3 -k {here}", (35,)), (f"--tlsv1.2 {here}", (60,)),
-                   (f"--proto =http -k {here}", (1,))]),
-        ]
+                   (f"--proto =http -k {here}", (1,))])]
         for context, lines in rows:
             with Scripted({"/": ok()}, tls=context) as server:
                 for line, codes in lines:
                     with self.subTest(line):
-                        done = self.get(self.filled(line, server))
+                        done = self.get(server.filled(line))
                         self.assertIn(done.returncode, codes, done.stderr)
                         self.assertNotRegex(done.stderr, b"verify=|cert=")  # the library's words
                         self.assertEqual(done.stdout, b"hello\n" if codes == (0,) else
                                          b"18" if "-w" in line else b"")  # 18 is self-signed
-        with socket.create_server(("127.0.0.1", 0)) as listener:  # a handshake that never comes
-            silent = f"https://127.0.0.1:{listener.getsockname()[1]}"
-            self.assertEqual(self.get(f"--connect-timeout 0.2 -y 0 {silent}").returncode, 28)
 
     def test_a_password_follows_a_redirect_only_where_it_may(self) -> None:
         with Scripted({"/": ok()}) as second:
-            with Scripted({"/": redirect(second.url + "/")}) as first:
-                for flags in "-u a:b", "-u a:b --location-trusted":
-                    self.get(f"{flags} {first.address}")
+            self.server.plays({"/": redirect(second.url + "/")})
+            for flags in "-u a:b", "-u a:b --location-trusted":
+                self.get(f"{flags} {{u}}")
         self.assertEqual([field(head, "Authorization") for head in second.requests],
                          [[], ["Basic YTpi"]])
 
     def test_rates(self) -> None:
-        with Scripted({"/": ok()}) as server:
-            for line in "--rate 20/s {u} {u} {u}", "--limit-rate 40 {u}":
-                line = f"-s --out-null -w %{{time_total}}\\n {line}"
-                done = self.get(line.replace("{u}", server.url))
-                self.assertGreater(max(map(float, done.stdout.split())), 0.095)
+        self.server.plays({"/": ok()})
+        for line in "--rate 20/s {u} {u} {u}", "--limit-rate 40 {u}":
+            done = self.get(f"-s --out-null -w %{{time_total}}\\n {line}")
+            self.assertGreater(max(map(float, done.stdout.split())), 0.095)
 
     def test_cookies_between_runs(self) -> None:
         """Their bytes are no text: they come, are kept and go back as they are."""
         sets = ok(b"", "Set-Cookie: id=7; HttpOnly", "Set-Cookie: x=\x01", "Set-Cookie: l=caf\xe9")
-        with Scripted({"/set": sets, "/": ok()}) as server:
-            u = server.url
-            self.get(f"-c jar {u}/set")
-            self.get(f"-b - -c jar2 {u}/", stdin=self.read("jar"))
-            self.get(f"{u}/set --parallel-max 1 {u}/")
-            result = self.get(f"-b none -c - {u}/set")
-            self.get(f"{u}/", "-b", os.fsdecode(b"l=caf\xe9"))
-            self.write("none", b"# but this: 127.0.0.1\n127.0.0.1\tFALSE\t/\tFALSE\t4102444800\tx\t\xff\n")
-            late = self.get(f"-b none -c - {u}/")
+        self.server.plays({"/set": sets, "/": ok()})
+        self.get("-c jar {u}/set")
+        self.get("-b - -c jar2 {u}/", stdin=self.read("jar"))
+        self.get("{u}/set --parallel-max 1 {u}/")
+        result = self.get("-b none -c - {u}/set")
+        self.get("{u}/", "-b", os.fsdecode(b"l=caf\xe9"))
+        self.write("none", b"# but this: 127.0.0.1\n127.0.0.1\tFALSE\t/\tFALSE\t4102444800\tx\t\xff\n")
+        late = self.get("-b none -c - {u}/")
         self.assertEqual(self.read("jar").split(b"\n")[3:],
                          [b"#HttpOnly_127.0.0.1\tFALSE\t/\tFALSE\t0\tid\t7",
                           b"127.0.0.1\tFALSE\t/\tFALSE\t0\tl\tcaf\xe9", b""])
         self.assertEqual(self.read("jar2"), self.read("jar"))
-        sent = [b"".join(re.findall(rb"Cookie: (.*)\r", head)) for head in server.requests]
+        sent = [b"".join(re.findall(rb"Cookie: (.*)\r", head)) for head in self.server.requests]
         self.assertEqual(sent, [b"", b"id=7; l=caf\xe9", b"", b"",  # as curl: no jar unless asked for
                                 b"", b"l=caf\xe9", b"x=\xff"])
         self.assertIn(b"\tid\t7\n", result.stdout)
@@ -8568,10 +7903,9 @@ class Section20CommandLine(Folder):
     # ---- many
 
     def test_all_at_once_and_in_order(self) -> None:
-        pages = {f"/{n}": [0.2 - n / 50, ok(b"%d\n" % n)] for n in range(10)}
-        with Scripted(pages) as server:
-            started = time.monotonic()
-            done = self.get(" ".join(f"{server.url}/{n}" for n in range(10)))
+        self.server.plays({f"/{n}": [0.2 - n / 50, ok(b"%d\n" % n)] for n in range(10)})
+        started = time.monotonic()
+        done = self.get(" ".join(f"{{u}}/{n}" for n in range(10)))
         self.assertEqual(done.stdout, b"".join(b"%d\n" % n for n in range(10)))
         self.assertLess(time.monotonic() - started, 1)  # in a row: 1.1 and more
 
@@ -8581,10 +7915,10 @@ class Section20CommandLine(Folder):
         def when_seen(_: bytes) -> list[Any]:  # what was written; the body ends no sooner
             return [] if select.select([reading], [], [], 0)[0] else [0.01, when_seen]
 
-        pages = {"/a": [b"HTTP/1.1 200 OK\r\n\r\nfirst", when_seen], "/b": ok(b"second")}
-        with Scripted(pages) as server, open(reading, "rb") as pipe:
+        self.server.plays({"/a": [OK + b"\r\nfirst", when_seen], "/b": ok(b"second")})
+        with open(reading, "rb") as pipe:
             with open(writing, "wb") as stdout:
-                done = self.get(f"-m 9 {server.url}/a {server.url}/b", stdout=stdout)
+                done = self.get("-m 9 {u}/a {u}/b", stdout=stdout)
             self.assertEqual((done.returncode, pipe.read()), (0, b"firstsecond"))
 
     @unittest.skipUnless(os.path.exists("/proc/self/status"), "needs /proc")
@@ -8593,71 +7927,34 @@ class Section20CommandLine(Folder):
         """Nor does -m count how long it waits; one that fails costs the others nothing."""
         size = 32 << 20
         slow = [[2.2, ok(status="503 No")], [2.2, ok(b"a" * 20)]]
-        pages = {"/a": slow, "/c": ok(b"c" * size), "/d": ok(b"d" * size)[:-1], "/e": ok(b"e")}
+        self.server.plays({"/a": slow, "/c": ok(b"c" * size), "/d": ok(b"d" * size)[:-1],
+                           "/e": ok(b"e")})
         code = ("import asyncget, sys; code = asyncget.main(sys.argv[1:]);"
                 "sys.stderr.write(open('/proc/self/status').read()); sys.exit(code)")
-        flags = "-m", "4", "--retry", "1", "--retry-delay", "0.1"
-        with Scripted(pages) as server, open(self.path("out"), "wb") as out:
-            process = subprocess.run(
-                [sys.executable, "-c", code, *flags, *(f"{server.url}/{n}" for n in "acde")],
-                stdout=out, stderr=subprocess.PIPE, env=environment(), timeout=PATIENCE)
-        data = self.read("out")
+        line = "-m 4 --retry 1 --retry-delay 0.1 {u}/a {u}/c {u}/d {u}/e"
+        process = subprocess.run([sys.executable, "-c", code, *self.server.filled(line).split()],
+                                 capture_output=True, env=environment(), timeout=PATIENCE)
         self.assertEqual(process.returncode, 18, process.stderr)
-        self.assertEqual([(key, len(list(run))) for key, run in itertools.groupby(
-            data[n:n + 1] for n in range(0, len(data), 1 << 20))],
-            [(b"a", 1), (b"c", 32), (b"d", 32)])
-        self.assertEqual((len(data), data[-2:]), (20 + 2 * size - 1 + 1, b"de"))
+        self.assertTrue(process.stdout == b"a" * 20 + b"c" * size + b"d" * (size - 1) + b"e")
         peak, = re.findall(rb"VmHWM:\s+(\d+) kB", process.stderr)
         self.assertLess(int(peak), 50 << 10)
 
-    def test_fail_early(self) -> None:
-        with Scripted({"/hang": [HOLD], "/404": [0.1, ok(status="404 No")]}) as server:
-            u = server.url
-            done = self.get(f"-m 9 -f --fail-early -w %{{exitcode}} {u}/hang {u}/404")
-        self.assertEqual((done.returncode, done.stdout), (22, b"22"))
-        self.assertEqual(done.stderr.count(b"asyncget:"), 1)
-
     def test_lists_of_urls(self) -> None:
         """They are saved as by -O."""
-        with Scripted({f"/{name.lower()}": ok(name.encode()) for name in "ABC"}) as server:
-            listed = f"\ufeff# ours\n\n  {server.url}/a  \r\n{server.address}/b\n".encode()
-            self.write("list", listed)
-            for name in "@list", "@-":
-                done = self.get(f"--url {name} {server.url}/c", stdin=listed)
-                self.assertEqual((done.returncode, done.stdout), (0, b"C"))
-                self.assertEqual((self.read("a"), self.read("b")), (b"A", b"B"))
-                self.empty(list=b"# nothing\n\n")
-                self.assertRegex(self.get("--url @list").stderr, rb"\(2\).*no URL")
-                self.write("list", listed + f"{server.url}/b/..".encode())
-                done = self.get("--url @list")  # one that has no name for a file fails alone
-                self.assertEqual((done.returncode, done.stderr.count(b"\n")), (23, 1), done.stderr)
-                self.assertEqual((self.read("a"), self.read("b")), (b"A", b"B"))
-
-    def test_waterfall(self) -> None:
-        with Scripted({"/a": ok(), "/b": [0.1, ok()]}) as server:
-            u = server.url
-            done = self.get(f"-s --waterfall {u}/a {u}/b {u}/none 127.0.0.1:1")
-        lines = done.stderr.decode().splitlines()
-        self.assertEqual([line.split()[0] for line in lines[:4]], ["200", "200", "404", "(7)"])
-        self.assertRegex(lines[-1], r"^\d+\.\d\d s in all; one after another \d")
-
-    # ---- files
-
-    def test_names_from_the_server(self) -> None:
-        named = "Content-Disposition: attachment; filename="
-        pages = {
-            "/a": ok(b"1", named + '"../b c.txt"'), "/dot": ok(b"2", named + ".bashrc"),
-            "/none": ok(b"3"), "/evil": ok(b"4"), "/to": redirect("/evil"),
-        }
-        with Scripted(pages) as server:
-            for line, code, files in [
-                    ("-OJ --no-clobber /a", 0, {"b c.txt": b"1"}), ("-OJ /a", 23, {}),  # it is there
-                    ("-OJ --no-clobber /a", 0, {"b c.txt.1": b"1"}), ("-OJ /dot", 23, {}),
-                    ("-OJ /none", 0, {"none": b"3"}), ("-O /to?x#y", 0, {"to": b"4"})]:
-                with self.subTest(line):
-                    expected = {**self.contents(), **files}
-                    done = self.get(line.replace(" /", f" {server.url}/"))
-                    self.assertEqual((done.returncode, self.contents()), (code, expected))
+        self.server.plays({f"/{name}": ok(name.encode()) for name in "abc"})
+        listed = self.server.filled("\ufeff# ours\n\n  {u}/a  \r\n{host}/b\n").encode()
+        files = {"a": b"a", "b": b"b"}
+        for name in "list", "-":
+            self.empty(list=listed)
+            done = self.get(f"--url @{name} {{u}}/c", stdin=listed)
+            self.assertEqual((done.returncode, done.stdout), (0, b"c"))
+            self.assertEqual(self.contents(), {**files, "list": listed})
+        self.empty(list=b"# nothing\n\n")
+        self.assertRegex(self.get("--url @list").stderr, rb"\(2\).*no URL")
+        self.write("list", listed + b"\n\xc2\xa0# c\n #d\nh/..")  # has no name: it fails alone
+        done = self.get("--url @list")
+        self.assertEqual((done.returncode, done.stderr.count(b"\n")), (23, 1), done.stderr)
+        self.assertEqual({name: self.read(name) for name in files}, files)
 
     # ---- terminals
 
@@ -8669,266 +7966,200 @@ class Section20CommandLine(Folder):
         import termios
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-
-        def read_all() -> bytes:
-            shown = b""
-            with contextlib.suppress(OSError):  # Linux's word for the end
-                while data := os.read(master, 65536):
-                    shown += data
-            return SLOW_STEP.sub(b"", shown)
-
         with ThreadPoolExecutor(1) as pool:
-            reader = pool.submit(read_all)
+            reader = pool.submit(self.read_all, master)
             try:
                 with as_program(self.folder, slave, stdout.fileno() if stdout else slave, slave):
-                    code = asyncget.main([*line.split(" "), *more])
+                    code = asyncget.main([*self.server.filled(line).split(" "), *more])
             finally:
                 os.close(slave)
-            shown = reader.result()
+            shown = SLOW_STEP.sub(b"", reader.result())
         os.close(master)
         return shown.decode("utf-8", "replace"), code
 
+    @staticmethod
+    def read_all(master: int) -> bytes:
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux's word for the end
+            while data := os.read(master, 65536):
+                shown += data
+        return shown
+
     def test_binary_is_kept_from_a_terminal(self) -> None:
-        with Scripted({"/b": ok(b"a\0b"), "/t": ok("hé\n".encode())}) as server:
-            shown, code = self.in_terminal(f"{server.url}/b")
-            self.assertEqual(code, 23)
-            self.assertRegex(shown, r"^asyncget: \(23\) .*-o -")
-            self.assertEqual(self.in_terminal(f"-o - {server.url}/b"), ("a\0b", 0))
-            self.assertEqual(self.in_terminal(f"{server.url}/t"), ("hé\r\n", 0))
+        self.server.plays({"/b": ok(b"a\0b"), "/t": ok("hé\n".encode())})
+        shown, code = self.in_terminal("{u}/b")
+        self.assertEqual(code, 23)
+        self.assertRegex(shown, r"^asyncget: \(23\) .*-o -")
+        self.assertEqual(self.in_terminal("-o - {u}/b"), ("a\0b", 0))
+        self.assertEqual(self.in_terminal("{u}/t"), ("hé\r\n", 0))
 
     def test_no_control_reaches_a_terminal(self) -> None:
         """Nor a file's name; and in a pipe -v, messages and JSON have none, either."""
         named = 'Content-Disposition: attachment; filename="a\x1b]0;b\x07"'
         evil = ok(b"", "X: a\x1b]0;owned\x07\x9b2J", named, status="404 \x1b[2J")
-        with Scripted({"/e": evil, "/to": redirect("/e?\x1b[2J")}) as server:
-            for flags in "-i", "-v", "-f", "-D -", "-w %header{x}%{json}", "--waterfall", "-OJ":
-                for path in "/e", "/to":
-                    with self.subTest(flags, path=path):
-                        shown, _ = self.in_terminal(f"{flags} {server.url}{path}")
-                        self.assertNotRegex(shown.replace(asyncget.WIPE, ""), "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-                        if flags[:2] not in ("-i", "-D"):
-                            done = self.get(f"{flags} {server.url}{path}")
-                            self.assertNotRegex(done.stdout + done.stderr, b"[\x1b\x07]")
-        self.assertEqual(self.listing(), [])
+        self.server.plays({"/e": evil, "/to": redirect("/e?\x1b[2J")})
+        for flags in "-i", "-v", "-f", "-D -", "-w %header{x}%{json}", "--waterfall", "-OJ":
+            for path in "/e", "/to":
+                with self.subTest(flags, path=path):
+                    shown, _ = self.in_terminal(f"{flags} {{u}}{path}")
+                    self.assertNotRegex(shown.replace(asyncget.WIPE, ""),
+                                        "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+                    if flags[:2] not in ("-i", "-D"):
+                        done = self.get(f"{flags} {{u}}{path}")
+                        self.assertNotRegex(done.stdout + done.stderr, b"[\x1b\x07]")
+        self.assertEqual(self.names(), [])
 
-    def test_progress_of_one(self) -> None:
-        """So many times a second at most, on one line, which is wiped."""
+    def test_progress(self) -> None:
+        """So many times a second at most, on one line, which is wiped, before an error, too."""
         page = [ok(b"x" * 6000)[:-6000], *([b"x" * 300, 0.006] * 20)]
-        with Scripted({"/f": page}) as server, open(self.path("out"), "wb") as out, \
-                mock.patch.object(asyncget, "REDRAW_SECONDS", 0.02):
+        self.server.plays({"/f": page, **{f"/{n}": [n * 0.08, ok()] for n in range(4)}})
+        with open(self.path("out"), "wb") as out, \
+                mock.patch.object(asyncget, "REDRAW_SECONDS", 0.02) as seconds:
             for columns in 80, 20:
                 started = time.monotonic()
-                shown, code = self.in_terminal(f"{server.url}/f", stdout=out, columns=columns)
+                shown, code = self.in_terminal("{u}/f", stdout=out, columns=columns)
                 self.assertEqual(code, 0)
                 self.assertTrue(shown.endswith(asyncget.WIPE))
                 lines = shown.replace("\x1b[K", "").split("\r")
                 self.assertTrue(any("kB of 6.0 kB" in line for line in lines), lines)
                 self.assertLessEqual(max(map(len, lines)), columns - 1)
                 self.assertGreater(len(lines), 4)
-                self.assertLessEqual(len(lines), 50 * (time.monotonic() - started) + 4)
-            shown, code = self.in_terminal(f"-o o2 {server.url}/f")
-            self.assertRegex(shown, r"[1-8]\d%.*B/s.*left")
+                self.assertLessEqual(len(lines), (time.monotonic() - started) / seconds + 4)
+            self.assertRegex(self.in_terminal("-o o2 {u}/f")[0], r"[1-8]\d%.*B/s.*left")
             for quiet in "-s", "--no-progress-meter":
-                self.assertEqual(self.in_terminal(f"{quiet} -o o2 {server.url}/f"), ("", 0))
+                self.assertEqual(self.in_terminal(f"{quiet} -o o2 {{u}}/f"), ("", 0))
+            self.assertEqual(self.in_terminal("{u}/f"), ("x" * 6000, 0))
+            many = "{u}/0 {u}/1 {u}/2 {u}/3"
+            self.assertEqual(self.in_terminal(f"127.0.0.1:1 {many}", stdout=out)[1], 7)
+            shown, _ = self.in_terminal(f"{many} 127.0.0.1:1", stdout=out)
+            self.assertRegex(shown, r"[234]/5 done   ")
+            self.assertRegex(shown, r"\r\x1b\[Kasyncget: \(7\)")
             with mock.patch.object(asyncget, "REDRAW_SECONDS", 60):  # no line, none to wipe
-                self.assertEqual(self.in_terminal(f"{server.url}/f", stdout=out), ("", 0))
-            self.assertEqual(self.in_terminal(f"{server.url}/f"), ("x" * 6000, 0))
-
-    def test_progress_of_many(self) -> None:
-        pages = {f"/{n}": [n * 0.08, ok()] for n in range(4)}
-        with Scripted(pages) as server, open(self.path("out"), "wb") as out, \
-                mock.patch.object(asyncget, "REDRAW_SECONDS", 0.03):
-            urls = [f"{server.url}/{n}" for n in range(4)]
-            shown, code = self.in_terminal("127.0.0.1:1", *urls, stdout=out)
-            self.assertEqual(code, 7)
-            shown, code = self.in_terminal(*urls, "127.0.0.1:1", stdout=out)
-        self.assertRegex(shown, r"[234]/5 done   ")
-        self.assertRegex(shown, r"\r\x1b\[Kasyncget: \(7\)")  # wiped before the error
-
-    def own_terminal(self, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
-        """A process that a terminal of its own controls, and the other side of that."""
-        import pty
-        control = ("import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
-                   "os.execv(sys.argv[1], sys.argv[1:])")
-        master, slave = pty.openpty()
-        command = [sys.executable, "-S", "-c", control, *COMMAND, *arguments]
-        process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, cwd=self.folder,
-                                   env=environment(), start_new_session=True)
-        os.close(slave)
-        return process, master
+                self.assertEqual(self.in_terminal("{u}/f", stdout=out), ("", 0))
 
     def test_what_is_typed(self) -> None:
-        """A password, without its echo; and Ctrl-C, which leaves the terminal as it was."""
+        """A password, without its echo; and Ctrl-C, which leaves the terminal as it was, and
+        the part of a file.
+        """
+        import pty
         import termios
-        page = [ok(b"x" * 90)[:-89], 0.2, b"x", HOLD]
-        with Scripted({"/": ok(), "/f": page}) as server:
-            for arguments, awaited, typed, code in (
-                    (["-u", "me", server.url], b"me: ", b"secret\n", 0),
-                    (["-u", "me", server.url], b"me: ", b"\x03", -signal.SIGINT),
-                    (["-o", "f", f"{server.url}/f"], b"B/s", b"\x03", -signal.SIGINT)):
-                with self.subTest(arguments, typed=typed):
-                    process, master = self.own_terminal(*arguments)
-                    shown = b""
-                    while awaited not in shown:
-                        shown += os.read(master, 100)
-                    time.sleep(0.05)
-                    os.write(master, typed)
-                    with contextlib.suppress(OSError):
-                        while data := os.read(master, 100):
-                            shown += data
-                            echo = termios.tcgetattr(master)[3] & termios.ECHO
-                    os.close(master)
-                    self.assertEqual(process.wait(PATIENCE), code)
-                    self.assertTrue(echo)
-                    self.assertRegex(shown, rb"(?s)^(?!.*Traceback)" if code else
-                                     rb"^Password of me: \r\nhello\r\n$")
-            self.assertEqual(field(server.requests[0], "Authorization"), ["Basic bWU6c2VjcmV0"])
-            with mock.patch("getpass.getpass", side_effect=EOFError):  # nobody is there to ask
-                self.assertEqual(self.get(f"-u me {server.url}").returncode, 2)
-
-    def test_verbose(self) -> None:
-        with Scripted({"/": ok(b"b", "Set-Cookie: s=secret")}) as server:
-            done = self.get(f"-v -u a:secret -b s=secret {server.url}")
-        text = done.stderr.decode()
-        self.assertEqual(done.stdout, b"b")
-        for line in (r"\* .*127\.0\.0\.1.*", r"> GET / HTTP/1\.1", r"> Authorization: \*\*\*",
-                     r"> Cookie: \*\*\*", r"< HTTP/1\.1 200 OK", r"< Set-Cookie: \*\*\*",
-                     "> ", "< "):
-            self.assertRegex(text, f"(?m)^{line}$")
-        self.assertNotIn("secret", text)
-        self.assertNotIn("YTpzZWNyZXQ", text)
+        control = ("import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+                   "os.execv(sys.argv[1], sys.argv[1:])")
+        self.server.plays({"/": ok(), "/f": [ok(b"x" * 90)[:-89], 0.2, b"x", HOLD]})
+        for line, awaited, typed, code in (
+                ("-u me {u}", b"me: ", b"secret\n", 0),
+                ("-u me {u}", b"me: ", b"\x03", -signal.SIGINT),
+                ("-O {u}/f", b"B/s", b"\x03", -signal.SIGINT)):
+            with self.subTest(line, typed=typed):
+                master, slave = pty.openpty()
+                command = [sys.executable, "-S", "-c", control, *COMMAND,
+                           *self.server.filled(line).split()]  # in a terminal of its own
+                process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave,
+                                           cwd=self.folder, env=environment(), start_new_session=True)
+                os.close(slave)
+                shown = b""
+                while awaited not in shown:
+                    shown += os.read(master, 100)
+                time.sleep(0.05)
+                os.write(master, typed)
+                with contextlib.suppress(OSError):
+                    while data := os.read(master, 100):
+                        shown += data
+                        echo = termios.tcgetattr(master)[3] & termios.ECHO
+                os.close(master)
+                self.assertEqual((process.wait(PATIENCE), bool(echo)), (code, True))
+                self.assertRegex(shown, rb"(?s)^(?!.*Traceback)" if code else
+                                 rb"^Password of me: \r\nhello\r\n$")
+        self.assertEqual(field(self.server.requests[0], "Authorization"), ["Basic bWU6c2VjcmV0"])
+        self.assertIn(self.read("f.part"), (b"x", b"xx"))
+        with mock.patch("getpass.getpass", side_effect=EOFError):  # nobody is there to ask
+            self.assertEqual(self.get("-u me {u}").returncode, 2)
 
     def test_json_report(self) -> None:
-        with Scripted({"/": ok(b"b", "Content-Type: text/plain")}) as server:
-            done = self.get(f"--out-null -w %{{json}}\\n {server.url} http://u:secret@127.0.0.1:1/")
+        self.server.plays({"/": ok(b"b", "Content-Type: text/plain")})
+        done = self.get("--out-null -w %{json}\\n {u} http://u:secret@127.0.0.1:1/")
         self.assertNotIn(b"secret", done.stdout)
         first, second = map(json.loads, done.stdout.splitlines())
         self.assertEqual(first.keys(), second.keys())
         expected = {"http_code": 200, "content_type": "text/plain", "size_download": 1, "urlnum": 0,
                     "exitcode": 0, "remote_ip": "127.0.0.1", "http_version": "1.1",
                     "num_connects": 1, "errormsg": None}
-        self.assertEqual({name: first[name] for name in expected}, expected)
+        self.assertEqual({**first, **expected}, first)
         self.assertEqual((second["exitcode"], second["http_code"], second["urlnum"]), (7, 0, 1))
         self.assertGreater(first["time_total"], first["time_connect"])
 
-    @needs("curl")
-    def test_json_report_beside_curl(self) -> None:
-        pages = {"/": ok(b"b", "Content-Type: text/plain", "X: 1", "x: \"2"), "/cut": ok()[:-1],
-                 "/empty": ok(b"", status="404 Not Found"),
-                 "/to": [ok(b"", "Location: /", status="302 Found"), LOOP]}
+        if not shutil.which("curl"):
+            self.skipTest("not installed: curl, to compare with")
+        self.server.plays({
+            "/": ok(b"b", "Content-Type: text/plain", "X: 1", "x: \"2"), "/cut": ok()[:-1],
+            "/empty": ok(b"", status="404 Not Found"),
+            "/to": [ok(b"", "Location: /", status="302 Found"), LOOP]})
         later = {  # what only other protocols, client certificates and a later curl than ours have
             "certs", "num_certs", "ftp_entry_path", "http_connect", "proxy_ssl_verify_result"}
-        varies = "time_|speed_|local_port|errormsg|size_request|curl_version|scheme"
-
-        def both(line: str) -> Iterator[Any]:
-            yield json.loads(self.get(line).stdout)
-            curl = subprocess.run(["curl", *line.split(" ")], cwd=self.folder, env=environment(),
-                                  capture_output=True, check=False, timeout=PATIENCE)
-            yield json.loads(curl.stdout)
-
-        with Scripted(pages) as server:
-            for line in ("{u}/", "{u}/to", "{u}/cut -o f", "{u}/none -e http://r/",
-                         "{u}/to --max-redirs 0", "-f {u}/empty"):
-                with self.subTest(line):
-                    line = self.filled(f"-L -s -o /dev/null -w %{{json}} {line}", server)
-                    ours, theirs = both(line)
-                    self.assertLessEqual(theirs.keys() - ours.keys(), later)
-                    names = [name for name in theirs if name in ours and not re.match(varies, name)]
-                    self.assertEqual({name: ours[name] for name in names},
-                                     {name: theirs[name] for name in names})
-            ours, theirs = both(f"-s -o /dev/null -w %{{header_json}} {server.url}/")
-            self.assertEqual(ours, theirs)
+        varies = re.compile("time_|speed_|local_port|errormsg|size_request|curl_version|scheme")
+        for line in ("{u}/", "{u}/to", "{u}/cut -o f", "{u}/none -e http://r/",
+                     "{u}/to --max-redirs 0", "-f {u}/empty", "-w %{header_json} {u}/"):
+            with self.subTest(line):
+                line = self.server.filled(f"-L -s -o /dev/null -w %{{json}} {line}")
+                ours = json.loads(self.get(line).stdout)
+                theirs = json.loads(self.curl(line.split(" "), self.folder).stdout)
+                self.assertLessEqual(theirs.keys() - ours.keys(), later)
+                names = [name for name in theirs if name in ours and not varies.match(name)]
+                self.assertEqual({name: ours[name] for name in names},
+                                 {name: theirs[name] for name in names})
 
     # ---- processes: pipes, closed streams, signals
 
-    def start(self, *arguments: str, **how: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*COMMAND, *arguments], cwd=self.folder, env=environment(), **how)
+    SHELL = {  # what the shell prints in the end, and whether f is then as it was asked for
+        # trouble on stderr changes nothing
+        "$AG -v -w '%{stderr}x' --waterfall -f {u} {u}/404 2>/dev/full; echo $?": "hello\n22\n",
+        "$AG --nope 2>/dev/full; echo $?": "2\n",
+        "$AG {u} 2>/dev/full >/dev/full; echo $?": "23\n",
+        "($AG -v -o f {u} 2>&1; echo $? >&3) | head -1 >/dev/null; cat f": "0\nhello\n",
+        # a closed pipe ends quietly
+        "($AG {u}/big 2>&3; echo $? >&3) | head -c1 >/dev/null": "23\n",
+        "($AG --help 2>&3; echo $? >&3) | :": "23\n",
+        # what is opened next must not become stdout
+        "$AG -v -o f {u} <&- >&- 2>&-; echo $?; cat f": "0\nhello\n", "$AG {u} >&-; echo $?": "23\n",
+        "$AG --out-null {u} >&-; echo $?": "0\n", "$AG -o /dev/null {u} >&-; echo $?": "0\n",
+        "$AG -V >&-; echo $?": "23\n", "$AG -v -f {u}/404 2>&-; echo $?": "22\n",
+        "$AG -o f -w %{http_code} {u} >&-; echo $?; cat f": "23\nhello\n",
+        # stdin is left alone
+        "echo for somebody else | ($AG -o f {u}; cat - f)": "for somebody else\nhello\n"}
 
-    def shell(self, commands: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Give the commands to shells, some at once, and say what they print in the end."""
-        def one(command: str) -> bytes:
-            return subprocess.run(
-                ["bash", "-c", f"exec 3>&1; {command}"], stdin=subprocess.DEVNULL, cwd=self.folder,
-                capture_output=True, env=environment(AG=shlex.join(COMMAND)),
-                timeout=PATIENCE).stdout
+    @needs("bash")
+    def test_in_a_shell(self) -> None:
+        self.server.plays({"/": ok(), "/404": self.GONE, "/big": OK + b"\r\n" + b"x" * (8 << 20)})
 
-        commands = list(commands)
+        def one(line: str) -> str:
+            line = f"exec 3>&1; cd `mktemp -d -p .`; {self.server.filled(line)}"
+            return subprocess.run(["bash", "-c", line], stdin=subprocess.DEVNULL, cwd=self.folder,
+                                  capture_output=True, env=environment(AG=shlex.join(COMMAND)),
+                                  timeout=PATIENCE).stdout.decode()
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return zip(commands, list(pool.map(one, commands)))
-
-    def test_a_closed_pipe_ends_quietly(self) -> None:
-        with Scripted({"/big": b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (8 << 20)}) as server:
-            for arguments in ([f"{server.url}/big"], ["--help"]):
-                process = self.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-                assert process.stdout and process.stderr
-                process.stdout.close()
-                self.assertEqual(process.stderr.read().decode(), "")
-                process.stderr.close()
-                self.assertEqual(process.wait(PATIENCE), 23)
-
-    def test_stdin_is_left_alone(self) -> None:
-        with Scripted({"/": ok()}) as server, tempfile.TemporaryFile() as stdin:
-            stdin.write(b"for somebody else\n")
-            stdin.seek(0)
-            with as_program(self.folder, stdin.fileno(), os.open(self.path("f"), os.O_CREAT), 2):
-                self.assertEqual(asyncget.main(["-o", "g", server.url]), 0)
-            self.assertEqual((stdin.read(), self.read("g")), (b"for somebody else\n", b"hello\n"))
-
-    def test_trouble_on_stderr_changes_nothing(self) -> None:
-        rows = {
-            "$AG -v -w '%{stderr}x' --waterfall -f {u} {u}/no 2>/dev/full; echo -n $?": b"hello\n22",
-            "$AG --nope 2>/dev/full; echo -n $?": b"2",
-            "$AG {u} 2>/dev/full >/dev/full; echo -n $?": b"23",
-            "($AG -v -o f {u} 2>&1; echo -n $? >&3) | head -1 >/dev/null": b"0",
-        }
-        with Scripted({"/": ok()}) as server:
-            for command, stdout in self.shell(row.replace("{u}", server.url) for row in rows):
-                with self.subTest(command):
-                    self.assertEqual(stdout, rows[command.replace(server.url, "{u}")])
-        self.assertEqual(self.read("f"), b"hello\n")
-
-    def test_closed_streams(self) -> None:
-        """What is opened next must not become stdout."""
-        rows = {  # the exit code, and what a file holds then
-            "-v -o f {u} <&- >&- 2>&-": b"0hello\n", "{u} >&-": b"23", "-V >&-": b"23",
-            "-o f -w %{http_code} {u} >&-": b"23hello\n", "-v -f {u}/404 2>&-": b"22",
-        }
-        with Scripted({"/": ok(), "/404": self.GONE}) as server:
-            told = {f"mkdir $$; cd $$; $AG {line}; echo -n $?; cat f".replace("{u}", server.url): end
-                    for line, end in rows.items()}
-            for command, stdout in self.shell(told):
-                with self.subTest(command):
-                    self.assertEqual(stdout, told[command])
-
-    def test_ctrl_c_ends_at_once_and_keeps_the_part(self) -> None:
-        with Scripted({"/f": [ok(b"four more")[:-5], HOLD]}) as server:
-            process = self.start("-O", f"{server.url}/f", stderr=subprocess.PIPE)
-            deadline = time.monotonic() + PATIENCE
-            while "f.part" not in self.listing() or not self.read("f.part"):
-                self.assertLess(time.monotonic(), deadline, "it never came")
-                time.sleep(0.01)
-            process.send_signal(signal.SIGINT)
-            told = process.communicate(timeout=PATIENCE)[1]
-            self.assertEqual((told, process.returncode), (b"", -signal.SIGINT))
-        self.assertEqual(self.read("f.part"), b"four")
+            for line, said in zip(self.SHELL, pool.map(one, self.SHELL)):
+                with self.subTest(line):
+                    self.assertEqual(said, self.SHELL[line])
 
     def test_no_name_look_up_outlasts_the_time_allowed(self) -> None:
+        """Nor Ctrl-C, which ends the process by the signal."""
         code = ("import os, socket, sys, time\n"
                 "def slow(*_, **__): os.write(1, b'asked '); time.sleep(40)\n"
                 "socket.getaddrinfo = slow\n"
                 "import asyncget; sys.exit(asyncget.main(sys.argv[1:]))")
         started = time.monotonic()
-        result = subprocess.run([*PYTHON, "-c", code, "-m", "0.2", "name.test", "-w", "end"],
-                                capture_output=True, env=environment(), timeout=PATIENCE)
-        self.assertEqual((result.returncode, result.stdout), (28, b"asked end"))
-        self.assertRegex(result.stderr, rb"^asyncget: \(28\) .*\n$")
-        process = subprocess.Popen([*PYTHON, "-c", code, "name.test"], stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, env=environment())
-        assert process.stdout
-        self.assertEqual(os.read(process.stdout.fileno(), 100), b"asked ")
-        process.send_signal(signal.SIGINT)
-        self.assertEqual(process.communicate(timeout=PATIENCE), (b"", b""))
-        self.assertEqual(process.returncode, -signal.SIGINT)
+        for words, end, stdout, said in ((["-m", "0.2", "-w", "end"], 28, b"end", b"asyncget: (28) "),
+                                         ([], -signal.SIGINT, b"", b"")):
+            process = subprocess.Popen([*PYTHON, "-c", code, *words, "name.test"], env=environment(),
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            assert process.stdout
+            self.assertEqual(os.read(process.stdout.fileno(), 6), b"asked ")
+            if not words:
+                process.send_signal(signal.SIGINT)
+            told = process.communicate(timeout=PATIENCE)
+            self.assertEqual((process.returncode, told[0], told[1][:15]), (end, stdout, said))
+            self.assertEqual(told[1].count(b"\n"), bool(words))
         self.assertLess(time.monotonic() - started, 30)
 
     def test_ctrl_c_ends_a_shell_loop_and_process_1(self) -> None:
@@ -8938,67 +8169,59 @@ class Section20CommandLine(Folder):
         if shutil.which("unshare") and not subprocess.run([*unshare, "true"],
                                                           capture_output=True).returncode:
             commands.append([*unshare, *COMMAND])
-        with Scripted({"/f": [b"HTTP/1.1 200 OK\r\n\r\nx", HOLD]}) as server:
-            for command in commands:
-                with self.subTest(command[0]):
-                    url = f"{server.url}/f"
-                    process = subprocess.Popen([*command, url], stdout=subprocess.PIPE,
-                                               env=environment(URL=url), start_new_session=True)
-                    assert process.stdout
-                    self.assertEqual(os.read(process.stdout.fileno(), 9), b"x")
-                    if command[0] == "bash":
-                        os.killpg(process.pid, signal.SIGINT)
-                        code = -signal.SIGINT
-                    else:
-                        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-                        os.kill(int(children.read_text()), signal.SIGINT)
-                        code = 130
-                    self.assertEqual(process.communicate(timeout=PATIENCE)[0], b"")
-                    self.assertEqual(process.returncode, code)
+        self.server.plays({"/f": [OK + b"\r\nx", HOLD]})
+        url = f"{self.server.url}/f"
+        for command in commands:
+            with self.subTest(command[0]):
+                process = subprocess.Popen([*command, url], stdout=subprocess.PIPE,
+                                           stderr=subprocess.PIPE, env=environment(URL=url), start_new_session=True)
+                assert process.stdout
+                self.assertEqual(os.read(process.stdout.fileno(), 9), b"x")
+                if command[0] == "bash":
+                    os.killpg(process.pid, signal.SIGINT)
+                else:
+                    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                    os.kill(int(children.read_text()), signal.SIGINT)
+                self.assertEqual(process.communicate(timeout=PATIENCE), (b"", b""))
+                self.assertEqual(process.returncode, -signal.SIGINT if command[0] == "bash" else 130)
 
     # ---- ways to start it
 
     def test_nothing_is_imported_from_the_folder(self) -> None:
         """A server's file was executed: saved as json.py, and then imported."""
-        source = Path(PROGRAM).read_text(encoding="utf-8")
-        names = {node.module if isinstance(node, ast.ImportFrom) else alias.name
-                 for node in ast.walk(ast.parse(source))
-                 if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
-        names |= {"getpass", "random", "urllib", "http", "email", "idna", "encodings", "_strptime",
-                  "stringprep"}
+        source = Path(PROGRAM).read_bytes()
         self.write("empty.py", b"import sys; print(*sys.modules)")
         loaded = subprocess.run([sys.executable, "-m", "empty"], cwd=self.folder, check=True,
                                 capture_output=True, text=True).stdout.split()  # -m takes these
-        program = self.write("asyncget.py", source.encode())
-        planted = b"import os; os.write(2, b'EXECUTED %s')\nraise SystemExit(99)\n"
-        tops = {(name or "").partition(".")[0] for name in names}
-        tops -= {"__future__", "asyncget", "sys", *loaded}
-        self.assertLess({"json", "hashlib", "random", "email", "urllib", "ssl"}, {*tops, *loaded})
-        for number, name in enumerate(sorted(tops)):
-            if number % 2:
-                self.write(f"{name}.py", planted % name.encode())
-            else:
-                os.mkdir(self.path(name))
-                self.write(f"{name}/__init__.py", planted % name.encode())
-        page = ok(b"x", 'ETag: "v"', 'Content-Disposition: attachment; filename="new.py"')
-        here, piped = os.path.dirname(PROGRAM), source.encode()
-        starts = ((["-m", "asyncget"], b"", here), (["asyncget.py"], b"", "."),
-                  ([program], b"", ""), (["-"], piped, ""), (["-"], piped, f":{here}:"))
+        program = self.write("asyncget.py", source)
+        names = {module.name for module in pkgutil.iter_modules([os.path.dirname(os.__file__)])}
+        self.assertLess({"json", "hashlib", "random", "email", "urllib", "ssl"}, names)
+        for name in names.difference(loaded, ["__future__"]):
+            self.write(f"{name}.py", b"import os; os.write(2, b'EXECUTED %s')\n" % name.encode())
+        self.server.plays({
+            "/": ok(b"x", 'ETag: "v"', 'Content-Disposition: attachment; filename="new.py"')})
+        here = os.path.dirname(PROGRAM)
         os.mkdir(self.path("elsewhere"))  # there the folder of the program is not the current one
         most = "-w %{json}%{header_json} -n -u a:b -z asyncget.py -c jar -G --data-urlencode x -OJ"
-        with Scripted({"/": page}) as server:
-            def one(way: tuple[Any, ...]) -> subprocess.CompletedProcess[bytes]:
-                start, stdin, path = way
-                return subprocess.run(
-                    [sys.executable, *start, *most.split(), server.url], input=stdin,
-                    cwd=self.path("elsewhere" if start == [program] else "."), capture_output=True,
-                    timeout=PATIENCE, env=environment(HOME=self.folder, PYTHONPATH=path))
+        ways = [([*start, *most.split(), self.server.url], stdin, path) for start, stdin, path in (
+            (["-m", "asyncget"], b"", here), (["asyncget.py"], b"", "."), ([program], b"", ""),
+            (["-"], source, ""), (["-"], source, f":{here}:"))]
+        for command, result in self.started(ways):
+            with self.subTest(command):
+                self.assertNotIn(b"EXECUTED", result.stderr)
+                self.assertIn(result.returncode, (0, 23), result.stderr)
 
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                for start, result in zip(starts, pool.map(one, starts)):
-                    with self.subTest(start[0], path=start[2]):
-                        self.assertNotIn(b"EXECUTED", result.stderr)
-                        self.assertIn(result.returncode, (0, 23), result.stderr)
+    def started(self, ways: list[tuple[list[str], bytes, str]]) -> Iterator[tuple[
+            list[str], subprocess.CompletedProcess[bytes]]]:
+        """Run Python with arguments, a stdin and a path, some at once."""
+        def one(way: tuple[list[str], bytes, str]) -> subprocess.CompletedProcess[bytes]:
+            folder = "elsewhere" if os.path.dirname(way[0][0]) == self.folder else ""
+            return subprocess.run([sys.executable, *way[0]], input=way[1], cwd=self.path(folder),
+                                  capture_output=True, timeout=PATIENCE,
+                                  env=environment(HOME=self.folder, PYTHONPATH=way[2]))
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            yield from zip((way[0] for way in ways), pool.map(one, ways))
 
     def test_ways_to_start(self) -> None:
         source = Path(PROGRAM).read_bytes()
@@ -9007,19 +8230,18 @@ class Section20CommandLine(Folder):
             os.mkdir(self.path(name))
             self.write(f"{name}/{file}", source)
             zipapp.create_archive(self.path(name), self.path(name + ".pyz"), main=main)
-        bare = ["-I", "-S", "-OO"]
-        ways = [([*bare, PROGRAM], b""), ([*bare, "-"], source), ([self.path("app.pyz")], b""),
-                ([self.path("named.pyz")], b""), (["-c", "from asyncget import main; main()"], b"")]
-        with Scripted({"/": ok()}) as server, ThreadPoolExecutor(os.cpu_count()) as pool:
-            for (command, _), result in zip(ways, pool.map(lambda way: subprocess.run(
-                    [sys.executable, *way[0], server.url, "127.0.0.1:1"], input=way[1],
-                    capture_output=True, env=environment(), timeout=PATIENCE), ways)):
-                with self.subTest(command):
-                    told = result.returncode, result.stdout
-                    self.assertEqual(told, (7, b"hello\n"), result.stderr)
+        self.server.plays({"/": ok()})
+        bare, urls = ["-I", "-S", "-OO"], [self.server.url, "127.0.0.1:1"]
+        ways = [([*way, *urls], source if way[-1] == "-" else b"", compiled()) for way in (
+            [*bare, PROGRAM], [*bare, "-"], ["app.pyz"], ["named.pyz"],
+            ["-c", "from asyncget import main; main()"])]
+        for command, result in self.started(ways):
+            with self.subTest(command):
+                self.assertEqual((result.returncode, result.stdout), (7, b"hello\n"), result.stderr)
 
     def test_help_and_version(self) -> None:
-        result = run_command("-h", python=[sys.executable, "-OO"])
+        result = subprocess.run([sys.executable, "-OO", PROGRAM, "-h"], capture_output=True,
+                                timeout=PATIENCE)
         self.assertIn(b"--max-time SECONDS", result.stdout)
         self.assertEqual((result.returncode, result.stderr), (0, b""))
         rows = [line[at:at + 80] for line in result.stdout.splitlines()
@@ -9037,8 +8259,7 @@ class Section20CommandLine(Folder):
                 "import asyncget; assert path == sys.path; print(set(sys.modules) - before)")
         result = subprocess.run([sys.executable, "-c", code], capture_output=True,
                                 env=environment(), timeout=PATIENCE, check=True)
-        for name in (b"argparse", b"difflib", b"json", b"tempfile", b"urllib", b"cookiejar"):
-            self.assertNotIn(b"'" + name, result.stdout)
+        self.assertNotRegex(result.stdout, b"'(argparse|difflib|json|tempfile|urllib|cookiejar)")
 
 
 # ==== Across sections =========================================================
@@ -9057,24 +8278,6 @@ class AcrossSections(AsyncCase):
 
     # ---- connections and the pool
 
-    async def test_bytes_on_an_idle_connection_are_not_forgotten_by_the_first_look(self) -> None:
-        """CVE-2026-6733: found by take, they were off the reader when acquire looked."""
-        evil = answer(b"EVIL!")
-        bodies: list[bytes] = []
-
-        def unasked(_: bytes) -> list[Any]:
-            return [evil[:10]] if bodies else [0.001, unasked]
-
-        async with scripted([READ, answer(b"1"), unasked, READ, evil],
-                            [READ, answer(b"2")]) as server, Session() as session:
-            with mock.patch.object(asyncget, "IDLE_MOMENT_SECONDS", 60):  # used a moment ago
-                bodies.append((await session.get(server.url)).content)
-                connection, = session._pool.all
-                reader: Any = connection.reader
-                await until(lambda: evil[:10] in reader._buffer)
-                self.assertEqual((await session.get(server.url)).content, b"2")
-            self.assertEqual((server.connections, len(server.requests)), (2, 2))
-
     async def test_none_is_no_limit(self) -> None:
         seam = mock.AsyncMock(side_effect=never)
         async with Session(limit=None, limit_per_host=None, open_connection=seam) as session:
@@ -9085,8 +8288,6 @@ class AcrossSections(AsyncCase):
         async with scripted([READ, lambda _: next(pages), LOOP]) as server:
             response = await asyncget.get(server.url, max_redirects=None)
             self.assertEqual(len(response.history), 99)
-        with self.assertRaisesRegex(ValueError, "limit_per_host"):
-            Session(limit_per_host=-1)
 
     async def test_as_completed_ends_when_somebody_cancels_what_the_urls_wait_for(self) -> None:
         async def cancelled(*_: object, **__: object) -> Any:
@@ -9104,34 +8305,6 @@ class AcrossSections(AsyncCase):
                                     ("seam", other.as_completed([server.url] * 3, limit=2))):
                     with self.subTest(name), self.assertRaises(asyncio.CancelledError):
                         await asyncio.wait_for(listed(items), TEST_SECONDS / 2)
-
-    async def test_the_command_tries_the_next_address_as_the_library_does(self) -> None:
-        """RFC 8305 5: a first address that swallows all cost the whole timeout."""
-        families: list[int] = []
-        loop = asyncio.get_running_loop()
-        connect = loop.sock_connect
-
-        async def found(host: str, port: int, *, family: int = 0, **_: Any) -> list[Any]:
-            families.append(family)
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
-                    for address in ("192.0.2.1", "127.0.0.1")]
-
-        async def connected(made: socket.socket, address: tuple[str, int]) -> None:
-            await (connect(made, address) if address[0] == "127.0.0.1" else asyncio.sleep(60))
-
-        for flags, family in (([], 0), (["-4"], socket.AF_INET), (["-6"], socket.AF_INET6)):
-            with self.subTest(flags), mock.patch.object(loop, "getaddrinfo", found), \
-                    mock.patch.object(loop, "sock_connect", connected), \
-                    mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.01):
-                async with scripted([READ, answer()], host="two.test") as server:
-                    options = parse_arguments([server.url, "-y", "4", *flags])
-                    command: Any = types.SimpleNamespace(options=options)
-                    asyncget.TRANSFER.set(asyncget.Transfer(command, 0, server.url, ""))
-                    async with Session(**asyncget.session_settings(options)) as session:
-                        self.assertEqual((await session.get(server.url)).content, b"ok")
-                self.assertEqual(families.pop(), family)
-        options = parse_arguments(["--unix-socket", "s", "u"])
-        self.assertEqual(asyncget.session_settings(options)["unix_socket"], "s")
 
     # ---- what belongs to one origin
 
@@ -9160,19 +8333,16 @@ class AcrossSections(AsyncCase):
         """A session's auth is for its base_url; an absolute URL may come out of a page."""
         names = "Authorization", "Cookie", "X-Key", "X-Plain"
         secrets = [["Bearer TOKEN"], ["c=1"], ["SECRET"], ["1"]]
-        kinds: list[Any] = ["X-Key", iter(["X-Key"]), {"X-KEY"}]
-        for kind in kinds:
-            async with origin() as other, origin() as server, Session(
-                    base_url=server.url, auth="TOKEN", secret_headers=kind,
-                    headers={"Cookie": "c=1", "X-Key": "SECRET", "X-Plain": "1"}) as session:
-                await session.get("/here")
-                await session.get(other.url + "/there")
-                await session.get(other.url + "/told", auth="ITS-OWN", headers={"X-Key": "its"})
-                await session.get(server.url + "/absolute")
-            told = [[field(head, name) for name in names]
-                    for head in server.requests + other.requests]
-            self.assertEqual(told, [secrets, secrets, [[], [], [], ["1"]],
-                                    [["Bearer ITS-OWN"], [], ["its"], ["1"]]])
+        async with origin() as other, origin() as server, Session(
+                base_url=server.url, auth="TOKEN", secret_headers="X-Key",
+                headers={"Cookie": "c=1", "X-Key": "SECRET", "X-Plain": "1"}) as session:
+            await session.get("/here")
+            await session.get(other.url + "/there")
+            await session.get(other.url + "/told", auth="ITS-OWN", headers={"X-Key": "its"})
+            await session.get(server.url + "/absolute")
+        told = [[field(head, name) for name in names] for head in server.requests + other.requests]
+        self.assertEqual(told, [secrets, secrets, [[], [], [], ["1"]],
+                                [["Bearer ITS-OWN"], [], ["its"], ["1"]]])
 
     # ---- requests and errors
 
@@ -9202,18 +8372,13 @@ class AcrossSections(AsyncCase):
 
     async def test_headers_of_a_download_are_read_once_and_sent_once(self) -> None:
         """Each of its tries has them; the session may be its own."""
-        short = answer(b"123456789")[:-5]
-        headers: Any
-        for headers, sent in ((iter([("X-Tenant", "7")]), [["7", "identity"]] * 2),
-                              ({"Accept-Encoding": "gzip"}, [["identity"]] * 2), ({1: "a"}, [])):
-            with self.subTest(headers), tempfile.TemporaryDirectory() as folder:
-                async with scripted([READ, short, CLOSE], [READ, answer(b"abc")]) as server:
-                    with contextlib.nullcontext() if sent else self.assertRaises(InvalidHeader):
-                        await asyncget.download(server.url, folder + "/f", headers=headers,
-                                                retries=tried(2))
-                        self.assertEqual(Path(folder, "f").read_bytes(), b"abc")
-                self.assertEqual([field(head, "X-Tenant") + field(head, "Accept-Encoding")
-                                  for head in server.requests], sent)
+        headers = iter([("X-Tenant", "7"), ("Accept-Encoding", "gzip")])
+        async with scripted([READ, answer(b"123456789")[:-5], CLOSE],
+                            [READ, answer(b"abc")]) as server:
+            await asyncget.download(server.url, os.path.join(self.empty_folder(), "f"),
+                                    headers=headers, retries=tried(2))
+        self.assertEqual([field(head, "X-Tenant") + field(head, "Accept-Encoding")
+                          for head in server.requests], [["7", "identity"]] * 2)
 
     def test_no_attempt_is_too_late_for_its_delay(self) -> None:
         """2.0 ** 1024 is too much for a float."""
@@ -9244,30 +8409,27 @@ class TheParts(AsyncCase):
     async def test_part_one_is_a_client(self) -> None:
         one: Any = up_to("II")
         trusting = ssl.create_default_context(cafile=pem("ca"))
-        rows = [("length", answer(b"hello")), ("close", b"HTTP/1.0 200 OK\r\n\r\nhello"),
-                ("chunked", CHUNKED + b"5\r\nhello\r\n0\r\n\r\n")]
-        for (name, wire), tls in itertools.product(rows, (None, server_tls())):
-            with self.subTest(name, tls=bool(tls)):
+        rows: list[tuple[bytes, Any]] = [
+            (answer(b"hello"), b"hello"), (b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello"),
+            (CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
+            (b"HTP/1.1 200 OK\r\n\r\n", one.ProtocolError), (answer(b"x")[:-1], one.IncompleteBody)]
+        for (wire, outcome), tls in itertools.product(rows, (None, server_tls())):
+            with self.subTest(wire, tls=bool(tls)):
                 async with scripted([READ, wire, CLOSE], tls=tls) as server:
-                    got = await one.fetch(server.url + "/x", tls=trusting)
-                self.assertEqual((got.status_code, got.content, server.targets()),
-                                 (200, b"hello", ["/x"]))
+                    try:
+                        got = (await one.fetch(server.url + "/x", tls=trusting)).content
+                    except one.AsyncGetError as error:
+                        got = type(error)
+                self.assertEqual((got, server.targets()), (outcome, ["/x"]))
         async with scripted([READ, HOLD]) as server:
             with self.assertRaisesRegex(one.TimedOut, "no response head within 0.05 s"):
                 await one.fetch(server.url, timeout=0.05)
-        for wire, kind in ((b"HTP/1.1 200 OK\r\n\r\n", one.ProtocolError), (answer(b"x")[:-1], one.IncompleteBody)):
-            async with scripted([READ, wire, CLOSE]) as server:
-                await self.raised(kind, one.fetch(server.url))
 
     def test_the_examples_of_part_one(self) -> None:
         """Its doctests: the tables of the parsers."""
-        one = up_to("II")
-        found = [test for test in doctest.DocTestFinder(exclude_empty=True).find(one) if test.examples]
-        runner = doctest.DocTestRunner(verbose=False)
-        for test in found:
-            runner.run(test)
-        self.assertGreater(runner.tries, 20)
-        self.assertEqual(runner.failures, 0)
+        result = doctest.testmod(up_to("II"))
+        self.assertGreater(result.attempted, 20)
+        self.assertEqual(result.failed, 0)
 
     async def test_part_two_is_a_client_for_many(self) -> None:
         two: Any = up_to("III")
@@ -9292,7 +8454,7 @@ class TheParts(AsyncCase):
         """On a warm pool: our functions called, our coroutines deep, and nothing else begun."""
         async with scripted([READ, answer(b"hello"), LOOP]) as server, Session() as session:
             await session.get(server.url)
-            calls: list[str] = []
+            calls: set[str] = set()
             deep = deepest = 0
             loop = asyncio.get_running_loop()
 
@@ -9304,18 +8466,17 @@ class TheParts(AsyncCase):
                 deep += coroutine * ((event == "call") - (event == "return"))
                 deepest = max(deepest, deep)
                 if event == "call" and not frame.f_code.co_name.startswith("<"):
-                    calls.append(f"{frame.f_code.co_name}, line {frame.f_code.co_firstlineno}")
+                    calls.add(f"{frame.f_code.co_name}, line {frame.f_code.co_firstlineno}")
 
+            no = mock.Mock(side_effect=AssertionError)
             with mock.patch.object(asyncget, "IDLE_MOMENT_SECONDS", 9.0), \
-                    mock.patch.object(loop, "create_task", side_effect=AssertionError), \
-                    mock.patch.object(loop, "call_at", side_effect=AssertionError), \
-                    mock.patch.object(loop, "getaddrinfo", side_effect=AssertionError):
+                    mock.patch.multiple(loop, create_task=no, call_at=no, getaddrinfo=no):
                 sys.setprofile(profile)
                 try:
                     await session.get(server.url)
                 finally:
                     sys.setprofile(None)
-            self.assertLessEqual(len(set(calls)), MOST_CALLS, calls)
+            self.assertLessEqual(len(calls), MOST_CALLS, calls)
             self.assertLessEqual(deepest, MOST_COROUTINES)
 
 
@@ -9340,6 +8501,11 @@ def tokens_of(source: str) -> list[tokenize.TokenInfo]:
             told.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return [token for token in tokenize.generate_tokens(io.StringIO(source).readline)
             if token.type not in layout and token.start[0] not in told]
+
+
+def lines_of(tokens: Iterable[tokenize.TokenInfo]) -> set[int]:
+    """The lines on which these tokens are."""
+    return {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
 
 
 def names_of(node: ast.stmt) -> list[str]:
@@ -9368,18 +8534,22 @@ class TheText(unittest.TestCase):
 
     def test_shapes(self) -> None:
         """Functions of at most 45 lines, classes of 200; three levels deep, a parser four."""
-        lines = {line for token in tokens_of(self.source) for line in range(token.start[0], token.end[0] + 1)}
+        lines = lines_of(tokens_of(self.source))
         for node in ast.walk(ast.parse(self.source)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                with self.subTest(node.name):
-                    size = len(lines.intersection(range(node.lineno, (node.end_lineno or 0) + 1)))
-                    self.assertLessEqual(size, 200 if isinstance(node, ast.ClassDef) else 45)
-                    if not isinstance(node, ast.ClassDef):
-                        self.assertLessEqual(depth(node), 4 if node.name == "read_chunked" else 3)
+                size = len(lines.intersection(range(node.lineno, (node.end_lineno or 0) + 1)))
+                whole = isinstance(node, ast.ClassDef)
+                self.assertLessEqual(size, 200 if whole else 45, node.name)
+                if not whole:
+                    self.assertLessEqual(depth(node), 4 if node.name == "read_chunked" else 3, node.name)
+
+    def parts(self) -> list[str]:
+        """What stands before the first part, and each of them."""
+        return re.split(r"(?m)^(?=# #### Part [IV]+\. )", self.source)
 
     def test_the_places_that_lead_on(self) -> None:
         """What a part uses of the later ones is told at its end, all of it and nothing else."""
-        parts = re.split(r"(?m)^(?=# #### Part [IV]+\. )", self.source)[1:]
+        parts = self.parts()[1:]
         defined = [{name for node in ast.parse(part).body for name in names_of(node)} for part in parts]
         for number, part in enumerate(parts[:2]):
             tree = ast.parse(part)
@@ -9394,56 +8564,40 @@ class TheText(unittest.TestCase):
             self.assertEqual(set(re.findall(r"`(\w+)`", told)), used)
 
     def test_sizes(self) -> None:
-        parts = re.split(r"(?m)^(?=# #### Part [IV]+\. )", self.source)
-        self.assertEqual(len(parts), len(SIZES) + 1)
-        for end, (part, most) in enumerate(SIZES.items(), 2):
-            code = tokens_of("".join(parts[:end]))
-            lines = {line for token in code for line in range(token.start[0], token.end[0] + 1)}
-            with self.subTest(part):
-                self.assertLessEqual(len(lines), most[0])
-                if sys.version_info < (3, 12):  # later an f-string is several tokens
-                    self.assertLessEqual(len(code), most[1])
+        opening, *parts = self.parts()
+        parts[0] = opening + parts[0]
+        lines = tokens = 0
+        for text, (part, most) in zip(parts, SIZES.items()):
+            code = tokens_of(text)
+            lines, tokens = lines + len(lines_of(code)), tokens + len(code)
+            self.assertLessEqual(lines, most[0], part)
+            if sys.version_info < (3, 12):  # later an f-string is several tokens
+                self.assertLessEqual(tokens, most[1], part)
+        self.assertEqual(len(parts), len(SIZES))
 
-    def sections(self) -> dict[str, str]:
-        """The text of each section, by "number. title"."""
-        parts = re.split(r"^# ==== (\d+\. .+?) =+$", self.source, flags=re.M)
-        return dict(zip(parts[1::2], parts[2::2]))
-
-    @with_readme
-    def test_the_map_is_the_same_everywhere(self) -> None:
-        titles = list(self.sections())
-        docstring = re.findall(r"^    (\d+\. \S+(?: \S+)*)  ", asyncget.__doc__ or "", re.M)
-        readme = re.findall(r"^\| (\d+\. [^|]+?) \|",
-                            README.read_text(encoding="utf-8"), re.M)
-        self.assertEqual([int(title.split(".")[0]) for title in titles],
-                         list(range(1, len(titles) + 1)))
-        self.assertEqual(docstring, titles)
-        self.assertEqual(readme, titles)
-
-    def test_what_only_decides_knows_no_network(self) -> None:
-        for title, text in self.sections().items():
-            if title.split(".")[0] in ("1", "2", "3", "4", "5", "6", "8"):
-                tree = ast.parse(text)
-                names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    def test_layers(self) -> None:
+        """What only decides knows no network, and the command line alone the terminal."""
+        titles = re.split(r"^# ==== (\d+\. .+?) =+$", self.source, flags=re.M)
+        for title, text in zip(titles[1::2], titles[2::2]):
+            number = int(title.split(".")[0])
+            names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+            if number < 7 or number == 8:
                 self.assertFalse(names & {"asyncio", "socket", "ssl", "time", "open"}, title)
-
-    def test_the_terminal_is_known_to_the_command_line_alone(self) -> None:
-        for title, text in self.sections().items():
-            if int(title.split(".")[0]) < 19:
-                names = {node.id for node in ast.walk(ast.parse(text))
-                         if isinstance(node, ast.Name)}
+            if number < 19:
                 self.assertFalse(names & {"print", "input"}, title)
 
     @with_readme
-    def test_every_public_name_is_told(self) -> None:
+    def test_the_readme_tells_all(self) -> None:
+        """The map, as it is everywhere; and every public name and setting."""
         text = README.read_text(encoding="utf-8")
+        titles = re.findall(r"^# ==== (\d+\. .+?) =+$", self.source, re.M)
+        self.assertEqual([int(title.split(".")[0]) for title in titles],
+                         list(range(1, len(titles) + 1)))
+        self.assertEqual(re.findall(r"^    (\d+\. \S+(?: \S+)*)  ", asyncget.__doc__ or "", re.M), titles)
+        self.assertEqual(re.findall(r"^\| (\d+\. [^|]+?) \|", text, re.M), titles)
         for name in asyncget.__all__:
             self.assertTrue(hasattr(asyncget, name), name)
             self.assertIn(name, text)
-
-    @with_readme
-    def test_every_setting_is_told(self) -> None:
-        text = README.read_text(encoding="utf-8")
         for name in asyncget.SessionSettings.__annotations__:
             self.assertIn(f"`{name}`", text)
 
@@ -9463,19 +8617,20 @@ def installed(*modules: str) -> Callable[[Test], Test]:
 class Recipes(OnDisk):
     """Each block of the README's recipes does what is said of it."""
 
+    seconds = 240.0  # for programs that start others
+
     def setUp(self) -> None:
         super().setUp()
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.folder)
-        patch = mock.patch.object(sys.modules[AsyncCase.__module__], "TEST_SECONDS", 240.0)
-        patch.start()  # for programs that start others
-        self.addCleanup(patch.stop)
 
-    def block(self, heading: str, start: str, *places: tuple[str, str]) -> str:
+    def block(self, heading: str, start: str, url: str = "", *places: tuple[str, str]) -> str:
         """The block that begins so below a heading, with one text in another's place."""
         text = README.read_text(encoding="utf-8").partition("\n## Recipes\n")[2]
         below = text.partition(f"\n### {heading}")[2].partition("\n##")[0]
         block, = re.findall(rf"(?s)```\w+\n({re.escape(start)}.*?)```", below)
+        if url:
+            block = re.sub(r"https://(api\.)?example\.com", url, block)
         for there, here in places:
             self.assertIn(there, block)
             block = block.replace(there, here)
@@ -9503,7 +8658,7 @@ class Recipes(OnDisk):
 
     async def test_health_check(self) -> None:
         """Both ways end with curl's codes, and one takes no proxy of the environment's."""
-        docker = self.block("A health check", "COPY", ("\\\n", ""), ("/asyncget.py", PROGRAM))
+        docker = self.block("A health check", "COPY", "", ("\\\n", ""), ("/asyncget.py", PROGRAM))
         image = json.loads(docker.partition("CMD ")[2])[1:]
         pod = self.block("A health check", "kubectl").split()[6:-2]
         rows: list[tuple[list[str], Script, tuple[int, bytes]]] = [
@@ -9528,15 +8683,15 @@ class Recipes(OnDisk):
         daemon = Server(([READ, answer(b"[1]")],), True)
         listener = await asyncio.start_unix_server(daemon.play, path)
         async with origin("other") as server, proxy() as via:
-            places = [("https://example.com", f"https://other.test:{server.port}"),
-                      ("proxy.corp:3128", via.url), ("/etc/ssl/corp-ca.pem", pem("ca"))]
+            url = f"https://other.test:{server.port}"
+            places = ("proxy.corp:3128", via.url), ("/etc/ssl/corp-ca.pem", pem("ca"))
             program = shlex.join([sys.executable, PROGRAM])
-            script = self.block(heading, "python3", ("/var/run/docker.sock", path),
+            script = self.block(heading, "python3", url, ("/var/run/docker.sock", path),
                                 ("python3 asyncget.py", program), *places)
             done = await asyncio.to_thread(
                 subprocess.run, ["sh", "-ec", script], capture_output=True)
             self.assertEqual((done.returncode, done.stdout), (0, b"[1]ok"), done.stderr)
-            names = await self.play(self.block(heading, "import ssl", *places))
+            names = await self.play(self.block(heading, "import ssl", url, *places))
         self.assertEqual(names["page"].text, "ok")
         self.assertEqual(len(names["both"].get_ca_certs()),
                          len(ssl.create_default_context().get_ca_certs()) + 1)
@@ -9551,8 +8706,7 @@ class Recipes(OnDisk):
                 [READ, answer(b"[1]", 'Link: <?page=2>; rel="next"'),
                  READ, answer(b"", "Retry-After: 0", status="503 X"),
                  READ, answer(b"[2]", f'Link: <{other.url}/x>; rel="next"')]) as server:
-            names = await self.play(self.block("Page after page", "from",
-                                               ("https://api.example.com", server.url)))
+            names = await self.play(self.block("Page after page", "from", server.url))
         self.assertEqual(names["items"], [1, 2, 3])
         self.assertEqual(server.targets(), ["/v1/items", "/v1/items?page=2", "/v1/items?page=2"])
         heads = server.requests + other.requests
@@ -9565,8 +8719,7 @@ class Recipes(OnDisk):
         pages = {b"/rows.ndjson": [unsized(rows), 0.01, live, CLOSE],
                  b"/live": [unsized(b""), *bytewise(stream.encode()), CLOSE]}
         async with scripted([READ, lambda head: pages[head.split(b" ")[1]]], again=True) as server:
-            names = await self.play(self.block("Lines of JSON", "import json",
-                                               ("https://example.com", server.url)))
+            names = await self.play(self.block("Lines of JSON", "import json", server.url))
         self.assertEqual(names["printed"], "{'a': 1}\n{'a': [2]}\n"
                          "{'id': '1', 'event': 'x', 'data': 'one\\n two'}\n"
                          "{'retry': '9'}\n{'data': 'é'}\n")
@@ -9578,32 +8731,24 @@ class Recipes(OnDisk):
                     9: answer(status="404 X")}.get(number, answer())
 
         async with scripted([READ, play, LOOP], again=True) as server:
-            await self.play(self.block("100,000 URLs", "import csv", ("100_000", "300"),
-                                       ("https://example.com", server.url)))
+            await self.play(self.block("100,000 URLs", "import csv", server.url,
+                                       ("100_000", "300")))
         rows = sorted(Path("items.csv").read_text(encoding="utf-8").splitlines())
         self.assertEqual(len(rows), 300)
         self.assertEqual(rows[0], f"{server.url}/items/0,200")
-        self.assertRegex("\n".join(rows), r"(?m)/items/9,404$")
-        self.assertRegex("\n".join(rows), r"/items/7,.*Content-Length")
+        self.assertRegex("\n".join(rows), r"(?s)/items/7,[^\n]*Content-Length.*/items/9,404\n")
         self.assertEqual(server.most, 50)
 
     @installed("tqdm", "rich")
     async def test_bars(self) -> None:
-        """A program that was killed half way; the same block goes on, and the bar ends full."""
+        """A program that broke off half way; the same block goes on, and the bar ends full."""
         body, half = random.Random(5).randbytes(300_000), 200_000
-        code = "import asyncio, asyncget\nasync def main():\n{}\nasyncio.run(main())"
         for start, state in (("from tqdm", "bar.n, bar.total"),
                              ("from rich", "bars.tasks[0].completed, bars.tasks[0].total")):
-            async with scripted([READ, answer(body, V1)[:half - len(body)], HOLD],
+            async with scripted([READ, answer(body, V1)[:half - len(body)], CLOSE],
                                 [READ, good_at_ranges(body)]) as server:
-                block = self.block("A download with a bar", start,
-                                   ("https://example.com", server.url))
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-c", code.format(textwrap.indent(block, "    ")),
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-                await until(lambda: len(self.read("a.iso.part") or b"") == half)
-                process.kill()
-                await process.wait()
+                block = self.block("A download with a bar", start, server.url)
+                await self.raised(IncompleteBody, self.play(block))
                 names = await self.play(block)
             with self.subTest(start):
                 self.assertEqual(asked_for(server), ["", f"{half}-"])
@@ -9616,8 +8761,7 @@ class Recipes(OnDisk):
         """Two requests on one kept connection, which is closed where the application ends."""
         uvicorn = importlib.import_module("uvicorn")
         async with scripted([READ, answer(b'{"name": "Ann"}'), LOOP]) as server:
-            names = await self.play(self.block("One session", "import contextlib",
-                                               ("https://api.example.com", server.url)))
+            names = await self.play(self.block("One session", "import contextlib", server.url))
             web = uvicorn.Server(uvicorn.Config(names["app"], port=0, log_level="warning"))
             serving = asyncio.ensure_future(web.serve())
             await until(lambda: web.started)
@@ -9633,7 +8777,7 @@ class Recipes(OnDisk):
     async def test_notebook(self) -> None:
         """A block with await and async with at its left edge is a cell."""
         async with scripted([READ, answer(b"[1]")]) as server:
-            block = self.block("Page after page", "from", ("https://api.example.com", server.url))
+            block = self.block("Page after page", "from", server.url)
             self.write("cells.ipy", f"import asyncget\n{block}\nprint(items)".encode())
             end = await self.program("-m", "IPython", "--no-banner", "--colors=NoColor",
                                      "--HistoryManager.enabled=False", "cells.ipy",
@@ -9663,9 +8807,9 @@ def test_more(session):
             gone = f"http://127.0.0.1:{free_port()}/"
             self.write("it.py", f"""
 urls = [f"{server.url}/{{number}}" for number in range(40)] + [{gone!r}]
-{self.block(heading, "def fetch", ("rate=2", "rate=100"))}
+{self.block(heading, "def fetch", "", ("rate=2", "rate=100"))}
 if __name__ == "__main__":
-{textwrap.indent(self.block(heading, start, place), "    ")}
+{textwrap.indent(self.block(heading, start, "", place), "    ")}
     pairs = pairs if "pairs" in globals() else sum(parts, [])
     print(sorted(type(outcome).__name__ for _, outcome in pairs))
     assert {{url for url, _ in pairs}} == set(urls)
@@ -9690,7 +8834,7 @@ if __name__ == "__main__":
 
     async def test_vendored(self) -> None:
         """The copy passes its doctests, and mypy reads its types as those of a module of ours."""
-        cp, doctests, mypy, _ = self.block("The file in your own tree", "cp", (
+        cp, doctests, mypy, _ = self.block("The file in your own tree", "cp", "", (
             "../asyncget/asyncget.py", shlex.quote(PROGRAM))).splitlines()
         os.makedirs("yours/_vendor")
         self.write("yours/__init__.py", b"")
