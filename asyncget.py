@@ -1308,7 +1308,7 @@ class Deadline:
         time = asyncio.get_running_loop().time
         await asyncio.sleep(min(seconds, self.until - time()))
         if time() >= self.until:
-            raise TimedOut("the body was not done with within the whole call's deadline",
+            raise TimedOut("the body was not finished within the whole call's deadline",
                            phase="more of the body", seconds=self.seconds)
 
     @contextlib.contextmanager
@@ -1586,6 +1586,8 @@ class Connection:
         try:
             self.writer.write(request)  # no drain: there is no more to come, and little of it
         except _STREAM_ERRORS as error:
+            if self.outer is None and not isinstance(error, OSError):
+                raise  # a slip in a caller's own writer
             raise failure(self, error) from error
         for self.interim in range(MAX_INTERIM + 1):
             data = self.rest or await self.receive()
@@ -2819,6 +2821,8 @@ class Call:
             url = add_params(url, settings["params"])
         if options:
             fields = fields_of(fields, options)
+            for name, value in self.cookies.items():
+                check_cookie(name, "" if value is None else value)
         request = Request(url, fields, self.cookies, cert)
         return self.with_password(request) if url.userinfo else request
 
@@ -3158,8 +3162,6 @@ class Session:
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         cookies = own.get("cookies")
         if isinstance(cookies, Mapping):
-            for name, value in cookies.items():
-                check_cookie(name, "" if value is None else value)
             settings["own_cookies"] = cookies
         if cookies is not False and not isinstance(cookies, AskedJar):
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
@@ -3322,7 +3324,10 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
 
 async def connect_to(address: str, port: int) -> socket.socket:
     """A socket connected to one address; closed, if that fails or is cancelled."""
-    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # Where the protocol is not told, asyncio does not set TCP_NODELAY: a request over TLS would
+    # wait for the server's ACK.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         made.setblocking(False)
         await asyncio.get_running_loop().sock_connect(made, (address, port))
@@ -3451,7 +3456,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
         return error
     if phase == "answer of the proxy":
-        return ProxyError(f"proxy {route.proxy} closed the connection: {text}{took}")
+        return ProxyError(f"closed the connection: {text}")  # pass_proxy says which
     if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
     return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
@@ -3594,7 +3599,10 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
                                  tls=route.proxy_tls)
         if proxy.scheme.startswith("socks"):
             connection.clock.watch("answer of the proxy", timeout)
-            await ask_socks(connection, proxy)
+            try:
+                await ask_socks(connection, proxy)
+            except (OSError, EOFError) as error:
+                raise failure(connection, error) from error
         elif route.tls:
             await ask_for_tunnel(connection, proxy)
         if connection.rest:  # in plain text; as if they had come encrypted: CVE-2021-22947
@@ -4056,7 +4064,7 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
     """
     name = os.path.expanduser("~/.netrc" if isinstance(path, bool) else path)
     text = read_text(os.path.join(".", name))  # so that "-" is a file, too
-    for entry in netrc_entries(text.replace("\r\n", "\n")):
+    for entry in netrc_entries(re.sub("\r\n?", "\n", text)):
         login, password = entry.get("login", user), entry.get("password", "")
         if (entry.get("machine", "").lower() == host and user in ("", login)
                 and (password or login and not user)):  # a user alone needs a password

@@ -129,6 +129,8 @@ traced = unittest.skipUnless(tracemalloc, "no module tracemalloc here")
 TEST_SECONDS = 60.0  # for one test method; a client that reads too far waits for ever
 not_pypy = unittest.skipIf(  # it collects when it likes, counts no blocks, and is quick only later
     sys.implementation.name == "pypy", "not on PyPy: what CPython frees at once, or how fast it is")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's job in the background: no command
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # that we start would see a Ctrl-C
 long = unittest.skipUnless(  # for fuzz, loads and kills
     os.environ.get("ASYNCGET_LONG") == "1", "long: ASYNCGET_LONG=1 python -m unittest runs it, too")
 
@@ -1871,6 +1873,15 @@ class Section7Connection(AsyncCase):
         opened.close()
         self.assertEqual(connected.call_args[0], (opened, (f"fe80::1%{name}", 80)))
 
+    async def test_nothing_is_held_back(self) -> None:
+        """Nagle's algorithm would have a request wait for the ACK of the handshake."""
+        async with scripted([READ, answer(), LOOP], again=True) as server, Session() as session:
+            for host in ("127.0.0.1", "localhost"):
+                await session.get(f"http://{host}:{server.port}")
+            for connection in session._pool.all:
+                made = connection.writer.get_extra_info("socket")
+                self.assertTrue(made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
     async def test_timeouts(self) -> None:
         """In each phase, straight or through a proxy; each phase has its own time."""
         head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.05] * 10
@@ -2959,6 +2970,8 @@ class Section12Session(AsyncCase):
                 outcomes = await session.get_all(["/1", "/bad", "x://"], return_exceptions=True)
                 self.assertEqual([type(outcome) for outcome in outcomes],
                                  [Response, ProtocolError, InvalidURL])
+                bad, = await session.get_all(["/1"], return_exceptions=True, cookies={"a": "b\nc"})
+                self.assertEqual((type(bad), bad.url), (InvalidHeader, "/1"))
                 task = asyncio.ensure_future(session.get_all(["/hang"] * 5, limit=2))
                 await until(lambda: server.targets()[-2:] == ["/hang"] * 2)
                 task.cancel()
@@ -3568,7 +3581,7 @@ class Section14Proxies(AsyncCase):
                     error = await self.raised(kind, session.get(url), text, url=url, **code)
                     self.assertIn(f"proxy {scheme}://{server.url[7:]} (from proxy=)", str(error))
                     self.assertIn("(after 0.", str(error))
-                    self.assertNotIn("s3cret", str(error))
+                    self.assertNotRegex(str(error), r"^proxy \S+ \(from proxy=\) proxy|s3cret")
                     self.assertTrue(str(error).isprintable())
                     self.assertEqual((count(session), server.connections), ((0, 0, 0), 1))
                     await until(lambda: not server.open)
@@ -4178,6 +4191,7 @@ MINE = b"machine a.test login me password secret\n"
 ME, OTHERS = ("me", "secret"), b"machine b.test login you password other\n"
 NETRC: list[tuple[bytes, Any]] = [  # a file, and what a.test gets, as with curl
     (MINE, ME), (b"machine a.test\r\n  login me\r\n\tpassword secret\r\n", ME),
+    (b"# mine\rmachine a.test\rlogin me\rpassword secret\r", ME),
     (b"machine a.test password secret login me", ME), (OTHERS + MINE, ME),
     (b"machine a.test login me account password password secret", ME),
     (MINE + b"machine a.test login you password other\n", ME),  # the first of two
