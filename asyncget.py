@@ -1586,8 +1586,6 @@ class Connection:
         try:
             self.writer.write(request)  # no drain: there is no more to come, and little of it
         except _STREAM_ERRORS as error:
-            if self.outer is None and not isinstance(error, OSError):
-                raise  # a slip in a caller's own writer
             raise failure(self, error) from error
         for self.interim in range(MAX_INTERIM + 1):
             data = self.rest or await self.receive()
@@ -3432,7 +3430,9 @@ def handshake_hint(reason: str) -> str:
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
-    if isinstance(error, _TLS_IN_TLS_ERRORS) and connection.clock.phase != "connection":
+    if isinstance(error, _TLS_IN_TLS_ERRORS):
+        if connection.route.proxy_tls is None:
+            return error  # a slip in streams of the caller's own
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.clock.expired:
         return ended(connection)

@@ -2261,7 +2261,9 @@ class Section9Pool(AsyncCase):
                     self.assertRegex(repr(session._pool), "Pool 0 of .*, 0 idle, 0 waiting")
 
     async def test_doubles_of_the_streams(self) -> None:
-        """Limits of time hold with a transport that does nothing, too."""
+        """Limits of time hold with a transport that does nothing, too; slips are not hidden."""
+        wrong = mock.AsyncMock(return_value=(mock.Mock(), mock.Mock(spec=["transport", "close"])))
+        await self.raised(AttributeError, asyncget.get("http://h.test/", open_connection=wrong))
         for limit in ("timeout", "deadline"):
             reader = asyncio.StreamReader()
             connect = mock.AsyncMock(return_value=(reader, mock.MagicMock()))
