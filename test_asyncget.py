@@ -4780,6 +4780,9 @@ class Pieces:
         self.transport = self
         self.taken = 0
 
+    async def readexactly(self, size: int) -> bytes:
+        raise asyncio.IncompleteReadError(b"", size)  # it is no SOCKS proxy
+
     async def read(self, size: int) -> bytes:
         """The next piece."""
         piece = next(self.pieces, b"")
@@ -5727,6 +5730,8 @@ class LinearTime(Section):
             "render_write_out": lambda t: asyncget.render_write_out(t, {"exitcode": 0}, Headers()),
             "read_lines": lambda t: mock.patch.object(
                 asyncget, "read_text", lambda _: t)(asyncget.read_lines)(""),
+            "netrc_auth": lambda t: mock.patch.object(
+                asyncget, "read_text", lambda _: t)(asyncget.netrc_auth)(True, "h"),
             "trace": lambda t: asyncget._FIELD.sub(asyncget.mask_field, t),
             "mask_field": lambda t: asyncget._FIELD.sub(
                 asyncget.mask_field, f"x{t.strip()}: {t}"),
