@@ -4282,18 +4282,23 @@ def read_partial(path: str) -> Partial | None:
 
 
 def check_target(path: str, overwrite: bool) -> None:
-    """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file.
-
-    Nor do we write over a .part, or a .part.meta, that we have not made. Ours have a valid
-    sidecar; an empty .part may have any, as a kill may have come before or amid that.
-    """
-    part = part_of(path)
+    """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
     with disk_errors(path):
         special = os.path.exists(path) and not os.path.isfile(path)
         if special or not os.path.basename(path) or "\0" in path:
             raise OSError("not the name of a file")
         if os.path.lexists(path) and not overwrite:
             raise OSError("it exists")
+
+
+def check_part(path: str) -> None:
+    """Refuse to write over a .part, or a .part.meta, that we have not made.
+
+    Ours have a valid sidecar; an empty .part may have any, as a kill may have come before or
+    amid that.
+    """
+    part = part_of(path)
+    with disk_errors(path):
         used = os.path.getsize(part) if os.path.isfile(part) else os.path.lexists(part + ".meta")
         if used and read_sidecar(part) is None:
             raise OSError(f"{os.path.basename(part)} or its .meta is not of our making: "
@@ -4426,6 +4431,7 @@ class Download(Call):
             known = None  # this comes from its start on: it replaces what is there, if anything
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
         check_target(self.path, self.settings["overwrite"])
+        check_part(self.path)  # only now: a 304, say, writes nothing
         await self.save(response, self.path, known)
 
     async def save(self, response: Response, path: str, known: Partial | None) -> None:
@@ -4847,8 +4853,16 @@ def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
     return user, password
 
 
-# An address, IPv6 in brackets or without; what else may be wrong with it, the system finds.
-_IP = r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[?[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[^],]*)?\]?)"
+def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
+    """--resolve as Session takes it; without addresses it takes back an earlier one."""
+    for address in addresses.split(",") if host else ():
+        try:
+            parse_address(address.strip("[] "))
+        except InvalidURL as error:
+            raise AsyncGetError(f"--resolve: {error}", exit_code=49) from None
+    return (gone or host).lower(), addresses
+
+
 # For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
 # A kind that is not here is any text, as it is.
 VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -4874,8 +4888,7 @@ VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
     "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one
-        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(" + _IP + "(?:, *" + _IP + ")*)",
-        lambda gone, host, addresses: ((gone or host).lower(), addresses)),
+        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", resolution),
     "HOST1:PORT1:HOST2:PORT2": (
         r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
         lambda *parts: parts),
@@ -5229,11 +5242,13 @@ def name_from_header(disposition: str) -> str | None:
 
 
 def is_direct(path: str) -> bool:
-    """Whether what -o names has to be written in place: a device or a pipe, which a rename would
-    replace; a file in a folder where no .part can be made.
+    """Whether what a flag names has to be written in place: a device, a pipe, a descriptor, which
+    a rename would replace; a file in a folder where no .part can be made.
     """
     folder = os.path.dirname(os.path.realpath(path))
-    return os.path.exists(path) and not (os.path.isfile(path) and os.access(folder, os.W_OK))
+    return os.path.exists(path) and (
+        bool(re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path))))
+        or not os.path.isfile(path) or not os.access(folder, os.W_OK))
 
 
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
@@ -5437,7 +5452,7 @@ class Transfer:
                 raise TimedOut(f"slower than --speed-limit, {options.speed_limit} bytes a second, "
                                f"for {span:g} s")
             self.window = now, before + came
-        if options.limit_rate:  # never beyond -m; below 0 is at once
+        if options.limit_rate and received:  # never beyond -m; below 0 is at once
             await self.response._body.deadline.breathe(since + came / options.limit_rate - now)
 
     def goes_on(self, response: Response, offset: int) -> bool:
@@ -5822,6 +5837,7 @@ class Command:
         options, error = self.options, transfer.error
         self.code = self.code or (error.exit_code if error else 0)
         write_named("-", transfer.held)
+        transfer.held.clear()  # else all bodies are kept to the end of the run
         if error and (options.show_error or not options.silent):
             self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))} "
                      f"[{transfer.shown_url}]")
@@ -5877,7 +5893,7 @@ async def run_command(options: Options) -> int:
     if options.demo:
         try:
             await demo(*options.url)
-        except (TypeError, OverflowError, OSError) as error:
+        except (TypeError, ValueError, OverflowError, OSError) as error:
             raise AsyncGetError(f"--demo takes a port that is free: {error}") from None
         return 0
     check_options(options)
