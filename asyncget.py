@@ -3597,14 +3597,16 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
                              "https, too")
         await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
                                  tls=route.proxy_tls)
-        if proxy.scheme.startswith("socks"):
-            connection.clock.watch("answer of the proxy", timeout)
-            try:
+        try:
+            if proxy.scheme.startswith("socks"):
+                connection.clock.watch("answer of the proxy", timeout)
                 await ask_socks(connection, proxy)
-            except (OSError, EOFError) as error:
-                raise failure(connection, error) from error
-        elif route.tls:
-            await ask_for_tunnel(connection, proxy)
+            elif route.tls:
+                await ask_for_tunnel(connection, proxy)
+        except AsyncGetError:  # of which some are OSErrors, too
+            raise
+        except (OSError, EOFError) as error:
+            raise failure(connection, error) from error
         if connection.rest:  # in plain text; as if they had come encrypted: CVE-2021-22947
             raise ProxyError("sent bytes before the tunnel was in use: "
                              + shown(connection.rest), exit_code=56)
