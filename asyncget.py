@@ -955,7 +955,7 @@ class Body:
         """The body is whole: keep the connection, unless anything came behind the body."""
         self.done, self.connection, self.parser, self.done_at = True, None, None, now
         if self.reusable and not rest and not connection.clock.expired:
-            connection.rest_in_pool(now)
+            connection.on_idle(connection)
         else:
             connection.close()
 
@@ -1248,15 +1248,10 @@ class Response:
 # To use one again spares the handshakes of TCP and TLS. It becomes idle only if the body
 # is whole and did not end by closing, nothing came behind it, neither side said
 # Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5), and the clock
-# has not run out. Idle, it is closed at the first byte or the end that comes
-# from the server, after IDLE_SECONDS, or when the pool needs its place. A body that was
-# left or broke off closes it, too. If the server has closed it while our request was on
-# its way, Call.exchange (section 12) asks once more on a new one.
+# has not run out. A body that was left or broke off closes it.
 
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 MAX_INTERIM = 10                 # 1xx responses before the real one
-IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
-IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
 LAST_TURNS = 12                  # of the loop before a clock is believed; opening may take them all
 # asyncio raises these, by a bug, for an error of TLS inside TLS (mended in 3.12.2).
@@ -1418,50 +1413,6 @@ class Clock:
                         seconds=seconds)
 
 
-class Reading:
-    """A read that is begun while the connection is idle, and awaited behind the next request.
-
-    If it ends before we have asked, then the server has said something unasked, which would
-    be taken for the answer to our next question (CVE-2026-6733), or it has hung up: such a
-    connection is not used.
-
-    `await` calls coroutine.send(None), again and again. The first of these calls is made here.
-    Either it returns the future that the coroutine waits for, and the other calls are left to
-    who awaits us; or the bytes are there, and it raises StopIteration with them.
-    """
-
-    __slots__ = ("coroutine", "waits_for", "future", "data")
-
-    def __init__(self, reader: Any) -> None:
-        self.coroutine = reader.read(READ_BYTES)
-        self.waits_for: Any = None
-        self.future: asyncio.Future[Any] | None = None  # the same; None if a caller's reader
-        self.data: bytes | None = None    # has something else. What was there; b"": the end
-        try:
-            self.waits_for = self.coroutine.send(None)
-        except StopIteration as end:
-            self.data = end.value
-        if asyncio.isfuture(self.waits_for):
-            self.future = self.waits_for
-
-    def __await__(self) -> Generator[Any, Any, bytes]:
-        try:
-            while self.data is None:
-                self.waits_for = self.coroutine.send((yield self.waits_for))
-        except StopIteration as end:
-            self.data = end.value
-        finally:
-            self.coroutine.close()
-        return self.data or b""
-
-    def give_up(self) -> None:
-        """Nobody will await it; an error is known, and asyncio is not to complain of it."""
-        future = self.future
-        if future is not None and future.done() and not future.cancelled():
-            future.exception()
-        self.coroutine.close()
-
-
 def tls_options(host: str) -> dict[str, Any]:
     """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
@@ -1492,7 +1443,7 @@ class Connection:
         self.opener: asyncio.Task[Any] | None = None
         self.rest = b""               # received, not used yet
         self.broken: Exception | None = None  # told by the socket behind the last byte
-        self.reading: Any = None      # a Reading, begun before the request was sent
+        self.reading: Any = None      # a read that was begun before the request: section 9
         self.timeout: float | None = None
         self.opened_at = self.sent_at = self.head_at = self.idle_at = 0.0
 
@@ -1625,7 +1576,7 @@ class Connection:
     async def receive(self) -> bytes:
         """The next bytes, b"" at the end; errors are ours, and so is a clock that ran out."""
         try:
-            reading, self.reading = self.reading or Reading(self.reader), None
+            reading, self.reading = self.reading or self.reader.read(READ_BYTES), None
             data = await reading
         except _STREAM_ERRORS as error:
             if self.broken or not isinstance(self.reader, asyncio.StreamReader):
@@ -1658,45 +1609,6 @@ class Connection:
         except ssl.SSLError:
             pass
         return False
-
-    # ---- between exchanges
-
-    def rest_in_pool(self, now: float) -> None:
-        """Wait for the next exchange, for a while; end as soon as the server says anything."""
-        try:
-            self.reading = self.reading or Reading(self.reader)
-        except _STREAM_ERRORS:
-            self.close()
-            return
-        if self.reading.data is not None:  # more bytes, or the end, are there already
-            self.close()
-            return
-        if self.reading.future is not None:
-            self.reading.future.add_done_callback(self._spoke)
-        clock = self.clock
-        clock.phase, self.idle_at = "idle", now
-        clock.deadline, clock.limit = _NEVER, now + IDLE_SECONDS
-        if clock.limit < clock.wakes_at:  # else it wakes before, and finds the new limit
-            clock.set_timer()
-        self.on_idle(self)
-
-    def _spoke(self, _: object) -> None:
-        """Bytes, or the end, while nothing was asked: no request may go out here any more.
-
-        To close it tells the pool (`forget`), which gives its place to who is next.
-        """
-        self.close()
-
-    def claim(self) -> bool:
-        """Stop watching an idle connection: what comes from now on is the answer to a call.
-
-        False if anything, bytes or the end, has come while it was idle.
-        """
-        future = self.reading.future
-        if future is None or self.closed:
-            return not self.closed
-        future.remove_done_callback(self._spoke)
-        return not future.done()
 
     def close(self) -> None:
         """Close at once, waiting for nobody."""
@@ -1980,8 +1892,78 @@ class LineCutter:
 # over to the next in turn: if that one were only woken, a request that has just come could
 # take the connection before it runs, again and again. A new connection is handed over before
 # it is opened: who gets it opens it. (When one may be kept at all stands in section 7.)
+# An idle one is closed at the first byte or the end that comes from the server, after
+# IDLE_SECONDS, or when its place is needed. If the server has closed it while our request
+# was on its way, Call.exchange (section 12) asks once more on a new one.
 
+IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
+IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
 TURN_EXCHANGES = 10              # on a connection, before another route may get its place
+
+
+class Reading:
+    """A read that is begun while a connection is idle, and awaited behind the next request.
+
+    If it ends before we have asked, then the server has said something unasked, which would
+    be taken for the answer to our next question (CVE-2026-6733), or it has hung up: such a
+    connection is closed at once.
+
+    `await` calls coroutine.send(None), again and again. The first of these calls is made here.
+    Either it returns the future that the coroutine waits for, and the other calls are left to
+    who awaits us; or the bytes are there, and it raises StopIteration with them.
+    """
+
+    __slots__ = ("connection", "coroutine", "waits_for", "future", "data")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.coroutine = connection.reader.read(READ_BYTES)
+        self.waits_for: Any = None
+        self.future: asyncio.Future[Any] | None = None  # the same; None if a caller's reader
+        self.data: bytes | None = None    # has something else. What was there; b"": the end
+        try:
+            self.waits_for = self.coroutine.send(None)
+        except StopIteration as end:
+            self.data = end.value
+        except _STREAM_ERRORS:
+            self.data = b""
+        if asyncio.isfuture(self.waits_for):
+            self.future = self.waits_for
+            self.future.add_done_callback(self._spoke)
+
+    def _spoke(self, _: object) -> None:
+        """Bytes, or the end, while nothing was asked: no request may go out here any more.
+
+        To close it tells the pool (`forget`), which gives its place to who is next.
+        """
+        self.connection.close()
+
+    def claim(self) -> bool:
+        """Listen no more: what comes from now on is the answer to a call.
+
+        False if anything, bytes or the end, has come while the connection was idle.
+        """
+        if self.future is None or self.connection.closed:
+            return not self.connection.closed
+        self.future.remove_done_callback(self._spoke)
+        return not self.future.done()
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        try:
+            while self.data is None:
+                self.waits_for = self.coroutine.send((yield self.waits_for))
+        except StopIteration as end:
+            self.data = end.value
+        finally:
+            self.coroutine.close()
+        return self.data or b""
+
+    def give_up(self) -> None:
+        """Nobody will await it; an error is known, and asyncio is not to complain of it."""
+        future = self.future
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()
+        self.coroutine.close()
 
 
 class Queue(collections.OrderedDict[asyncio.Future[Any], None]):
@@ -2024,9 +2006,7 @@ class Pool:
         if idle and not self.interval:
             connection = next(reversed(idle))
             rested = connection.loop.time() - connection.idle_at > IDLE_MOMENT_SECONDS
-            # claim() also calls off `_spoke` (section 7), which closes an idle connection at
-            # the first byte: from now on that byte is the answer.
-            if not rested and connection.claim():
+            if not rested and connection.reading.claim():
                 del idle[connection]
                 return connection
         return None
@@ -2048,7 +2028,7 @@ class Pool:
             await asyncio.sleep(0)
         while True:
             connection = self.decide(route) or await self._wait(route, patience)
-            if not connection.exchanges or connection.claim() and not fresh:  # it is new, or alive
+            if not connection.exchanges or connection.reading.claim() and not fresh:  # new, or alive
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -2063,7 +2043,7 @@ class Pool:
             connection, _ = self.idle[route].popitem()
             # Without this, if the server closes it now, `_spoke` would give its place to the next
             # in turn, though it is promised already. `acquire` looks once more whether it lives.
-            connection.claim()
+            connection.reading.claim()
         elif self.is_full(route):
             return None
         else:
@@ -2137,7 +2117,13 @@ class Pool:
     # ---- who is next
 
     def keep(self, connection: Connection) -> None:
-        """A connection has finished an exchange and may serve another."""
+        """A connection has finished an exchange: it may serve another, if the server is silent."""
+        connection.reading = Reading(connection)
+        if connection.reading.data is not None:  # more bytes, or the end, are there already
+            connection.close()
+            return
+        connection.clock.deadline = _NEVER
+        connection.idle_at = connection.clock.watch("idle", IDLE_SECONDS)
         self.idle[connection.route][connection] = None
         if self.waiting:
             self.serve(connection.route,

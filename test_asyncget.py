@@ -1256,7 +1256,7 @@ class Source:
     def ended_cleanly(self) -> bool:
         return True
 
-    def rest_in_pool(self, now: float) -> None:
+    def on_idle(self, _: object) -> None:
         self.kept += 1
 
     def close(self) -> None:
@@ -4812,18 +4812,11 @@ def headed(head: asyncget.Head, url: asyncget.URL = BASE) -> Response:
     return Response(head, url, Source())  # type: ignore[arg-type]
 
 
-class Kept(asyncget.Connection):
-    """A connection that is kept without a look at what comes next."""
-
-    def rest_in_pool(self, now: float) -> None:
-        self.on_idle(self)
-
-
 async def receive(pieces: Iterable[bytes]) -> tuple[tuple[Any, ...], Any]:
     """What becomes of pieces that answer a request: something to compare, and the Response."""
     kept: list[asyncget.Connection] = []
     double = Pieces(pieces)
-    connection = Kept(ROUTE, double.connect, kept.append, lambda _: None)
+    connection = asyncget.Connection(ROUTE, double.connect, kept.append, lambda _: None)
     await connection.open(None)
     try:
         head = await connection.exchange(b"", None)
