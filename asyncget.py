@@ -2028,7 +2028,7 @@ class Pool:
             await asyncio.sleep(0)
         while True:
             connection = self.decide(route) or await self._wait(route, patience)
-            if not connection.exchanges or connection.reading.claim() and not fresh:  # new, or alive
+            if not connection.exchanges or connection.reading.claim() and not fresh:  # new or alive
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -4977,6 +4977,8 @@ def check_options(options: Options) -> None:
         raise AsyncGetError("data would make it a POST; with -G it goes into the URL")
     if options.include and options.remote_header_name:
         raise AsyncGetError("-i would put heads into -J's file")
+    if options.continue_at == "-" and (options.include or options.head):
+        raise AsyncGetError("-C - goes on where a file ends: with -i or -I heads stand in it, too")
     if options.continue_at and options.remote_header_name:
         raise AsyncGetError("-C has to know the name of the file, which with -J only the server "
                             "knows")

@@ -7455,7 +7455,7 @@ class Section20CommandLine(Folder):
             ("-m nan u", "SECONDS"), ("--retry 1.5 u", "NUMBER"), ("--max-filesize 1x u", "BYTES"),
             ("--no-output u", "no flag"), ("-X POST u", "GET"), ("-d a u", "-G"),
             ("--data-urlencode a u", "-G"), ("-i -OJ u", "-J"), ("", "no URL"),
-            ("-C x u", "POSITION"), ("-C - -OJ u", "-J"),
+            ("-C x u", "POSITION"), ("-C - -OJ u", "-J"), ("-C - -i -o f u", "-i"), ("-C - -I u", "-I"),
             ("-C 5 -r 5 u", "-r"), ("-m \u0661 u", "SECONDS"),
             ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.5M u", "BYTES")):
             with self.assertRaisesRegex(AsyncGetError, re.escape(text)) as caught:
