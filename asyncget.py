@@ -1429,7 +1429,7 @@ class Connection:
         self.trace: Trace | None = None  # of the call that uses it
         self.on_idle, self.on_close = on_idle, on_close
         self.loop = asyncio.get_running_loop()
-        self.clock = Clock(self._end_waiting)
+        self.clock = Clock(self.close)
         self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or a caller's
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
@@ -1466,23 +1466,19 @@ class Connection:
         if self.closed:
             raise ended(self)
         self.timeout = timeout
-        self.opener = task = asyncio.current_task()
-        cancels = task.cancelling() if task and hasattr(task, "cancelling") else 0  # 3.11
         self.opened_at = self.clock.watch("connection", timeout)
+        # In a task of its own, which `close` can cancel: our caller's is left alone.
+        self.opener = asyncio.ensure_future(self._dial())
         try:
-            await self._dial()
-        except asyncio.CancelledError:
-            ours = self.clock.expired or self.closed
+            # If we are cancelled, it is, too, and this waits until it has cleaned up.
+            await asyncio.gather(self.opener, return_exceptions=True)
+            if self.closed:  # by the clock, or with the session
+                raise ended(self)
+            self.opener.result()
+        except BaseException as error:
             self.close()
-            if not ours or task is None or (
-                    hasattr(task, "uncancel") and task.uncancel() > cancels):
-                raise  # the caller's task was cancelled, too: that goes on
-            raise ended(self) from None
-        except AsyncGetError:
-            self.close()
-            raise
-        except Exception as error:
-            self.close()
+            if isinstance(error, AsyncGetError) or not isinstance(error, Exception):
+                raise
             raise failure(self, error) from error
         finally:
             self.opener = None
@@ -1511,13 +1507,6 @@ class Connection:
         if connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
-
-    def _end_waiting(self) -> None:
-        """The clock has run out: end what waits on this connection."""
-        if self.opener is not None:
-            self.opener.cancel()
-        else:
-            self.close()
 
     # ---- one exchange
 
@@ -1618,6 +1607,8 @@ class Connection:
         if self.loop.is_closed():
             return  # all that was open went with it
         self.clock.stop()
+        if self.opener is not None:
+            self.opener.cancel()
         if self.reading is not None:
             self.reading.give_up()
         for writer in filter(None, (self.writer, self.outer)):
@@ -2175,8 +2166,6 @@ class Pool:
             future.set_exception(AsyncGetError("the session was closed"))
         for connection in list(self.all):
             connection.close()
-            if connection.opener:
-                connection.opener.cancel()
         await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
 
 
