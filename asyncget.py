@@ -862,8 +862,6 @@ def body_parser(framing: Framing) -> BodyParser:
 # arrives, and told when the body is over. This section opens no socket and starts
 # no timer; what it awaits is what it was handed.
 
-MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
-MAX_DISCARD_SECONDS = 1.0        # that this may take
 MAX_LINE_BYTES = 16_777_216      # one line of a body, in iter_lines
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
 
@@ -1153,21 +1151,6 @@ class Response:
             piece = await self._next_piece()
             cutter.pending += piece
             more = bool(piece)
-
-    async def discard(self) -> None:
-        """Read a short rest, undecoded, so that the connection can be used again."""
-        body = self._body
-        long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
-        if body.reusable and not long:
-            with body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
-                while not body.done and body.received <= MAX_DISCARD_BYTES:
-                    await body.read_piece()
-        self.close()
-
-    async def stand_by(self, something: Callable[[], Awaitable[object]]) -> None:
-        """Await what the server has no part in: meanwhile the call's clock stands still."""
-        with self._body.deadline.stopped():
-            await something()
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
@@ -1566,7 +1549,7 @@ class Connection:
         """The next bytes, b"" at the end; errors are ours, and so is a clock that ran out."""
         try:
             reading, self.reading = self.reading or self.reader.read(READ_BYTES), None
-            data = await reading
+            data: bytes = await reading
         except _STREAM_ERRORS as error:
             if self.broken or not isinstance(self.reader, asyncio.StreamReader):
                 raise failure(self, error) from error
@@ -2666,6 +2649,8 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # session's dictionaries: to make them anew each time would slow down small GETs most.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
+MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
+MAX_DISCARD_SECONDS = 1.0        # that this may take
 # What a rule for retries is asked about: of errors those that the server, or the way to it, caused.
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's routes.
@@ -2713,7 +2698,7 @@ class Call:
                 following = (self.redirected(request, response, history)
                              if response.status_code // 100 == 3 else None)
                 if following is not None:
-                    await response.discard()
+                    await discard(response)
                     request = following
                     continue
                 response.history = history
@@ -2721,7 +2706,7 @@ class Call:
                 if delay is None:
                     await self.finish(response)
                     return response
-                await response.discard()
+                await discard(response)
             except Anew:
                 request, history = None, []
                 continue
@@ -2906,6 +2891,17 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def discard(response: Response) -> None:
+    """Read a short rest, undecoded, so that the connection can be used again."""
+    body = response._body
+    long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
+    if body.reusable and not long:
+        with body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
+            while not body.done and body.received <= MAX_DISCARD_BYTES:
+                await body.read_piece()
+    response.close()
 
 
 async def keep_short(response: Response) -> None:
@@ -5410,7 +5406,7 @@ class Transfer:
         options, self.response = self.options, response
         delay = self.retry_in(response)
         if delay is not None or response.status_code == 304:  # a file that is there stays
-            await response.discard()
+            await discard(response)
             raise Enough(delay)
         if options.fail:
             response.raise_for_status()
@@ -5473,7 +5469,8 @@ class Transfer:
                     self.wrote += len(piece)
                 await self.advance(self.delivered + len(piece), None)
                 if len(self.held) > HELD_BYTES:
-                    await response.stand_by(self.turn.wait)
+                    with response._body.deadline.stopped():
+                        await self.turn.wait()
             self.write(b"")  # an empty body makes a file, too
 
     async def fetch_once(self) -> None:

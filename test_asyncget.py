@@ -1465,7 +1465,7 @@ class Section6Response(Section):
                   (lambda got: listed(got.iter_lines()), TooLarge))),
             *((Response.read, type(error), response(b"he", error)) for error in (
                 KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
-            *((Response.discard, None, response(b"hello", done=done, fields=fields))
+            *((asyncget.discard, None, response(b"hello", done=done, fields=fields))
               for done in (False, True) for fields in ([], [GZIP]))]
         for end, kind, got in cases:
             with contextlib.ExitStack() as stack, mock.patch.object(asyncget, "MAX_LINE_BYTES", 3):
@@ -1526,7 +1526,7 @@ class Section6Response(Section):
             source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
             got = response(fields=[*fields, field, GZIP], source=source)
             with mock.patch.object(asyncget.Decoder, "feed", side_effect=AssertionError("decoded")):
-                run(got.discard())
+                run(asyncget.discard(got))
             self.assertEqual((source.kept, source.aborted, source.asked),
                              (kept, 1 - kept, asked), (body[:9], framing, field))
 
@@ -1637,7 +1637,7 @@ class Section6Response(Section):
                        url="http://h/#f", fields=[b"X: 1", b"Transfer-Encoding: chunked",
                                                   b"Content-Type: t; charset=latin-1"])
         hop = response(b"moved", url="http://g/")
-        run(hop.discard())
+        run(asyncget.discard(hop))
         got.history.append(hop)
         for twin in [copy.copy(got), *(pickle.loads(pickle.dumps(got, protocol))
                                        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1))]:
@@ -5516,7 +5516,8 @@ class StrangersCost(AsyncCase):
                 async with session.stream("http://h.test/") as got:
                     async for piece in got.iter_bytes():
                         if not size:
-                            await got.stand_by(work.elapse)
+                            with got._body.deadline.stopped():
+                                await work.elapse()
                         size += len(piece)
         self.assertEqual(size, 8 * MIB)
 
