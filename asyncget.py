@@ -1299,13 +1299,12 @@ class Deadline:
         finally:
             self.until = until
 
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Let no time run meanwhile."""
+    async def stand_by(self, something: Awaitable[object]) -> None:
+        """Await what the server has no part in; no time runs meanwhile."""
         time = asyncio.get_running_loop().time
         left, self.until = self.until - time(), _FOREVER
         try:
-            yield
+            await something
         finally:
             self.until = time() + left
 
@@ -5469,8 +5468,7 @@ class Transfer:
                     self.wrote += len(piece)
                 await self.advance(self.delivered + len(piece), None)
                 if len(self.held) > HELD_BYTES:
-                    with response._body.deadline.stopped():
-                        await self.turn.wait()
+                    await response._body.deadline.stand_by(self.turn.wait())
             self.write(b"")  # an empty body makes a file, too
 
     async def fetch_once(self) -> None:

@@ -5516,8 +5516,7 @@ class StrangersCost(AsyncCase):
                 async with session.stream("http://h.test/") as got:
                     async for piece in got.iter_bytes():
                         if not size:
-                            with got._body.deadline.stopped():
-                                await work.elapse()
+                            await got._body.deadline.stand_by(work.elapse())
                         size += len(piece)
         self.assertEqual(size, 8 * MIB)
 
