@@ -2688,8 +2688,8 @@ class Section12Session(AsyncCase):
 
     async def cancel_at(self, number: int, race: bool, name: str, session: Session,
                         url: str) -> bool:
-        """Cancel one GET at its n-th suspension; True if it was done before."""
-        left, holder = number, None
+        """Cancel one GET at its n-th suspension, or its opener's; True if it was done before."""
+        left, holder, dial = number, None, asyncget.Connection._dial
 
         def notice(future: Any) -> None:
             nonlocal left
@@ -2701,15 +2701,19 @@ class Section12Session(AsyncCase):
             elif left == -1:
                 future.add_done_callback(lambda _: task.cancel())
 
+        async def noticed(connection: asyncget.Connection) -> None:
+            await noticing(dial(connection), notice)
+
         if name in ("kept", "stale"):
             await session.get(url)
             await asyncio.sleep(0.002)
         elif name == "queued":
             holder = asyncio.ensure_future(session.get(url))
             await asyncio.sleep(0)
-        task = asyncio.ensure_future(noticing(session.get(url), notice))
         try:
-            self.assertEqual((await task).content, b"ok")
+            with mock.patch.object(asyncget.Connection, "_dial", noticed):
+                task = asyncio.ensure_future(noticing(session.get(url), notice))
+                self.assertEqual((await task).content, b"ok")
             self.assertGreaterEqual(left, 0, "the cancellation was swallowed")
         except asyncio.CancelledError:
             self.assertLess(left, 0)
