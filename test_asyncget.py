@@ -2663,7 +2663,8 @@ class Section12Session(AsyncCase):
             ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}),
             ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
             ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], {"retries": 2}),
-            ("tls", plain, {}), ("tunnel", plain, {}), ("kept", plain, {"retries": 2}),
+            ("tls", plain, {}), ("tunnel", plain, {}), ("socks", plain, {}), ("name", plain, {}),
+            ("kept", plain, {"retries": 2}),
             ("stale", [READ, lambda head: answer() if b"/last" in head else [answer(), READ, CLOSE],
                        LOOP], {"retries": 2}),
             ("queued", plain, {"retries": 2, "limit": 1}), ("paced", plain, {"rate": 1000}),
@@ -2674,13 +2675,15 @@ class Section12Session(AsyncCase):
             number, done, tls = 0, False, server_tls() if name in ("tls", "tunnel") else None
             if name == "tunnel" and race and sys.version_info < (3, 11):
                 continue  # asyncio itself leaves a transport to the garbage collector
-            async with scripted(script, again=True, tls=tls) as server, proxy() as via:
-                if name == "tunnel":
-                    options["proxy"] = via.url
+            kind = SocksProxy if name == "socks" else HTTPProxy
+            async with scripted(script, again=True, tls=tls) as server, proxy(kind) as via:
+                url = server.url.replace("127.0.0.1", "localhost") if name == "name" else server.url
+                if name in ("tunnel", "socks"):
+                    options["proxy"] = via.url if tls else f"socks5h://{via.url}"
                 while not done:
                     with self.subTest(name, suspension=number, race=race):
                         async with Session(verify=False, **options) as session:
-                            done = await self.cancel_at(number, race, name, session, server.url)
+                            done = await self.cancel_at(number, race, name, session, url)
                         await until(lambda: not server.open and not via.open)
                     number += 1
                     self.assertLess(number, 300)
