@@ -1429,10 +1429,6 @@ class Connection:
         self.timeout: float | None = None
         self.opened_at = self.sent_at = self.head_at = self.idle_at = 0.0
 
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else self.clock.phase if self.writer else "new"
-        return f"<Connection {self.route.origin.authority} {state}, {self.exchanges} requests>"
-
     def note(self, text: str) -> None:
         """Tell whoever traces what is going on."""
         if self.trace:
