@@ -1,6 +1,6 @@
 """HTTP GET over asyncio in one file, with nothing but the standard library.
 
-A GET is four lines of text sent, a few lines and some bytes received. What makes a client
+A GET is a few lines of text sent, a few lines and some bytes received. What makes a client
 long is to find out where those bytes end, to use the connection again, and to get through
 networks and servers that were not made for it. This file does it in four parts, in the order
 of the data; one may stop behind each of them, having understood a whole client.
@@ -176,7 +176,7 @@ __all__ = [
 # ==== 1. Errors ===============================================================
 # Every failure, be it of a server, of a network or of a URL, is raised as one of the
 # exceptions below, whose text says what to do about it. Every size that a stranger could
-# choose has a MAX_ limit at the head of a section; its comment says what other clients chose.
+# choose has a MAX_ limit at the head of a section.
 
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 _FOREVER = float("inf")
@@ -307,7 +307,8 @@ MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at leas
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
     r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
-_NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # controls; half a character
+# Controls, and half characters, but for those that stand for octets (octets_text).
+_NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
     r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
@@ -494,9 +495,9 @@ def remove_dots(target: str) -> str:
 
 
 # ==== 3. Request bytes ========================================================
-# All that we ever send is one head, and this section is the only place where one
-# is made. Text that a caller or a redirect supplied could smuggle in a line of its
-# own, so the grammar is checked here, on the finished text, and nothing is mended.
+# All that a server is ever sent is one head, whose lines are made here alone. Text that
+# a caller or a redirect supplied could smuggle in a line of its own, so the grammar is
+# checked here, on what goes out, and nothing is mended.
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
@@ -526,7 +527,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
             raise InvalidHeader(f"the value of {name} has control characters")
         if name.lower() == "host":
             value = value or origin.authority
-            if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: there is but one
+            if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: one, and 7.2: first
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
     try:
@@ -559,12 +560,11 @@ def render_request(target: str, lines: bytes) -> bytes:
 # looked up at once; what users read is made when they ask for it.
 
 # One head, counted while it arrives (Connection.exchange and _read_long_head, section 7). A
-# line has no limit of its own; one would stand in parse_head. curl takes heads of 300 KB,
-# aiohttp lines of 8 KB. Tests: Endless.
+# line has no limit of its own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
 MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
-_FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
+_FIELD_LINE = re.compile(  # without the ^, a reason with a colon would be one
     rb"^(%b):(%b)\r?\n" % (TOKEN.encode(), _TEXT), re.M)
 _HEAD = re.compile(_STATUS_LINE + rb"(?:%b:%b\r?\n)*\r?\n" % (TOKEN.encode(), _TEXT))
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
@@ -717,7 +717,7 @@ class Headers(Mapping[str, str]):
 # told that the connection has ended: to know what that means is Body's part (6).
 
 MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
-MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body, and of trailers; as hyper
+MAX_EXTENSION_BYTES = 16_384     # of a body's chunk extensions, and of trailers; as hyper
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
@@ -810,7 +810,7 @@ def read_chunked() -> BodyParser:
                     pieces = []
                     continue
                 size = parse_border(border)
-                if len(border) <= 20:  # no more than digits
+                if len(border) <= 20:  # not longer than digits alone may be
                     remember(_sizes, border, size)
                 # The size of the chunk is taken off: large chunks may have long extensions, but
                 # many long ones on small chunks come to the limit.
@@ -859,8 +859,8 @@ def body_parser(framing: Framing) -> BodyParser:
 # What the caller holds. It keeps the head as bytes and takes out of it what is
 # asked for: a hundred thousand responses kept are then mostly their bodies. The
 # body comes off a connection (section 7), which is handed in: it is asked for what
-# arrives, and told when the body is over. This section opens no socket and starts
-# no timer; what it awaits is what it was handed.
+# arrives, and told when the body is over. This section opens no socket and has no timer of its
+# own; what it awaits is what it was handed.
 
 MAX_LINE_BYTES = 16_777_216      # one line of a body, in iter_lines
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
@@ -952,7 +952,7 @@ class Body:
     def _let_go(self, connection: Connection, rest: bytes, now: float) -> None:
         """The body is whole: keep the connection, unless anything came behind the body."""
         self.done, self.connection, self.parser, self.done_at = True, None, None, now
-        if self.reusable and not rest and not connection.clock.expired:
+        if self.reusable and not rest:
             connection.on_idle(connection)
         else:
             connection.close()
@@ -1097,7 +1097,7 @@ class Response:
         if self._missing != _UNREAD:
             return self.content
         content: bytes | bytearray = bytearray()
-        if self._body.done and not self.coding:  # it came with the head
+        if self._body.done and not self.coding:  # it came with the head: no copies
             content = self._body.ready
             self._check_size(len(content), limit)
         else:
@@ -1156,7 +1156,7 @@ class Response:
         """Give up what is left of the body; closes the connection if something is."""
         whole = self._body.done and self._decoder is None and not (
             self._cutter and self._cutter.pending)
-        if self._missing and not (whole and self._missing == _IN_PIECES):
+        if self._missing and not (whole and self._missing == _IN_PIECES):  # else all was handed out
             self._missing = _GIVEN_UP
         self._decoder = self._cutter = None
         self._body.abort()
@@ -1213,7 +1213,7 @@ class Response:
 
     @property
     def elapsed(self) -> timedelta:
-        """From the call to the end of what was read."""
+        """From the call to the end of the body; to the head, while there is more to come."""
         from datetime import timedelta
         return timedelta(seconds=max(self.timing[:4]))
 
@@ -1230,13 +1230,13 @@ class Response:
 # A new and a busy connection belong to one call, an idle one to the pool (section 9).
 # To use one again spares the handshakes of TCP and TLS. It becomes idle only if the body
 # is whole and did not end by closing, nothing came behind it, neither side said
-# Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5), and the clock
-# has not run out. A body that was left or broke off closes it.
+# Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). A body that was
+# left or broke off closes it, and so does the clock.
 
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
-LAST_TURNS = 12                  # of the loop before a clock is believed; opening may take them all
+LAST_TURNS = 12                  # of the loop, in which what has come gets to us, handshakes too
 # asyncio raises these, by a bug, for an error of TLS inside TLS (mended in 3.12.2).
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
@@ -1282,7 +1282,10 @@ class Deadline:
         self.until = _FOREVER     # as long as it has no connection, its time does not run
 
     async def breathe(self, seconds: float = 0.0) -> None:
-        """Give the loop a turn amid long work, or so many seconds; raise when the time is over."""
+        """Give the loop a turn amid long work, or so many seconds; raise when the time is over.
+
+        The work is decoding (Response), and the command line's --limit-rate.
+        """
         time = asyncio.get_running_loop().time
         await asyncio.sleep(min(seconds, self.until - time()))
         if time() >= self.until:
@@ -1291,7 +1294,7 @@ class Deadline:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Allow what is done meanwhile so many seconds at most."""
+        """Allow what is done meanwhile so many seconds at most (section 12)."""
         until = self.until
         self.until = min(until, asyncio.get_running_loop().time() + seconds)
         try:
@@ -1300,7 +1303,7 @@ class Deadline:
             self.until = until
 
     async def stand_by(self, something: Awaitable[object]) -> None:
-        """Await what the server has no part in; no time runs meanwhile."""
+        """Await what the server has no part in (section 20); no time runs meanwhile."""
         time = asyncio.get_running_loop().time
         left, self.until = self.until - time(), _FOREVER
         try:
@@ -1358,6 +1361,7 @@ class Clock:
         """The timer rings: end what is waited for, if its time is over.
 
             early   the moment was moved meanwhile: set the timer again
+            idle    nobody waits for anything: the connection is closed
             late    the program was busy elsewhere, and we could not do our part of a
                     handshake: once, as much time as was lost is allowed in addition
             else    the answer may have come and lie in the kernel: let the loop have
@@ -1401,7 +1405,7 @@ def tls_options(host: str) -> dict[str, Any]:
 
 
 class Connection:
-    """A connection on a route: made by the pool, opened, used, kept or closed."""
+    """A connection on a route: made, opened, used, kept or closed."""
 
     def __init__(self, route: Route, connector: Connector,
                  on_idle: Callable[[Connection], object],
@@ -1422,7 +1426,7 @@ class Connection:
         self.request_bytes = 0        # in the last of them
         self.silent = True            # no byte of the current response has come
         self.interim = 0              # 1xx responses ahead of it
-        self.opener: asyncio.Task[Any] | None = None
+        self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
         self.broken: Exception | None = None  # told by the socket behind the last byte
         self.reading: Any = None      # a read that was begun before the request: section 9
@@ -1441,14 +1445,15 @@ class Connection:
 
         Raises ConnectError, TLSError, ProxyError or TimedOut; then nothing is left open.
         """
-        if self.closed:
+        if self.closed:  # with the session, since the pool has handed it over
             raise ended(self)
         self.timeout = timeout
         self.opened_at = self.clock.watch("connection", timeout)
-        # In a task of its own, which `close` can cancel: our caller's is left alone.
-        self.opener = asyncio.ensure_future(self._dial())
+        # A task of its own, which `close` can cancel. If we awaited it alone, that would look as if
+        # our caller were cancelled; gather hands out such an end as a value. If it is our caller,
+        # gather cancels the task, too, and waits until it has cleaned up.
+        self.opener = asyncio.create_task(self._dial())
         try:
-            # If we are cancelled, it is, too, and this waits until it has cleaned up.
             await asyncio.gather(self.opener, return_exceptions=True)
             if self.closed:  # by the clock, or with the session
                 raise ended(self)
@@ -1458,7 +1463,7 @@ class Connection:
             if isinstance(error, AsyncGetError) or not isinstance(error, Exception):
                 raise
             raise failure(self, error) from error
-        finally:
+        finally:  # behind `failure`, which asks for it
             self.opener = None
         self.peer = self.writer.get_extra_info("peername")
         self.local = self.writer.get_extra_info("sockname")
@@ -1485,6 +1490,8 @@ class Connection:
         if connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
+        if self.closed:  # meanwhile, and the connector has passed over its cancellation
+            self.writer.transport.abort()
 
     # ---- one exchange
 
@@ -1505,7 +1512,7 @@ class Connection:
             self.writer.write(request)  # no drain: there is no more to come, and little of it
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
-        for self.interim in range(MAX_INTERIM + 1):
+        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data = self.rest or await self.receive()
             end = find_head_end(data)
             if not end:
@@ -1560,8 +1567,6 @@ class Connection:
             self.silent = False
         elif self.broken:
             raise failure(self, self.broken) from self.broken
-        elif self.clock.expired:
-            raise ended(self)
         return data
 
     def ended_cleanly(self) -> bool:
@@ -1595,8 +1600,8 @@ class Connection:
                 writer.transport.abort()  # and does not wait for the answer
         if isinstance(self.reader, asyncio.StreamReader):
             self.reader.feed_eof()  # ends a read; the transport of a test's double may do nothing
-        # Else asyncio might complain of an error that nobody asked for: that depends on the order
-        # in which garbage is collected. Without us, it goes at once, and in the right order.
+        # Garbage in a cycle goes in any order, and asyncio may then complain of an error that
+        # nobody asked for. Dropped here, they go at once, the inner one first.
         self.writer = self.outer = None
         self.on_close(self)
 
@@ -1622,6 +1627,7 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
     route = Route(parts.origin, context, None, None, None)
     # There is no pool to be told that it is idle or closed: id() is as good as nothing.
     connection = Connection(route, asyncio.open_connection, on_idle=id, on_close=id)
+    connection.clock.deadline = Deadline(connection.loop.time())
     try:
         await connection.open(timeout)
         lines = render_fields(PLAIN_FIELDS, parts.origin)
@@ -1633,7 +1639,8 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
         connection.close()
 
 
-# You may stop here. What you have read is a whole client for one GET; the rest makes it one for
+# You may stop here. What you have read is a whole client for one GET from an address (how a name
+# gets its addresses, and an error its words, stands in section 13); the rest makes it one for
 # many, for other people's networks, and for the shell. The later parts are reached from this
 # one at a few places: `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
 # `open_first`, `open_unix` and `failure`, which has words for the system's errors (13), and
@@ -1888,8 +1895,8 @@ class Reading:
         self.connection = connection
         self.coroutine = connection.reader.read(READ_BYTES)
         self.waits_for: Any = None
-        self.future: asyncio.Future[Any] | None = None  # the same; None if a caller's reader
-        self.data: bytes | None = None    # has something else. What was there; b"": the end
+        self.future: asyncio.Future[Any] | None = None  # the same, if a reader waits for one
+        self.data: bytes | None = None    # what was there at once; b"": the end, or an error
         try:
             self.waits_for = self.coroutine.send(None)
         except StopIteration as end:
@@ -1910,7 +1917,8 @@ class Reading:
     def claim(self) -> bool:
         """Listen no more: what comes from now on is the answer to a call.
 
-        False if anything, bytes or the end, has come while the connection was idle.
+        False if anything, bytes or the end, has come while the connection was idle. (Of a
+        caller's reader that waits for no future, that cannot be told.)
         """
         if self.future is None or self.connection.closed:
             return not self.connection.closed
@@ -2142,8 +2150,10 @@ class Pool:
         self.turns.clear()
         for future in itertools.chain(*waiting.values()):
             future.set_exception(AsyncGetError("the session was closed"))
+        opening = [connection.opener for connection in self.all if connection.opener]
         for connection in list(self.all):
             connection.close()
+        await asyncio.gather(*opening, return_exceptions=True)
         await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
 
 
@@ -3052,7 +3062,7 @@ class Session:
                 if close:
                     await self.close()
 
-        getting = asyncio.ensure_future(get_each_and_close())
+        getting = asyncio.create_task(get_each_and_close())
         getting.add_done_callback(lambda _: finished.put_nowait(None))
         try:
             while (item := await finished.get()) is not None:
@@ -3088,7 +3098,7 @@ class Session:
                 await deliver(number, url, outcome)
 
         count = min(limit, len(urls)) if isinstance(urls, Sized) else limit
-        workers = [asyncio.ensure_future(work()) for _ in range(count)]
+        workers = [asyncio.create_task(work()) for _ in range(count)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -3151,7 +3161,8 @@ class Session:
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        route = Route(origin, tls, proxy, path, address, proxy_tls, verify)
+        route = Route(origin, tls, proxy, path, address, proxy_tls,
+                      verify if tls or proxy_tls else True)
         remember(routes, (origin, cert), route)
         return route
 
@@ -3208,10 +3219,11 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
     return session._outcomes(urls, limit, session._settled({}), close=True)
 
 
-# You may stop here, too: with cookies=False and trust_env=False all of this works without the
-# parts to come. They are reached from this one at `resolved` and `tls_context` (section 13),
-# `choose_proxy`, `parse_proxy` and `proxy_fields` (14), `Cookies`, `OthersJar`, `check_cookie`
-# and `render_cookies` (15), `netrc_auth` (16), and `Download` (17).
+# You may stop here, too: with cookies=False, trust_env=False and an SSLContext of your own all
+# of this works at addresses without the parts to come. They are reached from this one at
+# `resolved` and `tls_context` (section 13), `choose_proxy`, `parse_proxy` and `proxy_fields` (14),
+# `Cookies`, `OthersJar`, `check_cookie` and `render_cookies` (15), `netrc_auth` (16), and
+# `Download` (17).
 
 # #### Part III. In somebody else's network ####################################
 # At its end one knows what stands between a program and a server in a corporate network:

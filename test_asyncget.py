@@ -2313,6 +2313,32 @@ class Section9Pool(AsyncCase):
             self.assertEqual(await ended(*tasks), [AsyncGetError, asyncio.CancelledError])
             await closing
 
+    async def test_closed_while_it_opens(self) -> None:
+        """At whichever turn of the loop, nothing is left behind: not by a connector that passes
+        over its cancellation either, as asyncio.wait_for did before 3.12.
+        """
+        async def stubborn(*address: Any, **options: Any) -> Any:
+            opening = asyncio.ensure_future(asyncio.open_connection(*address, **options))
+            while not opening.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([opening])
+            return opening.result()
+
+        for connect, tls in itertools.product((asyncio.open_connection, stubborn), (None, server_tls())):
+            async with scripted([READ, HOLD], again=True, tls=tls) as server:
+                for turns in range(16):
+                    with self.subTest(connect.__name__, tls=tls, turns=turns):
+                        before = asyncio.all_tasks()
+                        session = Session(open_connection=connect, verify=False)
+                        call = asyncio.ensure_future(session.get(server.url))
+                        for _ in range(turns):
+                            await asyncio.sleep(0)
+                        await session.close()
+                        left = asyncio.all_tasks() - before - {call}
+                        self.assertFalse([task for task in left if "_dial" in repr(task)])
+                        await self.raised(AsyncGetError, call, "closed")
+                        await until(lambda: not server.open)
+
     async def test_model(self) -> None:
         """Whatever happens in whatever order: each body is its own request's."""
         for seed, limits in enumerate(((3, 2), (1, None), (4, 1), (5, 3))):
