@@ -4164,36 +4164,24 @@ def body_length(response: Response) -> int | None:
     return None if isinstance(framing, str) or is_coded(response) else framing
 
 
-def length_of_rest(response: Response, start: int) -> int | None:
-    """How many bytes a 206 has, if they are all from `start` on; 0 for a 416 that says so.
-
-    None if the response does not fit. For a 206 of N bytes there is one right Content-Range:
-    compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
-    """
-    length = body_length(response) if response.status_code == 206 else 0
-    if length is None:  # the rest could end anywhere, and look whole
-        return None
-    end = start + length
-    right = f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
-    return length if response.headers.get("content-range", "").lower() == right else None
-
-
-def is_rest(response: Response, known: Partial) -> bool:
-    """Whether a 206 has all that comes after our bytes, or a 416 says that nothing does.
+def length_of_rest(response: Response, known: Partial) -> int | None:
+    """How many bytes come behind ours, says a 206; 0, says a 416. None if it does not fit.
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes behind ours. So
     if anything does not fit, nothing is written, and all of the file is asked for (RFC 9110
-    14.4, 15.3.7, 15.5.17); only the validator may be left out.
+    14.4, 15.3.7, 15.5.17); only the validator may be left out. For N bytes there is one right
+    Content-Range: compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
     """
-    length = length_of_rest(response, known.size)
-    return (length is not None and known.length in ("None", str(known.size + length))
-            and is_version(response, known.validator) and source_of(response) == known.source)
-
-
-def is_version(response: Response, validator: str) -> bool:
-    """Whether a response is of the version with a validator, as far as it says so."""
+    length = {206: body_length(response), 416: 0}.get(response.status_code)
+    if length is None:  # the rest could end anywhere, and look whole
+        return None
+    end, validator, headers = known.size + length, known.validator, response.headers
+    right = f"bytes {known.size}-{end - 1}/{end}" if length else f"bytes */{end}"
     field = "etag" if validator.startswith('"') else "last-modified"
-    return not validator or response.headers.get(field, validator) == validator
+    fits = (headers.get("content-range", "").lower() == right
+            and known.length in ("None", str(end)) and source_of(response) == known.source
+            and (not validator or headers.get(field, validator) == validator))
+    return length if fits else None
 
 
 # ---- on the disk
@@ -4405,12 +4393,16 @@ class Download(Call):
         if callable(self.path):
             self.path = os.fsdecode(self.path(response))
         leave_own_coding(response, self.path)
-        known, status = self.known, response.status_code
+        known, status, expected = self.known, response.status_code, body_length(response)
         if known and status in (206, 416):
-            if not is_rest(response, known):  # what is there stays until a 200 comes
+            rest = length_of_rest(response, known)
+            if rest is None:  # what is there stays until a 200 comes
                 response.close()
                 self.resume = False
                 raise Anew
+            expected = known.size + rest
+            if not rest:  # the page of a 416 must not hold the connection
+                await response.discard()
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
                 or status >= 300 and (self.begun or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
@@ -4420,17 +4412,16 @@ class Download(Call):
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
         check_target(self.path, self.settings["overwrite"])
         check_part(self.path)  # only now: a 304, say, writes nothing
-        await self.save(response, self.path, known)
+        await self.save(response, self.path, known, expected)
 
-    async def save(self, response: Response, path: str, known: Partial | None) -> None:
+    async def save(self, response: Response, path: str, known: Partial | None,
+                   expected: int | None) -> None:
         """Write a body behind what is known, or from the start; rename the file when it is whole.
 
         The loop stands still while a piece is written: of 256 KiB at most, which the kernel
         takes in 0.1 ms. A thread for each would cost more, and makes a slow disk no faster.
         """
         part, size = part_of(path), known.size if known else 0
-        rest = length_of_rest(response, size) if known else body_length(response)
-        expected = None if rest is None else size + rest
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path):
             file = open(part, "ab", buffering=0, opener=open_ours)
@@ -5449,9 +5440,9 @@ class Transfer:
         The offset is the number of -C, or with "-" the size of our file. Raises Anew, which
         `fetch_once` catches, if the response does not fit, or the server's file is younger.
         """
-        status, rest = response.status_code, None
-        if status in (206, 416) and is_version(response, self.validator):
-            rest = length_of_rest(response, offset)
+        status = response.status_code
+        rest = length_of_rest(
+            response, Partial(offset, self.validator, "None", source_of(response)))
         ours = self.options.continue_at == "-" and os.path.isfile(self.path)
         changed = parse_date(response.headers.get("last-modified", "")) or 0
         if rest is not None and not (ours and rest and changed > os.path.getmtime(self.path)):

@@ -6233,7 +6233,7 @@ class Section17Downloads(OnDisk):
             (full, unmet("bytes */11", V2)), (full._replace(source=elsewhere), unmet("bytes */11")),
             (ours, unmet("bytes */3")), (ours, unmet("bytes */11")),
             (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))]
-        self.alike(lambda row: asyncget.is_rest(parsed(row[1]), row[0]),
+        self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None,
                    [*((row, True) for row in right), *((row, False) for row in wrong)])
 
     def test_source(self) -> None:
