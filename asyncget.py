@@ -5118,16 +5118,17 @@ def session_settings(options: Options) -> dict[str, Any]:
         "cert": options.cert and (certificate, options.key, password),
         "decode": options.compressed and not options.range,  # no part of a gzip unpacks
         "unix_socket": options.unix_socket,
-        "resolve": {host: found for host, found in dict(options.resolve).items() if found},
+        "resolve": dict(options.resolve),  # with "" for what was taken back
         "open_connection": connector(options),
         "rate": options.rate,
         "limit": options.parallel_max or 50,
     }
 
 
+_CELL = r"[^\0-\x1f\x7f]*"
 _COOKIE_LINE = re.compile(  # domain, below it too?, path, secure?, expires, name, value
-    r"(?i)(#HttpOnly_)?\.?([^\t#.][^\t]*)\t(?:(TRUE)|[^\t]*)\t(?:(/[^\t]*)|[^\t]*)"
-    r"\t(?:(TRUE)|[^\t]*)\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
+    rf"(?im)^(#HttpOnly_)?\.?(?![\t#.])({_CELL})\t(?:(TRUE)|{_CELL})\t(?:(/{_CELL})|{_CELL})"
+    rf"\t(?:(TRUE)|{_CELL})\t([0-9]{{0,18}}(?:\.[0-9]{{0,18}})?)\t({_CELL})(?:\t({_CELL}))?\r?$")
 
 
 def parse_cookie_file(text: str) -> Iterator[Cookie]:
@@ -5138,11 +5139,8 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
     [Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
             http_only=True, expires=None)]
     """
-    for line in re.split("\r?\n", text):  # splitlines would part a value at U+2028, too
-        match = _COOKIE_LINE.fullmatch(line)
-        if match is None or not _VALUE.fullmatch(line):
-            continue
-        http_only, domain, below, path, secure, expires, name, value = match.groups("")
+    for (http_only, domain, below, path, secure, expires, name,
+         value) in _COOKIE_LINE.findall(text):
         cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
                         http_only != "",
                         float(f"0{expires}") or None)  # 0, or http.cookiejar's "": no end
@@ -5386,14 +5384,14 @@ class Transfer:
         late = time.monotonic() + delay - self.started
         return None if late > (options.retry_max_time or _FOREVER) else delay
 
-    def trace(self, kind: str, data: str | bytes) -> None:
+    def trace(self, kind: str, data: Any) -> None:
         """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
         options = self.options
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
             for line in _FIELD.sub(mask_field, text).removesuffix("\r\n").split("\r\n"):
                 self.command.say(f"{kind} {line}")
-        if kind != "<" or isinstance(data, str):
+        if kind != "<":
             return
         head = data
         if sys.stdout.isatty() and not self.mode:
@@ -5645,15 +5643,14 @@ def render_write_out(template: str, values: Mapping[str, Any],
         known[f"%{{{name}}}"] = "" if value is None else printable(format(value, shape))
     streams = {"%{stdout}": "-", "%{stderr}": "stderr"}
     pieces = [["-", ""]]
-    for match in re.finditer(r"%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*",
-                             template, re.S):
-        text, (kind, name) = match[0], match.groups()
+    for text, kind, name in re.findall(
+            r"(?s)(%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*)", template):
         if text == "%{onerror}" and not values["exitcode"]:
             break
-        if kind == "header":
-            pieces[-1][1] += printable(headers.get(name, ""))
-        elif kind or text in streams:
+        if kind == "output" or text in streams:
             pieces.append([name or streams[text], ""])
+        elif kind:
+            pieces[-1][1] += printable(headers.get(name, ""))
         else:
             pieces[-1][1] += known.get(text, text)  # a name that we do not know stays visible
     return pieces
