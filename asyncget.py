@@ -4259,26 +4259,23 @@ def read_partial(path: str) -> Partial | None:
 
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
-    with disk_errors(path):
-        special = os.path.exists(path) and not os.path.isfile(path)
-        if special or not os.path.basename(path) or "\0" in path:
-            raise OSError("not the name of a file")
-        if os.path.lexists(path) and not overwrite:
-            raise OSError("it exists")
+    special = os.path.exists(path) and not os.path.isfile(path)
+    if special or not os.path.basename(path) or "\0" in path:
+        raise OSError("not the name of a file")
+    if os.path.lexists(path) and not overwrite:
+        raise OSError("it exists")
 
 
-def check_part(path: str) -> None:
+def check_part(part: str) -> None:
     """Refuse to write over a .part, or a .part.meta, that we have not made.
 
     Ours have a valid sidecar; an empty .part may have any, as a kill may have come before or
     amid that.
     """
-    part = part_of(path)
-    with disk_errors(path):
-        used = os.path.getsize(part) if os.path.isfile(part) else os.path.lexists(part + ".meta")
-        if used and read_sidecar(part) is None:
-            raise OSError(f"{os.path.basename(part)} or its .meta is not of our making: "
-                          "move it away, or choose another name")
+    used = os.path.getsize(part) if os.path.isfile(part) else os.path.lexists(part + ".meta")
+    if used and read_sidecar(part) is None:
+        raise OSError(f"{os.path.basename(part)} or its .meta is not of our making: "
+                      "move it away, or choose another name")
 
 
 def claim_part(file: io.FileIO, known: Partial | None) -> None:
@@ -4378,7 +4375,8 @@ class Download(Call):
         request = super().first_request().adding("Accept-Encoding", "identity")
         self.known, self.ranged = None, "range" in Headers(request.fields)
         if isinstance(self.path, str):
-            check_target(self.path, self.settings["overwrite"])
+            with disk_errors(self.path):
+                check_target(self.path, self.settings["overwrite"])
             if self.resume and not self.ranged:
                 self.known = read_partial(self.path)
         if self.known:
@@ -4410,8 +4408,6 @@ class Download(Call):
         else:
             known = None  # this comes from its start on: it replaces what is there, if anything
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
-        check_target(self.path, self.settings["overwrite"])
-        check_part(self.path)  # only now: a 304, say, writes nothing
         await self.save(response, self.path, known, expected)
 
     async def save(self, response: Response, path: str, known: Partial | None,
@@ -4424,6 +4420,8 @@ class Download(Call):
         part, size = part_of(path), known.size if known else 0
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path):
+            check_target(path, self.settings["overwrite"])
+            check_part(part)  # only now: a 304, say, writes nothing
             file = open(part, "ab", buffering=0, opener=open_ours)
         with file:
             with disk_errors(path):
@@ -4434,25 +4432,19 @@ class Download(Call):
                 if known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
-            size = await self.copy(response, file, size, expected)
+            # Each piece alone is for disk_errors: what `progress` raises is no error of the disk.
+            write, progress = disk_errors(part)(write_all), self.settings["progress"]
+            await inform(progress, size, expected)
+            if size != expected:  # else this was a 416
+                async for piece in response.iter_bytes():
+                    write(file, piece)
+                    size += len(piece)
+                    await inform(progress, size, expected)
             with disk_errors(path):
                 # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
                 await asyncio.to_thread(os.fsync, file.fileno())
                 publish_part(file, path, size, self.settings["overwrite"])
-
-    async def copy(self, response: Response, file: IO[bytes], size: int,
-                   expected: int | None) -> int:
-        """Write what comes behind what a file has; return its size then."""
-        progress = self.settings["progress"]
-        await inform(progress, size, expected)
-        if size != expected:  # else this may be the page of a 416
-            async for piece in response.iter_bytes():
-                with disk_errors(file.name):  # what `progress` raises is no error of the disk
-                    write_all(file, piece)
-                size += len(piece)
-                await inform(progress, size, expected)
-        return size
 
 
 @spelled_out
@@ -4844,7 +4836,7 @@ def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
 
 # For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
 # A kind that is not here is any text, as it is.
-VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
+VALUES: dict[str, Any] = {
     "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
     "NUMBER": ("([0-9]{1,18})", int),
     "LIMIT": ("(-1|[0-9]{1,18})", int),
@@ -5649,10 +5641,8 @@ def render_write_out(template: str, values: Mapping[str, Any],
             break
         if kind == "output" or text in streams:
             pieces.append([name or streams[text], ""])
-        elif kind:
-            pieces[-1][1] += printable(headers.get(name, ""))
-        else:
-            pieces[-1][1] += known.get(text, text)  # a name that we do not know stays visible
+        else:  # a name that we do not know stays visible
+            pieces[-1][1] += printable(headers.get(name, "")) if kind else known.get(text, text)
     return pieces
 
 
