@@ -6410,6 +6410,17 @@ class Section17Downloads(OnDisk):
                 self.assertEqual(asked_for(server), ["", f"{len(GZIPPED) - 3}-"])
                 os.unlink(path)
 
+    async def test_the_page_of_a_416_holds_no_connection(self) -> None:
+        page = unmet("bytes */11")
+        late = [page[:-4], 0.02, page[-4:]]
+        async with scripted([READ, *late, READ, answer(b"next")]) as server:
+            server.url += "/f"
+            self.leave(server, WHOLE)
+            async with Session(limit=1, timeout=1.0, trust_env=False) as session:
+                await session.download(server.url, self.path)
+                self.assertEqual((await session.get(server.url)).content, b"next")
+        self.assert_whole()
+
     async def test_an_empty_part_starts_over(self) -> None:
         """So a kill before the body leaves it, whatever has become of the sidecar."""
         async with giving(answer(WHOLE, V1)) as server:
