@@ -5038,23 +5038,21 @@ def allows(text: str | None, scheme: str) -> bool:
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
-def connector(options: Options) -> Connector:
+async def connect(host: str, port: int, **how: Any) -> Any:
     """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
+    transfer = TRANSFER.get()
+    options = transfer.options
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
-
-    async def connect(host: str, port: int, **how: Any) -> Any:
-        for old_host, old_port, new_host, new_port in options.connect_to:
-            if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
-                host, port = new_host.strip("[]") or host, int(new_port or port)
-                break
-        began = time.monotonic()
-        addresses = await look_up(host, family)
-        TRANSFER.get().looked_up = time.monotonic() - began
-        return await open_first(",".join(addresses), port, **how)
-
-    return connect
+    for old_host, old_port, new_host, new_port in options.connect_to:
+        if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
+            host, port = new_host.strip("[]") or host, int(new_port or port)
+            break
+    began = time.monotonic()
+    addresses = await look_up(host, family)
+    transfer.looked_up = time.monotonic() - began
+    return await open_first(",".join(addresses), port, **how)
 
 
 def set_proxies(options: Options) -> None:
@@ -5076,45 +5074,6 @@ def set_proxies(options: Options) -> None:
             scheme, mark, address = url.rpartition("://")
             if kind != "no":
                 os.environ[f"{kind}_proxy"] = f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
-
-
-def session_settings(options: Options) -> dict[str, Any]:
-    """The flags as keywords of Session, but for -H, which is each call's, and so wins."""
-    headers = {
-        "Referer": options.referer or None,
-        "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
-        "Range": options.range,
-        **(options.time_cond or {}),
-    }
-    if options.user_agent is not None:
-        headers["User-Agent"] = options.user_agent or None
-    if options.etag_compare and os.path.exists(options.etag_compare):
-        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
-    silence = options.speed_time
-    if silence is None:
-        silence = max(SILENCE_SECONDS, options.max_time or 0)
-    certificate, _, password = (options.cert or "").partition(":")
-    return {
-        "headers": headers,
-        "auth": options.oauth2_bearer or options.user,
-        "netrc": options.netrc_file or bool(options.netrc or options.netrc_optional)
-        and os.path.exists(os.path.expanduser("~/.netrc")),
-        "timeout": silence or None,
-        "deadline": options.max_time or None,
-        "follow_redirects": options.location,
-        "max_redirects": options.max_redirs if options.max_redirs >= 0 else None,
-        "redirect_schemes": [scheme for scheme in DEFAULT_PORTS if allows(options.proto, scheme)
-                             and allows(options.proto_redir, scheme)],
-        "trust_redirects": bool(options.location_trusted),
-        "verify": not options.insecure and (options.cacert or options.capath or True),
-        "cert": options.cert and (certificate, options.key, password),
-        "decode": options.compressed and not options.range,  # no part of a gzip unpacks
-        "unix_socket": options.unix_socket,
-        "resolve": dict(options.resolve),  # with "" for what was taken back
-        "open_connection": connector(options),
-        "rate": options.rate,
-        "limit": options.parallel_max or 50,
-    }
 
 
 _CELL = r"[^\0-\x1f\x7f]*"
@@ -5157,6 +5116,63 @@ def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
         if list(parse_cookie_file(line)):  # else it has a tab, or only a home origin (section 15)
             lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def open_jar(options: Options) -> Cookies | bool:
+    """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
+    names = [name for name in options.cookie if "=" not in name]
+    jar = Cookies()
+    for name in names:
+        if name == "-" or os.path.exists(name):  # a first run may well name a file to come
+            for cookie in parse_cookie_file(read_text(name)):
+                jar.add(cookie)
+    return jar if names or options.cookie_jar else False
+
+
+def open_session(options: Options) -> Session:
+    """A Session as the flags say, but for -H, which is each call's, and so wins."""
+    headers = {
+        "Referer": options.referer or None,
+        "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
+        "Range": options.range,
+        **(options.time_cond or {}),
+    }
+    if options.user_agent is not None:
+        headers["User-Agent"] = options.user_agent or None
+    if options.etag_compare and os.path.exists(options.etag_compare):
+        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
+    silence = options.speed_time
+    if silence is None:
+        silence = max(SILENCE_SECONDS, options.max_time or 0)
+    certificate, _, password = (options.cert or "").partition(":")
+    session = Session(
+        headers=headers,
+        cookies=open_jar(options),
+        auth=options.oauth2_bearer or options.user,
+        netrc=options.netrc_file or bool(options.netrc or options.netrc_optional)
+        and os.path.exists(os.path.expanduser("~/.netrc")),
+        timeout=silence or None,
+        deadline=options.max_time or None,
+        follow_redirects=options.location,
+        max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
+        redirect_schemes=[scheme for scheme in DEFAULT_PORTS if allows(options.proto, scheme)
+                          and allows(options.proto_redir, scheme)],
+        trust_redirects=bool(options.location_trusted),
+        verify=not options.insecure and (options.cacert or options.capath or True),
+        cert=options.cert and (certificate, options.key, password),
+        decode=options.compressed and not options.range,  # no part of a gzip unpacks
+        unix_socket=options.unix_socket,
+        resolve=dict(options.resolve),  # with "" for what was taken back
+        open_connection=connect,
+        rate=options.rate,
+        limit=options.parallel_max or 50,
+    )
+    session.connect_timeout = options.connect_timeout
+    if options.tlsv1_2:
+        session.tls_version = ssl.TLSVersion.TLSv1_2
+    if options.tlsv1_3:
+        session.tls_version = ssl.TLSVersion.TLSv1_3
+    return session
 
 
 # ---- files
@@ -5706,17 +5722,6 @@ def in_flags(text: str) -> str:
 
 # ---- the run
 
-def open_jar(options: Options) -> Cookies | bool:
-    """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
-    names = [name for name in options.cookie if "=" not in name]
-    jar = Cookies()
-    for name in names:
-        if name == "-" or os.path.exists(name):  # a first run may well name a file to come
-            for cookie in parse_cookie_file(read_text(name)):
-                jar.add(cookie)
-    return jar if names or options.cookie_jar else False
-
-
 def bars_of(transfer: Transfer) -> Iterable[Bar]:
     """The rows of --waterfall; without a response it was all one wait."""
     if transfer.response is not NO_RESPONSE:
@@ -5735,12 +5740,7 @@ class Command:
         self.headers = [*itertools.chain(*options.header)]  # -H: given to each call, so they win
         self.transfers = plan_transfers(self)
         set_proxies(options)
-        self.session = Session(cookies=open_jar(options), **session_settings(options))
-        self.session.connect_timeout = options.connect_timeout
-        if options.tlsv1_2:
-            self.session.tls_version = ssl.TLSVersion.TLSv1_2
-        if options.tlsv1_3:
-            self.session.tls_version = ssl.TLSVersion.TLSv1_3
+        self.session = open_session(options)
         mixed = sys.stdout.isatty() and any(
             transfer.output in ("", "-") for transfer in self.transfers)
         quiet = mixed or options.silent or options.no_progress_meter

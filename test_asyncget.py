@@ -5152,13 +5152,13 @@ class Faults(AsyncCase):
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.02):
                 async with scripted([READ, answer()], [READ, answer()]) as server:
                     url = f"http://host.test:{server.port}/"
-                    settings: dict[str, Any] = {"timeout": 0.1 if said else 9}
+                    of_ours = Session(timeout=0.1 if said else 9)
                     if flags:
                         options = parse_arguments([url, *flags.split()])
                         command: Any = types.SimpleNamespace(options=options)
                         asyncget.TRANSFER.set(asyncget.Transfer(command, 0, url, ""))
-                        settings = asyncget.session_settings(options)
-                    async with Session(**settings) as session:
+                        of_ours = asyncget.open_session(options)
+                    async with of_ours as session:
                         if said:
                             await self.raised((ConnectError, TimedOut), session.get(url), said)
                         else:
@@ -5810,9 +5810,8 @@ class TrustAndSecrets(AsyncCase):
             ("with, then without", [(b, {}), (a, {})], {a: b}, c, [(b, "c"), (a, "c"), (b, None)]),
             ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")])]
         for flags in ([], ["--tlsv1.3"], ["-k"]):  # the command's, whatever else is said of TLS
-            given = asyncget.session_settings(parse_arguments([a, "-E", "c", *flags]))
-            of_tls: dict[str, Any] = {
-                name: given[name] for name in ("verify", "cert") if name in given}
+            given = asyncget.open_session(parse_arguments([a, "-E", "c", *flags])).settings
+            of_tls = {name: given[name] for name in ("verify", "cert")}
             rows.append((f"command {flags}", [(a, {})], {a: b}, of_tls, [(a, "c"), (b, None)]))
         for name, calls, moved, settings, expected in rows:
             with self.subTest(name):
