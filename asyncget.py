@@ -4582,7 +4582,7 @@ async def demo(port: str = "") -> None:
     """Show in seven seconds what asyncio is for, with a server; given a port, only serve there."""
     server = await asyncio.start_server(serve_demo, "127.0.0.1", port)
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
-    print(f"A small server answers on {origin}; nothing leaves this machine.", flush=True)
+    print(f"A small server answers on {origin}; nothing leaves this machine.")
     if port:
         print("Its pages:", *DEMO_PAGES, "(/delay/3 takes 3 seconds); Ctrl-C ends it.", flush=True)
         await server.serve_forever()
@@ -5230,10 +5230,10 @@ def is_direct(path: str) -> bool:
     """Whether what a flag names has to be written in place: a device, a pipe, a descriptor, which
     a rename would replace; a file in a folder where no .part can be made.
     """
-    folder = os.path.dirname(os.path.realpath(path))
     return os.path.exists(path) and (
         bool(re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path))))
-        or not os.path.isfile(path) or not os.access(folder, os.W_OK))
+        or not os.path.isfile(path)
+        or not os.access(os.path.dirname(os.path.realpath(path)), os.W_OK))
 
 
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
@@ -5370,10 +5370,10 @@ class Transfer:
             return
         self.held += data
         if self.turn.is_set():
-            held, self.held = self.held, bytearray()
             if not self.wrote:
                 self.command.wipe()
-            write_named("-", held)
+            write_named("-", self.held)
+            self.held.clear()
 
     # ---- one try
 
@@ -5743,8 +5743,8 @@ class Command:
         self.session = open_session(options)
         mixed = sys.stdout.isatty() and any(
             transfer.output in ("", "-") for transfer in self.transfers)
-        quiet = mixed or options.silent or options.no_progress_meter
-        self.shown = sys.stderr.isatty() and not quiet
+        self.shown = sys.stderr.isatty() and not (
+            mixed or options.silent or options.no_progress_meter)
         self.drawn = False
         self.code = 0  # of the first URL that has failed
 
