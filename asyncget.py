@@ -115,6 +115,17 @@ from collections.abc import (
     Sequence,
     Sized,
 )
+from os.path import (
+    basename,
+    dirname,
+    exists,
+    getmtime,
+    getsize,
+    isfile,
+    islink,
+    lexists,
+    realpath,
+)
 from typing import (
     IO,
     TYPE_CHECKING,
@@ -4234,9 +4245,9 @@ def size_of_ours(file: IO[bytes]) -> int:
     """
     found = os.fstat(file.fileno())
     theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
-    if (theirs or found.st_nlink > 1 or not os.path.isfile(file.name)
+    if (theirs or found.st_nlink > 1 or not isfile(file.name)
             or not os.path.samestat(found, os.lstat(file.name))):
-        raise OSError(f"{os.path.basename(file.name)} is a link, no plain file, or somebody else's")
+        raise OSError(f"{basename(file.name)} is a link, no plain file, or somebody else's")
     return found.st_size
 
 
@@ -4246,7 +4257,7 @@ def read_sidecar(part: str) -> Partial | None:
         size_of_ours(sidecar)
         match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
         if match:
-            size = os.path.getsize(part) if os.path.exists(part) else 0
+            size = getsize(part) if exists(part) else 0
             return Partial(size, *match.groups())
     return None
 
@@ -4259,10 +4270,10 @@ def read_partial(path: str) -> Partial | None:
 
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
-    special = os.path.exists(path) and not os.path.isfile(path)
-    if special or not os.path.basename(path) or "\0" in path:
+    special = exists(path) and not isfile(path)
+    if special or not basename(path) or "\0" in path:
         raise OSError("not the name of a file")
-    if os.path.lexists(path) and not overwrite:
+    if lexists(path) and not overwrite:
         raise OSError("it exists")
 
 
@@ -4272,9 +4283,9 @@ def check_part(part: str) -> None:
     Ours have a valid sidecar; an empty .part may have any, as a kill may have come before or
     amid that.
     """
-    used = os.path.getsize(part) if os.path.isfile(part) else os.path.lexists(part + ".meta")
+    used = getsize(part) if isfile(part) else lexists(part + ".meta")
     if used and read_sidecar(part) is None:
-        raise OSError(f"{os.path.basename(part)} or its .meta is not of our making: "
+        raise OSError(f"{basename(part)} or its .meta is not of our making: "
                       "move it away, or choose another name")
 
 
@@ -4426,7 +4437,7 @@ class Download(Call):
         with file:
             with disk_errors(path):
                 claim_part(file, known)
-                if os.path.isfile(path) and not os.path.islink(path):
+                if isfile(path) and not islink(path):
                     # Who may not read PATH must not read what replaces it. 0o200: we may go on.
                     os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
                 if known is None:
@@ -4806,8 +4817,8 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
     from email.utils import formatdate, mktime_tz, parsedate_tz
     name = "If-Unmodified-Since" if minus else "If-Modified-Since"
     with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
-        if os.path.exists(text):
-            text = formatdate(os.path.getmtime(text))
+        if exists(text):
+            text = formatdate(getmtime(text))
         date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
         if date:
             return {name: formatdate(mktime_tz(date), usegmt=True)}
@@ -5123,7 +5134,7 @@ def open_jar(options: Options) -> Cookies | bool:
     names = [name for name in options.cookie if "=" not in name]
     jar = Cookies()
     for name in names:
-        if name == "-" or os.path.exists(name):  # a first run may well name a file to come
+        if name == "-" or exists(name):  # a first run may well name a file to come
             for cookie in parse_cookie_file(read_text(name)):
                 jar.add(cookie)
     return jar if names or options.cookie_jar else False
@@ -5139,7 +5150,7 @@ def open_session(options: Options) -> Session:
     }
     if options.user_agent is not None:
         headers["User-Agent"] = options.user_agent or None
-    if options.etag_compare and os.path.exists(options.etag_compare):
+    if options.etag_compare and exists(options.etag_compare):
         headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
     silence = options.speed_time
     if silence is None:
@@ -5150,7 +5161,7 @@ def open_session(options: Options) -> Session:
         cookies=open_jar(options),
         auth=options.oauth2_bearer or options.user,
         netrc=options.netrc_file or bool(options.netrc or options.netrc_optional)
-        and os.path.exists(os.path.expanduser("~/.netrc")),
+        and exists(os.path.expanduser("~/.netrc")),
         timeout=silence or None,
         deadline=options.max_time or None,
         follow_redirects=options.location,
@@ -5230,10 +5241,10 @@ def is_direct(path: str) -> bool:
     """Whether what a flag names has to be written in place: a device, a pipe, a descriptor, which
     a rename would replace; a file in a folder where no .part can be made.
     """
-    return os.path.exists(path) and (
-        bool(re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path))))
-        or not os.path.isfile(path)
-        or not os.access(os.path.dirname(os.path.realpath(path)), os.W_OK))
+    return exists(path) and (
+        bool(re.match("/dev(/fd)?$|/proc/", realpath(dirname(path))))
+        or not isfile(path)
+        or not os.access(dirname(realpath(path)), os.W_OK))
 
 
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
@@ -5247,16 +5258,16 @@ def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
 
 def save_jar(jar: Cookies, name: str) -> None:
     """Write the cookies for -c, for nobody else to read; a file stays until all is written."""
-    before = read_text(name) if name != "-" and os.path.isfile(name) else ""
+    before = read_text(name) if name != "-" and isfile(name) else ""
     data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
     from shutil import copyfile, move
     from tempfile import TemporaryDirectory
-    path = os.path.realpath(name)
+    path = realpath(name)
     with disk_errors(name), TemporaryDirectory(
-            prefix=".asyncget-", dir=os.path.dirname(path)) as folder:  # only its owner enters it
+            prefix=".asyncget-", dir=dirname(path)) as folder:  # only its owner enters it
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
         os.chmod(temporary, 0o600)
@@ -5338,25 +5349,25 @@ class Transfer:
         """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
         options, claimed = self.options, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
-        if os.path.exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
+        if exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
             return ""
         # A device or a pipe that -o names, others may have, too; of a link, the target is meant.
-        if not self.output or not os.path.exists(path) or os.path.isfile(path):
-            if self.output and os.path.islink(path):
-                path = os.path.realpath(path)
+        if not self.output or not exists(path) or isfile(path):
+            if self.output and islink(path):
+                path = realpath(path)
             wanted, number = path, 0
             while options.no_clobber and (
-                    os.path.lexists(path) or os.path.realpath(path) in claimed):
+                    lexists(path) or realpath(path) in claimed):
                 number += 1
                 path = f"{wanted}.{number}"
             part = part_of(path)
             for taken in (path, part, part + ".meta"):
-                if claimed.setdefault(os.path.realpath(taken), self) is not self:
+                if claimed.setdefault(realpath(taken), self) is not self:
                     raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
             if options.create_dirs:
                 with disk_errors(path):
-                    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+                    os.makedirs(dirname(path) or ".", exist_ok=True)
         self.path = path
         return path
 
@@ -5449,9 +5460,9 @@ class Transfer:
         status = response.status_code
         rest = length_of_rest(
             response, Partial(offset, self.validator, "None", source_of(response)))
-        ours = self.options.continue_at == "-" and os.path.isfile(self.path)
+        ours = self.options.continue_at == "-" and isfile(self.path)
         changed = parse_date(response.headers.get("last-modified", "")) or 0
-        if rest is not None and not (ours and rest and changed > os.path.getmtime(self.path)):
+        if rest is not None and not (ours and rest and changed > getmtime(self.path)):
             return status == 206
         if status != 416 or not ours:
             response.raise_for_status()
@@ -5496,8 +5507,8 @@ class Transfer:
         in_place = (self.output in ("", "-") or options.include or options.head
                     or self.output and is_direct(path))
         offset = int((options.continue_at or "").strip("-") or 0) + self.wrote
-        if going_on and os.path.isfile(path) and (in_place or not read_partial(path)):
-            offset = os.path.getsize(path)
+        if going_on and isfile(path) and (in_place or not read_partial(path)):
+            offset = getsize(path)
         if in_place or offset:
             self.mode = path and ("ab" if offset else "wb")
             try:
@@ -5522,7 +5533,7 @@ class Transfer:
             headers=self.command.headers, trace=self.trace,
             on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
             overwrite=not options.remote_header_name,
-            any_status=not (going_on and os.path.isfile(path)))  # it stays, as a .part does
+            any_status=not (going_on and isfile(path)))  # it stays, as a .part does
 
     def finish(self) -> None:
         """What is left to do after a whole body, for --etag-save, -R and --fail-with-body."""
