@@ -115,6 +115,17 @@ from collections.abc import (
     Sequence,
     Sized,
 )
+from os.path import (
+    basename,
+    dirname,
+    exists,
+    getmtime,
+    getsize,
+    isfile,
+    islink,
+    lexists,
+    realpath,
+)
 from typing import (
     IO,
     TYPE_CHECKING,
@@ -4156,36 +4167,24 @@ def body_length(response: Response) -> int | None:
     return None if isinstance(framing, str) or is_coded(response) else framing
 
 
-def length_of_rest(response: Response, start: int) -> int | None:
-    """How many bytes a 206 has, if they are all from `start` on; 0 for a 416 that says so.
-
-    None if the response does not fit. For a 206 of N bytes there is one right Content-Range:
-    compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
-    """
-    length = body_length(response) if response.status_code == 206 else 0
-    if length is None:  # the rest could end anywhere, and look whole
-        return None
-    end = start + length
-    right = f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
-    return length if response.headers.get("content-range", "").lower() == right else None
-
-
-def is_rest(response: Response, known: Partial) -> bool:
-    """Whether a 206 has all that comes after our bytes, or a 416 says that nothing does.
+def length_of_rest(response: Response, known: Partial) -> int | None:
+    """How many bytes come behind ours, says a 206; 0, says a 416. None if it does not fit.
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes behind ours. So
     if anything does not fit, nothing is written, and all of the file is asked for (RFC 9110
-    14.4, 15.3.7, 15.5.17); only the validator may be left out.
+    14.4, 15.3.7, 15.5.17); only the validator may be left out. For N bytes there is one right
+    Content-Range: compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
     """
-    length = length_of_rest(response, known.size)
-    return (length is not None and known.length in ("None", str(known.size + length))
-            and is_version(response, known.validator) and source_of(response) == known.source)
-
-
-def is_version(response: Response, validator: str) -> bool:
-    """Whether a response is of the version with a validator, as far as it says so."""
+    length = {206: body_length(response), 416: 0}.get(response.status_code)
+    if length is None:  # the rest could end anywhere, and look whole
+        return None
+    end, validator, headers = known.size + length, known.validator, response.headers
+    right = f"bytes {known.size}-{end - 1}/{end}" if length else f"bytes */{end}"
     field = "etag" if validator.startswith('"') else "last-modified"
-    return not validator or response.headers.get(field, validator) == validator
+    fits = (headers.get("content-range", "").lower() == right
+            and known.length in ("None", str(end)) and source_of(response) == known.source
+            and (not validator or headers.get(field, validator) == validator))
+    return length if fits else None
 
 
 # ---- on the disk
@@ -4238,9 +4237,9 @@ def size_of_ours(file: IO[bytes]) -> int:
     """
     found = os.fstat(file.fileno())
     theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
-    if (theirs or found.st_nlink > 1 or not os.path.isfile(file.name)
+    if (theirs or found.st_nlink > 1 or not isfile(file.name)
             or not os.path.samestat(found, os.lstat(file.name))):
-        raise OSError(f"{os.path.basename(file.name)} is a link, no plain file, or somebody else's")
+        raise OSError(f"{basename(file.name)} is a link, no plain file, or somebody else's")
     return found.st_size
 
 
@@ -4250,7 +4249,7 @@ def read_sidecar(part: str) -> Partial | None:
         size_of_ours(sidecar)
         match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
         if match:
-            size = os.path.getsize(part) if os.path.exists(part) else 0
+            size = getsize(part) if exists(part) else 0
             return Partial(size, *match.groups())
     return None
 
@@ -4263,26 +4262,23 @@ def read_partial(path: str) -> Partial | None:
 
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
-    with disk_errors(path):
-        special = os.path.exists(path) and not os.path.isfile(path)
-        if special or not os.path.basename(path) or "\0" in path:
-            raise OSError("not the name of a file")
-        if os.path.lexists(path) and not overwrite:
-            raise OSError("it exists")
+    special = exists(path) and not isfile(path)
+    if special or not basename(path) or "\0" in path:
+        raise OSError("not the name of a file")
+    if lexists(path) and not overwrite:
+        raise OSError("it exists")
 
 
-def check_part(path: str) -> None:
+def check_part(part: str) -> None:
     """Refuse to write over a .part, or a .part.meta, that we have not made.
 
     Ours have a valid sidecar; an empty .part may have any, as a kill may have come before or
     amid that.
     """
-    part = part_of(path)
-    with disk_errors(path):
-        used = os.path.getsize(part) if os.path.isfile(part) else os.path.lexists(part + ".meta")
-        if used and read_sidecar(part) is None:
-            raise OSError(f"{os.path.basename(part)} or its .meta is not of our making: "
-                          "move it away, or choose another name")
+    used = getsize(part) if isfile(part) else lexists(part + ".meta")
+    if used and read_sidecar(part) is None:
+        raise OSError(f"{basename(part)} or its .meta is not of our making: "
+                      "move it away, or choose another name")
 
 
 def claim_part(file: io.FileIO, known: Partial | None) -> None:
@@ -4382,7 +4378,8 @@ class Download(Call):
         request = super().first_request().adding("Accept-Encoding", "identity")
         self.known, self.ranged = None, "range" in Headers(request.fields)
         if isinstance(self.path, str):
-            check_target(self.path, self.settings["overwrite"])
+            with disk_errors(self.path):
+                check_target(self.path, self.settings["overwrite"])
             if self.resume and not self.ranged:
                 self.known = read_partial(self.path)
         if self.known:
@@ -4397,12 +4394,16 @@ class Download(Call):
         if callable(self.path):
             self.path = os.fsdecode(self.path(response))
         leave_own_coding(response, self.path)
-        known, status = self.known, response.status_code
+        known, status, expected = self.known, response.status_code, body_length(response)
         if known and status in (206, 416):
-            if not is_rest(response, known):  # what is there stays until a 200 comes
+            rest = length_of_rest(response, known)
+            if rest is None:  # what is there stays until a 200 comes
                 response.close()
                 self.resume = False
                 raise Anew
+            expected = known.size + rest
+            if not rest:  # the page of a 416 must not hold the connection
+                await response.discard()
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
                 or status >= 300 and (self.begun or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
@@ -4410,50 +4411,43 @@ class Download(Call):
         else:
             known = None  # this comes from its start on: it replaces what is there, if anything
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
-        check_target(self.path, self.settings["overwrite"])
-        check_part(self.path)  # only now: a 304, say, writes nothing
-        await self.save(response, self.path, known)
+        await self.save(response, self.path, known, expected)
 
-    async def save(self, response: Response, path: str, known: Partial | None) -> None:
+    async def save(self, response: Response, path: str, known: Partial | None,
+                   expected: int | None) -> None:
         """Write a body behind what is known, or from the start; rename the file when it is whole.
 
         The loop stands still while a piece is written: of 256 KiB at most, which the kernel
         takes in 0.1 ms. A thread for each would cost more, and makes a slow disk no faster.
         """
         part, size = part_of(path), known.size if known else 0
-        rest = length_of_rest(response, size) if known else body_length(response)
-        expected = None if rest is None else size + rest
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path):
+            check_target(path, self.settings["overwrite"])
+            check_part(part)  # only now: a 304, say, writes nothing
             file = open(part, "ab", buffering=0, opener=open_ours)
         with file:
             with disk_errors(path):
                 claim_part(file, known)
-                if os.path.isfile(path) and not os.path.islink(path):
+                if isfile(path) and not islink(path):
                     # Who may not read PATH must not read what replaces it. 0o200: we may go on.
                     os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
                 if known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
-            size = await self.copy(response, file, size, expected)
+            # Each piece alone is for disk_errors: what `progress` raises is no error of the disk.
+            write, progress = disk_errors(part)(write_all), self.settings["progress"]
+            await inform(progress, size, expected)
+            if size != expected:  # else this was a 416
+                async for piece in response.iter_bytes():
+                    write(file, piece)
+                    size += len(piece)
+                    await inform(progress, size, expected)
             with disk_errors(path):
                 # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
                 await asyncio.to_thread(os.fsync, file.fileno())
                 publish_part(file, path, size, self.settings["overwrite"])
-
-    async def copy(self, response: Response, file: IO[bytes], size: int,
-                   expected: int | None) -> int:
-        """Write what comes behind what a file has; return its size then."""
-        progress = self.settings["progress"]
-        await inform(progress, size, expected)
-        if size != expected:  # else this may be the page of a 416
-            async for piece in response.iter_bytes():
-                with disk_errors(file.name):  # what `progress` raises is no error of the disk
-                    write_all(file, piece)
-                size += len(piece)
-                await inform(progress, size, expected)
-        return size
 
 
 @spelled_out
@@ -4591,7 +4585,7 @@ async def demo(port: str = "") -> None:
     """Show in seven seconds what asyncio is for, with a server; given a port, only serve there."""
     server = await asyncio.start_server(serve_demo, "127.0.0.1", port)
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
-    print(f"A small server answers on {origin}; nothing leaves this machine.", flush=True)
+    print(f"A small server answers on {origin}; nothing leaves this machine.")
     if port:
         print("Its pages:", *DEMO_PAGES, "(/delay/3 takes 3 seconds); Ctrl-C ends it.", flush=True)
         await server.serve_forever()
@@ -4815,8 +4809,8 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
     from email.utils import formatdate, mktime_tz, parsedate_tz
     name = "If-Unmodified-Since" if minus else "If-Modified-Since"
     with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
-        if os.path.exists(text):
-            text = formatdate(os.path.getmtime(text))
+        if exists(text):
+            text = formatdate(getmtime(text))
         date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
         if date:
             return {name: formatdate(mktime_tz(date), usegmt=True)}
@@ -4845,7 +4839,7 @@ def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
 
 # For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
 # A kind that is not here is any text, as it is.
-VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
+VALUES: dict[str, Any] = {
     "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
     "NUMBER": ("([0-9]{1,18})", int),
     "LIMIT": ("(-1|[0-9]{1,18})", int),
@@ -5049,23 +5043,21 @@ def allows(text: str | None, scheme: str) -> bool:
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
-def connector(options: Options) -> Connector:
+async def connect(host: str, port: int, **how: Any) -> Any:
     """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
+    transfer = TRANSFER.get()
+    options = transfer.options
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
-
-    async def connect(host: str, port: int, **how: Any) -> Any:
-        for old_host, old_port, new_host, new_port in options.connect_to:
-            if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
-                host, port = new_host.strip("[]") or host, int(new_port or port)
-                break
-        began = time.monotonic()
-        addresses = await look_up(host, family)
-        TRANSFER.get().looked_up = time.monotonic() - began
-        return await open_first(",".join(addresses), port, **how)
-
-    return connect
+    for old_host, old_port, new_host, new_port in options.connect_to:
+        if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
+            host, port = new_host.strip("[]") or host, int(new_port or port)
+            break
+    began = time.monotonic()
+    addresses = await look_up(host, family)
+    transfer.looked_up = time.monotonic() - began
+    return await open_first(",".join(addresses), port, **how)
 
 
 def set_proxies(options: Options) -> None:
@@ -5089,48 +5081,10 @@ def set_proxies(options: Options) -> None:
                 os.environ[f"{kind}_proxy"] = f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
 
 
-def session_settings(options: Options) -> dict[str, Any]:
-    """The flags as keywords of Session, but for -H, which is each call's, and so wins."""
-    headers = {
-        "Referer": options.referer or None,
-        "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
-        "Range": options.range,
-        **(options.time_cond or {}),
-    }
-    if options.user_agent is not None:
-        headers["User-Agent"] = options.user_agent or None
-    if options.etag_compare and os.path.exists(options.etag_compare):
-        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
-    silence = options.speed_time
-    if silence is None:
-        silence = max(SILENCE_SECONDS, options.max_time or 0)
-    certificate, _, password = (options.cert or "").partition(":")
-    return {
-        "headers": headers,
-        "auth": options.oauth2_bearer or options.user,
-        "netrc": options.netrc_file or bool(options.netrc or options.netrc_optional)
-        and os.path.exists(os.path.expanduser("~/.netrc")),
-        "timeout": silence or None,
-        "deadline": options.max_time or None,
-        "follow_redirects": options.location,
-        "max_redirects": options.max_redirs if options.max_redirs >= 0 else None,
-        "redirect_schemes": [scheme for scheme in DEFAULT_PORTS if allows(options.proto, scheme)
-                             and allows(options.proto_redir, scheme)],
-        "trust_redirects": bool(options.location_trusted),
-        "verify": not options.insecure and (options.cacert or options.capath or True),
-        "cert": options.cert and (certificate, options.key, password),
-        "decode": options.compressed and not options.range,  # no part of a gzip unpacks
-        "unix_socket": options.unix_socket,
-        "resolve": {host: found for host, found in dict(options.resolve).items() if found},
-        "open_connection": connector(options),
-        "rate": options.rate,
-        "limit": options.parallel_max or 50,
-    }
-
-
+_CELL = r"[^\0-\x1f\x7f]*"
 _COOKIE_LINE = re.compile(  # domain, below it too?, path, secure?, expires, name, value
-    r"(?i)(#HttpOnly_)?\.?([^\t#.][^\t]*)\t(?:(TRUE)|[^\t]*)\t(?:(/[^\t]*)|[^\t]*)"
-    r"\t(?:(TRUE)|[^\t]*)\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
+    rf"(?im)^(#HttpOnly_)?\.?(?![\t#.])({_CELL})\t(?:(TRUE)|{_CELL})\t(?:(/{_CELL})|{_CELL})"
+    rf"\t(?:(TRUE)|{_CELL})\t([0-9]{{0,18}}(?:\.[0-9]{{0,18}})?)\t({_CELL})(?:\t({_CELL}))?\r?$")
 
 
 def parse_cookie_file(text: str) -> Iterator[Cookie]:
@@ -5141,11 +5095,8 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
     [Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
             http_only=True, expires=None)]
     """
-    for line in re.split("\r?\n", text):  # splitlines would part a value at U+2028, too
-        match = _COOKIE_LINE.fullmatch(line)
-        if match is None or not _VALUE.fullmatch(line):
-            continue
-        http_only, domain, below, path, secure, expires, name, value = match.groups("")
+    for (http_only, domain, below, path, secure, expires, name,
+         value) in _COOKIE_LINE.findall(text):
         cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
                         http_only != "",
                         float(f"0{expires}") or None)  # 0, or http.cookiejar's "": no end
@@ -5170,6 +5121,63 @@ def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
         if list(parse_cookie_file(line)):  # else it has a tab, or only a home origin (section 15)
             lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def open_jar(options: Options) -> Cookies | bool:
+    """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
+    names = [name for name in options.cookie if "=" not in name]
+    jar = Cookies()
+    for name in names:
+        if name == "-" or exists(name):  # a first run may well name a file to come
+            for cookie in parse_cookie_file(read_text(name)):
+                jar.add(cookie)
+    return jar if names or options.cookie_jar else False
+
+
+def open_session(options: Options) -> Session:
+    """A Session as the flags say, but for -H, which is each call's, and so wins."""
+    headers = {
+        "Referer": options.referer or None,
+        "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
+        "Range": options.range,
+        **(options.time_cond or {}),
+    }
+    if options.user_agent is not None:
+        headers["User-Agent"] = options.user_agent or None
+    if options.etag_compare and exists(options.etag_compare):
+        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
+    silence = options.speed_time
+    if silence is None:
+        silence = max(SILENCE_SECONDS, options.max_time or 0)
+    certificate, _, password = (options.cert or "").partition(":")
+    session = Session(
+        headers=headers,
+        cookies=open_jar(options),
+        auth=options.oauth2_bearer or options.user,
+        netrc=options.netrc_file or bool(options.netrc or options.netrc_optional)
+        and exists(os.path.expanduser("~/.netrc")),
+        timeout=silence or None,
+        deadline=options.max_time or None,
+        follow_redirects=options.location,
+        max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
+        redirect_schemes=[scheme for scheme in DEFAULT_PORTS if allows(options.proto, scheme)
+                          and allows(options.proto_redir, scheme)],
+        trust_redirects=bool(options.location_trusted),
+        verify=not options.insecure and (options.cacert or options.capath or True),
+        cert=options.cert and (certificate, options.key, password),
+        decode=options.compressed and not options.range,  # no part of a gzip unpacks
+        unix_socket=options.unix_socket,
+        resolve=dict(options.resolve),  # with "" for what was taken back
+        open_connection=connect,
+        rate=options.rate,
+        limit=options.parallel_max or 50,
+    )
+    session.connect_timeout = options.connect_timeout
+    if options.tlsv1_2:
+        session.tls_version = ssl.TLSVersion.TLSv1_2
+    if options.tlsv1_3:
+        session.tls_version = ssl.TLSVersion.TLSv1_3
+    return session
 
 
 # ---- files
@@ -5227,10 +5235,10 @@ def is_direct(path: str) -> bool:
     """Whether what a flag names has to be written in place: a device, a pipe, a descriptor, which
     a rename would replace; a file in a folder where no .part can be made.
     """
-    folder = os.path.dirname(os.path.realpath(path))
-    return os.path.exists(path) and (
-        bool(re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path))))
-        or not os.path.isfile(path) or not os.access(folder, os.W_OK))
+    return exists(path) and (
+        bool(re.match("/dev(/fd)?$|/proc/", realpath(dirname(path))))
+        or not isfile(path)
+        or not os.access(dirname(realpath(path)), os.W_OK))
 
 
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
@@ -5244,16 +5252,16 @@ def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
 
 def save_jar(jar: Cookies, name: str) -> None:
     """Write the cookies for -c, for nobody else to read; a file stays until all is written."""
-    before = read_text(name) if name != "-" and os.path.isfile(name) else ""
+    before = read_text(name) if name != "-" and isfile(name) else ""
     data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
     from shutil import copyfile, move
     from tempfile import TemporaryDirectory
-    path = os.path.realpath(name)
+    path = realpath(name)
     with disk_errors(name), TemporaryDirectory(
-            prefix=".asyncget-", dir=os.path.dirname(path)) as folder:  # only its owner enters it
+            prefix=".asyncget-", dir=dirname(path)) as folder:  # only its owner enters it
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
         os.chmod(temporary, 0o600)
@@ -5335,25 +5343,25 @@ class Transfer:
         """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
         options, claimed = self.options, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
-        if os.path.exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
+        if exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
             return ""
         # A device or a pipe that -o names, others may have, too; of a link, the target is meant.
-        if not self.output or not os.path.exists(path) or os.path.isfile(path):
-            if self.output and os.path.islink(path):
-                path = os.path.realpath(path)
+        if not self.output or not exists(path) or isfile(path):
+            if self.output and islink(path):
+                path = realpath(path)
             wanted, number = path, 0
             while options.no_clobber and (
-                    os.path.lexists(path) or os.path.realpath(path) in claimed):
+                    lexists(path) or realpath(path) in claimed):
                 number += 1
                 path = f"{wanted}.{number}"
             part = part_of(path)
             for taken in (path, part, part + ".meta"):
-                if claimed.setdefault(os.path.realpath(taken), self) is not self:
+                if claimed.setdefault(realpath(taken), self) is not self:
                     raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
             if options.create_dirs:
                 with disk_errors(path):
-                    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+                    os.makedirs(dirname(path) or ".", exist_ok=True)
         self.path = path
         return path
 
@@ -5367,10 +5375,10 @@ class Transfer:
             return
         self.held += data
         if self.turn.is_set():
-            held, self.held = self.held, bytearray()
             if not self.wrote:
                 self.command.wipe()
-            write_named("-", held)
+            write_named("-", self.held)
+            self.held.clear()
 
     # ---- one try
 
@@ -5389,14 +5397,14 @@ class Transfer:
         late = time.monotonic() + delay - self.started
         return None if late > (options.retry_max_time or _FOREVER) else delay
 
-    def trace(self, kind: str, data: str | bytes) -> None:
+    def trace(self, kind: str, data: Any) -> None:
         """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
         options = self.options
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
             for line in _FIELD.sub(mask_field, text).removesuffix("\r\n").split("\r\n"):
                 self.command.say(f"{kind} {line}")
-        if kind != "<" or isinstance(data, str):
+        if kind != "<":
             return
         head = data
         if sys.stdout.isatty() and not self.mode:
@@ -5443,12 +5451,12 @@ class Transfer:
         The offset is the number of -C, or with "-" the size of our file. Raises Anew, which
         `fetch_once` catches, if the response does not fit, or the server's file is younger.
         """
-        status, rest = response.status_code, None
-        if status in (206, 416) and is_version(response, self.validator):
-            rest = length_of_rest(response, offset)
-        ours = self.options.continue_at == "-" and os.path.isfile(self.path)
+        status = response.status_code
+        rest = length_of_rest(
+            response, Partial(offset, self.validator, "None", source_of(response)))
+        ours = self.options.continue_at == "-" and isfile(self.path)
         changed = parse_date(response.headers.get("last-modified", "")) or 0
-        if rest is not None and not (ours and rest and changed > os.path.getmtime(self.path)):
+        if rest is not None and not (ours and rest and changed > getmtime(self.path)):
             return status == 206
         if status != 416 or not ours:
             response.raise_for_status()
@@ -5493,8 +5501,8 @@ class Transfer:
         in_place = (self.output in ("", "-") or options.include or options.head
                     or self.output and is_direct(path))
         offset = int((options.continue_at or "").strip("-") or 0) + self.wrote
-        if going_on and os.path.isfile(path) and (in_place or not read_partial(path)):
-            offset = os.path.getsize(path)
+        if going_on and isfile(path) and (in_place or not read_partial(path)):
+            offset = getsize(path)
         if in_place or offset:
             self.mode = path and ("ab" if offset else "wb")
             try:
@@ -5519,7 +5527,7 @@ class Transfer:
             headers=self.command.headers, trace=self.trace,
             on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
             overwrite=not options.remote_header_name,
-            any_status=not (going_on and os.path.isfile(path)))  # it stays, as a .part does
+            any_status=not (going_on and isfile(path)))  # it stays, as a .part does
 
     def finish(self) -> None:
         """What is left to do after a whole body, for --etag-save, -R and --fail-with-body."""
@@ -5648,17 +5656,14 @@ def render_write_out(template: str, values: Mapping[str, Any],
         known[f"%{{{name}}}"] = "" if value is None else printable(format(value, shape))
     streams = {"%{stdout}": "-", "%{stderr}": "stderr"}
     pieces = [["-", ""]]
-    for match in re.finditer(r"%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*",
-                             template, re.S):
-        text, (kind, name) = match[0], match.groups()
+    for text, kind, name in re.findall(
+            r"(?s)(%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*)", template):
         if text == "%{onerror}" and not values["exitcode"]:
             break
-        if kind == "header":
-            pieces[-1][1] += printable(headers.get(name, ""))
-        elif kind or text in streams:
+        if kind == "output" or text in streams:
             pieces.append([name or streams[text], ""])
-        else:
-            pieces[-1][1] += known.get(text, text)  # a name that we do not know stays visible
+        else:  # a name that we do not know stays visible
+            pieces[-1][1] += printable(headers.get(name, "")) if kind else known.get(text, text)
     return pieces
 
 
@@ -5722,17 +5727,6 @@ def in_flags(text: str) -> str:
 
 # ---- the run
 
-def open_jar(options: Options) -> Cookies | bool:
-    """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
-    names = [name for name in options.cookie if "=" not in name]
-    jar = Cookies()
-    for name in names:
-        if name == "-" or os.path.exists(name):  # a first run may well name a file to come
-            for cookie in parse_cookie_file(read_text(name)):
-                jar.add(cookie)
-    return jar if names or options.cookie_jar else False
-
-
 def bars_of(transfer: Transfer) -> Iterable[Bar]:
     """The rows of --waterfall; without a response it was all one wait."""
     if transfer.response is not NO_RESPONSE:
@@ -5751,16 +5745,11 @@ class Command:
         self.headers = [*itertools.chain(*options.header)]  # -H: given to each call, so they win
         self.transfers = plan_transfers(self)
         set_proxies(options)
-        self.session = Session(cookies=open_jar(options), **session_settings(options))
-        self.session.connect_timeout = options.connect_timeout
-        if options.tlsv1_2:
-            self.session.tls_version = ssl.TLSVersion.TLSv1_2
-        if options.tlsv1_3:
-            self.session.tls_version = ssl.TLSVersion.TLSv1_3
+        self.session = open_session(options)
         mixed = sys.stdout.isatty() and any(
             transfer.output in ("", "-") for transfer in self.transfers)
-        quiet = mixed or options.silent or options.no_progress_meter
-        self.shown = sys.stderr.isatty() and not quiet
+        self.shown = sys.stderr.isatty() and not (
+            mixed or options.silent or options.no_progress_meter)
         self.drawn = False
         self.code = 0  # of the first URL that has failed
 

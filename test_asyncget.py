@@ -5185,13 +5185,13 @@ class Faults(AsyncCase):
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.02):
                 async with scripted([READ, answer()], [READ, answer()]) as server:
                     url = f"http://host.test:{server.port}/"
-                    settings: dict[str, Any] = {"timeout": 0.1 if said else 9}
+                    of_ours = Session(timeout=0.1 if said else 9)
                     if flags:
                         options = parse_arguments([url, *flags.split()])
                         command: Any = types.SimpleNamespace(options=options)
                         asyncget.TRANSFER.set(asyncget.Transfer(command, 0, url, ""))
-                        settings = asyncget.session_settings(options)
-                    async with Session(**settings) as session:
+                        of_ours = asyncget.open_session(options)
+                    async with of_ours as session:
                         if said:
                             await self.raised((ConnectError, TimedOut), session.get(url), said)
                         else:
@@ -5843,9 +5843,8 @@ class TrustAndSecrets(AsyncCase):
             ("with, then without", [(b, {}), (a, {})], {a: b}, c, [(b, "c"), (a, "c"), (b, None)]),
             ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")])]
         for flags in ([], ["--tlsv1.3"], ["-k"]):  # the command's, whatever else is said of TLS
-            given = asyncget.session_settings(parse_arguments([a, "-E", "c", *flags]))
-            of_tls: dict[str, Any] = {
-                name: given[name] for name in ("verify", "cert") if name in given}
+            given = asyncget.open_session(parse_arguments([a, "-E", "c", *flags])).settings
+            of_tls = {name: given[name] for name in ("verify", "cert")}
             rows.append((f"command {flags}", [(a, {})], {a: b}, of_tls, [(a, "c"), (b, None)]))
         for name, calls, moved, settings, expected in rows:
             with self.subTest(name):
@@ -6266,7 +6265,7 @@ class Section17Downloads(OnDisk):
             (full, unmet("bytes */11", V2)), (full._replace(source=elsewhere), unmet("bytes */11")),
             (ours, unmet("bytes */3")), (ours, unmet("bytes */11")),
             (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))]
-        self.alike(lambda row: asyncget.is_rest(parsed(row[1]), row[0]),
+        self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None,
                    [*((row, True) for row in right), *((row, False) for row in wrong)])
 
     def test_source(self) -> None:
@@ -6442,6 +6441,17 @@ class Section17Downloads(OnDisk):
                 self.assertEqual(seen[-1], (len(GZIPPED),) * 2)
                 self.assertEqual(asked_for(server), ["", f"{len(GZIPPED) - 3}-"])
                 os.unlink(path)
+
+    async def test_the_page_of_a_416_holds_no_connection(self) -> None:
+        page = unmet("bytes */11")
+        late = [page[:-4], 0.02, page[-4:]]
+        async with scripted([READ, *late, READ, answer(b"next")]) as server:
+            server.url += "/f"
+            self.leave(server, WHOLE)
+            async with Session(limit=1, timeout=1.0, trust_env=False) as session:
+                await session.download(server.url, self.path)
+                self.assertEqual((await session.get(server.url)).content, b"next")
+        self.assert_whole()
 
     async def test_an_empty_part_starts_over(self) -> None:
         """So a kill before the body leaves it, whatever has become of the sidecar."""
