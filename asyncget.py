@@ -2767,7 +2767,7 @@ class Call:
             return None
         if following.url.origin.scheme not in settings["redirect_schemes"]:
             raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
-                             "redirect_schemes", exit_code=1)
+                             "redirect_schemes", exit_code=1, response=response)
         history.append(response)
         if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
             raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
@@ -4236,7 +4236,9 @@ def size_of_ours(file: IO[bytes]) -> int:
     we write into another file of ours; or a file of theirs, which they can change afterwards.
     """
     found = os.fstat(file.fileno())
-    theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
+    # Some mounts show all files as another user's; who owns the folder can replace all in it.
+    theirs = sys.platform != "win32" and found.st_uid not in (
+        os.geteuid(), os.stat(dirname(file.name) or ".").st_uid)
     if (theirs or found.st_nlink > 1 or not isfile(file.name)
             or not os.path.samestat(found, os.lstat(file.name))):
         raise OSError(f"{basename(file.name)} is a link, no plain file, or somebody else's")
@@ -4261,12 +4263,16 @@ def read_partial(path: str) -> Partial | None:
 
 
 def check_target(path: str, overwrite: bool) -> None:
-    """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
+    """Refuse a PATH that must not be replaced: a folder, a device, what is write-protected;
+    without overwrite, any file.
+    """
     special = exists(path) and not isfile(path)
     if special or not basename(path) or "\0" in path:
         raise OSError("not the name of a file")
     if lexists(path) and not overwrite:
         raise OSError("it exists")
+    if isfile(path) and not os.access(path, os.W_OK):
+        raise OSError("it is write-protected")
 
 
 def check_part(part: str) -> None:
@@ -4324,6 +4330,10 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         raise OSError("its .part was changed by somebody else meanwhile")
     if os.name == "nt":
         file.close()  # Windows renames no open file
+    elif isfile(path) and not islink(path):
+        old = os.stat(path)
+        with contextlib.suppress(OSError):  # a service's file stays its own, if root renews it
+            os.chown(part, old.st_uid, old.st_gid)
     try:
         if overwrite:
             os.replace(part, path)
@@ -4403,7 +4413,7 @@ class Download(Call):
                 raise Anew
             expected = known.size + rest
             if not rest:  # the page of a 416 must not hold the connection
-                await response.discard()
+                await discard(response)
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
                 or status >= 300 and (self.begun or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
@@ -4431,7 +4441,9 @@ class Download(Call):
                 claim_part(file, known)
                 if isfile(path) and not islink(path):
                     # Who may not read PATH must not read what replaces it. 0o200: we may go on.
-                    os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
+                    mode = os.stat(path).st_mode & 0o777 | 0o200
+                    if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
+                        os.chmod(part, mode)
                 if known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
@@ -4624,7 +4636,7 @@ REDRAW_SECONDS = 0.1     # between two states of the progress line; a Ctrl-C may
 SILENCE_SECONDS = 30.0   # without a byte, and we give up: the library's own `timeout`
 MAX_GLOB = 100_000       # URLs that one argument may stand for: all are made before the first goes
 # One field of a head, for -v, which shows it without secrets.
-_FIELD = re.compile(r"^([^\s:]+):([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.M)
+_FIELD = re.compile(r"^([^\s:]+)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.M)
 SECRET_NAMES = re.compile(  # of fields whose values are secrets
     r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
     r"|credential|(api|auth|access|subscription|signature)[-_]?key)", re.I)
@@ -4988,7 +5000,7 @@ def complete_url(text: str, added: Iterable[str] = ()) -> str:
     return re.sub("^(?![A-Za-z0-9+.-]+://)", "http://", url) + hash_sign + fragment
 
 
-_GLOB = re.compile(r"(\{[^{}]+\}|\[(?:[0-9]{1,18}-[0-9]{1,18}|[A-Za-z]-[A-Za-z])"
+_GLOB = re.compile(r"(?<!\\)(\{[^{}]+\}|\[(?:[0-9]{1,18}-[0-9]{1,18}|[A-Za-z]-[A-Za-z])"
                    r"(?::0*[1-9][0-9]{0,17})?\])")
 
 
@@ -5014,14 +5026,16 @@ def expand_glob(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     """
     pieces = _GLOB.split(text)
     choices = [*map(glob_values, pieces[1::2])]
-    literal = r"(([^/]*//)?\[[0-9A-Fa-f:.%]*\])?([^][{}]|\[\])*"  # [::1] as host, [] anywhere
+    # [::1] as host, [] anywhere, and what stands behind a backslash
+    literal = r"(([^/]*//)?\[[0-9A-Fa-f:.]*(%[^][{}]*)?\])?(\\[][{}]|[^][{}]|\[\])*"
     if (not 0 < math.prod(map(len, choices)) <= MAX_GLOB
             or not re.fullmatch(literal, " ".join(pieces[::2]))):
         raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
                             f"{masked(text)}; -g takes it as it is", exit_code=3)
     for values in itertools.product(*choices):
         pieces[1::2] = values
-        yield "".join(pieces), {f"#{number}": value for number, value in enumerate(values, 1)}
+        url = re.sub(r"\\([][{}])", r"\1", "".join(pieces))
+        yield url, {f"#{number}": value for number, value in enumerate(values, 1)}
 
 
 def allows(text: str | None, scheme: str) -> bool:
@@ -5074,7 +5088,7 @@ def set_proxies(options: Options) -> None:
     if options.proxy_user:
         from urllib.parse import quote
         from urllib.request import getproxies_environment
-        user = quote(os.fsencode(options.proxy_user), safe=":")
+        user = quote(os.fsencode(options.proxy_user), safe=":%")
         for kind, url in getproxies_environment().items():
             scheme, mark, address = url.rpartition("://")
             if kind != "no":
@@ -5366,13 +5380,17 @@ class Transfer:
         return path
 
     def write(self, data: bytes) -> None:
-        """Write to the file that `mode` is for, else to stdout, where data may have to wait."""
-        if self.mode:
-            with disk_errors(self.path):
-                opener = None if self.output else open_ours
-                self.file = self.file or open(self.path, self.mode, opener=opener)
-                write_all(self.file, data)
+        """Write to the file that `mode` is for, else to stdout."""
+        if not self.mode:
+            self.put_out(data)
             return
+        with disk_errors(self.path):
+            opener = None if self.output else open_ours
+            self.file = self.file or open(self.path, self.mode, opener=opener)
+            write_all(self.file, data)
+
+    def put_out(self, data: bytes) -> None:
+        """Write to stdout, where data may have to wait for its turn."""
         self.held += data
         if self.turn.is_set():
             if not self.wrote:
@@ -5407,20 +5425,29 @@ class Transfer:
         if kind != "<":
             return
         head = data
-        if sys.stdout.isatty() and not self.mode:
+        if sys.stdout.isatty():
             head = "\n".join(map(printable, re.split("\r?\n", text))).encode()
         if options.include or options.head:
-            self.write(head)
+            self.write(data if self.mode else head)
         if options.dump_header == "-":
-            self.write(head)
+            self.put_out(head)
         elif options.dump_header:
-            write_named(options.dump_header, data, "ab")
+            with disk_errors(options.dump_header):
+                write_all(self.command.heads, data)
+
+    def is_unwanted(self, response: Response) -> bool:
+        """Whether it is a 304, or what -z does not want, sent by a server that ignores it."""
+        changed = parse_date(response.headers.get("last-modified", ""))
+        if response.status_code != 200 or changed is None:
+            return response.status_code == 304
+        return any((changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
+                   for name, date in (self.options.time_cond or {}).items())
 
     async def meet(self, response: Response) -> None:
         """Look at a head before its body is read; leave the try if it is not to be written."""
         options, self.response = self.options, response
         delay = self.retry_in(response)
-        if delay is not None or response.status_code == 304:  # a file that is there stays
+        if delay is not None or self.is_unwanted(response):  # a file that is there stays
             await discard(response)
             raise Enough(delay)
         if options.fail:
@@ -5526,16 +5553,16 @@ class Transfer:
             self.url, path or choose,  # with a function, no .part would be looked for
             headers=self.command.headers, trace=self.trace,
             on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
-            overwrite=not options.remote_header_name,
+            overwrite=not (options.no_clobber or options.remote_header_name and not self.output),
             any_status=not (going_on and isfile(path)))  # it stays, as a .part does
 
     def finish(self) -> None:
         """What is left to do after a whole body, for --etag-save, -R and --fail-with-body."""
         options, headers = self.options, self.response.headers
         if options.etag_save and self.response.status_code == 200:
-            write_named(options.etag_save, headers.get("etag", "").encode() + b"\n")
+            write_named(options.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
         changed = parse_date(headers.get("last-modified", ""))
-        if options.remote_time and self.path and changed is not None:
+        if options.remote_time and isfile(self.path) and changed is not None:
             with disk_errors(self.path):
                 os.utime(self.path, (changed, changed))
         if options.fail_with_body:
@@ -5610,7 +5637,7 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "num_connects": sum(not hop.timing.reused for hop in hops),
         "num_headers": len(response.headers.pairs),
         "num_redirects": len(response.history),
-        "num_retries": transfer.tries - 1,
+        "num_retries": max(0, transfer.tries - 1),
         "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
         "referer": transfer.options.referer,
@@ -5720,6 +5747,7 @@ def in_flags(text: str) -> str:
             ("pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT",
              "use Python's own API, or -k, which believes any server"),
             (", or verify=", ", or --cacert (-k believes any server)"), ("verify=", "--cacert "),
+            ("redirect_schemes", "--proto and --proto-redir"),
             ("cert=", "-E")):
         text = text.replace(keyword, flag)
     return text
@@ -5752,6 +5780,10 @@ class Command:
             mixed or options.silent or options.no_progress_meter)
         self.drawn = False
         self.code = 0  # of the first URL that has failed
+        self.heads: Any = None  # the file of -D
+        if options.dump_header not in (None, "-"):
+            with disk_errors(options.dump_header):
+                self.heads = open(options.dump_header, "wb", buffering=0)
 
     # ---- stderr: messages, and below them the progress line while somebody can see it
 
@@ -5851,6 +5883,8 @@ class Command:
                 await cancel(workers)
                 self.wipe()
                 self.shown = False
+                if self.heads:
+                    self.heads.close()
         if options.waterfall:
             bars = [bar for transfer in transfers if transfer.ended for bar in bars_of(transfer)]
             tell(render_timeline(bars, terminal_width() - 1) + "\n")
@@ -5869,8 +5903,6 @@ async def run_command(options: Options) -> int:
         return 0
     check_options(options)
     command = Command(options)
-    if options.dump_header:
-        write_named(options.dump_header, b"")
     code = await command.run()
     # Name look-ups run in threads. Nothing can cancel those, and Python waits for them at its end,
     # though the time of -m is over.
