@@ -4320,6 +4320,13 @@ def write_sidecar(part: str, response: Response) -> None:
         sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
 
 
+def keep_mode(part: str, path: str) -> None:
+    """Who may not read PATH must not read what replaces it."""
+    mode = os.stat(path).st_mode & 0o777 | 0o200  # so that we may go on
+    if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
+        os.chmod(part, mode)
+
+
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
     """Rename a .part to PATH, if it is still the file that we have written.
 
@@ -4440,10 +4447,7 @@ class Download(Call):
             with disk_errors(path):
                 claim_part(file, known)
                 if isfile(path) and not islink(path):
-                    # Who may not read PATH must not read what replaces it. 0o200: we may go on.
-                    mode = os.stat(path).st_mode & 0o777 | 0o200
-                    if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
-                        os.chmod(part, mode)
+                    keep_mode(part, path)
                 if known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
@@ -5297,6 +5301,15 @@ def without_userinfo(text: str) -> str:
     return text.replace(f"://{userinfo}@", "://", 1)
 
 
+def is_unwanted(response: Response, options: Options) -> bool:
+    """Whether it is a 304, or what -z does not want, sent by a server that ignores it."""
+    changed = parse_date(response.headers.get("last-modified", ""))
+    if response.status_code != 200 or changed is None:
+        return response.status_code == 304
+    return any((changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
+               for name, date in (options.time_cond or {}).items())
+
+
 class Enough(Exception):
     """Ends a try, or the run, early and without an error.
 
@@ -5435,19 +5448,11 @@ class Transfer:
             with disk_errors(options.dump_header):
                 write_all(self.command.heads, data)
 
-    def is_unwanted(self, response: Response) -> bool:
-        """Whether it is a 304, or what -z does not want, sent by a server that ignores it."""
-        changed = parse_date(response.headers.get("last-modified", ""))
-        if response.status_code != 200 or changed is None:
-            return response.status_code == 304
-        return any((changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
-                   for name, date in (self.options.time_cond or {}).items())
-
     async def meet(self, response: Response) -> None:
         """Look at a head before its body is read; leave the try if it is not to be written."""
         options, self.response = self.options, response
         delay = self.retry_in(response)
-        if delay is not None or self.is_unwanted(response):  # a file that is there stays
+        if delay is not None or is_unwanted(response, options):  # a file that is there stays
             await discard(response)
             raise Enough(delay)
         if options.fail:

@@ -6771,6 +6771,43 @@ class Section17Files(OnDisk):
         self.assertEqual((self.read(self.part), self.read(self.path)), (WHOLE[:6], None))
 
 
+@unittest.skipIf(sys.platform == "win32", "Windows has other owners")
+class Owners(OnDisk):
+    """Whose a file is, and what it allows, stays; and not every mount tells it truly."""
+
+    async def test_a_mount_that_shows_another_owner(self) -> None:
+        """All files are its folder's owner's, as with bindfs, CIFS or a squashing NFS."""
+        async with scripted([READ, answer(WHOLE, V1)[:-3], CLOSE], [READ, piece(8)]) as server:
+            with mock.patch.object(os, "geteuid", return_value=os.geteuid() + 1):
+                await self.raised(IncompleteBody, self.get(server.url))
+                await self.get(server.url)
+        self.assert_whole()
+
+    async def test_a_mount_that_refuses_other_modes(self) -> None:
+        self.write(self.path, b"old")
+        async with giving(answer(WHOLE)) as server:
+            with mock.patch.object(os, "chmod", side_effect=PermissionError("by the mount")):
+                await self.get(server.url)
+        self.assert_whole()
+
+    async def test_write_protected(self) -> None:
+        self.write(self.path, b"old")
+        with mock.patch.object(os, "access", return_value=False):  # root has it always
+            await self.refused("write-protected")
+        self.assertEqual(self.read(self.path), b"old")
+
+    @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid() == 0, "only root gives files away")
+    async def test_root_renews_a_services_file(self) -> None:
+        self.write(self.path, b"old")
+        os.chmod(self.path, 0o640)
+        os.chown(self.path, 65534, 33)
+        async with giving(answer(WHOLE)) as server:
+            await self.get(server.url)
+        found = os.stat(self.path)
+        self.assertEqual((found.st_uid, found.st_gid, found.st_mode & 0o777), (65534, 33, 0o640))
+        self.assert_whole()
+
+
 class Killed(BaseException):
     """The process is gone: nothing of ours runs after this."""
 
@@ -7155,7 +7192,7 @@ class Section20Files(Folder):
 
     def test_output_that_is_no_plain_file(self) -> None:
         """stdout itself, whatever it is, under all of its names."""
-        self.server.plays({"/": ok()})
+        self.server.plays({"/": ok(b"hello\n", f"Last-Modified: {formatdate(usegmt=True)}")})
         for name in "/dev/stdout", "/dev/fd/1", "link", "long", "/proc/self/fd/1", "-":
             with self.subTest(name):
                 self.empty(link=b"->/dev/stdout", long=b"->link", out=b"")
@@ -7171,7 +7208,8 @@ class Section20Files(Folder):
         self.empty()
         os.mkfifo(self.path("pipe"))
         with open(os.open(self.path("pipe"), os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
-            self.assertEqual(self.get("-o pipe {u}").returncode, 0)
+            with mock.patch.object(os, "utime", side_effect=PermissionError("root's")):
+                self.assertEqual(self.get("-R -o pipe {u}").returncode, 0)
             self.assertEqual((pipe.read(), self.names()), (b"hello\n", ["pipe"]))
         reading, writing = os.pipe()  # as bash's >(...) gives it
         with open(reading, "rb") as pipe:
@@ -7244,6 +7282,51 @@ class Section20Files(Folder):
         for flags in ("-z 304 -O", "-z 304 -o 304 -R", "-z 304 -O -f", "-z 304 -O -C -",
                       "-z 304 -OJ", "--etag-compare tag --etag-save tag -o 304 --retry 1"):
             self.assertEqual(self.leaves(f"{flags} {{u}}/304", both, 0, both).stderr, b"")
+
+    def test_what_a_condition_spares(self) -> None:
+        """-z holds also where the server ignores it, as with curl."""
+        before, after = (ok(b"new", f"Last-Modified: {formatdate(time.time() + late, usegmt=True)}")
+                         for late in (-3600, 3600))
+        self.server.plays({"/f": before, "/after": after, "/undated": ok(b"new")})
+        for line, left in (("-z f -o f {u}/f", b"old"), ("-z -f -o f {u}/f", b"new"),
+                           ("-z f -o f {u}/after", b"new"), ("-z -f -o f {u}/after", b"old"),
+                           ("-z f -C - -o f {u}/f", b"old"), ("-z f -o f {u}/undated", b"new")):
+            self.assertEqual(self.leaves(line, {"f": b"old"}, 0, {"f": left}).stderr, b"")
+        self.assertEqual(self.leaves("-z f {u}/f", {"f": b"old"}, 0, {"f": b"old"}).stdout, b"")
+
+    def test_what_came_meanwhile_is_not_replaced(self) -> None:
+        """By --no-clobber and -J, but for a name of -o; here the report of another URL makes it."""
+        def report(command: asyncget.Command, transfer: asyncget.Transfer) -> None:
+            tell(command, transfer)
+            if not transfer.number:
+                self.write("f", b"x")
+
+        tell = asyncget.Command.report
+        self.server.plays({"/": ok(b"hello", "Content-Disposition: attachment; filename=f")})
+        for flags, code, left in (("--no-clobber -o f", 23, b"x"), ("-OJ", 23, b"x"), ("-J -o f", 0, b"hello"),
+                                  ("-o f", 0, b"hello")):
+            with self.subTest(flags):
+                self.empty()
+                with mock.patch.object(asyncget.Command, "report", report):
+                    done = self.get(f"-o a --parallel-max 1 {flags} {{u}}/ {{u}}/")
+                self.assertEqual((done.returncode, self.read("f")), (code, left))
+
+    def test_heads_apart_from_the_body(self) -> None:
+        """-D - is stdout's also where the body is written in place; a FIFO has all heads."""
+        moved, part = redirect("/f"), piece(5)
+        self.server.plays({"/f": ok(WHOLE), "/part": part, "/moved": moved})
+        head = ok(WHOLE)[:-len(WHOLE)]
+        self.assertEqual(self.get("-s -D - -o /dev/null {u}/f").stdout, head)
+        self.assertEqual(self.leaves("-D - -C - -o f {u}/part", {"f": WHOLE[:5]}, 0, {"f": WHOLE}).stdout,
+                         part[:part.index(b"\r\n\r\n") + 4])
+        self.empty()
+        os.mkfifo(self.path("pipe"))
+        came: list[bytes] = []
+        reader = threading.Thread(target=lambda: came.append(Path(self.path("pipe")).read_bytes()))
+        reader.start()
+        self.assertEqual(self.get("-D pipe -o f {u}/moved").returncode, 0)
+        reader.join()
+        self.assertEqual(came, [moved[:-len(b"gone")] + head])
 
     # ---- going on
 
@@ -7531,6 +7614,8 @@ class Section20CommandLine(Folder):
             ("--url-query +a=%20 h/p#f", "http://h/p?a=%20#f"),
             ("--url-query \u00e9 h", "http://h?%C3%A9"), ("-g h/{a,b}[1-2]", "http://h/{a,b}[1-2]"),
             ("h/{a,b}[08-10:2]", "http://h/a08 http://h/a10 http://h/b08 http://h/b10"),
+            (r"h/\{a\}?b\[[1-2]\]", "http://h/{a}?b[1] http://h/{a}?b[2]"),
+            ("[fe80::1%25eth0]/[1-2]", "http://[fe80::1%25eth0]/1 http://[fe80::1%25eth0]/2"),
             ("h/[b-c]{x}", "http://h/bx http://h/cx"),
             ("http://[::1]/[1-2]", "http://[::1]/1 http://[::1]/2")))
 
@@ -7615,7 +7700,8 @@ class Section20CommandLine(Folder):
         self.alike(found, (
             ("u", {}), ("-U a:b u", {}), ("--noproxy * u", {"no_proxy": "*"}),
             ("--socks5 p:1 u", all_by("socks5://p:1")), ("--socks5-hostname p u", all_by("socks5h://p")),
-            ("-x p:1 u", all_by("p:1")), ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p"))))
+            ("-x p:1 u", all_by("p:1")), ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p")),
+            ("-x http://p -U a:%40 u", all_by("http://a:%40@p"))))
         with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
             asyncget.set_proxies(parse_arguments(["-x", "", "u"]))
             self.assertIsNone(choose_proxy(HERE))
@@ -7693,6 +7779,8 @@ class Section20CommandLine(Folder):
         ("{u}/204", b"", "", 0), ("{u}/204-long", b"", "", 0),
         ("-s -w %{redirect_url}. --no-location {u}/tobad", b"moved\nhttp://[x/.", "", 0),
         ("-s -w %{redirect_url} --no-location {u}/far", b"f\ngopher://h/", "", 0),
+        ("-w %{http_code} --proto-redir =https {u}/to", b"302", "--proto-redir", 1),
+        ("-s -w %{num_retries} http://a..b/", b"0", "", 3),
         ("-s -w %{redirect_url} --no-location {u}/to", b"moved\n{u}/", "", 0),
         ("{u}/nothing {u}/cut {u}/", b"fourhello\n", r"(?s)\(52\).*\(18\)", 52),
         ("-f {u}/ {u}/404 {u}/cut", b"hello\nfour",  # the first one's code, in the order given
