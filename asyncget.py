@@ -112,6 +112,7 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    MutableMapping,
     Sequence,
     Sized,
 )
@@ -3145,10 +3146,10 @@ class Session:
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         cookies = own.get("cookies")
-        if isinstance(cookies, Mapping):
-            settings["own_cookies"] = cookies
         if cookies is not False and not isinstance(cookies, AskedJar):
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
+            if isinstance(cookies, Mapping):
+                settings["own_cookies"] = cookies
         return settings, own
 
     def _route(self, request: Request, call: Call) -> Route:
@@ -3842,7 +3843,7 @@ def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
     return "; ".join(texts)
 
 
-class Cookies(AskedJar):
+class Cookies(AskedJar, MutableMapping[Any, str]):
     """The cookies of a session: what servers set, and what you do.
 
     >>> cookies = Cookies({"sid": "7"})
@@ -3856,7 +3857,8 @@ class Cookies(AskedJar):
     A cookie that you set without a domain goes to one origin, scheme and port included, the
     home origin: the session's base_url, or else the first that it asks. It goes out instead of
     any other of its name, until a response of that origin sets one of this name.
-    Iterating gives Cookie tuples; cookies[name] is the last of that name.
+    The keys of this mapping are Cookie tuples; a name stands for all of that name, of whose
+    values it has the last one's.
     """
 
     def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
@@ -3923,34 +3925,23 @@ class Cookies(AskedJar):
 
     __setitem__ = set
 
-    def update(self, cookies: Mapping[str, str]) -> None:
-        """Set several for the home origin."""
-        for name, value in cookies.items():
-            self.set(name, value)
-
     def clear(self) -> None:
         """Delete all."""
         self._sites.clear()
 
-    def _values(self) -> dict[str, str]:
-        return {cookie.name: cookie.value for cookie in self}  # of several the last
+    def _find(self, key: object) -> list[Cookie]:
+        """The cookies of a name, or this one; raises KeyError where there is none."""
+        found = [cookie for cookie in self if key in (cookie, cookie.name)]
+        if not found:
+            raise KeyError(key)
+        return found
 
-    def get(self, name: str, default: str | None = None) -> str | None:
-        """The value of a cookie; of several the last."""
-        return self._values().get(name, default)
+    def __getitem__(self, key: object) -> str:
+        return self._find(key)[-1].value
 
-    def __getitem__(self, name: str) -> str:
-        return self._values()[name]
-
-    def __delitem__(self, name: str) -> None:
-        if name not in self:
-            raise KeyError(name)
-        for cookie in self:
-            if cookie.name == name:
-                del self._sites[site_of(cookie.domain)][cookie.key]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._values()
+    def __delitem__(self, key: object) -> None:
+        for cookie in self._find(key):
+            del self._sites[site_of(cookie.domain)][cookie.key]
 
     def __iter__(self) -> Iterator[Cookie]:
         return iter([cookie for kept in self._sites.values() for cookie in kept.values()
@@ -3960,7 +3951,7 @@ class Cookies(AskedJar):
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:  # no values: they are secrets
-        return f"<Cookies {[*self._values()]}>"
+        return f"<Cookies {[cookie.name for cookie in self]}>"
 
 
 class OthersJar(AskedJar):

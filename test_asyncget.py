@@ -4099,8 +4099,12 @@ class Section15Cookies(Section):
             self.assertRaises(KeyError, missing, "c")
         jar.update({"a": "new", "c": "3"})
         self.assertEqual((jar["a"], jar["c"], len(jar)), ("new", "3", 7))
+        first = next(iter(jar))                                # a cookie stands for itself
+        self.assertEqual((jar[first], jar.pop(first), first in jar, "a" in jar),
+                         ("1", "1", False, True))
         del jar["a"], jar["c"]
-        self.assertEqual([cookie.name for cookie in jar], ["ip", "b"])
+        self.assertEqual([(cookie.name, value) for cookie, value in jar.items()],
+                         [("ip", "6"), ("b", "")])
         jar.set("c", "1", domain="com")                        # a suffix reaches nobody
         jar.add(asyncget.Cookie("b", "1", "co.uk", host_only=False))
         for host in ("a.h.com", "h.co.uk"):
