@@ -2195,6 +2195,7 @@ _FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
                    "transfer-encoding", "upgrade"}
 _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
 CLOSE_FIELD = ("Connection", "close")  # we, too, close behind the response (RFC 9112 9.6)
+Pairs = Sequence[tuple[Any, Any]]      # names and values, of cookies or parameters
 
 
 def merge_fields(base: Fields, headers: Any) -> Fields:
@@ -2240,7 +2241,7 @@ class Request(NamedTuple):
     def __repr__(self) -> str:
         return f"<Request {self.url}>"
 
-    def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
+    def with_cookies(self, cookies: Pairs) -> Request:
         """The same with its own cookies, and behind them others, in one field (RFC 6265 5.4).
 
         Of those of one name the first goes out: from the field, its own, then the others.
@@ -2252,8 +2253,8 @@ class Request(NamedTuple):
         own = Headers(self.fields).get_all("cookie")
         named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
         others = [pair for pair in cookies if pair[0] not in self.cookies]
-        text = render_cookies((name, value) for name, value in [*self.cookies.items(), *others]
-                              if value is not None and name not in named)
+        text = render_cookies([(name, value) for name, value in [*self.cookies.items(), *others]
+                               if value is not None and name not in named])
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
     def adding(self, name: str, value: str) -> Request:
@@ -2582,7 +2583,6 @@ def spelled_out(function: Function) -> Function:
 # ---- what they put into a request
 
 DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
-Pairs = tuple[tuple[Any, Any], ...]
 
 
 def merge_params(base: Pairs, extra: Pairs) -> Pairs:
@@ -3303,8 +3303,8 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
         raise failed
     finally:  # without an await, in which we could be cancelled, and the rest of this left undone
         for attempt in attempts:
-            attempt.cancel()
-            attempt.add_done_callback(forget_socket)
+            if not (attempt.cancel() or attempt.cancelled() or attempt.exception()):
+                attempt.result().close()  # it was done in the same turn
 
 
 async def connect_to(address: str, port: int) -> socket.socket:
@@ -3322,18 +3322,11 @@ async def connect_to(address: str, port: int) -> socket.socket:
     return made
 
 
-def forget_socket(attempt: asyncio.Future[socket.socket]) -> None:
-    """Close what an attempt has opened after all: another was faster, or nobody waits."""
-    if not attempt.cancelled() and not attempt.exception():
-        attempt.result().close()
-
-
 async def open_unix(path: str, **options: Any) -> Stream:
     """A connection to a unix socket, where the system has such."""
     if not hasattr(asyncio, "open_unix_connection"):
         raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    opened: Stream = await asyncio.open_unix_connection(path, **options)
-    return opened
+    return await asyncio.open_unix_connection(path, **options)
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -3376,8 +3369,7 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
         elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: a common name is no host
             context.hostname_checks_common_name = False
         if cert:
-            path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
-                                   None, None)[:3]
+            path, key, password = (*(cert if isinstance(cert, tuple) else [cert]), None, None)[:3]
             used, exit_code = f"the client certificate {path!r}, key {key!r}", 58
             # Without a password OpenSSL would ask the terminal for one.
             context.load_cert_chain(path, key, password or "")
@@ -3564,11 +3556,11 @@ _SOCKS_REPLIES = dict(enumerate((
     "address type not supported"), start=1))
 
 
-def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
+def proxy_fields(proxy: Proxy) -> Fields:
     """The field with a proxy's own credentials, if any; it goes to nobody else."""
     if not proxy.userinfo:
-        return []
-    return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
+        return ()
+    return (("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo))),)
 
 
 async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
@@ -3826,7 +3818,7 @@ def check_cookie(name: str, value: str) -> None:
                             f"at most, without ';' and controls: not those of {name!r:.100}")
 
 
-def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
+def render_cookies(pairs: Pairs) -> str:
     """The value of Cookie (6265bis 5.8.3): as many, from the first on, as the limit allows.
 
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
@@ -3898,7 +3890,7 @@ class Cookies(AskedJar, MutableMapping[Any, str]):
             del self._sites[next(iter(self._sites))]
         return names
 
-    def pairs_for(self, url: URL) -> list[tuple[str, str]]:
+    def pairs_for(self, url: URL) -> Pairs:
         """What a request is sent with, names and values, longest path first (6265bis 5.8.3)."""
         self.home = self.home or url.origin
         if not self._sites:
@@ -3964,7 +3956,7 @@ class OthersJar(AskedJar):
         import urllib.request
         return urllib.request.Request(str(url).partition("?")[0])  # urllib would cache the query
 
-    def pairs_for(self, url: URL) -> list[tuple[str, str]]:
+    def pairs_for(self, url: URL) -> Pairs:
         """The names and values that a request is sent with."""
         request = self._request(url)
         self.jar.add_cookie_header(request)

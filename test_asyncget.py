@@ -3193,7 +3193,7 @@ class Section13AddressesAndTLS(AsyncCase):
         self.assertIsNotNone(load.call_args[0][2])  # None: OpenSSL would ask on the terminal
         rows: list[tuple[Any, Any, str, int]] = [
             *((pem("ca"), cert, "client cert", 58) for cert in (
-                locked, (*locked, "wrong-secret"), [*locked, b"wrong-secret"], (*locked, 17),
+                locked, (*locked, "wrong-secret"), (*locked, b"wrong-secret"), (*locked, 17),
                 (None,), ("/none", "/none", "secret"))),
             *((verify, None, "verify=", 77) for verify in ("/none", pem("key"), None, 7.5, "a\0b")),
             (ssl.create_default_context(), pem("client"), "load it into your SSLContext", 58)]
