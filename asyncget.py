@@ -305,7 +305,7 @@ def printable(text: str) -> str:
 # cannot be on a request line (blanks, non-ASCII) is percent-encoded.
 
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
-DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
     r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
 _NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # controls; half a character
@@ -431,9 +431,6 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     Origin(scheme='http', host='::1', port=80)
     """
     scheme = scheme.lower()
-    if scheme not in DEFAULT_PORTS:
-        raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only http and https",
-                         exit_code=1)
     match = _HOST_PORT.fullmatch(host_port)
     if match is None or int(match[2] or 0) > 65535:
         # Of http://me:p/w@h it is "me:p" that arrives here: hence the mask.
@@ -442,8 +439,8 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
 
 
-def parse_url(text: str) -> URL:
-    """Cut an absolute http or https URL into its parts (RFC 3986, RFC 9110 4.2).
+def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
+    """Cut an absolute URL of one of these schemes into its parts (RFC 3986, RFC 9110 4.2).
 
     >>> tuple(parse_url("http://me:pw@H.test:81?q=a b#top"))
     (Origin(scheme='http', host='h.test', port=81), '/?q=a%20b', 'top', 'me:pw')
@@ -464,6 +461,9 @@ def parse_url(text: str) -> URL:
                          "characters, and in user and password all but letters, digits and "
                          "-._~!$&'()*+,;=")
     scheme, userinfo, host_port, rest = match.groups()
+    if scheme.lower() not in schemes:
+        raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only {', '.join(schemes)}",
+                         exit_code=1)
     if not rest.isascii() or " " in rest:
         from string import punctuation
         from urllib.parse import quote
@@ -3453,9 +3453,6 @@ def after(connection: Connection) -> str:
 # origin, on which we then speak as if there were no proxy. Which proxy it is, the caller or
 # the environment says.
 
-_PROXY_PORTS = {**DEFAULT_PORTS, "socks5": 1080, "socks5h": 1080}
-
-
 class Proxy(NamedTuple):
     """A proxy, and where its name came from, for the error texts."""
 
@@ -3478,19 +3475,12 @@ def parse_proxy(text: str, source: str) -> Proxy:
     An unknown kind of proxy is an error: to go to the server directly might tell it, or the
     network, what the proxy is there to hide.
     """
-    scheme, _, rest = text.strip().rpartition("://")
-    scheme = scheme.lower() or "http"
-    if scheme not in _PROXY_PORTS:
-        raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
-                         f"not {masked(text)}", exit_code=7)
+    text = text.strip()
     try:
-        url = parse_url("http://" + rest)
+        url = parse_url(text if "://" in text else f"http://{text}", DEFAULT_PORTS)
     except InvalidURL as error:
-        raise ProxyError(f"{source}: {error}", exit_code=5) from None
-    port = url.origin.port
-    if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # none given: so far it is http's
-        port = _PROXY_PORTS[scheme]
-    return Proxy(scheme, url.origin.host, port, url.userinfo, source)
+        raise ProxyError(f"{source}: {error}", exit_code=7 if error.exit_code == 1 else 5) from None
+    return Proxy(*url.origin, url.userinfo, source)
 
 
 def domain_match(host: str, domain: str) -> bool:
@@ -5103,7 +5093,8 @@ def session_settings(options: Options) -> dict[str, Any]:
         "deadline": options.max_time or None,
         "follow_redirects": options.location,
         "max_redirects": options.max_redirs if options.max_redirs >= 0 else None,
-        "redirect_schemes": [scheme for scheme in DEFAULT_PORTS if allows(options.proto, scheme)
+        "redirect_schemes": [scheme for scheme in DEFAULTS["redirect_schemes"]
+                             if allows(options.proto, scheme)
                              and allows(options.proto_redir, scheme)],
         "trust_redirects": bool(options.location_trusted),
         "verify": not options.insecure and (options.cacert or options.capath or True),

@@ -3326,7 +3326,7 @@ class Section13AddressesAndTLS(AsyncCase):
                     self.assertEqual(error.errno, errno.ECONNREFUSED)
         with mock.patch.dict(os.environ, http_proxy="socks4://p", all_proxy="socks5://p.test",
                              no_proxy="no.test"):
-            await self.raised(ProxyError, asyncget.get("http://h"), "http_proxy: proxies are")
+            await self.raised(ProxyError, asyncget.get("http://h"), "http_proxy: unsupported scheme")
             call = asyncget.get("https://h", timeout=0.05, open_connection=never)
             await self.raised(TimedOut, call, "no connection within 0.05 s: proxy "
                               r"socks5://p.test:1080 \(from all_pr")
