@@ -2208,8 +2208,8 @@ def merge_fields(base: Fields, headers: Any) -> Fields:
     >>> merge_fields((), {"Connection": "keep-alive", "TE": "trailers"})
     ()
     """
-    extra: list[tuple[str, str]] = []
-    named: set[str] = set()
+    extra = []
+    named = set()
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         if not isinstance(name, str) or not isinstance(value, (str, type(None))):
             raise InvalidHeader("headers must be a mapping, or pairs, of text: not the value of "
@@ -2335,7 +2335,7 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
     >>> parse_links('</p?2>; rel="next"; title=more')
     {'next': {'url': '/p?2', 'rel': 'next', 'title': 'more'}}
     """
-    links: list[dict[str, str]] = []
+    links = []
     pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
     for url, name, quoted, token in re.findall(pattern, value):
         if not name:
@@ -2530,7 +2530,7 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
     What can be read only once, a generator of headers, say, is read here: retries, and other
     calls of a get_all, need it again.
     """
-    settings: dict[str, Any] = {}
+    settings = {}
     for name, value in options.items():
         name = {"allow_redirects": "follow_redirects"}.get(name, name)  # as requests calls it
         if name not in allowed.__annotations__:
@@ -2556,8 +2556,8 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
                             f"not {type(value).__name__}") from None
         above = name in _ABOVE_ZERO
         if isinstance(value, (int, float)) and not value >= 0 or above and value == 0:  # nor is nan
-            least = "above" if above else "at least"
-            raise ValueError(f"{name} must be {least} 0: not {value!r:.50}")
+            raise ValueError(f"{name} must be {'above' if above else 'at least'} 0: "
+                             f"not {value!r:.50}")
     return settings
 
 
@@ -3257,7 +3257,7 @@ async def look_up(host: str, family: int = 0) -> list[str]:
         return host.split(",")
     found = await asyncio.get_running_loop().getaddrinfo(host, 0, family=family,
                                                          type=socket.SOCK_STREAM)
-    turns: dict[str, int] = {}  # of each address: how many of its kind come before it
+    turns = {}  # of each address: how many of its kind come before it
     met = collections.Counter[int]()
     for kind, _, _, _, address in found:  # getnameinfo: with the zone of fe80::1%eth0
         name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
@@ -3283,7 +3283,7 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
     If none answers, the error says what was wrong with each.
     """
     attempts: set[asyncio.Future[socket.socket]] = set()
-    errors: list[OSError] = []
+    errors = []
     try:
         while todo or attempts:
             if todo:
@@ -3357,7 +3357,7 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
-    authorities: dict[str, Any] = {}
+    authorities = {}
     used, exit_code = f"verify={verify!r}", 77
     try:
         if not isinstance(verify, bool):
@@ -3409,15 +3409,15 @@ def handshake_hint(reason: str) -> str:
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
-    if isinstance(error, _TLS_IN_TLS_ERRORS):
-        if connection.route.proxy_tls is None:
-            return error  # a slip in streams of the caller's own
+    route, phase, where = connection.route, connection.clock.phase, hop(connection)
+    if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.clock.expired:
         return ended(connection)
-    route, phase, where = connection.route, connection.clock.phase, hop(connection)
+    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
+        return error  # a slip in streams of the caller's own
     proxy, took = route.proxy if phase == "connection" else None, after(connection)
-    tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
+    asked, text = proxy or route.origin, str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLSError(f"certificate of {where} refused: {error.verify_message}{took}"
                         + certificate_hint(error, route.verify), exit_code=60)
@@ -3430,13 +3430,11 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     number = getattr(error, "errno", None)
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return (ProxyError if proxy else ConnectError)(
-            f"cannot resolve {(proxy or route.origin).host!r}, for {where}: {text}{took}",
+            f"cannot resolve {asked.host!r}, for {where}: {text}{took}",
             exit_code=5 if proxy else 6, errno=number)
-    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
-        return error
     if phase == "answer of the proxy":
         return ProxyError(f"closed the connection: {text}")  # pass_proxy says which
-    if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
+    if phase == "TLS handshake" or asked.scheme == "https" and isinstance(error, _BROKEN):
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
     return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
 
@@ -3592,8 +3590,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     origin = connection.route.origin
     target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
     fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
-    request = b"CONNECT %b HTTP/1.1\r\n%b" % (target.encode("ascii"),
-                                              render_fields(fields, origin))
+    request = f"CONNECT {target} HTTP/1.1\r\n".encode("ascii") + render_fields(fields, origin)
     try:
         head = await connection.exchange(request, connection.timeout, "answer of the proxy")
     except ProtocolError as error:
@@ -3639,8 +3636,7 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     if proxy.scheme == "socks5":  # the name is looked up here, not by the proxy
         host = (await look_up(connection.route.address or host))[0]
     if is_address(host):
-        packed = ipaddress.ip_address(host).packed
-        address = (b"\x01" if len(packed) == 4 else b"\x04") + packed
+        address = (b"\x04" if ":" in host else b"\x01") + ipaddress.ip_address(host).packed
     write(b"\x05\x01\x00" + address + origin.port.to_bytes(2, "big"))
     _, reply, _, kind = await read(4)
     if reply:
@@ -3843,12 +3839,12 @@ class Cookies(AskedJar, MutableMapping[Any, str]):
     values it has the last one's.
     """
 
-    def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
+    def __init__(self, cookies: Mapping[str, str] = {}) -> None:
         # By site, then by Cookie.key in the order in which they were first set: all that a host
         # may be told is in its site's dict, so no other is looked at. The site that was last to
         # set one stands last. Under "" are the caller's for the home origin.
         self._sites: dict[str, dict[Any, Cookie]] = {}
-        self.update(cookies or {})
+        self.update(cookies)
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; return the names that it could set.
