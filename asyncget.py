@@ -356,6 +356,11 @@ class URL(NamedTuple):
     fragment: str  # stays here, is never sent
     userinfo: str  # "user:password", still percent-encoded
 
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition("?")[0]
+
     def __repr__(self) -> str:
         scheme, host, _ = self.origin
         fragment = "#" + self.fragment if self.fragment else ""
@@ -2276,7 +2281,7 @@ def join_url(base: URL, reference: str) -> URL:
     if reference.startswith("//"):
         reference = f"{base.origin.scheme}:{reference}"
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", reference):  # no scheme
-        path = base.target.partition("?")[0]
+        path = base.path
         folder = path[:path.rindex("/") + 1]
         # How much of the base stays, by what the reference begins with.
         kept = {"/": "", "?": path, "#": base.target, "": base.target}.get(reference[:1], folder)
@@ -2292,7 +2297,7 @@ def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
 
 
 def next_request(request: Request, response: Response,
-                 secret_headers: Iterable[str] = (), trusted: bool = False) -> Request | None:
+                 settings: Mapping[str, Any]) -> Request | None:
     """The request that a redirect asks for, None where the response is none (RFC 9110 15.4).
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
@@ -2309,8 +2314,8 @@ def next_request(request: Request, response: Response,
                                             scheme and port are those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
 
-    What was dropped stays dropped if a later hop leads back. `trusted` is the setting
-    trust_redirects: then nothing of this is dropped but Host.
+    What was dropped stays dropped if a later hop leads back. With the setting trust_redirects
+    nothing of this is dropped but Host.
     """
     locations = set(octets_text(response.raw_head, "location"))
     if response.status_code not in (301, 302, 303, 307, 308) or not any(locations):
@@ -2324,9 +2329,9 @@ def next_request(request: Request, response: Response,
         return following
     if "%" in url.origin.host:  # which of our networks is asked is not a server's to say
         raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
-    if trusted:  # all but the caller's Host, which was the first origin's
+    if settings["trust_redirects"]:  # all but the caller's Host, which was the first origin's
         return following.adding("Host", "")
-    return Request(url, without_secrets(request.fields, secret_headers))
+    return Request(url, without_secrets(request.fields, settings["secret_headers"]))
 
 
 def parse_links(value: str) -> dict[str, dict[str, str]]:
@@ -2772,8 +2777,7 @@ class Call:
         settings = self.settings
         if not settings["follow_redirects"]:
             return None
-        following = next_request(request, response, settings["secret_headers"],
-                                 settings["trust_redirects"])
+        following = next_request(request, response, settings)
         if following is None:
             return None
         if following.url.origin.scheme not in settings["redirect_schemes"]:
@@ -2943,8 +2947,7 @@ class Session:
         self._base: URL | None = None
         if settings["base_url"]:
             base = parse_url(settings["base_url"])
-            path = base.target.partition("?")[0]
-            self._base = base._replace(target=path.removesuffix("/") + "/")
+            self._base = base._replace(target=base.path.removesuffix("/") + "/")
         self._fields = fields_of(DEFAULT_FIELDS, own)
         jar = settings["cookies"]
         if jar is not False and not isinstance(jar, AskedJar):
@@ -3736,7 +3739,7 @@ class Cookie(NamedTuple):
         safe = scheme == "https" or host in ("localhost", "127.0.0.1", "::1")  # never on a wire
         told = self.domain in ("", host) if self.host_only else domain_match(host, self.domain)
         return (self.lives() and told and (safe or not self.secure)
-                and path_match(url.target.partition("?")[0], self.path))
+                and path_match(url.path, self.path))
 
 
 def keeps_prefix(cookie: Cookie) -> bool:
@@ -3781,8 +3784,7 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
             and keeps_prefix(cookie) and (scheme == "https" or not cookie.secure)):
         return None
     if cookie.path[:1] != "/":  # then it is the folder that the target lies in (5.1.4)
-        folder = url.target.partition("?")[0].rpartition("/")[0]
-        cookie = cookie._replace(path=folder or "/")
+        cookie = cookie._replace(path=url.path.rpartition("/")[0] or "/")
     return cookie
 
 

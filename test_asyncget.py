@@ -2411,7 +2411,7 @@ class Section10RedirectsAndRetries(AsyncCase):
     def test_which_responses_are_redirects(self) -> None:
         def led(status: int, *fields: bytes) -> str | None:
             following = next_request(Request(parse_url("http://h/a"), (("Host", ""),)), response(
-                fields=fields, status=b"HTTP/1.1 %d X" % status))
+                fields=fields, status=b"HTTP/1.1 %d X" % status), asyncget.DEFAULTS)
             return following and str(following.url)
 
         for fields in ([], [b"Location:"], [b"Location: ", b"Location:"]):
@@ -2430,7 +2430,7 @@ class Section10RedirectsAndRetries(AsyncCase):
         def lead(location: str, request: Request, secret: Sequence[str] = ()) -> Any:
             moved = response(url=str(request.url), status=b"HTTP/1.1 302 F",
                              fields=[f"Location: {location}".encode()])
-            return next_request(request, moved, secret)
+            return next_request(request, moved, {**asyncget.DEFAULTS, "secret_headers": secret})
 
         request = Request(parse_url("http://me:pw@h.test/a/b#top"), fields)
         for location, url, kept in [
@@ -4906,7 +4906,7 @@ class HostileFuzz(unittest.TestCase):
         self.use_cookies(response)
         asked = Request(BASE, (("Host", ""), ("Cookie", "s")))
         following = None
-        for call in (response.json, functools.partial(next_request, asked, response)):
+        for call in (response.json, lambda: next_request(asked, response, asyncget.DEFAULTS)):
             try:
                 following = call()
             except AsyncGetError as error:
@@ -5700,7 +5700,7 @@ class LinearTime(Section):
             # part III: proxies, redirects, cookies, netrc
             "ask_for_tunnel": raw(lambda t: re.sub(rb"(<[^<>]*>|\s)+", b" ", t)),
             "next_request": raw(lambda t: next_request(Request(page, ()), response(
-                fields=[b"Location: " + t], status=b"HTTP/1.1 302 F"))),
+                fields=[b"Location: " + t], status=b"HTTP/1.1 302 F"), asyncget.DEFAULTS)),
             "with_cookies": lambda t: Request(page, (("Cookie", t),)).with_cookies([("a", "1")]),
             "pairs_for": lambda t: re.findall("(?:^|; )([^=;]+)=?([^;]*)", t),
             "parse_set_cookie": lambda t: asyncget.parse_set_cookie("a=1;" + t, page, NOW),
@@ -5927,7 +5927,7 @@ class TrustAndSecrets(AsyncCase):
                 for fields in ([where], [where, b"Location: /b"]):
                     got = headed(head(*fields, status=b"HTTP/1.1 302 F"))
                     try:
-                        following = next_request(Request(BASE, ()), got)
+                        following = next_request(Request(BASE, ()), got, asyncget.DEFAULTS)
                         self.assertHidden(following, following and following.url)
                     except AsyncGetError as error:
                         self.hidden_error(error)
