@@ -2448,7 +2448,7 @@ class RequestSettings(TypedDict, total=False):
     params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
     headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
     auth: str | tuple[str, str] | None      # (user, password), or a bearer token
-    cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None  # False: none
+    cookies: bool | Mapping[str, str | None] | Jar | None  # False: none
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
     follow_redirects: bool
