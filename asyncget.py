@@ -1,6 +1,6 @@
 """HTTP GET over asyncio in one file, with nothing but the standard library.
 
-A GET is four lines of text sent, a few lines and some bytes received. What makes a client
+A GET is a few lines of text sent, a few lines and some bytes received. What makes a client
 long is to find out where those bytes end, to use the connection again, and to get through
 networks and servers that were not made for it. This file does it in four parts, in the order
 of the data; one may stop behind each of them, having understood a whole client.
@@ -116,6 +116,17 @@ from collections.abc import (
     Sequence,
     Sized,
 )
+from os.path import (
+    basename,
+    dirname,
+    exists,
+    getmtime,
+    getsize,
+    isfile,
+    islink,
+    lexists,
+    realpath,
+)
 from typing import (
     IO,
     TYPE_CHECKING,
@@ -177,7 +188,7 @@ __all__ = [
 # ==== 1. Errors ===============================================================
 # Every failure, be it of a server, of a network or of a URL, is raised as one of the
 # exceptions below, whose text says what to do about it. Every size that a stranger could
-# choose has a MAX_ limit at the head of a section; its comment says what other clients chose.
+# choose has a MAX_ limit at the head of a section.
 
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 _FOREVER = float("inf")
@@ -308,7 +319,8 @@ MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at leas
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
     r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
-_NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # controls; half a character
+# Controls, and half characters, but for those that stand for octets (octets_text).
+_NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
     r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
@@ -500,9 +512,9 @@ def remove_dots(target: str) -> str:
 
 
 # ==== 3. Request bytes ========================================================
-# All that we ever send is one head, and this section is the only place where one
-# is made. Text that a caller or a redirect supplied could smuggle in a line of its
-# own, so the grammar is checked here, on the finished text, and nothing is mended.
+# All that a server is ever sent is one head, whose lines are made here alone. Text that
+# a caller or a redirect supplied could smuggle in a line of its own, so the grammar is
+# checked here, on what goes out, and nothing is mended.
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
@@ -532,7 +544,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
             raise InvalidHeader(f"the value of {name} has control characters")
         if name.lower() == "host":
             value = value or origin.authority
-            if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: there is but one
+            if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: one, and 7.2: first
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
     try:
@@ -565,12 +577,11 @@ def render_request(target: str, lines: bytes) -> bytes:
 # looked up at once; what users read is made when they ask for it.
 
 # One head, counted while it arrives (Connection.exchange and _read_long_head, section 7). A
-# line has no limit of its own; one would stand in parse_head. curl takes heads of 300 KB,
-# aiohttp lines of 8 KB. Tests: Endless.
+# line has no limit of its own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
 MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
-_FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
+_FIELD_LINE = re.compile(  # without the ^, a reason with a colon would be one
     rb"^(%b):(%b)\r?\n" % (TOKEN.encode(), _TEXT), re.M)
 _HEAD = re.compile(_STATUS_LINE + rb"(?:%b:%b\r?\n)*\r?\n" % (TOKEN.encode(), _TEXT))
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
@@ -723,7 +734,7 @@ class Headers(Mapping[str, str]):
 # told that the connection has ended: to know what that means is Body's part (6).
 
 MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
-MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body, and of trailers; as hyper
+MAX_EXTENSION_BYTES = 16_384     # of a body's chunk extensions, and of trailers; as hyper
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
@@ -816,7 +827,7 @@ def read_chunked() -> BodyParser:
                     pieces = []
                     continue
                 size = parse_border(border)
-                if len(border) <= 20:  # no more than digits
+                if len(border) <= 20:  # not longer than digits alone may be
                     remember(_sizes, border, size)
                 # The size of the chunk is taken off: large chunks may have long extensions, but
                 # many long ones on small chunks come to the limit.
@@ -865,11 +876,9 @@ def body_parser(framing: Framing) -> BodyParser:
 # What the caller holds. It keeps the head as bytes and takes out of it what is
 # asked for: a hundred thousand responses kept are then mostly their bodies. The
 # body comes off a connection (section 7), which is handed in: it is asked for what
-# arrives, and told when the body is over. This section opens no socket and starts
-# no timer; what it awaits is what it was handed.
+# arrives, and told when the body is over. This section opens no socket and has no timer of its
+# own; what it awaits is what it was handed.
 
-MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
-MAX_DISCARD_SECONDS = 1.0        # that this may take
 MAX_LINE_BYTES = 16_777_216      # one line of a body, in iter_lines
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
 
@@ -960,7 +969,7 @@ class Body:
     def _let_go(self, connection: Connection, rest: bytes, now: float) -> None:
         """The body is whole: keep the connection, unless anything came behind the body."""
         self.done, self.connection, self.parser, self.done_at = True, None, None, now
-        if self.reusable and not rest and not connection.clock.expired:
+        if self.reusable and not rest:
             connection.on_idle(connection)
         else:
             connection.close()
@@ -1105,7 +1114,7 @@ class Response:
         if self._missing != _UNREAD:
             return self.content
         content: bytes | bytearray = bytearray()
-        if self._body.done and not self.coding:  # it came with the head
+        if self._body.done and not self.coding:  # it came with the head: no copies
             content = self._body.ready
             self._check_size(len(content), limit)
         else:
@@ -1160,26 +1169,11 @@ class Response:
             cutter.pending += piece
             more = bool(piece)
 
-    async def discard(self) -> None:
-        """Read a short rest, undecoded, so that the connection can be used again."""
-        body = self._body
-        long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
-        if body.reusable and not long:
-            with body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
-                while not body.done and body.received <= MAX_DISCARD_BYTES:
-                    await body.read_piece()
-        self.close()
-
-    async def stand_by(self, something: Callable[[], Awaitable[object]]) -> None:
-        """Await what the server has no part in: meanwhile the call's clock stands still."""
-        with self._body.deadline.stopped():
-            await something()
-
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
         whole = self._body.done and self._decoder is None and not (
             self._cutter and self._cutter.pending)
-        if self._missing and not (whole and self._missing == _IN_PIECES):
+        if self._missing and not (whole and self._missing == _IN_PIECES):  # else all was handed out
             self._missing = _GIVEN_UP
         self._decoder = self._cutter = None
         self._body.abort()
@@ -1236,7 +1230,7 @@ class Response:
 
     @property
     def elapsed(self) -> timedelta:
-        """From the call to the end of what was read."""
+        """From the call to the end of the body; to the head, while there is more to come."""
         from datetime import timedelta
         return timedelta(seconds=max(self.timing[:4]))
 
@@ -1253,13 +1247,13 @@ class Response:
 # A new and a busy connection belong to one call, an idle one to the pool (section 9).
 # To use one again spares the handshakes of TCP and TLS. It becomes idle only if the body
 # is whole and did not end by closing, nothing came behind it, neither side said
-# Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5), and the clock
-# has not run out. A body that was left or broke off closes it.
+# Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). A body that was
+# left or broke off closes it, and so does the clock.
 
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
-LAST_TURNS = 12                  # of the loop before a clock is believed; opening may take them all
+LAST_TURNS = 12                  # of the loop, in which what has come gets to us, handshakes too
 # asyncio raises these, by a bug, for an error of TLS inside TLS (mended in 3.12.2).
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
@@ -1305,7 +1299,10 @@ class Deadline:
         self.until = _FOREVER     # as long as it has no connection, its time does not run
 
     async def breathe(self, seconds: float = 0.0) -> None:
-        """Give the loop a turn amid long work, or so many seconds; raise when the time is over."""
+        """Give the loop a turn amid long work, or so many seconds; raise when the time is over.
+
+        The work is decoding (Response), and the command line's --limit-rate.
+        """
         time = asyncio.get_running_loop().time
         await asyncio.sleep(min(seconds, self.until - time()))
         if time() >= self.until:
@@ -1314,7 +1311,7 @@ class Deadline:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Allow what is done meanwhile so many seconds at most."""
+        """Allow what is done meanwhile so many seconds at most (section 12)."""
         until = self.until
         self.until = min(until, asyncio.get_running_loop().time() + seconds)
         try:
@@ -1322,13 +1319,12 @@ class Deadline:
         finally:
             self.until = until
 
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Let no time run meanwhile."""
+    async def stand_by(self, something: Awaitable[object]) -> None:
+        """Await what the server has no part in (section 20); no time runs meanwhile."""
         time = asyncio.get_running_loop().time
         left, self.until = self.until - time(), _FOREVER
         try:
-            yield
+            await something
         finally:
             self.until = time() + left
 
@@ -1382,6 +1378,7 @@ class Clock:
         """The timer rings: end what is waited for, if its time is over.
 
             early   the moment was moved meanwhile: set the timer again
+            idle    nobody waits for anything: the connection is closed
             late    the program was busy elsewhere, and we could not do our part of a
                     handshake: once, as much time as was lost is allowed in addition
             else    the answer may have come and lie in the kernel: let the loop have
@@ -1425,7 +1422,7 @@ def tls_options(host: str) -> dict[str, Any]:
 
 
 class Connection:
-    """A connection on a route: made by the pool, opened, used, kept or closed."""
+    """A connection on a route: made, opened, used, kept or closed."""
 
     def __init__(self, route: Route, connector: Connector,
                  on_idle: Callable[[Connection], object],
@@ -1435,7 +1432,7 @@ class Connection:
         self.trace: Trace | None = None  # of the call that uses it
         self.on_idle, self.on_close = on_idle, on_close
         self.loop = asyncio.get_running_loop()
-        self.clock = Clock(self._end_waiting)
+        self.clock = Clock(self.close)
         self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or a caller's
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
@@ -1446,16 +1443,12 @@ class Connection:
         self.request_bytes = 0        # in the last of them
         self.silent = True            # no byte of the current response has come
         self.interim = 0              # 1xx responses ahead of it
-        self.opener: asyncio.Task[Any] | None = None
+        self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
         self.broken: Exception | None = None  # told by the socket behind the last byte
         self.reading: Any = None      # a read that was begun before the request: section 9
         self.timeout: float | None = None
         self.opened_at = self.sent_at = self.head_at = self.idle_at = 0.0
-
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else self.clock.phase if self.writer else "new"
-        return f"<Connection {self.route.origin.authority} {state}, {self.exchanges} requests>"
 
     def note(self, text: str) -> None:
         """Tell whoever traces what is going on."""
@@ -1469,28 +1462,25 @@ class Connection:
 
         Raises ConnectError, TLSError, ProxyError or TimedOut; then nothing is left open.
         """
-        if self.closed:
+        if self.closed:  # with the session, since the pool has handed it over
             raise ended(self)
         self.timeout = timeout
-        self.opener = task = asyncio.current_task()
-        cancels = task.cancelling() if task and hasattr(task, "cancelling") else 0  # 3.11
         self.opened_at = self.clock.watch("connection", timeout)
+        # A task of its own, which `close` can cancel. If we awaited it alone, that would look as if
+        # our caller were cancelled; gather hands out such an end as a value. If it is our caller,
+        # gather cancels the task, too, and waits until it has cleaned up.
+        self.opener = asyncio.create_task(self._dial())
         try:
-            await self._dial()
-        except asyncio.CancelledError:
-            ours = self.clock.expired or self.closed
+            await asyncio.gather(self.opener, return_exceptions=True)
+            if self.closed:  # by the clock, or with the session
+                raise ended(self)
+            self.opener.result()
+        except BaseException as error:
             self.close()
-            if not ours or task is None or (
-                    hasattr(task, "uncancel") and task.uncancel() > cancels):
-                raise  # the caller's task was cancelled, too: that goes on
-            raise ended(self) from None
-        except AsyncGetError:
-            self.close()
-            raise
-        except Exception as error:
-            self.close()
+            if isinstance(error, AsyncGetError) or not isinstance(error, Exception):
+                raise
             raise failure(self, error) from error
-        finally:
+        finally:  # behind `failure`, which asks for it
             self.opener = None
         self.peer = self.writer.get_extra_info("peername")
         self.local = self.writer.get_extra_info("sockname")
@@ -1517,13 +1507,8 @@ class Connection:
         if connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
-
-    def _end_waiting(self) -> None:
-        """The clock has run out: end what waits on this connection."""
-        if self.opener is not None:
-            self.opener.cancel()
-        else:
-            self.close()
+        if self.closed:  # meanwhile, and the connector has passed over its cancellation
+            self.writer.transport.abort()
 
     # ---- one exchange
 
@@ -1544,7 +1529,7 @@ class Connection:
             self.writer.write(request)  # no drain: there is no more to come, and little of it
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
-        for self.interim in range(MAX_INTERIM + 1):
+        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data = self.rest or await self.receive()
             end = find_head_end(data)
             if not end:
@@ -1583,7 +1568,7 @@ class Connection:
         """The next bytes, b"" at the end; errors are ours, and so is a clock that ran out."""
         try:
             reading, self.reading = self.reading or self.reader.read(READ_BYTES), None
-            data = await reading
+            data: bytes = await reading
         except _STREAM_ERRORS as error:
             if self.broken or not isinstance(self.reader, asyncio.StreamReader):
                 raise failure(self, error) from error
@@ -1599,8 +1584,6 @@ class Connection:
             self.silent = False
         elif self.broken:
             raise failure(self, self.broken) from self.broken
-        elif self.clock.expired:
-            raise ended(self)
         return data
 
     def ended_cleanly(self) -> bool:
@@ -1624,6 +1607,8 @@ class Connection:
         if self.loop.is_closed():
             return  # all that was open went with it
         self.clock.stop()
+        if self.opener is not None:
+            self.opener.cancel()
         if self.reading is not None:
             self.reading.give_up()
         for writer in filter(None, (self.writer, self.outer)):
@@ -1632,8 +1617,8 @@ class Connection:
                 writer.transport.abort()  # and does not wait for the answer
         if isinstance(self.reader, asyncio.StreamReader):
             self.reader.feed_eof()  # ends a read; the transport of a test's double may do nothing
-        # Else asyncio might complain of an error that nobody asked for: that depends on the order
-        # in which garbage is collected. Without us, it goes at once, and in the right order.
+        # Garbage in a cycle goes in any order, and asyncio may then complain of an error that
+        # nobody asked for. Dropped here, they go at once, the inner one first.
         self.writer = self.outer = None
         self.on_close(self)
 
@@ -1659,6 +1644,7 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
     route = Route(parts.origin, context, None, None, None)
     # There is no pool to be told that it is idle or closed: id() is as good as nothing.
     connection = Connection(route, asyncio.open_connection, on_idle=id, on_close=id)
+    connection.clock.deadline = Deadline(connection.loop.time())
     try:
         await connection.open(timeout)
         lines = render_fields(PLAIN_FIELDS, parts.origin)
@@ -1670,7 +1656,8 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
         connection.close()
 
 
-# You may stop here. What you have read is a whole client for one GET; the rest makes it one for
+# You may stop here. What you have read is a whole client for one GET from an address (how a name
+# gets its addresses, and an error its words, stands in section 13); the rest makes it one for
 # many, for other people's networks, and for the shell. The later parts are reached from this
 # one at a few places: `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
 # `open_first`, `open_unix` and `failure`, which has words for the system's errors (13), and
@@ -1925,8 +1912,8 @@ class Reading:
         self.connection = connection
         self.coroutine = connection.reader.read(READ_BYTES)
         self.waits_for: Any = None
-        self.future: asyncio.Future[Any] | None = None  # the same; None if a caller's reader
-        self.data: bytes | None = None    # has something else. What was there; b"": the end
+        self.future: asyncio.Future[Any] | None = None  # the same, if a reader waits for one
+        self.data: bytes | None = None    # what was there at once; b"": the end, or an error
         try:
             self.waits_for = self.coroutine.send(None)
         except StopIteration as end:
@@ -1947,7 +1934,8 @@ class Reading:
     def claim(self) -> bool:
         """Listen no more: what comes from now on is the answer to a call.
 
-        False if anything, bytes or the end, has come while the connection was idle.
+        False if anything, bytes or the end, has come while the connection was idle. (Of a
+        caller's reader that waits for no future, that cannot be told.)
         """
         if self.future is None or self.connection.closed:
             return not self.connection.closed
@@ -2034,7 +2022,7 @@ class Pool:
             await asyncio.sleep(0)
         while True:
             connection = self.decide(route) or await self._wait(route, patience)
-            if not connection.exchanges or connection.reading.claim() and not fresh:  # new, or alive
+            if not connection.exchanges or connection.reading.claim() and not fresh:  # new or alive
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -2179,10 +2167,10 @@ class Pool:
         self.turns.clear()
         for future in itertools.chain(*waiting.values()):
             future.set_exception(AsyncGetError("the session was closed"))
+        opening = [connection.opener for connection in self.all if connection.opener]
         for connection in list(self.all):
             connection.close()
-            if connection.opener:
-                connection.opener.cancel()
+        await asyncio.gather(*opening, return_exceptions=True)
         await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
 
 
@@ -2683,6 +2671,8 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # session's dictionaries: to make them anew each time would slow down small GETs most.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
+MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
+MAX_DISCARD_SECONDS = 1.0        # that this may take
 # What a rule for retries is asked about: of errors those that the server, or the way to it, caused.
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's routes.
@@ -2730,7 +2720,7 @@ class Call:
                 following = (self.redirected(request, response, history)
                              if response.status_code // 100 == 3 else None)
                 if following is not None:
-                    await response.discard()
+                    await discard(response)
                     request = following
                     continue
                 response.history = history
@@ -2738,7 +2728,7 @@ class Call:
                 if delay is None:
                     await self.finish(response)
                     return response
-                await response.discard()
+                await discard(response)
             except Anew:
                 request, history = None, []
                 continue
@@ -2924,6 +2914,17 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def discard(response: Response) -> None:
+    """Read a short rest, undecoded, so that the connection can be used again."""
+    body = response._body
+    long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
+    if body.reusable and not long:
+        with body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
+            while not body.done and body.received <= MAX_DISCARD_BYTES:
+                await body.read_piece()
+    response.close()
+
+
 async def keep_short(response: Response) -> None:
     """Read a body that is short and comes at once: the StatusError will hold the response."""
     with response._body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
@@ -3076,7 +3077,7 @@ class Session:
                 if close:
                     await self.close()
 
-        getting = asyncio.ensure_future(get_each_and_close())
+        getting = asyncio.create_task(get_each_and_close())
         getting.add_done_callback(lambda _: finished.put_nowait(None))
         try:
             while (item := await finished.get()) is not None:
@@ -3112,7 +3113,7 @@ class Session:
                 await deliver(number, url, outcome)
 
         count = min(limit, len(urls)) if isinstance(urls, Sized) else limit
-        workers = [asyncio.ensure_future(work()) for _ in range(count)]
+        workers = [asyncio.create_task(work()) for _ in range(count)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -3175,7 +3176,8 @@ class Session:
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        route = Route(origin, tls, proxy, path, address, proxy_tls, verify)
+        route = Route(origin, tls, proxy, path, address, proxy_tls,
+                      verify if tls or proxy_tls else True)
         remember(routes, (origin, cert), route)
         return route
 
@@ -3232,10 +3234,11 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
     return session._outcomes(urls, limit, session._settled({}), close=True)
 
 
-# You may stop here, too: with cookies=False and trust_env=False all of this works without the
-# parts to come. They are reached from this one at `resolved` and `tls_context` (section 13),
-# `choose_proxy`, `parse_proxy` and `proxy_fields` (14), `Cookies`, `OthersJar`, `check_cookie`
-# and `render_cookies` (15), `netrc_auth` (16), and `Download` (17).
+# You may stop here, too: with cookies=False, trust_env=False and an SSLContext of your own all
+# of this works at addresses without the parts to come. They are reached from this one at
+# `resolved` and `tls_context` (section 13), `choose_proxy`, `parse_proxy` and `proxy_fields` (14),
+# `Cookies`, `OthersJar`, `check_cookie` and `render_cookies` (15), `netrc_auth` (16), and
+# `Download` (17).
 
 # #### Part III. In somebody else's network ####################################
 # At its end one knows what stands between a program and a server in a corporate network:
@@ -4135,36 +4138,24 @@ def body_length(response: Response) -> int | None:
     return None if isinstance(framing, str) or is_coded(response) else framing
 
 
-def length_of_rest(response: Response, start: int) -> int | None:
-    """How many bytes a 206 has, if they are all from `start` on; 0 for a 416 that says so.
-
-    None if the response does not fit. For a 206 of N bytes there is one right Content-Range:
-    compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
-    """
-    length = body_length(response) if response.status_code == 206 else 0
-    if length is None:  # the rest could end anywhere, and look whole
-        return None
-    end = start + length
-    right = f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
-    return length if response.headers.get("content-range", "").lower() == right else None
-
-
-def is_rest(response: Response, known: Partial) -> bool:
-    """Whether a 206 has all that comes after our bytes, or a 416 says that nothing does.
+def length_of_rest(response: Response, known: Partial) -> int | None:
+    """How many bytes come behind ours, says a 206; 0, says a 416. None if it does not fit.
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes behind ours. So
     if anything does not fit, nothing is written, and all of the file is asked for (RFC 9110
-    14.4, 15.3.7, 15.5.17); only the validator may be left out.
+    14.4, 15.3.7, 15.5.17); only the validator may be left out. For N bytes there is one right
+    Content-Range: compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
     """
-    length = length_of_rest(response, known.size)
-    return (length is not None and known.length in ("None", str(known.size + length))
-            and is_version(response, known.validator) and source_of(response) == known.source)
-
-
-def is_version(response: Response, validator: str) -> bool:
-    """Whether a response is of the version with a validator, as far as it says so."""
+    length = {206: body_length(response), 416: 0}.get(response.status_code)
+    if length is None:  # the rest could end anywhere, and look whole
+        return None
+    end, validator, headers = known.size + length, known.validator, response.headers
+    right = f"bytes {known.size}-{end - 1}/{end}" if length else f"bytes */{end}"
     field = "etag" if validator.startswith('"') else "last-modified"
-    return not validator or response.headers.get(field, validator) == validator
+    fits = (headers.get("content-range", "").lower() == right
+            and known.length in ("None", str(end)) and source_of(response) == known.source
+            and (not validator or headers.get(field, validator) == validator))
+    return length if fits else None
 
 
 # ---- on the disk
@@ -4217,9 +4208,9 @@ def size_of_ours(file: IO[bytes]) -> int:
     """
     found = os.fstat(file.fileno())
     theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
-    if (theirs or found.st_nlink > 1 or not os.path.isfile(file.name)
+    if (theirs or found.st_nlink > 1 or not isfile(file.name)
             or not os.path.samestat(found, os.lstat(file.name))):
-        raise OSError(f"{os.path.basename(file.name)} is a link, no plain file, or somebody else's")
+        raise OSError(f"{basename(file.name)} is a link, no plain file, or somebody else's")
     return found.st_size
 
 
@@ -4229,7 +4220,7 @@ def read_sidecar(part: str) -> Partial | None:
         size_of_ours(sidecar)
         match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
         if match:
-            size = os.path.getsize(part) if os.path.exists(part) else 0
+            size = getsize(part) if exists(part) else 0
             return Partial(size, *match.groups())
     return None
 
@@ -4242,26 +4233,23 @@ def read_partial(path: str) -> Partial | None:
 
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
-    with disk_errors(path):
-        special = os.path.exists(path) and not os.path.isfile(path)
-        if special or not os.path.basename(path) or "\0" in path:
-            raise OSError("not the name of a file")
-        if os.path.lexists(path) and not overwrite:
-            raise OSError("it exists")
+    special = exists(path) and not isfile(path)
+    if special or not basename(path) or "\0" in path:
+        raise OSError("not the name of a file")
+    if lexists(path) and not overwrite:
+        raise OSError("it exists")
 
 
-def check_part(path: str) -> None:
+def check_part(part: str) -> None:
     """Refuse to write over a .part, or a .part.meta, that we have not made.
 
     Ours have a valid sidecar; an empty .part may have any, as a kill may have come before or
     amid that.
     """
-    part = part_of(path)
-    with disk_errors(path):
-        used = os.path.getsize(part) if os.path.isfile(part) else os.path.lexists(part + ".meta")
-        if used and read_sidecar(part) is None:
-            raise OSError(f"{os.path.basename(part)} or its .meta is not of our making: "
-                          "move it away, or choose another name")
+    used = getsize(part) if isfile(part) else lexists(part + ".meta")
+    if used and read_sidecar(part) is None:
+        raise OSError(f"{basename(part)} or its .meta is not of our making: "
+                      "move it away, or choose another name")
 
 
 def claim_part(file: io.FileIO, known: Partial | None) -> None:
@@ -4361,7 +4349,8 @@ class Download(Call):
         request = super().first_request().adding("Accept-Encoding", "identity")
         self.known, self.ranged = None, "range" in Headers(request.fields)
         if isinstance(self.path, str):
-            check_target(self.path, self.settings["overwrite"])
+            with disk_errors(self.path):
+                check_target(self.path, self.settings["overwrite"])
             if self.resume and not self.ranged:
                 self.known = read_partial(self.path)
         if self.known:
@@ -4376,12 +4365,16 @@ class Download(Call):
         if callable(self.path):
             self.path = os.fsdecode(self.path(response))
         leave_own_coding(response, self.path)
-        known, status = self.known, response.status_code
+        known, status, expected = self.known, response.status_code, body_length(response)
         if known and status in (206, 416):
-            if not is_rest(response, known):  # what is there stays until a 200 comes
+            rest = length_of_rest(response, known)
+            if rest is None:  # what is there stays until a 200 comes
                 response.close()
                 self.resume = False
                 raise Anew
+            expected = known.size + rest
+            if not rest:  # the page of a 416 must not hold the connection
+                await discard(response)
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
                 or status >= 300 and (self.begun or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
@@ -4389,50 +4382,43 @@ class Download(Call):
         else:
             known = None  # this comes from its start on: it replaces what is there, if anything
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
-        check_target(self.path, self.settings["overwrite"])
-        check_part(self.path)  # only now: a 304, say, writes nothing
-        await self.save(response, self.path, known)
+        await self.save(response, self.path, known, expected)
 
-    async def save(self, response: Response, path: str, known: Partial | None) -> None:
+    async def save(self, response: Response, path: str, known: Partial | None,
+                   expected: int | None) -> None:
         """Write a body behind what is known, or from the start; rename the file when it is whole.
 
         The loop stands still while a piece is written: of 256 KiB at most, which the kernel
         takes in 0.1 ms. A thread for each would cost more, and makes a slow disk no faster.
         """
         part, size = part_of(path), known.size if known else 0
-        rest = length_of_rest(response, size) if known else body_length(response)
-        expected = None if rest is None else size + rest
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path):
+            check_target(path, self.settings["overwrite"])
+            check_part(part)  # only now: a 304, say, writes nothing
             file = open(part, "ab", buffering=0, opener=open_ours)
         with file:
             with disk_errors(path):
                 claim_part(file, known)
-                if os.path.isfile(path) and not os.path.islink(path):
+                if isfile(path) and not islink(path):
                     # Who may not read PATH must not read what replaces it. 0o200: we may go on.
                     os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
                 if known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
-            size = await self.copy(response, file, size, expected)
+            # Each piece alone is for disk_errors: what `progress` raises is no error of the disk.
+            write, progress = disk_errors(part)(write_all), self.settings["progress"]
+            await inform(progress, size, expected)
+            if size != expected:  # else this was a 416
+                async for piece in response.iter_bytes():
+                    write(file, piece)
+                    size += len(piece)
+                    await inform(progress, size, expected)
             with disk_errors(path):
                 # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
                 await asyncio.to_thread(os.fsync, file.fileno())
                 publish_part(file, path, size, self.settings["overwrite"])
-
-    async def copy(self, response: Response, file: IO[bytes], size: int,
-                   expected: int | None) -> int:
-        """Write what comes behind what a file has; return its size then."""
-        progress = self.settings["progress"]
-        await inform(progress, size, expected)
-        if size != expected:  # else this may be the page of a 416
-            async for piece in response.iter_bytes():
-                with disk_errors(file.name):  # what `progress` raises is no error of the disk
-                    write_all(file, piece)
-                size += len(piece)
-                await inform(progress, size, expected)
-        return size
 
 
 @spelled_out
@@ -4570,7 +4556,7 @@ async def demo(port: str = "") -> None:
     """Show in seven seconds what asyncio is for, with a server; given a port, only serve there."""
     server = await asyncio.start_server(serve_demo, "127.0.0.1", port)
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
-    print(f"A small server answers on {origin}; nothing leaves this machine.", flush=True)
+    print(f"A small server answers on {origin}; nothing leaves this machine.")
     if port:
         print("Its pages:", *DEMO_PAGES, "(/delay/3 takes 3 seconds); Ctrl-C ends it.", flush=True)
         await server.serve_forever()
@@ -4794,8 +4780,8 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
     from email.utils import formatdate, mktime_tz, parsedate_tz
     name = "If-Unmodified-Since" if minus else "If-Modified-Since"
     with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
-        if os.path.exists(text):
-            text = formatdate(os.path.getmtime(text))
+        if exists(text):
+            text = formatdate(getmtime(text))
         date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
         if date:
             return {name: formatdate(mktime_tz(date), usegmt=True)}
@@ -4824,7 +4810,7 @@ def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
 
 # For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
 # A kind that is not here is any text, as it is.
-VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
+VALUES: dict[str, Any] = {
     "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
     "NUMBER": ("([0-9]{1,18})", int),
     "LIMIT": ("(-1|[0-9]{1,18})", int),
@@ -4948,6 +4934,8 @@ def check_options(options: Options) -> None:
         raise AsyncGetError("data would make it a POST; with -G it goes into the URL")
     if options.include and options.remote_header_name:
         raise AsyncGetError("-i would put heads into -J's file")
+    if options.continue_at == "-" and (options.include or options.head):
+        raise AsyncGetError("-C - goes on where a file ends: with -i or -I heads stand in it, too")
     if options.continue_at and options.remote_header_name:
         raise AsyncGetError("-C has to know the name of the file, which with -J only the server "
                             "knows")
@@ -5026,23 +5014,21 @@ def allows(text: str | None, scheme: str) -> bool:
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
-def connector(options: Options) -> Connector:
+async def connect(host: str, port: int, **how: Any) -> Any:
     """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
+    transfer = TRANSFER.get()
+    options = transfer.options
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
-
-    async def connect(host: str, port: int, **how: Any) -> Any:
-        for old_host, old_port, new_host, new_port in options.connect_to:
-            if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
-                host, port = new_host.strip("[]") or host, int(new_port or port)
-                break
-        began = time.monotonic()
-        addresses = await look_up(host, family)
-        TRANSFER.get().looked_up = time.monotonic() - began
-        return await open_first(",".join(addresses), port, **how)
-
-    return connect
+    for old_host, old_port, new_host, new_port in options.connect_to:
+        if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
+            host, port = new_host.strip("[]") or host, int(new_port or port)
+            break
+    began = time.monotonic()
+    addresses = await look_up(host, family)
+    transfer.looked_up = time.monotonic() - began
+    return await open_first(",".join(addresses), port, **how)
 
 
 def set_proxies(options: Options) -> None:
@@ -5066,49 +5052,10 @@ def set_proxies(options: Options) -> None:
                 os.environ[f"{kind}_proxy"] = f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
 
 
-def session_settings(options: Options) -> dict[str, Any]:
-    """The flags as keywords of Session, but for -H, which is each call's, and so wins."""
-    headers = {
-        "Referer": options.referer or None,
-        "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
-        "Range": options.range,
-        **(options.time_cond or {}),
-    }
-    if options.user_agent is not None:
-        headers["User-Agent"] = options.user_agent or None
-    if options.etag_compare and os.path.exists(options.etag_compare):
-        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
-    silence = options.speed_time
-    if silence is None:
-        silence = max(SILENCE_SECONDS, options.max_time or 0)
-    certificate, _, password = (options.cert or "").partition(":")
-    return {
-        "headers": headers,
-        "auth": options.oauth2_bearer or options.user,
-        "netrc": options.netrc_file or bool(options.netrc or options.netrc_optional)
-        and os.path.exists(os.path.expanduser("~/.netrc")),
-        "timeout": silence or None,
-        "deadline": options.max_time or None,
-        "follow_redirects": options.location,
-        "max_redirects": options.max_redirs if options.max_redirs >= 0 else None,
-        "redirect_schemes": [scheme for scheme in DEFAULTS["redirect_schemes"]
-                             if allows(options.proto, scheme)
-                             and allows(options.proto_redir, scheme)],
-        "trust_redirects": bool(options.location_trusted),
-        "verify": not options.insecure and (options.cacert or options.capath or True),
-        "cert": options.cert and (certificate, options.key, password),
-        "decode": options.compressed and not options.range,  # no part of a gzip unpacks
-        "unix_socket": options.unix_socket,
-        "resolve": {host: found for host, found in dict(options.resolve).items() if found},
-        "open_connection": connector(options),
-        "rate": options.rate,
-        "limit": options.parallel_max or 50,
-    }
-
-
+_CELL = r"[^\0-\x1f\x7f]*"
 _COOKIE_LINE = re.compile(  # domain, below it too?, path, secure?, expires, name, value
-    r"(?i)(#HttpOnly_)?\.?([^\t#.][^\t]*)\t(?:(TRUE)|[^\t]*)\t(?:(/[^\t]*)|[^\t]*)"
-    r"\t(?:(TRUE)|[^\t]*)\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
+    rf"(?im)^(#HttpOnly_)?\.?(?![\t#.])({_CELL})\t(?:(TRUE)|{_CELL})\t(?:(/{_CELL})|{_CELL})"
+    rf"\t(?:(TRUE)|{_CELL})\t([0-9]{{0,18}}(?:\.[0-9]{{0,18}})?)\t({_CELL})(?:\t({_CELL}))?\r?$")
 
 
 def parse_cookie_file(text: str) -> Iterator[Cookie]:
@@ -5119,11 +5066,8 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
     [Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
             http_only=True, expires=None)]
     """
-    for line in re.split("\r?\n", text):  # splitlines would part a value at U+2028, too
-        match = _COOKIE_LINE.fullmatch(line)
-        if match is None or not _VALUE.fullmatch(line):
-            continue
-        http_only, domain, below, path, secure, expires, name, value = match.groups("")
+    for (http_only, domain, below, path, secure, expires, name,
+         value) in _COOKIE_LINE.findall(text):
         cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
                         http_only != "",
                         float(f"0{expires}") or None)  # 0, or http.cookiejar's "": no end
@@ -5148,6 +5092,64 @@ def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
         if list(parse_cookie_file(line)):  # else it has a tab, or only a home origin (section 15)
             lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def open_jar(options: Options) -> Cookies | bool:
+    """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
+    names = [name for name in options.cookie if "=" not in name]
+    jar = Cookies()
+    for name in names:
+        if name == "-" or exists(name):  # a first run may well name a file to come
+            for cookie in parse_cookie_file(read_text(name)):
+                jar.add(cookie)
+    return jar if names or options.cookie_jar else False
+
+
+def open_session(options: Options) -> Session:
+    """A Session as the flags say, but for -H, which is each call's, and so wins."""
+    headers = {
+        "Referer": options.referer or None,
+        "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
+        "Range": options.range,
+        **(options.time_cond or {}),
+    }
+    if options.user_agent is not None:
+        headers["User-Agent"] = options.user_agent or None
+    if options.etag_compare and exists(options.etag_compare):
+        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
+    silence = options.speed_time
+    if silence is None:
+        silence = max(SILENCE_SECONDS, options.max_time or 0)
+    certificate, _, password = (options.cert or "").partition(":")
+    session = Session(
+        headers=headers,
+        cookies=open_jar(options),
+        auth=options.oauth2_bearer or options.user,
+        netrc=options.netrc_file or bool(options.netrc or options.netrc_optional)
+        and exists(os.path.expanduser("~/.netrc")),
+        timeout=silence or None,
+        deadline=options.max_time or None,
+        follow_redirects=options.location,
+        max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
+        redirect_schemes=[scheme for scheme in DEFAULTS["redirect_schemes"]
+                          if allows(options.proto, scheme)
+                          and allows(options.proto_redir, scheme)],
+        trust_redirects=bool(options.location_trusted),
+        verify=not options.insecure and (options.cacert or options.capath or True),
+        cert=options.cert and (certificate, options.key, password),
+        decode=options.compressed and not options.range,  # no part of a gzip unpacks
+        unix_socket=options.unix_socket,
+        resolve=dict(options.resolve),  # with "" for what was taken back
+        open_connection=connect,
+        rate=options.rate,
+        limit=options.parallel_max or 50,
+    )
+    session.connect_timeout = options.connect_timeout
+    if options.tlsv1_2:
+        session.tls_version = ssl.TLSVersion.TLSv1_2
+    if options.tlsv1_3:
+        session.tls_version = ssl.TLSVersion.TLSv1_3
+    return session
 
 
 # ---- files
@@ -5205,10 +5207,10 @@ def is_direct(path: str) -> bool:
     """Whether what a flag names has to be written in place: a device, a pipe, a descriptor, which
     a rename would replace; a file in a folder where no .part can be made.
     """
-    folder = os.path.dirname(os.path.realpath(path))
-    return os.path.exists(path) and (
-        bool(re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path))))
-        or not os.path.isfile(path) or not os.access(folder, os.W_OK))
+    return exists(path) and (
+        bool(re.match("/dev(/fd)?$|/proc/", realpath(dirname(path))))
+        or not isfile(path)
+        or not os.access(dirname(realpath(path)), os.W_OK))
 
 
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
@@ -5222,16 +5224,16 @@ def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
 
 def save_jar(jar: Cookies, name: str) -> None:
     """Write the cookies for -c, for nobody else to read; a file stays until all is written."""
-    before = read_text(name) if name != "-" and os.path.isfile(name) else ""
+    before = read_text(name) if name != "-" and isfile(name) else ""
     data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
     from shutil import copyfile, move
     from tempfile import TemporaryDirectory
-    path = os.path.realpath(name)
+    path = realpath(name)
     with disk_errors(name), TemporaryDirectory(
-            prefix=".asyncget-", dir=os.path.dirname(path)) as folder:  # only its owner enters it
+            prefix=".asyncget-", dir=dirname(path)) as folder:  # only its owner enters it
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
         os.chmod(temporary, 0o600)
@@ -5313,25 +5315,25 @@ class Transfer:
         """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
         options, claimed = self.options, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
-        if os.path.exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
+        if exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
             return ""
         # A device or a pipe that -o names, others may have, too; of a link, the target is meant.
-        if not self.output or not os.path.exists(path) or os.path.isfile(path):
-            if self.output and os.path.islink(path):
-                path = os.path.realpath(path)
+        if not self.output or not exists(path) or isfile(path):
+            if self.output and islink(path):
+                path = realpath(path)
             wanted, number = path, 0
             while options.no_clobber and (
-                    os.path.lexists(path) or os.path.realpath(path) in claimed):
+                    lexists(path) or realpath(path) in claimed):
                 number += 1
                 path = f"{wanted}.{number}"
             part = part_of(path)
             for taken in (path, part, part + ".meta"):
-                if claimed.setdefault(os.path.realpath(taken), self) is not self:
+                if claimed.setdefault(realpath(taken), self) is not self:
                     raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
             if options.create_dirs:
                 with disk_errors(path):
-                    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+                    os.makedirs(dirname(path) or ".", exist_ok=True)
         self.path = path
         return path
 
@@ -5345,10 +5347,10 @@ class Transfer:
             return
         self.held += data
         if self.turn.is_set():
-            held, self.held = self.held, bytearray()
             if not self.wrote:
                 self.command.wipe()
-            write_named("-", held)
+            write_named("-", self.held)
+            self.held.clear()
 
     # ---- one try
 
@@ -5367,14 +5369,14 @@ class Transfer:
         late = time.monotonic() + delay - self.started
         return None if late > (options.retry_max_time or _FOREVER) else delay
 
-    def trace(self, kind: str, data: str | bytes) -> None:
+    def trace(self, kind: str, data: Any) -> None:
         """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
         options = self.options
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
             for line in _FIELD.sub(mask_field, text).removesuffix("\r\n").split("\r\n"):
                 self.command.say(f"{kind} {line}")
-        if kind != "<" or isinstance(data, str):
+        if kind != "<":
             return
         head = data
         if sys.stdout.isatty() and not self.mode:
@@ -5391,7 +5393,7 @@ class Transfer:
         options, self.response = self.options, response
         delay = self.retry_in(response)
         if delay is not None or response.status_code == 304:  # a file that is there stays
-            await response.discard()
+            await discard(response)
             raise Enough(delay)
         if options.fail:
             response.raise_for_status()
@@ -5421,12 +5423,12 @@ class Transfer:
         The offset is the number of -C, or with "-" the size of our file. Raises Anew, which
         `fetch_once` catches, if the response does not fit, or the server's file is younger.
         """
-        status, rest = response.status_code, None
-        if status in (206, 416) and is_version(response, self.validator):
-            rest = length_of_rest(response, offset)
-        ours = self.options.continue_at == "-" and os.path.isfile(self.path)
+        status = response.status_code
+        rest = length_of_rest(
+            response, Partial(offset, self.validator, "None", source_of(response)))
+        ours = self.options.continue_at == "-" and isfile(self.path)
         changed = parse_date(response.headers.get("last-modified", "")) or 0
-        if rest is not None and not (ours and rest and changed > os.path.getmtime(self.path)):
+        if rest is not None and not (ours and rest and changed > getmtime(self.path)):
             return status == 206
         if status != 416 or not ours:
             response.raise_for_status()
@@ -5454,7 +5456,7 @@ class Transfer:
                     self.wrote += len(piece)
                 await self.advance(self.delivered + len(piece), None)
                 if len(self.held) > HELD_BYTES:
-                    await response.stand_by(self.turn.wait)
+                    await response._body.deadline.stand_by(self.turn.wait())
             self.write(b"")  # an empty body makes a file, too
 
     async def fetch_once(self) -> None:
@@ -5471,8 +5473,8 @@ class Transfer:
         in_place = (self.output in ("", "-") or options.include or options.head
                     or self.output and is_direct(path))
         offset = int((options.continue_at or "").strip("-") or 0) + self.wrote
-        if going_on and os.path.isfile(path) and (in_place or not read_partial(path)):
-            offset = os.path.getsize(path)
+        if going_on and isfile(path) and (in_place or not read_partial(path)):
+            offset = getsize(path)
         if in_place or offset:
             self.mode = path and ("ab" if offset else "wb")
             try:
@@ -5497,7 +5499,7 @@ class Transfer:
             headers=self.command.headers, trace=self.trace,
             on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
             overwrite=not options.remote_header_name,
-            any_status=not (going_on and os.path.isfile(path)))  # it stays, as a .part does
+            any_status=not (going_on and isfile(path)))  # it stays, as a .part does
 
     def finish(self) -> None:
         """What is left to do after a whole body, for --etag-save, -R and --fail-with-body."""
@@ -5626,17 +5628,14 @@ def render_write_out(template: str, values: Mapping[str, Any],
         known[f"%{{{name}}}"] = "" if value is None else printable(format(value, shape))
     streams = {"%{stdout}": "-", "%{stderr}": "stderr"}
     pieces = [["-", ""]]
-    for match in re.finditer(r"%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*",
-                             template, re.S):
-        text, (kind, name) = match[0], match.groups()
+    for text, kind, name in re.findall(
+            r"(?s)(%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*)", template):
         if text == "%{onerror}" and not values["exitcode"]:
             break
-        if kind == "header":
-            pieces[-1][1] += printable(headers.get(name, ""))
-        elif kind or text in streams:
+        if kind == "output" or text in streams:
             pieces.append([name or streams[text], ""])
-        else:
-            pieces[-1][1] += known.get(text, text)  # a name that we do not know stays visible
+        else:  # a name that we do not know stays visible
+            pieces[-1][1] += printable(headers.get(name, "")) if kind else known.get(text, text)
     return pieces
 
 
@@ -5700,17 +5699,6 @@ def in_flags(text: str) -> str:
 
 # ---- the run
 
-def open_jar(options: Options) -> Cookies | bool:
-    """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
-    names = [name for name in options.cookie if "=" not in name]
-    jar = Cookies()
-    for name in names:
-        if name == "-" or os.path.exists(name):  # a first run may well name a file to come
-            for cookie in parse_cookie_file(read_text(name)):
-                jar.add(cookie)
-    return jar if names or options.cookie_jar else False
-
-
 def bars_of(transfer: Transfer) -> Iterable[Bar]:
     """The rows of --waterfall; without a response it was all one wait."""
     if transfer.response is not NO_RESPONSE:
@@ -5729,16 +5717,11 @@ class Command:
         self.headers = [*itertools.chain(*options.header)]  # -H: given to each call, so they win
         self.transfers = plan_transfers(self)
         set_proxies(options)
-        self.session = Session(cookies=open_jar(options), **session_settings(options))
-        self.session.connect_timeout = options.connect_timeout
-        if options.tlsv1_2:
-            self.session.tls_version = ssl.TLSVersion.TLSv1_2
-        if options.tlsv1_3:
-            self.session.tls_version = ssl.TLSVersion.TLSv1_3
+        self.session = open_session(options)
         mixed = sys.stdout.isatty() and any(
             transfer.output in ("", "-") for transfer in self.transfers)
-        quiet = mixed or options.silent or options.no_progress_meter
-        self.shown = sys.stderr.isatty() and not quiet
+        self.shown = sys.stderr.isatty() and not (
+            mixed or options.silent or options.no_progress_meter)
         self.drawn = False
         self.code = 0  # of the first URL that has failed
 

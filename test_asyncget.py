@@ -1465,7 +1465,7 @@ class Section6Response(Section):
                   (lambda got: listed(got.iter_lines()), TooLarge))),
             *((Response.read, type(error), response(b"he", error)) for error in (
                 KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
-            *((Response.discard, None, response(b"hello", done=done, fields=fields))
+            *((asyncget.discard, None, response(b"hello", done=done, fields=fields))
               for done in (False, True) for fields in ([], [GZIP]))]
         for end, kind, got in cases:
             with contextlib.ExitStack() as stack, mock.patch.object(asyncget, "MAX_LINE_BYTES", 3):
@@ -1526,7 +1526,7 @@ class Section6Response(Section):
             source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
             got = response(fields=[*fields, field, GZIP], source=source)
             with mock.patch.object(asyncget.Decoder, "feed", side_effect=AssertionError("decoded")):
-                run(got.discard())
+                run(asyncget.discard(got))
             self.assertEqual((source.kept, source.aborted, source.asked),
                              (kept, 1 - kept, asked), (body[:9], framing, field))
 
@@ -1637,7 +1637,7 @@ class Section6Response(Section):
                        url="http://h/#f", fields=[b"X: 1", b"Transfer-Encoding: chunked",
                                                   b"Content-Type: t; charset=latin-1"])
         hop = response(b"moved", url="http://g/")
-        run(hop.discard())
+        run(asyncget.discard(hop))
         got.history.append(hop)
         for twin in [copy.copy(got), *(pickle.loads(pickle.dumps(got, protocol))
                                        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1))]:
@@ -2313,6 +2313,32 @@ class Section9Pool(AsyncCase):
             self.assertEqual(await ended(*tasks), [AsyncGetError, asyncio.CancelledError])
             await closing
 
+    async def test_closed_while_it_opens(self) -> None:
+        """At whichever turn of the loop, nothing is left behind: not by a connector that passes
+        over its cancellation either, as asyncio.wait_for did before 3.12.
+        """
+        async def stubborn(*address: Any, **options: Any) -> Any:
+            opening = asyncio.ensure_future(asyncio.open_connection(*address, **options))
+            while not opening.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([opening])
+            return opening.result()
+
+        for connect, tls in itertools.product((asyncio.open_connection, stubborn), (None, server_tls())):
+            async with scripted([READ, HOLD], again=True, tls=tls) as server:
+                for turns in range(16):
+                    with self.subTest(connect.__name__, tls=tls, turns=turns):
+                        before = asyncio.all_tasks()
+                        session = Session(open_connection=connect, verify=False)
+                        call = asyncio.ensure_future(session.get(server.url))
+                        for _ in range(turns):
+                            await asyncio.sleep(0)
+                        await session.close()
+                        left = asyncio.all_tasks() - before - {call}
+                        self.assertFalse([task for task in left if "_dial" in repr(task)])
+                        await self.raised(AsyncGetError, call, "closed")
+                        await until(lambda: not server.open)
+
     async def test_model(self) -> None:
         """Whatever happens in whatever order: each body is its own request's."""
         for seed, limits in enumerate(((3, 2), (1, None), (4, 1), (5, 3))):
@@ -2663,7 +2689,8 @@ class Section12Session(AsyncCase):
             ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}),
             ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
             ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], {"retries": 2}),
-            ("tls", plain, {}), ("tunnel", plain, {}), ("kept", plain, {"retries": 2}),
+            ("tls", plain, {}), ("tunnel", plain, {}), ("socks", plain, {}), ("name", plain, {}),
+            ("kept", plain, {"retries": 2}),
             ("stale", [READ, lambda head: answer() if b"/last" in head else [answer(), READ, CLOSE],
                        LOOP], {"retries": 2}),
             ("queued", plain, {"retries": 2, "limit": 1}), ("paced", plain, {"rate": 1000}),
@@ -2674,13 +2701,15 @@ class Section12Session(AsyncCase):
             number, done, tls = 0, False, server_tls() if name in ("tls", "tunnel") else None
             if name == "tunnel" and race and sys.version_info < (3, 11):
                 continue  # asyncio itself leaves a transport to the garbage collector
-            async with scripted(script, again=True, tls=tls) as server, proxy() as via:
-                if name == "tunnel":
-                    options["proxy"] = via.url
+            kind = SocksProxy if name == "socks" else HTTPProxy
+            async with scripted(script, again=True, tls=tls) as server, proxy(kind) as via:
+                url = server.url.replace("127.0.0.1", "localhost") if name == "name" else server.url
+                if name in ("tunnel", "socks"):
+                    options["proxy"] = via.url if tls else f"socks5h://{via.url}"
                 while not done:
                     with self.subTest(name, suspension=number, race=race):
                         async with Session(verify=False, **options) as session:
-                            done = await self.cancel_at(number, race, name, session, server.url)
+                            done = await self.cancel_at(number, race, name, session, url)
                         await until(lambda: not server.open and not via.open)
                     number += 1
                     self.assertLess(number, 300)
@@ -2688,8 +2717,8 @@ class Section12Session(AsyncCase):
 
     async def cancel_at(self, number: int, race: bool, name: str, session: Session,
                         url: str) -> bool:
-        """Cancel one GET at its n-th suspension; True if it was done before."""
-        left, holder = number, None
+        """Cancel one GET at its n-th suspension, or its opener's; True if it was done before."""
+        left, holder, dial = number, None, asyncget.Connection._dial
 
         def notice(future: Any) -> None:
             nonlocal left
@@ -2701,15 +2730,19 @@ class Section12Session(AsyncCase):
             elif left == -1:
                 future.add_done_callback(lambda _: task.cancel())
 
+        async def noticed(connection: asyncget.Connection) -> None:
+            await noticing(dial(connection), notice)
+
         if name in ("kept", "stale"):
             await session.get(url)
             await asyncio.sleep(0.002)
         elif name == "queued":
             holder = asyncio.ensure_future(session.get(url))
             await asyncio.sleep(0)
-        task = asyncio.ensure_future(noticing(session.get(url), notice))
         try:
-            self.assertEqual((await task).content, b"ok")
+            with mock.patch.object(asyncget.Connection, "_dial", noticed):
+                task = asyncio.ensure_future(noticing(session.get(url), notice))
+                self.assertEqual((await task).content, b"ok")
             self.assertGreaterEqual(left, 0, "the cancellation was swallowed")
         except asyncio.CancelledError:
             self.assertLess(left, 0)
@@ -5156,13 +5189,13 @@ class Faults(AsyncCase):
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.02):
                 async with scripted([READ, answer()], [READ, answer()]) as server:
                     url = f"http://host.test:{server.port}/"
-                    settings: dict[str, Any] = {"timeout": 0.1 if said else 9}
+                    of_ours = Session(timeout=0.1 if said else 9)
                     if flags:
                         options = parse_arguments([url, *flags.split()])
                         command: Any = types.SimpleNamespace(options=options)
                         asyncget.TRANSFER.set(asyncget.Transfer(command, 0, url, ""))
-                        settings = asyncget.session_settings(options)
-                    async with Session(**settings) as session:
+                        of_ours = asyncget.open_session(options)
+                    async with of_ours as session:
                         if said:
                             await self.raised((ConnectError, TimedOut), session.get(url), said)
                         else:
@@ -5520,7 +5553,7 @@ class StrangersCost(AsyncCase):
                 async with session.stream("http://h.test/") as got:
                     async for piece in got.iter_bytes():
                         if not size:
-                            await got.stand_by(work.elapse)
+                            await got._body.deadline.stand_by(work.elapse())
                         size += len(piece)
         self.assertEqual(size, 8 * MIB)
 
@@ -5814,9 +5847,8 @@ class TrustAndSecrets(AsyncCase):
             ("with, then without", [(b, {}), (a, {})], {a: b}, c, [(b, "c"), (a, "c"), (b, None)]),
             ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")])]
         for flags in ([], ["--tlsv1.3"], ["-k"]):  # the command's, whatever else is said of TLS
-            given = asyncget.session_settings(parse_arguments([a, "-E", "c", *flags]))
-            of_tls: dict[str, Any] = {
-                name: given[name] for name in ("verify", "cert") if name in given}
+            given = asyncget.open_session(parse_arguments([a, "-E", "c", *flags])).settings
+            of_tls = {name: given[name] for name in ("verify", "cert")}
             rows.append((f"command {flags}", [(a, {})], {a: b}, of_tls, [(a, "c"), (b, None)]))
         for name, calls, moved, settings, expected in rows:
             with self.subTest(name):
@@ -6237,7 +6269,7 @@ class Section17Downloads(OnDisk):
             (full, unmet("bytes */11", V2)), (full._replace(source=elsewhere), unmet("bytes */11")),
             (ours, unmet("bytes */3")), (ours, unmet("bytes */11")),
             (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))]
-        self.alike(lambda row: asyncget.is_rest(parsed(row[1]), row[0]),
+        self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None,
                    [*((row, True) for row in right), *((row, False) for row in wrong)])
 
     def test_source(self) -> None:
@@ -6413,6 +6445,17 @@ class Section17Downloads(OnDisk):
                 self.assertEqual(seen[-1], (len(GZIPPED),) * 2)
                 self.assertEqual(asked_for(server), ["", f"{len(GZIPPED) - 3}-"])
                 os.unlink(path)
+
+    async def test_the_page_of_a_416_holds_no_connection(self) -> None:
+        page = unmet("bytes */11")
+        late = [page[:-4], 0.02, page[-4:]]
+        async with scripted([READ, *late, READ, answer(b"next")]) as server:
+            server.url += "/f"
+            self.leave(server, WHOLE)
+            async with Session(limit=1, timeout=1.0, trust_env=False) as session:
+                await session.download(server.url, self.path)
+                self.assertEqual((await session.get(server.url)).content, b"next")
+        self.assert_whole()
 
     async def test_an_empty_part_starts_over(self) -> None:
         """So a kill before the body leaves it, whatever has become of the sidecar."""
@@ -7459,7 +7502,7 @@ class Section20CommandLine(Folder):
             ("-m nan u", "SECONDS"), ("--retry 1.5 u", "NUMBER"), ("--max-filesize 1x u", "BYTES"),
             ("--no-output u", "no flag"), ("-X POST u", "GET"), ("-d a u", "-G"),
             ("--data-urlencode a u", "-G"), ("-i -OJ u", "-J"), ("", "no URL"),
-            ("-C x u", "POSITION"), ("-C - -OJ u", "-J"),
+            ("-C x u", "POSITION"), ("-C - -OJ u", "-J"), ("-C - -i -o f u", "-i"), ("-C - -I u", "-I"),
             ("-C 5 -r 5 u", "-r"), ("-m \u0661 u", "SECONDS"),
             ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.5M u", "BYTES")):
             with self.assertRaisesRegex(AsyncGetError, re.escape(text)) as caught:
