@@ -3840,8 +3840,8 @@ class Cookies(AskedJar, MutableMapping[Any, str]):
     A cookie that you set without a domain goes to one origin, scheme and port included, the
     home origin: the session's base_url, or else the first that it asks. It goes out instead of
     any other of its name, until a response of that origin sets one of this name.
-    The keys of this mapping are Cookie tuples; a name stands for all of that name, of whose
-    values it has the last one's.
+    The keys of this mapping are Cookie tuples. A name stands for all cookies of that name:
+    cookies[name] is the value of the last, del cookies[name] deletes all of them.
     """
 
     def __init__(self, cookies: Mapping[str, str] = {}) -> None:
