@@ -112,6 +112,7 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    MutableMapping,
     Sequence,
     Sized,
 )
@@ -315,7 +316,7 @@ def printable(text: str) -> str:
 # cannot be on a request line (blanks, non-ASCII) is percent-encoded.
 
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
-DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
     r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
 # Controls, and half characters, but for those that stand for octets (octets_text).
@@ -366,6 +367,11 @@ class URL(NamedTuple):
     target: str    # origin-form: path and query, from "/" on
     fragment: str  # stays here, is never sent
     userinfo: str  # "user:password", still percent-encoded
+
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition("?")[0]
 
     def __repr__(self) -> str:
         scheme, host, _ = self.origin
@@ -442,9 +448,6 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     Origin(scheme='http', host='::1', port=80)
     """
     scheme = scheme.lower()
-    if scheme not in DEFAULT_PORTS:
-        raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only http and https",
-                         exit_code=1)
     match = _HOST_PORT.fullmatch(host_port)
     if match is None or int(match[2] or 0) > 65535:
         # Of http://me:p/w@h it is "me:p" that arrives here: hence the mask.
@@ -453,8 +456,8 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
 
 
-def parse_url(text: str) -> URL:
-    """Cut an absolute http or https URL into its parts (RFC 3986, RFC 9110 4.2).
+def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
+    """Cut an absolute URL of one of these schemes into its parts (RFC 3986, RFC 9110 4.2).
 
     >>> tuple(parse_url("http://me:pw@H.test:81?q=a b#top"))
     (Origin(scheme='http', host='h.test', port=81), '/?q=a%20b', 'top', 'me:pw')
@@ -475,6 +478,9 @@ def parse_url(text: str) -> URL:
                          "characters, and in user and password all but letters, digits and "
                          "-._~!$&'()*+,;=")
     scheme, userinfo, host_port, rest = match.groups()
+    if scheme.lower() not in schemes:
+        raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only {', '.join(schemes)}",
+                         exit_code=1)
     if not rest.isascii() or " " in rest:
         from string import punctuation
         from urllib.parse import quote
@@ -2182,6 +2188,7 @@ _FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
                    "transfer-encoding", "upgrade"}
 _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
 CLOSE_FIELD = ("Connection", "close")  # we, too, close behind the response (RFC 9112 9.6)
+Pairs = Sequence[tuple[Any, Any]]      # names and values, of cookies or parameters
 
 
 def merge_fields(base: Fields, headers: Any) -> Fields:
@@ -2194,8 +2201,8 @@ def merge_fields(base: Fields, headers: Any) -> Fields:
     >>> merge_fields((), {"Connection": "keep-alive", "TE": "trailers"})
     ()
     """
-    extra: list[tuple[str, str]] = []
-    named: set[str] = set()
+    extra = []
+    named = set()
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         if not isinstance(name, str) or not isinstance(value, (str, type(None))):
             raise InvalidHeader("headers must be a mapping, or pairs, of text: not the value of "
@@ -2227,7 +2234,7 @@ class Request(NamedTuple):
     def __repr__(self) -> str:
         return f"<Request {self.url}>"
 
-    def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
+    def with_cookies(self, cookies: Pairs) -> Request:
         """The same with its own cookies, and behind them others, in one field (RFC 6265 5.4).
 
         Of those of one name the first goes out: from the field, its own, then the others.
@@ -2239,8 +2246,8 @@ class Request(NamedTuple):
         own = Headers(self.fields).get_all("cookie")
         named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
         others = [pair for pair in cookies if pair[0] not in self.cookies]
-        text = render_cookies((name, value) for name, value in [*self.cookies.items(), *others]
-                              if value is not None and name not in named)
+        text = render_cookies([(name, value) for name, value in [*self.cookies.items(), *others]
+                               if value is not None and name not in named])
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
     def adding(self, name: str, value: str) -> Request:
@@ -2262,7 +2269,7 @@ def join_url(base: URL, reference: str) -> URL:
     if reference.startswith("//"):
         reference = f"{base.origin.scheme}:{reference}"
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", reference):  # no scheme
-        path = base.target.partition("?")[0]
+        path = base.path
         folder = path[:path.rindex("/") + 1]
         # How much of the base stays, by what the reference begins with.
         kept = {"/": "", "?": path, "#": base.target, "": base.target}.get(reference[:1], folder)
@@ -2278,7 +2285,7 @@ def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
 
 
 def next_request(request: Request, response: Response,
-                 secret_headers: Iterable[str] = (), trusted: bool = False) -> Request | None:
+                 settings: Mapping[str, Any]) -> Request | None:
     """The request that a redirect asks for, None where the response is none (RFC 9110 15.4).
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
@@ -2295,8 +2302,8 @@ def next_request(request: Request, response: Response,
                                             scheme and port are those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
 
-    What was dropped stays dropped if a later hop leads back. `trusted` is the setting
-    trust_redirects: then nothing of this is dropped but Host.
+    What was dropped stays dropped if a later hop leads back. With the setting trust_redirects
+    nothing of this is dropped but Host.
     """
     locations = set(octets_text(response.raw_head, "location"))
     if response.status_code not in (301, 302, 303, 307, 308) or not any(locations):
@@ -2310,9 +2317,9 @@ def next_request(request: Request, response: Response,
         return following
     if "%" in url.origin.host:  # which of our networks is asked is not a server's to say
         raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
-    if trusted:  # all but the caller's Host, which was the first origin's
+    if settings["trust_redirects"]:  # all but the caller's Host, which was the first origin's
         return following.adding("Host", "")
-    return Request(url, without_secrets(request.fields, secret_headers))
+    return Request(url, without_secrets(request.fields, settings["secret_headers"]))
 
 
 def parse_links(value: str) -> dict[str, dict[str, str]]:
@@ -2321,7 +2328,7 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
     >>> parse_links('</p?2>; rel="next"; title=more')
     {'next': {'url': '/p?2', 'rel': 'next', 'title': 'more'}}
     """
-    links: list[dict[str, str]] = []
+    links = []
     pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
     for url, name, quoted, token in re.findall(pattern, value):
         if not name:
@@ -2429,7 +2436,7 @@ class RequestSettings(TypedDict, total=False):
     params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
     headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
     auth: str | tuple[str, str] | None      # (user, password), or a bearer token
-    cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None  # False: none
+    cookies: bool | Mapping[str, str | None] | Jar | None  # False: none
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
     follow_redirects: bool
@@ -2516,7 +2523,7 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
     What can be read only once, a generator of headers, say, is read here: retries, and other
     calls of a get_all, need it again.
     """
-    settings: dict[str, Any] = {}
+    settings = {}
     for name, value in options.items():
         name = {"allow_redirects": "follow_redirects"}.get(name, name)  # as requests calls it
         if name not in allowed.__annotations__:
@@ -2542,8 +2549,8 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
                             f"not {type(value).__name__}") from None
         above = name in _ABOVE_ZERO
         if isinstance(value, (int, float)) and not value >= 0 or above and value == 0:  # nor is nan
-            least = "above" if above else "at least"
-            raise ValueError(f"{name} must be {least} 0: not {value!r:.50}")
+            raise ValueError(f"{name} must be {'above' if above else 'at least'} 0: "
+                             f"not {value!r:.50}")
     return settings
 
 
@@ -2569,7 +2576,6 @@ def spelled_out(function: Function) -> Function:
 # ---- what they put into a request
 
 DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
-Pairs = tuple[tuple[Any, Any], ...]
 
 
 def merge_params(base: Pairs, extra: Pairs) -> Pairs:
@@ -2761,8 +2767,7 @@ class Call:
         settings = self.settings
         if not settings["follow_redirects"]:
             return None
-        following = next_request(request, response, settings["secret_headers"],
-                                 settings["trust_redirects"])
+        following = next_request(request, response, settings)
         if following is None:
             return None
         if following.url.origin.scheme not in settings["redirect_schemes"]:
@@ -2943,8 +2948,7 @@ class Session:
         self._base: URL | None = None
         if settings["base_url"]:
             base = parse_url(settings["base_url"])
-            path = base.target.partition("?")[0]
-            self._base = base._replace(target=path.removesuffix("/") + "/")
+            self._base = base._replace(target=base.path.removesuffix("/") + "/")
         self._fields = fields_of(DEFAULT_FIELDS, own)
         jar = settings["cookies"]
         if jar is not False and not isinstance(jar, AskedJar):
@@ -3146,10 +3150,10 @@ class Session:
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         cookies = own.get("cookies")
-        if isinstance(cookies, Mapping):
-            settings["own_cookies"] = cookies
         if cookies is not False and not isinstance(cookies, AskedJar):
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
+            if isinstance(cookies, Mapping):
+                settings["own_cookies"] = cookies
         return settings, own
 
     def _route(self, request: Request, call: Call) -> Route:
@@ -3259,7 +3263,7 @@ async def look_up(host: str, family: int = 0) -> list[str]:
         return host.split(",")
     found = await asyncio.get_running_loop().getaddrinfo(host, 0, family=family,
                                                          type=socket.SOCK_STREAM)
-    turns: dict[str, int] = {}  # of each address: how many of its kind come before it
+    turns = {}  # of each address: how many of its kind come before it
     met = collections.Counter[int]()
     for kind, _, _, _, address in found:  # getnameinfo: with the zone of fe80::1%eth0
         name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
@@ -3285,7 +3289,7 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
     If none answers, the error says what was wrong with each.
     """
     attempts: set[asyncio.Future[socket.socket]] = set()
-    errors: list[OSError] = []
+    errors = []
     try:
         while todo or attempts:
             if todo:
@@ -3305,8 +3309,8 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
         raise failed
     finally:  # without an await, in which we could be cancelled, and the rest of this left undone
         for attempt in attempts:
-            attempt.cancel()
-            attempt.add_done_callback(forget_socket)
+            if not (attempt.cancel() or attempt.cancelled() or attempt.exception()):
+                attempt.result().close()  # it was done in the same turn
 
 
 async def connect_to(address: str, port: int) -> socket.socket:
@@ -3324,18 +3328,11 @@ async def connect_to(address: str, port: int) -> socket.socket:
     return made
 
 
-def forget_socket(attempt: asyncio.Future[socket.socket]) -> None:
-    """Close what an attempt has opened after all: another was faster, or nobody waits."""
-    if not attempt.cancelled() and not attempt.exception():
-        attempt.result().close()
-
-
 async def open_unix(path: str, **options: Any) -> Stream:
     """A connection to a unix socket, where the system has such."""
     if not hasattr(asyncio, "open_unix_connection"):
         raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    opened: Stream = await asyncio.open_unix_connection(path, **options)
-    return opened
+    return await asyncio.open_unix_connection(path, **options)
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -3366,7 +3363,7 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
-    authorities: dict[str, Any] = {}
+    authorities = {}
     used, exit_code = f"verify={verify!r}", 77
     try:
         if not isinstance(verify, bool):
@@ -3378,8 +3375,7 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
         elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: a common name is no host
             context.hostname_checks_common_name = False
         if cert:
-            path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
-                                   None, None)[:3]
+            path, key, password = (*(cert if isinstance(cert, tuple) else [cert]), None, None)[:3]
             used, exit_code = f"the client certificate {path!r}, key {key!r}", 58
             # Without a password OpenSSL would ask the terminal for one.
             context.load_cert_chain(path, key, password or "")
@@ -3419,15 +3415,15 @@ def handshake_hint(reason: str) -> str:
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
-    if isinstance(error, _TLS_IN_TLS_ERRORS):
-        if connection.route.proxy_tls is None:
-            return error  # a slip in streams of the caller's own
+    route, phase, where = connection.route, connection.clock.phase, hop(connection)
+    if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.clock.expired:
         return ended(connection)
-    route, phase, where = connection.route, connection.clock.phase, hop(connection)
+    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
+        return error  # a slip in streams of the caller's own
     proxy, took = route.proxy if phase == "connection" else None, after(connection)
-    tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
+    asked, text = proxy or route.origin, str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLSError(f"certificate of {where} refused: {error.verify_message}{took}"
                         + certificate_hint(error, route.verify), exit_code=60)
@@ -3440,13 +3436,11 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     number = getattr(error, "errno", None)
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return (ProxyError if proxy else ConnectError)(
-            f"cannot resolve {(proxy or route.origin).host!r}, for {where}: {text}{took}",
+            f"cannot resolve {asked.host!r}, for {where}: {text}{took}",
             exit_code=5 if proxy else 6, errno=number)
-    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
-        return error
     if phase == "answer of the proxy":
         return ProxyError(f"closed the connection: {text}")  # pass_proxy says which
-    if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
+    if phase == "TLS handshake" or asked.scheme == "https" and isinstance(error, _BROKEN):
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
     return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
 
@@ -3462,9 +3456,6 @@ def after(connection: Connection) -> str:
 # line. For https://, and with SOCKS, a proxy is asked for a tunnel: a connection to the
 # origin, on which we then speak as if there were no proxy. Which proxy it is, the caller or
 # the environment says.
-
-_PROXY_PORTS = {**DEFAULT_PORTS, "socks5": 1080, "socks5h": 1080}
-
 
 class Proxy(NamedTuple):
     """A proxy, and where its name came from, for the error texts."""
@@ -3488,19 +3479,12 @@ def parse_proxy(text: str, source: str) -> Proxy:
     An unknown kind of proxy is an error: to go to the server directly might tell it, or the
     network, what the proxy is there to hide.
     """
-    scheme, _, rest = text.strip().rpartition("://")
-    scheme = scheme.lower() or "http"
-    if scheme not in _PROXY_PORTS:
-        raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
-                         f"not {masked(text)}", exit_code=7)
+    text = text.strip()
     try:
-        url = parse_url("http://" + rest)
+        url = parse_url(text if "://" in text else f"http://{text}", DEFAULT_PORTS)
     except InvalidURL as error:
-        raise ProxyError(f"{source}: {error}", exit_code=5) from None
-    port = url.origin.port
-    if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # none given: so far it is http's
-        port = _PROXY_PORTS[scheme]
-    return Proxy(scheme, url.origin.host, port, url.userinfo, source)
+        raise ProxyError(f"{source}: {error}", exit_code=7 if error.exit_code == 1 else 5) from None
+    return Proxy(*url.origin, url.userinfo, source)
 
 
 def domain_match(host: str, domain: str) -> bool:
@@ -3566,11 +3550,11 @@ _SOCKS_REPLIES = dict(enumerate((
     "address type not supported"), start=1))
 
 
-def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
+def proxy_fields(proxy: Proxy) -> Fields:
     """The field with a proxy's own credentials, if any; it goes to nobody else."""
     if not proxy.userinfo:
-        return []
-    return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
+        return ()
+    return (("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo))),)
 
 
 async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
@@ -3612,8 +3596,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     origin = connection.route.origin
     target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
     fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
-    request = b"CONNECT %b HTTP/1.1\r\n%b" % (target.encode("ascii"),
-                                              render_fields(fields, origin))
+    request = f"CONNECT {target} HTTP/1.1\r\n".encode("ascii") + render_fields(fields, origin)
     try:
         head = await connection.exchange(request, connection.timeout, "answer of the proxy")
     except ProtocolError as error:
@@ -3659,8 +3642,7 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     if proxy.scheme == "socks5":  # the name is looked up here, not by the proxy
         host = (await look_up(connection.route.address or host))[0]
     if is_address(host):
-        packed = ipaddress.ip_address(host).packed
-        address = (b"\x01" if len(packed) == 4 else b"\x04") + packed
+        address = (b"\x04" if ":" in host else b"\x01") + ipaddress.ip_address(host).packed
     write(b"\x05\x01\x00" + address + origin.port.to_bytes(2, "big"))
     _, reply, _, kind = await read(4)
     if reply:
@@ -3760,7 +3742,7 @@ class Cookie(NamedTuple):
         safe = scheme == "https" or host in ("localhost", "127.0.0.1", "::1")  # never on a wire
         told = self.domain in ("", host) if self.host_only else domain_match(host, self.domain)
         return (self.lives() and told and (safe or not self.secure)
-                and path_match(url.target.partition("?")[0], self.path))
+                and path_match(url.path, self.path))
 
 
 def keeps_prefix(cookie: Cookie) -> bool:
@@ -3805,8 +3787,7 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
             and keeps_prefix(cookie) and (scheme == "https" or not cookie.secure)):
         return None
     if cookie.path[:1] != "/":  # then it is the folder that the target lies in (5.1.4)
-        folder = url.target.partition("?")[0].rpartition("/")[0]
-        cookie = cookie._replace(path=folder or "/")
+        cookie = cookie._replace(path=url.path.rpartition("/")[0] or "/")
     return cookie
 
 
@@ -3828,7 +3809,7 @@ def check_cookie(name: str, value: str) -> None:
                             f"at most, without ';' and controls: not those of {name!r:.100}")
 
 
-def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
+def render_cookies(pairs: Pairs) -> str:
     """The value of Cookie (6265bis 5.8.3): as many, from the first on, as the limit allows.
 
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
@@ -3845,7 +3826,7 @@ def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
     return "; ".join(texts)
 
 
-class Cookies(AskedJar):
+class Cookies(AskedJar, MutableMapping[Any, str]):
     """The cookies of a session: what servers set, and what you do.
 
     >>> cookies = Cookies({"sid": "7"})
@@ -3859,15 +3840,16 @@ class Cookies(AskedJar):
     A cookie that you set without a domain goes to one origin, scheme and port included, the
     home origin: the session's base_url, or else the first that it asks. It goes out instead of
     any other of its name, until a response of that origin sets one of this name.
-    Iterating gives Cookie tuples; cookies[name] is the last of that name.
+    The keys of this mapping are Cookie tuples. A name stands for all cookies of that name:
+    cookies[name] is the value of the last, del cookies[name] deletes all of them.
     """
 
-    def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
+    def __init__(self, cookies: Mapping[str, str] = {}) -> None:
         # By site, then by Cookie.key in the order in which they were first set: all that a host
         # may be told is in its site's dict, so no other is looked at. The site that was last to
         # set one stands last. Under "" are the caller's for the home origin.
         self._sites: dict[str, dict[Any, Cookie]] = {}
-        self.update(cookies or {})
+        self.update(cookies)
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; return the names that it could set.
@@ -3899,7 +3881,7 @@ class Cookies(AskedJar):
             del self._sites[next(iter(self._sites))]
         return names
 
-    def pairs_for(self, url: URL) -> list[tuple[str, str]]:
+    def pairs_for(self, url: URL) -> Pairs:
         """What a request is sent with, names and values, longest path first (6265bis 5.8.3)."""
         self.home = self.home or url.origin
         if not self._sites:
@@ -3926,34 +3908,23 @@ class Cookies(AskedJar):
 
     __setitem__ = set
 
-    def update(self, cookies: Mapping[str, str]) -> None:
-        """Set several for the home origin."""
-        for name, value in cookies.items():
-            self.set(name, value)
-
     def clear(self) -> None:
         """Delete all."""
         self._sites.clear()
 
-    def _values(self) -> dict[str, str]:
-        return {cookie.name: cookie.value for cookie in self}  # of several the last
+    def _find(self, key: object) -> list[Cookie]:
+        """The cookies of a name, or this one; raises KeyError where there is none."""
+        found = [cookie for cookie in self if key in (cookie, cookie.name)]
+        if not found:
+            raise KeyError(key)
+        return found
 
-    def get(self, name: str, default: str | None = None) -> str | None:
-        """The value of a cookie; of several the last."""
-        return self._values().get(name, default)
+    def __getitem__(self, key: object) -> str:
+        return self._find(key)[-1].value
 
-    def __getitem__(self, name: str) -> str:
-        return self._values()[name]
-
-    def __delitem__(self, name: str) -> None:
-        if name not in self:
-            raise KeyError(name)
-        for cookie in self:
-            if cookie.name == name:
-                del self._sites[site_of(cookie.domain)][cookie.key]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._values()
+    def __delitem__(self, key: object) -> None:
+        for cookie in self._find(key):
+            del self._sites[site_of(cookie.domain)][cookie.key]
 
     def __iter__(self) -> Iterator[Cookie]:
         return iter([cookie for kept in self._sites.values() for cookie in kept.values()
@@ -3963,7 +3934,7 @@ class Cookies(AskedJar):
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:  # no values: they are secrets
-        return f"<Cookies {[*self._values()]}>"
+        return f"<Cookies {[cookie.name for cookie in self]}>"
 
 
 class OthersJar(AskedJar):
@@ -3976,7 +3947,7 @@ class OthersJar(AskedJar):
         import urllib.request
         return urllib.request.Request(str(url).partition("?")[0])  # urllib would cache the query
 
-    def pairs_for(self, url: URL) -> list[tuple[str, str]]:
+    def pairs_for(self, url: URL) -> Pairs:
         """The names and values that a request is sent with."""
         request = self._request(url)
         self.jar.add_cookie_header(request)
@@ -5178,7 +5149,8 @@ def open_session(options: Options) -> Session:
         deadline=options.max_time or None,
         follow_redirects=options.location,
         max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
-        redirect_schemes=[scheme for scheme in DEFAULT_PORTS if allows(options.proto, scheme)
+        redirect_schemes=[scheme for scheme in DEFAULTS["redirect_schemes"]
+                          if allows(options.proto, scheme)
                           and allows(options.proto_redir, scheme)],
         trust_redirects=bool(options.location_trusted),
         verify=not options.insecure and (options.cacert or options.capath or True),

@@ -2437,7 +2437,7 @@ class Section10RedirectsAndRetries(AsyncCase):
     def test_which_responses_are_redirects(self) -> None:
         def led(status: int, *fields: bytes) -> str | None:
             following = next_request(Request(parse_url("http://h/a"), (("Host", ""),)), response(
-                fields=fields, status=b"HTTP/1.1 %d X" % status))
+                fields=fields, status=b"HTTP/1.1 %d X" % status), asyncget.DEFAULTS)
             return following and str(following.url)
 
         for fields in ([], [b"Location:"], [b"Location: ", b"Location:"]):
@@ -2456,7 +2456,7 @@ class Section10RedirectsAndRetries(AsyncCase):
         def lead(location: str, request: Request, secret: Sequence[str] = ()) -> Any:
             moved = response(url=str(request.url), status=b"HTTP/1.1 302 F",
                              fields=[f"Location: {location}".encode()])
-            return next_request(request, moved, secret)
+            return next_request(request, moved, {**asyncget.DEFAULTS, "secret_headers": secret})
 
         request = Request(parse_url("http://me:pw@h.test/a/b#top"), fields)
         for location, url, kept in [
@@ -3226,7 +3226,7 @@ class Section13AddressesAndTLS(AsyncCase):
         self.assertIsNotNone(load.call_args[0][2])  # None: OpenSSL would ask on the terminal
         rows: list[tuple[Any, Any, str, int]] = [
             *((pem("ca"), cert, "client cert", 58) for cert in (
-                locked, (*locked, "wrong-secret"), [*locked, b"wrong-secret"], (*locked, 17),
+                locked, (*locked, "wrong-secret"), (*locked, b"wrong-secret"), (*locked, 17),
                 (None,), ("/none", "/none", "secret"))),
             *((verify, None, "verify=", 77) for verify in ("/none", pem("key"), None, 7.5, "a\0b")),
             (ssl.create_default_context(), pem("client"), "load it into your SSLContext", 58)]
@@ -3359,7 +3359,7 @@ class Section13AddressesAndTLS(AsyncCase):
                     self.assertEqual(error.errno, errno.ECONNREFUSED)
         with mock.patch.dict(os.environ, http_proxy="socks4://p", all_proxy="socks5://p.test",
                              no_proxy="no.test"):
-            await self.raised(ProxyError, asyncget.get("http://h"), "http_proxy: proxies are")
+            await self.raised(ProxyError, asyncget.get("http://h"), "http_proxy: unsupported scheme")
             call = asyncget.get("https://h", timeout=0.05, open_connection=never)
             await self.raised(TimedOut, call, "no connection within 0.05 s: proxy "
                               r"socks5://p.test:1080 \(from all_pr")
@@ -4132,8 +4132,12 @@ class Section15Cookies(Section):
             self.assertRaises(KeyError, missing, "c")
         jar.update({"a": "new", "c": "3"})
         self.assertEqual((jar["a"], jar["c"], len(jar)), ("new", "3", 7))
+        first = next(iter(jar))                                # a cookie stands for itself
+        self.assertEqual((jar[first], jar.pop(first), first in jar, "a" in jar),
+                         ("1", "1", False, True))
         del jar["a"], jar["c"]
-        self.assertEqual([cookie.name for cookie in jar], ["ip", "b"])
+        self.assertEqual([(cookie.name, value) for cookie, value in jar.items()],
+                         [("ip", "6"), ("b", "")])
         jar.set("c", "1", domain="com")                        # a suffix reaches nobody
         jar.add(asyncget.Cookie("b", "1", "co.uk", host_only=False))
         for host in ("a.h.com", "h.co.uk"):
@@ -4935,7 +4939,7 @@ class HostileFuzz(unittest.TestCase):
         self.use_cookies(response)
         asked = Request(BASE, (("Host", ""), ("Cookie", "s")))
         following = None
-        for call in (response.json, functools.partial(next_request, asked, response)):
+        for call in (response.json, lambda: next_request(asked, response, asyncget.DEFAULTS)):
             try:
                 following = call()
             except AsyncGetError as error:
@@ -5729,7 +5733,7 @@ class LinearTime(Section):
             # part III: proxies, redirects, cookies, netrc
             "ask_for_tunnel": raw(lambda t: re.sub(rb"(<[^<>]*>|\s)+", b" ", t)),
             "next_request": raw(lambda t: next_request(Request(page, ()), response(
-                fields=[b"Location: " + t], status=b"HTTP/1.1 302 F"))),
+                fields=[b"Location: " + t], status=b"HTTP/1.1 302 F"), asyncget.DEFAULTS)),
             "with_cookies": lambda t: Request(page, (("Cookie", t),)).with_cookies([("a", "1")]),
             "pairs_for": lambda t: re.findall("(?:^|; )([^=;]+)=?([^;]*)", t),
             "parse_set_cookie": lambda t: asyncget.parse_set_cookie("a=1;" + t, page, NOW),
@@ -5955,7 +5959,7 @@ class TrustAndSecrets(AsyncCase):
                 for fields in ([where], [where, b"Location: /b"]):
                     got = headed(head(*fields, status=b"HTTP/1.1 302 F"))
                     try:
-                        following = next_request(Request(BASE, ()), got)
+                        following = next_request(Request(BASE, ()), got, asyncget.DEFAULTS)
                         self.assertHidden(following, following and following.url)
                     except AsyncGetError as error:
                         self.hidden_error(error)
