@@ -233,9 +233,7 @@ async def serving(server: Server, tls: ssl.SSLContext | None = None,
         yield server
     finally:
         listener.close()
-        for task in server.tasks:
-            task.cancel()
-        await asyncio.gather(*server.tasks, return_exceptions=True)
+        await asyncget.cancel(server.tasks)
         await listener.wait_closed()
 
 
@@ -457,10 +455,10 @@ def cuts(wire: bytes) -> Iterator[list[bytes]]:
         yield [wire[:at], wire[at:]]
 
 
-def take(framing: Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes, bytes]:
+def take(framing: Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes | None, bytes]:
     """What a body parser makes of pieces: payload, what is left over, trailers.
 
-    Of a ProtocolError the payload is all that came before; EOFError has it where more must come.
+    Nothing is left over, None, where more must come. A ProtocolError has all payload before it.
     """
     parser, rest = body_parser(framing), iter(pieces)
     payload: list[bytes] = []
@@ -473,7 +471,7 @@ def take(framing: Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes, bytes
     except ProtocolError as error:
         error.payload = b"".join(payload) + error.payload
         raise
-    raise EOFError(b"".join(payload))
+    return b"".join(payload), None, b""
 
 
 def head(*fields: bytes, status: bytes = b"HTTP/1.1 200 OK") -> asyncget.Head:
@@ -534,15 +532,14 @@ class Section1Errors(Section):
     """One root for all errors, curl's exit codes, and texts that harm no terminal."""
 
     def test_tree(self) -> None:
+        root, any_ = AsyncGetError, Exception
         rows: list[tuple[type[AsyncGetError], int, type[Exception], type[Exception]]] = [
-            (AsyncGetError, 2, Exception, Exception), (InvalidURL, 3, AsyncGetError, ValueError),
-            (InvalidHeader, 43, AsyncGetError, ValueError), (ProxyError, 97, ConnectError, OSError),
-            (ConnectError, 7, AsyncGetError, ConnectionError),
-            (TLSError, 35, ConnectError, OSError), (TimedOut, 28, AsyncGetError, TimeoutError),
-            (IncompleteBody, 18, ProtocolError, Exception),
-            *((error, code, AsyncGetError, Exception) for error, code in (
-                (ProtocolError, 8), (StatusError, 22), (DecodingError, 61), (TooLarge, 63),
-                (asyncget.TooManyRedirects, 47)))]
+            (root, 2, any_, any_), (InvalidURL, 3, root, ValueError), (TooLarge, 63, root, any_),
+            (InvalidHeader, 43, root, ValueError), (ProxyError, 97, ConnectError, OSError),
+            (ConnectError, 7, root, ConnectionError), (TLSError, 35, ConnectError, OSError),
+            (TimedOut, 28, root, TimeoutError), (IncompleteBody, 18, ProtocolError, any_),
+            (ProtocolError, 8, root, any_), (StatusError, 22, root, any_),
+            (DecodingError, 61, root, any_), (asyncget.TooManyRedirects, 47, root, any_)]
         for error, code, base, builtin in rows:
             self.assertEqual((error, error.__bases__[0], error("x").exit_code), (error, base, code))
             self.assertTrue(issubclass(error, builtin) and error.__doc__)
@@ -575,37 +572,35 @@ class Section2URLs(Section):
     """A URL is cut once; nobody else would read another host in what we ask for."""
 
     def test_parts(self) -> None:
-        for text, origin, target, fragment, userinfo in [
-                ("http://h", "http://h:80", "/", "", ""),
-                ("HTTPS://H.Test", "https://h.test:443", "/", "", ""),
-                ("http://h?q#f", "http://h:80", "/?q", "f", ""),                    # 9112 3.2.1
-                ("http://h/a?b?c#d#e", "http://h:80", "/a?b?c", "d#e", ""),
-                ("http://u:p@h:81/", "http://h:81", "/", "", "u:p"),                # 9110 7.2
-                ("http://a@b@c/", "http://c:80", "/", "", "a@b"),
-                ("http://a;b@c/", "http://c:80", "/", "", "a;b"),                   # CVE-2024-38428
-                ("http://A#@B/", "http://a:80", "/", "@B/", ""),                    # bpo-30500
-                ("http://A?@B/", "http://a:80", "/?@B/", "", ""),                   # CVE-2016-8624
-                ("http://A:@B/", "http://b:80", "/", "", "A:"),                     # CVE-2024-47081
-                ("http://A%2f@B/%", "http://b:80", "/%", "", "A%2f"),               # CVE-2022-27780
-                ("http://h//B/x", "http://h:80", "//B/x", "", ""),                  # CVE-2022-35949
-                ("http://h/../a/./b", "http://h:80", "/a/b", "", ""),               # 3986 6.2.2.3
-                ("http://h/a/.?/../#/./", "http://h:80", "/a/?/../", "/./", ""),
-                ("http://h/a/%2e%2E/.b/c../...", "http://h:80", "/a/%2e%2E/.b/c../...", "", ""),
-                ("http://h//..//a/./", "http://h:80", "//a/", "", ""),
-                (" \t\r\nhttp://h/x\f\n", "http://h:80", "/x", "", ""),              # as browsers
-                ("http://h/\udce9\udc85 é", "http://h:80", "/%E9%85%20%C3%A9", "", ""),  # octets
-                ("http://h/%2F%0d%0a%zz", "http://h:80", "/%2F%0d%0a%zz", "", ""),  # CVE-2012-0036
-                ("http://h/a b?ü d#e\u202e", "http://h:80", "/a%20b?%C3%BC%20d", "e%E2%80%AE", ""),
-                ("http://h/\\x\"<>`{|}^'", "http://h:80", "/\\x\"<>`{|}^'", "", ""),
-                ("http://h:/", "http://h:80", "/", "", ""),
-                ("http://h:00000008080/", "http://h:8080", "/", "", ""),
-                ("https://h:000/", "https://h:0", "/", "", ""),
-                ("http://h:65535", "http://h:65535", "/", "", ""),
-                ("https://[::1]:8443/", "https://::1:8443", "/", "", "")]:
-            url = parse_url(text)
-            self.assertEqual((f"{url.origin.scheme}://{url.origin.host}:{url.origin.port}",
-                              *url[1:]), (origin, target, fragment, userinfo))
+        def parts(text: str) -> str:
+            (scheme, host, port), target, fragment, userinfo = url = parse_url(text)
             self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
+            behind = f" #{fragment}" * bool(fragment) + f" {userinfo}@" * bool(userinfo)
+            return f"{scheme}://{host}:{port} {target}{behind}"
+
+        self.alike(parts, [
+            ("http://h", "http://h:80 /"), ("HTTPS://H.Test", "https://h.test:443 /"),
+            ("http://h?q#f", "http://h:80 /?q #f"),                               # 9112 3.2.1
+            ("http://h/a?b?c#d#e", "http://h:80 /a?b?c #d#e"), ("http://h:/", "http://h:80 /"),
+            ("http://u:p@h:81/", "http://h:81 / u:p@"),                           # 9110 7.2
+            ("http://a@b@c/", "http://c:80 / a@b@"),
+            ("http://a;b@c/", "http://c:80 / a;b@"),                              # CVE-2024-38428
+            ("http://A#@B/", "http://a:80 / #@B/"),                               # bpo-30500
+            ("http://A?@B/", "http://a:80 /?@B/"),                                # CVE-2016-8624
+            ("http://A:@B/", "http://b:80 / A:@"),                                # CVE-2024-47081
+            ("http://A%2f@B/%", "http://b:80 /% A%2f@"),                          # CVE-2022-27780
+            ("http://h//B/x", "http://h:80 //B/x"),                               # CVE-2022-35949
+            ("http://h/../a/./b", "http://h:80 /a/b"),                            # 3986 6.2.2.3
+            ("http://h/a/.?/../#/./", "http://h:80 /a/?/../ #/./"),
+            ("http://h/a/%2e%2E/.b/c../...", "http://h:80 /a/%2e%2E/.b/c../..."),
+            ("http://h//..//a/./", "http://h:80 //a/"),
+            (" \t\r\nhttp://h/x\f\n", "http://h:80 /x"),                         # as browsers
+            ("http://h/\udce9\udc85 é", "http://h:80 /%E9%85%20%C3%A9"),          # octets
+            ("http://h/%2F%0d%0a%zz", "http://h:80 /%2F%0d%0a%zz"),               # CVE-2012-0036
+            ("http://h/a b?ü d#e\u202e", "http://h:80 /a%20b?%C3%BC%20d #e%E2%80%AE"),
+            ("http://h/\\x\"<>`{|}^'", "http://h:80 /\\x\"<>`{|}^'"),
+            ("http://h:00000008080/", "http://h:8080 /"), ("https://h:000/", "https://h:0 /"),
+            ("http://h:65535", "http://h:65535 /"), ("https://[::1]:8443/", "https://::1:8443 /")])
 
     def test_hosts(self) -> None:
         hosts = {
@@ -629,8 +624,7 @@ class Section2URLs(Section):
         self.alike(lambda text: parse_url(text).origin.authority, [
             ("http://h:80", "h"), ("http://h:443", "h:443"), ("https://h", "h"),
             ("https://h:80", "h:80"), ("http://[::1]", "[::1]"), ("http://[::1]:81", "[::1]:81"),
-            ("http://[fe80::1%25eth0]", "[fe80::1]")])  # 9110 7.2
-        self.assertEqual(str(parse_url("http://[FE80::1%25eth0]:8/")), "http://[fe80::1%25eth0]:8/")
+            ("http://[fe80::1%25eth0]", "[fe80::1]")])  # 9110 7.2; as text: test_hosts
 
     BAD = {  # by what is said about them
         "not an absolute URL": [
@@ -814,8 +808,8 @@ class Section3RequestBytes(Section):
             ("a%40b:p%3A%C3%A9", ("a@b", "p:é"))])
         for bad in [(f"u:{SECRET}", "x"), ("u", f"{SECRET}\r"), (f"{SECRET}\0", ""), ("u",), None,
                     ("u", SECRET, "x"), (1, SECRET), (SECRET, None), (b"u", SECRET.encode()), 5,
-                    asyncget.split_userinfo(f"u:{SECRET}%0d%0a"),  # CVE-2012-0036
-                    ("u", SECRET + "\ud800")]:
+                    ("u", f"{SECRET}\ud800"), asyncget.split_userinfo(f"u:{SECRET}%0d%0a")]:
+            # CVE-2012-0036
             self.refused(InvalidHeader, "", render_auth, bad)
         self.refused(InvalidHeader, "Authorization", render_fields,
                      (("Authorization", render_auth(f"{SECRET}\r\nX: 1")),), HERE)
@@ -904,17 +898,14 @@ class Section4ResponseHead(Section):
         headers = Headers([("Set-Cookie", "a=1, x"), ("X", ""), ("set-cookie", "b"), ("Vary", "c")])
         self.alike(headers.get_all, [("Set-cookie", ["a=1, x", "b"]), ("no", [])])
         self.alike(headers.get, [("SET-COOKIE", "a=1, x, b"), ("x", ""), ("nope", None)])
-        self.assertEqual((list(headers), len(headers)), (["Set-Cookie", "X", "Vary"], 3))
-        self.assertEqual(headers.pairs[2], ("set-cookie", "b"))
+        self.assertEqual((list(headers), len(headers), headers.pairs[2]),
+                         (["Set-Cookie", "X", "Vary"], 3, ("set-cookie", "b")))
         self.assertTrue("vARY" in headers and "y" not in headers)
-        self.assertEqual(headers, pickle.loads(pickle.dumps(headers)))
         self.assertEqual(repr(Headers([("A", "1")])), "Headers([('A', '1')])")
         headers.get_all("vary").append("changed")
         self.assertEqual(dict(headers)["Vary"], "c")
         with self.assertRaises(TypeError):
             headers["x"] = "1"  # type: ignore[index]
-        with self.assertRaises(KeyError):
-            headers["nope"]
 
 
 class Section5BodyFraming(Section):
@@ -971,20 +962,6 @@ class Section5BodyFraming(Section):
             top = head(field, status=b"HTTP/1.%d 200" % minor)
             self.assertIs(asyncget.may_reuse(top, framing), reuse, (field, minor, framing))
 
-    def unfinished(self, framing: Framing, pieces: Iterable[bytes]) -> Any:
-        """The payload of a body of which more must come."""
-        with self.assertRaises(EOFError) as caught:
-            take(framing, filter(None, pieces))
-        return caught.exception.args[0]
-
-    def test_sized_and_until_close(self) -> None:
-        for wire, extra in [(b"", b"H"), (b"h", b""), (b"h", b"\n"), (b"hello", b"HTTP/1.1 200\n")]:
-            for pieces in cuts(wire + extra):
-                self.assertEqual(take(len(wire), pieces), (wire, extra, b""))
-            for pieces in cuts(wire):
-                self.assertEqual(self.unfinished(6, pieces), wire)
-                self.assertEqual(self.unfinished("close", pieces), wire)
-
     CHUNKED = [  # what arrives, the payload, the trailers
         (b"0\r\n\r\n", b"", b"\r\n"), (b"5\r\nhello\r\n0\r\n\r\n", b"hello", b"\r\n"),
         (b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", b"hello!", b"\r\n"),
@@ -999,14 +976,19 @@ class Section5BodyFraming(Section):
         (b"0\r\nX: 1\r\n 2\r\n\r\n", b"", b"X: 1 2\r\n\r\n"),
         (b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n")]
 
-    def test_chunked_in_all_cuts(self) -> None:
-        for wire, payload, trailers in self.CHUNKED:
-            for extra in (b"", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
+    def test_in_all_cuts(self) -> None:
+        rows: list[tuple[Framing, bytes, bytes, bytes]] = [
+            *(("chunked", *row) for row in self.CHUNKED),
+            *((len(body), body, body, b"") for body in (b"", b"h", b"hello"))]
+        for framing, wire, payload, trailers in rows:
+            for extra in (b"", b"\n", b"0\r\n\r\n", OK + b"\r\n")[not wire:]:
                 for pieces in cuts(wire + extra):
-                    self.assertEqual(take("chunked", pieces), (payload, extra, trailers))
+                    self.assertEqual(take(framing, pieces), (payload, extra, trailers))
             for end in range(len(wire)):  # 9112 8: cut short
-                found = {self.unfinished("chunked", pieces) for pieces in cuts(wire[:end])}
-                self.assertEqual(len(found), 1)
+                (came, more, _), = {take(framing, filter(None, pieces)) for pieces in cuts(wire[:end])}
+                self.assertEqual((payload[:len(came)], more), (came, None))
+        for pieces in cuts(b"hello"):
+            self.assertEqual(take("close", pieces), (b"hello", None, b""))
 
     def test_payload_is_handed_out_as_it_arrives(self) -> None:  # CVE-2025-13836: no promise
         huge = b"7FFFFFFFFFFFFFFF\r\nx"
@@ -1086,14 +1068,11 @@ class Section8Decoding(Section):
         ([b"gzip", b"deflate"] * 2 + [b"gzip"],
          gzip.compress(zlib.compress(gzip.compress(raw_deflate(gzip.compress(TEXT))))))]
 
-    def test_in_all_cuts(self) -> None:
+    def test_in_all_cuts_and_cut_short_anywhere(self) -> None:  # zlib itself is silent
         for codings, coded in self.CODED:
             for pieces in cuts(coded):
                 self.assertEqual(decode(codings, pieces), self.TEXT, pieces)
             self.assertEqual(decode(codings, []), b"")
-
-    def test_cut_short_anywhere(self) -> None:  # zlib itself is silent
-        for codings, coded in self.CODED:
             whole = len(coded) - 12 * coded.endswith(b"\0" * 12)
             # A member less, and a byte behind it, is still a stream: only the framing could tell.
             members = {at for at in range(18, whole)
@@ -1370,18 +1349,16 @@ class Section6Response(Section):
                 error = self.refused(StatusError, str(status), got.raise_for_status)
                 self.assertEqual((error.url, error.response), ("http://h/", got))
 
-    def test_read_in_all_cuts(self) -> None:
-        coded = gzip.compress(b"hello")
-        rows: list[tuple[bytes, list[bytes], bytes]] = [
-            (b"hello", [], b"hello"), (coded, [GZIP], b"hello"), (b"", [GZIP], b""),
-            (b"", [b"Content-Encoding: br"], b"")]  # an empty body is whole even so
-        for (wire, fields, body), done in itertools.product(rows, (False, True)):
-            for pieces in cuts(wire):
-                with self.subTest(fields, done=done, pieces=pieces):
-                    got = response(*filter(None, pieces), fields=fields, done=done)
-                    self.assertEqual((run(got.read()), run(got.read())), (body, body))
-                    self.assertEqual((got.received, got.text), (len(wire), body.decode()))
-        self.assertEqual(response(coded, fields=[GZIP], decode=False, read=True).content, coded)
+    def test_read_and_close(self) -> None:
+        coded, source = gzip.compress(b"hello"), Source(b"a", b"b")
+        self.alike(lambda got: (got.content, got.received), [
+            (response(coded, fields=[GZIP], read=True), (b"hello", len(coded))),
+            (response(coded, fields=[GZIP], decode=False, read=True), (coded, len(coded))),
+            (response(fields=[b"Content-Encoding: br"], read=True), (b"", 0))])  # it is whole even so
+        got, whole = response(source=source), response(b"ab", read=True)
+        for each in (got, got, whole):
+            each.close()
+        self.assertEqual((source.aborted, run(whole.read())), (1, b"ab"))
 
     def test_content_before_a_read_says_what_to_do(self) -> None:
         for done, touch in itertools.product((False, True), (
@@ -1495,13 +1472,6 @@ class Section6Response(Section):
         broken = response(b"x", IncompleteBody("cut"))
         run(asyncget.keep_short(broken))
         self.refused(AsyncGetError, "given up", lambda: broken.content)
-
-    def test_close(self) -> None:
-        source = Source(b"a", b"b")
-        got, whole = response(source=source), response(b"ab", read=True)
-        for each in (got, got, whole):
-            each.close()
-        self.assertEqual((source.aborted, run(whole.read())), (1, b"ab"))
 
     def test_limit(self) -> None:  # CVE-2017-14158
         for done in (False, True):
@@ -1646,8 +1616,6 @@ class Section6Response(Section):
                 self.assertEqual(getattr(twin, name), getattr(got, name), name)
             self.assertEqual((repr(twin), run(twin.read())), (repr(got), b"caf\xe9"))
             self.assertEqual(repr(twin.history), "[<Response 200 http://g/>]")
-            with self.assertRaises(AsyncGetError):
-                twin.history[0].content  # noqa: B018
         error = self.refused(StatusError, "404", got.raise_for_status)
         again = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(again), again.response.content), (str(error), b"caf\xe9"))
@@ -1659,9 +1627,8 @@ class Section6Response(Section):
         for got in (packed(done=True), response(b"x\n"),
                     response(b"x\n", fields=[b"Content-Type: t; charset=gbk"])):
             perform(got, ["lines"])
-            twin = pickle.loads(pickle.dumps(got))
-            self.assertEqual(perform(twin, ["look", "read", "bytes", "lines"]),
-                             (b"", [self.PIECES] * 2))
+            told = perform(pickle.loads(pickle.dumps(got)), ["look", "read", "bytes", "lines"])
+            self.assertEqual(told, (b"", [self.PIECES] * 2))
 
 
 # ==== Connection, pool, session: over loopback ================================
@@ -3084,11 +3051,8 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port
     try:
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        far_writer.close()
         far_writer.transport.abort()
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        await asyncget.cancel(pumps)
 
 
 class HTTPProxy(Server):
@@ -5750,7 +5714,7 @@ class LinearTime(Section):
         def seconds(size: int) -> float:
             text = shape * (size // len(shape))  # whole ones: cut off within one, it may be an error
             begun = time.process_time()
-            with contextlib.suppress(AsyncGetError, ValueError, EOFError):
+            with contextlib.suppress(AsyncGetError, ValueError):
                 got = call(text)
                 if isinstance(got, types.GeneratorType):
                     list(got)
