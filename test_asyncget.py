@@ -985,7 +985,8 @@ class Section5BodyFraming(Section):
                 for pieces in cuts(wire + extra):
                     self.assertEqual(take(framing, pieces), (payload, extra, trailers))
             for end in range(len(wire)):  # 9112 8: cut short
-                (came, more, _), = {take(framing, filter(None, pieces)) for pieces in cuts(wire[:end])}
+                found = {take(framing, filter(None, pieces)) for pieces in cuts(wire[:end])}
+                (came, more, _), = found
                 self.assertEqual((payload[:len(came)], more), (came, None))
         for pieces in cuts(b"hello"):
             self.assertEqual(take("close", pieces), (b"hello", None, b""))
@@ -1354,7 +1355,7 @@ class Section6Response(Section):
         self.alike(lambda got: (got.content, got.received), [
             (response(coded, fields=[GZIP], read=True), (b"hello", len(coded))),
             (response(coded, fields=[GZIP], decode=False, read=True), (coded, len(coded))),
-            (response(fields=[b"Content-Encoding: br"], read=True), (b"", 0))])  # it is whole even so
+            (response(fields=[b"Content-Encoding: br"], read=True), (b"", 0))])  # whole even so
         got, whole = response(source=source), response(b"ab", read=True)
         for each in (got, got, whole):
             each.close()
@@ -2508,8 +2509,8 @@ class Section11Settings(AsyncCase):
         rows: list[tuple[Any, set[str]]] = [(Session, session)]
         for name, own in {
                 "get": {"url"}, "stream": {"url"}, "download": {"url", "path"} | load,
-                "as_completed": {"urls", "limit"}, "get_all": {"urls", "limit", "return_exceptions"},
-                }.items():
+                "as_completed": {"urls", "limit"},
+                "get_all": {"urls", "limit", "return_exceptions"}}.items():
             rows += [(getattr(Session, name), calls | own | {"self"}),
                      (getattr(asyncget, name), session | own)]
         for function, expected in rows:
@@ -3249,16 +3250,16 @@ class Section13AddressesAndTLS(AsyncCase):
              rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
             (url, {"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
              "to h.test:443 at 127.0.0.1: .*after 0"),
-            (url, {"trust_env": False, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}}, ConnectError, 7,
-             "to h.test:443 .*'127.0.0.1'.*'127.0.0.2'"),
-            (url, {"unix_socket": "/none/s"}, ConnectError, 7, "unix:/none/s: .*No such file.*after"),
+            (url, {"trust_env": False, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}},
+             ConnectError, 7, "to h.test:443 .*'127.0.0.1'.*'127.0.0.2'"),
+            (url, {"unix_socket": "/none/s"}, ConnectError, 7, "unix:/none/s: .*No such fi.*after"),
             *((url, {"unix_socket": odd_path}, ConnectError, 7, "cannot connect")
               for odd_path in ("/" + "x" * 200, "a\0b")),
             (url, {"proxy": "", "open_connection": nowhere}, ConnectError, 6,
              "resolve 'h.test', for h.test:443: .*not known.*after"),
             (url, {"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
             (url, {"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
-            (bare, {"open_connection": nowhere}, ConnectError, 6, "resolve 'no.test', for no.test:80:"),
+            (bare, {"open_connection": nowhere}, ConnectError, 6, "'no.test', for no.test:80:"),
             (bare, {"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
              "resolve 'p.test', for proxy http://p.test:80"),
             ("http://h", {"timeout": 0.05, "open_connection": never}, TimedOut, 28,
