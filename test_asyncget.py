@@ -4301,35 +4301,35 @@ class RealServers(AsyncCase):
         self.folder = self.empty_folder()
         os.chmod(self.folder, 0o755)  # for servers that leave root behind
 
-    def write(self, name: str, text: str) -> str:
-        """The path of a file with that text, which such servers can read."""
-        path = os.path.join(self.folder, name)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        return path
-
     @contextlib.asynccontextmanager
-    async def daemon(self, port: int, *command: str) -> AsyncIterator[None]:
-        """Run a program for a while, from when it answers on its port."""
+    async def daemon(self, conf: str, *command: str, **known: object) -> AsyncIterator[int]:
+        """Run a program for a while, from when it answers on its port; its settings are in conf.
+
+        In these and in the command, {port}, {folder} and what else is known are put in.
+        """
+        port = free_port()
+        settings, program, *words = (
+            text.format(port=port, folder=self.folder, **known) for text in (conf, *command))
+        Path(self.folder, "conf").write_text(settings, encoding="utf-8")
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen([str(find(command[0])), *command[1:]], stdout=log, stderr=log)
+            process = subprocess.Popen([str(find(program)), *words], stdout=log, stderr=log)
             try:
                 with socket.socket() as probe:
                     while process.poll() is None and probe.connect_ex(("127.0.0.1", port)):
                         await asyncio.sleep(0.01)
                 log.seek(0)
                 self.assertIsNone(process.poll(), log.read()[-2000:])
-                yield
+                yield port
             finally:
                 process.kill()  # squid would take two seconds to say goodbye
                 process.wait()
 
-    async def through(self, port: int, allowed: int, denied: str) -> None:
+    async def through(self, denied: str, conf: str, *command: str) -> None:
         """What each HTTP proxy must do: http, https, three passwords, a port denied to CONNECT."""
-        via = f"http://me:secret@127.0.0.1:{port}"
-        async with origin("leaf") as secure, origin() as plain, Session(
-                verify=pem("ca"), proxy=via) as session:
-            url, tunnelled = f"http://127.0.0.1:{plain.port}/x", f"https://127.0.0.1:{allowed}/"
+        async with origin("leaf", b"inside") as inside, origin("leaf") as secure, \
+                origin() as plain, self.daemon(conf, *command, allowed=inside.port) as port, \
+                Session(verify=pem("ca"), proxy=f"http://me:secret@127.0.0.1:{port}") as session:
+            url, tunnelled = f"http://127.0.0.1:{plain.port}/x", f"https://127.0.0.1:{inside.port}/"
             for reused in (False, True):
                 self.assertEqual((await session.get(url)).content, b"ok")
                 response = await session.get(tunnelled)
@@ -4340,7 +4340,7 @@ class RealServers(AsyncCase):
             await self.raised(ProxyError, session.get(f"https://127.0.0.1:{secure.port}/"),
                               f"refused a tunnel .*403.*{denied}", exit_code=56)
             for user in ("", "me:wrong@"):
-                other = re.sub("//.*@", f"//{user}", via)
+                other = f"http://{user}127.0.0.1:{port}"
                 error = await self.raised(ProxyError, session.get(tunnelled, proxy=other),
                                           "40[17] .*user and password in (its|the proxy's) URL")
                 self.assertNotIn("wrong", str(error))
@@ -4350,36 +4350,28 @@ class RealServers(AsyncCase):
 
     @needs("squid", "openssl")
     async def test_squid(self) -> None:
-        port = free_port()
         hashed = subprocess.run(["openssl", "passwd", "-apr1", "secret"], check=True,
                                 capture_output=True, text=True).stdout
-        passwords = self.write("passwords", "me:" + hashed)
-        async with origin("leaf", b"inside") as inside:
-            path = self.write("squid.conf", f"""
-                http_port 127.0.0.1:{port}
-                pid_filename none
-                cache_log /dev/null
-                access_log none
-                visible_hostname localhost
-                max_filedescriptors 256
-                auth_param basic program /usr/lib/squid/basic_ncsa_auth {passwords}
-                acl known proxy_auth REQUIRED
-                acl tunnels port {inside.port}
-                http_access deny !known
-                http_access deny CONNECT !tunnels
-                http_access allow all
-                """)
-            async with self.daemon(port, "squid", "-N", "-f", path):
-                await self.through(port, inside.port, "could not be retrieved")
+        Path(self.folder, "passwords").write_text("me:" + hashed, encoding="utf-8")
+        await self.through("could not be retrieved", """
+            http_port 127.0.0.1:{port}
+            pid_filename none
+            cache_log /dev/null
+            access_log none
+            visible_hostname localhost
+            max_filedescriptors 256
+            auth_param basic program /usr/lib/squid/basic_ncsa_auth {folder}/passwords
+            acl known proxy_auth REQUIRED
+            acl tunnels port {allowed}
+            http_access deny !known
+            http_access deny CONNECT !tunnels
+            http_access allow all
+            """, "squid", "-N", "-f", "{folder}/conf")
 
     @needs("tinyproxy")
     async def test_tinyproxy(self) -> None:
-        port = free_port()
-        async with origin("leaf", b"inside") as inside:
-            path = self.write("tinyproxy.conf", f"Port {port}\nListen 127.0.0.1\n"
-                              f"BasicAuth me secret\nConnectPort {inside.port}\n")
-            async with self.daemon(port, "tinyproxy", "-d", "-c", path):
-                await self.through(port, inside.port, "Access violation")
+        conf = "Port {port}\nListen 127.0.0.1\nBasicAuth me secret\nConnectPort {allowed}\n"
+        await self.through("Access violation", conf, "tinyproxy", "-d", "-c", "{folder}/conf")
 
     @needs("microsocks")
     async def test_microsocks(self) -> None:
@@ -4387,14 +4379,14 @@ class RealServers(AsyncCase):
             urls = f"http://localhost:{plain.port}/", f"https://localhost:{secure.port}/"
             resolve = {f"*:{server.port}": "127.0.0.1" for server in (plain, secure)}
             for login in ([], ["-u", "me", "-P", "secret"]):
-                port, user = free_port(), "me:secret@" * bool(login)
-                async with self.daemon(port, "microsocks", "-i", "127.0.0.1", "-p", str(port),
-                                       *login), Session(verify=pem("ca")) as session:
+                user = "me:secret@" * bool(login)
+                async with self.daemon("", "microsocks", "-i", "127.0.0.1", "-p", "{port}", *login
+                                       ) as port, Session(verify=pem("ca")) as session:
                     for kind, url, reused in itertools.product(("5", "5h"), urls, (False, True)):
                         via = f"socks{kind}://{user}127.0.0.1:{port}"
                         response = await session.get(url, proxy=via, resolve=resolve)
-                        self.assertEqual(response.content, b"ok")
-                        self.assertEqual(response.timing.reused, reused, via)
+                        self.assertEqual((response.content, response.timing.reused),
+                                         (b"ok", reused))
                     nowhere = f"http://127.0.0.1:{free_port()}/"
                     refusals = [(nowhere, user, "cannot connect to 127.*refused")]
                     if login:
@@ -4405,20 +4397,17 @@ class RealServers(AsyncCase):
                             url, proxy=f"socks5h://{name}127.0.0.1:{port}"), text)
                         self.assertNotIn("wrong", str(error))
 
-    async def compare(self, *command: str) -> set[str]:
+    async def compare(self, conf: str, *command: str) -> set[str]:
         """Read files around each buffer's limit, coded and not, and side by side: the codings.
 
         They are compared by their SHA-256 with what an independent server serves.
         """
-        port, sums, codings, chance = free_port(), {}, set(), random.Random(5)
+        sums, codings, chance = {}, set(), random.Random(5)
         for size in BODY_SIZES:
             body = chance.randbytes(size // 2) + bytes(size - size // 2)  # half of it compresses
             Path(self.folder, f"{size}.txt").write_bytes(body)
             sums[f"{size}.txt"] = hashlib.sha256(body).hexdigest()
-        self.write("nginx.conf", SITE_CONF.format(folder=self.folder, port=port)
-                   + "user root;" * (os.geteuid() == 0))
-        words = (word.format(folder=self.folder, port=port) for word in command)
-        async with self.daemon(port, *words), Session(
+        async with self.daemon(conf, *command) as port, Session(
                 base_url=f"http://127.0.0.1:{port}", max_size=None) as session:
             for name, decode in itertools.product(sums, (True, False)):
                 seen = hashlib.sha256()
@@ -4434,13 +4423,14 @@ class RealServers(AsyncCase):
 
     async def test_bodies_of_http_server(self) -> None:
         self.assertEqual(await self.compare(
-            sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", "{folder}",
+            "", sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", "{folder}",
             "{port}"), {""})
 
     @needs("nginx")
     async def test_bodies_of_nginx(self) -> None:
-        self.assertEqual(await self.compare("nginx", "-p", "{folder}", "-c", "{folder}/nginx.conf"),
-                         {"", "gzip"})
+        self.assertEqual(await self.compare(
+            SITE_CONF + "user root;" * (os.geteuid() == 0), "nginx", "-p", "{folder}", "-c",
+            "{folder}/conf"), {"", "gzip"})
 
 # ==== Hostile servers, broken networks, long runs =============================
 # Hostile servers, broken networks, long runs: fuzzing, faults, load, and published faults.
