@@ -156,8 +156,7 @@ class Server:
 
     def __init__(self, scripts: tuple[Script, ...], again: bool) -> None:
         self.scripts, self.again = scripts, again
-        self.url = ""                    # without a slash at its end
-        self.port = 0
+        self.url, self.port = "", 0      # without a slash at its end
         self.requests: list[bytes] = []  # heads, in the order in which they came
         self.connections = 0             # accepted so far
         self.open = self.most = 0        # now, and at most, at once
@@ -333,7 +332,6 @@ class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
                 yield
             except asyncio.CancelledError as error:
                 cancelled = error
-                raise
         if cancelled:
             raise cancelled
 
@@ -760,14 +758,10 @@ class Section3RequestBytes(Section):
                    [("keep-alive", base), (None, base), ("close", closing)])
 
     def test_codings_asked_for(self) -> None:
-        def acceptable(asked: str) -> str:
-            return dict(asyncget.with_codings((("accept-encoding", asked),), True)).popitem()[1]
-
-        self.alike(acceptable, [
+        self.alike(lambda asked: asyncget.with_codings((("accept-encoding", asked),), True)[0][1], [
             ("gzip, deflate", "gzip, deflate"), ("GZip;q=0.5 ,x-gzip, br", "GZip;q=0.5"),
             ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip;q=0.8"), ("identity;q=1, br", "identity"),
-            ("br", "identity"), ("", ""), (",,", "identity"),
-            ("gzipp, xgzip, gzip2", "identity")])
+            ("br", "identity"), ("", ""), (",,", "identity"), ("gzipp, xgzip, gzip2", "identity")])
 
     BAD: dict[str, list[Any]] = {  # by what is said about them
         "value of X has": [{"X": SECRET + end}  # CVE-2016-5699
@@ -1132,10 +1126,10 @@ class Section8Decoding(Section):
                 (b"br", "'br'"), (b"gzip, br", "'br'"), (b"compress", "'compress'"),
                 (b"gzip;q=1", "gzip;q=1"), (b"gzip\x01", r"gzip\x01"), (b"\xff\x85", r"\xff\x85"),
                 (b",".join([b"gzip"] * 6), "at most 5"),                        # CVE-2025-66418
-                (b",".join([b"gzip"] * 1000), "1000 content codings")]:         # CVE-2022-32206
+                (b",".join([b"gzip"] * 1000), "1000 content codings"),          # CVE-2022-32206
+                (b"\r\nContent-Encoding: ".join([b"gzip"] * 100), "100 content codings"),
+                ]:  # CVE-2023-23916
             self.refuses(DecodingError, said, found, b"Content-Encoding: " + value)
-        many = [b"Content-Encoding: gzip"] * 100  # CVE-2023-23916
-        self.refuses(DecodingError, "100 content codings", found, *many)
 
     @unittest.skipUnless("zstd" in asyncget.ACCEPT_ENCODING, "no zstd before 3.14")
     def test_zstd(self) -> None:
@@ -1549,11 +1543,6 @@ class Section6Response(Section):
                 (b"t; charset=utf-8-sig", "utf-8-sig", b"\xef\xbb\xbfa", "a")]:
             got = response(body, fields=[b"Content-Type: " + content_type], read=True)
             self.assertEqual((got.encoding, got.text), (encoding, text))
-        got = response(b"\xe9", read=True)
-        for name, encoding, text in [("latin-1", "iso8859-1", "é"), ("cp437", "cp437", "Θ"),
-                                     ("nonsense", "utf-8", "\ufffd")]:
-            got.encoding = name
-            self.assertEqual((got.encoding, got.text), (encoding, text))
 
     def test_json(self) -> None:
         text = ' {"a": [1, 2.5, null, true], "b": "é\\u00e9\\ud83d\\ude00"} \n'
@@ -1565,11 +1554,14 @@ class Section6Response(Section):
             got = response(body, fields=latin, read=True)  # 8259 8.1: not the server's to say
             error = self.refuses(DecodingError, "not JSON", got.json)
             self.assertEqual((error.response, error.url), (got, "http://h/"))
-        for name, body, value in [("latin-1", b'"\xe9"', "é"), ("cp437", b'"\xe9"', "Θ"),
-                                  ("x-mac-roman", b'"\xe9"', "È"), ("utf-8", b"\xef\xbb\xbf1", 1)]:
+        for name, encoding, body, text in [  # what the caller says counts
+                ("latin-1", "iso8859-1", b'"\xe9"', '"é"'), ("cp437", "cp437", b'"\xe9"', '"Θ"'),
+                ("x-mac-roman", "mac-roman", b'"\xe9"', '"È"'), ("nonsense", "utf-8", b"1", "1"),
+                ("utf-8", "utf-8", b"\xef\xbb\xbf1", "\ufeff1")]:
             got = response(body, fields=latin, read=True)
             got.encoding = name
-            self.assertEqual(got.json(), value)
+            self.assertEqual((got.encoding, got.text), (encoding, text))
+            self.assertEqual(got.json(), json.loads(text.lstrip("\ufeff")))
         with contextlib.suppress(DecodingError):  # int() has a limit, but not in old ones
             self.assertEqual(response(b"9" * 5000, read=True).json() % 10, 9)
 
@@ -2093,18 +2085,17 @@ class Section9Pool(AsyncCase):
                 await asyncio.gather(*(session.get(url, deadline=1) for url in urls))
                 await asyncget.get_all([server.url] * 4, limit_per_host=1, timeout=1)
             async with scripted([READ, 0.002, lambda head: busy(0.1) or (
-                    answer() if b"/end" in head else redirect("/end")), LOOP]) as server:
-                async with Session(limit=1) as session:
-                    await asyncio.gather(*(session.get(server.url, deadline=2) for _ in range(30)))
-        async with scripted([READ, lambda head: HOLD if b"/hold" in head else
-                             redirect("/end"), HOLD], again=True) as server:
-            async with Session(limit=1) as session:
-                call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
-                held = asyncio.ensure_future(session.get(server.url + "/hold"))
-                await self.raised(TimedOut, call, "deadline", url=server.url + "/end",
-                                  phase="free connection")
-                await asyncget.cancel([held])
-                self.assertEqual(count(session), (0, 0, 0))
+                    answer() if b"/end" in head else redirect("/end")), LOOP]) as server, \
+                    Session(limit=1) as session:
+                await asyncio.gather(*(session.get(server.url, deadline=2) for _ in range(30)))
+        async with scripted([READ, lambda head: redirect("/end") if b"/hold" not in head else HOLD,
+                             HOLD], again=True) as server, Session(limit=1) as session:
+            call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
+            held = asyncio.ensure_future(session.get(server.url + "/hold"))
+            await self.raised(TimedOut, call, "deadline", url=server.url + "/end",
+                              phase="free connection")
+            await asyncget.cancel([held])
+            self.assertEqual(count(session), (0, 0, 0))
 
     async def test_idle_ones_make_room_for_other_routes(self) -> None:
         async with origin() as server, Session(
@@ -2887,8 +2878,6 @@ class Section12Session(AsyncCase):
         async with scripted([READ, OK + b"Content-Length: 14\r\n\r\n", *bytewise(lines), LOOP],
                             again=True) as server, Session(base_url=server.url) as session:
             async with session.stream("") as response:
-                self.assertEqual(await listed(response.iter_lines()), ["eins", "zwei", "", "ö"])
-            async with session.stream("") as response:
                 async for _ in response.iter_bytes():
                     break
             self.assertEqual((server.connections, count(session)), (1, (0, 0, 0)))  # left unread
@@ -3408,9 +3397,8 @@ class Section14Proxies(AsyncCase):
         for text in ("socks4://me:secret@p", "ftp://p", "me:secret://se@cret@p", "", "http://",
                      "http://me:secret@p:99999", "http://me:sec/ret@p:1", "p q", "http://p\n:1",
                      "http://me:se cret@p"):
-            with self.subTest(text), self.assertRaisesRegex(ProxyError, "^http_proxy: ") as caught:
-                parse_proxy(text, "http_proxy")  # fails closed: never a direct connection
-            self.assertNotIn("cret", str(caught.exception))
+            error = self.refuses(ProxyError, "", parse_proxy, text, "http_proxy")  # fails closed
+            self.assertRegex(str(error), "^http_proxy: (?!.*cret)")
 
     # ---- what it is told
 
@@ -3646,8 +3634,7 @@ class Section14Proxies(AsyncCase):
             self.assertEqual(count(session), (len(ways), len(ways), 0))
             if url.startswith("https"):
                 for through in (ways[0], ways[-1]):  # no stranger's trust is inherited
-                    with self.assertRaises(TLSError):
-                        await session.get(url, proxy=through.get("proxy"))
+                    await self.raised(TLSError, session.get(url, proxy=through.get("proxy")))
 
     async def test_same_host_by_other_ways(self) -> None:
         async with origin() as server, proxy() as one, proxy() as two, proxy(SocksProxy) as socks:
@@ -4027,14 +4014,13 @@ class Section15Cookies(Section):
 
     def test_field(self) -> None:
         """6265bis 5.8.3 step 4."""
-        self.assertEqual(render_cookies([]), "")
-        self.assertEqual(render_cookies([("a", "1"), ("", "v"), ("b", "")]), "a=1; v; b=")
-        half = "x" * 4092  # two of these, "a=" and "; " are 8190
-        self.assertEqual(len(render_cookies([("a", half), ("b", half)])),
-                         asyncget.MAX_COOKIE_FIELD_BYTES)
-        self.assertEqual(render_cookies([("a", half), ("b", half + "x"), ("c", "1")]), "a=" + half)
-        self.assertEqual(render_cookies([("a", half), ("b", "\udcff\u00e9" * 1364)]).count(";"), 1)
-        self.assertEqual(render_cookies([("a", half), ("b", "\u00e9" * 2047)]).count(";"), 0)
+        half = "x" * (asyncget.MAX_COOKIE_FIELD_BYTES // 2 - 3)  # two of these, "a=", "b=" and "; "
+        octets = "\udcff\u00e9" * (len(half) // 3)  # just as many
+        self.alike(render_cookies, [
+            ([], ""), ([("a", "1"), ("", "v"), ("b", "")], "a=1; v; b="),
+            *(([("a", half), ("b", other)], f"a={half}; b={other}") for other in (half, octets)),
+            *(([("a", half), ("b", more), ("c", "1")], f"a={half}")
+              for more in (half + "x", octets + "x", "\u00e9" * (len(half) // 2 + 1)))])
         jar = setting("http://h.test/", "sid=SECRET", "\u202ename=SECRET")
         jar["a"] = "SECRET"
         self.assertEqual(repr(jar), r"<Cookies ['sid', '\u202ename', 'a']>")
