@@ -281,6 +281,11 @@ def open_files() -> set[str]:
     return set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
 
 
+def table(rows: Iterable[Any]) -> Iterable[Any]:
+    """Rows of all kinds of things, which no type checker need know, for a loop over them."""
+    return rows
+
+
 class Tables(unittest.TestCase):
     """Tests with rows."""
 
@@ -531,14 +536,14 @@ class Section1Errors(Section):
 
     def test_tree(self) -> None:
         root, any_ = AsyncGetError, Exception
-        rows: list[tuple[type[AsyncGetError], int, type[Exception], type[Exception]]] = [
-            (root, 2, any_, any_), (InvalidURL, 3, root, ValueError), (TooLarge, 63, root, any_),
-            (InvalidHeader, 43, root, ValueError), (ProxyError, 97, ConnectError, OSError),
-            (ConnectError, 7, root, ConnectionError), (TLSError, 35, ConnectError, OSError),
-            (TimedOut, 28, root, TimeoutError), (IncompleteBody, 18, ProtocolError, any_),
-            (ProtocolError, 8, root, any_), (StatusError, 22, root, any_),
-            (DecodingError, 61, root, any_), (asyncget.TooManyRedirects, 47, root, any_)]
-        for error, code, base, builtin in rows:
+        for error, code, base, builtin in table([
+                (root, 2, any_, any_), (InvalidURL, 3, root, ValueError),
+                (InvalidHeader, 43, root, ValueError), (ProxyError, 97, ConnectError, OSError),
+                (ConnectError, 7, root, ConnectionError), (TLSError, 35, ConnectError, OSError),
+                (TimedOut, 28, root, TimeoutError), (IncompleteBody, 18, ProtocolError, any_),
+                *((kind, code, root, any_) for kind, code in (
+                    (ProtocolError, 8), (StatusError, 22), (DecodingError, 61), (TooLarge, 63),
+                    (asyncget.TooManyRedirects, 47)))]):
             self.assertEqual((error, error.__bases__[0], error("x").exit_code), (error, base, code))
             self.assertTrue(issubclass(error, builtin) and error.__doc__)
             self.assertIn(error.__name__, asyncget.__all__)
@@ -943,16 +948,15 @@ class Section5BodyFraming(Section):
                 self.refuses(ProtocolError, said, asyncget.body_framing, head(*fields))
 
     def test_reuse(self) -> None:  # 9112 9.3, 9.6
-        rows: list[tuple[int, bytes, Framing, bool]] = [
-            (1, b"X: 1", 5, True), (1, b"X: 1", "chunked", True), (9, b"X: 1", 5, True),
-            (1, b"Connection: keep-alive", "close", False), (1, b"Connection: foo, CLOSE", 5, False),
-            (1, b"Connection: ,, close", 5, False), (1, b"Connection: closed", 5, True),
-            (1, b"Connection: x\r\nConnection: close", 5, False),
-            (0, b"X: 1", 5, False), (0, b"Connection: Keep-Alive", 5, True),
-            (0, b"Connection: keep-alive\x01", 5, False),
-            (0, b"Connection: keep-alive", "chunked", False),  # 6.1: faulty
-            (0, b"Connection: keep-alive, close", 5, False)]
-        for minor, field, framing, reuse in rows:
+        for minor, field, framing, reuse in table([
+                (1, b"X: 1", 5, True), (1, b"X: 1", "chunked", True), (9, b"X: 1", 5, True),
+                (1, b"Connection: keep-alive", "close", False), (1, b"Connection: closed", 5, True),
+                (1, b"Connection: foo, CLOSE", 5, False), (1, b"Connection: ,, close", 5, False),
+                (1, b"Connection: x\r\nConnection: close", 5, False), (0, b"X: 1", 5, False),
+                (0, b"Connection: Keep-Alive", 5, True),
+                (0, b"Connection: keep-alive\x01", 5, False),
+                (0, b"Connection: keep-alive, close", 5, False),
+                (0, b"Connection: keep-alive", "chunked", False)]):  # 6.1: faulty
             top = head(field, status=b"HTTP/1.%d 200" % minor)
             self.assertIs(asyncget.may_reuse(top, framing), reuse, (field, minor, framing))
 
@@ -971,10 +975,9 @@ class Section5BodyFraming(Section):
         (b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n")]
 
     def test_in_all_cuts(self) -> None:
-        rows: list[tuple[Framing, bytes, bytes, bytes]] = [
-            *(("chunked", *row) for row in self.CHUNKED),
-            *((len(body), body, body, b"") for body in (b"", b"h", b"hello"))]
-        for framing, wire, payload, trailers in rows:
+        for framing, wire, payload, trailers in table([
+                *(("chunked", *row) for row in self.CHUNKED),
+                *((len(body), body, body, b"") for body in (b"", b"h", b"hello"))]):
             for extra in (b"", b"\n", b"0\r\n\r\n", OK + b"\r\n")[not wire:]:
                 for pieces in cuts(wire + extra):
                     self.assertEqual(take(framing, pieces), (payload, extra, trailers))
@@ -987,12 +990,11 @@ class Section5BodyFraming(Section):
 
     def test_payload_is_handed_out_as_it_arrives(self) -> None:  # CVE-2025-13836: no promise
         huge = b"7FFFFFFFFFFFFFFF\r\nx"
-        rows: list[tuple[Framing, list[bytes], list[bytes]]] = [
-            ("chunked",
-             [b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"w"],
-             [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"w"]),
-            ("chunked", [huge, b"y"], [b"x", b"y"]), (10**18 - 1, [b"x", b"y"], [b"x", b"y"])]
-        for framing, pieces, handed in rows:
+        for framing, pieces, handed in table([
+                ("chunked",
+                 [b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"w"],
+                 [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"w"]),
+                ("chunked", [huge, b"y"], [b"x", b"y"]), (10**18 - 1, [b"x", b"y"], [b"x", b"y"])]):
             self.assertEqual([*map(body_parser(framing).send, pieces)], handed)
 
     def test_bad_chunks(self) -> None:
@@ -1039,12 +1041,11 @@ class Section5BodyFraming(Section):
 
     def test_hostile_shapes_take_no_time(self) -> None:
         trailers = b"a:\r\n" * 4_000 + b"\r\n"  # CVE-2026-54277
-        framings: list[tuple[Framing, bytes, tuple[bytes, bytes, bytes]]] = [
-            ("chunked", b"0\r\n" + trailers, (b"", b"", trailers)),
-            ("chunked", b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", (b"x" * 10_000, b"", b"\r\n")),  # CVE-2025-69229
-            ("chunked", b"7530\r\n" + b"x" * 30_000 + b"\r\n0\r\n\r\n", (b"x" * 30_000, b"", b"\r\n")),
-            (30_000, b"x" * 30_000, (b"x" * 30_000, b"", b""))]
-        for framing, wire, taken in framings:
+        for framing, wire, taken in table([
+                ("chunked", b"0\r\n" + trailers, (b"", b"", trailers)),
+                ("chunked", b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", (b"x" * 10_000, b"", b"\r\n")),  # CVE-2025-69229
+                ("chunked", b"7530\r\n" + b"x" * 30_000 + b"\r\n0\r\n\r\n", (b"x" * 30_000, b"", b"\r\n")),
+                (30_000, b"x" * 30_000, (b"x" * 30_000, b"", b""))]):
             for step in (1, len(wire)):
                 pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
                 self.assertEqual(self.quick(take, framing, pieces), taken)
@@ -1430,16 +1431,15 @@ class Section6Response(Section):
         async def close(got: Response) -> None:
             got.close()
 
-        cases: list[tuple[Any, Any, Response]] = [
-            *((end, kind, response(*pieces, done=len(pieces) == 1))
-              for pieces in ([b"hel", b"lo"], [b"hello"]) for end, kind in (
-                  (lambda got: got.read(3), TooLarge), (close, None),
-                  (lambda got: listed(got.iter_lines()), TooLarge))),
-            *((Response.read, type(error), response(b"he", error)) for error in (
-                KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
-            *((Response.discard, None, response(b"hello", done=done, fields=fields))
-              for done in (False, True) for fields in ([], [GZIP]))]
-        for end, kind, got in cases:
+        for end, kind, got in table([
+                *((end, kind, response(*pieces, done=len(pieces) == 1))
+                  for pieces in ([b"hel", b"lo"], [b"hello"]) for end, kind in (
+                      (lambda got: got.read(3), TooLarge), (close, None),
+                      (lambda got: listed(got.iter_lines()), TooLarge))),
+                *((Response.read, type(error), response(b"he", error)) for error in (
+                    KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
+                *((Response.discard, None, response(b"hello", done=done, fields=fields))
+                  for done in (False, True) for fields in ([], [GZIP]))]):
             with contextlib.ExitStack() as stack, mock.patch.object(asyncget, "MAX_LINE_BYTES", 3):
                 if kind:
                     stack.enter_context(self.assertRaises(kind))
@@ -1479,12 +1479,12 @@ class Section6Response(Section):
     def test_discard(self) -> None:
         """A short rest is read, undecoded; what cannot be kept is hung up on without a wait."""
         keep, close, bomb = b"X: y", b"Connection: close", gzip.compress(bytes(1 << 20))
-        cases: list[tuple[bytes, Framing, bytes, int, int]] = [  # body, ..., kept, asked for more
-            (b"x" * 9000, 0, keep, 1, 9), (b"", 0, keep, 1, 0), (b"x" * 900, "chunked", keep, 1, 1),
-            (b"x" * 990_000, 0, keep, 0, 0), (b"x" * 990_000, "chunked", keep, 0, 66),
-            (b"x", "close", keep, 0, 0), (b"x" * 9000, 0, close, 0, 0), (b"", "broken", keep, 0, 1),
-            (bomb, 0, keep, 1, 2), (b"hello", 0, keep, 1, 1), (b"x", "chunked", close, 0, 0)]
-        for body, framing, field, kept, asked in cases:
+        for body, framing, field, kept, asked in table([  # body, ..., kept, asked for more
+                (b"x" * 9000, 0, keep, 1, 9), (b"", 0, keep, 1, 0), (b"hello", 0, keep, 1, 1),
+                (b"x" * 900, "chunked", keep, 1, 1), (b"x" * 990_000, "chunked", keep, 0, 66),
+                (b"x" * 990_000, 0, keep, 0, 0), (b"x", "close", keep, 0, 0), (bomb, 0, keep, 1, 2),
+                (b"x" * 9000, 0, close, 0, 0), (b"x", "chunked", close, 0, 0),
+                (b"", "broken", keep, 0, 1)]):
             fields, wire = framed(body, framing)
             if framing == "broken":
                 fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
@@ -1768,13 +1768,12 @@ class Section7Connection(AsyncCase):
         packed, old = gzip.compress(b"hello"), b"HTTP/1.0 200\r\nContent-Length: 5\r\n"
         behind = [answer(b"hello") + answer(b"EVIL!"), answer(b"hello") + b"\n",
                   chunked + answer(b"EVIL")]  # cut, it would come to an idle connection: section 9
-        rows: list[tuple[list[Any], bool]] = [  # steps, connection kept
-            ([answer(b"hello")], True), ([chunked], True), ([interim + answer(b"hello")], True),
-            ([answer(packed, "Content-Encoding: gzip")], True), ([old + b"\r\nhello"], False),
-            ([old + b"Connection: Keep-Alive\r\n\r\nhello"], True),
-            ([answer(b"hello", "Connection: foo, CLOSE")], False),
-            ([OK + b"\r\nhello", CLOSE], False), *(([data], False) for data in behind)]
-        for (data, *rest), kept in rows:
+        for (data, *rest), kept in table([  # steps, connection kept
+                ([answer(b"hello")], True), ([chunked], True), ([interim + answer(b"hello")], True),
+                ([answer(packed, "Content-Encoding: gzip")], True), ([old + b"\r\nhello"], False),
+                ([old + b"Connection: Keep-Alive\r\n\r\nhello"], True),
+                ([answer(b"hello", "Connection: foo, CLOSE")], False),
+                ([OK + b"\r\nhello", CLOSE], False), *(([data], False) for data in behind)]):
             ways = [[data]] * 3
             if data not in behind:
                 ways += [bytewise(data), *([data[:i], 0, 0, data[i:]] for i in range(1, len(data)))]
@@ -1788,21 +1787,20 @@ class Section7Connection(AsyncCase):
 
     async def test_broken_responses(self) -> None:
         cut = gzip.compress(b"hello")[:-4]
-        rows: list[tuple[list[Any], type[AsyncGetError], int, str]] = [
-            ([CLOSE], IncompleteBody, 52, "empty reply"), ([RESET], IncompleteBody, 56, "lost"),
-            ([OK, CLOSE], IncompleteBody, 18, "inside the head"),
-            ([OK + b"Content-Length: 10\r\n\r\nhello", CLOSE], IncompleteBody, 18,
-             "behind 5 bytes of the body, which has 10"),
-            ([CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18, "behind 5 bytes"),
-            ([OK + b"\r\nhello", CUT], IncompleteBody, 18, "TLS was cut off"),
-            ([b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
-            ([b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
-            ([b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
-            ([OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072"),
-            ([OK + b"X: y\r\n" * 40_000], ProtocolError, 56, "more than 131072"),
-            ([CHUNKED + b"5\nhello\r\n"], ProtocolError, 56, "a chunk size"),
-            ([answer(cut, "Content-Encoding: gzip")], DecodingError, 61, "cut short")]
-        for steps, kind, code, text in rows:
+        for steps, kind, code, text in table([
+                ([CLOSE], IncompleteBody, 52, "empty reply"), ([RESET], IncompleteBody, 56, "lost"),
+                ([OK, CLOSE], IncompleteBody, 18, "inside the head"),
+                ([OK + b"Content-Length: 10\r\n\r\nhello", CLOSE], IncompleteBody, 18,
+                 "behind 5 bytes of the body, which has 10"),
+                ([CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18, "behind 5 bytes"),
+                ([OK + b"\r\nhello", CUT], IncompleteBody, 18, "TLS was cut off"),
+                ([b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
+                ([b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
+                ([b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
+                ([OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072"),
+                ([OK + b"X: y\r\n" * 40_000], ProtocolError, 56, "more than 131072"),
+                ([CHUNKED + b"5\nhello\r\n"], ProtocolError, 56, "a chunk size"),
+                ([answer(cut, "Content-Encoding: gzip")], DecodingError, 61, "cut short")]):
             async with scripted([READ, *steps], tls=server_tls() if CUT in steps else None
                                 ) as server, Session(verify=False) as session:
                 error = await self.raised(kind, session.get(server.url + "/x"), text,
@@ -2042,10 +2040,9 @@ class Section9Pool(AsyncCase):
         """A queue that moves may take as long as it takes; one that does not, times out."""
         async with scripted([READ, lambda head: HOLD if b"/hold" in head else answer(), LOOP],
                             again=True) as a, origin() as b:
-            rows: list[tuple[dict[str, Any], int, str]] = [  # limits, in use, wanted
-                ({"limit": 1}, 1, a.url), ({"limit_per_host": 1}, 1, a.url),
-                ({"limit": 2}, 2, b.url)]
-            for limits, used, wanted in rows:
+            for limits, used, wanted in table([  # limits, in use, wanted
+                    ({"limit": 1}, 1, a.url), ({"limit_per_host": 1}, 1, a.url),
+                    ({"limit": 2}, 2, b.url)]):
                 async with Session(**limits) as session:
                     with self.subTest(**limits):
                         held = [asyncio.ensure_future(session.get(a.url + "/hold"))
@@ -2135,15 +2132,15 @@ class Section9Pool(AsyncCase):
     async def test_a_kept_connection_that_dies_unanswered(self) -> None:
         first, again = [READ, answer(b"1"), READ], [READ, answer(b"2"), LOOP]
         late = answer(b"408", "Connection: close", status="408 X")
-        cases: list[tuple[list[list[Any]], Any, int]] = [  # connections, outcome, requests
-            ([[*first, CLOSE], again], b"2", 3), ([[*first, RESET], again], b"2", 3),
-            ([[*first, CLOSE], [READ, CLOSE], again], 52, 3),
-            ([[*first, late, CLOSE], again], b"2", 3), ([[*first, late], again], b"2", 3),
-            ([[*first, answer(b"408", status="408 X")], again], b"408", 2),  # it may be kept
-            ([[*first, late], [READ, late]], b"408", 3), ([[*first, b"H", CLOSE], again], 18, 2),
-            ([[*first, b"HTTP/1.1 103 X\r\n\r\n", CLOSE], again], 52, 2),
-            ([[*first, answer(b"2")[:-1], CLOSE], again], 18, 2)]
-        for scripts, expected, requests in cases:
+        for scripts, expected, requests in table([  # connections, outcome, requests
+                ([[*first, CLOSE], again], b"2", 3), ([[*first, RESET], again], b"2", 3),
+                ([[*first, late, CLOSE], again], b"2", 3), ([[*first, late], again], b"2", 3),
+                ([[*first, answer(b"408", status="408 X")], again], b"408", 2),  # it may be kept
+                ([[*first, CLOSE], [READ, CLOSE], again], 52, 3),
+                ([[*first, late], [READ, late]], b"408", 3),
+                ([[*first, b"H", CLOSE], again], 18, 2),
+                ([[*first, b"HTTP/1.1 103 X\r\n\r\n", CLOSE], again], 52, 2),
+                ([[*first, answer(b"2")[:-1], CLOSE], again], 18, 2)]):
             async with scripted(*scripts) as server, Session() as session:
                 with self.subTest(scripts):
                     await session.get(server.url + "/1")
@@ -2482,8 +2479,8 @@ class Section11Settings(AsyncCase):
             one: dict[str, Any]
             for one in ({"limit": 1}, {"base_url": "h"}, {"rate": 1}, {"open_connection": never}):
                 await self.raised(TypeError, session.get(url, **one), f"keyword '{[*one][0]}'")
-            wrong: list[Any] = ["", "ftp://h/", "http://h/\r\nX:", "http://h%0d%0aY/", 1]  # CVE-2020-11078
-            for url in wrong:
+            for url in table(["", "ftp://h/", "http://h/\r\nX:", "http://h%0d%0aY/", 1]):
+                # CVE-2020-11078
                 await self.raised(InvalidURL, session.get(url))
             self.assertEqual((count(session), Double.made), ((0, 0, 0), 0))
 
@@ -2537,8 +2534,7 @@ class Section11Settings(AsyncCase):
             self.assertEqual(server.targets(), [f"/{number}?k=1&q=1" for number in (1, 2, 3)] * 2)
             self.assertEqual([field(head, "x") + field(head, "y") for head in server.requests],
                              [["1", "1"]] * 6)
-            wrong: list[Any] = ["http://h/", b"x"]
-            for one in wrong:
+            for one in table(["http://h/", b"x"]):
                 await self.raised(TypeError, session.get_all(one), "list of URLs")
 
     async def test_what_a_call_adds(self) -> None:
@@ -2562,16 +2558,15 @@ class Section11Settings(AsyncCase):
 
     async def test_credentials(self) -> None:
         inside, plain = "http://u:p%3Aw@h.test/", "http://h.test"
-        rows: list[tuple[Any, str, dict[str, Any], list[str]]] = [  # the session's, URL, the call's
-            (None, plain, {}, []), ("t0ken", plain, {}, ["Bearer t0ken"]),
-            (("me", "pässword"), plain, {}, [basic("me", "pässword")]),
-            ("t0ken", plain, {"auth": None}, []),
-            ("t0ken", plain, {"headers": {"authorization": None}}, []),
-            *((own, url, {"auth": ("a", "b")}, [basic("a", "b")])
-              for own, url in (("t0ken", plain), (None, inside))),
-            (None, inside, {}, [basic("u", "p:w")]),
-            (None, inside, {"headers": {"authorization": "X"}}, ["X"])]
-        for own, url, options, expected in rows:
+        for own, url, options, expected in table([  # the session's, URL, the call's
+                (None, plain, {}, []), ("t0ken", plain, {}, ["Bearer t0ken"]),
+                (("me", "pässword"), plain, {}, [basic("me", "pässword")]),
+                ("t0ken", plain, {"auth": None}, []),
+                ("t0ken", plain, {"headers": {"authorization": None}}, []),
+                *((own, url, {"auth": ("a", "b")}, [basic("a", "b")])
+                  for own, url in (("t0ken", plain), (None, inside))),
+                (None, inside, {}, [basic("u", "p:w")]),
+                (None, inside, {"headers": {"authorization": "X"}}, ["X"])]):
             async with Session(auth=own, open_connection=Double.connect) as session:
                 with self.subTest(own=own, url=url, **options):
                     head = await head_of(session, url, **options)
@@ -2689,9 +2684,8 @@ class Section12Session(AsyncCase):
                 await self.raised(kind, session.get(url))
             self.assertEqual((await session.get("/c")).content, b"end")
             self.assertEqual((server.connections, len(server.requests)), (1, 9))  # bodies were read
-        rows: list[tuple[int, dict[str, Any]]] = [
-            (21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})]
-        for hops, options in rows:
+        for hops, options in table([
+                (21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})]):
             async with scripted([READ, redirect("/loop"), LOOP]) as server:
                 call = asyncget.get(server.url, **options)
                 error = await self.raised(asyncget.TooManyRedirects, call)
@@ -2699,8 +2693,7 @@ class Section12Session(AsyncCase):
                 self.assertEqual(error.response, error.history[-1])
 
     async def test_seeds_go_to_the_base_or_to_who_is_asked_first(self) -> None:
-        firsts: list[Any] = [None, False, http.cookiejar.CookieJar()]
-        for first in firsts:
+        for first in table([None, False, http.cookiejar.CookieJar()]):
             async with origin() as server, origin() as other, Session(
                     cookies=asyncget.Cookies({"sid": "1"}),
                     base_url=server.url * (first is None)) as session:
@@ -2744,14 +2737,13 @@ class Section12Session(AsyncCase):
     async def test_retries_over_the_wire(self) -> None:
         busy = answer(b"busy", "Retry-After: 0", status="503 X")
         end, cut = [READ, answer(b"end")], OK + b"Content-Length: 9\r\n\r\nx"
-        cases: list[tuple[list[list[Any]], Any, int]] = [  # connections, body or code, requests
-            ([[READ, busy, READ, busy[:-2], 0.01, busy[-2:], *end]], b"end", 3),
-            ([[READ, busy, LOOP]], b"busy", 3), ([[READ], end], b"end", 2),  # silence
-            ([[READ, CLOSE], [READ, RESET], end], b"end", 3), ([[READ, CLOSE]] * 4, 52, 3),
-            ([[READ, cut, CLOSE], [READ, cut, RESET], end], b"end", 3),
-            ([[READ, b"garbage"]], 1, 1), ([[READ, answer(b"no", status="404 X")]], b"no", 1),
-            ([[READ, busy.replace(b"0\r", b"9\r", 1), LOOP]], b"busy", 1)]  # no time to wait
-        for scripts, expected, requests in cases:
+        for scripts, expected, requests in table([  # connections, body or code, requests
+                ([[READ, busy, READ, busy[:-2], 0.01, busy[-2:], *end]], b"end", 3),
+                ([[READ, busy, LOOP]], b"busy", 3), ([[READ], end], b"end", 2),  # silence
+                ([[READ, CLOSE], [READ, RESET], end], b"end", 3), ([[READ, CLOSE]] * 4, 52, 3),
+                ([[READ, cut, CLOSE], [READ, cut, RESET], end], b"end", 3),
+                ([[READ, b"garbage"]], 1, 1), ([[READ, answer(b"no", status="404 X")]], b"no", 1),
+                ([[READ, busy.replace(b"0\r", b"9\r", 1), LOOP]], b"busy", 1)]):  # no time to wait
             async with scripted(*scripts) as server:
                 with self.subTest(scripts=scripts), mock.patch("random.uniform", return_value=0.0):
                     call = asyncget.get(server.url, retries=2, timeout=0.1, deadline=5)
@@ -2768,15 +2760,15 @@ class Section12Session(AsyncCase):
 
         no, bad, odd = ([READ, answer(b"x", status=f"{status} X")] for status in (503, 404, 400))
         cut, end = [READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE], [READ, answer()]
-        cases: list[tuple[list[list[Any]], Any, list[Any]]] = [
-            ([[*no, *bad, *odd, *end]], b"ok", [503, 404, 400]),
-            ([[READ, redirect("/x"), READ, answer(b"204", status="204 X")]], b"", []),
-            ([[READ, redirect("")]], b"gone", []), ([[READ, answer(status="399 X")]], b"ok", []),
-            ([cut, [READ, b"garbage", CLOSE], [READ, answer(b"x", "Content-Encoding: gzip"), *end]],
-             b"ok", [IncompleteBody, ProtocolError, DecodingError]),
-            ([[READ, redirect("ftp://h/")]], 1, []),
-            ([[READ, answer(b"longer")]], 63, [])]  # not its fault
-        for scripts, expected, outcomes in cases:
+        for scripts, expected, outcomes in table([
+                ([[*no, *bad, *odd, *end]], b"ok", [503, 404, 400]),
+                ([[READ, redirect("/x"), READ, answer(b"204", status="204 X")]], b"", []),
+                ([[READ, redirect("")]], b"gone", []), ([[READ, redirect("ftp://h/")]], 1, []),
+                ([[READ, answer(status="399 X")]], b"ok", []),
+                ([cut, [READ, b"garbage", CLOSE],
+                  [READ, answer(b"x", "Content-Encoding: gzip"), *end]],
+                 b"ok", [IncompleteBody, ProtocolError, DecodingError]),
+                ([[READ, answer(b"longer")]], 63, [])]):  # not its fault
             with self.subTest(outcomes):
                 asked.clear()
                 async with scripted(*scripts) as server:
@@ -3100,13 +3092,12 @@ class Section13AddressesAndTLS(AsyncCase):
 
     def test_resolved(self) -> None:
         h = Origin("https", "h.test", 443)
-        rows: list[tuple[dict[str, str], Origin, str | None]] = [
-            ({"H.Test:0443": "[::1]"}, h, "::1"), ({"h.test:80": "127.0.0.1"}, h, None),
-            ({"x.h.test:443": "127.0.0.1"}, h, None),
-            ({"[0::1]:80": "::2"}, Origin("http", "::1", 80), "::2"),
-            ({"*:443": "127.0.0.2", "h.test:443": "127.0.0.1"}, h, "127.0.0.2"),  # the first
-            ({"BÜCHER.test:443": "::2"}, Origin("https", "xn--bcher-kva.test", 443), "::2")]
-        for resolve, asked, address in rows:
+        for resolve, asked, address in table([
+                ({"H.Test:0443": "[::1]"}, h, "::1"), ({"h.test:80": "127.0.0.1"}, h, None),
+                ({"x.h.test:443": "127.0.0.1"}, h, None),
+                ({"[0::1]:80": "::2"}, Origin("http", "::1", 80), "::2"),
+                ({"*:443": "127.0.0.2", "h.test:443": "127.0.0.1"}, h, "127.0.0.2"),  # the first
+                ({"BÜCHER.test:443": "::2"}, Origin("https", "xn--bcher-kva.test", 443), "::2")]):
             self.assertEqual(asyncget.resolved(resolve, asked), address, resolve)
         for key in ("h.test", "h.test:", "443", "h.test:https", "a/b:443"):
             self.refuses(InvalidURL, "", asyncget.resolved, {key: "127.0.0.1"}, h)
@@ -3121,34 +3112,33 @@ class Section13AddressesAndTLS(AsyncCase):
         with mock.patch.object(ssl.SSLContext, "load_cert_chain") as load:
             asyncget.tls_context(pem("ca"), pem("client"))
         self.assertIsNotNone(load.call_args[0][2])  # None: OpenSSL would ask on the terminal
-        rows: list[tuple[Any, Any, str, int]] = [
-            *((pem("ca"), cert, "client cert", 58) for cert in (
-                locked, (*locked, "wrong-secret"), [*locked, b"wrong-secret"], (*locked, 17),
-                (None,), ("/none", "/none", "secret"))),
-            *((verify, None, "verify=", 77) for verify in ("/none", pem("key"), None, 7.5, "a\0b")),
-            (ssl.create_default_context(), pem("client"), "load it into your SSLContext", 58)]
-        for verify, cert, said, code in rows:
+        for verify, cert, said, code in table([
+                *((pem("ca"), cert, "client cert", 58) for cert in (
+                    locked, (*locked, "wrong-secret"), [*locked, b"wrong-secret"], (*locked, 17),
+                    (None,), ("/none", "/none", "secret"))),
+                *((verify, None, "verify=", 77)
+                  for verify in ("/none", pem("key"), None, 7.5, "a\0b")),
+                (ssl.create_default_context(), pem("client"), "load it into your SSLContext", 58)]):
             error = self.refuses(TLSError, said, asyncget.tls_context, verify, cert)
             self.assertEqual(error.exit_code, code)
             self.assertNotIn("secret", str(error))
 
     async def test_certificates(self) -> None:
         """CVE-2021-28363: what a proxy tunnels, is checked as well, and for the origin's name."""
-        strict: Any = ssl.create_default_context(cafile=pem("ca"))
+        ca, strict = pem("ca"), ssl.create_default_context(cafile=pem("ca"))
         strict.verify_flags |= ssl.VERIFY_X509_STRICT  # python/cpython#138193: as 3.13 has it
-        rows: list[tuple[str, str, Any, str]] = [  # certificate, host, verify, complaint
-            ("leaf", "127.0.0.1", pem("ca"), ""), ("leaf", "localhost", strict, ""),
-            ("self_signed", "localhost", pem("self_signed"), ""),
-            ("expired", "localhost", pem("ca"), r"expired \(after 0.\d\d s\)\Z"),
-            ("other", "localhost", pem("ca"), r"Hostname mismatch.*localhost.* \(after 0.+ s\)\Z"),
-            ("other", "127.0.0.1", pem("ca"), "IP address mismatch"),
-            ("self_signed", "localhost", pem("ca"),
-             f"self.signed certificate.*trusted are those in verify='{pem('ca')}'"),
-            ("self_signed", "localhost", strict, "trusted are those in verify=<ssl.SSLContext"),
-            ("no_aki", "localhost", strict, "Missing Authority Key Identifier.*since Python 3.13.*"
-             "verify_flags &= ~ssl.VERIFY_X509_STRICT"),
-            ("leaf", "localhost", True, "SSL_CERT_FILE")]
-        for name, host, verify, text in rows:
+        for name, host, verify, text in table([  # certificate, host, verify, complaint
+                ("leaf", "127.0.0.1", ca, ""), ("leaf", "localhost", strict, ""),
+                ("self_signed", "localhost", pem("self_signed"), ""),
+                ("expired", "localhost", ca, r"expired \(after 0.\d\d s\)\Z"),
+                ("other", "localhost", ca, r"Hostname mismatch.*localhost.* \(after 0.+ s\)\Z"),
+                ("other", "127.0.0.1", ca, "IP address mismatch"),
+                ("self_signed", "localhost", ca,
+                 f"self.signed certificate.*trusted are those in verify='{ca}'"),
+                ("self_signed", "localhost", strict, "trusted are those in verify=<ssl.SSLContext"),
+                ("no_aki", "localhost", strict, "Missing Authority Key Identifier.*"
+                 "since Python 3.13.*verify_flags &= ~ssl.VERIFY_X509_STRICT"),
+                ("leaf", "localhost", True, "SSL_CERT_FILE")]):
             async with origin(name) as server, proxy() as via, proxy(SocksProxy) as socks, \
                     Session() as session:
                 url = f"https://{host}:{server.port}/"
@@ -3193,10 +3183,9 @@ class Section13AddressesAndTLS(AsyncCase):
         context.sni_callback = lambda _, name, __: names.append(name)
         async with origin(tls=context) as server, proxy() as via:
             listener = await asyncio.start_unix_server(server.play, path, ssl=context)
-            ways: list[dict[str, Any]] = [{"resolve": {f"*:{server.port}": "127.0.0.1"}},
-                                          {"unix_socket": path, "proxy": "http://p.test"},
-                                          {"proxy": via.url}]
-            for way in ways:
+            for way in table([{"resolve": {f"*:{server.port}": "127.0.0.1"}},
+                                              {"unix_socket": path, "proxy": "http://p.test"},
+                                              {"proxy": via.url}]):
                 with self.subTest(way):
                     options = {"verify": pem("ca"), "headers": {"Host": "odd.test"}, **way}
                     for dot in ("", "."):  # RFC 6066 3
@@ -3214,9 +3203,8 @@ class Section13AddressesAndTLS(AsyncCase):
             async with proxy() as via:
                 with demanding(version) as (url, _):
                     url = url.replace("127.0.0.1", "other.test")
-                    ways: list[dict[str, Any]] = [
-                        {"proxy": via.url}, {"resolve": {url[8:]: "127.0.0.1"}}]
-                    for way in ways:
+                    for way in table([
+                            {"proxy": via.url}, {"resolve": {url[8:]: "127.0.0.1"}}]):
                         with self.subTest(version, way=way):
                             await self.raised(TLSError, asyncget.get(url, verify=pem("ca"), **way),
                                               "other.test:.*cert=", exit_code=35)
@@ -3229,27 +3217,26 @@ class Section13AddressesAndTLS(AsyncCase):
         nowhere, odd, reset = (mock.AsyncMock(side_effect=error) for error in (
             socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long"),
             ConnectionResetError("in the handshake")))
-        url, bare = "https://h.test", "http://no.test"
-        rows: list[tuple[str, dict[str, Any], type[AsyncGetError], int, str]] = [
-            (url, {}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} \(from "
-             rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
-            (url, {"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
-             "to h.test:443 at 127.0.0.1: .*after 0"),
-            (url, {"trust_env": False, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}},
-             ConnectError, 7, "to h.test:443 .*'127.0.0.1'.*'127.0.0.2'"),
-            (url, {"unix_socket": "/none/s"}, ConnectError, 7, "unix:/none/s: .*No such fi.*after"),
-            *((url, {"unix_socket": odd_path}, ConnectError, 7, "cannot connect")
-              for odd_path in ("/" + "x" * 200, "a\0b")),
-            (url, {"proxy": "", "open_connection": nowhere}, ConnectError, 6,
-             "resolve 'h.test', for h.test:443: .*not known.*after"),
-            (url, {"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
-            (url, {"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
-            (bare, {"open_connection": nowhere}, ConnectError, 6, "'no.test', for no.test:80:"),
-            (bare, {"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
-             "resolve 'p.test', for proxy http://p.test:80"),
-            ("http://h", {"timeout": 0.05, "open_connection": never}, TimedOut, 28,
-             r"no connection within 0.05 s: proxy socks5://p.test:1080 \(from all_pr")]
-        for url, options, kind, code, text in rows:
+        far, bare = "https://h.test", "http://no.test"
+        for url, options, kind, code, text in table([
+                (far, {}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} "
+                 rf"\(from https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
+                (far, {"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
+                 "to h.test:443 at 127.0.0.1: .*after 0"),
+                (far, {"trust_env": False, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}},
+                 ConnectError, 7, "to h.test:443 .*'127.0.0.1'.*'127.0.0.2'"),
+                *((far, {"unix_socket": path}, ConnectError, 7, said) for path, said in (
+                    ("/none/s", "unix:/none/s: .*No such file.*after"),
+                    ("/" + "x" * 200, "cannot connect"), ("a\0b", "cannot connect"))),
+                (far, {"proxy": "", "open_connection": nowhere}, ConnectError, 6,
+                 "resolve 'h.test', for h.test:443: .*not known.*after"),
+                (far, {"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
+                (far, {"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
+                (bare, {"open_connection": nowhere}, ConnectError, 6, "'no.test', for no.test:80:"),
+                (bare, {"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
+                 "resolve 'p.test', for proxy http://p.test:80"),
+                ("http://h", {"timeout": 0.05, "open_connection": never}, TimedOut, 28,
+                 r"no connection within 0.05 s: proxy socks5://p.test:1080 \(from all_pr")]):
             with self.subTest(url, **options), mock.patch.dict(
                     os.environ, HTTPS_PROXY=f"http://127.0.0.1:{port}",
                     all_proxy="socks5://p.test", no_proxy="no.test"):
@@ -3497,13 +3484,13 @@ class Section14Proxies(AsyncCase):
               for number, text in enumerate([
                   "general failure", "not allowed", "network unreachable", "host unreachable",
                   "connection refused", "expired", "command not", "address type", "reply 9"], 1))]
-        rows: list[tuple[str, str, list[Any], Any, str, dict[str, int]]] = [
-            *(("http", me, [READ, *steps], ProxyError, text, {}) for me, steps, text in tunnels),
-            *(("http", "", [READ, OPENED, *steps], kind, text, {}) for steps, kind, text in later),
-            *(("socks5h", me, steps, ProxyError, text, {"exit_code": 97})
-              for me, steps, text in socks)]
-        for scheme, user, steps, kind, text, code in rows:
-            url = "https://h.test/" if scheme == "http" else "http://h.test/"
+        for scheme, user, steps, kind, text in table([
+                *(("http", me, [READ, *steps], ProxyError, text) for me, steps, text in tunnels),
+                *(("http", "", [READ, OPENED, *steps], kind, text) for steps, kind, text in later),
+                *(("socks5h", me, steps, ProxyError, text) for me, steps, text in socks)]):
+            url, code = "https://h.test/", dict[str, int]()
+            if scheme == "socks5h":
+                url, code = "http://h.test/", {"exit_code": 97}
             async with scripted(steps) as server, Session(
                     proxy=f"{scheme}://{user}{server.url[7:]}", verify=pem("ca")) as session:
                 with self.subTest(text, steps=steps):
@@ -3815,25 +3802,24 @@ class Section15Cookies(Section):
 
     def test_round_trips(self) -> None:
         """6265bis 5.8.3: (set by, Set-Cookie, where it is sent, and where not)."""
-        rows: list[tuple[str, str, str, str]] = [
-            ("http://a.test", "x=1", "https://a.test:81",                # neither port nor scheme
-             "http://b.test http://s.a.test"),                           # CVE-2015-2296: host-only
-            ("http://s.a.test", "x=1; Domain=a.test", "http://a.test http://t.s.a.test",
-             "http://nota.test"), ("http://a.test.", "x=1", "", "http://a.test"),
-            ("http://a.test", "nameless", "http://a.test", ""),
-            ("http://10.0.0.1", "x=1; Domain=10.0.0.1", "http://10.0.0.1", "http://x.10.0.0.1"),
-            ("http://com", "x=1; Domain=com", "http://com", "http://h.com"),
-            ("http://co.uk", "x=1; Domain=co.uk", "", "http://h.co.uk"),
-            ("http://localhost", "x=1; Domain=localhost", "", "http://x.localhost"),
-            ("http://a.test", "x=1; Path=/any", "http://a.test/any?q http://a.test/any/x",
-             "http://a.test/anybad http://a.test/q?/any"),
-            ("http://a.test/dir/page", "x=1", "http://a.test/dir/other", "http://a.test/other"),
-            ("https://a.test", "x=1; Secure", "https://a.test:81", "http://a.test"),
-            ("https://localhost", "x=1; Secure", "http://localhost:81", ""),
-            ("https://127.0.0.1", "x=1; Secure", "http://127.0.0.1", ""),
-            ("https://[::1]", "x=1; Secure", "http://[::1]", ""),
-            ("https://127.0.0.2", "x=1; Secure", "", "http://127.0.0.2")]
-        for setter, line, good, bad in rows:
+        for setter, line, good, bad in [
+                ("http://a.test", "x=1", "https://a.test:81",              # neither port nor scheme
+                 "http://b.test http://s.a.test"),                         # CVE-2015-2296: its own
+                ("http://s.a.test", "x=1; Domain=a.test", "http://a.test http://t.s.a.test",
+                 "http://nota.test"), ("http://a.test.", "x=1", "", "http://a.test"),
+                ("http://a.test", "nameless", "http://a.test", ""),
+                ("http://10.0.0.1", "x=1; Domain=10.0.0.1", "http://10.0.0.1", "http://x.10.0.0.1"),
+                ("http://com", "x=1; Domain=com", "http://com", "http://h.com"),
+                ("http://co.uk", "x=1; Domain=co.uk", "", "http://h.co.uk"),
+                ("http://localhost", "x=1; Domain=localhost", "", "http://x.localhost"),
+                ("http://a.test", "x=1; Path=/any", "http://a.test/any?q http://a.test/any/x",
+                 "http://a.test/anybad http://a.test/q?/any"),
+                ("http://a.test/dir/page", "x=1", "http://a.test/dir/other", "http://a.test/other"),
+                ("https://a.test", "x=1; Secure", "https://a.test:81", "http://a.test"),
+                ("https://localhost", "x=1; Secure", "http://localhost:81", ""),
+                ("https://127.0.0.1", "x=1; Secure", "http://127.0.0.1", ""),
+                ("https://[::1]", "x=1; Secure", "http://[::1]", ""),
+                ("https://127.0.0.2", "x=1; Secure", "", "http://127.0.0.2")]:
             for asker in f"{good} {bad}".split():
                 self.assertEqual(sent_with(setting(setter, line), asker),
                                  line.partition(";")[0] * (asker in good.split()), (setter, line))
