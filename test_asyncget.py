@@ -281,9 +281,9 @@ def open_files() -> set[str]:
     return set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
 
 
-def table(rows: Iterable[Any]) -> Iterable[Any]:
-    """Rows of all kinds of things, which no type checker need know, for a loop over them."""
-    return rows
+def table(rows: Iterable[Any], *others: Iterable[Any]) -> Iterable[Any]:
+    """Rows of all kinds of things, for a loop over them, or over each with each of the others."""
+    return itertools.product(rows, *others) if others else rows
 
 
 class Tables(unittest.TestCase):
@@ -1451,11 +1451,11 @@ class Section6Response(Section):
 
     def test_keep_short(self) -> None:
         limit = asyncget.MAX_DISCARD_BYTES
-        rows: list[tuple[bytes, list[str], str]] = [  # body, what was done before, content then
-            *((self.BODY, before, self.BODY.decode()) for before in ([], ["read"])), (b"", [], ""),
-            (self.BODY, ["piece"], self.PIECES), (self.BODY, ["line"], self.PIECES),
-            (b"1" * limit, [], "1" * limit), (b"1" * (limit + 1), [], self.GIVEN_UP)]
-        for (body, before, told), framing, coded in itertools.product(rows, self.FRAMINGS, (0, 1)):
+        for (body, before, told), framing, coded in table([  # before: what was done
+                *((self.BODY, before, self.BODY.decode()) for before in ([], ["read"])),
+                (self.BODY, ["piece"], self.PIECES), (self.BODY, ["line"], self.PIECES),
+                (b"", [], ""), (b"1" * limit, [], "1" * limit),
+                (b"1" * (limit + 1), [], self.GIVEN_UP)], self.FRAMINGS, (0, 1)):
             fields, wire = framed(gzip.compress(body) if coded else body, framing)
             for when, source in arrivals(wire).items():
                 with self.subTest(told[:50], before=before, framing=framing, when=when):
@@ -1906,12 +1906,11 @@ class Section7Connection(AsyncCase):
     async def test_a_loop_that_stood_still(self) -> None:
         """A clock that ran out is believed when what lies in the kernel has been brought in."""
         start, body, seen = OK + b"Content-Length: 4\r\n\r\n", b"abcd", list[str]()
-        places: list[Any] = ["head", "body", "queue", 1, 2, 3, 5]  # or turns behind the beginning
-        for tls, at in itertools.product((None, server_tls()), places):
+        for tls, at in table((None, server_tls()), ["head", "body", "queue", 1, 2, 3, 5]):
             go, there = threading.Event(), threading.Event()
             wire = [start, go, body] if at == "body" else [go, start + body]
             script: list[Any] = [READ, *wire, there.set, READ, start + body]
-            if isinstance(at, int):  # TLS, say, had no time of its own at all, quick as it is
+            if isinstance(at, int):  # so many turns after the start: TLS had no time of its own
                 script = [go, READ, start + body]
             seen.clear()
             with self.subTest(at, tls=tls), clock() as busy, beside(script, tls=tls) as (url, _):
@@ -1934,10 +1933,9 @@ class Section7Connection(AsyncCase):
         """It is handed out first; then the framing says whether it was all."""
         body = bytes(range(256)) * 1200
         chunked = CHUNKED + b"400\r\n%b\r\n" % body[:1024] * 300
-        rows: list[tuple[bytes, int | None]] = [  # wire, exit code
-            (answer(body), None), (chunked + b"0\r\n\r\n", None), (OK + b"\r\n" + body, 56),
-            (chunked, 56), (answer(body + b"x")[:-1], 56)]
-        for (wire, code), slow in itertools.product(rows, (False, True)):
+        for (wire, code), slow in table([  # code: the error's
+                (answer(body), None), (chunked + b"0\r\n\r\n", None), (OK + b"\r\n" + body, 56),
+                (chunked, 56), (answer(body + b"x")[:-1], 56)], (False, True)):
             with self.subTest(wire[:50], slow=slow), beside([READ, wire, RESET]) as (url, played):
                 async with asyncget.stream(url) as response:
                     if slow:
@@ -1984,10 +1982,9 @@ class Section9Pool(AsyncCase):
 
     async def test_who_has_waited_longest_is_served_first(self) -> None:
         """Over all hosts, among those whom a place can serve."""
-        rows: list[tuple[int, int, dict[str, Any]]] = [  # hosts, most at once, limits
-            (1, 1, {"limit": 1}), (1, 2, {"limit": 9, "limit_per_host": 2}), (3, 1, {"limit": 1}),
-            (3, 3, {"limit": 3, "limit_per_host": 2})]
-        for (hosts, most, limits), end in itertools.product(rows, (LOOP, CLOSE)):
+        for (hosts, most, limits), end in table([  # most: at once
+                (1, 1, {"limit": 1}), (1, 2, {"limit": 9, "limit_per_host": 2}),
+                (3, 1, {"limit": 1}), (3, 3, {"limit": 3, "limit_per_host": 2})], (LOOP, CLOSE)):
             async with scripted([READ, 0.003, answer(), end], again=True) as server, Session(
                     resolve={f"*:{server.port}": "127.0.0.1"}, **limits) as session:
                 with self.subTest(hosts=hosts, end=end, **limits):
@@ -2108,9 +2105,9 @@ class Section9Pool(AsyncCase):
 
     async def test_what_comes_to_an_idle_connection(self) -> None:
         """It is closed at once, though nobody asks for one, and nothing that it says is held."""
-        late: list[list[Any]] = [[answer(b"EVIL!")], [b"\n"], [CLOSE], [RESET], [bytes(MIB)] * 8,
-                                 [answer(b"EVIL!", status="408 X"), CLOSE]]
-        for steps, way in itertools.product(late, ("plain", "TLS", "tunnel")):
+        for steps, way in table([
+                [answer(b"EVIL!")], [b"\n"], [CLOSE], [RESET], [bytes(MIB)] * 8,
+                [answer(b"EVIL!", status="408 X"), CLOSE]], ("plain", "TLS", "tunnel")):
             tls = server_tls() if way != "plain" else None
             async with proxy() as via, scripted(
                     [READ, answer(b"1"), 0.01, *steps], [READ, answer(b"2")], tls=tls) as server, \
@@ -2476,8 +2473,7 @@ class Section11Settings(AsyncCase):
                         self.assertNotIn("'pw'", str(error))
                         if name in calls or name == "timout":  # and no session's own
                             await self.raised(kind, session.get(url, **{name: value}), text)
-            one: dict[str, Any]
-            for one in ({"limit": 1}, {"base_url": "h"}, {"rate": 1}, {"open_connection": never}):
+            for one in table({name: 1} for name in "limit base_url rate open_connection".split()):
                 await self.raised(TypeError, session.get(url, **one), f"keyword '{[*one][0]}'")
             for url in table(["", "ftp://h/", "http://h/\r\nX:", "http://h%0d%0aY/", 1]):
                 # CVE-2020-11078
@@ -2599,30 +2595,28 @@ class Section12Session(AsyncCase):
         """While it waits, or when the wait is just over: nothing stays in use, nothing is lost."""
         gz, odd = answer(gzip.compress(b"ok"), "Content-Encoding: gzip"), itertools.count()
         plain, wire, moved = [READ, answer(), LOOP], answer(), redirect("/b")
-        cut = [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT]
-        rows: list[tuple[str, list[Any], dict[str, Any]]] = [
-            ("pieces", [READ, wire[:9], 0, wire[9:-2], 0, wire[-2:-1], 0, wire[-1:], LOOP], {}),
-            ("chunked", [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n0\r\n\r\n", LOOP], {}),
-            ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}),
-            ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
-            ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], {"retries": 2}),
-            ("tls", plain, {}), ("tunnel", plain, {}), ("kept", plain, {"retries": 2}),
-            ("stale", [READ, lambda head: answer() if b"/last" in head else [answer(), READ, CLOSE],
-                       LOOP], {"retries": 2}),
-            ("queued", plain, {"retries": 2, "limit": 1}), ("paced", plain, {"rate": 1000}),
-            ("body again",
-             [READ, lambda head: answer() if b"/last" in head or next(odd) % 2 else cut, LOOP],
-             {"retries": lambda attempt, _: 0.001 if attempt < 3 else None})]
-        for (name, script, options), race in itertools.product(rows, (False, True)):
+        cut, again = [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT], {"retries": 2}
+        for (name, script, options), race in table([
+                ("pieces", [READ, wire[:9], 0, wire[9:-2], 0, wire[-2:-1], 0, wire[-1:], LOOP], {}),
+                ("chunked", [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n0\r\n\r\n", LOOP], {}),
+                ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}),
+                ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
+                ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], again),
+                ("tls", plain, {}), ("tunnel", plain, {}), ("kept", plain, again),
+                ("stale", [READ, lambda head: answer() if b"/last" in head else [
+                    answer(), READ, CLOSE], LOOP], again), ("paced", plain, {"rate": 1000}),
+                ("queued", plain, {**again, "limit": 1}), ("body again", [
+                    READ, lambda head: answer() if b"/last" in head or next(odd) % 2 else cut,
+                    LOOP], {"retries": lambda attempt, _: 0.001 if attempt < 3 else None}),
+                ], (False, True)):
             number, done, tls = 0, False, server_tls() if name in ("tls", "tunnel") else None
             if name == "tunnel" and race and sys.version_info < (3, 11):
                 continue  # asyncio itself leaves a transport to the garbage collector
             async with scripted(script, again=True, tls=tls) as server, proxy() as via:
-                if name == "tunnel":
-                    options["proxy"] = via.url
+                way = via.url if name == "tunnel" else None
                 while not done:
                     with self.subTest(name, suspension=number, race=race):
-                        async with Session(verify=False, **options) as session:
+                        async with Session(verify=False, proxy=way, **options) as session:
                             done = await self.cancel_at(number, race, name, session, server.url)
                         await until(lambda: not server.open and not via.open)
                     number += 1
@@ -3639,12 +3633,11 @@ class Section14Proxies(AsyncCase):
 
     async def test_same_host_with_other_tls(self) -> None:
         """CVE-2024-35195, CVE-2022-27782, CVE-2026-54275: the context's identity is the key."""
-        contexts: list[Any] = [ssl.create_default_context(cafile=pem("ca")) for _ in range(2)]
-        cert = pem("client")
-        certs: list[Any] = [(cert, pem("key")), (cert, pem("encrypted_key"), "secret")]
+        contexts = [ssl.create_default_context(cafile=pem("ca")) for _ in range(2)]
+        keys = (pem("key"),), (pem("encrypted_key"), "secret")
         ways: list[dict[str, Any]] = [
             *({"verify": verify} for verify in (False, pem("ca"), *contexts)),
-            *({"verify": pem("ca"), "cert": cert} for cert in certs)]
+            *({"verify": pem("ca"), "cert": (pem("client"), *key)} for key in keys)]
         async with origin("leaf") as server, proxy() as via:
             await self.each_its_own(f"https://localhost:{server.port}/", [
                 *ways, *({**way, "proxy": via.url} for way in ways)])
