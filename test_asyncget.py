@@ -295,9 +295,9 @@ class Tables(unittest.TestCase):
             with self.subTest(given):
                 self.assertEqual(call(given), expected)
 
-    def refuses(self, error: type[AsyncGetError], said: str, call: Any,
-                *args: Any) -> AsyncGetError:
-        """Check that a call raises that error, with this in its text, and no secret."""
+    def refuses(self, error: type[AsyncGetError], said: str, call: Any, *args: Any,
+                **facts: Any) -> Any:
+        """Check that a call raises that error: this in its text, no secret, and these facts."""
         with self.assertRaises(error, msg=f"{said!r}, {args!r:.999}") as caught:
             call(*args)
         text = str(caught.exception)
@@ -306,6 +306,7 @@ class Tables(unittest.TestCase):
         self.assertLess(len(text), 1000)
         self.assertTrue(text.isprintable(), text)
         self.assertIs(type(caught.exception), error)
+        self.assertEqual({name: getattr(caught.exception, name) for name in facts}, facts)
         return caught.exception
 
     def empty_folder(self) -> str:
@@ -667,8 +668,8 @@ class Section2URLs(Section):
         base = parse_url("http://h/a")
         for said, texts in self.BAD.items():
             for text in texts:
-                error = self.refuses(InvalidURL, said, parse_url, text)
-                self.assertEqual(error.exit_code, 1 if "scheme" in said else 3)
+                code = 1 if "scheme" in said else 3
+                self.refuses(InvalidURL, said, parse_url, text, exit_code=code)
                 for start in re.findall("^http:(?=//)|^(?=[a-z]+:)", text):
                     self.refuses(InvalidURL, said, join_url, base, text[len(start):])
         for text in ("/x HTTP/1.1\r\nY: 2", "?\tx", "#\nx", "a\0", "\x7f", "\\\rx"):
@@ -1012,9 +1013,8 @@ class Section5BodyFraming(Section):
                     b"X: 1\n\nHTTP/1.1 200 OK", b"\nX: 1"]]}.items():  # CVE-2025-53643
             for wire in wires:
                 errors = [self.refuses(ProtocolError, said if pieces == [wire] else "", take,
-                                       "chunked", pieces) for pieces in cuts(wire)]
-                self.assertEqual(len({vars(error)["payload"] for error in errors}), 1)
-                self.assertEqual({error.exit_code for error in errors}, {56})
+                                       "chunked", pieces, exit_code=56) for pieces in cuts(wire)]
+                self.assertEqual(len({error.payload for error in errors}), 1)
 
     def test_limits_are_the_same_in_any_cut(self) -> None:  # CVE-2026-34516, CVE-2023-39326
         line = b"1;%b\r\nx\r\n"
@@ -1342,8 +1342,8 @@ class Section6Response(Section):
             if got.ok:
                 self.assertIs(got.raise_for_status(), got)
             else:
-                error = self.refuses(StatusError, str(status), got.raise_for_status)
-                self.assertEqual((error.url, error.response), ("http://h/", got))
+                self.refuses(StatusError, str(status), got.raise_for_status,
+                             url="http://h/", response=got)
 
     def test_read_and_close(self) -> None:
         coded, source = gzip.compress(b"hello"), Source(b"a", b"b")
@@ -1359,9 +1359,8 @@ class Section6Response(Section):
     def test_content_before_a_read_says_what_to_do(self) -> None:
         for done, touch in itertools.product((False, True), (
                 lambda r: r.content, lambda r: r.text, lambda r: r.json())):
-            error = self.refuses(AsyncGetError, "await response.read()", touch,
-                                 response(b"x", done=done))
-            self.assertEqual(error.url, "http://h/")
+            self.refuses(AsyncGetError, "await response.read()", touch,
+                         response(b"x", done=done), url="http://h/")
 
     BODY = b'[1,\n"two",\n3]\n'
     FRAMINGS: tuple[Framing, ...] = (0, "chunked", "close")
@@ -1421,10 +1420,8 @@ class Section6Response(Section):
                         self.assertTrue(told[0].startswith(error.__name__ + ":"), told)
                         self.assertEqual([text[:40] for text in told[1:]], [self.GIVEN_UP] * 4)
             got = response(wire, fields=fields)
-            with self.assertRaisesRegex(error, said) as caught:
-                run(got.read())
-            self.assertIs(caught.exception.response, got)
-            self.assertEqual(caught.exception.url, "http://h/")
+            self.refuses(error, said, lambda: run(got.read()),  # noqa: B023
+                         response=got, url="http://h/")
 
     def test_what_was_given_up_never_looks_whole(self) -> None:
         """Not after what ended a read amid the body, nor in a copy; not even where all has come."""
@@ -1472,8 +1469,8 @@ class Section6Response(Section):
         for done in (False, True):
             self.assertEqual(run(response(b"hel", b"lo", done=done).read(5)), b"hello")
             got = response(b"hel", b"lo!", done=done)
-            error = self.refuses(TooLarge, "max_size", lambda got: run(got.read(5)), got)
-            self.assertEqual((vars(error)["limit"], error.response), (5, got))
+            self.refuses(TooLarge, "max_size", lambda got: run(got.read(5)), got,
+                         limit=5, response=got)
         self.assertEqual(run(response().read(0)), b"")
 
     def test_discard(self) -> None:
@@ -1552,8 +1549,7 @@ class Section6Response(Section):
         for body in [b"", b"<html>", b'"\xff"', b'{"a": ', b"1 2", b"[" * 200_000, b'{"":' * 200_000,
                      b'"\x1b[2J"', b"\x1b]0;x\x07", b"\0\0\0", b'["\xe9"]']:
             got = response(body, fields=latin, read=True)  # 8259 8.1: not the server's to say
-            error = self.refuses(DecodingError, "not JSON", got.json)
-            self.assertEqual((error.response, error.url), (got, "http://h/"))
+            self.refuses(DecodingError, "not JSON", got.json, response=got, url="http://h/")
         for name, encoding, body, text in [  # what the caller says counts
                 ("latin-1", "iso8859-1", b'"\xe9"', '"é"'), ("cp437", "cp437", b'"\xe9"', '"Θ"'),
                 ("x-mac-roman", "mac-roman", b'"\xe9"', '"È"'), ("nonsense", "utf-8", b"1", "1"),
@@ -1751,12 +1747,6 @@ class Double:
     async def wait_closed(self) -> None: ...
     def close(self, *_: str) -> None: ...
     abort = get_extra_info = close
-
-
-async def head_of(session: Session, url: str = "http://h.test/", **options: Any) -> bytes:
-    """What a GET of a session over doubles sends."""
-    await session.get(url, **options)
-    return Double.last.sent
 
 
 class Section7Connection(AsyncCase):
@@ -2400,10 +2390,15 @@ class Section10RedirectsAndRetries(AsyncCase):
         self.assertEqual(lead("//h.test/", lead("//b/", request)).fields,
                          (("Host", ""), ("X-Key", "d"), ("Accept", "e")))
 
+    @mock.patch("random.uniform", lambda *_: 1.0)
     def test_when_to_retry(self) -> None:
-        rows: list[tuple[Any, float | None]] = [  # outcome, or Retry-After of a 503; delay
-            ("0", 0.0), ("60", 60.0), ("", 0.5), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
-            *((text, None) for text in (
+        def told(text: str) -> Response:
+            line = f"Retry-After: {text}".encode("latin-1")
+            return response(status=b"HTTP/1.1 503 X", fields=[line])
+
+        self.alike(lambda outcome: asyncget.retry_delay(1, outcome, 2), [
+            (told("0"), 0.0), (told("60"), 60.0), (told(""), 0.5),
+            (told("Fri, 31 Dec 1999 23:59:59 GMT"), 0.0), *((told(text), None) for text in (
                 "61", "9" * 5000, "1764086400", "inf", "-1", "1_0", "1.5", "soon", "\xb2",
                 "Fri, 31 Dec 2999 23:59:59 GMT", "Fri, 99 Dec 2999 99:59:59 GMT")),
             *((error, 0.5) for error in (ConnectError(), TimedOut(), IncompleteBody(),
@@ -2412,15 +2407,9 @@ class Section10RedirectsAndRetries(AsyncCase):
                                           ProtocolError(), InvalidURL(), TooLarge())),
             *((response(status=b"HTTP/1.1 %d X" % status),
                0.5 if status in (408, 429, 500, 502, 503, 504) else None)
-              for status in range(200, 600))]
-        with mock.patch("random.uniform", return_value=1.0):
-            for outcome, expected in rows:
-                if isinstance(outcome, str):
-                    outcome = response(status=b"HTTP/1.1 503 X", fields=[
-                        f"Retry-After: {outcome}".encode("latin-1")])
-                self.assertEqual(asyncget.retry_delay(1, outcome, 2), expected, outcome)
-            self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2),
-                       [(1, 0.5), (2, 1.0), (3, None)])
+              for status in range(200, 600))])
+        self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2),
+                   [(1, 0.5), (2, 1.0), (3, None)])
 
 
 class Section11Settings(AsyncCase):
@@ -2517,8 +2506,8 @@ class Section11Settings(AsyncCase):
              f"GET / HTTP/1.1\r\nhost: front:1\r\n{agent}{codings}Accept: x\r\nX: é\r\n\r\n")]
         async with Session(open_connection=Double.connect) as session:
             for target, options, wire in cases:
-                head = await head_of(session, "http://h.test" + target, **options)
-                self.assertEqual(head.decode(), wire)
+                await session.get("http://h.test" + target, **options)
+                self.assertEqual(Double.last.sent.decode(), wire)
 
     async def test_settings_that_can_be_read_but_once_serve_every_url(self) -> None:
         async with origin() as server, Session(params=iter([("k", 1)]), headers=iter([("X", "1")]),
@@ -2534,40 +2523,35 @@ class Section11Settings(AsyncCase):
                 await self.raised(TypeError, session.get_all(one), "list of URLs")
 
     async def test_what_a_call_adds(self) -> None:
-        both = ["1", "1"]
-        rows: list[tuple[str, dict[str, Any], str, list[str]]] = [  # URL, settings, target, X and Y
-            ("users?a", {}, "/v1/users?a&k=1", both), ("/root", {}, "/root?k=1", both),
-            ("http://h.test/abs", {}, "/abs?k=1", both), ("../up", {}, "/up?k=1", both),
-            ("", {"params": {"z": 2}, "headers": {"x": None, "Y": "2"}}, "/v1/?k=1&z=2", ["2"]),
-            ("", {"params": {"k": None}}, "/v1/", both),
-            ("", {"params": {"k": 2}}, "/v1/?k=2", both),
-            (" \t\n", {"params": iter({"z": [1, 2]}.items())}, "/v1/?k=1&z=1&z=2", both)]
-        async with Session(base_url="http://me:p%40ss@h.test/v1", params={"k": 1},
-                           headers={"X": "1", "Y": "1"}, open_connection=Double.connect) as session:
-            for url, settings, target, values in rows:
-                response = await session.get(url, **settings)
-                head = Double.last.sent
-                self.assertEqual([response.text, response.url[13:]], [target] * 2)
-                self.assertEqual(field(head, "x") + field(head, "y"), values)
-                self.assertEqual(field(head, "authorization"), [basic("me", "p@ss")])
-            self.assertEqual(field(await head_of(session, "", auth=None), "authorization"), [])
-
-    async def test_credentials(self) -> None:
-        inside, plain = "http://u:p%3Aw@h.test/", "http://h.test"
-        for own, url, options, expected in table([  # the session's, URL, the call's
-                (None, plain, {}, []), ("t0ken", plain, {}, ["Bearer t0ken"]),
-                (("me", "pässword"), plain, {}, [basic("me", "pässword")]),
-                ("t0ken", plain, {"auth": None}, []),
-                ("t0ken", plain, {"headers": {"authorization": None}}, []),
-                *((own, url, {"auth": ("a", "b")}, [basic("a", "b")])
-                  for own, url in (("t0ken", plain), (None, inside))),
-                (None, inside, {}, [basic("u", "p:w")]),
-                (None, inside, {"headers": {"authorization": "X"}}, ["X"])]):
-            async with Session(auth=own, open_connection=Double.connect) as session:
+        inside, plain, me = "http://u:p%3Aw@h.test/", "http://h.test", basic("me", "p@ss")
+        token, all_three = {"auth": "t0ken"}, ["1", "1", me]
+        base = {"base_url": "http://me:p%40ss@h.test/v1", "params": {"k": 1},
+                "headers": {"X": "1", "Y": "1"}}
+        for own, url, options, target, values in table([  # values: of X, Y and Authorization
+                (base, "users?a", {}, "/v1/users?a&k=1", all_three),
+                (base, "/root", {}, "/root?k=1", all_three),
+                (base, "../up", {}, "/up?k=1", all_three),
+                (base, "http://h.test/abs", {}, "/abs?k=1", all_three),
+                (base, "", {"params": {"z": 2}, "headers": {"x": None, "Y": "2"}},
+                 "/v1/?k=1&z=2", ["2", me]), (base, "", {"auth": None}, "/v1/?k=1", ["1", "1"]),
+                (base, "", {"params": {"k": None}}, "/v1/", all_three),
+                (base, "", {"params": {"k": 2}}, "/v1/?k=2", all_three),
+                (base, " \t\n", {"params": iter({"z": [1, 2]}.items())},
+                 "/v1/?k=1&z=1&z=2", all_three),
+                ({}, plain, {}, "/", []), (token, plain, {}, "/", ["Bearer t0ken"]),
+                ({"auth": ("me", "pässword")}, plain, {}, "/", [basic("me", "pässword")]),
+                (token, plain, {"auth": None}, "/", []),
+                (token, plain, {"headers": {"authorization": None}}, "/", []),
+                (token, plain, {"auth": ("a", "b")}, "/", [basic("a", "b")]),
+                ({}, inside, {"auth": ("a", "b")}, "/", [basic("a", "b")]),
+                ({}, inside, {}, "/", [basic("u", "p:w")]),
+                ({}, inside, {"headers": {"authorization": "X"}}, "/", ["X"])]):
+            async with Session(open_connection=Double.connect, **own) as session:
                 with self.subTest(own=own, url=url, **options):
-                    head = await head_of(session, url, **options)
-                    self.assertEqual([head[:6], *field(head, "authorization")],
-                                     [b"GET / ", *expected])
+                    response, head = await session.get(url, **options), Double.last.sent
+                    self.assertEqual([response.text, response.url[13:]], [target] * 2)
+                    self.assertEqual(field(head, "x") + field(head, "y")
+                                     + field(head, "authorization"), values)
         error = await self.raised(ConnectError, asyncget.get(inside, unix_socket="/x"), "unix:/x")
         self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
 
@@ -2668,20 +2652,18 @@ class Section12Session(AsyncCase):
             self.assertEqual((response.content, response.url), (b"end", server.url + "/c#new"))
             self.assertEqual([(hop.status_code, hop.url) for hop in response.history],
                              [(302, server.url + "/a#top"), (307, server.url + "/b?x#top")])
-            for url, off in (
-                    ("/", {}), ("/a", {"follow_redirects": False}),
-                    ("/a", {"allow_redirects": False})):
-                response = await session.get(url, **off)  # type: ignore[arg-type]
+            for url, off in table([("/", {}), *(("/a", {f"{name}_redirects": False})
+                                                for name in ("follow", "allow"))]):
+                response = await session.get(url, **off)
                 self.assertEqual((response.status_code, response.content, response.history),
                                  (302, b"gone", []))
             for url, kind in (("/file", InvalidURL), ("/two", ProtocolError)):
                 await self.raised(kind, session.get(url))
             self.assertEqual((await session.get("/c")).content, b"end")
             self.assertEqual((server.connections, len(server.requests)), (1, 9))  # bodies were read
-        for hops, options in table([
-                (21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})]):
+        for hops, most in table([(21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})]):
             async with scripted([READ, redirect("/loop"), LOOP]) as server:
-                call = asyncget.get(server.url, **options)
+                call = asyncget.get(server.url, **most)
                 error = await self.raised(asyncget.TooManyRedirects, call)
                 self.assertEqual((len(error.history), len(server.requests)), (hops, hops))
                 self.assertEqual(error.response, error.history[-1])
@@ -2886,33 +2868,31 @@ class Section12Session(AsyncCase):
 
         async with scripted([READ, lambda head: {
                 b"/slow": [0.05, answer(b"/slow")], b"/bad": b"garbage", b"/hang": HOLD,
-                }.get(head.split()[1], answer(head.split()[1])), LOOP], again=True) as server:
+                }.get(head.split()[1], answer(head.split()[1])), LOOP], again=True) as server, \
+                Session(base_url=server.url) as session:
             paths = ["/slow", *(f"/{i}" for i in range(30))]
             urls = [server.url + path for path in paths]
             for many in (urls, iter(urls), later(urls)):
-                responses = await asyncget.get_all(many, limit=4)
-                self.assertEqual([r.content.decode() for r in responses], paths)
+                self.assertEqual([got.text for got in await asyncget.get_all(many, limit=4)], paths)
             self.assertLessEqual(server.most, 4)
             self.assertEqual(await asyncget.get_all([]), [])
-            async with Session(base_url=server.url) as session:
-                asked = len(server.requests)
-                call = session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
-                await self.raised(ProtocolError, call, url=server.url + "/bad")
-                self.assertLessEqual(len(server.requests), asked + 4)
-                outcomes = await session.get_all(["/1", "/bad", "x://"], return_exceptions=True)
-                self.assertEqual([type(outcome) for outcome in outcomes],
-                                 [Response, ProtocolError, InvalidURL])
-                bad, = await session.get_all(["/1"], return_exceptions=True, cookies={"a": "b\nc"})
-                self.assertEqual((type(bad), bad.url), (InvalidHeader, "/1"))
-                task = asyncio.ensure_future(session.get_all(["/hang"] * 5, limit=2))
-                await until(lambda: server.targets()[-2:] == ["/hang"] * 2)
-                task.cancel()
-                await self.raised(asyncio.CancelledError, task)
-                await self.raised(KeyError, session.get_all(broken()))
-                await self.raised(KeyError, session.as_completed(broken()).__anext__())
-                with self.assertRaises(TypeError):
-                    session.as_completed(urls, retires=1)  # type: ignore[call-arg]
-                self.assertEqual(count(session)[0], count(session)[1])
+            asked = len(server.requests)
+            call = session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
+            await self.raised(ProtocolError, call, url=server.url + "/bad")
+            self.assertLessEqual(len(server.requests), asked + 4)
+            outcomes = await session.get_all(["/1", "/bad", "x://"], return_exceptions=True)
+            self.assertEqual([*map(type, outcomes)], [Response, ProtocolError, InvalidURL])
+            bad, = await session.get_all(["/1"], return_exceptions=True, cookies={"a": "b\nc"})
+            self.assertEqual((type(bad), bad.url), (InvalidHeader, "/1"))
+            task = asyncio.ensure_future(session.get_all(["/hang"] * 5, limit=2))
+            await until(lambda: server.targets()[-2:] == ["/hang"] * 2)
+            task.cancel()
+            await self.raised(asyncio.CancelledError, task)
+            await self.raised(KeyError, session.get_all(broken()))
+            await self.raised(KeyError, session.as_completed(broken()).__anext__())
+            with self.assertRaises(TypeError):
+                session.as_completed(urls, retires=1)  # type: ignore[call-arg]
+            self.assertEqual(count(session)[0], count(session)[1])
 
     @not_pypy
     async def test_as_completed(self) -> None:
@@ -3113,8 +3093,7 @@ class Section13AddressesAndTLS(AsyncCase):
                 *((verify, None, "verify=", 77)
                   for verify in ("/none", pem("key"), None, 7.5, "a\0b")),
                 (ssl.create_default_context(), pem("client"), "load it into your SSLContext", 58)]):
-            error = self.refuses(TLSError, said, asyncget.tls_context, verify, cert)
-            self.assertEqual(error.exit_code, code)
+            error = self.refuses(TLSError, said, asyncget.tls_context, verify, cert, exit_code=code)
             self.assertNotIn("secret", str(error))
 
     async def test_certificates(self) -> None:
@@ -4134,8 +4113,7 @@ class Section16Passwords(AsyncCase):
             ("a.test", ("1", "1")), ("::1", ("2", "2")), ("default", ("3", "3")), ("login", None)])
         for data, text in NETRC_BROKEN:
             error = self.refuses(AsyncGetError, f"netrc, {text}: a value is missing, or a quote is "
-                                 "not closed", self.found, data)
-            self.assertEqual(error.exit_code, 26)
+                                 "not closed", self.found, data, exit_code=26)
             self.assertNotIn(SECRET, repr(error.__context__))
         for wrong in (self.path + "/x", self.path + "\0", os.path.dirname(self.path), ""):
             self.refuses(AsyncGetError, "cannot read", asyncget.netrc_auth, wrong, "a.test")
@@ -4189,8 +4167,7 @@ class Section16Passwords(AsyncCase):
             servers = [await stack.enter_async_context(scripted(
                 [READ, lead, LOOP], again=True, host="localhost",
                 tls=server_tls() if secure else None)) for secure in (False, False, True, True)]
-            one = await stack.enter_async_context(proxy())
-            two = await stack.enter_async_context(proxy())
+            one, two = [await stack.enter_async_context(proxy()) for _ in range(2)]
             for first, second, straight in itertools.product(range(4), range(4), ("", "03")):
                 for server in [*servers, one, two]:
                     server.requests.clear()
@@ -4347,11 +4324,11 @@ class RealServers(AsyncCase):
                         self.assertEqual((response.content, response.timing.reused),
                                          (b"ok", reused))
                     nowhere = f"http://127.0.0.1:{free_port()}/"
-                    refusals = [(nowhere, user, "cannot connect to 127.*refused")]
-                    if login:
-                        refusals += [(urls[0], "", "wants credentials"),
-                                     (urls[0], "me:wrong@", "refused the user and password")]
-                    for url, name, text in refusals:
+                    for url, name, text in [
+                            (nowhere, user, "cannot connect to 127.*refused"),
+                            (urls[0], "", "wants credentials"),
+                            (urls[0], "me:wrong@", "refused the user and password")
+                            ][:3 if login else 1]:
                         error = await self.raised(ProxyError, session.get(
                             url, proxy=f"socks5h://{name}127.0.0.1:{port}"), text)
                         self.assertNotIn("wrong", str(error))
