@@ -862,8 +862,6 @@ def body_parser(framing: Framing) -> BodyParser:
 # arrives, and told when the body is over. This section opens no socket and starts
 # no timer; what it awaits is what it was handed.
 
-MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
-MAX_DISCARD_SECONDS = 1.0        # that this may take
 MAX_LINE_BYTES = 16_777_216      # one line of a body, in iter_lines
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
 
@@ -1154,21 +1152,6 @@ class Response:
             cutter.pending += piece
             more = bool(piece)
 
-    async def discard(self) -> None:
-        """Read a short rest, undecoded, so that the connection can be used again."""
-        body = self._body
-        long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
-        if body.reusable and not long:
-            with body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
-                while not body.done and body.received <= MAX_DISCARD_BYTES:
-                    await body.read_piece()
-        self.close()
-
-    async def stand_by(self, something: Callable[[], Awaitable[object]]) -> None:
-        """Await what the server has no part in: meanwhile the call's clock stands still."""
-        with self._body.deadline.stopped():
-            await something()
-
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
         whole = self._body.done and self._decoder is None and not (
@@ -1316,13 +1299,12 @@ class Deadline:
         finally:
             self.until = until
 
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Let no time run meanwhile."""
+    async def stand_by(self, something: Awaitable[object]) -> None:
+        """Await what the server has no part in; no time runs meanwhile."""
         time = asyncio.get_running_loop().time
         left, self.until = self.until - time(), _FOREVER
         try:
-            yield
+            await something
         finally:
             self.until = time() + left
 
@@ -1429,7 +1411,7 @@ class Connection:
         self.trace: Trace | None = None  # of the call that uses it
         self.on_idle, self.on_close = on_idle, on_close
         self.loop = asyncio.get_running_loop()
-        self.clock = Clock(self._end_waiting)
+        self.clock = Clock(self.close)
         self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or a caller's
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
@@ -1447,10 +1429,6 @@ class Connection:
         self.timeout: float | None = None
         self.opened_at = self.sent_at = self.head_at = self.idle_at = 0.0
 
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else self.clock.phase if self.writer else "new"
-        return f"<Connection {self.route.origin.authority} {state}, {self.exchanges} requests>"
-
     def note(self, text: str) -> None:
         """Tell whoever traces what is going on."""
         if self.trace:
@@ -1466,23 +1444,19 @@ class Connection:
         if self.closed:
             raise ended(self)
         self.timeout = timeout
-        self.opener = task = asyncio.current_task()
-        cancels = task.cancelling() if task and hasattr(task, "cancelling") else 0  # 3.11
         self.opened_at = self.clock.watch("connection", timeout)
+        # In a task of its own, which `close` can cancel: our caller's is left alone.
+        self.opener = asyncio.ensure_future(self._dial())
         try:
-            await self._dial()
-        except asyncio.CancelledError:
-            ours = self.clock.expired or self.closed
+            # If we are cancelled, it is, too, and this waits until it has cleaned up.
+            await asyncio.gather(self.opener, return_exceptions=True)
+            if self.closed:  # by the clock, or with the session
+                raise ended(self)
+            self.opener.result()
+        except BaseException as error:
             self.close()
-            if not ours or task is None or (
-                    hasattr(task, "uncancel") and task.uncancel() > cancels):
-                raise  # the caller's task was cancelled, too: that goes on
-            raise ended(self) from None
-        except AsyncGetError:
-            self.close()
-            raise
-        except Exception as error:
-            self.close()
+            if isinstance(error, AsyncGetError) or not isinstance(error, Exception):
+                raise
             raise failure(self, error) from error
         finally:
             self.opener = None
@@ -1511,13 +1485,6 @@ class Connection:
         if connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
-
-    def _end_waiting(self) -> None:
-        """The clock has run out: end what waits on this connection."""
-        if self.opener is not None:
-            self.opener.cancel()
-        else:
-            self.close()
 
     # ---- one exchange
 
@@ -1577,7 +1544,7 @@ class Connection:
         """The next bytes, b"" at the end; errors are ours, and so is a clock that ran out."""
         try:
             reading, self.reading = self.reading or self.reader.read(READ_BYTES), None
-            data = await reading
+            data: bytes = await reading
         except _STREAM_ERRORS as error:
             if self.broken or not isinstance(self.reader, asyncio.StreamReader):
                 raise failure(self, error) from error
@@ -1618,6 +1585,8 @@ class Connection:
         if self.loop.is_closed():
             return  # all that was open went with it
         self.clock.stop()
+        if self.opener is not None:
+            self.opener.cancel()
         if self.reading is not None:
             self.reading.give_up()
         for writer in filter(None, (self.writer, self.outer)):
@@ -2028,7 +1997,7 @@ class Pool:
             await asyncio.sleep(0)
         while True:
             connection = self.decide(route) or await self._wait(route, patience)
-            if not connection.exchanges or connection.reading.claim() and not fresh:  # new, or alive
+            if not connection.exchanges or connection.reading.claim() and not fresh:  # new or alive
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -2175,8 +2144,6 @@ class Pool:
             future.set_exception(AsyncGetError("the session was closed"))
         for connection in list(self.all):
             connection.close()
-            if connection.opener:
-                connection.opener.cancel()
         await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
 
 
@@ -2677,6 +2644,8 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # session's dictionaries: to make them anew each time would slow down small GETs most.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
+MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
+MAX_DISCARD_SECONDS = 1.0        # that this may take
 # What a rule for retries is asked about: of errors those that the server, or the way to it, caused.
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's routes.
@@ -2724,7 +2693,7 @@ class Call:
                 following = (self.redirected(request, response, history)
                              if response.status_code // 100 == 3 else None)
                 if following is not None:
-                    await response.discard()
+                    await discard(response)
                     request = following
                     continue
                 response.history = history
@@ -2732,7 +2701,7 @@ class Call:
                 if delay is None:
                     await self.finish(response)
                     return response
-                await response.discard()
+                await discard(response)
             except Anew:
                 request, history = None, []
                 continue
@@ -2917,6 +2886,17 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def discard(response: Response) -> None:
+    """Read a short rest, undecoded, so that the connection can be used again."""
+    body = response._body
+    long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
+    if body.reusable and not long:
+        with body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
+            while not body.done and body.received <= MAX_DISCARD_BYTES:
+                await body.read_piece()
+    response.close()
 
 
 async def keep_short(response: Response) -> None:
@@ -4977,6 +4957,8 @@ def check_options(options: Options) -> None:
         raise AsyncGetError("data would make it a POST; with -G it goes into the URL")
     if options.include and options.remote_header_name:
         raise AsyncGetError("-i would put heads into -J's file")
+    if options.continue_at == "-" and (options.include or options.head):
+        raise AsyncGetError("-C - goes on where a file ends: with -i or -I heads stand in it, too")
     if options.continue_at and options.remote_header_name:
         raise AsyncGetError("-C has to know the name of the file, which with -J only the server "
                             "knows")
@@ -5419,7 +5401,7 @@ class Transfer:
         options, self.response = self.options, response
         delay = self.retry_in(response)
         if delay is not None or response.status_code == 304:  # a file that is there stays
-            await response.discard()
+            await discard(response)
             raise Enough(delay)
         if options.fail:
             response.raise_for_status()
@@ -5482,7 +5464,7 @@ class Transfer:
                     self.wrote += len(piece)
                 await self.advance(self.delivered + len(piece), None)
                 if len(self.held) > HELD_BYTES:
-                    await response.stand_by(self.turn.wait)
+                    await response._body.deadline.stand_by(self.turn.wait())
             self.write(b"")  # an empty body makes a file, too
 
     async def fetch_once(self) -> None:

@@ -1420,7 +1420,7 @@ class Section6Response(Section):
                       (lambda got: listed(got.iter_lines()), TooLarge))),
                 *((Response.read, type(error), response(b"he", error)) for error in (
                     KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
-                *((Response.discard, None, response(b"hello", done=done, fields=fields))
+                *((asyncget.discard, None, response(b"hello", done=done, fields=fields))
                   for done in (False, True) for fields in ([], [GZIP]))]):
             with mock.patch.object(asyncget, "MAX_LINE_BYTES", 3), \
                     self.assertRaises(kind) if kind else contextlib.nullcontext():
@@ -1472,7 +1472,7 @@ class Section6Response(Section):
             source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
             got = response(fields=[*fields, field, GZIP], source=source)
             with mock.patch.object(asyncget.Decoder, "feed", side_effect=AssertionError("decoded")):
-                run(got.discard())
+                run(asyncget.discard(got))
             self.assertEqual((source.kept, source.aborted, source.asked),
                              (kept, 1 - kept, asked), (body[:9], framing, field))
 
@@ -1579,7 +1579,7 @@ class Section6Response(Section):
                        url="http://h/#f", fields=[b"X: 1", b"Transfer-Encoding: chunked",
                                                   b"Content-Type: t; charset=latin-1"])
         hop = response(b"moved", url="http://g/")
-        run(hop.discard())
+        run(asyncget.discard(hop))
         got.history.append(hop)
         for twin in [copy.copy(got), *(pickle.loads(pickle.dumps(got, protocol))
                                        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1))]:
@@ -2563,7 +2563,8 @@ class Section12Session(AsyncCase):
                 ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}),
                 ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
                 ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], again),
-                ("tls", plain, {}), ("tunnel", plain, {}), ("kept", plain, again),
+                ("tls", plain, {}), ("tunnel", plain, {}), ("socks", plain, {}), ("name", plain, {}),
+                ("kept", plain, again),
                 ("stale", [READ, lambda head: answer() if b"/last" in head else [
                     answer(), READ, CLOSE], LOOP], again), ("paced", plain, {"rate": 1000}),
                 ("queued", plain, {**again, "limit": 1}), ("body again", [
@@ -2573,12 +2574,14 @@ class Section12Session(AsyncCase):
             number, done, tls = 0, False, server_tls() if name in ("tls", "tunnel") else None
             if name == "tunnel" and race and sys.version_info < (3, 11):
                 continue  # asyncio itself leaves a transport to the garbage collector
-            async with scripted(script, again=True, tls=tls) as server, proxy() as via:
-                way = via.url if name == "tunnel" else None
+            kind = SocksProxy if name == "socks" else HTTPProxy
+            async with scripted(script, again=True, tls=tls) as server, proxy(kind) as via:
+                url = server.url.replace("127.0.0.1", "localhost") if name == "name" else server.url
+                way = {"tunnel": via.url, "socks": f"socks5h://{via.url}"}.get(name)
                 while not done:
                     with self.subTest(name, suspension=number, race=race):
                         async with Session(verify=False, proxy=way, **options) as session:
-                            done = await self.cancel_at(number, race, name, session, server.url)
+                            done = await self.cancel_at(number, race, name, session, url)
                         await until(lambda: not server.open and not via.open)
                     number += 1
                     self.assertLess(number, 300)
@@ -2586,8 +2589,8 @@ class Section12Session(AsyncCase):
 
     async def cancel_at(self, number: int, race: bool, name: str, session: Session,
                         url: str) -> bool:
-        """Cancel one GET at its n-th suspension; True if it was done before."""
-        left, holder = number, None
+        """Cancel one GET at its n-th suspension, or its opener's; True if it was done before."""
+        left, holder, dial = number, None, asyncget.Connection._dial
 
         def notice(future: Any) -> None:
             nonlocal left
@@ -2599,15 +2602,19 @@ class Section12Session(AsyncCase):
             elif left == -1:
                 future.add_done_callback(lambda _: task.cancel())
 
+        async def noticed(connection: asyncget.Connection) -> None:
+            await noticing(dial(connection), notice)
+
         if name in ("kept", "stale"):
             await session.get(url)
             await asyncio.sleep(0.002)
         elif name == "queued":
             holder = asyncio.ensure_future(session.get(url))
             await asyncio.sleep(0)
-        task = asyncio.ensure_future(noticing(session.get(url), notice))
         try:
-            self.assertEqual((await task).content, b"ok")
+            with mock.patch.object(asyncget.Connection, "_dial", noticed):
+                task = asyncio.ensure_future(noticing(session.get(url), notice))
+                self.assertEqual((await task).content, b"ok")
             self.assertGreaterEqual(left, 0, "the cancellation was swallowed")
         except asyncio.CancelledError:
             self.assertLess(left, 0)
@@ -5284,7 +5291,7 @@ class StrangersCost(AsyncCase):
                 async with session.stream("http://h.test/") as got:
                     async for piece in got.iter_bytes():
                         if not size:
-                            await got.stand_by(work.elapse)
+                            await got._body.deadline.stand_by(work.elapse())
                         size += len(piece)
         self.assertEqual(size, 8 * MIB)
 
@@ -7223,7 +7230,7 @@ class Section20CommandLine(Folder):
             ("-m nan u", "SECONDS"), ("--retry 1.5 u", "NUMBER"), ("--max-filesize 1x u", "BYTES"),
             ("--no-output u", "no flag"), ("-X POST u", "GET"), ("-d a u", "-G"),
             ("--data-urlencode a u", "-G"), ("-i -OJ u", "-J"), ("", "no URL"),
-            ("-C x u", "POSITION"), ("-C - -OJ u", "-J"),
+            ("-C x u", "POSITION"), ("-C - -OJ u", "-J"), ("-C - -i -o f u", "-i"), ("-C - -I u", "-I"),
             ("-C 5 -r 5 u", "-r"), ("-m \u0661 u", "SECONDS"),
             ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.5M u", "BYTES")):
             with self.assertRaisesRegex(AsyncGetError, re.escape(text)) as caught:
