@@ -1876,28 +1876,34 @@ class Section7Connection(AsyncCase):
     async def test_a_loop_that_stood_still(self) -> None:
         """A clock that ran out is believed when what lies in the kernel has been brought in."""
         start, body, seen = OK + b"Content-Length: 4\r\n\r\n", b"abcd", list[str]()
-        for tls, at in table((None, server_tls()), ["head", "body", "queue", 1, 2, 3, 5]):
+        for tls, at in itertools.product((None, server_tls()), ("head", "body", "queue")):
             go, there = threading.Event(), threading.Event()
             wire = [start, go, body] if at == "body" else [go, start + body]
-            script: list[Any] = [READ, *wire, there.set, READ, start + body]
-            if isinstance(at, int):  # so many turns after the start: TLS had no time of its own
-                script = [go, READ, start + body]
+            script = [READ, *wire, there.set, READ, start + body]
             seen.clear()
             with self.subTest(at, tls=tls), clock() as busy, beside(script, tls=tls) as (url, _):
                 async with Session(verify=False, timeout=1, limit=1,
                                    trace=lambda kind, _: seen.append(kind)) as session:
                     calls = asyncio.ensure_future(session.get_all([url] * (1 + (at == "queue"))))
-                    if isinstance(at, int):
-                        for _ in range(at):
-                            await asyncio.sleep(0)
-                        asyncio.get_running_loop().call_later(0.02, go.set)
-                    else:
-                        await until(lambda: ("<" if at == "body" else ">") in seen)  # noqa: B023
-                        await asyncio.sleep(0.01)
-                        go.set()
-                        self.assertTrue(there.wait(TEST_SECONDS))
+                    await until(lambda: ("<" if at == "body" else ">") in seen)  # noqa: B023
+                    await asyncio.sleep(0.01)
+                    go.set()
+                    self.assertTrue(there.wait(TEST_SECONDS))
                     busy(1.2)
                     self.assertEqual({got.content for got in await calls}, {body})
+
+    async def test_a_loop_that_stood_still_while_connecting(self) -> None:
+        """Then TLS, say, had no time of its own at all, however quick the server is."""
+        for tls, turns in itertools.product((None, server_tls()), (1, 2, 3, 5)):
+            go = threading.Event()
+            with self.subTest(tls=tls, turns=turns), clock() as busy, beside(
+                    [go, READ, answer()], tls=tls) as (url, _):
+                call = asyncio.ensure_future(asyncget.get(url, verify=False, timeout=1))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                busy(1.2)
+                asyncio.get_running_loop().call_later(0.02, go.set)
+                self.assertEqual((await call).content, b"ok")
 
     async def test_what_came_before_a_reset(self) -> None:
         """It is handed out first; then the framing says whether it was all."""
