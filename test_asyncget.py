@@ -338,6 +338,7 @@ class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
                 yield
             except asyncio.CancelledError as error:
                 cancelled = error
+                raise  # so that the row is told
         if cancelled:
             raise cancelled
 
