@@ -2567,11 +2567,10 @@ class Section12Session(AsyncCase):
         for (name, script, options), race in table([
                 ("pieces", [READ, wire[:9], 0, wire[9:-2], 0, wire[-2:-1], 0, wire[-1:], LOOP], {}),
                 ("chunked", [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n0\r\n\r\n", LOOP], {}),
-                ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}),
+                ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}), ("kept", plain, again),
                 ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
                 ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], again),
-                ("tls", plain, {}), ("tunnel", plain, {}), ("socks", plain, {}), ("name", plain, {}),
-                ("kept", plain, again),
+                *((name, plain, {}) for name in ("tls", "tunnel", "socks", "name")),
                 ("stale", [READ, lambda head: answer() if b"/last" in head else [
                     answer(), READ, CLOSE], LOOP], again), ("paced", plain, {"rate": 1000}),
                 ("queued", plain, {**again, "limit": 1}), ("body again", [
