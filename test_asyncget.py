@@ -156,8 +156,7 @@ class Server:
 
     def __init__(self, scripts: tuple[Script, ...], again: bool) -> None:
         self.scripts, self.again = scripts, again
-        self.url = ""                    # without a slash at its end
-        self.port = 0
+        self.url, self.port = "", 0      # without a slash at its end
         self.requests: list[bytes] = []  # heads, in the order in which they came
         self.connections = 0             # accepted so far
         self.open = self.most = 0        # now, and at most, at once
@@ -233,9 +232,7 @@ async def serving(server: Server, tls: ssl.SSLContext | None = None,
         yield server
     finally:
         listener.close()
-        for task in server.tasks:
-            task.cancel()
-        await asyncio.gather(*server.tasks, return_exceptions=True)
+        await asyncget.cancel(server.tasks)
         await listener.wait_closed()
 
 
@@ -284,6 +281,11 @@ def open_files() -> set[str]:
     return set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
 
 
+def table(rows: Iterable[Any], *others: Iterable[Any]) -> Iterable[Any]:
+    """Rows of all kinds of things, for a loop over them, or over each with each of the others."""
+    return itertools.product(rows, *others) if others else rows
+
+
 class Tables(unittest.TestCase):
     """Tests with rows."""
 
@@ -292,6 +294,20 @@ class Tables(unittest.TestCase):
         for given, expected in rows:
             with self.subTest(given):
                 self.assertEqual(call(given), expected)
+
+    def refuses(self, error: type[AsyncGetError], said: str, call: Any, *args: Any,
+                **facts: Any) -> Any:
+        """Check that a call raises that error: this in its text, no secret, and these facts."""
+        with self.assertRaises(error, msg=f"{said!r}, {args!r:.999}") as caught:
+            call(*args)
+        text = str(caught.exception)
+        self.assertIn(said.lower(), text.lower())
+        self.assertNotIn(SECRET, text)
+        self.assertLess(len(text), 1000)
+        self.assertTrue(text.isprintable(), text)
+        self.assertIs(type(caught.exception), error)
+        self.assertEqual({name: getattr(caught.exception, name) for name in facts}, facts)
+        return caught.exception
 
     def empty_folder(self) -> str:
         """The path of one, which goes with the test."""
@@ -322,7 +338,7 @@ class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
                 yield
             except asyncio.CancelledError as error:
                 cancelled = error
-                raise
+                raise  # so that the row is told
         if cancelled:
             raise cancelled
 
@@ -404,21 +420,17 @@ PEMS = {
         "BeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjTzBNMCwGA1UdEQQlMCOCCWxvY2Fsa"
         "G9zdIcEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAdBgNVHQ4EFgQUp3/sapy+fpYUMg9Cqhp+5HNsyz4wCgYIKoZIzj0EAwIDSAAwRQIhAKmvf0qRHjlLerdUiaqWO7LIzFBUu3TnvAg2Tvyb3085AiA1CqK"
         "RBR0LeT3JDXjZ72fAKY0c8aV5R19FknYIluqn5Q==",
-    "client": "MIIBdTCCARqgAwIBAgIUCdcVWhiILgacftL0YffFPXokn04wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgw"
-        "WTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1cwVTAfBgNVHSMEGDAWgBRmSkyZ5lkIF/"
-        "rUzzxFEUNr0SSftDATBgNVHSUEDDAKBggrBgEFBQcDAjAdBgNVHQ4EFgQUp3/sapy+fpYUMg9Cqhp+5HNsyz4wCgYIKoZIzj0EAwIDSQAwRgIhAMPBtVFWSpk1uTvjmkz7jri3wFsFdFzufO0IbSVBfoZb"
-        "AiEA5QO03FEvS4dEjsPVV4/GAVQAxhymluSwc6ns2Mp1ETQ=",
 }
 
 
 @functools.cache
 def pem(name: str) -> str:
-    """The path of a file with one of PEMS; a certificate's has the key behind it."""
+    """The path of a file with one of PEMS; a certificate's has the key behind it, but "client"."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
     path = os.path.join(folder, name + ".pem")
     kind = {"key": "PRIVATE KEY", "encrypted_key": "ENCRYPTED PRIVATE KEY"}.get(name, "CERTIFICATE")
-    wrapped = "\n".join(textwrap.wrap(PEMS[name], 64))
+    wrapped = "\n".join(textwrap.wrap(PEMS["leaf" if name == "client" else name], 64))
     with open(path, "w", encoding="ascii") as file:
         file.write(f"-----BEGIN {kind}-----\n{wrapped}\n-----END {kind}-----\n")
         if kind == "CERTIFICATE" and name not in ("ca", "client"):
@@ -457,10 +469,10 @@ def cuts(wire: bytes) -> Iterator[list[bytes]]:
         yield [wire[:at], wire[at:]]
 
 
-def take(framing: Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes, bytes]:
+def take(framing: Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes | None, bytes]:
     """What a body parser makes of pieces: payload, what is left over, trailers.
 
-    Of a ProtocolError the payload is all that came before; EOFError has it where more must come.
+    Nothing is left over, None, where more must come. A ProtocolError has all payload before it.
     """
     parser, rest = body_parser(framing), iter(pieces)
     payload: list[bytes] = []
@@ -473,7 +485,7 @@ def take(framing: Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes, bytes
     except ProtocolError as error:
         error.payload = b"".join(payload) + error.payload
         raise
-    raise EOFError(b"".join(payload))
+    return b"".join(payload), None, b""
 
 
 def head(*fields: bytes, status: bytes = b"HTTP/1.1 200 OK") -> asyncget.Head:
@@ -481,10 +493,9 @@ def head(*fields: bytes, status: bytes = b"HTTP/1.1 200 OK") -> asyncget.Head:
     return parse_head(b"\r\n".join([status, *fields, b"", b""]))
 
 
-def carried(params: Any) -> asyncget.Pairs:
+def carried(params: Any) -> Any:
     """A call's parameters as they are carried."""
-    pairs: asyncget.Pairs = asyncget.checked({"params": params})["params"]
-    return pairs
+    return asyncget.checked({"params": params})["params"]
 
 
 def decoded(codings: Iterable[bytes], pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -509,19 +520,6 @@ def raw_deflate(data: bytes) -> bytes:
 class Section(Tables):
     """What the sections' tests share."""
 
-    def refused(self, error: type[AsyncGetError], said: str, call: Any,
-                *args: Any) -> AsyncGetError:
-        """Check that a call raises that error, with this in its text, and no secret."""
-        with self.assertRaises(error, msg=f"{said!r}, {args!r:.999}") as caught:
-            call(*args)
-        text = str(caught.exception)
-        self.assertIn(said.lower(), text.lower())
-        self.assertNotIn(SECRET, text)
-        self.assertLess(len(text), 1000)
-        self.assertTrue(text.isprintable(), text)
-        self.assertIs(type(caught.exception), error)
-        return caught.exception
-
     def quick(self, call: Any, *args: Any, seconds: float = 1.0) -> Any:
         """Call what takes a fraction of a second if linear, and several if not: of this process."""
         begin = time.process_time()
@@ -534,16 +532,15 @@ class Section1Errors(Section):
     """One root for all errors, curl's exit codes, and texts that harm no terminal."""
 
     def test_tree(self) -> None:
-        rows: list[tuple[type[AsyncGetError], int, type[Exception], type[Exception]]] = [
-            (AsyncGetError, 2, Exception, Exception), (InvalidURL, 3, AsyncGetError, ValueError),
-            (InvalidHeader, 43, AsyncGetError, ValueError), (ProxyError, 97, ConnectError, OSError),
-            (ConnectError, 7, AsyncGetError, ConnectionError),
-            (TLSError, 35, ConnectError, OSError), (TimedOut, 28, AsyncGetError, TimeoutError),
-            (IncompleteBody, 18, ProtocolError, Exception),
-            *((error, code, AsyncGetError, Exception) for error, code in (
-                (ProtocolError, 8), (StatusError, 22), (DecodingError, 61), (TooLarge, 63),
-                (asyncget.TooManyRedirects, 47)))]
-        for error, code, base, builtin in rows:
+        root, any_ = AsyncGetError, Exception
+        for error, code, base, builtin in table([
+                (root, 2, any_, any_), (InvalidURL, 3, root, ValueError),
+                (InvalidHeader, 43, root, ValueError), (ProxyError, 97, ConnectError, OSError),
+                (ConnectError, 7, root, ConnectionError), (TLSError, 35, ConnectError, OSError),
+                (TimedOut, 28, root, TimeoutError), (IncompleteBody, 18, ProtocolError, any_),
+                *((kind, code, root, any_) for kind, code in (
+                    (ProtocolError, 8), (StatusError, 22), (DecodingError, 61), (TooLarge, 63),
+                    (asyncget.TooManyRedirects, 47)))]):
             self.assertEqual((error, error.__bases__[0], error("x").exit_code), (error, base, code))
             self.assertTrue(issubclass(error, builtin) and error.__doc__)
             self.assertIn(error.__name__, asyncget.__all__)
@@ -575,37 +572,35 @@ class Section2URLs(Section):
     """A URL is cut once; nobody else would read another host in what we ask for."""
 
     def test_parts(self) -> None:
-        for text, origin, target, fragment, userinfo in [
-                ("http://h", "http://h:80", "/", "", ""),
-                ("HTTPS://H.Test", "https://h.test:443", "/", "", ""),
-                ("http://h?q#f", "http://h:80", "/?q", "f", ""),                    # 9112 3.2.1
-                ("http://h/a?b?c#d#e", "http://h:80", "/a?b?c", "d#e", ""),
-                ("http://u:p@h:81/", "http://h:81", "/", "", "u:p"),                # 9110 7.2
-                ("http://a@b@c/", "http://c:80", "/", "", "a@b"),
-                ("http://a;b@c/", "http://c:80", "/", "", "a;b"),                   # CVE-2024-38428
-                ("http://A#@B/", "http://a:80", "/", "@B/", ""),                    # bpo-30500
-                ("http://A?@B/", "http://a:80", "/?@B/", "", ""),                   # CVE-2016-8624
-                ("http://A:@B/", "http://b:80", "/", "", "A:"),                     # CVE-2024-47081
-                ("http://A%2f@B/%", "http://b:80", "/%", "", "A%2f"),               # CVE-2022-27780
-                ("http://h//B/x", "http://h:80", "//B/x", "", ""),                  # CVE-2022-35949
-                ("http://h/../a/./b", "http://h:80", "/a/b", "", ""),               # 3986 6.2.2.3
-                ("http://h/a/.?/../#/./", "http://h:80", "/a/?/../", "/./", ""),
-                ("http://h/a/%2e%2E/.b/c../...", "http://h:80", "/a/%2e%2E/.b/c../...", "", ""),
-                ("http://h//..//a/./", "http://h:80", "//a/", "", ""),
-                (" \t\r\nhttp://h/x\f\n", "http://h:80", "/x", "", ""),              # as browsers
-                ("http://h/\udce9\udc85 é", "http://h:80", "/%E9%85%20%C3%A9", "", ""),  # octets
-                ("http://h/%2F%0d%0a%zz", "http://h:80", "/%2F%0d%0a%zz", "", ""),  # CVE-2012-0036
-                ("http://h/a b?ü d#e\u202e", "http://h:80", "/a%20b?%C3%BC%20d", "e%E2%80%AE", ""),
-                ("http://h/\\x\"<>`{|}^'", "http://h:80", "/\\x\"<>`{|}^'", "", ""),
-                ("http://h:/", "http://h:80", "/", "", ""),
-                ("http://h:00000008080/", "http://h:8080", "/", "", ""),
-                ("https://h:000/", "https://h:0", "/", "", ""),
-                ("http://h:65535", "http://h:65535", "/", "", ""),
-                ("https://[::1]:8443/", "https://::1:8443", "/", "", "")]:
-            url = parse_url(text)
-            self.assertEqual((f"{url.origin.scheme}://{url.origin.host}:{url.origin.port}",
-                              *url[1:]), (origin, target, fragment, userinfo))
+        def parts(text: str) -> str:
+            (scheme, host, port), target, fragment, userinfo = url = parse_url(text)
             self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
+            behind = f" #{fragment}" * bool(fragment) + f" {userinfo}@" * bool(userinfo)
+            return f"{scheme}://{host}:{port} {target}{behind}"
+
+        self.alike(parts, [
+            ("http://h", "http://h:80 /"), ("HTTPS://H.Test", "https://h.test:443 /"),
+            ("http://h?q#f", "http://h:80 /?q #f"),                               # 9112 3.2.1
+            ("http://h/a?b?c#d#e", "http://h:80 /a?b?c #d#e"), ("http://h:/", "http://h:80 /"),
+            ("http://u:p@h:81/", "http://h:81 / u:p@"),                           # 9110 7.2
+            ("http://a@b@c/", "http://c:80 / a@b@"),
+            ("http://a;b@c/", "http://c:80 / a;b@"),                              # CVE-2024-38428
+            ("http://A#@B/", "http://a:80 / #@B/"),                               # bpo-30500
+            ("http://A?@B/", "http://a:80 /?@B/"),                                # CVE-2016-8624
+            ("http://A:@B/", "http://b:80 / A:@"),                                # CVE-2024-47081
+            ("http://A%2f@B/%", "http://b:80 /% A%2f@"),                          # CVE-2022-27780
+            ("http://h//B/x", "http://h:80 //B/x"),                               # CVE-2022-35949
+            ("http://h/../a/./b", "http://h:80 /a/b"),                            # 3986 6.2.2.3
+            ("http://h/a/.?/../#/./", "http://h:80 /a/?/../ #/./"),
+            ("http://h/a/%2e%2E/.b/c../...", "http://h:80 /a/%2e%2E/.b/c../..."),
+            ("http://h//..//a/./", "http://h:80 //a/"),
+            (" \t\r\nhttp://h/x\f\n", "http://h:80 /x"),                         # as browsers
+            ("http://h/\udce9\udc85 é", "http://h:80 /%E9%85%20%C3%A9"),          # octets
+            ("http://h/%2F%0d%0a%zz", "http://h:80 /%2F%0d%0a%zz"),               # CVE-2012-0036
+            ("http://h/a b?ü d#e\u202e", "http://h:80 /a%20b?%C3%BC%20d #e%E2%80%AE"),
+            ("http://h/\\x\"<>`{|}^'", "http://h:80 /\\x\"<>`{|}^'"),
+            ("http://h:00000008080/", "http://h:8080 /"), ("https://h:000/", "https://h:0 /"),
+            ("http://h:65535", "http://h:65535 /"), ("https://[::1]:8443/", "https://::1:8443 /")])
 
     def test_hosts(self) -> None:
         hosts = {
@@ -629,8 +624,7 @@ class Section2URLs(Section):
         self.alike(lambda text: parse_url(text).origin.authority, [
             ("http://h:80", "h"), ("http://h:443", "h:443"), ("https://h", "h"),
             ("https://h:80", "h:80"), ("http://[::1]", "[::1]"), ("http://[::1]:81", "[::1]:81"),
-            ("http://[fe80::1%25eth0]", "[fe80::1]")])  # 9110 7.2
-        self.assertEqual(str(parse_url("http://[FE80::1%25eth0]:8/")), "http://[fe80::1%25eth0]:8/")
+            ("http://[fe80::1%25eth0]", "[fe80::1]")])  # 9110 7.2; as text: test_hosts
 
     BAD = {  # by what is said about them
         "not an absolute URL": [
@@ -670,17 +664,17 @@ class Section2URLs(Section):
         base = parse_url("http://h/a")
         for said, texts in self.BAD.items():
             for text in texts:
-                error = self.refused(InvalidURL, said, parse_url, text)
-                self.assertEqual(error.exit_code, 1 if "scheme" in said else 3)
+                code = 1 if "scheme" in said else 3
+                self.refuses(InvalidURL, said, parse_url, text, exit_code=code)
                 for start in re.findall("^http:(?=//)|^(?=[a-z]+:)", text):
-                    self.refused(InvalidURL, said, join_url, base, text[len(start):])
+                    self.refuses(InvalidURL, said, join_url, base, text[len(start):])
         for text in ("/x HTTP/1.1\r\nY: 2", "?\tx", "#\nx", "a\0", "\x7f", "\\\rx"):
-            self.refused(InvalidURL, "control character", join_url, base, text)
+            self.refuses(InvalidURL, "control character", join_url, base, text)
         for text in ("///x", "http:g", "javascript:alert(1)", "data:,x", "x:y/z?:"):
-            self.refused(InvalidURL, "", join_url, base, text)
+            self.refuses(InvalidURL, "", join_url, base, text)
         for size, text in ((65_527, "/" + "b" * 65_528), (60_000, "b" * 6000)):  # 9110 4.1: 8000
             long = parse_url(f"http://h/{'a' * (size - 1)}/")
-            self.refused(InvalidURL, "65536", join_url, long, text)
+            self.refuses(InvalidURL, "65536", join_url, long, text)
 
     EXAMPLES = """g→/b/c/g ./g→/b/c/g g/→/b/c/g/ /g→/g ?y→/b/c/d;p?y g?y→/b/c/g?y #s→/b/c/d;p?q#s
         g#s→/b/c/g#s g?y#s→/b/c/g?y#s ;x→/b/c/;x g;x→/b/c/g;x g;x?y#s→/b/c/g;x?y#s →/b/c/d;p?q
@@ -722,15 +716,15 @@ class Section2URLs(Section):
     def test_params(self) -> None:
         for given, params, target in [
                 ("/", {}, "/"), ("/?", {"a": 1}, "/?a=1"), ("/?a=1", {"a": 2}, "/?a=1&a=2"),
+                ("/", {"a": None}, "/"), ("/", {"a": ""}, "/?a="), ("/#f", {"a": 1}, "/?a=1#f"),
                 ("/?a=1&", [("b", 2)], "/?a=1&&b=2"), ("/a&", {"b": 2}, "/a&?b=2"),
-                ("/", {"a": None}, "/"), ("/", {"a": True, "b": False}, "/?a=true&b=false"),
+                ("/", {"a": True, "b": False}, "/?a=true&b=false"),
                 ("/", {"a": [1, "x", None]}, "/?a=1&a=x"), ("/", {"a": (True, .5)}, "/?a=true&a=0.5"),
                 ("/", {"a b": "c&d=e#f/é+"}, "/?a+b=c%26d%3De%23f%2F%C3%A9%2B"),
-                ("/", {"a": ""}, "/?a="), ("/", {"a": b"\xff"}, "/?a=%FF"),
-                ("/", {"a": "\r\n"}, "/?a=%0D%0A"), ("/#f", {"a": 1}, "/?a=1#f")]:
+                ("/", {"a": b"\xff"}, "/?a=%FF"), ("/", {"a": "\r\n"}, "/?a=%0D%0A")]:
             made = asyncget.add_params(parse_url("http://h" + given), carried(params))
             self.assertEqual(str(made), "http://h" + target)
-        self.refused(InvalidURL, "not Unicode", asyncget.add_params, parse_url("http://h"),
+        self.refuses(InvalidURL, "not Unicode", asyncget.add_params, parse_url("http://h"),
                      (("a", "\ud800"),))
 
 
@@ -744,7 +738,7 @@ class Section3RequestBytes(Section):
             ("/%0d%0aX:", b"GET /%0d%0aX: HTTP/1.1\r\nHost: h\r\n\r\n")])  # CVE-2014-8150: as it is
         # CVE-2019-9740, CVE-2022-31150
         for target in ["/x HTTP/1.1\r\nY: 2", "/ ", "/\t", "/\0", "/\x7f", "/é", "/\u2028", "/\n"]:
-            self.refused(InvalidURL, "not a request target", render_request, target, b"\r\n")
+            self.refuses(InvalidURL, "not a request target", render_request, target, b"\r\n")
 
     def test_merge(self) -> None:
         base = (("Host", ""), ("Accept", "*/*"), ("X", "1"))
@@ -766,14 +760,10 @@ class Section3RequestBytes(Section):
                    [("keep-alive", base), (None, base), ("close", closing)])
 
     def test_codings_asked_for(self) -> None:
-        def acceptable(asked: str) -> str:
-            return dict(asyncget.with_codings((("accept-encoding", asked),), True)).popitem()[1]
-
-        self.alike(acceptable, [
+        self.alike(lambda asked: asyncget.with_codings((("accept-encoding", asked),), True)[0][1], [
             ("gzip, deflate", "gzip, deflate"), ("GZip;q=0.5 ,x-gzip, br", "GZip;q=0.5"),
             ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip;q=0.8"), ("identity;q=1, br", "identity"),
-            ("br", "identity"), ("", ""), (",,", "identity"),
-            ("gzipp, xgzip, gzip2", "identity")])
+            ("br", "identity"), ("", ""), (",,", "identity"), ("gzipp, xgzip, gzip2", "identity")])
 
     BAD: dict[str, list[Any]] = {  # by what is said about them
         "value of X has": [{"X": SECRET + end}  # CVE-2016-5699
@@ -793,7 +783,7 @@ class Section3RequestBytes(Section):
     def test_bad_headers(self) -> None:
         for said, rows in self.BAD.items():
             for headers in rows:
-                self.refused(InvalidHeader, said, lambda headers: render_fields(
+                self.refuses(InvalidHeader, said, lambda headers: render_fields(
                     merge_fields(asyncget.DEFAULT_FIELDS, headers), HERE), headers)
 
     def test_good_values_go_out_as_given(self) -> None:
@@ -814,10 +804,10 @@ class Section3RequestBytes(Section):
             ("a%40b:p%3A%C3%A9", ("a@b", "p:é"))])
         for bad in [(f"u:{SECRET}", "x"), ("u", f"{SECRET}\r"), (f"{SECRET}\0", ""), ("u",), None,
                     ("u", SECRET, "x"), (1, SECRET), (SECRET, None), (b"u", SECRET.encode()), 5,
-                    asyncget.split_userinfo(f"u:{SECRET}%0d%0a"),  # CVE-2012-0036
-                    ("u", SECRET + "\ud800")]:
-            self.refused(InvalidHeader, "", render_auth, bad)
-        self.refused(InvalidHeader, "Authorization", render_fields,
+                    ("u", f"{SECRET}\ud800"), asyncget.split_userinfo(f"u:{SECRET}%0d%0a")]:
+            # CVE-2012-0036
+            self.refuses(InvalidHeader, "", render_auth, bad)
+        self.refuses(InvalidHeader, "Authorization", render_fields,
                      (("Authorization", render_auth(f"{SECRET}\r\nX: 1")),), HERE)
 
 class Section4ResponseHead(Section):
@@ -845,7 +835,7 @@ class Section4ResponseHead(Section):
                 b"HTTP/1.1 099", "HTTP/1.1 ²²² OK".encode(), "HTTP/1.1 ٢٠٠".encode(),
                 b"HTTP/1.1  200 OK", b" HTTP/1.1 200", b"HTTP/1.1\t200 OK", b"HTTP/1.1 200OK", b"",
                 b"<html>", b"HTTP/1.1 200 O\rK", b"HTTP/1.1 200 O\0K", b"HTTP/1.1 200 OK\r"]:
-            self.refused(ProtocolError, f"not an HTTP/1 status line: {shown(line + b'!')[:-2]}",
+            self.refuses(ProtocolError, f"not an HTTP/1 status line: {shown(line + b'!')[:-2]}",
                          parse_head, line + b"\r\n\r\n")
 
     def test_fields(self) -> None:
@@ -872,7 +862,7 @@ class Section4ResponseHead(Section):
                 (b"", b" Content-Length: 3", b"Content-Length: 5\r\n"),
                 (b"", b"Content-Length : 3", b""),                                 # CVE-2019-16276
                 (b"", b"A B: 1", b""), (b"X: 1\r\n", b"\rY: 2", b"")]:  # CVE-2015-5740, -2022-32213
-            self.refused(ProtocolError, f"not a field line: {shown(bad)[:-1]}", parse_head,
+            self.refuses(ProtocolError, f"not a field line: {shown(bad)[:-1]}", parse_head,
                          self.LINE + before + bad + b"\r\n" + behind + b"\r\n")
 
     def test_the_end_is_found_when_it_is_there_and_not_before(self) -> None:
@@ -904,17 +894,14 @@ class Section4ResponseHead(Section):
         headers = Headers([("Set-Cookie", "a=1, x"), ("X", ""), ("set-cookie", "b"), ("Vary", "c")])
         self.alike(headers.get_all, [("Set-cookie", ["a=1, x", "b"]), ("no", [])])
         self.alike(headers.get, [("SET-COOKIE", "a=1, x, b"), ("x", ""), ("nope", None)])
-        self.assertEqual((list(headers), len(headers)), (["Set-Cookie", "X", "Vary"], 3))
-        self.assertEqual(headers.pairs[2], ("set-cookie", "b"))
+        self.assertEqual((list(headers), len(headers), headers.pairs[2]),
+                         (["Set-Cookie", "X", "Vary"], 3, ("set-cookie", "b")))
         self.assertTrue("vARY" in headers and "y" not in headers)
-        self.assertEqual(headers, pickle.loads(pickle.dumps(headers)))
         self.assertEqual(repr(Headers([("A", "1")])), "Headers([('A', '1')])")
         headers.get_all("vary").append("changed")
         self.assertEqual(dict(headers)["Vary"], "c")
         with self.assertRaises(TypeError):
             headers["x"] = "1"  # type: ignore[index]
-        with self.assertRaises(KeyError):
-            headers["nope"]
 
 
 class Section5BodyFraming(Section):
@@ -955,35 +942,20 @@ class Section5BodyFraming(Section):
                         "٥".encode(), b"\xa05", b"5.0", b"5e3", b"9" * 5000, b"18446744073709551621",
                         b"30,", b",30", b"30,,30", b",", b"30, ,30", b"5, 05"]]]}.items():
             for fields in rows:
-                self.refused(ProtocolError, said, asyncget.body_framing, head(*fields))
+                self.refuses(ProtocolError, said, asyncget.body_framing, head(*fields))
 
     def test_reuse(self) -> None:  # 9112 9.3, 9.6
-        rows: list[tuple[int, bytes, Framing, bool]] = [
-            (1, b"X: 1", 5, True), (1, b"X: 1", "chunked", True), (9, b"X: 1", 5, True),
-            (1, b"Connection: keep-alive", "close", False), (1, b"Connection: foo, CLOSE", 5, False),
-            (1, b"Connection: ,, close", 5, False), (1, b"Connection: closed", 5, True),
-            (1, b"Connection: x\r\nConnection: close", 5, False),
-            (0, b"X: 1", 5, False), (0, b"Connection: Keep-Alive", 5, True),
-            (0, b"Connection: keep-alive\x01", 5, False),
-            (0, b"Connection: keep-alive", "chunked", False),  # 6.1: faulty
-            (0, b"Connection: keep-alive, close", 5, False)]
-        for minor, field, framing, reuse in rows:
+        for minor, field, framing, reuse in table([
+                (1, b"X: 1", 5, True), (1, b"X: 1", "chunked", True), (9, b"X: 1", 5, True),
+                (1, b"Connection: keep-alive", "close", False), (1, b"Connection: closed", 5, True),
+                (1, b"Connection: foo, CLOSE", 5, False), (1, b"Connection: ,, close", 5, False),
+                (1, b"Connection: x\r\nConnection: close", 5, False), (0, b"X: 1", 5, False),
+                (0, b"Connection: Keep-Alive", 5, True),
+                (0, b"Connection: keep-alive\x01", 5, False),
+                (0, b"Connection: keep-alive, close", 5, False),
+                (0, b"Connection: keep-alive", "chunked", False)]):  # 6.1: faulty
             top = head(field, status=b"HTTP/1.%d 200" % minor)
             self.assertIs(asyncget.may_reuse(top, framing), reuse, (field, minor, framing))
-
-    def unfinished(self, framing: Framing, pieces: Iterable[bytes]) -> Any:
-        """The payload of a body of which more must come."""
-        with self.assertRaises(EOFError) as caught:
-            take(framing, filter(None, pieces))
-        return caught.exception.args[0]
-
-    def test_sized_and_until_close(self) -> None:
-        for wire, extra in [(b"", b"H"), (b"h", b""), (b"h", b"\n"), (b"hello", b"HTTP/1.1 200\n")]:
-            for pieces in cuts(wire + extra):
-                self.assertEqual(take(len(wire), pieces), (wire, extra, b""))
-            for pieces in cuts(wire):
-                self.assertEqual(self.unfinished(6, pieces), wire)
-                self.assertEqual(self.unfinished("close", pieces), wire)
 
     CHUNKED = [  # what arrives, the payload, the trailers
         (b"0\r\n\r\n", b"", b"\r\n"), (b"5\r\nhello\r\n0\r\n\r\n", b"hello", b"\r\n"),
@@ -999,23 +971,27 @@ class Section5BodyFraming(Section):
         (b"0\r\nX: 1\r\n 2\r\n\r\n", b"", b"X: 1 2\r\n\r\n"),
         (b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n")]
 
-    def test_chunked_in_all_cuts(self) -> None:
-        for wire, payload, trailers in self.CHUNKED:
-            for extra in (b"", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
+    def test_in_all_cuts(self) -> None:
+        for framing, wire, payload, trailers in table([
+                *(("chunked", *row) for row in self.CHUNKED),
+                *((len(body), body, body, b"") for body in (b"", b"h", b"hello"))]):
+            for extra in (b"", b"\n", b"0\r\n\r\n", OK + b"\r\n")[not wire:]:
                 for pieces in cuts(wire + extra):
-                    self.assertEqual(take("chunked", pieces), (payload, extra, trailers))
+                    self.assertEqual(take(framing, pieces), (payload, extra, trailers))
             for end in range(len(wire)):  # 9112 8: cut short
-                found = {self.unfinished("chunked", pieces) for pieces in cuts(wire[:end])}
-                self.assertEqual(len(found), 1)
+                found = {take(framing, filter(None, pieces)) for pieces in cuts(wire[:end])}
+                (came, more, _), = found
+                self.assertEqual((payload[:len(came)], more), (came, None))
+        for pieces in cuts(b"hello"):
+            self.assertEqual(take("close", pieces), (b"hello", None, b""))
 
     def test_payload_is_handed_out_as_it_arrives(self) -> None:  # CVE-2025-13836: no promise
         huge = b"7FFFFFFFFFFFFFFF\r\nx"
-        rows: list[tuple[Framing, list[bytes], list[bytes]]] = [
-            ("chunked",
-             [b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"w"],
-             [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"w"]),
-            ("chunked", [huge, b"y"], [b"x", b"y"]), (10**18 - 1, [b"x", b"y"], [b"x", b"y"])]
-        for framing, pieces, handed in rows:
+        for framing, pieces, handed in table([
+                ("chunked",
+                 [b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"w"],
+                 [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"w"]),
+                ("chunked", [huge, b"y"], [b"x", b"y"]), (10**18 - 1, [b"x", b"y"], [b"x", b"y"])]):
             self.assertEqual([*map(body_parser(framing).send, pieces)], handed)
 
     def test_bad_chunks(self) -> None:
@@ -1032,10 +1008,9 @@ class Section5BodyFraming(Section):
                     b"X", b" X: 1", b"X : 1", b"X: \0", b"X\x01: 1", b"X\x7f: 1",
                     b"X: 1\n\nHTTP/1.1 200 OK", b"\nX: 1"]]}.items():  # CVE-2025-53643
             for wire in wires:
-                errors = [self.refused(ProtocolError, said if pieces == [wire] else "", take,
-                                       "chunked", pieces) for pieces in cuts(wire)]
-                self.assertEqual(len({vars(error)["payload"] for error in errors}), 1)
-                self.assertEqual({error.exit_code for error in errors}, {56})
+                errors = [self.refuses(ProtocolError, said if pieces == [wire] else "", take,
+                                       "chunked", pieces, exit_code=56) for pieces in cuts(wire)]
+                self.assertEqual(len({error.payload for error in errors}), 1)
 
     def test_limits_are_the_same_in_any_cut(self) -> None:  # CVE-2026-34516, CVE-2023-39326
         line = b"1;%b\r\nx\r\n"
@@ -1045,12 +1020,11 @@ class Section5BodyFraming(Section):
                     (b"5;" + b"a" * 64, "chunk size"), (b"z" * 64, "chunk size"),
                     (b"0\r\nX: " + b"y" * 55 + b"\r\n\r\n", ""),
                     (b"0\r\nX: " + b"y" * 56 + b"\r\n\r\n", "64 bytes of trailers"),
-                    (line % (b"e" * 40) * 5, "extensions: over 64"),
-                    (line % (b"e" * 20) * 5, "extensions: over 64"),
+                    *((line % (b"e" * size) * 5, "extensions: over 64") for size in (20, 40)),
                     ((b"14;" + b"e" * 20 + b"\r\n" + b"x" * 20 + b"\r\n") * 9 + b"0\r\n\r\n", "")]:
                 for pieces in cuts(wire):
                     if said:
-                        self.refused(ProtocolError, said, take, "chunked", pieces)
+                        self.refuses(ProtocolError, said, take, "chunked", pieces)
                     else:
                         self.assertEqual(take("chunked", pieces)[1], b"")
 
@@ -1062,12 +1036,11 @@ class Section5BodyFraming(Section):
 
     def test_hostile_shapes_take_no_time(self) -> None:
         trailers = b"a:\r\n" * 4_000 + b"\r\n"  # CVE-2026-54277
-        framings: list[tuple[Framing, bytes, tuple[bytes, bytes, bytes]]] = [
-            ("chunked", b"0\r\n" + trailers, (b"", b"", trailers)),
-            ("chunked", b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", (b"x" * 10_000, b"", b"\r\n")),  # CVE-2025-69229
-            ("chunked", b"7530\r\n" + b"x" * 30_000 + b"\r\n0\r\n\r\n", (b"x" * 30_000, b"", b"\r\n")),
-            (30_000, b"x" * 30_000, (b"x" * 30_000, b"", b""))]
-        for framing, wire, taken in framings:
+        for framing, wire, taken in table([
+                ("chunked", b"0\r\n" + trailers, (b"", b"", trailers)),
+                ("chunked", b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", (b"x" * 10_000, b"", b"\r\n")),  # CVE-2025-69229
+                ("chunked", b"7530\r\n" + b"x" * 30_000 + b"\r\n0\r\n\r\n", (b"x" * 30_000, b"", b"\r\n")),
+                (30_000, b"x" * 30_000, (b"x" * 30_000, b"", b""))]):
             for step in (1, len(wire)):
                 pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
                 self.assertEqual(self.quick(take, framing, pieces), taken)
@@ -1086,14 +1059,11 @@ class Section8Decoding(Section):
         ([b"gzip", b"deflate"] * 2 + [b"gzip"],
          gzip.compress(zlib.compress(gzip.compress(raw_deflate(gzip.compress(TEXT))))))]
 
-    def test_in_all_cuts(self) -> None:
+    def test_in_all_cuts_and_cut_short_anywhere(self) -> None:  # zlib itself is silent
         for codings, coded in self.CODED:
             for pieces in cuts(coded):
                 self.assertEqual(decode(codings, pieces), self.TEXT, pieces)
             self.assertEqual(decode(codings, []), b"")
-
-    def test_cut_short_anywhere(self) -> None:  # zlib itself is silent
-        for codings, coded in self.CODED:
             whole = len(coded) - 12 * coded.endswith(b"\0" * 12)
             # A member less, and a byte behind it, is still a stream: only the framing could tell.
             members = {at for at in range(18, whole)
@@ -1101,7 +1071,7 @@ class Section8Decoding(Section):
             for end in {*range(1, whole)} - members - {at + 1 for at in members}:
                 for step in (1, end):
                     pieces = [coded[at:min(at + step, end)] for at in range(0, end, step)]
-                    self.refused(DecodingError, "too early", decode, codings, pieces)
+                    self.refuses(DecodingError, "too early", decode, codings, pieces)
 
     def test_behind_the_end(self) -> None:
         for (coding,), whole in self.CODED[:3]:
@@ -1122,7 +1092,7 @@ class Section8Decoding(Section):
                 (b"gzip", good + b"\x1f\x8bhello", "not gzip"), (b"gzip", good + good[:9], "too early"),
                 (b"deflate", b"\x78\xbb\0\0\0\1" + raw_deflate(b"x"), "not deflate")]:  # a dictionary
             for pieces in cuts(coded):
-                self.refused(DecodingError, said if pieces == [coded] else "",
+                self.refuses(DecodingError, said if pieces == [coded] else "",
                              decode, [coding], pieces)
 
     def test_bombs_are_seen_while_small(self) -> None:  # CVE-2025-69223, CVE-2025-66471
@@ -1130,12 +1100,10 @@ class Section8Decoding(Section):
         flat = gzip.compress(bytes(size))
         for codings, bomb in [([b"gzip"], flat), ([b"gzip"] * 2, gzip.compress(flat)),
                               ([b"deflate"], zlib.compress(bytes(size)))]:
-            with self.subTest(codings):
-                with mock.patch.object(asyncget, "decompressor",
-                                       side_effect=asyncget.decompressor) as opened:
-                    sizes = [len(piece) for piece in decoded(codings, [bomb])]
-                self.assertEqual(opened.call_count, len(codings))
-                self.assertEqual(sum(sizes), size)
+            with self.subTest(codings), mock.patch.object(
+                    asyncget, "decompressor", side_effect=asyncget.decompressor) as opened:
+                sizes = [len(piece) for piece in decoded(codings, [bomb])]
+                self.assertEqual((opened.call_count, sum(sizes)), (len(codings), size))
                 self.assertLessEqual(max(sizes), asyncget.MAX_DECODED_STEP_BYTES)
 
     def test_codings(self) -> None:
@@ -1143,19 +1111,18 @@ class Section8Decoding(Section):
             return asyncget.content_codings(head(*fields).fields.get(b"content-encoding", b""))
 
         self.assertEqual(found(), [])
-        self.assertEqual(found(b"content-encoding: deflate", b"Content-Encoding: , gzip"),
-                         [b"deflate", b"gzip"])
         self.alike(lambda value: found(b"Content-Encoding: " + value), [
+            (b"deflate\r\ncontent-encoding: , gzip", [b"deflate", b"gzip"]),
             (b"", []), (b"identity", []), (b"None", []), (b"GZIP", [b"gzip"]), (b"x-gzip", [b"gzip"]),
             (b"none, gzip,", [b"gzip"]), (b"gzip, identity,identity,gzip", [b"gzip", b"gzip"])])
         for value, said in [
                 (b"br", "'br'"), (b"gzip, br", "'br'"), (b"compress", "'compress'"),
                 (b"gzip;q=1", "gzip;q=1"), (b"gzip\x01", r"gzip\x01"), (b"\xff\x85", r"\xff\x85"),
                 (b",".join([b"gzip"] * 6), "at most 5"),                        # CVE-2025-66418
-                (b",".join([b"gzip"] * 1000), "1000 content codings")]:         # CVE-2022-32206
-            self.refused(DecodingError, said, found, b"Content-Encoding: " + value)
-        many = [b"Content-Encoding: gzip"] * 100  # CVE-2023-23916
-        self.refused(DecodingError, "100 content codings", found, *many)
+                (b",".join([b"gzip"] * 1000), "1000 content codings"),          # CVE-2022-32206
+                (b"\r\nContent-Encoding: ".join([b"gzip"] * 100), "100 content codings"),
+                ]:  # CVE-2023-23916
+            self.refuses(DecodingError, said, found, b"Content-Encoding: " + value)
 
     @unittest.skipUnless("zstd" in asyncget.ACCEPT_ENCODING, "no zstd before 3.14")
     def test_zstd(self) -> None:
@@ -1165,13 +1132,13 @@ class Section8Decoding(Section):
         for pieces in [*cuts(coded), *cuts(coded + b"\n<!-- -->"), [*map(zstd.compress, two)]]:
             self.assertEqual(decode([b"zstd"], pieces), self.TEXT)
         for end in range(1, len(coded)):
-            self.refused(DecodingError, "", decode, [b"zstd"], [coded[:end]])
-        self.refused(DecodingError, "not zstd", decode, [b"zstd"], [b"hello"])
+            self.refuses(DecodingError, "", decode, [b"zstd"], [coded[:end]])
+        self.refuses(DecodingError, "not zstd", decode, [b"zstd"], [b"hello"])
         pieces = list(decoded([b"zstd"], [zstd.compress(bytes(1 << 22))]))
         self.assertLessEqual(max(map(len, pieces)), asyncget.MAX_DECODED_STEP_BYTES)
         self.assertEqual(sum(map(len, pieces)), 1 << 22)
         wide = {zstd.CompressionParameter.window_log: 27}  # RFC 9659: 8 MiB and no more
-        self.refused(DecodingError, "not zstd", decode, [b"zstd"],
+        self.refuses(DecodingError, "not zstd", decode, [b"zstd"],
                      [zstd.compress(random.Random(6).randbytes(1 << 25), options=wide)])
 
     # Of WHATWG's labels those that servers use, by the codec: what browsers take them for, but for
@@ -1192,9 +1159,8 @@ class Section8Decoding(Section):
     def test_charsets(self) -> None:
         self.alike(charset_of, [
             ("", "utf-8"), ("text/html", "utf-8"), ("text/html; charset=", "utf-8"),
-            ("text/html ; x=y; CharSet = 'utf-16'", "utf-16"),
-            ("text/html; charset=windows-1252; x", "cp1252"), ("a/b; xcharset=latin-1", "utf-8"),
-            ("a/b; charset=\xe9", "utf-8")])
+            ("text/html ; x=y; CharSet = 'utf-16'", "utf-16"), ("a/b; charset=\xe9", "utf-8"),
+            ("text/html; charset=windows-1252; x", "cp1252"), ("a/b; xcharset=latin-1", "utf-8")])
         for codec, labels in [*self.LABELS.items(), ("utf-8", self.NO_TEXT)]:
             for label in labels.split():
                 for text in (f"a/b; charset={label}", f'a/b;x=y;CHARSET = "{label.upper()}"'):
@@ -1227,10 +1193,7 @@ class NoDeadline(asyncget.Deadline):
     async def breathe(self, seconds: float = 0.0) -> None:
         """Nobody else is there."""
 
-    @contextlib.contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """For as long as it takes."""
-        yield
+    within: Any = staticmethod(contextlib.nullcontext)  # for as long as it takes
 
 
 class Source:
@@ -1303,16 +1266,15 @@ def framed(body: bytes, framing: Framing) -> tuple[list[bytes], bytes]:
     return [] if framing == "close" else [b"Content-Length: %d" % len(body)], body
 
 
-def arrivals(wire: bytes) -> dict[str, Callable[[], Source]]:
+def arrivals(wire: bytes) -> dict[str, functools.partial[Source]]:
     """Connections on which the bytes behind a head come so or so."""
-    middle = len(wire) // 2
-    ways: dict[str, tuple[bytes, list[bytes]]] = {
-        "with the head": (wire, []), "late": (b"", [wire]),
-        "half and half": (wire[:middle], [wire[middle:]])}
+    half = len(wire) // 2
+    ways = {"with the head": functools.partial(Source, rest=wire),
+            "late": functools.partial(Source, wire),
+            "half and half": functools.partial(Source, wire[half:], rest=wire[:half])}
     if len(wire) < 1000:
-        ways["byte by byte"] = b"", [wire[at:at + 1] for at in range(len(wire))]
-    return {when: functools.partial(Source, *pieces, rest=rest)
-            for when, (rest, pieces) in ways.items()}
+        ways["byte by byte"] = functools.partial(Source, *(bytes([byte]) for byte in wire))
+    return ways
 
 
 def perform(got: Response, program: Iterable[str]) -> tuple[bytes, list[str]]:
@@ -1367,28 +1329,25 @@ class Section6Response(Section):
             if got.ok:
                 self.assertIs(got.raise_for_status(), got)
             else:
-                error = self.refused(StatusError, str(status), got.raise_for_status)
-                self.assertEqual((error.url, error.response), ("http://h/", got))
+                self.refuses(StatusError, str(status), got.raise_for_status,
+                             url="http://h/", response=got)
 
-    def test_read_in_all_cuts(self) -> None:
-        coded = gzip.compress(b"hello")
-        rows: list[tuple[bytes, list[bytes], bytes]] = [
-            (b"hello", [], b"hello"), (coded, [GZIP], b"hello"), (b"", [GZIP], b""),
-            (b"", [b"Content-Encoding: br"], b"")]  # an empty body is whole even so
-        for (wire, fields, body), done in itertools.product(rows, (False, True)):
-            for pieces in cuts(wire):
-                with self.subTest(fields, done=done, pieces=pieces):
-                    got = response(*filter(None, pieces), fields=fields, done=done)
-                    self.assertEqual((run(got.read()), run(got.read())), (body, body))
-                    self.assertEqual((got.received, got.text), (len(wire), body.decode()))
-        self.assertEqual(response(coded, fields=[GZIP], decode=False, read=True).content, coded)
+    def test_read_and_close(self) -> None:
+        coded, source = gzip.compress(b"hello"), Source(b"a", b"b")
+        self.alike(lambda got: (got.content, got.received), [
+            (response(coded, fields=[GZIP], read=True), (b"hello", len(coded))),
+            (response(coded, fields=[GZIP], decode=False, read=True), (coded, len(coded))),
+            (response(fields=[b"Content-Encoding: br"], read=True), (b"", 0))])  # whole even so
+        got, whole = response(source=source), response(b"ab", read=True)
+        for each in (got, got, whole):
+            each.close()
+        self.assertEqual((source.aborted, run(whole.read())), (1, b"ab"))
 
     def test_content_before_a_read_says_what_to_do(self) -> None:
         for done, touch in itertools.product((False, True), (
                 lambda r: r.content, lambda r: r.text, lambda r: r.json())):
-            error = self.refused(AsyncGetError, "await response.read()", touch,
-                                 response(b"x", done=done))
-            self.assertEqual(error.url, "http://h/")
+            self.refuses(AsyncGetError, "await response.read()", touch,
+                         response(b"x", done=done), url="http://h/")
 
     BODY = b'[1,\n"two",\n3]\n'
     FRAMINGS: tuple[Framing, ...] = (0, "chunked", "close")
@@ -1411,8 +1370,7 @@ class Section6Response(Section):
         programs = {*expected, *map(" ".join, itertools.product(words, repeat=2))}
         outcomes = {(body, program): outcome for program, outcome in expected.items()}
         codings: dict[bytes, Any] = {
-            b"identity": bytes,
-            b"deflate, gzip": lambda content: gzip.compress(raw_deflate(content))}
+            b"identity": bytes, b"deflate, gzip": lambda data: gzip.compress(raw_deflate(data))}
         for content, coding, framing in itertools.product((body, b""), codings, self.FRAMINGS):
             fields, wire = framed(codings[coding](content), framing)
             fields += [b"Content-Encoding: " + coding]
@@ -1448,29 +1406,25 @@ class Section6Response(Section):
                         self.assertTrue(told[0].startswith(error.__name__ + ":"), told)
                         self.assertEqual([text[:40] for text in told[1:]], [self.GIVEN_UP] * 4)
             got = response(wire, fields=fields)
-            with self.assertRaisesRegex(error, said) as caught:
-                run(got.read())
-            self.assertIs(caught.exception.response, got)
-            self.assertEqual(caught.exception.url, "http://h/")
+            self.refuses(error, said, lambda: run(got.read()),  # noqa: B023
+                         response=got, url="http://h/")
 
     def test_what_was_given_up_never_looks_whole(self) -> None:
         """Not after what ended a read amid the body, nor in a copy; not even where all has come."""
         async def close(got: Response) -> None:
             got.close()
 
-        cases: list[tuple[Any, Any, Response]] = [
-            *((end, kind, response(*pieces, done=len(pieces) == 1))
-              for pieces in ([b"hel", b"lo"], [b"hello"]) for end, kind in (
-                  (lambda got: got.read(3), TooLarge), (close, None),
-                  (lambda got: listed(got.iter_lines()), TooLarge))),
-            *((Response.read, type(error), response(b"he", error)) for error in (
-                KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
-            *((asyncget.discard, None, response(b"hello", done=done, fields=fields))
-              for done in (False, True) for fields in ([], [GZIP]))]
-        for end, kind, got in cases:
-            with contextlib.ExitStack() as stack, mock.patch.object(asyncget, "MAX_LINE_BYTES", 3):
-                if kind:
-                    stack.enter_context(self.assertRaises(kind))
+        for end, kind, got in table([
+                *((end, kind, response(*pieces, done=len(pieces) == 1))
+                  for pieces in ([b"hel", b"lo"], [b"hello"]) for end, kind in (
+                      (lambda got: got.read(3), TooLarge), (close, None),
+                      (lambda got: listed(got.iter_lines()), TooLarge))),
+                *((Response.read, type(error), response(b"he", error)) for error in (
+                    KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
+                *((asyncget.discard, None, response(b"hello", done=done, fields=fields))
+                  for done in (False, True) for fields in ([], [GZIP]))]):
+            with mock.patch.object(asyncget, "MAX_LINE_BYTES", 3), \
+                    self.assertRaises(kind) if kind else contextlib.nullcontext():
                 run(end(got))
             self.assertIsNone(got._body.connection)
             for twin in (got, copy.deepcopy(got), pickle.loads(pickle.dumps(got))):
@@ -1479,11 +1433,11 @@ class Section6Response(Section):
 
     def test_keep_short(self) -> None:
         limit = asyncget.MAX_DISCARD_BYTES
-        rows: list[tuple[bytes, list[str], str]] = [  # body, what was done before, content then
-            *((self.BODY, before, self.BODY.decode()) for before in ([], ["read"])), (b"", [], ""),
-            (self.BODY, ["piece"], self.PIECES), (self.BODY, ["line"], self.PIECES),
-            (b"1" * limit, [], "1" * limit), (b"1" * (limit + 1), [], self.GIVEN_UP)]
-        for (body, before, told), framing, coded in itertools.product(rows, self.FRAMINGS, (0, 1)):
+        for (body, before, told), framing, coded in table([  # before: what was done
+                *((self.BODY, before, self.BODY.decode()) for before in ([], ["read"])),
+                (self.BODY, ["piece"], self.PIECES), (self.BODY, ["line"], self.PIECES),
+                (b"", [], ""), (b"1" * limit, [], "1" * limit),
+                (b"1" * (limit + 1), [], self.GIVEN_UP)], self.FRAMINGS, (0, 1)):
             fields, wire = framed(gzip.compress(body) if coded else body, framing)
             for when, source in arrivals(wire).items():
                 with self.subTest(told[:50], before=before, framing=framing, when=when):
@@ -1494,32 +1448,25 @@ class Section6Response(Section):
                         self.assertEqual(perform(got, ["look"])[1], [told])
         broken = response(b"x", IncompleteBody("cut"))
         run(asyncget.keep_short(broken))
-        self.refused(AsyncGetError, "given up", lambda: broken.content)
-
-    def test_close(self) -> None:
-        source = Source(b"a", b"b")
-        got, whole = response(source=source), response(b"ab", read=True)
-        for each in (got, got, whole):
-            each.close()
-        self.assertEqual((source.aborted, run(whole.read())), (1, b"ab"))
+        self.refuses(AsyncGetError, "given up", lambda: broken.content)
 
     def test_limit(self) -> None:  # CVE-2017-14158
         for done in (False, True):
             self.assertEqual(run(response(b"hel", b"lo", done=done).read(5)), b"hello")
             got = response(b"hel", b"lo!", done=done)
-            error = self.refused(TooLarge, "max_size", lambda got: run(got.read(5)), got)
-            self.assertEqual((vars(error)["limit"], error.response), (5, got))
+            self.refuses(TooLarge, "max_size", lambda got: run(got.read(5)), got,
+                         limit=5, response=got)
         self.assertEqual(run(response().read(0)), b"")
 
     def test_discard(self) -> None:
         """A short rest is read, undecoded; what cannot be kept is hung up on without a wait."""
         keep, close, bomb = b"X: y", b"Connection: close", gzip.compress(bytes(1 << 20))
-        cases: list[tuple[bytes, Framing, bytes, int, int]] = [  # body, ..., kept, asked for more
-            (b"x" * 9000, 0, keep, 1, 9), (b"", 0, keep, 1, 0), (b"x" * 900, "chunked", keep, 1, 1),
-            (b"x" * 990_000, 0, keep, 0, 0), (b"x" * 990_000, "chunked", keep, 0, 66),
-            (b"x", "close", keep, 0, 0), (b"x" * 9000, 0, close, 0, 0), (b"", "broken", keep, 0, 1),
-            (bomb, 0, keep, 1, 2), (b"hello", 0, keep, 1, 1), (b"x", "chunked", close, 0, 0)]
-        for body, framing, field, kept, asked in cases:
+        for body, framing, field, kept, asked in table([  # body, ..., kept, asked for more
+                (b"x" * 9000, 0, keep, 1, 9), (b"", 0, keep, 1, 0), (b"hello", 0, keep, 1, 1),
+                (b"x" * 900, "chunked", keep, 1, 1), (b"x" * 990_000, "chunked", keep, 0, 66),
+                (b"x" * 990_000, 0, keep, 0, 0), (b"x", "close", keep, 0, 0), (bomb, 0, keep, 1, 2),
+                (b"x" * 9000, 0, close, 0, 0), (b"x", "chunked", close, 0, 0),
+                (b"", "broken", keep, 0, 1)]):
             fields, wire = framed(body, framing)
             if framing == "broken":
                 fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
@@ -1539,16 +1486,15 @@ class Section6Response(Section):
         native = "utf-16-" + sys.byteorder[0] + "e"
         for codec, wire, lines in [
                 ("", b"", []), ("", b"a", ["a"]), ("", b"a\nb\r\n\r\nc", ["a", "b", "", "c"]),
-                ("", b"\n\n", ["", ""]), ("", "é\n日本\r\n".encode(), ["é", "日本"]),
+                ("", b"\n\n", ["", ""]), ("gb18030", b"\x81\x30\n\x81", ["\ufffd", "\ufffd"]),
+                ("", "é\n日本\r\n".encode(), ["é", "日本"]), ("utf-32", b"a", ["\ufffd"]),
                 ("", b"a\rb\x0b\x0c\x1c\n", ["a\rb\x0b\x0c\x1c"]),
                 ("", "a\x85b\u2028c\n".encode(), ["a\x85b\u2028c"]),
                 ("", b"\xff\n\xc3", ["\ufffd", "\ufffd"]), ("latin-1", b"\xe9\n", ["é"]),
-                *[(codec, "日\r\n本\n\n語".encode(codec), mixed) for codec in (
-                    "utf-16", "utf-16-le", "utf-32-be", "shift_jis", "iso2022_jp", "gb18030",
-                    "utf-8-sig")],
-                ("utf-16", "a\nb\n".encode(native), ["a", "b"]), ("utf-32", b"a", ["\ufffd"]),
+                *[(codec, "日\r\n本\n\n語".encode(codec), mixed) for codec in
+                  "utf-16 utf-16-le utf-32-be shift_jis iso2022_jp gb18030 utf-8-sig".split()],
+                ("utf-16", "a\nb\n".encode(native), ["a", "b"]),
                 ("utf-16-be", b"\x0a\x01\x0a\x0a\x00\x0a\x01", ["\u0a01\u0a0a", "\ufffd"]),
-                ("gb18030", b"\x81\x30\n\x81", ["\ufffd", "\ufffd"]),
                 ("utf-16", b"\xfe\xff\0a\0\nx", ["a", "\ufffd"])]:
             self.assertEqual(run(listed(of(codec, wire, read=True).iter_lines())), lines)
             for pieces in cuts(wire):
@@ -1578,11 +1524,6 @@ class Section6Response(Section):
                 (b"t; charset=utf-8-sig", "utf-8-sig", b"\xef\xbb\xbfa", "a")]:
             got = response(body, fields=[b"Content-Type: " + content_type], read=True)
             self.assertEqual((got.encoding, got.text), (encoding, text))
-        got = response(b"\xe9", read=True)
-        for name, encoding, text in [("latin-1", "iso8859-1", "é"), ("cp437", "cp437", "Θ"),
-                                     ("nonsense", "utf-8", "\ufffd")]:
-            got.encoding = name
-            self.assertEqual((got.encoding, got.text), (encoding, text))
 
     def test_json(self) -> None:
         text = ' {"a": [1, 2.5, null, true], "b": "é\\u00e9\\ud83d\\ude00"} \n'
@@ -1592,13 +1533,15 @@ class Section6Response(Section):
         for body in [b"", b"<html>", b'"\xff"', b'{"a": ', b"1 2", b"[" * 200_000, b'{"":' * 200_000,
                      b'"\x1b[2J"', b"\x1b]0;x\x07", b"\0\0\0", b'["\xe9"]']:
             got = response(body, fields=latin, read=True)  # 8259 8.1: not the server's to say
-            error = self.refused(DecodingError, "not JSON", got.json)
-            self.assertEqual((error.response, error.url), (got, "http://h/"))
-        for name, body, value in [("latin-1", b'"\xe9"', "é"), ("cp437", b'"\xe9"', "Θ"),
-                                  ("x-mac-roman", b'"\xe9"', "È"), ("utf-8", b"\xef\xbb\xbf1", 1)]:
+            self.refuses(DecodingError, "not JSON", got.json, response=got, url="http://h/")
+        for name, encoding, body, text in [  # what the caller says counts
+                ("latin-1", "iso8859-1", b'"\xe9"', '"é"'), ("cp437", "cp437", b'"\xe9"', '"Θ"'),
+                ("x-mac-roman", "mac-roman", b'"\xe9"', '"È"'), ("nonsense", "utf-8", b"1", "1"),
+                ("utf-8", "utf-8", b"\xef\xbb\xbf1", "\ufeff1")]:
             got = response(body, fields=latin, read=True)
             got.encoding = name
-            self.assertEqual(got.json(), value)
+            self.assertEqual((got.encoding, got.text), (encoding, text))
+            self.assertEqual(got.json(), json.loads(text.lstrip("\ufeff")))
         with contextlib.suppress(DecodingError):  # int() has a limit, but not in old ones
             self.assertEqual(response(b"9" * 5000, read=True).json() % 10, 9)
 
@@ -1646,9 +1589,7 @@ class Section6Response(Section):
                 self.assertEqual(getattr(twin, name), getattr(got, name), name)
             self.assertEqual((repr(twin), run(twin.read())), (repr(got), b"caf\xe9"))
             self.assertEqual(repr(twin.history), "[<Response 200 http://g/>]")
-            with self.assertRaises(AsyncGetError):
-                twin.history[0].content  # noqa: B018
-        error = self.refused(StatusError, "404", got.raise_for_status)
+        error = self.refuses(StatusError, "404", got.raise_for_status)
         again = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(again), again.response.content), (str(error), b"caf\xe9"))
         with self.assertRaises((TypeError, AttributeError, pickle.PicklingError)):
@@ -1659,9 +1600,8 @@ class Section6Response(Section):
         for got in (packed(done=True), response(b"x\n"),
                     response(b"x\n", fields=[b"Content-Type: t; charset=gbk"])):
             perform(got, ["lines"])
-            twin = pickle.loads(pickle.dumps(got))
-            self.assertEqual(perform(twin, ["look", "read", "bytes", "lines"]),
-                             (b"", [self.PIECES] * 2))
+            told = perform(pickle.loads(pickle.dumps(got)), ["look", "read", "bytes", "lines"])
+            self.assertEqual(told, (b"", [self.PIECES] * 2))
 
 
 # ==== Connection, pool, session: over loopback ================================
@@ -1672,11 +1612,9 @@ OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-def count(session: Session) -> tuple[int, int, int]:
+def count(session: Session) -> tuple[int, ...]:
     """Connections of a session: all, idle ones, and requests that wait for one."""
-    numbers = re.search(r"Pool (\d+) of \d+, (\d+) idle, (\d+) waiting", repr(session))
-    assert numbers
-    return int(numbers[1]), int(numbers[2]), int(numbers[3])
+    return tuple(map(int, re.findall(r"\d+(?= of| idle| waiting)", repr(session))))
 
 
 async def code_of(call: Any) -> Any:
@@ -1700,8 +1638,8 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
         tuple[str, threading.Semaphore]]:
     """A server in a thread, which goes on while the loop stands still: its URL, scripts played.
 
-    A script has bytes, READ, RESET (once all that was sent has arrived), CLOSE, functions, and
-    events to wait for; TLS begins behind those that stand first.
+    A script has bytes, READ, RESET (once all that was sent has arrived), functions, and events
+    to wait for; TLS begins behind those that stand first.
     """
     played, kept = threading.Semaphore(0), []
 
@@ -1721,11 +1659,10 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
                 step.wait(TEST_SECONDS)
             elif callable(step):
                 step()
-            elif step:
-                while step is RESET and not all_arrived(peer):
+            elif step is RESET:
+                while not all_arrived(peer):
                     time.sleep(0.001)
-                linger = struct.pack("ii", step is RESET, 0)
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 peer.close()
 
     def serve() -> None:
@@ -1793,12 +1730,6 @@ class Double:
     abort = get_extra_info = close
 
 
-async def head_of(session: Session, url: str = "http://h.test/", **options: Any) -> bytes:
-    """What a GET of a session over doubles sends."""
-    await session.get(url, **options)
-    return Double.last.sent
-
-
 class Section7Connection(AsyncCase):
 
     async def test_framings(self) -> None:
@@ -1806,21 +1737,17 @@ class Section7Connection(AsyncCase):
         chunked = CHUNKED + b"3;a=\"b\"\r\nhel\r\n2\r\nlo\r\n0\r\nX: y\r\n\r\n"
         interim = b"HTTP/1.1 100 Go\r\n\r\nHTTP/1.1 103\r\nLink: <x>\r\n\r\nHTTP/1.1 199\r\n\r\n"
         packed, old = gzip.compress(b"hello"), b"HTTP/1.0 200\r\nContent-Length: 5\r\n"
-        rows: list[tuple[str, list[Any], bool]] = [  # how it comes, steps, connection kept
-            ("bytewise", [answer(b"hello")], True), ("cut", [chunked], True),
-            ("cut", [answer(packed, "Content-Encoding: gzip")], True),
-            ("cut", [interim + answer(b"hello")], True), ("bytewise", [old + b"\r\nhello"], False),
-            ("bytewise", [old + b"Connection: Keep-Alive\r\n\r\nhello"], True),
-            ("bytewise", [answer(b"hello", "Connection: foo, CLOSE")], False),
-            ("cut", [OK + b"\r\nhello", CLOSE], False),
-            # What comes later, comes to an idle connection: section 9.
-            ("with more behind", [answer(b"hello") + answer(b"EVIL!")], False),
-            ("with more behind", [answer(b"hello") + b"\n"], False),
-            ("with more behind", [CHUNKED + b"5\r\nhello\r\n0\r\n\r\n" + answer(b"EVIL")], False)]
-        for how, (data, *rest), kept in rows:
-            ways = [[data]] * 3 + [bytewise(data)] * (how != "with more behind")
-            if how == "cut":
-                ways += ([data[:i], 0, 0, data[i:]] for i in range(1, len(data)))
+        behind = [answer(b"hello") + answer(b"EVIL!"), answer(b"hello") + b"\n",
+                  chunked + answer(b"EVIL")]  # cut, it would come to an idle connection: section 9
+        for (data, *rest), kept in table([  # steps, connection kept
+                ([answer(b"hello")], True), ([chunked], True), ([interim + answer(b"hello")], True),
+                ([answer(packed, "Content-Encoding: gzip")], True), ([old + b"\r\nhello"], False),
+                ([old + b"Connection: Keep-Alive\r\n\r\nhello"], True),
+                ([answer(b"hello", "Connection: foo, CLOSE")], False),
+                ([OK + b"\r\nhello", CLOSE], False), *(([data], False) for data in behind)]):
+            ways = [[data]] * 3
+            if data not in behind:
+                ways += [bytewise(data), *([data[:i], 0, 0, data[i:]] for i in range(1, len(data)))]
             scripts = [[READ, *way, *rest] for way in ways]
             with self.subTest(data):
                 async with scripted(*([list(itertools.chain(*scripts))] if kept else scripts)
@@ -1831,21 +1758,22 @@ class Section7Connection(AsyncCase):
 
     async def test_broken_responses(self) -> None:
         cut = gzip.compress(b"hello")[:-4]
-        rows: list[tuple[list[Any], type[AsyncGetError], int, str]] = [
-            ([CLOSE], IncompleteBody, 52, "empty reply"), ([RESET], IncompleteBody, 56, "lost"),
-            ([OK, CLOSE], IncompleteBody, 18, "inside the head"),
-            ([OK + b"Content-Length: 10\r\n\r\nhello", CLOSE], IncompleteBody, 18,
-             "behind 5 bytes of the body, which has 10"),
-            ([CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18, "behind 5 bytes"),
-            ([b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
-            ([b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
-            ([b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
-            ([OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072"),
-            ([OK + b"X: y\r\n" * 40_000], ProtocolError, 56, "more than 131072"),
-            ([CHUNKED + b"5\nhello\r\n"], ProtocolError, 56, "a chunk size"),
-            ([answer(cut, "Content-Encoding: gzip")], DecodingError, 61, "cut short")]
-        for steps, kind, code, text in rows:
-            async with scripted([READ, *steps]) as server, Session() as session:
+        for steps, kind, code, text in table([
+                ([CLOSE], IncompleteBody, 52, "empty reply"), ([RESET], IncompleteBody, 56, "lost"),
+                ([OK, CLOSE], IncompleteBody, 18, "inside the head"),
+                ([OK + b"Content-Length: 10\r\n\r\nhello", CLOSE], IncompleteBody, 18,
+                 "behind 5 bytes of the body, which has 10"),
+                ([CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18, "behind 5 bytes"),
+                ([OK + b"\r\nhello", CUT], IncompleteBody, 18, "TLS was cut off"),
+                ([b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
+                ([b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
+                ([b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
+                ([OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072"),
+                ([OK + b"X: y\r\n" * 40_000], ProtocolError, 56, "more than 131072"),
+                ([CHUNKED + b"5\nhello\r\n"], ProtocolError, 56, "a chunk size"),
+                ([answer(cut, "Content-Encoding: gzip")], DecodingError, 61, "cut short")]):
+            async with scripted([READ, *steps], tls=server_tls() if CUT in steps else None
+                                ) as server, Session(verify=False) as session:
                 error = await self.raised(kind, session.get(server.url + "/x"), text,
                                           exit_code=code, url=server.url + "/x")
                 self.assertEqual((type(error), server.connections), (kind, 1))
@@ -1982,10 +1910,9 @@ class Section7Connection(AsyncCase):
         """It is handed out first; then the framing says whether it was all."""
         body = bytes(range(256)) * 1200
         chunked = CHUNKED + b"400\r\n%b\r\n" % body[:1024] * 300
-        rows: list[tuple[bytes, int | None]] = [  # wire, exit code
-            (answer(body), None), (chunked + b"0\r\n\r\n", None), (OK + b"\r\n" + body, 56),
-            (chunked, 56), (answer(body + b"x")[:-1], 56)]
-        for (wire, code), slow in itertools.product(rows, (False, True)):
+        for (wire, code), slow in table([  # code: the error's
+                (answer(body), None), (chunked + b"0\r\n\r\n", None), (OK + b"\r\n" + body, 56),
+                (chunked, 56), (answer(body + b"x")[:-1], 56)], (False, True)):
             with self.subTest(wire[:50], slow=slow), beside([READ, wire, RESET]) as (url, played):
                 async with asyncget.stream(url) as response:
                     if slow:
@@ -2009,15 +1936,6 @@ class Section7Connection(AsyncCase):
             protocols = [one for one in gc.get_objects() if type(one) is asyncio.StreamReaderProtocol]
             self.assertEqual((type(failed), protocols), (IncompleteBody, []))
 
-    async def test_tls_cut_off(self) -> None:
-        for steps, expected in (
-                ([OK + b"\r\nhello", CLOSE], b"hello"), ([OK + b"\r\nhello", CUT], 18),
-                ([answer(b"hello"), CUT], b"hello"),
-                ([CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", CUT], b"hello")):
-            async with scripted([READ, *steps], tls=server_tls()) as server, Session(
-                    verify=False) as session:
-                self.assertEqual(await code_of(session.get(server.url)), expected, steps)
-
     async def test_timing_and_trace(self) -> None:
         lines: list[tuple[str, Any]] = []
         wire = answer()
@@ -2030,21 +1948,20 @@ class Section7Connection(AsyncCase):
                     await response.read()
                 connected, sent, head, done, reused = response.timing
                 self.assertTrue(0 <= connected <= sent <= head - 0.04 <= done - 0.08, response.timing)
-                self.assertEqual(reused, was_reused)
                 self.assertAlmostEqual(response.elapsed.total_seconds(), done, 5)
-                self.assertEqual(response.request_bytes, len(server.requests[0]))
-        self.assertEqual([mark for mark, _ in lines], list("*><><"))
-        self.assertEqual(lines[1][1], server.requests[0])
+                self.assertEqual((reused, response.request_bytes),
+                                 (was_reused, len(server.requests[0])))
+        marks, texts = zip(*lines)
+        self.assertEqual(("".join(marks), texts[1]), ("*><><", server.requests[0]))
 
 
 class Section9Pool(AsyncCase):
 
     async def test_who_has_waited_longest_is_served_first(self) -> None:
         """Over all hosts, among those whom a place can serve."""
-        rows: list[tuple[int, int, dict[str, Any]]] = [  # hosts, most at once, limits
-            (1, 1, {"limit": 1}), (1, 2, {"limit": 9, "limit_per_host": 2}), (3, 1, {"limit": 1}),
-            (3, 3, {"limit": 3, "limit_per_host": 2})]
-        for (hosts, most, limits), end in itertools.product(rows, (LOOP, CLOSE)):
+        for (hosts, most, limits), end in table([  # most: at once
+                (1, 1, {"limit": 1}), (1, 2, {"limit": 9, "limit_per_host": 2}),
+                (3, 1, {"limit": 1}), (3, 3, {"limit": 3, "limit_per_host": 2})], (LOOP, CLOSE)):
             async with scripted([READ, 0.003, answer(), end], again=True) as server, Session(
                     resolve={f"*:{server.port}": "127.0.0.1"}, **limits) as session:
                 with self.subTest(hosts=hosts, end=end, **limits):
@@ -2078,29 +1995,27 @@ class Section9Pool(AsyncCase):
             connection.close()
 
         for hosts, limit, per_host in ((1, 25, 4), (25, 5, None), (25, 10, 1), (8, 5, 4)):
-            calls: list[Any] = []
             steps = []
             for waiting in (50, 200):
                 pool = asyncget.Pool(limit, per_host, asyncio.open_connection, None)
                 origins = [Origin("http", f"h{i % hosts}.test", 80) for i in range(waiting)]
-                calls.clear()
-                sys.setprofile(lambda *_, calls=calls: calls.append(None))
+                calls = itertools.count()
+                sys.setprofile(lambda *_, calls=calls: next(calls) and None)
                 try:
                     await asyncio.gather(*(use(pool, origin) for origin in origins))
                 finally:
                     sys.setprofile(None)
                 self.assertEqual((len(pool.all), pool.open), (0, {}))
-                steps.append(len(calls))
+                steps.append(next(calls))
             self.assertLess(steps[1] / steps[0], 4 * 1.3, (hosts, limit, per_host, steps))
 
     async def test_standing_still(self) -> None:
         """A queue that moves may take as long as it takes; one that does not, times out."""
         async with scripted([READ, lambda head: HOLD if b"/hold" in head else answer(), LOOP],
                             again=True) as a, origin() as b:
-            rows: list[tuple[dict[str, Any], int, str]] = [  # limits, in use, wanted
-                ({"limit": 1}, 1, a.url), ({"limit_per_host": 1}, 1, a.url),
-                ({"limit": 2}, 2, b.url)]
-            for limits, used, wanted in rows:
+            for limits, used, wanted in table([  # limits, in use, wanted
+                    ({"limit": 1}, 1, a.url), ({"limit_per_host": 1}, 1, a.url),
+                    ({"limit": 2}, 2, b.url)]):
                 async with Session(**limits) as session:
                     with self.subTest(**limits):
                         held = [asyncio.ensure_future(session.get(a.url + "/hold"))
@@ -2140,18 +2055,17 @@ class Section9Pool(AsyncCase):
                 await asyncio.gather(*(session.get(url, deadline=1) for url in urls))
                 await asyncget.get_all([server.url] * 4, limit_per_host=1, timeout=1)
             async with scripted([READ, 0.002, lambda head: busy(0.1) or (
-                    answer() if b"/end" in head else redirect("/end")), LOOP]) as server:
-                async with Session(limit=1) as session:
-                    await asyncio.gather(*(session.get(server.url, deadline=2) for _ in range(30)))
-        async with scripted([READ, lambda head: HOLD if b"/hold" in head else
-                             redirect("/end"), HOLD], again=True) as server:
-            async with Session(limit=1) as session:
-                call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
-                held = asyncio.ensure_future(session.get(server.url + "/hold"))
-                await self.raised(TimedOut, call, "deadline", url=server.url + "/end",
-                                  phase="free connection")
-                await asyncget.cancel([held])
-                self.assertEqual(count(session), (0, 0, 0))
+                    answer() if b"/end" in head else redirect("/end")), LOOP]) as server, \
+                    Session(limit=1) as session:
+                await asyncio.gather(*(session.get(server.url, deadline=2) for _ in range(30)))
+        async with scripted([READ, lambda head: redirect("/end") if b"/hold" not in head else HOLD,
+                             HOLD], again=True) as server, Session(limit=1) as session:
+            call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
+            held = asyncio.ensure_future(session.get(server.url + "/hold"))
+            await self.raised(TimedOut, call, "deadline", url=server.url + "/end",
+                              phase="free connection")
+            await asyncget.cancel([held])
+            self.assertEqual(count(session), (0, 0, 0))
 
     async def test_idle_ones_make_room_for_other_routes(self) -> None:
         async with origin() as server, Session(
@@ -2167,9 +2081,9 @@ class Section9Pool(AsyncCase):
 
     async def test_what_comes_to_an_idle_connection(self) -> None:
         """It is closed at once, though nobody asks for one, and nothing that it says is held."""
-        late: list[list[Any]] = [[answer(b"EVIL!")], [b"\n"], [CLOSE], [RESET], [bytes(MIB)] * 8,
-                                 [answer(b"EVIL!", status="408 X"), CLOSE]]
-        for steps, way in itertools.product(late, ("plain", "TLS", "tunnel")):
+        for steps, way in table([
+                [answer(b"EVIL!")], [b"\n"], [CLOSE], [RESET], [bytes(MIB)] * 8,
+                [answer(b"EVIL!", status="408 X"), CLOSE]], ("plain", "TLS", "tunnel")):
             tls = server_tls() if way != "plain" else None
             async with proxy() as via, scripted(
                     [READ, answer(b"1"), 0.01, *steps], [READ, answer(b"2")], tls=tls) as server, \
@@ -2191,20 +2105,19 @@ class Section9Pool(AsyncCase):
     async def test_a_kept_connection_that_dies_unanswered(self) -> None:
         first, again = [READ, answer(b"1"), READ], [READ, answer(b"2"), LOOP]
         late = answer(b"408", "Connection: close", status="408 X")
-        cases: list[tuple[list[list[Any]], Any, int]] = [  # connections, outcome, requests
-            ([[*first, CLOSE], again], b"2", 3), ([[*first, RESET], again], b"2", 3),
-            ([[*first, CLOSE], [READ, CLOSE], again], 52, 3),
-            ([[*first, late, CLOSE], again], b"2", 3), ([[*first, late], again], b"2", 3),
-            ([[*first, answer(b"408", status="408 X")], again], b"408", 2),  # it may be kept
-            ([[*first, late], [READ, late]], b"408", 3), ([[*first, b"H", CLOSE], again], 18, 2),
-            ([[*first, b"HTTP/1.1 103 X\r\n\r\n", CLOSE], again], 52, 2),
-            ([[*first, answer(b"2")[:-1], CLOSE], again], 18, 2)]
-        for scripts, expected, requests in cases:
+        for scripts, expected, requests in table([  # connections, outcome, requests
+                ([[*first, CLOSE], again], b"2", 3), ([[*first, RESET], again], b"2", 3),
+                ([[*first, late, CLOSE], again], b"2", 3), ([[*first, late], again], b"2", 3),
+                ([[*first, answer(b"408", status="408 X")], again], b"408", 2),  # it may be kept
+                ([[*first, CLOSE], [READ, CLOSE], again], 52, 3),
+                ([[*first, late], [READ, late]], b"408", 3),
+                ([[*first, b"H", CLOSE], again], 18, 2),
+                ([[*first, b"HTTP/1.1 103 X\r\n\r\n", CLOSE], again], 52, 2),
+                ([[*first, answer(b"2")[:-1], CLOSE], again], 18, 2)]):
             async with scripted(*scripts) as server, Session() as session:
-                with self.subTest(scripts):
-                    await session.get(server.url + "/1")
-                    self.assertEqual(await code_of(session.get(server.url + "/2")), expected)
-                    self.assertEqual(server.targets(), ["/1", "/2", "/2"][:requests])
+                await session.get(server.url + "/1")
+                self.assertEqual(await code_of(session.get(server.url + "/2")), expected, scripts)
+                self.assertEqual(server.targets(), ["/1", "/2", "/2"][:requests], scripts)
         async with scripted(*[[*first, CLOSE]] * 2, again) as server, Session() as session:
             await asyncio.gather(*(session.get(server.url) for _ in range(2)))
             self.assertEqual((await session.get(server.url)).content, b"2")
@@ -2235,8 +2148,7 @@ class Section9Pool(AsyncCase):
         with beside([READ, answer()], tls=server_tls()) as (url, _):  # it answers no close_notify
             session = Session(verify=False)
             await session.get(url)
-            kept, = session._pool.all
-            opened = kept.writer.get_extra_info("socket")
+            opened = [*session._pool.all][0].writer.get_extra_info("socket")
             await asyncio.wait_for(session.close(), 5)
             self.assertEqual(opened.fileno(), -1)
 
@@ -2250,7 +2162,8 @@ class Section9Pool(AsyncCase):
                 async with Session(open_connection=connect, timeout=0.05) as session:
                     async with session.stream("http://h.test/") as response:
                         reading = asyncio.ensure_future(response.read())
-                        await asyncio.sleep(0.01)
+                        for _ in range(3):  # turns: well within the timeout
+                            await asyncio.sleep(0)
                         reader.feed_data(rest)
                         if close == "session":
                             await session.close()
@@ -2264,11 +2177,10 @@ class Section9Pool(AsyncCase):
         """Limits of time hold with a transport that does nothing, too; slips are not hidden."""
         wrong = mock.AsyncMock(return_value=(mock.Mock(), mock.Mock(spec=["transport", "close"])))
         await self.raised(AttributeError, asyncget.get("http://h.test/", open_connection=wrong))
-        for limit in ("timeout", "deadline"):
+        for limit in table([{"timeout": 0.05}, {"deadline": 0.05}]):
             reader = asyncio.StreamReader()
             connect = mock.AsyncMock(return_value=(reader, mock.MagicMock()))
-            settings: dict[str, Any] = {limit: 0.05}
-            call = asyncget.get("http://h.test/", open_connection=connect, **settings)
+            call = asyncget.get("http://h.test/", open_connection=connect, **limit)
             await self.raised(TimedOut, call, "response head")
 
     async def test_handed_over_and_closed(self) -> None:
@@ -2312,6 +2224,15 @@ class Section9Pool(AsyncCase):
             tasks[1].cancel()  # it was told of the end, but has not heard
             self.assertEqual(await ended(*tasks), [AsyncGetError, asyncio.CancelledError])
             await closing
+        async with scripted([READ, CLOSE]) as server:
+            session = Session(retries=lambda *_: 0.1)
+            task = asyncio.ensure_future(session.get(server.url))
+            await until(lambda: server.connections == 1 and not server.open)
+            await session.close()
+            await session.close()
+            await self.raised(AsyncGetError, task, "closed")  # while it waits to try again
+            self.assertEqual(server.connections, 1)
+            await self.raised(AsyncGetError, session.get_all([server.url]), "closed")
 
     async def test_closed_while_it_opens(self) -> None:
         """At whichever turn of the loop, nothing is left behind: not by a connector that passes
@@ -2445,8 +2366,7 @@ class Section10RedirectsAndRetries(AsyncCase):
         for status in range(200, 600):
             self.assertEqual(led(status, b"Location: /b", b"location: /b"),
                              "http://h/b" if status in (301, 302, 303, 307, 308) else None, status)
-        with self.assertRaises(ProtocolError):
-            led(302, b"Location: /b", b"location: /c")
+        self.refuses(ProtocolError, "", led, 302, b"Location: /b", b"location: /c")
 
     def test_where_redirects_lead_and_with_what(self) -> None:
         fields = (("Host", "front"), ("AUTHORIZATION", "a"), ("authorization", "b"),
@@ -2475,16 +2395,20 @@ class Section10RedirectsAndRetries(AsyncCase):
             self.assertEqual(following.fields, fields if kept else bare)
         # CVE-2023-45289
         for location in ("file:///etc/passwd", "http:x", "http://[::1%25.h.test]/"):
-            with self.subTest(location), self.assertRaises(InvalidURL):
-                lead(location, request)
+            self.refuses(InvalidURL, "", lead, location, request)
         # CVE-2024-45336: what was dropped stays dropped
         self.assertEqual(lead("//h.test/", lead("//b/", request)).fields,
                          (("Host", ""), ("X-Key", "d"), ("Accept", "e")))
 
+    @mock.patch("random.uniform", lambda *_: 1.0)
     def test_when_to_retry(self) -> None:
-        rows: list[tuple[Any, float | None]] = [  # outcome, or Retry-After of a 503; delay
-            ("0", 0.0), ("60", 60.0), ("", 0.5), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
-            *((text, None) for text in (
+        def told(text: str) -> Response:
+            line = f"Retry-After: {text}".encode("latin-1")
+            return response(status=b"HTTP/1.1 503 X", fields=[line])
+
+        self.alike(lambda outcome: asyncget.retry_delay(1, outcome, 2), [
+            (told("0"), 0.0), (told("60"), 60.0), (told(""), 0.5),
+            (told("Fri, 31 Dec 1999 23:59:59 GMT"), 0.0), *((told(text), None) for text in (
                 "61", "9" * 5000, "1764086400", "inf", "-1", "1_0", "1.5", "soon", "\xb2",
                 "Fri, 31 Dec 2999 23:59:59 GMT", "Fri, 99 Dec 2999 99:59:59 GMT")),
             *((error, 0.5) for error in (ConnectError(), TimedOut(), IncompleteBody(),
@@ -2493,15 +2417,9 @@ class Section10RedirectsAndRetries(AsyncCase):
                                           ProtocolError(), InvalidURL(), TooLarge())),
             *((response(status=b"HTTP/1.1 %d X" % status),
                0.5 if status in (408, 429, 500, 502, 503, 504) else None)
-              for status in range(200, 600))]
-        with mock.patch("random.uniform", return_value=1.0):
-            for outcome, expected in rows:
-                if isinstance(outcome, str):
-                    outcome = response(status=b"HTTP/1.1 503 X", fields=[
-                        f"Retry-After: {outcome}".encode("latin-1")])
-                self.assertEqual(asyncget.retry_delay(1, outcome, 2), expected, outcome)
-            self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2),
-                       [(1, 0.5), (2, 1.0), (3, None)])
+              for status in range(200, 600))])
+        self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2),
+                   [(1, 0.5), (2, 1.0), (3, None)])
 
 
 class Section11Settings(AsyncCase):
@@ -2554,11 +2472,10 @@ class Section11Settings(AsyncCase):
                         self.assertNotIn("'pw'", str(error))
                         if name in calls or name == "timout":  # and no session's own
                             await self.raised(kind, session.get(url, **{name: value}), text)
-            one: dict[str, Any]
-            for one in ({"limit": 1}, {"base_url": "h"}, {"rate": 1}, {"open_connection": never}):
+            for one in table({name: 1} for name in "limit base_url rate open_connection".split()):
                 await self.raised(TypeError, session.get(url, **one), f"keyword '{[*one][0]}'")
-            wrong: list[Any] = ["", "ftp://h/", "http://h/\r\nX:", "http://h%0d%0aY/", 1]  # CVE-2020-11078
-            for url in wrong:
+            for url in table(["", "ftp://h/", "http://h/\r\nX:", "http://h%0d%0aY/", 1]):
+                # CVE-2020-11078
                 await self.raised(InvalidURL, session.get(url))
             self.assertEqual((count(session), Double.made), ((0, 0, 0), 0))
 
@@ -2567,22 +2484,21 @@ class Section11Settings(AsyncCase):
         calls, client, session, load = (set(kind.__annotations__) for kind in (
             asyncget.RequestSettings, asyncget.ClientSettings, asyncget.SessionSettings,
             asyncget.DownloadSettings))
-        one, many, load = calls | {"self", "url"}, {"urls", "limit"}, load - calls | {"url", "path"}
-        self.assertEqual((client - calls, session - client, load), (
+        self.assertEqual((client - calls, session - client, load - calls), (
             {"base_url", "limit_per_host", "rate", "open_connection"}, {"limit"},
-            {"url", "path", "progress", "resume", "overwrite", "any_status", "on_response"}))
-        rows: list[tuple[Any, set[str]]] = [
-            (Session, session), (Session.get, one), (Session.stream, one),
-            (Session.download, one | load), (Session.as_completed, calls | many | {"self"}),
-            (Session.get_all, calls | many | {"self", "return_exceptions"}),
-            (asyncget.get, session | {"url"}), (asyncget.stream, session | {"url"}),
-            (asyncget.download, session | load), (asyncget.as_completed, client | many),
-            (asyncget.get_all, client | many | {"return_exceptions"})]
+            {"progress", "resume", "overwrite", "any_status", "on_response"}))
+        rows: list[tuple[Any, set[str]]] = [(Session, session)]
+        for name, own in {
+                "get": {"url"}, "stream": {"url"}, "download": {"url", "path"} | load,
+                "as_completed": {"urls", "limit"},
+                "get_all": {"urls", "limit", "return_exceptions"}}.items():
+            rows += [(getattr(Session, name), calls | own | {"self"}),
+                     (getattr(asyncget, name), session | own)]
         for function, expected in rows:
             parameters = inspect.signature(function).parameters
-            self.assertEqual(set(parameters), expected, function)
-            self.assertEqual(parameters["timeout"].default, 30.0)
-            self.assertEqual(parameters["timeout"].annotation, "float | None")
+            timeout = parameters["timeout"]
+            self.assertEqual((set(parameters), timeout.default, timeout.annotation),
+                             (expected, 30.0, "float | None"), function)
         for outcomes in (Session().as_completed([]), asyncget.as_completed([])):
             self.assertTrue(inspect.isasyncgen(outcomes))  # for contextlib.aclosing
 
@@ -2600,8 +2516,8 @@ class Section11Settings(AsyncCase):
              f"GET / HTTP/1.1\r\nhost: front:1\r\n{agent}{codings}Accept: x\r\nX: é\r\n\r\n")]
         async with Session(open_connection=Double.connect) as session:
             for target, options, wire in cases:
-                head = await head_of(session, "http://h.test" + target, **options)
-                self.assertEqual(head.decode(), wire)
+                await session.get("http://h.test" + target, **options)
+                self.assertEqual(Double.last.sent.decode(), wire)
 
     async def test_settings_that_can_be_read_but_once_serve_every_url(self) -> None:
         async with origin() as server, Session(params=iter([("k", 1)]), headers=iter([("X", "1")]),
@@ -2613,50 +2529,41 @@ class Section11Settings(AsyncCase):
             self.assertEqual(server.targets(), [f"/{number}?k=1&q=1" for number in (1, 2, 3)] * 2)
             self.assertEqual([field(head, "x") + field(head, "y") for head in server.requests],
                              [["1", "1"]] * 6)
-            wrong: list[Any] = ["http://h/", b"x"]
-            for one in wrong:
+            for one in table(["http://h/", b"x"]):
                 await self.raised(TypeError, session.get_all(one), "list of URLs")
 
     async def test_what_a_call_adds(self) -> None:
-        both = ["1", "1"]
-        rows: list[tuple[str, dict[str, Any], str, list[str]]] = [  # URL, settings, target, X and Y
-            ("users?a", {}, "/v1/users?a&k=1", both), ("/root", {}, "/root?k=1", both),
-            ("http://h.test/abs", {}, "/abs?k=1", both), ("../up", {}, "/up?k=1", both),
-            ("", {"params": {"z": 2}, "headers": {"x": None, "Y": "2"}}, "/v1/?k=1&z=2", ["2"]),
-            ("", {"params": {"k": None}}, "/v1/", both),
-            ("", {"params": {"k": 2}}, "/v1/?k=2", both),
-            (" \t\n", {"params": iter({"z": [1, 2]}.items())}, "/v1/?k=1&z=1&z=2", both)]
-        async with Session(base_url="http://me:p%40ss@h.test/v1", params={"k": 1},
-                           headers={"X": "1", "Y": "1"}, open_connection=Double.connect) as session:
-            for url, settings, target, values in rows:
-                response = await session.get(url, **settings)
-                head = Double.last.sent
-                self.assertEqual([response.text, response.url[13:]], [target] * 2)
-                self.assertEqual(field(head, "x") + field(head, "y"), values)
-                self.assertEqual(field(head, "authorization"), [basic("me", "p@ss")])
-            self.assertEqual(field(await head_of(session, "", auth=None), "authorization"), [])
-
-    async def test_credentials(self) -> None:
-        inside, plain = "http://u:p%3Aw@h.test/", "http://h.test"
-        rows: list[tuple[Any, str, dict[str, Any], list[str]]] = [  # the session's, URL, the call's
-            (None, plain, {}, []), ("t0ken", plain, {}, ["Bearer t0ken"]),
-            (("me", "pässword"), plain, {}, [basic("me", "pässword")]),
-            ("t0ken", plain, {"auth": None}, []),
-            ("t0ken", plain, {"headers": {"authorization": None}}, []),
-            *((own, url, {"auth": ("a", "b")}, [basic("a", "b")])
-              for own, url in (("t0ken", plain), (None, inside))),
-            (None, inside, {}, [basic("u", "p:w")]),
-            (None, inside, {"headers": {"authorization": "X"}}, ["X"])]
-        for own, url, options, expected in rows:
-            async with Session(auth=own, open_connection=Double.connect) as session:
+        inside, plain, me = "http://u:p%3Aw@h.test/", "http://h.test", basic("me", "p@ss")
+        token, all_three = {"auth": "t0ken"}, ["1", "1", me]
+        base = {"base_url": "http://me:p%40ss@h.test/v1", "params": {"k": 1},
+                "headers": {"X": "1", "Y": "1"}}
+        for own, url, options, target, values in table([  # values: of X, Y and Authorization
+                (base, "users?a", {}, "/v1/users?a&k=1", all_three),
+                (base, "/root", {}, "/root?k=1", all_three),
+                (base, "../up", {}, "/up?k=1", all_three),
+                (base, "http://h.test/abs", {}, "/abs?k=1", all_three),
+                (base, "", {"params": {"z": 2}, "headers": {"x": None, "Y": "2"}},
+                 "/v1/?k=1&z=2", ["2", me]), (base, "", {"auth": None}, "/v1/?k=1", ["1", "1"]),
+                (base, "", {"params": {"k": None}}, "/v1/", all_three),
+                (base, "", {"params": {"k": 2}}, "/v1/?k=2", all_three),
+                (base, " \t\n", {"params": iter({"z": [1, 2]}.items())},
+                 "/v1/?k=1&z=1&z=2", all_three),
+                ({}, plain, {}, "/", []), (token, plain, {}, "/", ["Bearer t0ken"]),
+                ({"auth": ("me", "pässword")}, plain, {}, "/", [basic("me", "pässword")]),
+                (token, plain, {"auth": None}, "/", []),
+                (token, plain, {"headers": {"authorization": None}}, "/", []),
+                (token, plain, {"auth": ("a", "b")}, "/", [basic("a", "b")]),
+                ({}, inside, {"auth": ("a", "b")}, "/", [basic("a", "b")]),
+                ({}, inside, {}, "/", [basic("u", "p:w")]),
+                ({}, inside, {"headers": {"authorization": "X"}}, "/", ["X"])]):
+            async with Session(open_connection=Double.connect, **own) as session:
                 with self.subTest(own=own, url=url, **options):
-                    head = await head_of(session, url, **options)
-                    self.assertEqual([head[:6], *field(head, "authorization")],
-                                     [b"GET / ", *expected])
-        for wrong, text in ((inside + "%zz\x00", ""), (inside[:-1] + ":99999/", ""),
-                            (inside, "unix:/x")):
-            error = await self.raised(AsyncGetError, asyncget.get(wrong, unix_socket="/x"), text)
-            self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
+                    response, head = await session.get(url, **options), Double.last.sent
+                    self.assertEqual([response.text, response.url[13:]], [target] * 2)
+                    self.assertEqual(field(head, "x") + field(head, "y")
+                                     + field(head, "authorization"), values)
+        error = await self.raised(ConnectError, asyncget.get(inside, unix_socket="/x"), "unix:/x")
+        self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
 
 
 @types.coroutine
@@ -2682,33 +2589,30 @@ class Section12Session(AsyncCase):
         """While it waits, or when the wait is just over: nothing stays in use, nothing is lost."""
         gz, odd = answer(gzip.compress(b"ok"), "Content-Encoding: gzip"), itertools.count()
         plain, wire, moved = [READ, answer(), LOOP], answer(), redirect("/b")
-        cut = [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT]
-        rows: list[tuple[str, list[Any], dict[str, Any]]] = [
-            ("pieces", [READ, wire[:9], 0, wire[9:-2], 0, wire[-2:-1], 0, wire[-1:], LOOP], {}),
-            ("chunked", [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n0\r\n\r\n", LOOP], {}),
-            ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}),
-            ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
-            ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], {"retries": 2}),
-            ("tls", plain, {}), ("tunnel", plain, {}), ("socks", plain, {}), ("name", plain, {}),
-            ("kept", plain, {"retries": 2}),
-            ("stale", [READ, lambda head: answer() if b"/last" in head else [answer(), READ, CLOSE],
-                       LOOP], {"retries": 2}),
-            ("queued", plain, {"retries": 2, "limit": 1}), ("paced", plain, {"rate": 1000}),
-            ("body again",
-             [READ, lambda head: answer() if b"/last" in head or next(odd) % 2 else cut, LOOP],
-             {"retries": lambda attempt, _: 0.001 if attempt < 3 else None})]
-        for (name, script, options), race in itertools.product(rows, (False, True)):
+        cut, again = [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT], {"retries": 2}
+        for (name, script, options), race in table([
+                ("pieces", [READ, wire[:9], 0, wire[9:-2], 0, wire[-2:-1], 0, wire[-1:], LOOP], {}),
+                ("chunked", [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n0\r\n\r\n", LOOP], {}),
+                ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}), ("kept", plain, again),
+                ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
+                ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], again),
+                *((name, plain, {}) for name in ("tls", "tunnel", "socks", "name")),
+                ("stale", [READ, lambda head: answer() if b"/last" in head else [
+                    answer(), READ, CLOSE], LOOP], again), ("paced", plain, {"rate": 1000}),
+                ("queued", plain, {**again, "limit": 1}), ("body again", [
+                    READ, lambda head: answer() if b"/last" in head or next(odd) % 2 else cut,
+                    LOOP], {"retries": lambda attempt, _: 0.001 if attempt < 3 else None}),
+                ], (False, True)):
             number, done, tls = 0, False, server_tls() if name in ("tls", "tunnel") else None
             if name == "tunnel" and race and sys.version_info < (3, 11):
                 continue  # asyncio itself leaves a transport to the garbage collector
             kind = SocksProxy if name == "socks" else HTTPProxy
             async with scripted(script, again=True, tls=tls) as server, proxy(kind) as via:
                 url = server.url.replace("127.0.0.1", "localhost") if name == "name" else server.url
-                if name in ("tunnel", "socks"):
-                    options["proxy"] = via.url if tls else f"socks5h://{via.url}"
+                way = {"tunnel": via.url, "socks": f"socks5h://{via.url}"}.get(name)
                 while not done:
                     with self.subTest(name, suspension=number, race=race):
-                        async with Session(verify=False, **options) as session:
+                        async with Session(verify=False, proxy=way, **options) as session:
                             done = await self.cancel_at(number, race, name, session, url)
                         await until(lambda: not server.open and not via.open)
                     number += 1
@@ -2764,31 +2668,26 @@ class Section12Session(AsyncCase):
             self.assertEqual((response.content, response.url), (b"end", server.url + "/c#new"))
             self.assertEqual([(hop.status_code, hop.url) for hop in response.history],
                              [(302, server.url + "/a#top"), (307, server.url + "/b?x#top")])
-            for url, off in (
-                    ("/", {}), ("/a", {"follow_redirects": False}),
-                    ("/a", {"allow_redirects": False})):
-                response = await session.get(url, **off)  # type: ignore[arg-type]
+            for url, off in table([("/", {}), *(("/a", {f"{name}_redirects": False})
+                                                for name in ("follow", "allow"))]):
+                response = await session.get(url, **off)
                 self.assertEqual((response.status_code, response.content, response.history),
                                  (302, b"gone", []))
             for url, kind in (("/file", InvalidURL), ("/two", ProtocolError)):
                 await self.raised(kind, session.get(url))
             self.assertEqual((await session.get("/c")).content, b"end")
             self.assertEqual((server.connections, len(server.requests)), (1, 9))  # bodies were read
-        rows: list[tuple[int, dict[str, Any]]] = [
-            (21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})]
-        for hops, options in rows:
+        for hops, most in table([(21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})]):
             async with scripted([READ, redirect("/loop"), LOOP]) as server:
-                call = asyncget.get(server.url, **options)
+                call = asyncget.get(server.url, **most)
                 error = await self.raised(asyncget.TooManyRedirects, call)
                 self.assertEqual((len(error.history), len(server.requests)), (hops, hops))
                 self.assertEqual(error.response, error.history[-1])
 
     async def test_seeds_go_to_the_base_or_to_who_is_asked_first(self) -> None:
-        firsts: list[Any] = [None, False, http.cookiejar.CookieJar()]
-        for first in firsts:
-            async with origin() as server, origin() as other, Session(
-                    cookies=asyncget.Cookies({"sid": "1"}),
-                    base_url=server.url * (first is None)) as session:
+        for first in table([None, False, http.cookiejar.CookieJar()]):
+            async with origin() as server, origin() as other, Session(base_url=server.url * (
+                    first is None), cookies=asyncget.Cookies({"sid": "1"})) as session:
                 if first is not None:
                     await session.get(server.url, cookies=first)
                 await session.get_all([other.url, server.url])
@@ -2798,7 +2697,7 @@ class Section12Session(AsyncCase):
     async def test_cookies_over_the_wire(self) -> None:
         sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "SET-COOKIE: c=\xe9%0d",
                         "Set-Cookie: d=\x01", "Set-Cookie: d=1; Domain=other.test")
-        c, jar, base = "c=(E9)%0d", http.cookiejar.CookieJar(), "http://127.0.0.1"
+        c, jar = "c=(E9)%0d", http.cookiejar.CookieJar()
         plain = [[], [f"b=2; a=1; {c}"], [f"a=1; {c}"]]
         seeded = [["a=0; m=1"], [f"b=2; m=1; a=1; {c}"], [f"m=1; a=1; {c}"]]
         own = [["m=1; a=0"], [f"m=1; b=2; a=1; {c}"], [f"m=1; a=0; {c}"]]
@@ -2808,7 +2707,7 @@ class Section12Session(AsyncCase):
             ({"cookies": False}, {}, [[]] * 3), ({}, {"cookies": False}, [[]] * 3),
             ({"cookies": False}, {"cookies": {"m": "1"}}, [["m=1"]] * 3),
             ({"cookies": {"a": "0", "m": "1"}}, {}, seeded),  # what the server sets, replaces
-            ({"cookies": {"a": "0", "m": "1"}, "base_url": base}, {}, seeded),
+            ({"cookies": {"a": "0", "m": "1"}, "base_url": "its own"}, {}, seeded),
             ({}, {"cookies": {"m": "1", "a": "0"}}, own),
             ({"cookies": {"a": "0"}}, {"cookies": {"a": None}}, [[], [f"b=2; a=1; {c}"], [c]]),
             ({"headers": {"Cookie": "a=9"}}, {}, [["a=9"], [f"a=9; b=2; {c}"], [f"a=9; {c}"]])]
@@ -2817,10 +2716,9 @@ class Section12Session(AsyncCase):
             for settings, options, expected in rows:
                 jar.clear()
                 server.requests.clear()
-                if "base_url" in settings:
-                    settings["base_url"] = server.url
                 with self.subTest(settings, **options):
-                    async with Session(**settings) as session:
+                    base = server.url * ("base_url" in settings)
+                    async with Session(**{**settings, "base_url": base}) as session:
                         await session.get(server.url, **options)
                         await session.get(server.url + "/y", **options)
                     sent = [field(head.replace(b"\xe9", b"(E9)"), "cookie")
@@ -2830,14 +2728,13 @@ class Section12Session(AsyncCase):
     async def test_retries_over_the_wire(self) -> None:
         busy = answer(b"busy", "Retry-After: 0", status="503 X")
         end, cut = [READ, answer(b"end")], OK + b"Content-Length: 9\r\n\r\nx"
-        cases: list[tuple[list[list[Any]], Any, int]] = [  # connections, body or code, requests
-            ([[READ, busy, READ, busy[:-2], 0.01, busy[-2:], *end]], b"end", 3),
-            ([[READ, busy, LOOP]], b"busy", 3), ([[READ], end], b"end", 2),  # silence
-            ([[READ, CLOSE], [READ, RESET], end], b"end", 3), ([[READ, CLOSE]] * 4, 52, 3),
-            ([[READ, cut, CLOSE], [READ, cut, RESET], end], b"end", 3),
-            ([[READ, b"garbage"]], 1, 1), ([[READ, answer(b"no", status="404 X")]], b"no", 1),
-            ([[READ, busy.replace(b"0\r", b"9\r", 1), LOOP]], b"busy", 1)]  # no time to wait
-        for scripts, expected, requests in cases:
+        for scripts, expected, requests in table([  # connections, body or code, requests
+                ([[READ, busy, READ, busy[:-2], 0.01, busy[-2:], *end]], b"end", 3),
+                ([[READ, busy, LOOP]], b"busy", 3), ([[READ], end], b"end", 2),  # silence
+                ([[READ, CLOSE], [READ, RESET], end], b"end", 3), ([[READ, CLOSE]] * 4, 52, 3),
+                ([[READ, cut, CLOSE], [READ, cut, RESET], end], b"end", 3),
+                ([[READ, b"garbage"]], 1, 1), ([[READ, answer(b"no", status="404 X")]], b"no", 1),
+                ([[READ, busy.replace(b"0\r", b"9\r", 1), LOOP]], b"busy", 1)]):  # no time to wait
             async with scripted(*scripts) as server:
                 with self.subTest(scripts=scripts), mock.patch("random.uniform", return_value=0.0):
                     call = asyncget.get(server.url, retries=2, timeout=0.1, deadline=5)
@@ -2854,21 +2751,19 @@ class Section12Session(AsyncCase):
 
         no, bad, odd = ([READ, answer(b"x", status=f"{status} X")] for status in (503, 404, 400))
         cut, end = [READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE], [READ, answer()]
-        cases: list[tuple[list[list[Any]], Any, list[Any]]] = [
-            ([[*no, *bad, *odd, *end]], b"ok", [503, 404, 400]),
-            ([[READ, redirect("/x"), READ, answer(b"204", status="204 X")]], b"", []),
-            ([[READ, redirect("")]], b"gone", []), ([[READ, answer(status="399 X")]], b"ok", []),
-            ([cut, [READ, b"garbage", CLOSE], [READ, answer(b"x", "Content-Encoding: gzip"), *end]],
-             b"ok", [IncompleteBody, ProtocolError, DecodingError]),
-            ([[READ, redirect("ftp://h/")]], 1, []),
-            ([[READ, answer(b"longer")]], 63, [])]  # not its fault
-        for scripts, expected, outcomes in cases:
-            with self.subTest(outcomes):
-                asked.clear()
-                async with scripted(*scripts) as server:
-                    call = asyncget.get(server.url, retries=rule, max_size=5)
-                    self.assertEqual(await code_of(call), expected)
-                self.assertEqual(asked, [*enumerate(outcomes, 1)])
+        for scripts, expected, noted in table([
+                ([[*no, *bad, *odd, *end]], b"ok", [503, 404, 400]),
+                ([[READ, redirect("/x"), READ, answer(b"204", status="204 X")]], b"", []),
+                ([[READ, redirect("")]], b"gone", []), ([[READ, redirect("ftp://h/")]], 1, []),
+                ([[READ, answer(status="399 X")]], b"ok", []),
+                ([cut, [READ, b"garbage", CLOSE],
+                  [READ, answer(b"x", "Content-Encoding: gzip"), *end]],
+                 b"ok", [IncompleteBody, ProtocolError, DecodingError]),
+                ([[READ, answer(b"longer")]], 63, [])]):  # not its fault
+            asked.clear()
+            async with scripted(*scripts) as server:
+                call = asyncget.get(server.url, retries=rule, max_size=5)
+                self.assertEqual((await code_of(call), asked), (expected, [*enumerate(noted, 1)]))
 
         broken = mock.Mock(side_effect=KeyError)
         async with scripted([*no, READ, CLOSE]) as server, Session(retries=broken) as session:
@@ -2951,11 +2846,10 @@ class Section12Session(AsyncCase):
         async with Session(limit=1, open_connection=never) as session:
             held = asyncio.ensure_future(session.get("http://h.test/"))
             await until(lambda: count(session)[0])
-            for number in range(0, 400, 100):  # who has left the queue
-                outcomes = await asyncio.gather(*(
-                    session.get(f"http://h{number + n}.test/", timeout=0.01) for n in range(100)),
-                    return_exceptions=True)
-                self.assertEqual({type(outcome) for outcome in outcomes}, {TimedOut})
+            outcomes = await asyncio.gather(*(  # who has left the queue
+                session.get(f"http://h{n}.test/", timeout=0.01) for n in range(400)),
+                return_exceptions=True)
+            self.assertEqual({*map(type, outcomes)}, {TimedOut})
             self.assertEqual((len(session._pool.waiting), len(session._pool.turns)), (0, 0))
             await asyncget.cancel([held])
 
@@ -2963,8 +2857,6 @@ class Section12Session(AsyncCase):
         lines = "eins\r\nzwei\n\nö".encode()
         async with scripted([READ, OK + b"Content-Length: 14\r\n\r\n", *bytewise(lines), LOOP],
                             again=True) as server, Session(base_url=server.url) as session:
-            async with session.stream("") as response:
-                self.assertEqual(await listed(response.iter_lines()), ["eins", "zwei", "", "ö"])
             async with session.stream("") as response:
                 async for _ in response.iter_bytes():
                     break
@@ -2975,7 +2867,6 @@ class Section12Session(AsyncCase):
             self.assertEqual(count(session), (0, 0, 0))
             async with session.stream("") as response, asyncget.stream(server.url) as second:
                 self.assertEqual((await second.read(), await response.read()), (lines, lines))
-            await self.raised(TooLarge, session.get("", max_size=13), limit=13)
 
     async def test_get_all(self) -> None:
         async def later(urls: list[str]) -> AsyncIterator[str]:
@@ -2989,33 +2880,31 @@ class Section12Session(AsyncCase):
 
         async with scripted([READ, lambda head: {
                 b"/slow": [0.05, answer(b"/slow")], b"/bad": b"garbage", b"/hang": HOLD,
-                }.get(head.split()[1], answer(head.split()[1])), LOOP], again=True) as server:
+                }.get(head.split()[1], answer(head.split()[1])), LOOP], again=True) as server, \
+                Session(base_url=server.url) as session:
             paths = ["/slow", *(f"/{i}" for i in range(30))]
             urls = [server.url + path for path in paths]
             for many in (urls, iter(urls), later(urls)):
-                responses = await asyncget.get_all(many, limit=4)
-                self.assertEqual([r.content.decode() for r in responses], paths)
+                self.assertEqual([got.text for got in await asyncget.get_all(many, limit=4)], paths)
             self.assertLessEqual(server.most, 4)
             self.assertEqual(await asyncget.get_all([]), [])
-            async with Session(base_url=server.url) as session:
-                asked = len(server.requests)
-                call = session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
-                await self.raised(ProtocolError, call, url=server.url + "/bad")
-                self.assertLessEqual(len(server.requests), asked + 4)
-                outcomes = await session.get_all(["/1", "/bad", "x://"], return_exceptions=True)
-                self.assertEqual([type(outcome) for outcome in outcomes],
-                                 [Response, ProtocolError, InvalidURL])
-                bad, = await session.get_all(["/1"], return_exceptions=True, cookies={"a": "b\nc"})
-                self.assertEqual((type(bad), bad.url), (InvalidHeader, "/1"))
-                task = asyncio.ensure_future(session.get_all(["/hang"] * 5, limit=2))
-                await until(lambda: server.targets()[-2:] == ["/hang"] * 2)
-                task.cancel()
-                await self.raised(asyncio.CancelledError, task)
-                await self.raised(KeyError, session.get_all(broken()))
-                await self.raised(KeyError, session.as_completed(broken()).__anext__())
-                with self.assertRaises(TypeError):
-                    session.as_completed(urls, retires=1)  # type: ignore[call-arg]
-                self.assertEqual(count(session)[0], count(session)[1])
+            asked = len(server.requests)
+            call = session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
+            await self.raised(ProtocolError, call, url=server.url + "/bad")
+            self.assertLessEqual(len(server.requests), asked + 4)
+            outcomes = await session.get_all(["/1", "/bad", "x://"], return_exceptions=True)
+            self.assertEqual([*map(type, outcomes)], [Response, ProtocolError, InvalidURL])
+            bad, = await session.get_all(["/1"], return_exceptions=True, cookies={"a": "b\nc"})
+            self.assertEqual((type(bad), bad.url), (InvalidHeader, "/1"))
+            task = asyncio.ensure_future(session.get_all(["/hang"] * 5, limit=2))
+            await until(lambda: server.targets()[-2:] == ["/hang"] * 2)
+            task.cancel()
+            await self.raised(asyncio.CancelledError, task)
+            await self.raised(KeyError, session.get_all(broken()))
+            await self.raised(KeyError, session.as_completed(broken()).__anext__())
+            with self.assertRaises(TypeError):
+                session.as_completed(urls, retires=1)  # type: ignore[call-arg]
+            self.assertEqual(count(session)[0], count(session)[1])
 
     @not_pypy
     async def test_as_completed(self) -> None:
@@ -3064,21 +2953,6 @@ class Section12Session(AsyncCase):
                     gc.collect()
                     self.assertEqual((said, closed.call_count), ([], 2 - inside))
 
-    async def test_session_of_another_loop_or_closed(self) -> None:
-        async with scripted([READ, answer()], [READ, CLOSE]) as server:
-            session = Session(retries=lambda *_: 0.1)
-            await session.get(server.url, headers={"TE": "trailers", "connection": "Close"})
-            self.assertEqual(field(server.requests[0], "connection"), ["close"])
-            with self.assertRaisesRegex(AsyncGetError, "another event loop"):
-                await asyncio.to_thread(asyncio.run, session.get(server.url))
-            task = asyncio.ensure_future(session.get(server.url))
-            await until(lambda: server.connections == 2 and not server.open)
-            await session.close()
-            await session.close()
-            await self.raised(AsyncGetError, task, "closed")  # while it waits to try again
-            self.assertEqual(server.connections, 2)
-            await self.raised(AsyncGetError, session.get_all([server.url]), "closed")
-
 
 # ==== Somebody else's network =================================================
 # Sections 13 to 16: addresses and TLS, proxies, cookies, passwords; loopback alone.
@@ -3088,7 +2962,6 @@ class Section12Session(AsyncCase):
 
 OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 Test = TypeVar("Test", bound=Callable[..., Any])
-TLS_IN_TLS = sys.version_info >= (3, 11)
 TLS_VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
 
@@ -3100,47 +2973,48 @@ def basic(user: str, password: str) -> str:
 # ---- doubles of proxies
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
-               heads: list[bytes]) -> None:
-    """Pass on all that comes, and write it down; what is for the proxy stays here."""
+               heads: list[bytes], end: bytes = b"") -> None:
+    """Pass on all that comes, and write it down; what is for the proxy stays here.
+
+    end: goes out behind what comes first, and then nothing.
+    """
     while data := await reader.read(65536):
         heads.append(data)
-        writer.write(re.sub(rb"(?m)^Proxy-Authorization:.*\n", b"", data))
+        writer.write(re.sub(rb"(?m)^Proxy-Authorization:.*\n", b"", data) + end)
         await writer.drain()
+        if end:
+            break
 
 
 async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int,
-                heads: list[bytes]) -> None:
+                heads: list[bytes], end: bytes = b"") -> None:
     """Pass on both directions between a client and a port of this machine."""
     far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
     pumps = [asyncio.ensure_future(pump(reader, far_writer, heads)),
-             asyncio.ensure_future(pump(far_reader, writer, []))]
+             asyncio.ensure_future(pump(far_reader, writer, [], end))]
     try:
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        far_writer.close()
         far_writer.transport.abort()
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        await asyncget.cancel(pumps)
 
 
 class HTTPProxy(Server):
     """An HTTP proxy: every name leads to this machine; requests are the heads it was sent."""
 
-    established = OPENED
+    established, end = OPENED, b""
 
     async def steps(self, script: Script, reader: Any, writer: Any) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         method, target, _ = head.split(b" ", 2)
-        match = re.match(rb"(?:http://)?[^/]*?:([0-9]+)", target)
-        assert match, head
+        port = int(re.findall(rb":([0-9]+)(?=/|\Z)", target)[0])
         if method == b"CONNECT":
             self.requests.append(head)
             writer.write(self.established)
-            await relay(reader, writer, int(match[1]), [])
+            await relay(reader, writer, port, [], self.end)
         else:
             reader.feed_data(head)  # back to where it was
-            await relay(reader, writer, int(match[1]), self.requests)
+            await relay(reader, writer, port, self.requests)
 
 
 class SocksProxy(Server):
@@ -3202,72 +3076,65 @@ class Section13AddressesAndTLS(AsyncCase):
 
     def test_resolved(self) -> None:
         h = Origin("https", "h.test", 443)
-        rows: list[tuple[dict[str, str], Origin, str | None]] = [
-            ({"H.Test:0443": "[::1]"}, h, "::1"), ({"h.test:80": "127.0.0.1"}, h, None),
-            ({"x.h.test:443": "127.0.0.1"}, h, None),
-            ({"[0::1]:80": "::2"}, Origin("http", "::1", 80), "::2"),
-            ({"*:443": "127.0.0.2", "h.test:443": "127.0.0.1"}, h, "127.0.0.2"),  # the first
-            ({"BÜCHER.test:443": "::2"}, Origin("https", "xn--bcher-kva.test", 443), "::2")]
-        for resolve, asked, address in rows:
+        for resolve, asked, address in table([
+                ({"H.Test:0443": "[::1]"}, h, "::1"), ({"h.test:80": "127.0.0.1"}, h, None),
+                ({"x.h.test:443": "127.0.0.1"}, h, None),
+                ({"[0::1]:80": "::2"}, Origin("http", "::1", 80), "::2"),
+                ({"*:443": "127.0.0.2", "h.test:443": "127.0.0.1"}, h, "127.0.0.2"),  # the first
+                ({"BÜCHER.test:443": "::2"}, Origin("https", "xn--bcher-kva.test", 443), "::2")]):
             self.assertEqual(asyncget.resolved(resolve, asked), address, resolve)
         for key in ("h.test", "h.test:", "443", "h.test:https", "a/b:443"):
-            with self.subTest(key), self.assertRaises(InvalidURL):
-                asyncget.resolved({key: "127.0.0.1"}, h)
+            self.refuses(InvalidURL, "", asyncget.resolved, {key: "127.0.0.1"}, h)
 
     def test_tls_context(self) -> None:
         default = asyncget.tls_context(True)
         self.assertEqual((default.verify_mode, default.check_hostname), (ssl.CERT_REQUIRED, True))
-        only = asyncget.tls_context(pem("ca"))  # takes the store's place: CVE-2016-9015
-        self.assertEqual(len(only.get_ca_certs()), 1)
+        # a file takes the store's place: CVE-2016-9015
+        self.assertEqual(len(asyncget.tls_context(pem("ca")).get_ca_certs()), 1)
         locked = (pem("client"), pem("encrypted_key"))
         asyncget.tls_context(pem("ca"), (*locked, "secret"))
         with mock.patch.object(ssl.SSLContext, "load_cert_chain") as load:
             asyncget.tls_context(pem("ca"), pem("client"))
         self.assertIsNotNone(load.call_args[0][2])  # None: OpenSSL would ask on the terminal
-        rows: list[tuple[Any, Any, str, int]] = [
-            *((pem("ca"), cert, "client cert", 58) for cert in (
-                locked, (*locked, "wrong-secret"), (*locked, b"wrong-secret"), (*locked, 17),
-                (None,), ("/none", "/none", "secret"))),
-            *((verify, None, "verify=", 77) for verify in ("/none", pem("key"), None, 7.5, "a\0b")),
-            (ssl.create_default_context(), pem("client"), "load it into your SSLContext", 58)]
-        for verify, cert, said, code in rows:
-            with self.subTest(cert), self.assertRaisesRegex(TLSError, said) as caught:
-                asyncget.tls_context(verify, cert)
-            self.assertEqual(caught.exception.exit_code, code)
-            self.assertNotIn("secret", str(caught.exception))
+        for verify, cert, said, code in table([
+                *((pem("ca"), cert, "client cert", 58) for cert in (
+                    locked, (*locked, "wrong-secret"), (*locked, b"wrong-secret"), (*locked, 17),
+                    (None,), ("/none", "/none", "secret"))),
+                *((path, None, "verify=", 77) for path in ("/none", pem("key"), None, 7.5, "a\0b")),
+                (ssl.create_default_context(), pem("client"), "load it into your SSLContext", 58)]):
+            error = self.refuses(TLSError, said, asyncget.tls_context, verify, cert, exit_code=code)
+            self.assertNotIn("secret", str(error))
 
     async def test_certificates(self) -> None:
         """CVE-2021-28363: what a proxy tunnels, is checked as well, and for the origin's name."""
-        strict: Any = ssl.create_default_context(cafile=pem("ca"))
+        ca, strict = pem("ca"), ssl.create_default_context(cafile=pem("ca"))
         strict.verify_flags |= ssl.VERIFY_X509_STRICT  # python/cpython#138193: as 3.13 has it
-        rows: list[tuple[str, str, Any, str]] = [  # certificate, host, verify, complaint
-            ("leaf", "127.0.0.1", pem("ca"), ""), ("leaf", "localhost", strict, ""),
-            ("self_signed", "localhost", pem("self_signed"), ""),
-            ("expired", "localhost", pem("ca"), r"expired \(after 0.\d\d s\)\Z"),
-            ("other", "localhost", pem("ca"), r"Hostname mismatch.*localhost.* \(after 0.+ s\)\Z"),
-            ("other", "127.0.0.1", pem("ca"), "IP address mismatch"),
-            ("self_signed", "localhost", pem("ca"),
-             f"self.signed certificate.*trusted are those in verify='{pem('ca')}'"),
-            ("self_signed", "localhost", strict, "trusted are those in verify=<ssl.SSLContext"),
-            ("no_aki", "localhost", strict, "Missing Authority Key Identifier.*since Python 3.13.*"
-             "verify_flags &= ~ssl.VERIFY_X509_STRICT"),
-            ("leaf", "localhost", True, "SSL_CERT_FILE")]
-        for name, host, verify, text in rows:
+        for name, host, verify, text in table([  # certificate, host, verify, complaint
+                ("leaf", "127.0.0.1", ca, ""), ("leaf", "localhost", strict, ""),
+                ("self_signed", "localhost", pem("self_signed"), ""),
+                ("expired", "localhost", ca, r"expired \(after 0.\d\d s\)\Z"),
+                ("other", "localhost", ca, r"Hostname mismatch.*localhost.* \(after 0.+ s\)\Z"),
+                ("other", "127.0.0.1", ca, "IP address mismatch"),
+                ("self_signed", "localhost", ca,
+                 f"self.signed certificate.*trusted are those in verify='{ca}'"),
+                ("self_signed", "localhost", strict, "trusted are those in verify=<ssl.SSLContext"),
+                ("no_aki", "localhost", strict, "Missing Authority Key Identifier.*"
+                 "since Python 3.13.*verify_flags &= ~ssl.VERIFY_X509_STRICT"),
+                ("leaf", "localhost", True, "SSL_CERT_FILE")]):
             async with origin(name) as server, proxy() as via, proxy(SocksProxy) as socks, \
                     Session() as session:
                 url = f"https://{host}:{server.port}/"
                 for way in (None, f"http://{via.url}", f"socks5h://{socks.url}"):
-                    with self.subTest(name, host=host, way=way):
-                        call = session.get(url, verify=verify, proxy=way)
-                        if text:
-                            said = f"certificate of {host}:{server.port}.*{way or ''}.*{text}"
-                            error = await self.raised(TLSError, call, said, exit_code=60)
-                            other = "trusted" if "Missing" in text else "STRICT"
-                            self.assertNotIn(other, str(error))
-                            self.assertEqual(server.requests, [])
-                            call = session.get(url, verify=False, proxy=way)
-                        self.assertEqual((await call).content, b"ok")
-                        server.requests.clear()
+                    call = session.get(url, verify=verify, proxy=way)
+                    if text:
+                        said = f"certificate of {host}:{server.port}.*{way or ''}.*{text}"
+                        error = await self.raised(TLSError, call, said, exit_code=60)
+                        other = "trusted" if "Missing" in text else "STRICT"
+                        self.assertNotIn(other, str(error))
+                        self.assertEqual(server.requests, [])
+                        call = session.get(url, verify=False, proxy=way)
+                    self.assertEqual((await call).content, b"ok")
+                    server.requests.clear()
 
     async def test_where_the_authorities_come_from(self) -> None:
         folder = self.empty_folder()
@@ -3297,18 +3164,15 @@ class Section13AddressesAndTLS(AsyncCase):
         context.sni_callback = lambda _, name, __: names.append(name)
         async with origin(tls=context) as server, proxy() as via:
             listener = await asyncio.start_unix_server(server.play, path, ssl=context)
-            ways: list[dict[str, Any]] = [{"resolve": {f"*:{server.port}": "127.0.0.1"}},
-                                          {"unix_socket": path, "proxy": "http://p.test"},
-                                          {"proxy": via.url}]
-            for way in ways:
-                with self.subTest(way):
-                    options = {"verify": pem("ca"), "headers": {"Host": "odd.test"}, **way}
-                    for dot in ("", "."):  # RFC 6066 3
-                        await asyncget.get(f"https://other.test{dot}:{server.port}/", **options)
-                        self.assertEqual(names.pop(), "other.test")
-                    await self.raised(TLSError, asyncget.get(
-                        f"https://h.test:{server.port}/", **options), "Hostname mismatch")
-                    self.assertEqual(names.pop(), "h.test")
+            for way in table([{"resolve": {f"*:{server.port}": "127.0.0.1"}}, {"proxy": via.url},
+                              {"unix_socket": path, "proxy": "http://p.test"}]):
+                options = {"verify": pem("ca"), "headers": {"Host": "odd.test"}, **way}
+                for dot in ("", "."):  # RFC 6066 3
+                    await asyncget.get(f"https://other.test{dot}:{server.port}/", **options)
+                    self.assertEqual(names.pop(), "other.test", way)
+                await self.raised(TLSError, asyncget.get(
+                    f"https://h.test:{server.port}/", **options), "Hostname mismatch")
+                self.assertEqual(names.pop(), "h.test")
             listener.close()
 
     async def test_client_certificate_wanted(self) -> None:
@@ -3318,14 +3182,11 @@ class Section13AddressesAndTLS(AsyncCase):
             async with proxy() as via:
                 with demanding(version) as (url, _):
                     url = url.replace("127.0.0.1", "other.test")
-                    ways: list[dict[str, Any]] = [
-                        {"proxy": via.url}, {"resolve": {url[8:]: "127.0.0.1"}}]
-                    for way in ways:
-                        with self.subTest(version, way=way):
-                            await self.raised(TLSError, asyncget.get(url, verify=pem("ca"), **way),
-                                              "other.test:.*cert=", exit_code=35)
-                            self.assertTrue((await asyncget.get(
-                                url, cert=cert, verify=pem("ca"), **way)).ok)
+                    for way in table([{"proxy": via.url}, {"resolve": {url[8:]: "127.0.0.1"}}]):
+                        await self.raised(TLSError, asyncget.get(url, verify=pem("ca"), **way),
+                                          "other.test:.*cert=", exit_code=35)
+                        self.assertTrue((await asyncget.get(
+                            url, cert=cert, verify=pem("ca"), **way)).ok)
 
     async def test_errors_of_the_way(self) -> None:
         """Which hop, after how long, at which address, from which variable."""
@@ -3333,40 +3194,33 @@ class Section13AddressesAndTLS(AsyncCase):
         nowhere, odd, reset = (mock.AsyncMock(side_effect=error) for error in (
             socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long"),
             ConnectionResetError("in the handshake")))
-        rows: list[tuple[dict[str, Any], type[ConnectError], int, str]] = [
-            ({}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} \(from "
-             rf"https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
-            ({"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
-             "to h.test:443 at 127.0.0.1: .*after 0"),
-            ({"trust_env": False, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}}, ConnectError, 7,
-             "to h.test:443 .*'127.0.0.1'.*'127.0.0.2'"),
-            ({"unix_socket": "/none/s"}, ConnectError, 7, "unix:/none/s: .*No such file.*after"),
-            ({"unix_socket": "/" + "x" * 200}, ConnectError, 7, "cannot connect"),
-            ({"unix_socket": "a\0b"}, ConnectError, 7, "cannot connect"),
-            ({"proxy": "", "open_connection": nowhere}, ConnectError, 6,
-             "resolve 'h.test', for h.test:443: .*not known.*after"),
-            ({"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
-            ({"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
-            ({"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
-             "resolve 'p.test', for proxy http://p.test:80")]
-        for options, kind, code, text in rows:
-            with self.subTest(options), mock.patch.dict(
-                    os.environ, HTTPS_PROXY=f"http://127.0.0.1:{port}"):
-                call = asyncget.get("https://h.test/", verify=pem("ca"), **options)
+        far, bare = "https://h.test", "http://no.test"
+        for url, options, kind, code, text in table([
+                (far, {}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} "
+                 rf"\(from https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
+                (far, {"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
+                 "to h.test:443 at 127.0.0.1: .*after 0"),
+                (far, {"trust_env": False, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}},
+                 ConnectError, 7, "to h.test:443 .*'127.0.0.1'.*'127.0.0.2'"),
+                *((far, {"unix_socket": path}, ConnectError, 7, said) for path, said in (
+                    ("/none/s", "unix:/none/s: .*No such file.*after"),
+                    ("/" + "x" * 200, "cannot connect"), ("a\0b", "cannot connect"))),
+                (far, {"proxy": "", "open_connection": nowhere}, ConnectError, 6,
+                 "resolve 'h.test', for h.test:443: .*not known.*after"),
+                (far, {"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
+                (far, {"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
+                (bare, {"open_connection": nowhere}, ConnectError, 6, "'no.test', for no.test:80:"),
+                (bare, {"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
+                 "resolve 'p.test', for proxy http://p.test:80"),
+                ("http://h", {"timeout": 0.05, "open_connection": never}, TimedOut, 28,
+                 r"no connection within 0.05 s: proxy socks5://p.test:1080 \(from all_pr")]):
+            with mock.patch.dict(os.environ, HTTPS_PROXY=f"http://127.0.0.1:{port}",
+                                 all_proxy="socks5://p.test", no_proxy="no.test"):
+                call = asyncget.get(url, verify=pem("ca"), **options)
                 error = await self.raised(kind, call, text, exit_code=code)
                 self.assertIs(type(error), kind)
                 if "127.0.0.1" in text:
                     self.assertEqual(error.errno, errno.ECONNREFUSED)
-        with mock.patch.dict(os.environ, http_proxy="socks4://p", all_proxy="socks5://p.test",
-                             no_proxy="no.test"):
-            await self.raised(ProxyError, asyncget.get("http://h"), "http_proxy: unsupported scheme")
-            call = asyncget.get("https://h", timeout=0.05, open_connection=never)
-            await self.raised(TimedOut, call, "no connection within 0.05 s: proxy "
-                              r"socks5://p.test:1080 \(from all_pr")
-            call = asyncget.get("http://no.test", open_connection=nowhere)
-            await self.raised(ConnectError, call, "resolve 'no.test', for no.test:80:")
-            call = asyncget.get("http://no.test", open_connection=nowhere, proxy="p")
-            await self.raised(ConnectError, call, "resolve 'p', for proxy")
         with mock.patch.object(asyncio, "open_unix_connection"):
             del asyncio.open_unix_connection  # as on Windows
             await self.raised(ConnectError, asyncget.get("http://h.test/", unix_socket="/x"),
@@ -3415,14 +3269,20 @@ class Section13AddressesAndTLS(AsyncCase):
                                 "169.254.169.254", "0.0.0.0", "224.0.0.1", "::1", "fe80::1",
                                 "fd00::1", "::ffff:127.0.0.1", "64:ff9b::10.0.0.1", ""):
                     at[:] = ["1.1.1.1", address] if address else ["1.1.1.1"]
-                    said = "h.test is at .* not public" if address else "127.0.0.1 is at 127.0.0.1"
-                    with self.subTest(address):
-                        call = asyncget.get("http://h.test/", open_connection=open_public)
-                        await self.raised(ConnectError, call, said)
-                        self.assertEqual(len(server.requests), not address)  # that redirects
+                    said = f"{'h.test' if address else '127.0.0.1'} is at .*{address}.* not public"
+                    call = asyncget.get("http://h.test/", open_connection=open_public)
+                    await self.raised(ConnectError, call, said)
+                    self.assertEqual(len(server.requests), not address, address)  # that redirects
 
 
 # ---- 14. Proxies
+
+def asking() -> ssl.SSLContext:
+    """A proxy's context, which asks for a certificate and refuses the one meant for the origin."""
+    context = server_tls()
+    context.verify_mode = ssl.CERT_OPTIONAL  # it knows no authority
+    return context
+
 
 class Section14Proxies(AsyncCase):
     """Which proxy, what it is told byte for byte, and what its answers may do to us."""
@@ -3479,10 +3339,9 @@ class Section14Proxies(AsyncCase):
         with mock.patch.dict(os.environ, clear=True), mock.patch("sys.platform", "darwin"), \
                 mock.patch("urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), \
                 mock.patch("urllib.request.proxy_bypass", lambda host: host == "inside.test"):
-            self.assertEqual(str(choose_proxy(origins[1])),
-                             "http://mac:8080 (from the system's settings)")
-            for straight in (origins[0], Origin("https", "inside.test", 443)):
-                self.assertIsNone(choose_proxy(straight))
+            chosen = map(choose_proxy, (*origins, Origin("https", "inside.test", 443)))
+            self.assertEqual([*map(str, chosen)], [
+                "None", "http://mac:8080 (from the system's settings)", "None"])
             os.environ["ALL_PROXY"] = "p:1"
             self.assertEqual(str(choose_proxy(origins[1])), both[1])
 
@@ -3499,9 +3358,8 @@ class Section14Proxies(AsyncCase):
         for text in ("socks4://me:secret@p", "ftp://p", "me:secret://se@cret@p", "", "http://",
                      "http://me:secret@p:99999", "http://me:sec/ret@p:1", "p q", "http://p\n:1",
                      "http://me:se cret@p"):
-            with self.subTest(text), self.assertRaisesRegex(ProxyError, "^http_proxy: ") as caught:
-                parse_proxy(text, "http_proxy")  # fails closed: never a direct connection
-            self.assertNotIn("cret", str(caught.exception))
+            error = self.refuses(ProxyError, "", parse_proxy, text, "http_proxy")  # fails closed
+            self.assertRegex(str(error), "^http_proxy: (?!.*cret)")
 
     # ---- what it is told
 
@@ -3532,9 +3390,6 @@ class Section14Proxies(AsyncCase):
                 self.assertEqual([head.decode() for head in via.requests],
                                  [f"CONNECT other.test:{server.port} HTTP/1.1\r\n"
                                   f"Host: other.test:{server.port}\r\n{agent}{extra}\r\n"])
-                for head in server.requests:
-                    self.assertEqual(field(head, "proxy-authorization"), [])
-                    self.assertEqual(field(head, "authorization"), [basic("u", "p")])
         async with scripted([READ, answer(b"", status="403 No")], again=True) as server:
             for url, target in (("https://h.test/", "h.test:443"), ("https://[::1]/", "[::1]:443")):
                 await self.raised(ProxyError, asyncget.get(url, proxy=server.url))
@@ -3548,10 +3403,9 @@ class Section14Proxies(AsyncCase):
             for head in (b"HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n",
                          b"HTTP/1.1 299\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
                          b"HTTP/1.1 100 C\r\n\r\n" * 3 + OPENED, b"HTTP/1.1 200\nX: 1\n\n"):
-                with self.subTest(head):
-                    via.established = head
-                    response = await session.get(url, headers={"Connection": "close"})
-                    self.assertEqual(response.content, b"ok")
+                via.established = head
+                response = await session.get(url, headers={"Connection": "close"})
+                self.assertEqual(response.content, b"ok")
             via.established = OPENED + answer(b"slipped in")  # CVE-2021-22947
             await self.raised(ProxyError, session.get(url), "before the tunnel was", exit_code=56)
             self.assertEqual(via.connections, 5)
@@ -3584,8 +3438,7 @@ class Section14Proxies(AsyncCase):
             ("", [b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000], "head")]
         later: list[tuple[list[Any], type[ConnectError], str]] = [  # behind the answer to CONNECT
             ([0.02, answer()], TLSError, "after.*no TLS is spoken"),
-            ([0.02, CLOSE], ConnectError, "handshake with h.test:443"),
-            ([CLOSE], ConnectError, "handshake"),
+            *(([*wait, CLOSE], ConnectError, "handshake with h.test:443") for wait in ([], [0.02])),
             ([0.02, RESET], TLSError, "handshake with h.test:443 through proxy")]
         socks: list[tuple[str, list[Any], str]] = [
             ("", [3, b"\x05\xff"], "wants credentials that are not in its URL"),
@@ -3603,32 +3456,31 @@ class Section14Proxies(AsyncCase):
               for number, text in enumerate([
                   "general failure", "not allowed", "network unreachable", "host unreachable",
                   "connection refused", "expired", "command not", "address type", "reply 9"], 1))]
-        rows: list[tuple[str, str, list[Any], Any, str, dict[str, int]]] = [
-            *(("http", me, [READ, *steps], ProxyError, text, {}) for me, steps, text in tunnels),
-            *(("http", "", [READ, OPENED, *steps], kind, text, {}) for steps, kind, text in later),
-            *(("socks5h", me, steps, ProxyError, text, {"exit_code": 97})
-              for me, steps, text in socks)]
-        for scheme, user, steps, kind, text, code in rows:
+        for scheme, user, steps, kind, text in table([
+                *(("http", me, [READ, *steps], ProxyError, text) for me, steps, text in tunnels),
+                *(("http", "", [READ, OPENED, *steps], kind, text) for steps, kind, text in later),
+                *(("socks5h", me, steps, ProxyError, text) for me, steps, text in socks)]):
             url = "https://h.test/" if scheme == "http" else "http://h.test/"
             async with scripted(steps) as server, Session(
                     proxy=f"{scheme}://{user}{server.url[7:]}", verify=pem("ca")) as session:
-                with self.subTest(text, steps=steps):
-                    error = await self.raised(kind, session.get(url), text, url=url, **code)
-                    self.assertIn(f"proxy {scheme}://{server.url[7:]} (from proxy=)", str(error))
-                    self.assertIn("(after 0.", str(error))
-                    self.assertNotRegex(str(error), r"^proxy \S+ \(from proxy=\) proxy|s3cret")
-                    if "closed" not in text:  # it has answered, and what it said is told
-                        self.assertNotIn("closed the connection", str(error))
-                    self.assertTrue(str(error).isprintable())
-                    self.assertEqual((count(session), server.connections), ((0, 0, 0), 1))
-                    await until(lambda: not server.open)
+                error = await self.raised(kind, session.get(url), text, url=url)
+                self.assertTrue(error.exit_code == 97 or scheme == "http")
+                self.assertIn(f"proxy {scheme}://{server.url[7:]} (from proxy=)", str(error))
+                self.assertIn("(after 0.", str(error))
+                self.assertNotRegex(str(error), r"^proxy \S+ \(from proxy=\) proxy|s3cret")
+                if "closed" not in text:  # it has answered, and what it said is told
+                    self.assertNotIn("closed the connection", str(error))
+                self.assertTrue(str(error).isprintable())
+                self.assertEqual((count(session), server.connections), ((0, 0, 0), 1))
+                await until(lambda: not server.open)
 
     # ---- TLS to the proxy
 
     async def test_https_proxy(self) -> None:
-        async with origin() as server, proxy(tls=server_tls()) as via:
-            url = f"http://h.test:{server.port}/"
-            response = await asyncget.get(url, proxy=f"https://me:pw@{via.url}", verify=pem("ca"))
+        async with origin() as server, proxy(tls=asking()) as via:
+            url, cert = f"http://h.test:{server.port}/", (pem("client"), pem("key"))
+            response = await asyncget.get(url, proxy=f"https://me:pw@{via.url}", verify=pem("ca"),
+                                          cert=cert)
             self.assertEqual(response.content, b"ok")
             self.assertIn(basic("me", "pw"), field(via.requests[0], "proxy-authorization"))
             await self.raised(TLSError, asyncget.get(url, proxy=f"https://{via.url}"),
@@ -3652,10 +3504,11 @@ class Section14Proxies(AsyncCase):
         # Before 3.11.8 and 3.12.2 asyncio stumbles on each error in TLS in TLS, and logs that.
         loop.set_exception_handler(lambda loop, context: None if "_abort" in repr(
             context.get("exception")) else handler(loop, context))
-        async with origin("other") as server, proxy(tls=server_tls()) as via, Session(
-                proxy=f"https://me:pw@{via.url}", verify=pem("ca")) as session:
+        trust: dict[str, Any] = {"verify": pem("ca"), "cert": (pem("client"), pem("key"))}
+        async with origin(server_tls("other", client_ca=True)) as server, proxy(
+                tls=asking()) as via, Session(proxy=f"https://me:pw@{via.url}", **trust) as session:
             url = f"https://other.test:{server.port}/"
-            if not TLS_IN_TLS:
+            if sys.version_info < (3, 11):
                 await self.raised(ProxyError, session.get(url), "needs Python 3.11.*http:// proxy")
                 self.assertEqual(via.connections, 0)  # said before anything is sent
                 return
@@ -3668,51 +3521,21 @@ class Section14Proxies(AsyncCase):
             for version in TLS_VERSIONS:
                 with demanding(version) as (url, _):
                     url = url.replace("127.0.0.1", "other.test")
-                    await self.raised(TLSError, session.get(url), "other.test:.*cert=")
+                    await self.raised(TLSError, session.get(url, cert=None), "other.test:.*cert=")
             for end in (CLOSE, CUT, RESET):
                 async with scripted([READ, answer()[:-1], end], tls=server_tls("other")) as cut:
                     url = f"https://other.test:{cut.port}/"
                     await self.raised(IncompleteBody, session.get(url))
 
-            class Spoiling(HTTPProxy):
-                """What is no TLS, and the end, right behind the origin's part of the handshake."""
-
-                async def steps(self, script: Script, reader: Any, writer: Any) -> None:
-                    await reader.readuntil(b"\r\n\r\n")
-                    writer.write(OPENED)
-                    far_reader, far_writer = await asyncio.open_connection("127.0.0.1", server.port)
-                    far_writer.write(await reader.read(9999))
-                    writer.write(await far_reader.read(9999) + b"\0\xff\r\n\r\n" + answer())
-                    writer.close()
-                    far_writer.close()
-
-            url = f"https://other.test:{server.port}/"
-            async with proxy(Spoiling, server_tls()) as via, Session(
-                    proxy=f"https://{via.url}", verify=pem("ca"), limit=1, timeout=5) as session:
+            via.end = b"\0\xff\r\n\r\n" + answer()  # no TLS, right behind the origin's part of it
+            async with Session(proxy=f"https://{via.url}", limit=1, timeout=5, **trust) as session:
                 for _ in range(2):  # its place is free again
-                    await self.raised((TLSError, IncompleteBody), session.get(url))
+                    await self.raised((TLSError, IncompleteBody), session.get(
+                        f"https://other.test:{server.port}/"))
                 self.assertEqual(count(session), (0, 0, 0))
         async with scripted([READ, OPENED], tls=server_tls()) as mute:
             await self.raised(TimedOut, asyncget.get(
                 "https://h.test/", proxy=mute.url, verify=pem("ca"), timeout=0.1))
-
-    async def test_client_certificate_is_the_origins(self) -> None:
-        """A proxy that asks for a certificate does not get the one meant for the origin."""
-        asking, wanting, seen = server_tls(client_ca=True), server_tls("other", client_ca=True), []
-        asking.verify_mode = ssl.CERT_OPTIONAL
-
-        class Asking(HTTPProxy):
-            async def steps(self, script: Script, reader: Any, writer: Any) -> None:
-                seen.append(writer.get_extra_info("peercert"))
-                await super().steps(script, reader, writer)
-
-        async with scripted([READ, answer(), LOOP], again=True, tls=wanting) as server, \
-                origin() as plain, proxy(Asking, asking) as via:
-            for url in (f"http://h.test:{plain.port}/", f"https://other.test:{server.port}/"):
-                if TLS_IN_TLS or url.startswith("http:"):
-                    self.assertTrue((await asyncget.get(url, proxy=f"https://{via.url}", verify=pem(
-                        "ca"), cert=(pem("client"), pem("key")))).ok)
-        self.assertEqual({bool(certificate) for certificate in seen}, {False})
 
     # ---- SOCKS5 (RFC 1928, RFC 1929)
 
@@ -3768,8 +3591,7 @@ class Section14Proxies(AsyncCase):
             self.assertEqual(count(session), (len(ways), len(ways), 0))
             if url.startswith("https"):
                 for through in (ways[0], ways[-1]):  # no stranger's trust is inherited
-                    with self.assertRaises(TLSError):
-                        await session.get(url, proxy=through.get("proxy"))
+                    await self.raised(TLSError, session.get(url, proxy=through.get("proxy")))
 
     async def test_same_host_by_other_ways(self) -> None:
         async with origin() as server, proxy() as one, proxy() as two, proxy(SocksProxy) as socks:
@@ -3787,12 +3609,11 @@ class Section14Proxies(AsyncCase):
 
     async def test_same_host_with_other_tls(self) -> None:
         """CVE-2024-35195, CVE-2022-27782, CVE-2026-54275: the context's identity is the key."""
-        contexts: list[Any] = [ssl.create_default_context(cafile=pem("ca")) for _ in range(2)]
-        cert = pem("client")
-        certs: list[Any] = [(cert, pem("key")), (cert, pem("encrypted_key"), "secret")]
+        contexts = [ssl.create_default_context(cafile=pem("ca")) for _ in range(2)]
+        keys = (pem("key"),), (pem("encrypted_key"), "secret")
         ways: list[dict[str, Any]] = [
             *({"verify": verify} for verify in (False, pem("ca"), *contexts)),
-            *({"verify": pem("ca"), "cert": cert} for cert in certs)]
+            *({"verify": pem("ca"), "cert": (pem("client"), *key)} for key in keys)]
         async with origin("leaf") as server, proxy() as via:
             await self.each_its_own(f"https://localhost:{server.port}/", [
                 *ways, *({**way, "proxy": via.url} for way in ways)])
@@ -3900,27 +3721,23 @@ class Section15Cookies(Section):
                 "test", "test.", "com", "x.test", "a.www.h.test", "ww.h.test", "..h.test",
                 "h.test.", "h test", "h.test:80", "http://h.test", "h.t\u00e9st", "\udcff.h.test",
                 "*.h.test", "[", "]", "[]", ":", "x" * 1024)))], "domain", "host_only")
-        for host, domain, kept in (
-                ("10.0.0.1", "10.0.0.1", True), ("10.0.0.1", "0.0.1", False),
-                ("[::1]", "::1", True), ("[::1]", "[::1]", False), ("[::1]", "::2", False),
-                ("localhost", ".LocalHost", True), ("x.localhost", "localhost", False),
-                ("com", "com", True), ("a.com.", "com.", False), ("h.test.", "h.test.", True),
-                ("h.test.", "h.test", False), ("www.b.co.uk", "co.uk", False),
-                ("www.b.co.uk", "b.co.uk", True), ("co.uk", "co.uk", True),
-                ("www.co.com", "co.com", True), ("a.h.uk", "h.uk", True),
-                ("a.co.ukx", "co.ukx", True),
-                ("www.xn--bcher-kva.example", "b\u00fccher.example", False),  # no ASCII
-                ("www.xn--bcher-kva.example", ".XN--BCHER-KVA.example", True)):
-            expected = (domain.lower().removeprefix("."), False) if kept else None
-            self.check_set(f"http://{host}/", [(f"a=1; Domain={domain}", expected)],
-                           "domain", "host_only")
+        kept = """10.0.0.1 10.0.0.1, [::1] ::1, localhost .LocalHost, com com, h.test. h.test.,
+            www.b.co.uk b.co.uk, co.uk co.uk, www.co.com co.com, a.h.uk h.uk, a.co.ukx co.ukx,
+            www.xn--bcher-kva.example .XN--BCHER-KVA.example"""
+        refused = """10.0.0.1 0.0.1, [::1] [::1], [::1] ::2, x.localhost localhost, a.com. com.,
+            h.test. h.test, www.b.co.uk co.uk, www.xn--bcher-kva.example b\u00fccher.example"""
+        for pairs, stays in ((kept, True), (refused, False)):
+            for host, domain in map(str.split, pairs.split(",")):
+                expected = (domain.lower().removeprefix("."), False) if stays else None
+                self.check_set(f"http://{host}/", [(f"a=1; Domain={domain}", expected)],
+                               "domain", "host_only")
 
     def test_path(self) -> None:
         """6265bis 5.6.4 and 5.1.4."""
         self.check_set("http://h.test/dir/page?q=/a/b", [
-            *((line, "/dir") for line in ("a=1", "a=1; Path=", "a=1; Path", "a=1; Path=x",
-                                          'a=1; Path="/"', "a=1; Path=/a; Path=b",
-                                          "a=1; Path=/" + "x" * 1024)),
+            *((line, "/dir") for line in (
+                "a=1", "a=1; Path=", "a=1; Path", "a=1; Path=x", 'a=1; Path="/"',
+                "a=1; Path=/a; Path=b", "a=1; Path=/" + "x" * 1024)),
             ("a=1; PATH = /x y/ ", "/x y/"), ("a=1; Path=/a; Path=/b", "/b"),
             ("a=1; Path=/" + "x" * 1023, "/" + "x" * 1023),
             ("a=1; Path=/a; Path=/" + "x" * 1024, "/a")], "path")
@@ -3946,33 +3763,32 @@ class Section15Cookies(Section):
         bad = ["__secure-=1", "__Host-a=1; Path=/", "__host-a=1; Secure",
                "__Host-a=1; Secure; Path=/x", "__Host-a=1; Secure; Path=/; Domain=h.test",
                "=__Host-a=1; Secure; Path=/", "__Host-; Secure; Path=/", "=__SECURE-a=1; Secure"]
-        for line in good + bad:
-            cookie = asyncget.parse_set_cookie(line, parse_url("https://h.test/d/"), NOW)
-            self.assertEqual(cookie is not None, line in good, line)
+        self.check_set("https://h.test/d/", [
+            *((line, line.partition("=")[0]) for line in good), *((line, None) for line in bad)],
+            "name")
 
     # ---- the jar, as servers fill it
 
     def test_round_trips(self) -> None:
         """6265bis 5.8.3: (set by, Set-Cookie, where it is sent, and where not)."""
-        rows: list[tuple[str, str, str, str]] = [
-            ("http://a.test", "x=1", "https://a.test:81",                # neither port nor scheme
-             "http://b.test http://s.a.test"),                           # CVE-2015-2296: host-only
-            ("http://s.a.test", "x=1; Domain=a.test", "http://a.test http://t.s.a.test",
-             "http://nota.test"), ("http://a.test.", "x=1", "", "http://a.test"),
-            ("http://a.test", "nameless", "http://a.test", ""),
-            ("http://10.0.0.1", "x=1; Domain=10.0.0.1", "http://10.0.0.1", "http://x.10.0.0.1"),
-            ("http://com", "x=1; Domain=com", "http://com", "http://h.com"),
-            ("http://co.uk", "x=1; Domain=co.uk", "", "http://h.co.uk"),
-            ("http://localhost", "x=1; Domain=localhost", "", "http://x.localhost"),
-            ("http://a.test", "x=1; Path=/any", "http://a.test/any?q http://a.test/any/x",
-             "http://a.test/anybad http://a.test/q?/any"),
-            ("http://a.test/dir/page", "x=1", "http://a.test/dir/other", "http://a.test/other"),
-            ("https://a.test", "x=1; Secure", "https://a.test:81", "http://a.test"),
-            ("https://localhost", "x=1; Secure", "http://localhost:81", ""),
-            ("https://127.0.0.1", "x=1; Secure", "http://127.0.0.1", ""),
-            ("https://[::1]", "x=1; Secure", "http://[::1]", ""),
-            ("https://127.0.0.2", "x=1; Secure", "", "http://127.0.0.2")]
-        for setter, line, good, bad in rows:
+        for setter, line, good, bad in [
+                ("http://a.test", "x=1", "https://a.test:81",              # neither port nor scheme
+                 "http://b.test http://s.a.test"),                         # CVE-2015-2296: its own
+                ("http://s.a.test", "x=1; Domain=a.test", "http://a.test http://t.s.a.test",
+                 "http://nota.test"), ("http://a.test.", "x=1", "", "http://a.test"),
+                ("http://a.test", "nameless", "http://a.test", ""),
+                ("http://10.0.0.1", "x=1; Domain=10.0.0.1", "http://10.0.0.1", "http://x.10.0.0.1"),
+                ("http://com", "x=1; Domain=com", "http://com", "http://h.com"),
+                ("http://co.uk", "x=1; Domain=co.uk", "", "http://h.co.uk"),
+                ("http://localhost", "x=1; Domain=localhost", "", "http://x.localhost"),
+                ("http://a.test", "x=1; Path=/any", "http://a.test/any?q http://a.test/any/x",
+                 "http://a.test/anybad http://a.test/q?/any"),
+                ("http://a.test/dir/page", "x=1", "http://a.test/dir/other", "http://a.test/other"),
+                ("https://a.test", "x=1; Secure", "https://a.test:81", "http://a.test"),
+                ("https://localhost", "x=1; Secure", "http://localhost:81", ""),
+                ("https://127.0.0.1", "x=1; Secure", "http://127.0.0.1", ""),
+                ("https://[::1]", "x=1; Secure", "http://[::1]", ""),
+                ("https://127.0.0.2", "x=1; Secure", "", "http://127.0.0.2")]:
             for asker in f"{good} {bad}".split():
                 self.assertEqual(sent_with(setting(setter, line), asker),
                                  line.partition(";")[0] * (asker in good.split()), (setter, line))
@@ -3990,8 +3806,7 @@ class Section15Cookies(Section):
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=4; X=1; x=/; x=2")
 
     def test_nothing_is_left_behind(self) -> None:
-        jar = asyncget.Cookies()
-        url = parse_url("http://a.test/")
+        jar, url = asyncget.Cookies(), parse_url("http://a.test/")
         with mock.patch.object(time, "time", lambda: NOW):
             names = jar.store(url, ["a=1; Max-Age=60", "b=2", "bad\0", "c=3; Max-Age=0"])
         self.assertEqual(names, ["a", "b", "c"])
@@ -4000,8 +3815,7 @@ class Section15Cookies(Section):
                 self.assertEqual((sent_with(jar, "http://a.test/"), len(jar)),
                                  (sent, sent.count("=")))
         self.assertEqual(jar.store(url, ["b=; Expires=Thu, 01 Jan 1970 00:00:00 GMT"]), ["b"])
-        self.assertEqual(jar.store(url, ["bad\0"]), [])
-        self.assertEqual((len(jar), jar._sites), (0, {}))
+        self.assertEqual((jar.store(url, ["bad\0"]), len(jar), jar._sites), ([], 0, {}))
 
     def test_secure_cookies_are_left_alone(self) -> None:
         """5.7 step 16."""
@@ -4015,10 +3829,9 @@ class Section15Cookies(Section):
                 (https, old + "; Domain=a.test", "x=2", "http://s.a.test/", False),
                 ("https://s.a.test/", old, "x=2; Domain=a.test", http, False),
                 ("https://s.a.test/", old, "x=2", "http://t.a.test/", True)):
-            with self.subTest(setter=setter, line=line, url=url):
-                with mock.patch.object(time, "time", lambda: NOW):
-                    jar = setting(setter, was)
-                self.assertEqual(bool(jar.store(parse_url(url), [line])), allowed)
+            with mock.patch.object(time, "time", lambda: NOW):
+                jar = setting(setter, was)
+            self.assertEqual(bool(jar.store(parse_url(url), [line])), allowed, (setter, line, url))
 
     def test_who_makes_room_in_a_site(self) -> None:
         """6265bis 5.7 and 6.1: what has expired, then what is not Secure (http cannot push that
@@ -4036,10 +3849,9 @@ class Section15Cookies(Section):
             for i in range(12):
                 setting(f"http://s{i}.a.test/", "x=1", f"y{i}=1; Domain=a.test", jar=jar)
             self.assertEqual((len(jar), "old" in jar, "y8" in jar), (11, False, True))
-            self.assertEqual(sent_with(jar, "http://victim.test/"), "v=1")
-            self.assertEqual(jar.get("sid"), "1")
+            self.assertEqual((sent_with(jar, "http://victim.test/"), jar["sid"]), ("v=1", "1"))
 
-    def test_which_site_makes_room(self) -> None:
+    def test_which_site_makes_room_or_is_looked_at(self) -> None:
         jar = setting("http://first.test/", "x=1")
         with mock.patch.object(asyncget, "MAX_COOKIES", 30):
             for i in range(10):
@@ -4047,24 +3859,17 @@ class Section15Cookies(Section):
                 if i == 5:
                     setting("http://first.test/", "y=1", jar=jar)
             self.assertEqual(len(jar), 29)  # whole sites make room
-            self.assertEqual(sent_with(jar, "http://first.test/"), "x=1; y=1")  # it spoke since
-            self.assertEqual((sent_with(jar, "http://s0.test/"), sent_with(jar, "http://s1.test/")),
-                             ("", "x0=1; x1=1; x2=1"))
+            with mock.patch.object(asyncget.Cookie, "belongs", autospec=True,
+                                   side_effect=asyncget.Cookie.belongs) as belongs:
+                self.alike(lambda host: sent_with(jar, f"http://{host}.test/"), [
+                    ("first", "x=1; y=1"),  # it spoke since
+                    ("s0", ""), ("s1", "x0=1; x1=1; x2=1"), ("a.b.c.s8", "")])
+            looked_at = [call[0][0].domain for call in belongs.call_args_list]  # one site each time
+            self.assertEqual(looked_at, ["first.test"] * 2 + ["s1.test"] * 3 + ["s8.test"] * 3)
             for i in range(40):
                 setting(f"http://t{i}.test/", "x=1", jar=jar)
-            self.assertEqual((len(jar), len(jar._sites)), (30, 30))
-            self.assertEqual(sent_with(jar, "http://first.test/"), "")
-
-    def test_a_lookup_touches_one_site(self) -> None:
-        jar = asyncget.Cookies()
-        for i in range(20):
-            setting(f"http://s{i}.test/", *(f"x{j}=1" for j in range(3)), jar=jar)
-        with mock.patch.object(asyncget.Cookie, "belongs", autospec=True,
-                               side_effect=asyncget.Cookie.belongs) as belongs:
-            self.assertEqual(sent_with(jar, "http://s7.test/"), "x0=1; x1=1; x2=1")
-            self.assertEqual(sent_with(jar, "http://a.b.c.s8.test/"), "")
-        self.assertEqual([call[0][0].domain for call in belongs.call_args_list],
-                         ["s7.test"] * 3 + ["s8.test"] * 3)
+            self.assertEqual((len(jar), len(jar._sites), sent_with(jar, "http://first.test/")),
+                             (30, 30, ""))
 
     # ---- the jar, as the caller does
 
@@ -4120,8 +3925,7 @@ class Section15Cookies(Section):
         self.assertEqual([(c.name, c.value, c.domain, c.path, c.host_only, c.secure) for c in jar], [
             ("a", "1", "h.test", "/p", False, False), ("a", "2", "xn--bcher-kva.test", "/", False, False),
             ("ip", "6", "::1", "/", False, False), ("b", "", "", "/", True, False)])
-        self.assertEqual((len(jar), jar["b"], jar.get("c"), jar.get("c", "d"), jar.get("gone")),
-                         (4, "", None, "d", None))
+        self.assertEqual((len(jar), jar["b"], jar.get("c"), jar.get("c", "d")), (4, "", None, "d"))
         self.assertEqual(("a" in jar, "gone" in jar, 7 in jar), (True, False, False))
         self.assertEqual(jar["a"], "2")                        # of several the last ...
         jar["a"] = "home"
@@ -4147,31 +3951,26 @@ class Section15Cookies(Section):
 
     def test_what_cannot_be_sent(self) -> None:
         most = asyncget.MAX_COOKIE_FIELD_BYTES
-        setters: list[Any] = [asyncget.check_cookie, asyncget.Cookies().set,
-                              lambda name, value: asyncget.Cookies({name: value})]
-        for name, value in (("", "1"), ("a b", "1"), ("a=", "1"), ("a;", "1"), ("\u00e9", "1"),
-                            ("a", "1;2"), ("a", "1\r\nX: y"), ("a", "\0"), ("a", "\x7f"),
-                            ("a\n", "1"), ("a", "x" * most), (1, "1"), ("a", 1), ("a", None),
-                            ("a", b"1")):
-            for setter in setters:
-                with self.subTest(name, value=value), self.assertRaises(InvalidHeader) as caught:
-                    setter(name, value)
-                self.assertNotIn("1\r", str(caught.exception))
-        with self.assertRaises(InvalidURL):
-            asyncget.Cookies().set("a", "1", domain="h test")
+        for (name, value), setter in table([
+                *((name, "1") for name in ("", "a b", "a=", "a;", "\u00e9", "a\n", 1)),
+                *(("a", value) for value in (
+                    "1;2", "1\r\nX: y", "\0", "\x7f", "x" * most, 1, None, b"1"))], [
+                asyncget.check_cookie, asyncget.Cookies().set,
+                lambda name, value: asyncget.Cookies({name: value})]):
+            self.refuses(InvalidHeader, "", setter, name, value)
+        self.refuses(InvalidURL, "", lambda: asyncget.Cookies().set("a", "1", domain="h test"))
         for value in ("", "a=b, c", '"q"', "\u00e9", "\udcff", " x\ty ", "x" * (most - 18)):
             asyncget.check_cookie("!#$%&'*+-.^_`|~a0", value)
 
     def test_field(self) -> None:
         """6265bis 5.8.3 step 4."""
-        self.assertEqual(render_cookies([]), "")
-        self.assertEqual(render_cookies([("a", "1"), ("", "v"), ("b", "")]), "a=1; v; b=")
-        half = "x" * 4092  # two of these, "a=" and "; " are 8190
-        self.assertEqual(len(render_cookies([("a", half), ("b", half)])),
-                         asyncget.MAX_COOKIE_FIELD_BYTES)
-        self.assertEqual(render_cookies([("a", half), ("b", half + "x"), ("c", "1")]), "a=" + half)
-        self.assertEqual(render_cookies([("a", half), ("b", "\udcff\u00e9" * 1364)]).count(";"), 1)
-        self.assertEqual(render_cookies([("a", half), ("b", "\u00e9" * 2047)]).count(";"), 0)
+        half = "x" * (asyncget.MAX_COOKIE_FIELD_BYTES // 2 - 3)  # two of these, "a=", "b=" and "; "
+        octets = "\udcff\u00e9" * (len(half) // 3)  # just as many
+        self.alike(render_cookies, [
+            ([], ""), ([("a", "1"), ("", "v"), ("b", "")], "a=1; v; b="),
+            *(([("a", half), ("b", other)], f"a={half}; b={other}") for other in (half, octets)),
+            *(([("a", half), ("b", more), ("c", "1")], f"a={half}")
+              for more in (half + "x", octets + "x", "\u00e9" * (len(half) // 2 + 1)))])
         jar = setting("http://h.test/", "sid=SECRET", "\u202ename=SECRET")
         jar["a"] = "SECRET"
         self.assertEqual(repr(jar), r"<Cookies ['sid', '\u202ename', 'a']>")
@@ -4305,14 +4104,11 @@ class Section16Passwords(AsyncCase):
         self.alike(functools.partial(self.found, hosts), [
             ("a.test", ("1", "1")), ("::1", ("2", "2")), ("default", ("3", "3")), ("login", None)])
         for data, text in NETRC_BROKEN:
-            with self.subTest(data), self.assertRaises(AsyncGetError) as caught:
-                self.found(data)
-            self.assertEqual((str(caught.exception), caught.exception.exit_code),
-                             (f"netrc, {text}: a value is missing, or a quote is not closed", 26))
-            self.assertNotIn("s3cret", repr(caught.exception.__context__))
+            error = self.refuses(AsyncGetError, f"netrc, {text}: a value is missing, or a quote is "
+                                 "not closed", self.found, data, exit_code=26)
+            self.assertNotIn(SECRET, repr(error.__context__))
         for wrong in (self.path + "/x", self.path + "\0", os.path.dirname(self.path), ""):
-            with self.subTest(wrong), self.assertRaisesRegex(AsyncGetError, "^cannot read"):
-                asyncget.netrc_auth(wrong, "a.test")
+            self.refuses(AsyncGetError, "cannot read", asyncget.netrc_auth, wrong, "a.test")
         self.found(MINE)
         home = os.path.dirname(self.path)
         with mock.patch.dict(os.environ, HOME=home, USERPROFILE=home):
@@ -4363,8 +4159,7 @@ class Section16Passwords(AsyncCase):
             servers = [await stack.enter_async_context(scripted(
                 [READ, lead, LOOP], again=True, host="localhost",
                 tls=server_tls() if secure else None)) for secure in (False, False, True, True)]
-            one = await stack.enter_async_context(proxy())
-            two = await stack.enter_async_context(proxy())
+            one, two = [await stack.enter_async_context(proxy()) for _ in range(2)]
             for first, second, straight in itertools.product(range(4), range(4), ("", "03")):
                 for server in [*servers, one, two]:
                     server.requests.clear()
@@ -4386,11 +4181,10 @@ class Section16Passwords(AsyncCase):
                                 ("proxy-authorization", [])):
                             self.assertEqual(field(head, name), values)
                     by_proxy = [i for i in (first, second) if str(i) not in straight]
-                    told = {via: [field(head, "proxy-authorization") for head in via.requests]
-                            for via in (one, two)}
-                    self.assertEqual(told, {
-                        one: [[basic("one", "1")]] * sum(i < 2 for i in by_proxy),
-                        two: [[basic("two", "2")]] * len({i for i in by_proxy if i > 1})})
+                    self.assertEqual([[field(head, "proxy-authorization") for head in via.requests]
+                                      for via in (one, two)], [
+                        [[basic("one", "1")]] * sum(i < 2 for i in by_proxy),
+                        [[basic("two", "2")]] * len({i for i in by_proxy if i > 1})])
                     self.assertEqual({head[:8] for head in two.requests} - {b"CONNECT "}, set())
 
 
@@ -4434,35 +4228,35 @@ class RealServers(AsyncCase):
         self.folder = self.empty_folder()
         os.chmod(self.folder, 0o755)  # for servers that leave root behind
 
-    def write(self, name: str, text: str) -> str:
-        """The path of a file with that text, which such servers can read."""
-        path = os.path.join(self.folder, name)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        return path
-
     @contextlib.asynccontextmanager
-    async def daemon(self, port: int, *command: str) -> AsyncIterator[None]:
-        """Run a program for a while, from when it answers on its port."""
+    async def daemon(self, conf: str, *command: str, **known: object) -> AsyncIterator[int]:
+        """Run a program for a while, from when it answers on its port; its settings are in conf.
+
+        In these and in the command, {port}, {folder} and what else is known are put in.
+        """
+        port = free_port()
+        settings, program, *words = (
+            text.format(port=port, folder=self.folder, **known) for text in (conf, *command))
+        Path(self.folder, "conf").write_text(settings, encoding="utf-8")
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen([str(find(command[0])), *command[1:]], stdout=log, stderr=log)
+            process = subprocess.Popen([str(find(program)), *words], stdout=log, stderr=log)
             try:
                 with socket.socket() as probe:
                     while process.poll() is None and probe.connect_ex(("127.0.0.1", port)):
                         await asyncio.sleep(0.01)
                 log.seek(0)
                 self.assertIsNone(process.poll(), log.read()[-2000:])
-                yield
+                yield port
             finally:
                 process.kill()  # squid would take two seconds to say goodbye
                 process.wait()
 
-    async def through(self, port: int, allowed: int, denied: str) -> None:
+    async def through(self, denied: str, conf: str, *command: str) -> None:
         """What each HTTP proxy must do: http, https, three passwords, a port denied to CONNECT."""
-        via = f"http://me:secret@127.0.0.1:{port}"
-        async with origin("leaf") as secure, origin() as plain, Session(
-                verify=pem("ca"), proxy=via) as session:
-            url, tunnelled = f"http://127.0.0.1:{plain.port}/x", f"https://127.0.0.1:{allowed}/"
+        async with origin("leaf", b"inside") as inside, origin("leaf") as secure, \
+                origin() as plain, self.daemon(conf, *command, allowed=inside.port) as port, \
+                Session(verify=pem("ca"), proxy=f"http://me:secret@127.0.0.1:{port}") as session:
+            url, tunnelled = f"http://127.0.0.1:{plain.port}/x", f"https://127.0.0.1:{inside.port}/"
             for reused in (False, True):
                 self.assertEqual((await session.get(url)).content, b"ok")
                 response = await session.get(tunnelled)
@@ -4473,7 +4267,7 @@ class RealServers(AsyncCase):
             await self.raised(ProxyError, session.get(f"https://127.0.0.1:{secure.port}/"),
                               f"refused a tunnel .*403.*{denied}", exit_code=56)
             for user in ("", "me:wrong@"):
-                other = re.sub("//.*@", f"//{user}", via)
+                other = f"http://{user}127.0.0.1:{port}"
                 error = await self.raised(ProxyError, session.get(tunnelled, proxy=other),
                                           "40[17] .*user and password in (its|the proxy's) URL")
                 self.assertNotIn("wrong", str(error))
@@ -4483,36 +4277,28 @@ class RealServers(AsyncCase):
 
     @needs("squid", "openssl")
     async def test_squid(self) -> None:
-        port = free_port()
         hashed = subprocess.run(["openssl", "passwd", "-apr1", "secret"], check=True,
                                 capture_output=True, text=True).stdout
-        passwords = self.write("passwords", "me:" + hashed)
-        async with origin("leaf", b"inside") as inside:
-            path = self.write("squid.conf", f"""
-                http_port 127.0.0.1:{port}
-                pid_filename none
-                cache_log /dev/null
-                access_log none
-                visible_hostname localhost
-                max_filedescriptors 256
-                auth_param basic program /usr/lib/squid/basic_ncsa_auth {passwords}
-                acl known proxy_auth REQUIRED
-                acl tunnels port {inside.port}
-                http_access deny !known
-                http_access deny CONNECT !tunnels
-                http_access allow all
-                """)
-            async with self.daemon(port, "squid", "-N", "-f", path):
-                await self.through(port, inside.port, "could not be retrieved")
+        Path(self.folder, "passwords").write_text("me:" + hashed, encoding="utf-8")
+        await self.through("could not be retrieved", """
+            http_port 127.0.0.1:{port}
+            pid_filename none
+            cache_log /dev/null
+            access_log none
+            visible_hostname localhost
+            max_filedescriptors 256
+            auth_param basic program /usr/lib/squid/basic_ncsa_auth {folder}/passwords
+            acl known proxy_auth REQUIRED
+            acl tunnels port {allowed}
+            http_access deny !known
+            http_access deny CONNECT !tunnels
+            http_access allow all
+            """, "squid", "-N", "-f", "{folder}/conf")
 
     @needs("tinyproxy")
     async def test_tinyproxy(self) -> None:
-        port = free_port()
-        async with origin("leaf", b"inside") as inside:
-            path = self.write("tinyproxy.conf", f"Port {port}\nListen 127.0.0.1\n"
-                              f"BasicAuth me secret\nConnectPort {inside.port}\n")
-            async with self.daemon(port, "tinyproxy", "-d", "-c", path):
-                await self.through(port, inside.port, "Access violation")
+        conf = "Port {port}\nListen 127.0.0.1\nBasicAuth me secret\nConnectPort {allowed}\n"
+        await self.through("Access violation", conf, "tinyproxy", "-d", "-c", "{folder}/conf")
 
     @needs("microsocks")
     async def test_microsocks(self) -> None:
@@ -4520,60 +4306,52 @@ class RealServers(AsyncCase):
             urls = f"http://localhost:{plain.port}/", f"https://localhost:{secure.port}/"
             resolve = {f"*:{server.port}": "127.0.0.1" for server in (plain, secure)}
             for login in ([], ["-u", "me", "-P", "secret"]):
-                port, user = free_port(), "me:secret@" * bool(login)
-                async with self.daemon(port, "microsocks", "-i", "127.0.0.1", "-p", str(port),
-                                       *login), Session(verify=pem("ca")) as session:
+                user = "me:secret@" * bool(login)
+                async with self.daemon("", "microsocks", "-i", "127.0.0.1", "-p", "{port}", *login
+                                       ) as port, Session(verify=pem("ca")) as session:
                     for kind, url, reused in itertools.product(("5", "5h"), urls, (False, True)):
                         via = f"socks{kind}://{user}127.0.0.1:{port}"
                         response = await session.get(url, proxy=via, resolve=resolve)
-                        self.assertEqual(response.content, b"ok")
-                        self.assertEqual(response.timing.reused, reused, via)
+                        self.assertEqual((response.content, response.timing.reused),
+                                         (b"ok", reused))
                     nowhere = f"http://127.0.0.1:{free_port()}/"
-                    refusals = [(nowhere, user, "cannot connect to 127.*refused")]
-                    if login:
-                        refusals += [(urls[0], "", "wants credentials"),
-                                     (urls[0], "me:wrong@", "refused the user and password")]
-                    for url, name, text in refusals:
+                    for url, name, text in [
+                            (nowhere, user, "cannot connect to 127.*refused"),
+                            (urls[0], "", "wants credentials"),
+                            (urls[0], "me:wrong@", "refused the user and password")
+                            ][:3 if login else 1]:
                         error = await self.raised(ProxyError, session.get(
                             url, proxy=f"socks5h://{name}127.0.0.1:{port}"), text)
                         self.assertNotIn("wrong", str(error))
 
-    async def compare(self, *command: str) -> set[str]:
-        """Read files around each buffer's limit, coded and not, and side by side: the codings.
-
-        They are compared by their SHA-256 with what an independent server serves.
-        """
-        port, sums, codings, chance = free_port(), {}, set(), random.Random(5)
+    async def compare(self, conf: str, *command: str) -> set[str]:
+        """Read files around each buffer's limit, coded and not, and side by side: the codings."""
+        bodies, codings, chance = dict[str, bytes](), set[str](), random.Random(5)
         for size in BODY_SIZES:
             body = chance.randbytes(size // 2) + bytes(size - size // 2)  # half of it compresses
             Path(self.folder, f"{size}.txt").write_bytes(body)
-            sums[f"{size}.txt"] = hashlib.sha256(body).hexdigest()
-        self.write("nginx.conf", SITE_CONF.format(folder=self.folder, port=port)
-                   + "user root;" * (os.geteuid() == 0))
-        words = (word.format(folder=self.folder, port=port) for word in command)
-        async with self.daemon(port, *words), Session(
+            bodies[f"{size}.txt"] = body
+        async with self.daemon(conf, *command) as port, Session(
                 base_url=f"http://127.0.0.1:{port}", max_size=None) as session:
-            for name, decode in itertools.product(sums, (True, False)):
-                seen = hashlib.sha256()
+            for name, decode in itertools.product(bodies, (True, False)):
                 async with session.stream(name, decode=decode) as response:
                     codings.add(response.headers.get("content-encoding", ""))
-                    async for piece in response.iter_bytes():
-                        seen.update(piece)
-                self.assertEqual(seen.hexdigest(), sums[name], (name, decode))
-            responses = await session.get_all(sums, limit=4)
-            self.assertEqual([hashlib.sha256(response.content).hexdigest()
-                              for response in responses], [*sums.values()])
+                    seen = b"".join(await listed(response.iter_bytes()))
+                self.assertTrue(seen == bodies[name], (name, decode))
+            responses = await session.get_all(bodies, limit=4)
+            self.assertTrue([got.content for got in responses] == [*bodies.values()])
         return codings
 
     async def test_bodies_of_http_server(self) -> None:
         self.assertEqual(await self.compare(
-            sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", "{folder}",
-            "{port}"), {""})
+            "", sys.executable, "-m", "http.server", "--bind", "127.0.0.1",
+            "--directory", "{folder}", "{port}"), {""})
 
     @needs("nginx")
     async def test_bodies_of_nginx(self) -> None:
-        self.assertEqual(await self.compare("nginx", "-p", "{folder}", "-c", "{folder}/nginx.conf"),
-                         {"", "gzip"})
+        self.assertEqual(await self.compare(
+            SITE_CONF + "user root;" * (os.geteuid() == 0), "nginx", "-p", "{folder}", "-c",
+            "{folder}/conf"), {"", "gzip"})
 
 # ==== Hostile servers, broken networks, long runs =============================
 # Hostile servers, broken networks, long runs: fuzzing, faults, load, and published faults.
@@ -5787,7 +5565,7 @@ class LinearTime(Section):
         def seconds(size: int) -> float:
             text = shape * (size // len(shape))  # whole ones: cut off within one, it may be an error
             begun = time.process_time()
-            with contextlib.suppress(AsyncGetError, ValueError, EOFError):
+            with contextlib.suppress(AsyncGetError, ValueError):
                 got = call(text)
                 if isinstance(got, types.GeneratorType):
                     list(got)
