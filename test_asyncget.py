@@ -1934,17 +1934,30 @@ class Section7Connection(AsyncCase):
             self.assertIs(type(outer.exception), TimeoutError)
 
     async def test_the_clock_waits_for_the_user(self) -> None:
-        script = [READ, OK + b"Content-Length: 6\r\n\r\n", 0.2, b"abc", 0.07, b"def", LOOP]
-        async with scripted(script) as server, Session(timeout=0.1) as session:
-            async with session.stream(server.url) as response:
-                await asyncio.sleep(0.14)  # slower than timeout, which is for servers
-                pieces = []
-                async for piece in response.iter_bytes():
-                    pieces.append(piece)
-                    await asyncio.sleep(0.14)
-            self.assertEqual(b"".join(pieces), b"abcdef")
-            await session.get(server.url, timeout=1)
-            self.assertEqual(server.connections, 1)
+        """However slow he is: the timeout is for servers."""
+        later, at_once = threading.Event(), threading.Event()
+        start = OK + b"Content-Length: 6\r\n\r\n"
+        script = [READ, start, later, b"abc", at_once, b"def", READ, start + b"abcdef"]
+
+        async def turns(*seconds: float) -> None:
+            for second in (*seconds, 0.0):
+                busy(second)
+                for _ in range(2 * asyncget.LAST_TURNS):
+                    await asyncio.sleep(0)
+
+        with clock() as busy, beside(script) as (url, _):
+            async with Session(timeout=1) as session, session.stream(url) as response:
+                pieces = response.iter_bytes()
+                for go, body in ((later, b"abc"), (at_once, b"def")):
+                    if go is at_once:
+                        go.set()
+                    await turns(1.2, 1.2)
+                    reading = asyncio.ensure_future(pieces.__anext__())
+                    await turns()
+                    go.set()
+                    self.assertEqual(await reading, body)
+                self.assertEqual(await listed(pieces), [])
+                self.assertEqual((await session.get(url)).content, b"abcdef")
 
     async def test_a_loop_that_stood_still(self) -> None:
         """A clock that ran out is believed when what lies in the kernel has been brought in."""
@@ -7155,7 +7168,7 @@ class Section20Files(Folder):
         """A mount of one file, and a file in a folder of others: written in place."""
         rest = ok(b"llo\n", "Content-Range: bytes 2-5/6", status="206 Partial Content")
         cookie = ok(b"hello\n", "Set-Cookie: a=b")
-        self.server.plays({"/f": ok(), "/rest": rest, "/cookie": cookie})
+        self.server.plays({"/f": ok(), "/rest": rest, "/cookie": cookie, "/empty": ok(b"")})
         root, folder = os.geteuid() == 0, self.path("folder")
         os.mkdir(folder)
         if root:
@@ -7171,6 +7184,7 @@ class Section20Files(Folder):
                 self.addCleanup(os.chmod, folder, 0o700)
             for line, code, body in (
                     ("-o folder/f {u}/f", 0, b"hello\n"), ("-o folder/f -i {u}/f", 0, ok()),
+                    ("-o folder/f {u}/empty", 0, b""),
                     ("-o folder/f -C 2 {u}/rest", 0, b"hello\n"),
                     ("-o folder/f -C - {u}/rest", 0, b"hello\n"),
                     ("-o folder/f -C 2 {u}/f", 33, b"he"),
