@@ -5642,129 +5642,96 @@ class LinearTime(Section):
         "http://", "1\r\nx\r\n", "1;a\r\nx\r\n", "h\tTRUE\t/\tFALSE\t0\ta\t1\n", "\x1f\x8b",
         "jan 1 1:1:1 70;expires="]
 
-    BEHIND = {  # what stands before the text, and which functions take it then
-        "": """printable parse_host ascii_label split_userinfo charset_of
-            parse_date site_of complete_url expand_glob in_flags parse_cookie_file
-            name_from_header netrc_entries handshake_hint""",
-        "http://": "masked without_userinfo parse_url", "http://h/": "parse_url name_from_url",
-        "/": "remove_dots", "a;charset=": "charset_of",
-        "h\tTRUE\t/\tFALSE\t0\t": "parse_cookie_file", "machine h password ": "netrc_entries",
-        "macdef ": "netrc_entries",
-        "a; filename=": "name_from_header", "a; filename*=utf-8''": "name_from_header"}
-    OF_BYTES = "shown parse_list find_head_end status_reason content_codings".split()
+    # Calls with a text t or its bytes b, each on its line or behind two blanks. A call begins with
+    # the function of asyncget that it is for; where it reaches that by another, with its name.
+    CALLS = r"""
+        printable(t)  parse_host(t)  ascii_label(t)  split_userinfo(t)  charset_of(t)  parse_date(t)
+        site_of(t)  complete_url(t)  expand_glob(t)  in_flags(t)  parse_cookie_file(t)
+        name_from_header(t)  netrc_entries(t)  handshake_hint(t)  masked("http://" + t)
+        without_userinfo("http://" + t)  parse_url("http://" + t)  parse_url("http://h/" + t)
+        name_from_url("http://h/" + t)  remove_dots("/" + t)  charset_of("a;charset=" + t)
+        netrc_entries("machine h password " + t)  netrc_entries("macdef " + t)
+        parse_cookie_file("h\tTRUE\t/\tFALSE\t0\t" + t)  name_from_header("a; filename=" + t)
+        name_from_header("a; filename*=utf-8''" + t)
+        shown(b)  parse_list(b)  find_head_end(b)  status_reason(b)  content_codings(b)
+
+        body_framing: got(b"content-length: " + b).status  parse: got(b"x: " + b).headers
+        parse_links: got(b"link: " + b).links  parse_links: got(b'link: <a>;rel="' + b + b'"').links
+        cookies: got(b"set-cookie: " + b).cookies
+        parse_address("::%25" + t)  parse_origin.__wrapped__("http", t)
+        join_url(page, t)
+        merge_fields((), {"connection": t})
+        retry_delay(1, got(b"Retry-After: " + b, status=b"HTTP/1.1 503 X"), 1)
+        with_codings((("accept-encoding", t),), True)
+        render_fields((("Host", t),), HERE)  render_fields((("X", t),), HERE)
+        render_auth((t, t))
+        check_fields(b + b"\n\n")
+        parse_head(b"HTTP/1.1 200 " + b + b"\r\n\r\n")  parse_head(OK + b + b"\r\n\r\n")
+        octets_text(OK + b"x:" + b + b"\r\n", "x")
+        may_reuse(head(b"Connection: " + b), 0)
+        parse_border(b"\r\n1;" + b)
+        read_chunked: take("chunked", [b])  read_chunked: take("chunked", [b"0\r\n" + b])
+        inflate: decode([b"gzip"], [EMPTY + b])
+        inflate: decode([b"gzip"], [EMPTY * (len(b) // 20)])
+        iter_lines: run(listed(response(b).iter_lines()))
+
+        ask_for_tunnel: re.sub(rb"(<[^<>]*>|\s)+", b" ", b)
+        next_request(Request(page, ()), got(b"Location: " + b, status=b"HTTP/1.1 302 F"))
+        with_cookies: Request(page, (("Cookie", t),)).with_cookies([("a", "1")])
+        pairs_for: re.findall("(?:^|; )([^=;]+)=?([^;]*)", t)
+        parse_set_cookie("a=1;" + t, page, NOW)  parse_set_cookie("a=1;domain=" + t, page, NOW)
+        parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW)
+        check_cookie("a", t)
+        store: (jar := Cookies()).store(page, many(t)), render_cookie_file(jar)
+        store: OthersJar(http.cookiejar.CookieJar()).store(page, [t[:4096]])
+        parse_proxy(t, "x")
+        bypasses_proxy(t, Origin("http", "h.test", 80))
+        in_network: bypasses_proxy(t, Origin("http", "127.0.0.1", 80))
+        resolved({"h:80": t}, HERE)
+
+        strong_validator(Headers([("etag", f'"{t}"')]))
+        leave_own_coding(got(b"content-encoding: gzip", b"content-type: " + b), t)
+        url_parts("http://h/" + t, "")
+        read_sidecar: _SIDECAR.fullmatch(t)
+        plan_transfers: planned(t)
+        render_cookie_file([Cookie("a", t, "h")])
+        safe_name(t, False)
+        render_write_out(t, {"exitcode": 0}, Headers())
+        read_lines: reading(t, read_lines)("")  netrc_auth: reading(t, netrc_auth)(True, "h")
+        trace: _FIELD.sub(mask_field, t)  mask_field: _FIELD.sub(mask_field, f"x{t.strip()}: {t}")
+        mask_field: _FIELD.sub(mask_field, "Location: http://" + t)"""
     FLAGS = "-C -m -o -d -z --connect-to --max-filesize --rate --resolve".split()
-    FIELDS = [  # of a response, and what is asked for
-        ("body_framing", b"content-length: %b", "status"), ("parse", b"x: %b", "headers"),
-        ("parse_links", b"link: %b", "links"), ("parse_links", b'link: <a>;rel="%b"', "links"),
-        ("cookies", b"set-cookie: %b", "cookies")]
 
-    @classmethod
-    def calls(cls) -> Iterator[tuple[str, Callable[[str], Any]]]:
-        """The function that has the expression or the loop, and what calls it with a shape."""
-        page, known = parse_url("http://h/"), vars(asyncget)
-
-        def raw(call: Callable[[bytes], Any]) -> Callable[[str], Any]:
-            return lambda text: call(text.encode("utf-8", "surrogateescape"))
-
-        def stored(lines: list[str], jar: Any) -> Any:
-            jar.store(page, lines)
-            return render_cookie_file(jar) if isinstance(jar, asyncget.Cookies) else None
-
-        for start, names in cls.BEHIND.items():
-            for name in names.split():
-                yield name, lambda t, call=known[name], start=start: (  # type: ignore[misc]
-                    call(start + t))
-        for name in cls.OF_BYTES:
-            yield name, raw(known[name])
-        for flag in cls.FLAGS:
-            yield "store_flag", lambda t, flag=flag: (  # type: ignore[misc]
-                parse_arguments(["u", flag, t]))
-        for name, line, asked in cls.FIELDS:
-            yield name, raw(lambda t, line=line, asked=asked: getattr(  # type: ignore[misc]
-                response(fields=[line % t]), asked))
-        rest: dict[str, Callable[[str], Any]] = {
-            # parts I and II: URLs, heads, bodies
-            "parse_address": lambda t: asyncget.parse_address("::%25" + t),
-            "parse_origin": lambda t: asyncget.parse_origin.__wrapped__("http", t),
-            "join_url": lambda t: join_url(page, t),
-            "merge_fields": lambda t: merge_fields((), {"connection": t}),
-            "retry_delay": lambda t: asyncget.retry_delay(1, response(
-                fields=[b"Retry-After: " + t.encode("utf-8", "surrogateescape")],
-                status=b"HTTP/1.1 503 X"), 1),
-            "with_codings": lambda t: asyncget.with_codings((("accept-encoding", t),), True),
-            "render_fields": lambda t: render_fields((("Host", t),), HERE),
-            "render_fields, value": lambda t: render_fields((("X", t),), HERE),
-            "render_auth": lambda t: render_auth((t, t)),
-            "check_fields": raw(lambda t: asyncget.check_fields(t + b"\n\n")),
-            "parse_head": raw(lambda t: parse_head(b"HTTP/1.1 200 " + t + b"\r\n\r\n")),
-            "parse_head, fields": raw(lambda t: parse_head(OK + t + b"\r\n\r\n")),
-            "octets_text": raw(lambda t: asyncget.octets_text(OK + b"x:" + t + b"\r\n", "x")),
-            "may_reuse": raw(lambda t: asyncget.may_reuse(head(b"Connection: " + t), 0)),
-            "parse_border": raw(lambda t: asyncget.parse_border(b"\r\n1;" + t)),
-            "read_chunked": raw(lambda t: take("chunked", [t])),
-            "read_chunked, trailers": raw(lambda t: take("chunked", [b"0\r\n" + t])),
-            "inflate": raw(lambda t: decode([b"gzip"], [EMPTY + t])),
-            "inflate, members": raw(lambda t: decode([b"gzip"], [EMPTY * (len(t) // 20)])),
-            "iter_lines": raw(lambda t: run(listed(response(t).iter_lines()))),
-            # part III: proxies, redirects, cookies, netrc
-            "ask_for_tunnel": raw(lambda t: re.sub(rb"(<[^<>]*>|\s)+", b" ", t)),
-            "next_request": raw(lambda t: next_request(Request(page, ()), response(
-                fields=[b"Location: " + t], status=b"HTTP/1.1 302 F"))),
-            "with_cookies": lambda t: Request(page, (("Cookie", t),)).with_cookies([("a", "1")]),
-            "pairs_for": lambda t: re.findall("(?:^|; )([^=;]+)=?([^;]*)", t),
-            "parse_set_cookie": lambda t: asyncget.parse_set_cookie("a=1;" + t, page, NOW),
-            "parse_set_cookie, many": lambda t: asyncget.parse_set_cookie(
-                "a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW),
-            "parse_set_cookie, domain": lambda t: asyncget.parse_set_cookie(
-                "a=1;domain=" + t, page, NOW),
-            "check_cookie": lambda t: asyncget.check_cookie("a", t),
-            "store": lambda t: stored([f"a{n}={t[:99]}" for n in range(len(t) // 99)],
-                                      asyncget.Cookies()),
-            "store, others": lambda t: stored([t[:4096]], asyncget.OthersJar(
-                http.cookiejar.CookieJar())),
-            "parse_proxy": lambda t: parse_proxy(t, "x"),
-            "bypasses_proxy": lambda t: asyncget.bypasses_proxy(t, Origin("http", "h.test", 80)),
-            "in_network": lambda t: asyncget.bypasses_proxy(t, Origin("http", "127.0.0.1", 80)),
-            "resolved": lambda t: asyncget.resolved({"h:80": t}, HERE),
-            # part IV: validators, names, files, flags
-            "strong_validator": lambda t: asyncget.strong_validator(Headers([("etag", f'"{t}"')])),
-            "leave_own_coding": raw(lambda t: asyncget.leave_own_coding(response(fields=[
-                b"content-encoding: gzip", b"content-type: " + t]), t.decode("latin-1"))),
-            "url_parts": lambda t: asyncget.url_parts("http://h/" + t, ""),
-            "read_sidecar": asyncget._SIDECAR.fullmatch,
-            "plan_transfers": planned,
-            "render_cookie_file": lambda t: render_cookie_file([asyncget.Cookie("a", t, "h")]),
-            "safe_name": lambda t: asyncget.safe_name(t, False),
-            "render_write_out": lambda t: asyncget.render_write_out(t, {"exitcode": 0}, Headers()),
-            "read_lines": lambda t: mock.patch.object(
-                asyncget, "read_text", lambda _: t)(asyncget.read_lines)(""),
-            "netrc_auth": lambda t: mock.patch.object(
-                asyncget, "read_text", lambda _: t)(asyncget.netrc_auth)(True, "h"),
-            "trace": lambda t: asyncget._FIELD.sub(asyncget.mask_field, t),
-            "mask_field": lambda t: asyncget._FIELD.sub(
-                asyncget.mask_field, f"x{t.strip()}: {t}"),
-            "mask_field, Location": lambda t: asyncget._FIELD.sub(
-                asyncget.mask_field, "Location: http://" + t)}
-        yield from rest.items()
+    def calls(self) -> Iterator[tuple[str, Callable[[str, bytes], Any]]]:
+        """Each of them, and those of flags: its text, and a function."""
+        known = {
+            **globals(), **vars(asyncget), "page": parse_url("http://h/"),
+            "got": lambda *fields, **more: response(fields=fields, **more),
+            "many": lambda t: [f"a{number}={t[:99]}" for number in range(len(t) // 99)],
+            "reading": lambda t, call: mock.patch.object(asyncget, "read_text", lambda _: t)(call)}
+        flags = (f'store_flag: parse_arguments(["u", "{flag}", t])' for flag in self.FLAGS)
+        for text in (*re.split(r"\n\s*|  ", self.CALLS.strip()), *flags):
+            yield text, eval("lambda t, b: (" + re.sub(r"^\w+: ", "", text) + ")", known)
 
     def test_all_are_listed(self) -> None:
         of_constants = {"known_flags", "kinds_of", "glob_values", "is_direct"}  # or the caller's own
-        listed = {name.partition(",")[0] for name, _ in self.calls()}
+        listed = {re.split(r"\W", text)[0] for text, _ in self.calls()}
         self.assertEqual(expressions() - listed, of_constants)
 
     def test_eight_times_the_input(self) -> None:
         size = 2**15 if os.environ.get("ASYNCGET_LONG") == "1" else 4400
-        slow = [(name, shape) for name, call in self.calls() for shape in self.SHAPES
+        slow = [(text, shape) for text, call in self.calls() for shape in self.SHAPES
                 if not self.is_linear(call, shape, size)]
         self.assertEqual(slow, [])
 
-    def is_linear(self, call: Callable[[str], Any], shape: str, size: int) -> bool:
+    def is_linear(self, call: Callable[[str, bytes], Any], shape: str, size: int) -> bool:
         """Three doublings cost 8 times if linear, 64 if quadratic; what is quick is not looked at."""
         def seconds(size: int) -> float:
             text = shape * (size // len(shape))  # whole ones: cut off within one, it may be an error
+            octets = text.encode("utf-8", "surrogateescape")
             begun = time.process_time()
             with contextlib.suppress(AsyncGetError, ValueError, EOFError):
-                got = call(text)
+                got = call(text, octets)
                 if isinstance(got, types.GeneratorType):
                     list(got)
             return time.process_time() - begun
