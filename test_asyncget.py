@@ -8218,7 +8218,7 @@ class AcrossSections(AsyncCase):
         async with scripted([READ, answer(), LOOP], again=True) as server:
             async with Session() as session, Session(open_connection=cancelled) as other:
                 for name, items in (("URLs", session.as_completed(urls(), limit=2)),
-                                                                  ("seam", other.as_completed([server.url] * 3, limit=2))):
+                                    ("seam", other.as_completed([server.url] * 3, limit=2))):
                     with self.subTest(name), self.assertRaises(asyncio.CancelledError):
                         await asyncio.wait_for(listed(items), TEST_SECONDS / 2)
 
