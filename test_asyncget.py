@@ -5138,10 +5138,9 @@ class Faults(AsyncCase):
             look_up = mock.AsyncMock(return_value=found)
             tried.clear()
             with self.subTest(names[:2], flags=flags), \
-                    mock.patch.object(asyncget, "connect_to", connect), \
+                    mock.patch.multiple(asyncget, connect_to=connect, HAPPY_EYEBALLS_SECONDS=0.02), \
                     mock.patch.object(socket, "getnameinfo", lambda address, _: address), \
-                    mock.patch.object(loop, "getaddrinfo", look_up), \
-                    mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.02):
+                    mock.patch.object(loop, "getaddrinfo", look_up):
                 async with scripted([READ, answer()], [READ, answer()]) as server:
                     url = f"http://host.test:{server.port}/"
                     settings: dict[str, Any] = {"timeout": 0.1 if said else 9}
@@ -6163,12 +6162,10 @@ class Section17Downloads(OnDisk):
         dated, monday = ours._replace(validator=self.monday), f"Last-Modified: {self.monday}"
         elsewhere = "0" * 64
 
-        def rest(text: str = "bytes 5-10/11", *fields: str, body: bytes = b" world") -> bytes:
+        def rest(text: str, *fields: str, body: bytes = b" world") -> bytes:
             return answer(body, f"Content-Range: {text}", *fields, status="206 X")
 
-        def fitting(*fields: str, body: bytes = b" world") -> bytes:
-            return rest("bytes 5-10/11", *fields, body=body)
-
+        fitting = functools.partial(rest, "bytes 5-10/11")
         right = [
             (ours, fitting()), (ours, fitting(V1)), (ours, rest("Bytes 5-10/11")),
             (ours, fitting("Content-Encoding: identity")), (ours, fitting(monday)),
@@ -6741,9 +6738,7 @@ class Kill(OnDisk):
             for number in range(KILLS + 1):
                 before = os.path.getsize(self.part) if os.path.exists(self.part) else 0
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-c", "import asyncget, asyncio, sys;"
-                    "asyncio.run(asyncget.download(*sys.argv[1:], trust_env=False))",
-                    server.url, self.path, env=environment())
+                    *COMMAND, "-C", "-", "-so", self.path, server.url, env=environment())
                 if number < KILLS:
                     await until(lambda: len(server.requests) > number)  # noqa: B023
                     await asyncio.sleep(chance.uniform(0.0, KILL_SECONDS / KILLS))
@@ -7769,24 +7764,24 @@ class Section20CommandLine(Folder):
         old = server_tls()
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         client = f"-E {pem('client')} --key {pem('key')}"
-        rows: list[tuple[ssl.SSLContext, list[tuple[str, tuple[int, ...]]]]] = [
-            (server_tls(), [(f"{ca} {client} {here}", (0,)), (f"-k {here}", (0,)), (here, (60,)),
-                            (f"--capath certs {here}", (0,))]),
-            (server_tls("other"), [(f"{ca} {here}", (60,)), (f"{ca} {other}", (0,))]),
-            (server_tls("self_signed"), [(f"-w %{{ssl_verify_result}} {here}", (60,))]),
-            (server_tls(client_ca=True), [(f"{ca} {here}", (35, 52, 56)), (f"{ca} {client} {here}", (0,))]),
-            (old, [(f"--proto =https --tlsv1.2 -sSf {ca} {here}", (0,)), (f"--tlsv1.3 {ca} {here}", (35,)),
-                   (f"--tlsv1.3 -k {here}", (35,)), (f"--tlsv1.2 {here}", (60,)),
-                   (f"--proto =http -k {here}", (1,))])]
-        for context, lines in rows:
-            with Scripted({"/": ok()}, tls=context) as server:
-                for line, codes in lines:
-                    with self.subTest(line):
-                        done = self.get(server.filled(line))
-                        self.assertIn(done.returncode, codes, done.stderr)
-                        self.assertNotRegex(done.stderr, b"verify=|cert=")  # the library's words
-                        self.assertEqual(done.stdout, b"hello\n" if codes == (0,) else
-                                         b"18" if "-w" in line else b"")  # 18 is self-signed
+        leaf, asking, named = server_tls(), server_tls(client_ca=True), server_tls("other")
+        rows: list[tuple[ssl.SSLContext, str, tuple[int, ...]]] = [
+            (leaf, f"{ca} {client} {here}", (0,)), (leaf, f"-k {here}", (0,)), (leaf, here, (60,)),
+            (leaf, f"--capath certs {here}", (0,)), (named, f"{ca} {here}", (60,)),
+            (named, f"{ca} {other}", (0,)),
+            (server_tls("self_signed"), f"-w %{{ssl_verify_result}} {here}", (60,)),
+            (asking, f"{ca} {here}", (35, 52, 56)), (asking, f"{ca} {client} {here}", (0,)),
+            (old, f"--proto =https --tlsv1.2 -sSf {ca} {here}", (0,)),
+            *((old, f"{flags} {here}", (code,)) for flags, code in (
+                (f"--tlsv1.3 {ca}", 35), ("--tlsv1.3 -k", 35), ("--tlsv1.2", 60),
+                ("--proto =http -k", 1)))]
+        for context, line, codes in rows:
+            with self.subTest(line), Scripted({"/": ok()}, tls=context) as server:
+                done = self.get(server.filled(line))
+                self.assertIn(done.returncode, codes, done.stderr)
+                self.assertNotRegex(done.stderr, b"verify=|cert=")  # the library's words
+                self.assertEqual(done.stdout, b"hello\n" if codes == (0,) else
+                                 b"18" if "-w" in line else b"")  # 18 is self-signed
 
     def test_a_password_follows_a_redirect_only_where_it_may(self) -> None:
         with Scripted({"/": ok()}) as second:
@@ -8213,15 +8208,15 @@ class AcrossSections(AsyncCase):
             await future
 
         async def urls() -> AsyncIterator[str]:
-            yield server.url
+            yield "http://h.test/"
             await cancelled()
 
-        async with scripted([READ, answer(), LOOP], again=True) as server:
-            async with Session() as session, Session(open_connection=cancelled) as other:
-                for name, items in (("URLs", session.as_completed(urls(), limit=2)),
-                                    ("seam", other.as_completed([server.url] * 3, limit=2))):
-                    with self.subTest(name), self.assertRaises(asyncio.CancelledError):
-                        await asyncio.wait_for(listed(items), TEST_SECONDS / 2)
+        async with Session(open_connection=Double.connect) as session, \
+                Session(open_connection=cancelled) as other:
+            for name, items in (("URLs", session.as_completed(urls(), limit=2)),
+                                ("seam", other.as_completed(["http://h.test/"] * 3, limit=2))):
+                with self.subTest(name), self.assertRaises(asyncio.CancelledError):
+                    await asyncio.wait_for(listed(items), TEST_SECONDS / 2)
 
     # ---- what belongs to one origin
 
@@ -8256,13 +8251,11 @@ class AcrossSections(AsyncCase):
 
     async def test_a_servers_reason_is_cut_in_error_texts(self) -> None:
         """GO-2025-4155: texts of 100 KB."""
-        head = b"HTTP/1.1 404 " + b"A" * 100_000 + b"\r\nContent-Length: 0\r\n\r\n"
-        async with scripted([READ, head], again=True) as server:
+        async with scripted([READ, answer(status="404 " + "A" * 100_000)], again=True) as server:
             with self.assertRaises(StatusError) as status:
                 (await asyncget.get(server.url)).raise_for_status()
-            with self.assertRaises(ProxyError) as refused:
-                await asyncget.get("https://h.test/", proxy=server.url)
-        for error in (status.exception, refused.exception):
+            refused = await self.raised(ProxyError, asyncget.get("https://h", proxy=server.url))
+        for error in (status.exception, refused):
             self.assertIn("404 AAAA", str(error))
             self.assertLess(len(str(error)), 500)
 
