@@ -7155,26 +7155,6 @@ class Section20Files(Folder):
         self.server.plays({"/cut": ok(b"hello", V1)[:-1]})  # later it would say: nothing new
         self.leaves("--etag-save tag {u}/cut", {}, 18, {})
 
-    def test_what_came_before_an_error(self) -> None:
-        """It is handed on, as far as it was payload."""
-        coded = zlib.compress(random.Random(1).randbytes(50_000), 9)
-        plain, sized = zlib.decompressobj().decompress(coded[:-9]), ok(b"four more")[:-5]
-        for name, page, code, body in [
-            ("length", sized, 18, b"four"),
-            ("chunks cut", CHUNKED + b"4\r\nfour\r\n9\r\nab", 18, b"fourab"),
-            ("chunks broken", CHUNKED + b"4\r\nfour\r\nx\r\n", 56, b"four"),
-            ("coding", answer(coded[:-9], "Content-Encoding: deflate"), 61, plain),
-            ("reset", [sized, 0.04, RESET], 56, b"four")]:
-            with self.subTest(name):
-                self.server.plays({"/f": page})
-                self.empty()
-                for flags in "-s", "-o f", "-i -o f2", "-o /dev/stdout":
-                    done = self.get(f"--compressed {flags} {{u}}/f")
-                    self.assertEqual((done.returncode, done.stdout),
-                                     (code, b"" if "-o f" in flags else body), done.stderr)
-                self.assertEqual((self.read("f"), self.read("f.part")), (None, body))
-                self.assertTrue(self.read("f2").endswith(b"\r\n\r\n" + body))
-
     # ---- jars
 
     def test_the_jar(self) -> None:
@@ -7442,6 +7422,7 @@ class Section20CommandLine(Folder):
     HEAD, GONE = ok()[:-6], ok(b"gone\n", "X: y", status="404 Not Found")
     TO = ok(b"moved\n", "Location: /", status="302 F")
     BUSY, AGAIN = ok(b"busy\n", status="503 Busy"), ok(b"again\n", status="503 Busy")
+    CODED = zlib.compress(random.Random(1).randbytes(25_000).hex().encode(), 9)[:-9]
     PAGES = {
         "/": ok(), "/404": GONE, "/to": TO,
         "/tobad": ok(b"moved\n", "Location: http://[x/", status="302 F"),
@@ -7449,6 +7430,10 @@ class Section20CommandLine(Folder):
         "/far": ok(b"f\n", "Location: gopher://h/", status="302 F"),
         "/chunked": CHUNKED + b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
         "/cut": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour",
+        "/early-coding": answer(CODED, "Content-Encoding: deflate"),
+        "/early-chunk": CHUNKED + b"4\r\nfour\r\n9\r\nab",
+        "/early-border": CHUNKED + b"4\r\nfour\r\nx\r\n",
+        "/early-reset": [ok(b"four more")[:-5], 0.04, RESET],
         "/nothing": [CLOSE], "/junk": b"\x00\x01\x02 junk\r\n\r\n",
         "/hang": [HOLD], "/hangs": [[HOLD], [ok()]],
         "/stall": [ok(b"x" * 9)[:-8], HOLD], "/breaks": [[ok()[:-5]], [ok()]],
@@ -7524,6 +7509,14 @@ class Section20CommandLine(Folder):
         ("--oauth2-baerer=secret u", b"", r"^((?!secret).)*\(2\)((?!secret).)*\n$", 2),
         ("http://user:secret@127.0.0.1:1/", b"", r"^((?!secret).)*\n$", 7),
         ("-x http://127.0.0.1:1 {u}/", b"", r"\((7|97|5)\)", 7),
+        # what came before an error is handed on, as far as it was payload
+        *((f"{flags} {{u}}/{page}", stdout, rf"\({code}\)", code, files) for page, code, body in (
+            ("cut", 18, b"four"), ("early-chunk", 18, b"fourab"), ("early-border", 56, b"four"),
+            ("early-coding", 61, zlib.decompressobj().decompress(CODED)),
+            ("early-reset", 56, b"four")) for flags, stdout, files in (
+                ("-sS", body, {}), ("-o f", b"", {"f": None, "f.part": body}),
+                ("-o /dev/stdout", body, {}))),
+        ("-i -o f {u}/cut", b"", r"\(18\)", 18, {"f": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour"}),
         # heads as they come
         ("-i {u}/103", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(), "", 0),
         ("-D f {u}/103", b"hello\n", "", 0, {"f": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + HEAD}),
@@ -7617,8 +7610,8 @@ class Section20CommandLine(Folder):
     DIFFERS = re.compile(  # from curl 7.88: newer than it, or on purpose
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
         r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0|-o link|-o dangling|"
-        r"-null|%output|url\.host|size_delivered|-long|coded-piece|^-o /dev/null --r|-early|/dot|-waterf|"
-        "-save e {")
+        r"/early|^-o f {u}/cut|-null|%output|url\.host|size_delivered|-long|coded-piece|"
+        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {")
 
     def test_table(self) -> None:
         for line, stdout, told, code, files in ((*row, {})[:5] for row in self.ROWS):
@@ -7681,6 +7674,9 @@ class Section20CommandLine(Folder):
         ("-u a:b:c", "Authorization: Basic YTpiOmM=", ""), ("-u a:", "Authorization: Basic YTo=", ""),
         ("-u a:b -H Authorization:|x", "Authorization: x", ""),
         ("--oauth2-bearer tok", "Authorization: Bearer tok", ""),
+        *((f"-x {{host}} -U {user}",  # which may be any bytes
+           f"GET http://H/ HTTP/1.1,Proxy-Authorization: Basic {shown}", "GET")
+          for user, shown in (("a:b@", "YTpiQA=="), (os.fsdecode(b"\xff:x"), "/zp4"))),
         ("--netrc-file net", "Authorization: Basic bWU6cHc=", ""),
         ("-G -d a=1&b -d c=@x", "GET /?a=1&b&c=@x HTTP/1.1", "GET"), ("-G", "", ""),
         ("-G --data-raw @d -d e", "GET /?@d&e HTTP/1.1", "GET"),
@@ -7701,7 +7697,8 @@ class Section20CommandLine(Folder):
             os.utime(self.write(name, data), (10**9, 10**9))
         os.chmod(self.path("net"), 0o600)
         usual = ["GET / HTTP/1.1", "Host: H", "User-Agent: U", "Accept: */*"]
-        newer = re.compile("url-query|@heads|-C 3|-H @-|n@d")  # than 7.88, or a BOM, or %0a for %0A
+        # than 7.88, or a BOM, or %0a for %0A, or with Proxy-Connection
+        newer = re.compile("url-query|@heads|-C 3|-H @-|n@d|-x")
 
         def own(words: list[str]) -> Any:
             return self.get("--no-compressed", *words, stdin=self.read("heads"))
@@ -7713,7 +7710,7 @@ class Section20CommandLine(Folder):
             if program is curl and (not shutil.which("curl") or newer.search(line)):
                 continue
             self.server.plays({"/": [ok(), LOOP]})
-            words = [word.replace("|", " ") for word in line.split(" ")]
+            words = [word.replace("|", " ") for word in self.server.filled(line).split(" ")]
             with self.subTest(line, program=program.__name__):
                 result = program([*words, self.server.address])
                 expected = [text for text in usual if not gone or not text.startswith(gone)]
@@ -7725,16 +7722,6 @@ class Section20CommandLine(Folder):
         self.get("{u}", "-H", os.fsdecode(b"X: caf\xe9"))
         self.assertIn(b"\r\nX: caf\xe9\r\n", self.server.requests[-1])
         self.assertIn(b"\r\nAccept-Encoding: gzip, deflate", self.server.requests[-1])
-
-    def test_proxy_and_its_user(self) -> None:
-        """The user may have any bytes."""
-        self.server.plays({"/x": ok()})
-        for user, encoded in ("a:b@", "YTpiQA=="), (os.fsdecode(b"\xff:x"), ""):
-            done = self.get(f"-x {{host}} -U {user} http://h.test/x")
-            self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"hello\n", b""))
-            head = self.server.requests.pop()
-            self.assertEqual(head.split(b"\r\n")[0], b"GET http://h.test/x HTTP/1.1")
-            self.assertIn(f"Basic {encoded}", field(head, "Proxy-Authorization")[0])
 
     def test_tls_flags(self) -> None:
         ca, here = f"--cacert {pem('ca')}", "https://localhost:{port}"
