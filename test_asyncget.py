@@ -122,7 +122,8 @@ def optional(name: str) -> Any:
         return None
 
 
-resource, tracemalloc = optional("resource"), optional("tracemalloc")
+fcntl, pty, resource, termios, tracemalloc = map(
+    optional, ("fcntl", "pty", "resource", "termios", "tracemalloc"))
 limited = unittest.skipUnless(resource, "no module resource here")
 
 
@@ -1754,8 +1755,6 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
 
 def all_arrived(peer: socket.socket) -> bool:
     """Whether the other side's kernel has all that was sent (Linux tells)."""
-    import fcntl
-    import termios
     return fcntl.ioctl(peer, termios.TIOCOUTQ, b"\0" * 4) == b"\0" * 4
 
 
@@ -6587,7 +6586,6 @@ class Section17Files(OnDisk):
 
     async def test_others_at_the_same_time(self) -> None:
         """All but one are refused; each gap in turn."""
-        import fcntl
         flock = fcntl.flock
         async with giving(answer(WHOLE, V1)) as server:
             await self.get(server.url, progress=lambda *_: self.refused(
@@ -7823,9 +7821,6 @@ class Section20CommandLine(Folder):
     def in_terminal(self, line: str, *more: str, stdout: IO[bytes] | None = None,
                     columns: int = 80) -> tuple[str, int]:
         """Run with stderr, and stdout unless given, on a terminal: what it shows, and the code."""
-        import fcntl
-        import pty
-        import termios
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         with ThreadPoolExecutor(1) as pool:
@@ -7902,8 +7897,6 @@ class Section20CommandLine(Folder):
         """A password, without its echo; and Ctrl-C, which leaves the terminal as it was, and
         the part of a file.
         """
-        import pty
-        import termios
         control = ("import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
                    "os.execv(sys.argv[1], sys.argv[1:])")
         self.server.plays({"/": ok(), "/f": [ok(b"x" * 90)[:-89], 0.2, b"x", HOLD]})
