@@ -1755,7 +1755,7 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
 
 def all_arrived(peer: socket.socket) -> bool:
     """Whether the other side's kernel has all that was sent (Linux tells)."""
-    return fcntl.ioctl(peer, termios.TIOCOUTQ, b"\0" * 4) == b"\0" * 4
+    return bool(fcntl.ioctl(peer, termios.TIOCOUTQ, b"\0" * 4) == b"\0" * 4)
 
 
 @contextlib.contextmanager
