@@ -1,6 +1,6 @@
 """HTTP GET over asyncio in one file, with nothing but the standard library.
 
-A GET is four lines of text sent, a few lines and some bytes received. What makes a client
+A GET is a few lines of text sent, a few lines and some bytes received. What makes a client
 long is to find out where those bytes end, to use the connection again, and to get through
 networks and servers that were not made for it. This file does it in four parts, in the order
 of the data; one may stop behind each of them, having understood a whole client.
@@ -112,8 +112,20 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    MutableMapping,
     Sequence,
     Sized,
+)
+from os.path import (
+    basename,
+    dirname,
+    exists,
+    getmtime,
+    getsize,
+    isfile,
+    islink,
+    lexists,
+    realpath,
 )
 from typing import (
     IO,
@@ -176,7 +188,7 @@ __all__ = [
 # ==== 1. Errors ===============================================================
 # Every failure, be it of a server, of a network or of a URL, is raised as one of the
 # exceptions below, whose text says what to do about it. Every size that a stranger could
-# choose has a MAX_ limit at the head of a section; its comment says what other clients chose.
+# choose has a MAX_ limit at the head of a section.
 
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 _FOREVER = float("inf")
@@ -304,10 +316,11 @@ def printable(text: str) -> str:
 # cannot be on a request line (blanks, non-ASCII) is percent-encoded.
 
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
-DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
     r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
-_NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # controls; half a character
+# Controls, and half characters, but for those that stand for octets (octets_text).
+_NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
     r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
@@ -354,6 +367,11 @@ class URL(NamedTuple):
     target: str    # origin-form: path and query, from "/" on
     fragment: str  # stays here, is never sent
     userinfo: str  # "user:password", still percent-encoded
+
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition("?")[0]
 
     def __repr__(self) -> str:
         scheme, host, _ = self.origin
@@ -430,9 +448,6 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     Origin(scheme='http', host='::1', port=80)
     """
     scheme = scheme.lower()
-    if scheme not in DEFAULT_PORTS:
-        raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only http and https",
-                         exit_code=1)
     match = _HOST_PORT.fullmatch(host_port)
     if match is None or int(match[2] or 0) > 65535:
         # Of http://me:p/w@h it is "me:p" that arrives here: hence the mask.
@@ -441,8 +456,8 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
 
 
-def parse_url(text: str) -> URL:
-    """Cut an absolute http or https URL into its parts (RFC 3986, RFC 9110 4.2).
+def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
+    """Cut an absolute URL of one of these schemes into its parts (RFC 3986, RFC 9110 4.2).
 
     >>> tuple(parse_url("http://me:pw@H.test:81?q=a b#top"))
     (Origin(scheme='http', host='h.test', port=81), '/?q=a%20b', 'top', 'me:pw')
@@ -463,6 +478,9 @@ def parse_url(text: str) -> URL:
                          "characters, and in user and password all but letters, digits and "
                          "-._~!$&'()*+,;=")
     scheme, userinfo, host_port, rest = match.groups()
+    if scheme.lower() not in schemes:
+        raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only {', '.join(schemes)}",
+                         exit_code=1)
     if not rest.isascii() or " " in rest:
         from string import punctuation
         from urllib.parse import quote
@@ -494,9 +512,9 @@ def remove_dots(target: str) -> str:
 
 
 # ==== 3. Request bytes ========================================================
-# All that we ever send is one head, and this section is the only place where one
-# is made. Text that a caller or a redirect supplied could smuggle in a line of its
-# own, so the grammar is checked here, on the finished text, and nothing is mended.
+# All that a server is ever sent is one head, whose lines are made here alone. Text that
+# a caller or a redirect supplied could smuggle in a line of its own, so the grammar is
+# checked here, on what goes out, and nothing is mended.
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
@@ -526,7 +544,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
             raise InvalidHeader(f"the value of {name} has control characters")
         if name.lower() == "host":
             value = value or origin.authority
-            if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: there is but one
+            if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: one, and 7.2: first
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
     try:
@@ -559,12 +577,11 @@ def render_request(target: str, lines: bytes) -> bytes:
 # looked up at once; what users read is made when they ask for it.
 
 # One head, counted while it arrives (Connection.exchange and _read_long_head, section 7). A
-# line has no limit of its own; one would stand in parse_head. curl takes heads of 300 KB,
-# aiohttp lines of 8 KB. Tests: Endless.
+# line has no limit of its own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
 MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
-_FIELD_LINE = re.compile(  # the ^ is what forbids a blank before a name
+_FIELD_LINE = re.compile(  # without the ^, a reason with a colon would be one
     rb"^(%b):(%b)\r?\n" % (TOKEN.encode(), _TEXT), re.M)
 _HEAD = re.compile(_STATUS_LINE + rb"(?:%b:%b\r?\n)*\r?\n" % (TOKEN.encode(), _TEXT))
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
@@ -717,7 +734,7 @@ class Headers(Mapping[str, str]):
 # told that the connection has ended: to know what that means is Body's part (6).
 
 MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
-MAX_EXTENSION_BYTES = 16_384     # of all chunk extensions of a body, and of trailers; as hyper
+MAX_EXTENSION_BYTES = 16_384     # of a body's chunk extensions, and of trailers; as hyper
 Framing = Union[int, str]
 BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
@@ -810,7 +827,7 @@ def read_chunked() -> BodyParser:
                     pieces = []
                     continue
                 size = parse_border(border)
-                if len(border) <= 20:  # no more than digits
+                if len(border) <= 20:  # not longer than digits alone may be
                     remember(_sizes, border, size)
                 # The size of the chunk is taken off: large chunks may have long extensions, but
                 # many long ones on small chunks come to the limit.
@@ -859,8 +876,8 @@ def body_parser(framing: Framing) -> BodyParser:
 # What the caller holds. It keeps the head as bytes and takes out of it what is
 # asked for: a hundred thousand responses kept are then mostly their bodies. The
 # body comes off a connection (section 7), which is handed in: it is asked for what
-# arrives, and told when the body is over. This section opens no socket and starts
-# no timer; what it awaits is what it was handed.
+# arrives, and told when the body is over. This section opens no socket and has no timer of its
+# own; what it awaits is what it was handed.
 
 MAX_LINE_BYTES = 16_777_216      # one line of a body, in iter_lines
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
@@ -952,7 +969,7 @@ class Body:
     def _let_go(self, connection: Connection, rest: bytes, now: float) -> None:
         """The body is whole: keep the connection, unless anything came behind the body."""
         self.done, self.connection, self.parser, self.done_at = True, None, None, now
-        if self.reusable and not rest and not connection.clock.expired:
+        if self.reusable and not rest:
             connection.on_idle(connection)
         else:
             connection.close()
@@ -1097,7 +1114,7 @@ class Response:
         if self._missing != _UNREAD:
             return self.content
         content: bytes | bytearray = bytearray()
-        if self._body.done and not self.coding:  # it came with the head
+        if self._body.done and not self.coding:  # it came with the head: no copies
             content = self._body.ready
             self._check_size(len(content), limit)
         else:
@@ -1156,7 +1173,7 @@ class Response:
         """Give up what is left of the body; closes the connection if something is."""
         whole = self._body.done and self._decoder is None and not (
             self._cutter and self._cutter.pending)
-        if self._missing and not (whole and self._missing == _IN_PIECES):
+        if self._missing and not (whole and self._missing == _IN_PIECES):  # else all was handed out
             self._missing = _GIVEN_UP
         self._decoder = self._cutter = None
         self._body.abort()
@@ -1213,7 +1230,7 @@ class Response:
 
     @property
     def elapsed(self) -> timedelta:
-        """From the call to the end of what was read."""
+        """From the call to the end of the body; to the head, while there is more to come."""
         from datetime import timedelta
         return timedelta(seconds=max(self.timing[:4]))
 
@@ -1230,13 +1247,13 @@ class Response:
 # A new and a busy connection belong to one call, an idle one to the pool (section 9).
 # To use one again spares the handshakes of TCP and TLS. It becomes idle only if the body
 # is whole and did not end by closing, nothing came behind it, neither side said
-# Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5), and the clock
-# has not run out. A body that was left or broke off closes it.
+# Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). A body that was
+# left or broke off closes it, and so does the clock.
 
 READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
-LAST_TURNS = 12                  # of the loop before a clock is believed; opening may take them all
+LAST_TURNS = 12                  # of the loop, in which what has come gets to us, handshakes too
 # asyncio raises these, by a bug, for an error of TLS inside TLS (mended in 3.12.2).
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
@@ -1282,7 +1299,10 @@ class Deadline:
         self.until = _FOREVER     # as long as it has no connection, its time does not run
 
     async def breathe(self, seconds: float = 0.0) -> None:
-        """Give the loop a turn amid long work, or so many seconds; raise when the time is over."""
+        """Give the loop a turn amid long work, or so many seconds; raise when the time is over.
+
+        The work is decoding (Response), and the command line's --limit-rate.
+        """
         time = asyncio.get_running_loop().time
         await asyncio.sleep(min(seconds, self.until - time()))
         if time() >= self.until:
@@ -1291,7 +1311,7 @@ class Deadline:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Allow what is done meanwhile so many seconds at most."""
+        """Allow what is done meanwhile so many seconds at most (section 12)."""
         until = self.until
         self.until = min(until, asyncio.get_running_loop().time() + seconds)
         try:
@@ -1300,7 +1320,7 @@ class Deadline:
             self.until = until
 
     async def stand_by(self, something: Awaitable[object]) -> None:
-        """Await what the server has no part in; no time runs meanwhile."""
+        """Await what the server has no part in (section 20); no time runs meanwhile."""
         time = asyncio.get_running_loop().time
         left, self.until = self.until - time(), _FOREVER
         try:
@@ -1358,6 +1378,7 @@ class Clock:
         """The timer rings: end what is waited for, if its time is over.
 
             early   the moment was moved meanwhile: set the timer again
+            idle    nobody waits for anything: the connection is closed
             late    the program was busy elsewhere, and we could not do our part of a
                     handshake: once, as much time as was lost is allowed in addition
             else    the answer may have come and lie in the kernel: let the loop have
@@ -1401,7 +1422,7 @@ def tls_options(host: str) -> dict[str, Any]:
 
 
 class Connection:
-    """A connection on a route: made by the pool, opened, used, kept or closed."""
+    """A connection on a route: made, opened, used, kept or closed."""
 
     def __init__(self, route: Route, connector: Connector,
                  on_idle: Callable[[Connection], object],
@@ -1422,7 +1443,7 @@ class Connection:
         self.request_bytes = 0        # in the last of them
         self.silent = True            # no byte of the current response has come
         self.interim = 0              # 1xx responses ahead of it
-        self.opener: asyncio.Task[Any] | None = None
+        self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
         self.broken: Exception | None = None  # told by the socket behind the last byte
         self.reading: Any = None      # a read that was begun before the request: section 9
@@ -1441,14 +1462,15 @@ class Connection:
 
         Raises ConnectError, TLSError, ProxyError or TimedOut; then nothing is left open.
         """
-        if self.closed:
+        if self.closed:  # with the session, since the pool has handed it over
             raise ended(self)
         self.timeout = timeout
         self.opened_at = self.clock.watch("connection", timeout)
-        # In a task of its own, which `close` can cancel: our caller's is left alone.
-        self.opener = asyncio.ensure_future(self._dial())
+        # A task of its own, which `close` can cancel. If we awaited it alone, that would look as if
+        # our caller were cancelled; gather hands out such an end as a value. If it is our caller,
+        # gather cancels the task, too, and waits until it has cleaned up.
+        self.opener = asyncio.create_task(self._dial())
         try:
-            # If we are cancelled, it is, too, and this waits until it has cleaned up.
             await asyncio.gather(self.opener, return_exceptions=True)
             if self.closed:  # by the clock, or with the session
                 raise ended(self)
@@ -1458,7 +1480,7 @@ class Connection:
             if isinstance(error, AsyncGetError) or not isinstance(error, Exception):
                 raise
             raise failure(self, error) from error
-        finally:
+        finally:  # behind `failure`, which asks for it
             self.opener = None
         self.peer = self.writer.get_extra_info("peername")
         self.local = self.writer.get_extra_info("sockname")
@@ -1485,6 +1507,8 @@ class Connection:
         if connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
+        if self.closed:  # meanwhile, and the connector has passed over its cancellation
+            self.writer.transport.abort()
 
     # ---- one exchange
 
@@ -1505,7 +1529,7 @@ class Connection:
             self.writer.write(request)  # no drain: there is no more to come, and little of it
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
-        for self.interim in range(MAX_INTERIM + 1):
+        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data = self.rest or await self.receive()
             end = find_head_end(data)
             if not end:
@@ -1560,8 +1584,6 @@ class Connection:
             self.silent = False
         elif self.broken:
             raise failure(self, self.broken) from self.broken
-        elif self.clock.expired:
-            raise ended(self)
         return data
 
     def ended_cleanly(self) -> bool:
@@ -1595,8 +1617,8 @@ class Connection:
                 writer.transport.abort()  # and does not wait for the answer
         if isinstance(self.reader, asyncio.StreamReader):
             self.reader.feed_eof()  # ends a read; the transport of a test's double may do nothing
-        # Else asyncio might complain of an error that nobody asked for: that depends on the order
-        # in which garbage is collected. Without us, it goes at once, and in the right order.
+        # Garbage in a cycle goes in any order, and asyncio may then complain of an error that
+        # nobody asked for. Dropped here, they go at once, the inner one first.
         self.writer = self.outer = None
         self.on_close(self)
 
@@ -1622,6 +1644,7 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
     route = Route(parts.origin, context, None, None, None)
     # There is no pool to be told that it is idle or closed: id() is as good as nothing.
     connection = Connection(route, asyncio.open_connection, on_idle=id, on_close=id)
+    connection.clock.deadline = Deadline(connection.loop.time())
     try:
         await connection.open(timeout)
         lines = render_fields(PLAIN_FIELDS, parts.origin)
@@ -1633,7 +1656,8 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
         connection.close()
 
 
-# You may stop here. What you have read is a whole client for one GET; the rest makes it one for
+# You may stop here. What you have read is a whole client for one GET from an address (how a name
+# gets its addresses, and an error its words, stands in section 13); the rest makes it one for
 # many, for other people's networks, and for the shell. The later parts are reached from this
 # one at a few places: `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
 # `open_first`, `open_unix` and `failure`, which has words for the system's errors (13), and
@@ -1888,8 +1912,8 @@ class Reading:
         self.connection = connection
         self.coroutine = connection.reader.read(READ_BYTES)
         self.waits_for: Any = None
-        self.future: asyncio.Future[Any] | None = None  # the same; None if a caller's reader
-        self.data: bytes | None = None    # has something else. What was there; b"": the end
+        self.future: asyncio.Future[Any] | None = None  # the same, if a reader waits for one
+        self.data: bytes | None = None    # what was there at once; b"": the end, or an error
         try:
             self.waits_for = self.coroutine.send(None)
         except StopIteration as end:
@@ -1910,7 +1934,8 @@ class Reading:
     def claim(self) -> bool:
         """Listen no more: what comes from now on is the answer to a call.
 
-        False if anything, bytes or the end, has come while the connection was idle.
+        False if anything, bytes or the end, has come while the connection was idle. (Of a
+        caller's reader that waits for no future, that cannot be told.)
         """
         if self.future is None or self.connection.closed:
             return not self.connection.closed
@@ -2142,8 +2167,10 @@ class Pool:
         self.turns.clear()
         for future in itertools.chain(*waiting.values()):
             future.set_exception(AsyncGetError("the session was closed"))
+        opening = [connection.opener for connection in self.all if connection.opener]
         for connection in list(self.all):
             connection.close()
+        await asyncio.gather(*opening, return_exceptions=True)
         await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
 
 
@@ -2161,6 +2188,7 @@ _FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
                    "transfer-encoding", "upgrade"}
 _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
 CLOSE_FIELD = ("Connection", "close")  # we, too, close behind the response (RFC 9112 9.6)
+Pairs = Sequence[tuple[Any, Any]]      # names and values, of cookies or parameters
 
 
 def merge_fields(base: Fields, headers: Any) -> Fields:
@@ -2173,8 +2201,8 @@ def merge_fields(base: Fields, headers: Any) -> Fields:
     >>> merge_fields((), {"Connection": "keep-alive", "TE": "trailers"})
     ()
     """
-    extra: list[tuple[str, str]] = []
-    named: set[str] = set()
+    extra = []
+    named = set()
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         if not isinstance(name, str) or not isinstance(value, (str, type(None))):
             raise InvalidHeader("headers must be a mapping, or pairs, of text: not the value of "
@@ -2206,7 +2234,7 @@ class Request(NamedTuple):
     def __repr__(self) -> str:
         return f"<Request {self.url}>"
 
-    def with_cookies(self, cookies: Iterable[tuple[str, str]]) -> Request:
+    def with_cookies(self, cookies: Pairs) -> Request:
         """The same with its own cookies, and behind them others, in one field (RFC 6265 5.4).
 
         Of those of one name the first goes out: from the field, its own, then the others.
@@ -2218,8 +2246,8 @@ class Request(NamedTuple):
         own = Headers(self.fields).get_all("cookie")
         named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
         others = [pair for pair in cookies if pair[0] not in self.cookies]
-        text = render_cookies((name, value) for name, value in [*self.cookies.items(), *others]
-                              if value is not None and name not in named)
+        text = render_cookies([(name, value) for name, value in [*self.cookies.items(), *others]
+                               if value is not None and name not in named])
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
     def adding(self, name: str, value: str) -> Request:
@@ -2241,7 +2269,7 @@ def join_url(base: URL, reference: str) -> URL:
     if reference.startswith("//"):
         reference = f"{base.origin.scheme}:{reference}"
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", reference):  # no scheme
-        path = base.target.partition("?")[0]
+        path = base.path
         folder = path[:path.rindex("/") + 1]
         # How much of the base stays, by what the reference begins with.
         kept = {"/": "", "?": path, "#": base.target, "": base.target}.get(reference[:1], folder)
@@ -2257,7 +2285,7 @@ def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
 
 
 def next_request(request: Request, response: Response,
-                 secret_headers: Iterable[str] = (), trusted: bool = False) -> Request | None:
+                 settings: Mapping[str, Any]) -> Request | None:
     """The request that a redirect asks for, None where the response is none (RFC 9110 15.4).
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
@@ -2274,8 +2302,8 @@ def next_request(request: Request, response: Response,
                                             scheme and port are those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
 
-    What was dropped stays dropped if a later hop leads back. `trusted` is the setting
-    trust_redirects: then nothing of this is dropped but Host.
+    What was dropped stays dropped if a later hop leads back. With the setting trust_redirects
+    nothing of this is dropped but Host.
     """
     locations = set(octets_text(response.raw_head, "location"))
     if response.status_code not in (301, 302, 303, 307, 308) or not any(locations):
@@ -2289,9 +2317,9 @@ def next_request(request: Request, response: Response,
         return following
     if "%" in url.origin.host:  # which of our networks is asked is not a server's to say
         raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
-    if trusted:  # all but the caller's Host, which was the first origin's
+    if settings["trust_redirects"]:  # all but the caller's Host, which was the first origin's
         return following.adding("Host", "")
-    return Request(url, without_secrets(request.fields, secret_headers))
+    return Request(url, without_secrets(request.fields, settings["secret_headers"]))
 
 
 def parse_links(value: str) -> dict[str, dict[str, str]]:
@@ -2300,7 +2328,7 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
     >>> parse_links('</p?2>; rel="next"; title=more')
     {'next': {'url': '/p?2', 'rel': 'next', 'title': 'more'}}
     """
-    links: list[dict[str, str]] = []
+    links = []
     pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
     for url, name, quoted, token in re.findall(pattern, value):
         if not name:
@@ -2408,7 +2436,7 @@ class RequestSettings(TypedDict, total=False):
     params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
     headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
     auth: str | tuple[str, str] | None      # (user, password), or a bearer token
-    cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None  # False: none
+    cookies: bool | Mapping[str, str | None] | Jar | None  # False: none
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
     follow_redirects: bool
@@ -2495,7 +2523,7 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
     What can be read only once, a generator of headers, say, is read here: retries, and other
     calls of a get_all, need it again.
     """
-    settings: dict[str, Any] = {}
+    settings = {}
     for name, value in options.items():
         name = {"allow_redirects": "follow_redirects"}.get(name, name)  # as requests calls it
         if name not in allowed.__annotations__:
@@ -2521,8 +2549,8 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
                             f"not {type(value).__name__}") from None
         above = name in _ABOVE_ZERO
         if isinstance(value, (int, float)) and not value >= 0 or above and value == 0:  # nor is nan
-            least = "above" if above else "at least"
-            raise ValueError(f"{name} must be {least} 0: not {value!r:.50}")
+            raise ValueError(f"{name} must be {'above' if above else 'at least'} 0: "
+                             f"not {value!r:.50}")
     return settings
 
 
@@ -2548,7 +2576,6 @@ def spelled_out(function: Function) -> Function:
 # ---- what they put into a request
 
 DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
-Pairs = tuple[tuple[Any, Any], ...]
 
 
 def merge_params(base: Pairs, extra: Pairs) -> Pairs:
@@ -2740,13 +2767,12 @@ class Call:
         settings = self.settings
         if not settings["follow_redirects"]:
             return None
-        following = next_request(request, response, settings["secret_headers"],
-                                 settings["trust_redirects"])
+        following = next_request(request, response, settings)
         if following is None:
             return None
         if following.url.origin.scheme not in settings["redirect_schemes"]:
             raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
-                             "redirect_schemes", exit_code=1)
+                             "redirect_schemes", exit_code=1, response=response)
         history.append(response)
         if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
             raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
@@ -2922,8 +2948,7 @@ class Session:
         self._base: URL | None = None
         if settings["base_url"]:
             base = parse_url(settings["base_url"])
-            path = base.target.partition("?")[0]
-            self._base = base._replace(target=path.removesuffix("/") + "/")
+            self._base = base._replace(target=base.path.removesuffix("/") + "/")
         self._fields = fields_of(DEFAULT_FIELDS, own)
         jar = settings["cookies"]
         if jar is not False and not isinstance(jar, AskedJar):
@@ -3052,7 +3077,7 @@ class Session:
                 if close:
                     await self.close()
 
-        getting = asyncio.ensure_future(get_each_and_close())
+        getting = asyncio.create_task(get_each_and_close())
         getting.add_done_callback(lambda _: finished.put_nowait(None))
         try:
             while (item := await finished.get()) is not None:
@@ -3088,7 +3113,7 @@ class Session:
                 await deliver(number, url, outcome)
 
         count = min(limit, len(urls)) if isinstance(urls, Sized) else limit
-        workers = [asyncio.ensure_future(work()) for _ in range(count)]
+        workers = [asyncio.create_task(work()) for _ in range(count)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -3125,10 +3150,10 @@ class Session:
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         cookies = own.get("cookies")
-        if isinstance(cookies, Mapping):
-            settings["own_cookies"] = cookies
         if cookies is not False and not isinstance(cookies, AskedJar):
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
+            if isinstance(cookies, Mapping):
+                settings["own_cookies"] = cookies
         return settings, own
 
     def _route(self, request: Request, call: Call) -> Route:
@@ -3151,7 +3176,8 @@ class Session:
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        route = Route(origin, tls, proxy, path, address, proxy_tls, verify)
+        route = Route(origin, tls, proxy, path, address, proxy_tls,
+                      verify if tls or proxy_tls else True)
         remember(routes, (origin, cert), route)
         return route
 
@@ -3208,10 +3234,11 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
     return session._outcomes(urls, limit, session._settled({}), close=True)
 
 
-# You may stop here, too: with cookies=False and trust_env=False all of this works without the
-# parts to come. They are reached from this one at `resolved` and `tls_context` (section 13),
-# `choose_proxy`, `parse_proxy` and `proxy_fields` (14), `Cookies`, `OthersJar`, `check_cookie`
-# and `render_cookies` (15), `netrc_auth` (16), and `Download` (17).
+# You may stop here, too: with cookies=False, trust_env=False and an SSLContext of your own all
+# of this works at addresses without the parts to come. They are reached from this one at
+# `resolved` and `tls_context` (section 13), `choose_proxy`, `parse_proxy` and `proxy_fields` (14),
+# `Cookies`, `OthersJar`, `check_cookie` and `render_cookies` (15), `netrc_auth` (16), and
+# `Download` (17).
 
 # #### Part III. In somebody else's network ####################################
 # At its end one knows what stands between a program and a server in a corporate network:
@@ -3236,7 +3263,7 @@ async def look_up(host: str, family: int = 0) -> list[str]:
         return host.split(",")
     found = await asyncio.get_running_loop().getaddrinfo(host, 0, family=family,
                                                          type=socket.SOCK_STREAM)
-    turns: dict[str, int] = {}  # of each address: how many of its kind come before it
+    turns = {}  # of each address: how many of its kind come before it
     met = collections.Counter[int]()
     for kind, _, _, _, address in found:  # getnameinfo: with the zone of fe80::1%eth0
         name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
@@ -3262,7 +3289,7 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
     If none answers, the error says what was wrong with each.
     """
     attempts: set[asyncio.Future[socket.socket]] = set()
-    errors: list[OSError] = []
+    errors = []
     try:
         while todo or attempts:
             if todo:
@@ -3282,8 +3309,8 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
         raise failed
     finally:  # without an await, in which we could be cancelled, and the rest of this left undone
         for attempt in attempts:
-            attempt.cancel()
-            attempt.add_done_callback(forget_socket)
+            if not (attempt.cancel() or attempt.cancelled() or attempt.exception()):
+                attempt.result().close()  # it was done in the same turn
 
 
 async def connect_to(address: str, port: int) -> socket.socket:
@@ -3301,18 +3328,11 @@ async def connect_to(address: str, port: int) -> socket.socket:
     return made
 
 
-def forget_socket(attempt: asyncio.Future[socket.socket]) -> None:
-    """Close what an attempt has opened after all: another was faster, or nobody waits."""
-    if not attempt.cancelled() and not attempt.exception():
-        attempt.result().close()
-
-
 async def open_unix(path: str, **options: Any) -> Stream:
     """A connection to a unix socket, where the system has such."""
     if not hasattr(asyncio, "open_unix_connection"):
         raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    opened: Stream = await asyncio.open_unix_connection(path, **options)
-    return opened
+    return await asyncio.open_unix_connection(path, **options)
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -3343,7 +3363,7 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
-    authorities: dict[str, Any] = {}
+    authorities = {}
     used, exit_code = f"verify={verify!r}", 77
     try:
         if not isinstance(verify, bool):
@@ -3355,8 +3375,7 @@ def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
         elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: a common name is no host
             context.hostname_checks_common_name = False
         if cert:
-            path, key, password = (*([cert] if isinstance(cert, (str, os.PathLike)) else cert),
-                                   None, None)[:3]
+            path, key, password = (*(cert if isinstance(cert, tuple) else [cert]), None, None)[:3]
             used, exit_code = f"the client certificate {path!r}, key {key!r}", 58
             # Without a password OpenSSL would ask the terminal for one.
             context.load_cert_chain(path, key, password or "")
@@ -3396,15 +3415,15 @@ def handshake_hint(reason: str) -> str:
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
-    if isinstance(error, _TLS_IN_TLS_ERRORS):
-        if connection.route.proxy_tls is None:
-            return error  # a slip in streams of the caller's own
+    route, phase, where = connection.route, connection.clock.phase, hop(connection)
+    if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.clock.expired:
         return ended(connection)
-    route, phase, where = connection.route, connection.clock.phase, hop(connection)
+    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
+        return error  # a slip in streams of the caller's own
     proxy, took = route.proxy if phase == "connection" else None, after(connection)
-    tls, text = route.proxy_tls if proxy else route.tls, str(error) or type(error).__name__
+    asked, text = proxy or route.origin, str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLSError(f"certificate of {where} refused: {error.verify_message}{took}"
                         + certificate_hint(error, route.verify), exit_code=60)
@@ -3417,13 +3436,11 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     number = getattr(error, "errno", None)
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return (ProxyError if proxy else ConnectError)(
-            f"cannot resolve {(proxy or route.origin).host!r}, for {where}: {text}{took}",
+            f"cannot resolve {asked.host!r}, for {where}: {text}{took}",
             exit_code=5 if proxy else 6, errno=number)
-    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
-        return error
     if phase == "answer of the proxy":
         return ProxyError(f"closed the connection: {text}")  # pass_proxy says which
-    if phase == "TLS handshake" or tls and isinstance(error, _BROKEN):
+    if phase == "TLS handshake" or asked.scheme == "https" and isinstance(error, _BROKEN):
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
     return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
 
@@ -3439,9 +3456,6 @@ def after(connection: Connection) -> str:
 # line. For https://, and with SOCKS, a proxy is asked for a tunnel: a connection to the
 # origin, on which we then speak as if there were no proxy. Which proxy it is, the caller or
 # the environment says.
-
-_PROXY_PORTS = {**DEFAULT_PORTS, "socks5": 1080, "socks5h": 1080}
-
 
 class Proxy(NamedTuple):
     """A proxy, and where its name came from, for the error texts."""
@@ -3465,19 +3479,12 @@ def parse_proxy(text: str, source: str) -> Proxy:
     An unknown kind of proxy is an error: to go to the server directly might tell it, or the
     network, what the proxy is there to hide.
     """
-    scheme, _, rest = text.strip().rpartition("://")
-    scheme = scheme.lower() or "http"
-    if scheme not in _PROXY_PORTS:
-        raise ProxyError(f"{source}: proxies are http://, https://, socks5:// or socks5h://, "
-                         f"not {masked(text)}", exit_code=7)
+    text = text.strip()
     try:
-        url = parse_url("http://" + rest)
+        url = parse_url(text if "://" in text else f"http://{text}", DEFAULT_PORTS)
     except InvalidURL as error:
-        raise ProxyError(f"{source}: {error}", exit_code=5) from None
-    port = url.origin.port
-    if not re.match(r"[^/?#]*:[0-9]+(?![^/?#])", rest):  # none given: so far it is http's
-        port = _PROXY_PORTS[scheme]
-    return Proxy(scheme, url.origin.host, port, url.userinfo, source)
+        raise ProxyError(f"{source}: {error}", exit_code=7 if error.exit_code == 1 else 5) from None
+    return Proxy(*url.origin, url.userinfo, source)
 
 
 def domain_match(host: str, domain: str) -> bool:
@@ -3543,11 +3550,11 @@ _SOCKS_REPLIES = dict(enumerate((
     "address type not supported"), start=1))
 
 
-def proxy_fields(proxy: Proxy) -> list[tuple[str, str]]:
+def proxy_fields(proxy: Proxy) -> Fields:
     """The field with a proxy's own credentials, if any; it goes to nobody else."""
     if not proxy.userinfo:
-        return []
-    return [("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo)))]
+        return ()
+    return (("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo))),)
 
 
 async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
@@ -3589,8 +3596,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     origin = connection.route.origin
     target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
     fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
-    request = b"CONNECT %b HTTP/1.1\r\n%b" % (target.encode("ascii"),
-                                              render_fields(fields, origin))
+    request = f"CONNECT {target} HTTP/1.1\r\n".encode("ascii") + render_fields(fields, origin)
     try:
         head = await connection.exchange(request, connection.timeout, "answer of the proxy")
     except ProtocolError as error:
@@ -3636,8 +3642,7 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     if proxy.scheme == "socks5":  # the name is looked up here, not by the proxy
         host = (await look_up(connection.route.address or host))[0]
     if is_address(host):
-        packed = ipaddress.ip_address(host).packed
-        address = (b"\x01" if len(packed) == 4 else b"\x04") + packed
+        address = (b"\x04" if ":" in host else b"\x01") + ipaddress.ip_address(host).packed
     write(b"\x05\x01\x00" + address + origin.port.to_bytes(2, "big"))
     _, reply, _, kind = await read(4)
     if reply:
@@ -3737,7 +3742,7 @@ class Cookie(NamedTuple):
         safe = scheme == "https" or host in ("localhost", "127.0.0.1", "::1")  # never on a wire
         told = self.domain in ("", host) if self.host_only else domain_match(host, self.domain)
         return (self.lives() and told and (safe or not self.secure)
-                and path_match(url.target.partition("?")[0], self.path))
+                and path_match(url.path, self.path))
 
 
 def keeps_prefix(cookie: Cookie) -> bool:
@@ -3782,8 +3787,7 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
             and keeps_prefix(cookie) and (scheme == "https" or not cookie.secure)):
         return None
     if cookie.path[:1] != "/":  # then it is the folder that the target lies in (5.1.4)
-        folder = url.target.partition("?")[0].rpartition("/")[0]
-        cookie = cookie._replace(path=folder or "/")
+        cookie = cookie._replace(path=url.path.rpartition("/")[0] or "/")
     return cookie
 
 
@@ -3805,7 +3809,7 @@ def check_cookie(name: str, value: str) -> None:
                             f"at most, without ';' and controls: not those of {name!r:.100}")
 
 
-def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
+def render_cookies(pairs: Pairs) -> str:
     """The value of Cookie (6265bis 5.8.3): as many, from the first on, as the limit allows.
 
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
@@ -3822,7 +3826,7 @@ def render_cookies(pairs: Iterable[tuple[str, str]]) -> str:
     return "; ".join(texts)
 
 
-class Cookies(AskedJar):
+class Cookies(AskedJar, MutableMapping[Any, str]):
     """The cookies of a session: what servers set, and what you do.
 
     >>> cookies = Cookies({"sid": "7"})
@@ -3836,15 +3840,16 @@ class Cookies(AskedJar):
     A cookie that you set without a domain goes to one origin, scheme and port included, the
     home origin: the session's base_url, or else the first that it asks. It goes out instead of
     any other of its name, until a response of that origin sets one of this name.
-    Iterating gives Cookie tuples; cookies[name] is the last of that name.
+    The keys of this mapping are Cookie tuples. A name stands for all cookies of that name:
+    cookies[name] is the value of the last, del cookies[name] deletes all of them.
     """
 
-    def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
+    def __init__(self, cookies: Mapping[str, str] = {}) -> None:
         # By site, then by Cookie.key in the order in which they were first set: all that a host
         # may be told is in its site's dict, so no other is looked at. The site that was last to
         # set one stands last. Under "" are the caller's for the home origin.
         self._sites: dict[str, dict[Any, Cookie]] = {}
-        self.update(cookies or {})
+        self.update(cookies)
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; return the names that it could set.
@@ -3876,7 +3881,7 @@ class Cookies(AskedJar):
             del self._sites[next(iter(self._sites))]
         return names
 
-    def pairs_for(self, url: URL) -> list[tuple[str, str]]:
+    def pairs_for(self, url: URL) -> Pairs:
         """What a request is sent with, names and values, longest path first (6265bis 5.8.3)."""
         self.home = self.home or url.origin
         if not self._sites:
@@ -3903,34 +3908,23 @@ class Cookies(AskedJar):
 
     __setitem__ = set
 
-    def update(self, cookies: Mapping[str, str]) -> None:
-        """Set several for the home origin."""
-        for name, value in cookies.items():
-            self.set(name, value)
-
     def clear(self) -> None:
         """Delete all."""
         self._sites.clear()
 
-    def _values(self) -> dict[str, str]:
-        return {cookie.name: cookie.value for cookie in self}  # of several the last
+    def _find(self, key: object) -> list[Cookie]:
+        """The cookies of a name, or this one; raises KeyError where there is none."""
+        found = [cookie for cookie in self if key in (cookie, cookie.name)]
+        if not found:
+            raise KeyError(key)
+        return found
 
-    def get(self, name: str, default: str | None = None) -> str | None:
-        """The value of a cookie; of several the last."""
-        return self._values().get(name, default)
+    def __getitem__(self, key: object) -> str:
+        return self._find(key)[-1].value
 
-    def __getitem__(self, name: str) -> str:
-        return self._values()[name]
-
-    def __delitem__(self, name: str) -> None:
-        if name not in self:
-            raise KeyError(name)
-        for cookie in self:
-            if cookie.name == name:
-                del self._sites[site_of(cookie.domain)][cookie.key]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._values()
+    def __delitem__(self, key: object) -> None:
+        for cookie in self._find(key):
+            del self._sites[site_of(cookie.domain)][cookie.key]
 
     def __iter__(self) -> Iterator[Cookie]:
         return iter([cookie for kept in self._sites.values() for cookie in kept.values()
@@ -3940,7 +3934,7 @@ class Cookies(AskedJar):
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:  # no values: they are secrets
-        return f"<Cookies {[*self._values()]}>"
+        return f"<Cookies {[cookie.name for cookie in self]}>"
 
 
 class OthersJar(AskedJar):
@@ -3953,7 +3947,7 @@ class OthersJar(AskedJar):
         import urllib.request
         return urllib.request.Request(str(url).partition("?")[0])  # urllib would cache the query
 
-    def pairs_for(self, url: URL) -> list[tuple[str, str]]:
+    def pairs_for(self, url: URL) -> Pairs:
         """The names and values that a request is sent with."""
         request = self._request(url)
         self.jar.add_cookie_header(request)
@@ -4144,36 +4138,24 @@ def body_length(response: Response) -> int | None:
     return None if isinstance(framing, str) or is_coded(response) else framing
 
 
-def length_of_rest(response: Response, start: int) -> int | None:
-    """How many bytes a 206 has, if they are all from `start` on; 0 for a 416 that says so.
-
-    None if the response does not fit. For a 206 of N bytes there is one right Content-Range:
-    compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
-    """
-    length = body_length(response) if response.status_code == 206 else 0
-    if length is None:  # the rest could end anywhere, and look whole
-        return None
-    end = start + length
-    right = f"bytes {start}-{end - 1}/{end}" if length else f"bytes */{end}"
-    return length if response.headers.get("content-range", "").lower() == right else None
-
-
-def is_rest(response: Response, known: Partial) -> bool:
-    """Whether a 206 has all that comes after our bytes, or a 416 says that nothing does.
+def length_of_rest(response: Response, known: Partial) -> int | None:
+    """How many bytes come behind ours, says a 206; 0, says a 416. None if it does not fit.
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes behind ours. So
     if anything does not fit, nothing is written, and all of the file is asked for (RFC 9110
-    14.4, 15.3.7, 15.5.17); only the validator may be left out.
+    14.4, 15.3.7, 15.5.17); only the validator may be left out. For N bytes there is one right
+    Content-Range: compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
     """
-    length = length_of_rest(response, known.size)
-    return (length is not None and known.length in ("None", str(known.size + length))
-            and is_version(response, known.validator) and source_of(response) == known.source)
-
-
-def is_version(response: Response, validator: str) -> bool:
-    """Whether a response is of the version with a validator, as far as it says so."""
+    length = {206: body_length(response), 416: 0}.get(response.status_code)
+    if length is None:  # the rest could end anywhere, and look whole
+        return None
+    end, validator, headers = known.size + length, known.validator, response.headers
+    right = f"bytes {known.size}-{end - 1}/{end}" if length else f"bytes */{end}"
     field = "etag" if validator.startswith('"') else "last-modified"
-    return not validator or response.headers.get(field, validator) == validator
+    fits = (headers.get("content-range", "").lower() == right
+            and known.length in ("None", str(end)) and source_of(response) == known.source
+            and (not validator or headers.get(field, validator) == validator))
+    return length if fits else None
 
 
 # ---- on the disk
@@ -4225,10 +4207,12 @@ def size_of_ours(file: IO[bytes]) -> int:
     we write into another file of ours; or a file of theirs, which they can change afterwards.
     """
     found = os.fstat(file.fileno())
-    theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
-    if (theirs or found.st_nlink > 1 or not os.path.isfile(file.name)
+    # Some mounts show all files as another user's; who owns the folder can replace all in it.
+    theirs = sys.platform != "win32" and found.st_uid not in (
+        os.geteuid(), os.stat(dirname(file.name) or ".").st_uid)
+    if (theirs or found.st_nlink > 1 or not isfile(file.name)
             or not os.path.samestat(found, os.lstat(file.name))):
-        raise OSError(f"{os.path.basename(file.name)} is a link, no plain file, or somebody else's")
+        raise OSError(f"{basename(file.name)} is a link, no plain file, or somebody else's")
     return found.st_size
 
 
@@ -4238,7 +4222,7 @@ def read_sidecar(part: str) -> Partial | None:
         size_of_ours(sidecar)
         match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
         if match:
-            size = os.path.getsize(part) if os.path.exists(part) else 0
+            size = getsize(part) if exists(part) else 0
             return Partial(size, *match.groups())
     return None
 
@@ -4250,27 +4234,28 @@ def read_partial(path: str) -> Partial | None:
 
 
 def check_target(path: str, overwrite: bool) -> None:
-    """Refuse a PATH that must not be replaced: a folder, a device; without overwrite, a file."""
-    with disk_errors(path):
-        special = os.path.exists(path) and not os.path.isfile(path)
-        if special or not os.path.basename(path) or "\0" in path:
-            raise OSError("not the name of a file")
-        if os.path.lexists(path) and not overwrite:
-            raise OSError("it exists")
+    """Refuse a PATH that must not be replaced: a folder, a device, what is write-protected;
+    without overwrite, any file.
+    """
+    special = exists(path) and not isfile(path)
+    if special or not basename(path) or "\0" in path:
+        raise OSError("not the name of a file")
+    if lexists(path) and not overwrite:
+        raise OSError("it exists")
+    if isfile(path) and not os.access(path, os.W_OK):
+        raise OSError("it is write-protected")
 
 
-def check_part(path: str) -> None:
+def check_part(part: str) -> None:
     """Refuse to write over a .part, or a .part.meta, that we have not made.
 
     Ours have a valid sidecar; an empty .part may have any, as a kill may have come before or
     amid that.
     """
-    part = part_of(path)
-    with disk_errors(path):
-        used = os.path.getsize(part) if os.path.isfile(part) else os.path.lexists(part + ".meta")
-        if used and read_sidecar(part) is None:
-            raise OSError(f"{os.path.basename(part)} or its .meta is not of our making: "
-                          "move it away, or choose another name")
+    used = getsize(part) if isfile(part) else lexists(part + ".meta")
+    if used and read_sidecar(part) is None:
+        raise OSError(f"{basename(part)} or its .meta is not of our making: "
+                      "move it away, or choose another name")
 
 
 def claim_part(file: io.FileIO, known: Partial | None) -> None:
@@ -4306,6 +4291,13 @@ def write_sidecar(part: str, response: Response) -> None:
         sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
 
 
+def keep_mode(part: str, path: str) -> None:
+    """Who may not read PATH must not read what replaces it."""
+    mode = os.stat(path).st_mode & 0o777 | 0o200  # so that we may go on
+    if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
+        os.chmod(part, mode)
+
+
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
     """Rename a .part to PATH, if it is still the file that we have written.
 
@@ -4316,6 +4308,10 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         raise OSError("its .part was changed by somebody else meanwhile")
     if os.name == "nt":
         file.close()  # Windows renames no open file
+    elif isfile(path) and not islink(path):
+        old = os.stat(path)
+        with contextlib.suppress(OSError):  # a service's file stays its own, if root renews it
+            os.chown(part, old.st_uid, old.st_gid)
     try:
         if overwrite:
             os.replace(part, path)
@@ -4370,7 +4366,8 @@ class Download(Call):
         request = super().first_request().adding("Accept-Encoding", "identity")
         self.known, self.ranged = None, "range" in Headers(request.fields)
         if isinstance(self.path, str):
-            check_target(self.path, self.settings["overwrite"])
+            with disk_errors(self.path):
+                check_target(self.path, self.settings["overwrite"])
             if self.resume and not self.ranged:
                 self.known = read_partial(self.path)
         if self.known:
@@ -4385,12 +4382,16 @@ class Download(Call):
         if callable(self.path):
             self.path = os.fsdecode(self.path(response))
         leave_own_coding(response, self.path)
-        known, status = self.known, response.status_code
+        known, status, expected = self.known, response.status_code, body_length(response)
         if known and status in (206, 416):
-            if not is_rest(response, known):  # what is there stays until a 200 comes
+            rest = length_of_rest(response, known)
+            if rest is None:  # what is there stays until a 200 comes
                 response.close()
                 self.resume = False
                 raise Anew
+            expected = known.size + rest
+            if not rest:  # the page of a 416 must not hold the connection
+                await discard(response)
         elif (status == 206 and not self.ranged  # a piece that nobody has asked for
                 or status >= 300 and (self.begun or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
@@ -4398,50 +4399,42 @@ class Download(Call):
         else:
             known = None  # this comes from its start on: it replaces what is there, if anything
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
-        check_target(self.path, self.settings["overwrite"])
-        check_part(self.path)  # only now: a 304, say, writes nothing
-        await self.save(response, self.path, known)
+        await self.save(response, self.path, known, expected)
 
-    async def save(self, response: Response, path: str, known: Partial | None) -> None:
+    async def save(self, response: Response, path: str, known: Partial | None,
+                   expected: int | None) -> None:
         """Write a body behind what is known, or from the start; rename the file when it is whole.
 
         The loop stands still while a piece is written: of 256 KiB at most, which the kernel
         takes in 0.1 ms. A thread for each would cost more, and makes a slow disk no faster.
         """
         part, size = part_of(path), known.size if known else 0
-        rest = length_of_rest(response, size) if known else body_length(response)
-        expected = None if rest is None else size + rest
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path):
+            check_target(path, self.settings["overwrite"])
+            check_part(part)  # only now: a 304, say, writes nothing
             file = open(part, "ab", buffering=0, opener=open_ours)
         with file:
             with disk_errors(path):
                 claim_part(file, known)
-                if os.path.isfile(path) and not os.path.islink(path):
-                    # Who may not read PATH must not read what replaces it. 0o200: we may go on.
-                    os.chmod(part, os.stat(path).st_mode & 0o777 | 0o200)
+                if isfile(path) and not islink(path):
+                    keep_mode(part, path)
                 if known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
-            size = await self.copy(response, file, size, expected)
+            # Each piece alone is for disk_errors: what `progress` raises is no error of the disk.
+            write, progress = disk_errors(part)(write_all), self.settings["progress"]
+            await inform(progress, size, expected)
+            if size != expected:  # else this was a 416
+                async for piece in response.iter_bytes():
+                    write(file, piece)
+                    size += len(piece)
+                    await inform(progress, size, expected)
             with disk_errors(path):
                 # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
                 await asyncio.to_thread(os.fsync, file.fileno())
                 publish_part(file, path, size, self.settings["overwrite"])
-
-    async def copy(self, response: Response, file: IO[bytes], size: int,
-                   expected: int | None) -> int:
-        """Write what comes behind what a file has; return its size then."""
-        progress = self.settings["progress"]
-        await inform(progress, size, expected)
-        if size != expected:  # else this may be the page of a 416
-            async for piece in response.iter_bytes():
-                with disk_errors(file.name):  # what `progress` raises is no error of the disk
-                    write_all(file, piece)
-                size += len(piece)
-                await inform(progress, size, expected)
-        return size
 
 
 @spelled_out
@@ -4579,7 +4572,7 @@ async def demo(port: str = "") -> None:
     """Show in seven seconds what asyncio is for, with a server; given a port, only serve there."""
     server = await asyncio.start_server(serve_demo, "127.0.0.1", port)
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
-    print(f"A small server answers on {origin}; nothing leaves this machine.", flush=True)
+    print(f"A small server answers on {origin}; nothing leaves this machine.")
     if port:
         print("Its pages:", *DEMO_PAGES, "(/delay/3 takes 3 seconds); Ctrl-C ends it.", flush=True)
         await server.serve_forever()
@@ -4618,7 +4611,7 @@ REDRAW_SECONDS = 0.1     # between two states of the progress line; a Ctrl-C may
 SILENCE_SECONDS = 30.0   # without a byte, and we give up: the library's own `timeout`
 MAX_GLOB = 100_000       # URLs that one argument may stand for: all are made before the first goes
 # One field of a head, for -v, which shows it without secrets.
-_FIELD = re.compile(r"^([^\s:]+):([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.M)
+_FIELD = re.compile(r"^([^\s:]+)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.M)
 SECRET_NAMES = re.compile(  # of fields whose values are secrets
     r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
     r"|credential|(api|auth|access|subscription|signature)[-_]?key)", re.I)
@@ -4803,8 +4796,8 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
     from email.utils import formatdate, mktime_tz, parsedate_tz
     name = "If-Unmodified-Since" if minus else "If-Modified-Since"
     with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
-        if os.path.exists(text):
-            text = formatdate(os.path.getmtime(text))
+        if exists(text):
+            text = formatdate(getmtime(text))
         date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
         if date:
             return {name: formatdate(mktime_tz(date), usegmt=True)}
@@ -4833,7 +4826,7 @@ def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
 
 # For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
 # A kind that is not here is any text, as it is.
-VALUES: dict[str, tuple[str, Callable[..., Any]]] = {
+VALUES: dict[str, Any] = {
     "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
     "NUMBER": ("([0-9]{1,18})", int),
     "LIMIT": ("(-1|[0-9]{1,18})", int),
@@ -4982,7 +4975,7 @@ def complete_url(text: str, added: Iterable[str] = ()) -> str:
     return re.sub("^(?![A-Za-z0-9+.-]+://)", "http://", url) + hash_sign + fragment
 
 
-_GLOB = re.compile(r"(\{[^{}]+\}|\[(?:[0-9]{1,18}-[0-9]{1,18}|[A-Za-z]-[A-Za-z])"
+_GLOB = re.compile(r"(?<!\\)(\{[^{}]+\}|\[(?:[0-9]{1,18}-[0-9]{1,18}|[A-Za-z]-[A-Za-z])"
                    r"(?::0*[1-9][0-9]{0,17})?\])")
 
 
@@ -5008,14 +5001,16 @@ def expand_glob(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     """
     pieces = _GLOB.split(text)
     choices = [*map(glob_values, pieces[1::2])]
-    literal = r"(([^/]*//)?\[[0-9A-Fa-f:.%]*\])?([^][{}]|\[\])*"  # [::1] as host, [] anywhere
+    # [::1] as host, [] anywhere, and what stands behind a backslash
+    literal = r"(([^/]*//)?\[[0-9A-Fa-f:.]*(%[^][{}]*)?\])?(\\[][{}]|[^][{}]|\[\])*"
     if (not 0 < math.prod(map(len, choices)) <= MAX_GLOB
             or not re.fullmatch(literal, " ".join(pieces[::2]))):
         raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
                             f"{masked(text)}; -g takes it as it is", exit_code=3)
     for values in itertools.product(*choices):
         pieces[1::2] = values
-        yield "".join(pieces), {f"#{number}": value for number, value in enumerate(values, 1)}
+        url = re.sub(r"\\([][{}])", r"\1", "".join(pieces))
+        yield url, {f"#{number}": value for number, value in enumerate(values, 1)}
 
 
 def allows(text: str | None, scheme: str) -> bool:
@@ -5037,23 +5032,21 @@ def allows(text: str | None, scheme: str) -> bool:
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
-def connector(options: Options) -> Connector:
+async def connect(host: str, port: int, **how: Any) -> Any:
     """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
+    transfer = TRANSFER.get()
+    options = transfer.options
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
-
-    async def connect(host: str, port: int, **how: Any) -> Any:
-        for old_host, old_port, new_host, new_port in options.connect_to:
-            if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
-                host, port = new_host.strip("[]") or host, int(new_port or port)
-                break
-        began = time.monotonic()
-        addresses = await look_up(host, family)
-        TRANSFER.get().looked_up = time.monotonic() - began
-        return await open_first(",".join(addresses), port, **how)
-
-    return connect
+    for old_host, old_port, new_host, new_port in options.connect_to:
+        if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
+            host, port = new_host.strip("[]") or host, int(new_port or port)
+            break
+    began = time.monotonic()
+    addresses = await look_up(host, family)
+    transfer.looked_up = time.monotonic() - began
+    return await open_first(",".join(addresses), port, **how)
 
 
 def set_proxies(options: Options) -> None:
@@ -5070,55 +5063,17 @@ def set_proxies(options: Options) -> None:
     if options.proxy_user:
         from urllib.parse import quote
         from urllib.request import getproxies_environment
-        user = quote(os.fsencode(options.proxy_user), safe=":")
+        user = quote(os.fsencode(options.proxy_user), safe=":%")
         for kind, url in getproxies_environment().items():
             scheme, mark, address = url.rpartition("://")
             if kind != "no":
                 os.environ[f"{kind}_proxy"] = f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
 
 
-def session_settings(options: Options) -> dict[str, Any]:
-    """The flags as keywords of Session, but for -H, which is each call's, and so wins."""
-    headers = {
-        "Referer": options.referer or None,
-        "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
-        "Range": options.range,
-        **(options.time_cond or {}),
-    }
-    if options.user_agent is not None:
-        headers["User-Agent"] = options.user_agent or None
-    if options.etag_compare and os.path.exists(options.etag_compare):
-        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
-    silence = options.speed_time
-    if silence is None:
-        silence = max(SILENCE_SECONDS, options.max_time or 0)
-    certificate, _, password = (options.cert or "").partition(":")
-    return {
-        "headers": headers,
-        "auth": options.oauth2_bearer or options.user,
-        "netrc": options.netrc_file or bool(options.netrc or options.netrc_optional)
-        and os.path.exists(os.path.expanduser("~/.netrc")),
-        "timeout": silence or None,
-        "deadline": options.max_time or None,
-        "follow_redirects": options.location,
-        "max_redirects": options.max_redirs if options.max_redirs >= 0 else None,
-        "redirect_schemes": [scheme for scheme in DEFAULT_PORTS if allows(options.proto, scheme)
-                             and allows(options.proto_redir, scheme)],
-        "trust_redirects": bool(options.location_trusted),
-        "verify": not options.insecure and (options.cacert or options.capath or True),
-        "cert": options.cert and (certificate, options.key, password),
-        "decode": options.compressed and not options.range,  # no part of a gzip unpacks
-        "unix_socket": options.unix_socket,
-        "resolve": {host: found for host, found in dict(options.resolve).items() if found},
-        "open_connection": connector(options),
-        "rate": options.rate,
-        "limit": options.parallel_max or 50,
-    }
-
-
+_CELL = r"[^\0-\x1f\x7f]*"
 _COOKIE_LINE = re.compile(  # domain, below it too?, path, secure?, expires, name, value
-    r"(?i)(#HttpOnly_)?\.?([^\t#.][^\t]*)\t(?:(TRUE)|[^\t]*)\t(?:(/[^\t]*)|[^\t]*)"
-    r"\t(?:(TRUE)|[^\t]*)\t([0-9]{0,18}(?:\.[0-9]{0,18})?)\t([^\t]*)(?:\t([^\t]*))?")
+    rf"(?im)^(#HttpOnly_)?\.?(?![\t#.])({_CELL})\t(?:(TRUE)|{_CELL})\t(?:(/{_CELL})|{_CELL})"
+    rf"\t(?:(TRUE)|{_CELL})\t([0-9]{{0,18}}(?:\.[0-9]{{0,18}})?)\t({_CELL})(?:\t({_CELL}))?\r?$")
 
 
 def parse_cookie_file(text: str) -> Iterator[Cookie]:
@@ -5129,11 +5084,8 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
     [Cookie(name='id', value='7', domain='h.test', path='/', host_only=False, secure=False,
             http_only=True, expires=None)]
     """
-    for line in re.split("\r?\n", text):  # splitlines would part a value at U+2028, too
-        match = _COOKIE_LINE.fullmatch(line)
-        if match is None or not _VALUE.fullmatch(line):
-            continue
-        http_only, domain, below, path, secure, expires, name, value = match.groups("")
+    for (http_only, domain, below, path, secure, expires, name,
+         value) in _COOKIE_LINE.findall(text):
         cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
                         http_only != "",
                         float(f"0{expires}") or None)  # 0, or http.cookiejar's "": no end
@@ -5158,6 +5110,64 @@ def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
         if list(parse_cookie_file(line)):  # else it has a tab, or only a home origin (section 15)
             lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def open_jar(options: Options) -> Cookies | bool:
+    """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
+    names = [name for name in options.cookie if "=" not in name]
+    jar = Cookies()
+    for name in names:
+        if name == "-" or exists(name):  # a first run may well name a file to come
+            for cookie in parse_cookie_file(read_text(name)):
+                jar.add(cookie)
+    return jar if names or options.cookie_jar else False
+
+
+def open_session(options: Options) -> Session:
+    """A Session as the flags say, but for -H, which is each call's, and so wins."""
+    headers = {
+        "Referer": options.referer or None,
+        "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
+        "Range": options.range,
+        **(options.time_cond or {}),
+    }
+    if options.user_agent is not None:
+        headers["User-Agent"] = options.user_agent or None
+    if options.etag_compare and exists(options.etag_compare):
+        headers["If-None-Match"] = read_text(options.etag_compare).strip() or '""'
+    silence = options.speed_time
+    if silence is None:
+        silence = max(SILENCE_SECONDS, options.max_time or 0)
+    certificate, _, password = (options.cert or "").partition(":")
+    session = Session(
+        headers=headers,
+        cookies=open_jar(options),
+        auth=options.oauth2_bearer or options.user,
+        netrc=options.netrc_file or bool(options.netrc or options.netrc_optional)
+        and exists(os.path.expanduser("~/.netrc")),
+        timeout=silence or None,
+        deadline=options.max_time or None,
+        follow_redirects=options.location,
+        max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
+        redirect_schemes=[scheme for scheme in DEFAULTS["redirect_schemes"]
+                          if allows(options.proto, scheme)
+                          and allows(options.proto_redir, scheme)],
+        trust_redirects=bool(options.location_trusted),
+        verify=not options.insecure and (options.cacert or options.capath or True),
+        cert=options.cert and (certificate, options.key, password),
+        decode=options.compressed and not options.range,  # no part of a gzip unpacks
+        unix_socket=options.unix_socket,
+        resolve=dict(options.resolve),  # with "" for what was taken back
+        open_connection=connect,
+        rate=options.rate,
+        limit=options.parallel_max or 50,
+    )
+    session.connect_timeout = options.connect_timeout
+    if options.tlsv1_2:
+        session.tls_version = ssl.TLSVersion.TLSv1_2
+    if options.tlsv1_3:
+        session.tls_version = ssl.TLSVersion.TLSv1_3
+    return session
 
 
 # ---- files
@@ -5215,10 +5225,10 @@ def is_direct(path: str) -> bool:
     """Whether what a flag names has to be written in place: a device, a pipe, a descriptor, which
     a rename would replace; a file in a folder where no .part can be made.
     """
-    folder = os.path.dirname(os.path.realpath(path))
-    return os.path.exists(path) and (
-        bool(re.match("/dev(/fd)?$|/proc/", os.path.realpath(os.path.dirname(path))))
-        or not os.path.isfile(path) or not os.access(folder, os.W_OK))
+    return exists(path) and (
+        bool(re.match("/dev(/fd)?$|/proc/", realpath(dirname(path))))
+        or not isfile(path)
+        or not os.access(dirname(realpath(path)), os.W_OK))
 
 
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
@@ -5232,16 +5242,16 @@ def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
 
 def save_jar(jar: Cookies, name: str) -> None:
     """Write the cookies for -c, for nobody else to read; a file stays until all is written."""
-    before = read_text(name) if name != "-" and os.path.isfile(name) else ""
+    before = read_text(name) if name != "-" and isfile(name) else ""
     data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
     if name == "-" or is_direct(name):
         write_named(name, data)
         return
     from shutil import copyfile, move
     from tempfile import TemporaryDirectory
-    path = os.path.realpath(name)
+    path = realpath(name)
     with disk_errors(name), TemporaryDirectory(
-            prefix=".asyncget-", dir=os.path.dirname(path)) as folder:  # only its owner enters it
+            prefix=".asyncget-", dir=dirname(path)) as folder:  # only its owner enters it
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
         os.chmod(temporary, 0o600)
@@ -5261,6 +5271,15 @@ def without_userinfo(text: str) -> str:
     except InvalidURL:
         return masked(text)[1:-1]
     return text.replace(f"://{userinfo}@", "://", 1)
+
+
+def is_unwanted(response: Response, options: Options) -> bool:
+    """Whether it is a 304, or what -z does not want, sent by a server that ignores it."""
+    changed = parse_date(response.headers.get("last-modified", ""))
+    if response.status_code != 200 or changed is None:
+        return response.status_code == 304
+    return any((changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
+               for name, date in (options.time_cond or {}).items())
 
 
 class Enough(Exception):
@@ -5323,42 +5342,46 @@ class Transfer:
         """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
         options, claimed = self.options, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
-        if os.path.exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
+        if exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
             return ""
         # A device or a pipe that -o names, others may have, too; of a link, the target is meant.
-        if not self.output or not os.path.exists(path) or os.path.isfile(path):
-            if self.output and os.path.islink(path):
-                path = os.path.realpath(path)
+        if not self.output or not exists(path) or isfile(path):
+            if self.output and islink(path):
+                path = realpath(path)
             wanted, number = path, 0
             while options.no_clobber and (
-                    os.path.lexists(path) or os.path.realpath(path) in claimed):
+                    lexists(path) or realpath(path) in claimed):
                 number += 1
                 path = f"{wanted}.{number}"
             part = part_of(path)
             for taken in (path, part, part + ".meta"):
-                if claimed.setdefault(os.path.realpath(taken), self) is not self:
+                if claimed.setdefault(realpath(taken), self) is not self:
                     raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
             if options.create_dirs:
                 with disk_errors(path):
-                    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+                    os.makedirs(dirname(path) or ".", exist_ok=True)
         self.path = path
         return path
 
     def write(self, data: bytes) -> None:
-        """Write to the file that `mode` is for, else to stdout, where data may have to wait."""
-        if self.mode:
-            with disk_errors(self.path):
-                opener = None if self.output else open_ours
-                self.file = self.file or open(self.path, self.mode, opener=opener)
-                write_all(self.file, data)
+        """Write to the file that `mode` is for, else to stdout."""
+        if not self.mode:
+            self.put_out(data)
             return
+        with disk_errors(self.path):
+            opener = None if self.output else open_ours
+            self.file = self.file or open(self.path, self.mode, opener=opener)
+            write_all(self.file, data)
+
+    def put_out(self, data: bytes) -> None:
+        """Write to stdout, where data may have to wait for its turn."""
         self.held += data
         if self.turn.is_set():
-            held, self.held = self.held, bytearray()
             if not self.wrote:
                 self.command.wipe()
-            write_named("-", held)
+            write_named("-", self.held)
+            self.held.clear()
 
     # ---- one try
 
@@ -5377,30 +5400,31 @@ class Transfer:
         late = time.monotonic() + delay - self.started
         return None if late > (options.retry_max_time or _FOREVER) else delay
 
-    def trace(self, kind: str, data: str | bytes) -> None:
+    def trace(self, kind: str, data: Any) -> None:
         """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
         options = self.options
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
             for line in _FIELD.sub(mask_field, text).removesuffix("\r\n").split("\r\n"):
                 self.command.say(f"{kind} {line}")
-        if kind != "<" or isinstance(data, str):
+        if kind != "<":
             return
         head = data
-        if sys.stdout.isatty() and not self.mode:
+        if sys.stdout.isatty():
             head = "\n".join(map(printable, re.split("\r?\n", text))).encode()
         if options.include or options.head:
-            self.write(head)
+            self.write(data if self.mode else head)
         if options.dump_header == "-":
-            self.write(head)
+            self.put_out(head)
         elif options.dump_header:
-            write_named(options.dump_header, data, "ab")
+            with disk_errors(options.dump_header):
+                write_all(self.command.heads, data)
 
     async def meet(self, response: Response) -> None:
         """Look at a head before its body is read; leave the try if it is not to be written."""
         options, self.response = self.options, response
         delay = self.retry_in(response)
-        if delay is not None or response.status_code == 304:  # a file that is there stays
+        if delay is not None or is_unwanted(response, options):  # a file that is there stays
             await discard(response)
             raise Enough(delay)
         if options.fail:
@@ -5431,12 +5455,12 @@ class Transfer:
         The offset is the number of -C, or with "-" the size of our file. Raises Anew, which
         `fetch_once` catches, if the response does not fit, or the server's file is younger.
         """
-        status, rest = response.status_code, None
-        if status in (206, 416) and is_version(response, self.validator):
-            rest = length_of_rest(response, offset)
-        ours = self.options.continue_at == "-" and os.path.isfile(self.path)
+        status = response.status_code
+        rest = length_of_rest(
+            response, Partial(offset, self.validator, "None", source_of(response)))
+        ours = self.options.continue_at == "-" and isfile(self.path)
         changed = parse_date(response.headers.get("last-modified", "")) or 0
-        if rest is not None and not (ours and rest and changed > os.path.getmtime(self.path)):
+        if rest is not None and not (ours and rest and changed > getmtime(self.path)):
             return status == 206
         if status != 416 or not ours:
             response.raise_for_status()
@@ -5481,8 +5505,8 @@ class Transfer:
         in_place = (self.output in ("", "-") or options.include or options.head
                     or self.output and is_direct(path))
         offset = int((options.continue_at or "").strip("-") or 0) + self.wrote
-        if going_on and os.path.isfile(path) and (in_place or not read_partial(path)):
-            offset = os.path.getsize(path)
+        if going_on and isfile(path) and (in_place or not read_partial(path)):
+            offset = getsize(path)
         if in_place or offset:
             self.mode = path and ("ab" if offset else "wb")
             try:
@@ -5506,16 +5530,16 @@ class Transfer:
             self.url, path or choose,  # with a function, no .part would be looked for
             headers=self.command.headers, trace=self.trace,
             on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
-            overwrite=not options.remote_header_name,
-            any_status=not (going_on and os.path.isfile(path)))  # it stays, as a .part does
+            overwrite=not (options.no_clobber or options.remote_header_name and not self.output),
+            any_status=not (going_on and isfile(path)))  # it stays, as a .part does
 
     def finish(self) -> None:
         """What is left to do after a whole body, for --etag-save, -R and --fail-with-body."""
         options, headers = self.options, self.response.headers
         if options.etag_save and self.response.status_code == 200:
-            write_named(options.etag_save, headers.get("etag", "").encode() + b"\n")
+            write_named(options.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
         changed = parse_date(headers.get("last-modified", ""))
-        if options.remote_time and self.path and changed is not None:
+        if options.remote_time and isfile(self.path) and changed is not None:
             with disk_errors(self.path):
                 os.utime(self.path, (changed, changed))
         if options.fail_with_body:
@@ -5590,7 +5614,7 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "num_connects": sum(not hop.timing.reused for hop in hops),
         "num_headers": len(response.headers.pairs),
         "num_redirects": len(response.history),
-        "num_retries": transfer.tries - 1,
+        "num_retries": max(0, transfer.tries - 1),
         "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
         "referer": transfer.options.referer,
@@ -5636,17 +5660,14 @@ def render_write_out(template: str, values: Mapping[str, Any],
         known[f"%{{{name}}}"] = "" if value is None else printable(format(value, shape))
     streams = {"%{stdout}": "-", "%{stderr}": "stderr"}
     pieces = [["-", ""]]
-    for match in re.finditer(r"%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*",
-                             template, re.S):
-        text, (kind, name) = match[0], match.groups()
+    for text, kind, name in re.findall(
+            r"(?s)(%\{[\w.]+\}|%(header|output)\{([^{}]+)\}|\\[nrt]|%%|.[^%\\]*)", template):
         if text == "%{onerror}" and not values["exitcode"]:
             break
-        if kind == "header":
-            pieces[-1][1] += printable(headers.get(name, ""))
-        elif kind or text in streams:
+        if kind == "output" or text in streams:
             pieces.append([name or streams[text], ""])
-        else:
-            pieces[-1][1] += known.get(text, text)  # a name that we do not know stays visible
+        else:  # a name that we do not know stays visible
+            pieces[-1][1] += printable(headers.get(name, "")) if kind else known.get(text, text)
     return pieces
 
 
@@ -5703,23 +5724,13 @@ def in_flags(text: str) -> str:
             ("pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT",
              "use Python's own API, or -k, which believes any server"),
             (", or verify=", ", or --cacert (-k believes any server)"), ("verify=", "--cacert "),
+            ("redirect_schemes", "--proto and --proto-redir"),
             ("cert=", "-E")):
         text = text.replace(keyword, flag)
     return text
 
 
 # ---- the run
-
-def open_jar(options: Options) -> Cookies | bool:
-    """The cookie jar that -c or -b FILE asks for; without these there is none, as in curl."""
-    names = [name for name in options.cookie if "=" not in name]
-    jar = Cookies()
-    for name in names:
-        if name == "-" or os.path.exists(name):  # a first run may well name a file to come
-            for cookie in parse_cookie_file(read_text(name)):
-                jar.add(cookie)
-    return jar if names or options.cookie_jar else False
-
 
 def bars_of(transfer: Transfer) -> Iterable[Bar]:
     """The rows of --waterfall; without a response it was all one wait."""
@@ -5739,18 +5750,17 @@ class Command:
         self.headers = [*itertools.chain(*options.header)]  # -H: given to each call, so they win
         self.transfers = plan_transfers(self)
         set_proxies(options)
-        self.session = Session(cookies=open_jar(options), **session_settings(options))
-        self.session.connect_timeout = options.connect_timeout
-        if options.tlsv1_2:
-            self.session.tls_version = ssl.TLSVersion.TLSv1_2
-        if options.tlsv1_3:
-            self.session.tls_version = ssl.TLSVersion.TLSv1_3
+        self.session = open_session(options)
         mixed = sys.stdout.isatty() and any(
             transfer.output in ("", "-") for transfer in self.transfers)
-        quiet = mixed or options.silent or options.no_progress_meter
-        self.shown = sys.stderr.isatty() and not quiet
+        self.shown = sys.stderr.isatty() and not (
+            mixed or options.silent or options.no_progress_meter)
         self.drawn = False
         self.code = 0  # of the first URL that has failed
+        self.heads: Any = None  # the file of -D
+        if options.dump_header not in (None, "-"):
+            with disk_errors(options.dump_header):
+                self.heads = open(options.dump_header, "wb", buffering=0)
 
     # ---- stderr: messages, and below them the progress line while somebody can see it
 
@@ -5850,6 +5860,8 @@ class Command:
                 await cancel(workers)
                 self.wipe()
                 self.shown = False
+                if self.heads:
+                    self.heads.close()
         if options.waterfall:
             bars = [bar for transfer in transfers if transfer.ended for bar in bars_of(transfer)]
             tell(render_timeline(bars, terminal_width() - 1) + "\n")
@@ -5868,8 +5880,6 @@ async def run_command(options: Options) -> int:
         return 0
     check_options(options)
     command = Command(options)
-    if options.dump_header:
-        write_named(options.dump_header, b"")
     code = await command.run()
     # Name look-ups run in threads. Nothing can cancel those, and Python waits for them at its end,
     # though the time of -m is over.

@@ -2234,6 +2234,32 @@ class Section9Pool(AsyncCase):
             self.assertEqual(server.connections, 1)
             await self.raised(AsyncGetError, session.get_all([server.url]), "closed")
 
+    async def test_closed_while_it_opens(self) -> None:
+        """At whichever turn of the loop, nothing is left behind: not by a connector that passes
+        over its cancellation either, as asyncio.wait_for did before 3.12.
+        """
+        async def stubborn(*address: Any, **options: Any) -> Any:
+            opening = asyncio.ensure_future(asyncio.open_connection(*address, **options))
+            while not opening.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([opening])
+            return opening.result()
+
+        for connect, tls in itertools.product((asyncio.open_connection, stubborn), (None, server_tls())):
+            async with scripted([READ, HOLD], again=True, tls=tls) as server:
+                for turns in range(16):
+                    with self.subTest(connect.__name__, tls=tls, turns=turns):
+                        before = asyncio.all_tasks()
+                        session = Session(open_connection=connect, verify=False)
+                        call = asyncio.ensure_future(session.get(server.url))
+                        for _ in range(turns):
+                            await asyncio.sleep(0)
+                        await session.close()
+                        left = asyncio.all_tasks() - before - {call}
+                        self.assertFalse([task for task in left if "_dial" in repr(task)])
+                        await self.raised(AsyncGetError, call, "closed")
+                        await until(lambda: not server.open)
+
     async def test_model(self) -> None:
         """Whatever happens in whatever order: each body is its own request's."""
         for seed, limits in enumerate(((3, 2), (1, None), (4, 1), (5, 3))):
@@ -2332,7 +2358,7 @@ class Section10RedirectsAndRetries(AsyncCase):
     def test_which_responses_are_redirects(self) -> None:
         def led(status: int, *fields: bytes) -> str | None:
             following = next_request(Request(parse_url("http://h/a"), (("Host", ""),)), response(
-                fields=fields, status=b"HTTP/1.1 %d X" % status))
+                fields=fields, status=b"HTTP/1.1 %d X" % status), asyncget.DEFAULTS)
             return following and str(following.url)
 
         for fields in ([], [b"Location:"], [b"Location: ", b"Location:"]):
@@ -2350,7 +2376,7 @@ class Section10RedirectsAndRetries(AsyncCase):
         def lead(location: str, request: Request, secret: Sequence[str] = ()) -> Any:
             moved = response(url=str(request.url), status=b"HTTP/1.1 302 F",
                              fields=[f"Location: {location}".encode()])
-            return next_request(request, moved, secret)
+            return next_request(request, moved, {**asyncget.DEFAULTS, "secret_headers": secret})
 
         request = Request(parse_url("http://me:pw@h.test/a/b#top"), fields)
         for location, url, kept in [
@@ -3072,7 +3098,7 @@ class Section13AddressesAndTLS(AsyncCase):
         self.assertIsNotNone(load.call_args[0][2])  # None: OpenSSL would ask on the terminal
         for verify, cert, said, code in table([
                 *((pem("ca"), cert, "client cert", 58) for cert in (
-                    locked, (*locked, "wrong-secret"), [*locked, b"wrong-secret"], (*locked, 17),
+                    locked, (*locked, "wrong-secret"), (*locked, b"wrong-secret"), (*locked, 17),
                     (None,), ("/none", "/none", "secret"))),
                 *((path, None, "verify=", 77) for path in ("/none", pem("key"), None, 7.5, "a\0b")),
                 (ssl.create_default_context(), pem("client"), "load it into your SSLContext", 58)]):
@@ -3910,8 +3936,12 @@ class Section15Cookies(Section):
             self.assertRaises(KeyError, missing, "c")
         jar.update({"a": "new", "c": "3"})
         self.assertEqual((jar["a"], jar["c"], len(jar)), ("new", "3", 7))
+        first = next(iter(jar))                                # a cookie stands for itself
+        self.assertEqual((jar[first], jar.pop(first), first in jar, "a" in jar),
+                         ("1", "1", False, True))
         del jar["a"], jar["c"]
-        self.assertEqual([cookie.name for cookie in jar], ["ip", "b"])
+        self.assertEqual([(cookie.name, value) for cookie, value in jar.items()],
+                         [("ip", "6"), ("b", "")])
         jar.clear()
         self.assertEqual((len(jar), list(jar), bool(jar), repr(jar)), (0, [], False, "<Cookies []>"))
 
@@ -4683,7 +4713,7 @@ class HostileFuzz(unittest.TestCase):
         self.use_cookies(response)
         asked = Request(BASE, (("Host", ""), ("Cookie", "s")))
         following = None
-        for call in (response.json, functools.partial(next_request, asked, response)):
+        for call in (response.json, lambda: next_request(asked, response, asyncget.DEFAULTS)):
             try:
                 following = call()
             except AsyncGetError as error:
@@ -4933,13 +4963,13 @@ class Faults(AsyncCase):
                     mock.patch.object(asyncget, "HAPPY_EYEBALLS_SECONDS", 0.02):
                 async with scripted([READ, answer()], [READ, answer()]) as server:
                     url = f"http://host.test:{server.port}/"
-                    settings: dict[str, Any] = {"timeout": 0.1 if said else 9}
+                    of_ours = Session(timeout=0.1 if said else 9)
                     if flags:
                         options = parse_arguments([url, *flags.split()])
                         command: Any = types.SimpleNamespace(options=options)
                         asyncget.TRANSFER.set(asyncget.Transfer(command, 0, url, ""))
-                        settings = asyncget.session_settings(options)
-                    async with Session(**settings) as session:
+                        of_ours = asyncget.open_session(options)
+                    async with of_ours as session:
                         if said:
                             await self.raised((ConnectError, TimedOut), session.get(url), said)
                         else:
@@ -5477,7 +5507,7 @@ class LinearTime(Section):
             # part III: proxies, redirects, cookies, netrc
             "ask_for_tunnel": raw(lambda t: re.sub(rb"(<[^<>]*>|\s)+", b" ", t)),
             "next_request": raw(lambda t: next_request(Request(page, ()), response(
-                fields=[b"Location: " + t], status=b"HTTP/1.1 302 F"))),
+                fields=[b"Location: " + t], status=b"HTTP/1.1 302 F"), asyncget.DEFAULTS)),
             "with_cookies": lambda t: Request(page, (("Cookie", t),)).with_cookies([("a", "1")]),
             "pairs_for": lambda t: re.findall("(?:^|; )([^=;]+)=?([^;]*)", t),
             "parse_set_cookie": lambda t: asyncget.parse_set_cookie("a=1;" + t, page, NOW),
@@ -5591,9 +5621,8 @@ class TrustAndSecrets(AsyncCase):
             ("with, then without", [(b, {}), (a, {})], {a: b}, c, [(b, "c"), (a, "c"), (b, None)]),
             ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")])]
         for flags in ([], ["--tlsv1.3"], ["-k"]):  # the command's, whatever else is said of TLS
-            given = asyncget.session_settings(parse_arguments([a, "-E", "c", *flags]))
-            of_tls: dict[str, Any] = {
-                name: given[name] for name in ("verify", "cert") if name in given}
+            given = asyncget.open_session(parse_arguments([a, "-E", "c", *flags])).settings
+            of_tls = {name: given[name] for name in ("verify", "cert")}
             rows.append((f"command {flags}", [(a, {})], {a: b}, of_tls, [(a, "c"), (b, None)]))
         for name, calls, moved, settings, expected in rows:
             with self.subTest(name):
@@ -5704,7 +5733,7 @@ class TrustAndSecrets(AsyncCase):
                 for fields in ([where], [where, b"Location: /b"]):
                     got = headed(head(*fields, status=b"HTTP/1.1 302 F"))
                     try:
-                        following = next_request(Request(BASE, ()), got)
+                        following = next_request(Request(BASE, ()), got, asyncget.DEFAULTS)
                         self.assertHidden(following, following and following.url)
                     except AsyncGetError as error:
                         self.hidden_error(error)
@@ -6014,7 +6043,7 @@ class Section17Downloads(OnDisk):
             (full, unmet("bytes */11", V2)), (full._replace(source=elsewhere), unmet("bytes */11")),
             (ours, unmet("bytes */3")), (ours, unmet("bytes */11")),
             (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))]
-        self.alike(lambda row: asyncget.is_rest(parsed(row[1]), row[0]),
+        self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None,
                    [*((row, True) for row in right), *((row, False) for row in wrong)])
 
     def test_source(self) -> None:
@@ -6190,6 +6219,17 @@ class Section17Downloads(OnDisk):
                 self.assertEqual(seen[-1], (len(GZIPPED),) * 2)
                 self.assertEqual(asked_for(server), ["", f"{len(GZIPPED) - 3}-"])
                 os.unlink(path)
+
+    async def test_the_page_of_a_416_holds_no_connection(self) -> None:
+        page = unmet("bytes */11")
+        late = [page[:-4], 0.02, page[-4:]]
+        async with scripted([READ, *late, READ, answer(b"next")]) as server:
+            server.url += "/f"
+            self.leave(server, WHOLE)
+            async with Session(limit=1, timeout=1.0, trust_env=False) as session:
+                await session.download(server.url, self.path)
+                self.assertEqual((await session.get(server.url)).content, b"next")
+        self.assert_whole()
 
     async def test_an_empty_part_starts_over(self) -> None:
         """So a kill before the body leaves it, whatever has become of the sidecar."""
@@ -6507,6 +6547,43 @@ class Section17Files(OnDisk):
             with self.fails(""):
                 await self.get(server.url)
         self.assertEqual((self.read(self.part), self.read(self.path)), (WHOLE[:6], None))
+
+
+@unittest.skipIf(sys.platform == "win32", "Windows has other owners")
+class Owners(OnDisk):
+    """Whose a file is, and what it allows, stays; and not every mount tells it truly."""
+
+    async def test_a_mount_that_shows_another_owner(self) -> None:
+        """All files are its folder's owner's, as with bindfs, CIFS or a squashing NFS."""
+        async with scripted([READ, answer(WHOLE, V1)[:-3], CLOSE], [READ, piece(8)]) as server:
+            with mock.patch.object(os, "geteuid", return_value=os.geteuid() + 1):
+                await self.raised(IncompleteBody, self.get(server.url))
+                await self.get(server.url)
+        self.assert_whole()
+
+    async def test_a_mount_that_refuses_other_modes(self) -> None:
+        self.write(self.path, b"old")
+        async with giving(answer(WHOLE)) as server:
+            with mock.patch.object(os, "chmod", side_effect=PermissionError("by the mount")):
+                await self.get(server.url)
+        self.assert_whole()
+
+    async def test_write_protected(self) -> None:
+        self.write(self.path, b"old")
+        with mock.patch.object(os, "access", return_value=False):  # root has it always
+            await self.refused("write-protected")
+        self.assertEqual(self.read(self.path), b"old")
+
+    @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid() == 0, "only root gives files away")
+    async def test_root_renews_a_services_file(self) -> None:
+        self.write(self.path, b"old")
+        os.chmod(self.path, 0o640)
+        os.chown(self.path, 65534, 33)
+        async with giving(answer(WHOLE)) as server:
+            await self.get(server.url)
+        found = os.stat(self.path)
+        self.assertEqual((found.st_uid, found.st_gid, found.st_mode & 0o777), (65534, 33, 0o640))
+        self.assert_whole()
 
 
 class Killed(BaseException):
@@ -6893,7 +6970,7 @@ class Section20Files(Folder):
 
     def test_output_that_is_no_plain_file(self) -> None:
         """stdout itself, whatever it is, under all of its names."""
-        self.server.plays({"/": ok()})
+        self.server.plays({"/": ok(b"hello\n", f"Last-Modified: {formatdate(usegmt=True)}")})
         for name in "/dev/stdout", "/dev/fd/1", "link", "long", "/proc/self/fd/1", "-":
             with self.subTest(name):
                 self.empty(link=b"->/dev/stdout", long=b"->link", out=b"")
@@ -6909,7 +6986,8 @@ class Section20Files(Folder):
         self.empty()
         os.mkfifo(self.path("pipe"))
         with open(os.open(self.path("pipe"), os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
-            self.assertEqual(self.get("-o pipe {u}").returncode, 0)
+            with mock.patch.object(os, "utime", side_effect=PermissionError("root's")):
+                self.assertEqual(self.get("-R -o pipe {u}").returncode, 0)
             self.assertEqual((pipe.read(), self.names()), (b"hello\n", ["pipe"]))
         reading, writing = os.pipe()  # as bash's >(...) gives it
         with open(reading, "rb") as pipe:
@@ -6982,6 +7060,51 @@ class Section20Files(Folder):
         for flags in ("-z 304 -O", "-z 304 -o 304 -R", "-z 304 -O -f", "-z 304 -O -C -",
                       "-z 304 -OJ", "--etag-compare tag --etag-save tag -o 304 --retry 1"):
             self.assertEqual(self.leaves(f"{flags} {{u}}/304", both, 0, both).stderr, b"")
+
+    def test_what_a_condition_spares(self) -> None:
+        """-z holds also where the server ignores it, as with curl."""
+        before, after = (ok(b"new", f"Last-Modified: {formatdate(time.time() + late, usegmt=True)}")
+                         for late in (-3600, 3600))
+        self.server.plays({"/f": before, "/after": after, "/undated": ok(b"new")})
+        for line, left in (("-z f -o f {u}/f", b"old"), ("-z -f -o f {u}/f", b"new"),
+                           ("-z f -o f {u}/after", b"new"), ("-z -f -o f {u}/after", b"old"),
+                           ("-z f -C - -o f {u}/f", b"old"), ("-z f -o f {u}/undated", b"new")):
+            self.assertEqual(self.leaves(line, {"f": b"old"}, 0, {"f": left}).stderr, b"")
+        self.assertEqual(self.leaves("-z f {u}/f", {"f": b"old"}, 0, {"f": b"old"}).stdout, b"")
+
+    def test_what_came_meanwhile_is_not_replaced(self) -> None:
+        """By --no-clobber and -J, but for a name of -o; here the report of another URL makes it."""
+        def report(command: asyncget.Command, transfer: asyncget.Transfer) -> None:
+            tell(command, transfer)
+            if not transfer.number:
+                self.write("f", b"x")
+
+        tell = asyncget.Command.report
+        self.server.plays({"/": ok(b"hello", "Content-Disposition: attachment; filename=f")})
+        for flags, code, left in (("--no-clobber -o f", 23, b"x"), ("-OJ", 23, b"x"), ("-J -o f", 0, b"hello"),
+                                  ("-o f", 0, b"hello")):
+            with self.subTest(flags):
+                self.empty()
+                with mock.patch.object(asyncget.Command, "report", report):
+                    done = self.get(f"-o a --parallel-max 1 {flags} {{u}}/ {{u}}/")
+                self.assertEqual((done.returncode, self.read("f")), (code, left))
+
+    def test_heads_apart_from_the_body(self) -> None:
+        """-D - is stdout's also where the body is written in place; a FIFO has all heads."""
+        moved, part = redirect("/f"), piece(5)
+        self.server.plays({"/f": ok(WHOLE), "/part": part, "/moved": moved})
+        head = ok(WHOLE)[:-len(WHOLE)]
+        self.assertEqual(self.get("-s -D - -o /dev/null {u}/f").stdout, head)
+        self.assertEqual(self.leaves("-D - -C - -o f {u}/part", {"f": WHOLE[:5]}, 0, {"f": WHOLE}).stdout,
+                         part[:part.index(b"\r\n\r\n") + 4])
+        self.empty()
+        os.mkfifo(self.path("pipe"))
+        came: list[bytes] = []
+        reader = threading.Thread(target=lambda: came.append(Path(self.path("pipe")).read_bytes()))
+        reader.start()
+        self.assertEqual(self.get("-D pipe -o f {u}/moved").returncode, 0)
+        reader.join()
+        self.assertEqual(came, [moved[:-len(b"gone")] + head])
 
     # ---- going on
 
@@ -7269,6 +7392,8 @@ class Section20CommandLine(Folder):
             ("--url-query +a=%20 h/p#f", "http://h/p?a=%20#f"),
             ("--url-query \u00e9 h", "http://h?%C3%A9"), ("-g h/{a,b}[1-2]", "http://h/{a,b}[1-2]"),
             ("h/{a,b}[08-10:2]", "http://h/a08 http://h/a10 http://h/b08 http://h/b10"),
+            (r"h/\{a\}?b\[[1-2]\]", "http://h/{a}?b[1] http://h/{a}?b[2]"),
+            ("[fe80::1%25eth0]/[1-2]", "http://[fe80::1%25eth0]/1 http://[fe80::1%25eth0]/2"),
             ("h/[b-c]{x}", "http://h/bx http://h/cx"),
             ("http://[::1]/[1-2]", "http://[::1]/1 http://[::1]/2")))
 
@@ -7353,7 +7478,8 @@ class Section20CommandLine(Folder):
         self.alike(found, (
             ("u", {}), ("-U a:b u", {}), ("--noproxy * u", {"no_proxy": "*"}),
             ("--socks5 p:1 u", all_by("socks5://p:1")), ("--socks5-hostname p u", all_by("socks5h://p")),
-            ("-x p:1 u", all_by("p:1")), ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p"))))
+            ("-x p:1 u", all_by("p:1")), ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p")),
+            ("-x http://p -U a:%40 u", all_by("http://a:%40@p"))))
         with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
             asyncget.set_proxies(parse_arguments(["-x", "", "u"]))
             self.assertIsNone(choose_proxy(HERE))
@@ -7431,6 +7557,8 @@ class Section20CommandLine(Folder):
         ("{u}/204", b"", "", 0), ("{u}/204-long", b"", "", 0),
         ("-s -w %{redirect_url}. --no-location {u}/tobad", b"moved\nhttp://[x/.", "", 0),
         ("-s -w %{redirect_url} --no-location {u}/far", b"f\ngopher://h/", "", 0),
+        ("-w %{http_code} --proto-redir =https {u}/to", b"302", "--proto-redir", 1),
+        ("-s -w %{num_retries} http://a..b/", b"0", "", 3),
         ("-s -w %{redirect_url} --no-location {u}/to", b"moved\n{u}/", "", 0),
         ("{u}/nothing {u}/cut {u}/", b"fourhello\n", r"(?s)\(52\).*\(18\)", 52),
         ("-f {u}/ {u}/404 {u}/cut", b"hello\nfour",  # the first one's code, in the order given
