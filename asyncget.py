@@ -85,6 +85,7 @@ import asyncio
 import base64
 import codecs
 import collections
+import concurrent.futures
 import contextlib
 import contextvars
 import errno
@@ -99,6 +100,7 @@ import select
 import socket
 import ssl
 import sys
+import threading
 import time
 import types
 import zlib
@@ -207,8 +209,7 @@ class AsyncGetError(Exception):
 
     def __init__(self, message: str = "", **facts: Any) -> None:
         super().__init__(message)
-        for name, value in facts.items():  # errno, too, which is no plain attribute
-            setattr(self, name, value)
+        vars(self).update(facts)
 
 
 class InvalidURL(AsyncGetError, ValueError):
@@ -227,6 +228,7 @@ class ConnectError(AsyncGetError, ConnectionError):
     """No connection: the name, the address or the way there. Nothing was sent."""
 
     exit_code = 7
+    errno: int | None = None  # the system's
 
 
 class TLSError(ConnectError):
@@ -1687,6 +1689,9 @@ if sys.version_info >= (3, 14):
     if find_spec("_zstd"):  # not every build has it
         _CODINGS[b"zstd"] = b"(PQRSTUVWXYZ[\\]^_"
 ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
+# What servers send there, too, and what needs no undoing: charsets, MIME's encodings, and what
+# an upload to S3 was sent in.
+_NO_CODINGS = {b"identity", b"none", b"utf-8", b"utf8", b"binary", b"7bit", b"8bit", b"aws-chunked"}
 
 
 def decompressor(coding: bytes, first: int) -> Any:
@@ -1791,7 +1796,7 @@ def content_codings(value: bytes) -> list[bytes]:
     library. To hand out the bytes still coded would pass them off as the content.
     """
     codings = [coding.removeprefix(b"x-") for coding in parse_list(value)
-               if coding not in (b"identity", b"none")]
+               if coding not in _NO_CODINGS]
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
     for coding in codings:
@@ -2514,6 +2519,19 @@ def kinds_of(annotation: str) -> Any:
     return eval(names)  # our own text, never a caller's
 
 
+def plain(value: Any) -> Any:
+    """A header's or parameter's value as it is sent; any iterable of several as a list.
+
+    An Enum's member may be a text: then an f-string would show its name, and not what it holds.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        raise TypeError
+    several = isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray))
+    return [plain(item) for item in value] if several else value
+
+
 def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict[str, Any]:
     """Keywords, checked, as calls use them; or an error that says what was expected.
 
@@ -2536,12 +2554,14 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
                 raise TypeError
             if name in ("params", "headers"):
                 pairs = value.items() if isinstance(value, Mapping) else value or ()
-                settings[name] = tuple((key, item) for key, item in pairs)
+                settings[name] = tuple((plain(key), plain(item)) for key, item in pairs)
             elif name in ("secret_headers", "redirect_schemes"):
                 settings[name] = (value,) if isinstance(value, str) else tuple(value)
                 "".join(settings[name])  # TypeError for what is no text
             elif name == "cookies" and isinstance(value, Jar):  # requests' is a mapping, too
                 settings[name] = OthersJar(value)
+            elif name == "cert":
+                hash(value)  # contexts are remembered by it
             elif name == "resolve" and value:
                 "".join([*value, *value.values()])
         except (TypeError, ValueError):
@@ -2597,7 +2617,7 @@ def add_params(url: URL, params: Pairs) -> URL:
     from urllib.parse import urlencode
     pairs = [(name, str(item).lower() if isinstance(item, bool) else item)
              for name, value in params
-             for item in (value if isinstance(value, (list, tuple)) else [value])
+             for item in (value if isinstance(value, list) else [value])
              if item is not None]
     try:
         query = urlencode(pairs)
@@ -2615,12 +2635,12 @@ def render_auth(auth: str | tuple[str, str]) -> str:
     'Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=='
     """
     if isinstance(auth, str):
-        return f"Bearer {auth}"
+        return "Bearer " + auth
     try:
         user, password = auth
         if ":" in user or not _VALUE.fullmatch(user + password):
             raise ValueError
-        pair = f"{user}:{password}".encode("utf-8", "surrogateescape")
+        pair = (user + ":" + password).encode("utf-8", "surrogateescape")
     except (TypeError, ValueError):
         raise InvalidHeader("auth is (user, password), or a bearer token as text; a user has no "
                             "':', and neither has control characters") from None
@@ -3254,6 +3274,38 @@ HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, to
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 
 
+_asked: dict[Any, concurrent.futures.Future[Any]] = {}  # look-ups under way
+
+
+def ask_system(host: str, family: int) -> concurrent.futures.Future[Any]:
+    """getaddrinfo for a name, once for all who ask meanwhile, in a thread of its own.
+
+    asyncio's own threads are few, and the program's, too: if a name server is down, a few names
+    would take them all, and hold up the others. And Python waits for those at its end; for a
+    daemon it does not.
+    """
+    key = os.getpid(), host, family  # a fork has no threads of its parent
+    answer = _asked.get(key)
+    if answer is not None:
+        return answer
+    answer = _asked[key] = concurrent.futures.Future()
+    answer.set_running_or_notify_cancel()  # from now on nobody who gives up cancels it for others
+
+    def work() -> None:
+        try:
+            answer.set_result(socket.getaddrinfo(host, 0, family, socket.SOCK_STREAM))
+        except Exception as error:  # UnicodeError, too
+            answer.set_exception(error)
+        finally:
+            del _asked[key]
+
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    except RuntimeError:  # no thread is to be had, as some containers limit them: then all wait
+        work()
+    return answer
+
+
 async def look_up(host: str, family: int = 0) -> list[str]:
     """The addresses of a name, IPv6 and IPv4 by turns (RFC 8305 section 4).
 
@@ -3261,14 +3313,15 @@ async def look_up(host: str, family: int = 0) -> list[str]:
     """
     if "," in host or is_address(host) and not family:
         return host.split(",")
-    found = await asyncio.get_running_loop().getaddrinfo(host, 0, family=family,
-                                                         type=socket.SOCK_STREAM)
+    found = await asyncio.wrap_future(ask_system(host, family))
     turns = {}  # of each address: how many of its kind come before it
     met = collections.Counter[int]()
     for kind, _, _, _, address in found:  # getnameinfo: with the zone of fe80::1%eth0
         name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         turns[name] = met[kind]
         met[kind] += 1
+    if not turns:
+        raise socket.gaierror(socket.EAI_NONAME, "it has no addresses")
     return sorted(turns, key=turns.__getitem__)[:MAX_ADDRESSES]
 
 
@@ -3706,6 +3759,11 @@ def site_of(host: str) -> str:
     return match[0] if match else host
 
 
+def is_safe(origin: Origin) -> bool:
+    """Whether nobody on the way hears what is said: by https, or for it never gets on a wire."""
+    return origin.scheme == "https" or origin.host in ("localhost", "127.0.0.1", "::1")
+
+
 def path_match(path: str, folder: str) -> bool:
     """Whether a path is a cookie's path or below it (6265bis 5.1.4).
 
@@ -3738,10 +3796,9 @@ class Cookie(NamedTuple):
 
     def belongs(self, url: URL) -> bool:
         """Whether it goes out with a request (6265bis 5.8.3)."""
-        scheme, host, _ = url.origin
-        safe = scheme == "https" or host in ("localhost", "127.0.0.1", "::1")  # never on a wire
+        host = url.origin.host
         told = self.domain in ("", host) if self.host_only else domain_match(host, self.domain)
-        return (self.lives() and told and (safe or not self.secure)
+        return (self.lives() and told and (is_safe(url.origin) or not self.secure)
                 and path_match(url.path, self.path))
 
 
@@ -3778,13 +3835,13 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     if expires is not None:
         expires = min(expires, now + MAX_COOKIE_SECONDS)
     domain = found["domain"].removeprefix(".").lower()
-    scheme, host, _ = url.origin
+    host = url.origin.host
     cookie = Cookie(name, value, domain or host, found["path"], not domain,
                     "secure" in found, "httponly" in found, expires)
     if not (_VALUE.fullmatch(line) and (name or value)
             and octets(name + value) <= MAX_COOKIE_BYTES
             and domain_match(host, cookie.domain) and site_of(host) == site_of(cookie.domain)
-            and keeps_prefix(cookie) and (scheme == "https" or not cookie.secure)):
+            and keeps_prefix(cookie) and (is_safe(url.origin) or not cookie.secure)):
         return None
     if cookie.path[:1] != "/":  # then it is the folder that the target lies in (5.1.4)
         cookie = cookie._replace(path=url.path.rpartition("/")[0] or "/")
@@ -3818,7 +3875,7 @@ def render_cookies(pairs: Pairs) -> str:
     texts = []
     size = 0
     for name, value in pairs:
-        text = f"{name}={value}" if name else value
+        text = name + "=" + value if name else value
         size += octets(text + "; ")
         if size > MAX_COOKIE_FIELD_BYTES + len("; "):
             break
@@ -3859,7 +3916,7 @@ class Cookies(AskedJar, MutableMapping[Any, str]):
         has set none for longest. So endless subdomains push out only their own site's.
         """
         site = site_of(url.origin.host)
-        safe = url.origin.scheme == "https"
+        safe = is_safe(url.origin)
         names = []
         kept = {key: old for key, old in self._sites.pop(site, {}).items() if old.lives()}
         for line in lines[:MAX_SET_COOKIES]:
@@ -4128,8 +4185,8 @@ def leave_own_coding(response: Response, path: str) -> None:
 
 def is_coded(response: Response) -> bool:
     """Whether the bytes on the wire are not the file's own, though decode=False keep them so."""
-    coding = response.headers.get("content-encoding", "").lower()
-    return response.coding != b"identity" and coding not in ("", "identity", "none")
+    codings = parse_list(response.headers.get("content-encoding", "").lower().encode())
+    return response.coding != b"identity" and not _NO_CODINGS.issuperset(codings)
 
 
 def body_length(response: Response) -> int | None:
@@ -5880,14 +5937,7 @@ async def run_command(options: Options) -> int:
         return 0
     check_options(options)
     command = Command(options)
-    code = await command.run()
-    # Name look-ups run in threads. Nothing can cancel those, and Python waits for them at its end,
-    # though the time of -m is over.
-    threads = asyncio.ensure_future(asyncio.get_running_loop().shutdown_default_executor())
-    await asyncio.wait([threads], timeout=0.5)
-    if not threads.done():
-        os._exit(code)
-    return code
+    return await command.run()
 
 
 def interrupted(*_: object) -> None:
