@@ -4377,7 +4377,8 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.unlink(part)
     except OSError as error:
         check_target(path, overwrite)  # something may be there by now: this says so
-        if error.errno == errno.EBUSY:  # PATH is a mount of one file, as containers have them
+        # PATH is a mount of one file, as containers have them, or another's, in a folder like /tmp.
+        if error.errno in (errno.EBUSY, errno.EPERM):
             import shutil
             shutil.copyfile(part, path)
             os.unlink(part)
@@ -5919,11 +5920,11 @@ class Command:
                 self.shown = False
                 if self.heads:
                     self.heads.close()
+                if options.cookie_jar:
+                    save_jar(self.session.cookies, options.cookie_jar)
         if options.waterfall:
             bars = [bar for transfer in transfers if transfer.ended for bar in bars_of(transfer)]
             tell(render_timeline(bars, terminal_width() - 1) + "\n")
-        if options.cookie_jar:
-            save_jar(self.session.cookies, options.cookie_jar)
         return self.code
 
 
