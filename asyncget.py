@@ -1979,7 +1979,7 @@ class Pool:
         self.limit = limit or sys.maxsize
         self.limit_per_host = limit_per_host or sys.maxsize
         self.connector = connector
-        self.interval = 1 / rate if rate else 0.0  # seconds between two requests to one host
+        self.interval = 1 / rate if rate else 0.0  # seconds between two requests on one route
         self.closed = False
         self.all: set[Connection] = set()
         self.open = collections.Counter[Route]()  # how many of `all`
@@ -2142,10 +2142,11 @@ class Pool:
         """A connection of a route, or the place of one, came free: hand it to who is next.
 
         On one route that is who has waited longest. The routes take turns; with `first` this
-        route is next, and so it is behind all exchanges but each TURN_EXCHANGES-th: to go to
-        another route is to close a connection and to open one, which costs all who wait more
-        time than it gives to one. A full route leaves `turns` until something of its own comes
-        free, so that the work done here does not grow with the number of routes that wait.
+        route is next, and so it is behind all exchanges but each TURN_EXCHANGES-th (or, where
+        fewer connections are allowed, as many as these): to go to another route is to close a
+        connection and to open one, which costs all who wait more time than it gives to one. A
+        full route leaves `turns` until something of its own comes free, so that the work done
+        here does not grow with the number of routes that wait.
         """
         if route in self.waiting:
             self.turns.setdefault(route)
@@ -2185,10 +2186,9 @@ class Pool:
 
 MAX_HISTORY_BYTES = 262_144      # heads of one call's redirects, which are kept; two of the longest
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
-# Fields that say how a message is framed, or are for the next hop alone (RFC 9110 7.6.1). With
-# one of _FRAMING_FIELDS a proxy and the server could read our GET in two ways: they are refused.
-# The others, as browsers and other clients send them, say nothing new, and are dropped, except
-# for "close".
+# Fields that say how a message is framed, or are for the next hop alone (RFC 9110 7.6.1). Those of
+# _FRAMING_FIELDS would mislead who reads our GET, and are refused, unless empty or 0. The others,
+# as browsers and other clients send them, say nothing new, and are dropped, except for "close".
 _FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
                    "transfer-encoding", "upgrade"}
 _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
@@ -2829,8 +2829,8 @@ class Call:
         """A response for one request over one connection.
 
         A kept connection may have been closed by the server while our request was on its
-        way: if not a byte came back, or no more than 408 and goodbye, the request goes once
-        more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
+        way: if not a byte came back, but for an alert of TLS, or no more than 408 and goodbye,
+        the request goes once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings, deadline = self.session, self.settings, self.deadline
         route = session._route(request, self)
@@ -3346,7 +3346,7 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
     try:
         while todo or attempts:
             if todo:
-                attempts.add(asyncio.ensure_future(connect_to(todo.pop(0), port)))
+                attempts.add(asyncio.create_task(connect_to(todo.pop(0), port)))
             done, _ = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED,
                                          timeout=HAPPY_EYEBALLS_SECONDS if todo else None)
             if not done:
@@ -5909,7 +5909,7 @@ class Command:
                 self.report(transfer)
                 next(turns, transfer).turn.set()
 
-        workers = [asyncio.ensure_future(work()) for _ in transfers[:options.parallel_max or 50]]
+        workers = [asyncio.create_task(work()) for _ in transfers[:options.parallel_max or 50]]
         async with self.session:
             try:
                 with contextlib.suppress(Enough):
