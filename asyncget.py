@@ -3297,7 +3297,7 @@ def ask_system(host: str, family: int) -> concurrent.futures.Future[Any]:
         except Exception as error:  # UnicodeError, too
             answer.set_exception(error)
         finally:
-            del _asked[key]
+            _asked.pop(key, None)  # None: of two loops that asked at once, the other has
 
     try:
         threading.Thread(target=work, daemon=True).start()
