@@ -114,9 +114,10 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
-    MutableMapping,
     Sequence,
+    Set,
     Sized,
+    ValuesView,
 )
 from os.path import (
     basename,
@@ -2176,7 +2177,8 @@ class Pool:
         opening = [connection.opener for connection in self.all if connection.opener]
         for connection in list(self.all):
             connection.close()
-        await asyncio.gather(*opening, return_exceptions=True)
+        if opening:
+            await asyncio.wait(opening)
         await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
 
 
@@ -2441,7 +2443,7 @@ class RequestSettings(TypedDict, total=False):
     params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
     headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
     auth: str | tuple[str, str] | None      # (user, password), or a bearer token
-    cookies: bool | Mapping[str, str | None] | Jar | None  # False: none
+    cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None  # False: none
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
     follow_redirects: bool
@@ -2519,17 +2521,15 @@ def kinds_of(annotation: str) -> Any:
     return eval(names)  # our own text, never a caller's
 
 
-def plain(value: Any) -> Any:
-    """A header's or parameter's value as it is sent; any iterable of several as a list.
+# What gives several values for one parameter; other iterables (a Flag, a network) are one value.
+_SEVERAL = (list, tuple, Set, range, ValuesView, Iterator)
 
-    An Enum's member may be a text: then an f-string would show its name, and not what it holds.
-    """
-    if isinstance(value, str):
-        return str.__str__(value)
+
+def plain(value: Any) -> Any:
+    """A text as what it holds: of an Enum's member, say, an f-string would show the name."""
     if isinstance(value, Mapping):
         raise TypeError
-    several = isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray))
-    return [plain(item) for item in value] if several else value
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict[str, Any]:
@@ -2554,7 +2554,9 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
                 raise TypeError
             if name in ("params", "headers"):
                 pairs = value.items() if isinstance(value, Mapping) else value or ()
-                settings[name] = tuple((plain(key), plain(item)) for key, item in pairs)
+                settings[name] = tuple(
+                    (plain(key), [*map(plain, item)] if isinstance(item, _SEVERAL) else plain(item))
+                    for key, item in pairs)
             elif name in ("secret_headers", "redirect_schemes"):
                 settings[name] = (value,) if isinstance(value, str) else tuple(value)
                 "".join(settings[name])  # TypeError for what is no text
@@ -3269,6 +3271,7 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 # How a host's name becomes a connection to one of its addresses, whose certificate is believed
 # there; and how what the system, asyncio or TLS say of a failure becomes an error of ours.
 
+MAX_LOOK_UPS = 1000              # at once; each has a thread for as long as no name server answers
 MAX_ADDRESSES = 32               # of a name that are tried; each may hold a socket meanwhile
 HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, too (RFC 8305 5)
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
@@ -3288,6 +3291,8 @@ def ask_system(host: str, family: int) -> concurrent.futures.Future[Any]:
     answer = _asked.get(key)
     if answer is not None:
         return answer
+    if len(_asked) >= MAX_LOOK_UPS:
+        raise socket.gaierror(socket.EAI_AGAIN, f"{MAX_LOOK_UPS} other look-ups hang")
     answer = _asked[key] = concurrent.futures.Future()
     answer.set_running_or_notify_cancel()  # from now on nobody who gives up cancels it for others
 
@@ -3313,7 +3318,10 @@ async def look_up(host: str, family: int = 0) -> list[str]:
     """
     if "," in host or is_address(host) and not family:
         return host.split(",")
-    found = await asyncio.wrap_future(ask_system(host, family))
+    try:
+        found = await asyncio.wrap_future(ask_system(host, family))
+    except OSError as error:  # each caller needs one of its own: to raise it adds to it
+        raise type(error)(*error.args) from None
     turns = {}  # of each address: how many of its kind come before it
     met = collections.Counter[int]()
     for kind, _, _, _, address in found:  # getnameinfo: with the zone of fe80::1%eth0
@@ -3760,7 +3768,9 @@ def site_of(host: str) -> str:
 
 
 def is_safe(origin: Origin) -> bool:
-    """Whether nobody on the way hears what is said: by https, or for it never gets on a wire."""
+    """Whether nobody on the way hears what is said: https; and what this machine asks itself,
+    as curl and browsers have it.
+    """
     return origin.scheme == "https" or origin.host in ("localhost", "127.0.0.1", "::1")
 
 
@@ -3883,7 +3893,7 @@ def render_cookies(pairs: Pairs) -> str:
     return "; ".join(texts)
 
 
-class Cookies(AskedJar, MutableMapping[Any, str]):
+class Cookies(AskedJar):
     """The cookies of a session: what servers set, and what you do.
 
     >>> cookies = Cookies({"sid": "7"})
@@ -3897,16 +3907,15 @@ class Cookies(AskedJar, MutableMapping[Any, str]):
     A cookie that you set without a domain goes to one origin, scheme and port included, the
     home origin: the session's base_url, or else the first that it asks. It goes out instead of
     any other of its name, until a response of that origin sets one of this name.
-    The keys of this mapping are Cookie tuples. A name stands for all cookies of that name:
-    cookies[name] is the value of the last, del cookies[name] deletes all of them.
+    Iterating gives Cookie tuples; cookies[name] is the last of that name.
     """
 
-    def __init__(self, cookies: Mapping[str, str] = {}) -> None:
+    def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
         # By site, then by Cookie.key in the order in which they were first set: all that a host
         # may be told is in its site's dict, so no other is looked at. The site that was last to
         # set one stands last. Under "" are the caller's for the home origin.
         self._sites: dict[str, dict[Any, Cookie]] = {}
-        self.update(cookies)
+        self.update(cookies or {})
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; return the names that it could set.
@@ -3965,23 +3974,34 @@ class Cookies(AskedJar, MutableMapping[Any, str]):
 
     __setitem__ = set
 
+    def update(self, cookies: Mapping[str, str]) -> None:
+        """Set several for the home origin."""
+        for name, value in cookies.items():
+            self.set(name, value)
+
     def clear(self) -> None:
         """Delete all."""
         self._sites.clear()
 
-    def _find(self, key: object) -> list[Cookie]:
-        """The cookies of a name, or this one; raises KeyError where there is none."""
-        found = [cookie for cookie in self if key in (cookie, cookie.name)]
-        if not found:
-            raise KeyError(key)
-        return found
+    def _values(self) -> dict[str, str]:
+        return {cookie.name: cookie.value for cookie in self}  # of several the last
 
-    def __getitem__(self, key: object) -> str:
-        return self._find(key)[-1].value
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """The value of a cookie; of several the last."""
+        return self._values().get(name, default)
 
-    def __delitem__(self, key: object) -> None:
-        for cookie in self._find(key):
-            del self._sites[site_of(cookie.domain)][cookie.key]
+    def __getitem__(self, name: str) -> str:
+        return self._values()[name]
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
+            raise KeyError(name)
+        for cookie in self:
+            if cookie.name == name:
+                del self._sites[site_of(cookie.domain)][cookie.key]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values()
 
     def __iter__(self) -> Iterator[Cookie]:
         return iter([cookie for kept in self._sites.values() for cookie in kept.values()
@@ -3991,7 +4011,7 @@ class Cookies(AskedJar, MutableMapping[Any, str]):
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:  # no values: they are secrets
-        return f"<Cookies {[cookie.name for cookie in self]}>"
+        return f"<Cookies {[*self._values()]}>"
 
 
 class OthersJar(AskedJar):
@@ -4257,6 +4277,13 @@ def open_ours(name: str, flags: int) -> int:
     return os.open(name, flags, 0o666)
 
 
+def shown_owner(folder: str) -> int:
+    """The owner that our files show in a folder: on some mounts that is not who we are."""
+    from tempfile import TemporaryFile
+    with TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_uid
+
+
 def size_of_ours(file: IO[bytes]) -> int:
     """The size of an open file; OSError unless it is ours, and this is its only name.
 
@@ -4264,9 +4291,8 @@ def size_of_ours(file: IO[bytes]) -> int:
     we write into another file of ours; or a file of theirs, which they can change afterwards.
     """
     found = os.fstat(file.fileno())
-    # Some mounts show all files as another user's; who owns the folder can replace all in it.
-    theirs = sys.platform != "win32" and found.st_uid not in (
-        os.geteuid(), os.stat(dirname(file.name) or ".").st_uid)
+    theirs = (sys.platform != "win32" and found.st_uid != os.geteuid()
+              and found.st_uid != shown_owner(dirname(file.name) or "."))
     if (theirs or found.st_nlink > 1 or not isfile(file.name)
             or not os.path.samestat(found, os.lstat(file.name))):
         raise OSError(f"{basename(file.name)} is a link, no plain file, or somebody else's")
@@ -4299,7 +4325,7 @@ def check_target(path: str, overwrite: bool) -> None:
         raise OSError("not the name of a file")
     if lexists(path) and not overwrite:
         raise OSError("it exists")
-    if isfile(path) and not os.access(path, os.W_OK):
+    if isfile(path) and not islink(path) and not os.access(path, os.W_OK):
         raise OSError("it is write-protected")
 
 
@@ -4367,8 +4393,9 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         file.close()  # Windows renames no open file
     elif isfile(path) and not islink(path):
         old = os.stat(path)
-        with contextlib.suppress(OSError):  # a service's file stays its own, if root renews it
-            os.chown(part, old.st_uid, old.st_gid)
+        for owner in ((-1, old.st_gid), (old.st_uid, -1)):
+            with contextlib.suppress(OSError):  # a service's file stays its own, if root renews it
+                os.chown(part, *owner)
     try:
         if overwrite:
             os.replace(part, path)
@@ -4378,7 +4405,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
     except OSError as error:
         check_target(path, overwrite)  # something may be there by now: this says so
         # PATH is a mount of one file, as containers have them, or another's, in a folder like /tmp.
-        if error.errno in (errno.EBUSY, errno.EPERM):
+        if overwrite and not islink(path) and error.errno in (errno.EBUSY, errno.EPERM):
             import shutil
             shutil.copyfile(part, path)
             os.unlink(part)
@@ -5215,7 +5242,7 @@ def open_session(options: Options) -> Session:
         cert=options.cert and (certificate, options.key, password),
         decode=options.compressed and not options.range,  # no part of a gzip unpacks
         unix_socket=options.unix_socket,
-        resolve=dict(options.resolve),  # with "" for what was taken back
+        resolve={host: found for host, found in dict(options.resolve).items() if found},
         open_connection=connect,
         rate=options.rate,
         limit=options.parallel_max or 50,
@@ -5818,7 +5845,9 @@ class Command:
         self.heads: Any = None  # the file of -D
         if options.dump_header not in (None, "-"):
             with disk_errors(options.dump_header):
-                self.heads = open(options.dump_header, "wb", buffering=0)
+                self.heads = open(options.dump_header, "ab", buffering=0)
+                if isfile(options.dump_header):
+                    self.heads.truncate(0)
 
     # ---- stderr: messages, and below them the progress line while somebody can see it
 
