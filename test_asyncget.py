@@ -6442,7 +6442,7 @@ class Section17Files(OnDisk):
                     await self.get(server.url, progress=lambda *_: seen.add(mode(self.part)))
                     found = os.stat(self.path)
                 self.assertEqual((seen, mode(self.path)), ({expected}, expected))
-                self.assertEqual((found.st_uid, found.st_gid), owner or (os.geteuid(), os.getegid()))
+                self.assertIn(owner, (None, (found.st_uid, found.st_gid)))
                 self.assert_whole()
         self.empty(fictim=b"su", f=b"->fictim")
         os.chmod(self.victim, 0o755)  # what is behind a link lends its mode to nobody
@@ -6914,30 +6914,31 @@ class Section20Files(Folder):
 
     def test_nothing_came(self) -> None:
         """What stands in a file stays until there is something to put in its place; and where
-        the file is as new as the server's, that is a success.
+        the file is as new as the server's, that is a success. -z holds also where the server
+        ignores it, as with curl.
         """
         bomb = b"".join(gzipped(nested(deflating(*[bytes(MIB)] * 64) * 64, 1), 2))
-        self.server.plays({"/f": [CLOSE], "/404": ok(status="404 Not Found"), "/bomb": [bomb, HOLD],
-                           "/304": b"HTTP/1.1 304 Not Modified\r\n\r\n"})
+        old, new = ({page: ok(b"new", f"Last-Modified: {formatdate(time.time() + late, usegmt=True)}")}
+                    for page, late in (("/old", -3600), ("/new", 3600)))
+        self.server.plays({
+            **old, **new, "/undated": ok(b"new"), "/f": [CLOSE], "/bomb": [bomb, HOLD],
+            "/404": ok(status="404 Not Found"), "/304": b"HTTP/1.1 304 Not Modified\r\n\r\n"})
         self.assertEqual((self.get("-m 0.3 -o f {u}/bomb").returncode, self.read("f")), (28, None))
-        for flags in "-i", "-I", "-C -", "-C 3", "-s":
-            self.leaves(f"{flags} -o f {{u}}/f", {"f": b"old"}, 52, {"f": b"old"})
-        self.leaves("-f -o f {u}/404", {"f": b"old"}, 22, {"f": b"old"})
         both = {"304": b"old", "304.part": b"mine", "tag": b'"v1"\n'}  # as nothing is written
-        for flags in ("-z 304 -O", "-z 304 -o 304 -R", "-z 304 -O -f", "-z 304 -O -C -",
-                      "-z 304 -OJ", "--etag-compare tag --etag-save tag -o 304 --retry 1"):
-            self.assertEqual(self.leaves(f"{flags} {{u}}/304", both, 0, both).stderr, b"")
-
-    def test_what_a_condition_spares(self) -> None:
-        """-z holds also where the server ignores it, as with curl."""
-        before, after = (ok(b"new", f"Last-Modified: {formatdate(time.time() + late, usegmt=True)}")
-                         for late in (-3600, 3600))
-        self.server.plays({"/f": before, "/after": after, "/undated": ok(b"new")})
-        for line, left in (("-z f -o f {u}/f", b"old"), ("-z -f -o f {u}/f", b"new"),
-                           ("-z f -o f {u}/after", b"new"), ("-z -f -o f {u}/after", b"old"),
-                           ("-z f -C - -o f {u}/f", b"old"), ("-z f -o f {u}/undated", b"new")):
-            self.assertEqual(self.leaves(line, {"f": b"old"}, 0, {"f": left}).stderr, b"")
-        self.assertEqual(self.leaves("-z f {u}/f", {"f": b"old"}, 0, {"f": b"old"}).stdout, b"")
+        for code, before, left, lines in table([
+                (52, b"old", b"old", [f"{flags} -o f {{u}}/f" for flags in (
+                    "-i", "-I", "-C -", "-C 3", "-s")]),
+                (22, b"old", b"old", ["-f -o f {u}/404"]),
+                (0, b"old", b"old", ["-z f -o f {u}/old", "-z -f -o f {u}/new", "-z f -C - -o f {u}/old",
+                                     "-z f {u}/old"]),
+                (0, b"old", b"new", ["-z -f -o f {u}/old", "-z f -o f {u}/new", "-z f -o f {u}/undated"]),
+                (0, both, both, [f"{flags} {{u}}/304" for flags in (
+                    "-z 304 -O", "-z 304 -o 304 -R", "-z 304 -O -f", "-z 304 -O -C -", "-z 304 -OJ",
+                    "--etag-compare tag --etag-save tag -o 304 --retry 1")])]):
+            for line in lines:
+                files = [one if one is both else {"f": one} for one in (before, left)]
+                done = self.leaves(line, files[0], code, files[1])
+                self.assertEqual((done.stdout, done.stderr if code == 0 else b""), (b"", b""))
 
     def test_what_came_meanwhile_is_not_replaced(self) -> None:
         """By --no-clobber and -J, but for a name of -o; here the report of another URL makes it."""
@@ -6948,30 +6949,21 @@ class Section20Files(Folder):
 
         tell = asyncget.Command.report
         self.server.plays({"/": ok(b"hello", "Content-Disposition: attachment; filename=f")})
-        for flags, code, left in (("--no-clobber -o f", 23, b"x"), ("-OJ", 23, b"x"), ("-J -o f", 0, b"hello"),
-                                  ("-o f", 0, b"hello")):
+        for flags, code, left in (("--no-clobber -o f", 23, b"x"), ("-OJ", 23, b"x"),
+                                  ("-J -o f", 0, b"hello"), ("-o f", 0, b"hello")):
             with self.subTest(flags):
                 self.empty()
                 with mock.patch.object(asyncget.Command, "report", report):
                     done = self.get(f"-o a --parallel-max 1 {flags} {{u}}/ {{u}}/")
                 self.assertEqual((done.returncode, self.read("f")), (code, left))
 
-    def test_heads_apart_from_the_body(self) -> None:
-        """-D - is stdout's also where the body is written in place; a FIFO has all heads."""
-        moved, part = redirect("/f"), piece(5)
-        self.server.plays({"/f": ok(WHOLE), "/part": part, "/moved": moved})
-        head = ok(WHOLE)[:-len(WHOLE)]
-        self.assertEqual(self.get("-s -D - -o /dev/null {u}/f").stdout, head)
-        self.assertEqual(self.leaves("-D - -C - -o f {u}/part", {"f": WHOLE[:5]}, 0, {"f": WHOLE}).stdout,
-                         part[:part.index(b"\r\n\r\n") + 4])
-        self.empty()
-        os.mkfifo(self.path("pipe"))
-        came: list[bytes] = []
-        reader = threading.Thread(target=lambda: came.append(Path(self.path("pipe")).read_bytes()))
-        reader.start()
-        self.assertEqual(self.get("-D pipe -o f {u}/moved").returncode, 0)
-        reader.join()
-        self.assertEqual(came, [moved[:-len(b"gone")] + head])
+    def test_a_fifo_has_all_heads(self) -> None:
+        self.server.plays({"/": ok(), "/moved": redirect("/")})
+        self.empty(pipe=b"|")
+        with ThreadPoolExecutor(1) as pool:
+            came = pool.submit(Path(self.path("pipe")).read_bytes)
+            self.assertEqual(self.get("-D pipe -o f {u}/moved").returncode, 0)
+            self.assertEqual(came.result(), redirect("/")[:-4] + ok()[:-6])
 
     # ---- going on
 
@@ -7326,10 +7318,11 @@ class Section20CommandLine(Folder):
 
     HEAD, GONE = ok()[:-6], ok(b"gone\n", "X: y", status="404 Not Found")
     TO = ok(b"moved\n", "Location: /", status="302 F")
+    MORE = ok(b"iec", "Content-Range: bytes 1-3/4", status="206 Partial")
     BUSY, AGAIN = ok(b"busy\n", status="503 Busy"), ok(b"again\n", status="503 Busy")
     CODED = zlib.compress(random.Random(1).randbytes(25_000).hex().encode(), 9)[:-9]
     PAGES = {
-        "/": ok(), "/404": GONE, "/to": TO,
+        "/": ok(), "/404": GONE, "/to": TO, "/more": MORE,
         "/tobad": ok(b"moved\n", "Location: http://[x/", status="302 F"),
         "/loop": ok(b"", "Location: /loop", status="302 F"),
         "/far": ok(b"f\n", "Location: gopher://h/", status="302 F"),
@@ -7390,24 +7383,69 @@ class Section20CommandLine(Folder):
                  "--resolve h:1:127.0.0.1,256.1.1.1 {u}/"],
             63: ["--max-filesize 5 {u}/", "--max-filesize 1k -o x {u}/big"],
         }.items() for line in lines),
-        ("{u}/404", b"gone\n", "", 0),
+        *((line, stdout, "", 0) for line, stdout in {
+            "{u}/404": b"gone\n", "-i {u}/404": GONE, "--no-compressed {u}/unknown": b"x",
+            "{u}/204": b"", "{u}/204-long": b"", "--parallel-max 1 {u}/ {u}/chunked": b"hello\nabc",
+            "-s -w %{redirect_url}. --no-location {u}/tobad": b"moved\nhttp://[x/.",
+            "-s -w %{redirect_url} --no-location {u}/far": b"f\ngopher://h/",
+            "-s -w %{redirect_url} --no-location {u}/to": b"moved\n{u}/",
+            "-r 1-3 {u}/coded-piece": b"iec", "{u}/{a,b}": b"AB", "-g {u}/{a,b}": b"no page\n",
+            "--out-null {u}/a {u}/b -w .": b"..", "--no-remote-name {u}/a": b"A", "-J {u}/named": b"N",
+            # heads as they come
+            "-i {u}/103": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(),
+            "-I {u}/to": TO[:-6] + HEAD, "-I --no-location {u}/to": TO[:-6],
+            "-I {u}/drips": HEAD.replace(b"6", b"30"), "-iI {u}/ {u}/": HEAD + HEAD,
+            "-sD - -o /dev/null {u}/": HEAD,  # and where the body is written in place
+            # -w
+            "-sw @format {u}/": b"hello\n200.", "-w a%{onerror}b {u}/": b"hello\na",
+            "-w %{http_code}|%{size_download}|%{num_redirects}|%{url_effective}|%{exitcode}\\n {u}/to":
+                b"hello\n200|6|1|{u}/|0\n",
+            "-w |%{size_delivered}|%{proxy_used}|%{tls_earlydata} {u}/": b"hello\n|6|0|0",
+            "-w %header{etag}|%header{no}|%{num_headers}|%{size_header} {u}/etag": b'e\n"v1"||3|96',
+            "-o /dev/null -w %{url.host}|%{url.port}|%{url.path}|%{urle.query}|%{urle.scheme} {u}/to?q#f":
+                b"127.0.0.1|{port}|/to||http",
+            # lines of public Dockerfiles, health checks and installers, and of browsers
+            "-fLsS --compressed --http2 --tcp-nodelay --no-keepalive -4 -N -q {u}/gzip": b"unpacked",
+            "{u}/ -X GET -H user-agent:Mozilla/5.0 -H accept-language:de -H Sec-Fetch-Dest:empty "
+            "-b a=1;b=2 --compressed --insecure": b"hello\n",  # Chrome; Firefox writes -H Cookie
+        }.items()),
+        *((line, b"", "", 0, files) for line, files in {
+            "-D f -o o {u}/to": {"f": TO[:-6] + HEAD, "o": b"hello\n"}, "-I -o f {u}/": {"f": HEAD},
+            "-i -o o {u}/to": {"o": TO[:-6] + ok()},
+            # time and tries
+            "--retry 2 --retry-delay 1 -f -o o {u}/503": {"o": b"hello\n"},
+            "--retry 1 --retry-delay 1 --retry-all-errors -O {u}/breaks": {"breaks": b"hello\n"},
+            "-i -o f --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks": {"f": ok()},
+            "-o /dev/null --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks": {},
+            # only if it is new
+            "-z none -o none {u}/": {"none": b"hello\n"},
+            # which files
+            "-o f#1 {u}/[1-2]": {"f1": b"1", "f2": b"2"},
+            "-o #1.#2#3 {u}/{a,b}?[08-10:2]":
+                {"a.08#3": b"A", "a.10#3": b"A", "b.08#3": b"B", "b.10#3": b"B"},
+            "-o f {u}/1 -o f.part2 {u}/2": {"f": b"1", "f.part2": b"2"},
+            "-o /dev/null {u}/1 -o /dev/null {u}/2": {},
+            "-OJ {u}/twice -OJ {u}/twice": {"first": b"1", "second": b"1"},
+            "--no-clobber -o f {u}/1 -o f {u}/2": {"f": b"1", "f.1": b"2"},
+            "--no-clobber -O {u}/here": {"here.1": b"no page\n"},
+            # through a link, when all has come
+            "-o link {u}/": {"to": b"hello\n"}, "-o link -i {u}/": {"to": ok()},
+            "-o dangling {u}/": {"new": b"hello\n"},
+            "--remote-name-all {u}/a {u}/b": {"a": b"A", "b": b"B"}, "-o old {u}/b": {"old": b"B"},
+            "-o old --no-clobber {u}/b": {"old": b"x", "old.1": b"B"}, "-O {u}/404": {"404": b"gone\n"},
+            "-OJ {u}/named": {"b c": b"N"}, "-OJ {u}/a": {"a": b"A"}, "-O {u}/to?x#y": {"to": b"hello\n"},
+            "-OJ --no-clobber {u}/old": {"old": b"x", "old.1": b"N"},
+            "-O --create-dirs --output-dir n/m {u}/a": {"n/m/a": b"A"}}.items()),
         ("-f {u}/404", b"", r"^asyncget: \(22\) .*404.*\n$", 22),
         ("-sf {u}/404", b"", "", 22),
         ("--fail-with-body {u}/404", b"gone\n", r"\(22\)", 22),
-        ("-i {u}/404", GONE, "", 0),
         ("-if {u}/404", GONE[:-5], r"\(22\)", 22),
         ("-m 0.5 {u}/stall", b"x", r"\(28\)", 28),
-        ("--no-compressed {u}/unknown", b"x", "", 0),
-        ("{u}/204", b"", "", 0), ("{u}/204-long", b"", "", 0),
-        ("-s -w %{redirect_url}. --no-location {u}/tobad", b"moved\nhttp://[x/.", "", 0),
-        ("-s -w %{redirect_url} --no-location {u}/far", b"f\ngopher://h/", "", 0),
         ("-w %{http_code} --proto-redir =https {u}/to", b"302", "--proto-redir", 1),
         ("-s -w %{num_retries} http://a..b/", b"0", "", 3),
-        ("-s -w %{redirect_url} --no-location {u}/to", b"moved\n{u}/", "", 0),
         ("{u}/nothing {u}/cut {u}/", b"fourhello\n", r"(?s)\(52\).*\(18\)", 52),
         ("-f {u}/ {u}/404 {u}/cut", b"hello\nfour",  # the first one's code, in the order given
          r"^asyncget: \(22\) .* \[\S+/404\]\nasyncget: \(18\) .* \[\S+/cut\]\n$", 22),
-        ("--parallel-max 1 {u}/ {u}/chunked", b"hello\nabc", "", 0),
         ("-m 9 -f --fail-early -w %{exitcode} {u}/hang {u}/404", b"22", r"^.*\(22\).*\n$", 22),
         ("-f --fail-early --retry 3 127.0.0.1:1 {u}/404", b"", r"^.*\(22\).*\n$", 22),
         ("-m 0.5 --limit-rate 1 {u}/", b"hello\n", r"\(28\)", 28),
@@ -7425,40 +7463,24 @@ class Section20CommandLine(Folder):
                 ("-o /dev/stdout", body, {}))),
         ("-i -o f {u}/cut", b"", r"\(18\)", 18, {"f": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour"}),
         # heads as they come
-        ("-i {u}/103", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(), "", 0),
         ("-D f {u}/103", b"hello\n", "", 0, {"f": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + HEAD}),
-        ("-D f -o o {u}/to", b"", "", 0, {"f": TO[:-6] + HEAD, "o": b"hello\n"}),
         ("-D - -o o {u}/to", TO[:-6] + HEAD, "", 0, {"o": b"hello\n"}),
-        ("-i -o o {u}/to", b"", "", 0, {"o": TO[:-6] + ok()}),
+        ("-D - -C - -o old {u}/more", MORE[:-3], "", 0, {"old": b"xiec"}),
         ("-i --max-redirs 0 {u}/to", TO[:-6], r"\(47\)", 47),
         ("-i {u}/tobad", TO[:-6].replace(b": /", b": http://[x/"), r"\(3\)", 3),
         ("-i {u}/badlength", b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", r"\(8\)", 8),
         ("-D f --retry 2 --retry-delay 1 {u}/503", b"hello\n", "", 0,
          {"f": BUSY[:-5] + AGAIN[:-6] + HEAD}),
-        ("-I {u}/to", TO[:-6] + HEAD, "", 0), ("-I --no-location {u}/to", TO[:-6], "", 0),
         ("-sfI {u}/404", GONE[:-5], "", 22),
-        ("-I {u}/drips", HEAD.replace(b"6", b"30"), "", 0),
-        ("-I -o f {u}/", b"", "", 0, {"f": HEAD}), ("-iI {u}/ {u}/", HEAD + HEAD, "", 0),
         # time and tries
         ("-m 0.2 -o o {u}/drips {u}/", b"hello\n", r"\(28\)", 28),
         ("-Y 100 -y 0.3 -o o {u}/drips", b"", r"\(28\) slower", 28),
         ("--retry 5 --retry-delay 9 --retry-max-time 1 {u}/503", b"busy\n", "", 0),
-        ("--retry 2 --retry-delay 1 -f -o o {u}/503", b"", "", 0, {"o": b"hello\n"}),
-        ("--retry 1 --retry-delay 1 --retry-all-errors -O {u}/breaks", b"", "", 0,
-         {"breaks": b"hello\n"}),
         ("--retry 1 --retry-delay 1 {u}/breaks", b"h", r"\(18\)", 18),
-        ("-i -o f --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks", b"", "", 0, {"f": ok()}),
-        ("-o /dev/null --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks", b"", "", 0),
-        ("-r 1-3 {u}/coded-piece", b"iec", "", 0),
         # only if it is new
-        ("-z none -o none {u}/", b"", "", 0, {"none": b"hello\n"}),
         ("--etag-save e --etag-compare e {u}/etag", b"e\n", "", 0, {"e": b'"v1"\n'}),
         ("--etag-save e {u}/404", b"gone\n", "", 0, {"e": None}),
         # which files
-        ("-o f#1 {u}/[1-2]", b"", "", 0, {"f1": b"1", "f2": b"2"}),
-        ("-o #1.#2#3 {u}/{a,b}?[08-10:2]", b"", "", 0,
-         {"a.08#3": b"A", "a.10#3": b"A", "b.08#3": b"B", "b.10#3": b"B"}),
-        ("{u}/{a,b}", b"AB", "", 0), ("-g {u}/{a,b}", b"no page\n", "", 0),
         # two URLs that would meet, and that would not
         *((line, b"", r"\(2\) two URLs", 2) for line in (
             "-o old -o old {u}/a {u}/b", "-O {u}/f.iso -o f.iso {u}/2", "-o f {u}/1 -o ./f {u}/2",
@@ -7466,40 +7488,15 @@ class Section20CommandLine(Folder):
             "-O {u}/f.iso -O {u}/f.iso.part.meta", "-o link {u}/1 -o to.part {u}/2",
             "-o new {u}/1 -o dangling {u}/2", "--no-clobber -o f.part {u}/1 -o f {u}/2",
             "-o f {u}/1 -o here/f {u}/2", "-o /dev/shm/asyncget {u}/1 -o /dev/shm/asyncget {u}/2")),
-        ("-o f {u}/1 -o f.part2 {u}/2", b"", "", 0, {"f": b"1", "f.part2": b"2"}),
-        ("-o /dev/null {u}/1 -o /dev/null {u}/2", b"", "", 0),
-        ("-OJ {u}/twice -OJ {u}/twice", b"", "", 0, {"first": b"1", "second": b"1"}),
-        ("--no-clobber -o f {u}/1 -o f {u}/2", b"", "", 0, {"f": b"1", "f.1": b"2"}),
-        ("--no-clobber -O {u}/here", b"", "", 0, {"here.1": b"no page\n"}),
-        # through a link, when all has come
-        ("-o link {u}/", b"", "", 0, {"to": b"hello\n"}),
-        ("-o link -i {u}/", b"", "", 0, {"to": ok()}),
-        ("-o dangling {u}/", b"", "", 0, {"new": b"hello\n"}),
         ("-o link {u}/cut", b"", r"\(18\)", 18, {"to": b"x"}),
         ("-o x -O {u}/a {u}/b {u}/1", b"1", "", 0, {"x": b"A", "b": b"B"}),
-        ("--remote-name-all {u}/a {u}/b", b"", "", 0, {"a": b"A", "b": b"B"}),
-        ("-o old --no-clobber {u}/b", b"", "", 0, {"old": b"x", "old.1": b"B"}),
-        ("-o old {u}/b", b"", "", 0, {"old": b"B"}), ("-O {u}/404", b"", "", 0, {"404": b"gone\n"}),
         ("-D f -s {u}/a {u}/b", b"AB", "", 0, {"f": 2 * ok(b"A")[:-1]}),
         ("--fail-with-body -o y {u}/404", b"", r"\(22\)", 22, {"y": b"gone\n"}),
-        ("--out-null {u}/a {u}/b -w .", b"..", "", 0),
-        ("--no-remote-name {u}/a", b"A", "", 0), ("-J {u}/named", b"N", "", 0),
-        ("-OJ {u}/named", b"", "", 0, {"b c": b"N"}), ("-OJ {u}/a", b"", "", 0, {"a": b"A"}),
         ("-OJ {u}/old", b"", r"\(23\)", 23, {"old": b"x"}),
-        ("-OJ --no-clobber {u}/old", b"", "", 0, {"old": b"x", "old.1": b"N"}),
-        ("-O {u}/to?x#y", b"", "", 0, {"to": b"hello\n"}),
-        ("-O --create-dirs --output-dir n/m {u}/a", b"", "", 0, {"n/m/a": b"A"}),
         # -w
-        ("-w %{http_code}|%{size_download}|%{num_redirects}|%{url_effective}|%{exitcode}\\n {u}/to",
-         b"hello\n200|6|1|{u}/|0\n", "", 0),
         ("-w %{http_code}-%{exitcode} {u}/nothing", b"000-52", r"\(52\)", 52),
-        ("-sw @format {u}/", b"hello\n200.", "", 0), ("-w a%{onerror}b {u}/", b"hello\na", "", 0),
         ("-sw a%{onerror}%{exitcode} {u}/cut", b"foura18", "", 18),
         ("-w %output{f}a%output{>>f}b%{stdout}c {u}/", b"hello\nc", "", 0, {"f": b"ab"}),
-        ("-o /dev/null -w %{url.host}|%{url.port}|%{url.path}|%{urle.query}|%{urle.scheme} {u}/to?q#f",
-         b"127.0.0.1|{port}|/to||http", "", 0),
-        ("-w |%{size_delivered}|%{proxy_used}|%{tls_earlydata} {u}/", b"hello\n|6|0|0", "", 0),
-        ("-w %header{etag}|%header{no}|%{num_headers}|%{size_header} {u}/etag", b'e\n"v1"||3|96', "", 0),
         ("-o o -w %{filename_effective} {u}/", b"o", "", 0),
         ("-s -w %{num_redirects}|%{http_code}|%{num_connects} --max-redirs 1 {u}/loop",
          b"1|302|2", "", 47),
@@ -7510,10 +7507,6 @@ class Section20CommandLine(Folder):
          r".*\n< Set-Cookie: \*\*\*\n< \n", 0),
         ("-s --waterfall {u}/ {u}/404 127.0.0.1:1", b"hello\ngone\n",
          r"^200 .*\n404 .*\n\(7\) (?s:.*)\n\d+\.\d\d s in all; one after another \d", 7),
-        # lines of public Dockerfiles, health checks and installers, and of browsers
-        ("-fLsS --compressed --http2 --tcp-nodelay --no-keepalive -4 -N -q {u}/gzip", b"unpacked", "", 0),
-        ("{u}/ -X GET -H user-agent:Mozilla/5.0 -H accept-language:de -H Sec-Fetch-Dest:empty "
-         "-b a=1;b=2 --compressed --insecure", b"hello\n", "", 0),  # Chrome; Firefox writes -H Cookie
     )
     DIFFERS = re.compile(  # from curl 7.88: newer than it, or on purpose
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
