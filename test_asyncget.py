@@ -4838,19 +4838,19 @@ class Endless(AsyncCase):
             tracemalloc.stop()
 
     async def test_bodies_and_heads(self) -> None:
+        a_head = asyncget.MAX_HEAD_BYTES
         for (why, start, again, kind, most), size in table([  # again and again; most: taken of it
-                ("CVE-2023-38039: fields", OK, b"X: y\r\n", ProtocolError, asyncget.MAX_HEAD_BYTES),
-                ("CVE-2021-31525: one line", OK + b"X: ", b"y", ProtocolError, asyncget.MAX_HEAD_BYTES),
-                ("a fold for ever", OK + b"X: y", b"\r\n y", ProtocolError, asyncget.MAX_HEAD_BYTES),
-                ("a reason for ever", b"HTTP/1.1 200 ", b"y", ProtocolError, asyncget.MAX_HEAD_BYTES),
+                ("CVE-2023-38039: fields", OK, b"X: y\r\n", ProtocolError, a_head),
+                ("CVE-2021-31525: one line", OK + b"X: ", b"y", ProtocolError, a_head),
+                ("a fold for ever", OK + b"X: y", b"\r\n y", ProtocolError, a_head),
+                ("a reason for ever", b"HTTP/1.1 200 ", b"y", ProtocolError, a_head),
                 ("GO-2025-4155: no HTTP", b"", b"y", ProtocolError, 0),
                 ("CVE-2021-3737: interim", b"", b"HTTP/1.1 100 C\r\n\r\n", ProtocolError, 11 * 18),
                 ("interim of a lot of fields", b"", b"HTTP/1.1 103 E\r\n" + b"X: y\r\n" * 128 + b"\r\n",
                  ProtocolError, 11 * 800),
                 ("chunk line", CHUNKED + b"5;", b"e", ProtocolError, 16_400),
                 ("CVE-2023-39326: extensions", CHUNKED, b"1;" + b"e" * 30 + b"\r\nx\r\n", ProtocolError, 34_000),
-                ("CVE-2026-22815: trailers", CHUNKED + b"0\r\n", b"X: y\r\n", ProtocolError,
-                 asyncget.MAX_HEAD_BYTES + 99),
+                ("CVE-2026-22815: trailers", CHUNKED + b"0\r\n", b"X: y\r\n", ProtocolError, a_head + 99),
                 ("CVE-2017-14158: until close", OK + b"\r\n", b"y" * 999, TooLarge, 20_000),
                 ("chunks for ever", CHUNKED, b"1\r\nx\r\n", TooLarge, 120_000),
                 ("CVE-2025-13836: a length", OK + b"Content-Length: 999999999999999999\r\n\r\n", b"y" * 999,
@@ -4881,14 +4881,14 @@ class Endless(AsyncCase):
         bytes that no character comes of are a line's bytes all the same.
         """
         size, mark = 2**13, b"Content-Type: a/b; charset=%b\r\n\r\n"
-        small: dict[str, Iterable[bytes]] = {
-            "members": [*gzipped(gzip.compress(b"x", 1) * size)],
-            "members amid nothing": [*gzipped((EMPTY + gzip.compress(b"x", 1)) * size)],
-            "chunks": [CHUNKED, *[b"1\r\nx\r\n" * 4096] * (size // 4096), b"0\r\n\r\n"],
-            "reads": [OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x"] * size],
-            "shifts": [OK + mark % b"iso-2022-jp", *[b"\x1b(B" * 4096] * 9],
-            "BOMs": [OK + mark % b"utf-8", *[b"\xef\xbb\xbf" * 4096] * 9]}
-        for (name, wire), call in itertools.product(small.items(), ("get", "lines")):
+        for (name, wire), call in table({
+                "members": [*gzipped(gzip.compress(b"x", 1) * size)],
+                "members amid nothing": [*gzipped((EMPTY + gzip.compress(b"x", 1)) * size)],
+                "chunks": [CHUNKED, *[b"1\r\nx\r\n" * 4096] * (size // 4096), b"0\r\n\r\n"],
+                "reads": [OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x"] * size],
+                "shifts": [OK + mark % b"iso-2022-jp", *[b"\x1b(B" * 4096] * 9],
+                "BOMs": [OK + mark % b"utf-8", *[b"\xef\xbb\xbf" * 4096] * 9],
+                }.items(), ("get", "lines")):
             with self.subTest(name, call=call), self.within(3 * MIB // 2), \
                     mock.patch.object(asyncget, "MAX_LINE_BYTES", 2**12), \
                     self.assertRaises(TooLarge):
@@ -5597,21 +5597,20 @@ class TrustAndSecrets(AsyncCase):
     async def test_client_certificates(self) -> None:
         a, b, plain, c = "https://a.test", "https://b.test", "http://a.test", {"cert": "c"}
         at_a = {"base_url": a, **c}
-        rows: list[tuple[str, list[Any], dict[str, str], dict[str, Any], list[Any]]] = [
-            ("at home", [("/", {}), (a, {})], {}, at_a, [(a, "c")]),
-            ("another than the base", [(b, {})], {}, at_a, [(b, None)]),
-            ("no base: each its own", [(a, {}), (b, {})], {}, c, [(a, "c"), (b, "c")]),
-            ("redirect from http", [(plain, {})], {plain: a}, c, [(plain, None), (a, None)]),
-            ("trusted", [(a, {})], {a: b}, {**c, "trust_redirects": True}, [(a, "c"), (b, "c")]),
-            ("on the call, redirect", [(b, {"cert": "d"})], {b: a}, at_a, [(b, "d"), (a, None)]),
-            ("none on the call", [(a, {"cert": None})], {}, c, [(a, None)]),
-            ("with, then without", [(b, {}), (a, {})], {a: b}, c, [(b, "c"), (a, "c"), (b, None)]),
-            ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")])]
-        for flags in ([], ["--tlsv1.3"], ["-k"]):  # the command's, whatever else is said of TLS
-            given = asyncget.open_session(parse_arguments([a, "-E", "c", *flags])).settings
-            of_tls = {name: given[name] for name in ("verify", "cert")}
-            rows.append((f"command {flags}", [(a, {})], {a: b}, of_tls, [(a, "c"), (b, None)]))
-        for name, calls, moved, settings, expected in rows:
+        of_flags = [asyncget.open_session(parse_arguments([a, "-E", "c", *flags])).settings
+                    for flags in ([], ["--tlsv1.3"], ["-k"])]  # whatever else is said of TLS
+        for name, calls, moved, settings, expected in table([
+                ("at home", [("/", {}), (a, {})], {}, at_a, [(a, "c")]),
+                ("another than the base", [(b, {})], {}, at_a, [(b, None)]),
+                ("no base: each its own", [(a, {}), (b, {})], {}, c, [(a, "c"), (b, "c")]),
+                ("redirect from http", [(plain, {})], {plain: a}, c, [(plain, None), (a, None)]),
+                ("trusted", [(a, {})], {a: b}, {**c, "trust_redirects": True}, [(a, "c"), (b, "c")]),
+                ("on the call, redirect", [(b, {"cert": "d"})], {b: a}, at_a, [(b, "d"), (a, None)]),
+                ("none on the call", [(a, {"cert": None})], {}, c, [(a, None)]),
+                ("with, then without", [(b, {}), (a, {})], {a: b}, c, [(b, "c"), (a, "c"), (b, None)]),
+                ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")]),
+                *(("command", [(a, {})], {a: b}, {name: given[name] for name in ("verify", "cert")},
+                   [(a, "c"), (b, None)]) for given in of_flags)]):
             with self.subTest(name):
                 self.assertEqual((await self.shown(calls, moved, **settings))[0], expected)
 
@@ -6083,7 +6082,7 @@ class Section17Downloads(OnDisk):
         """
         begun, other, weak = answer(WHOLE, V1), piece(4), answer(WHOLE, 'ETag: W/"v1"')
         gone, busy = answer(status="404 X"), answer(status="503 X")
-        any_status = {"any_status": True}
+        any_status, half = {"any_status": True}, WHOLE[:5]
 
         def for_ever(head: bytes) -> bytes:  # it breaks off and is bad at ranges
             return piece(4) if field(head, "Range") else begun[:-6]
@@ -6092,43 +6091,42 @@ class Section17Downloads(OnDisk):
             return {"retries": tried(times), **options}
 
         # What lies there, answers, settings; what is asked for; the file, or an error and the part.
-        rows: list[tuple[bytes, list[Any], dict[str, Any], list[str], Any, Any]] = [
-            (WHOLE[:5], [piece(5)], {}, ["5-"], WHOLE, None),
-            (WHOLE[:5], [answer(OTHER, V2)], {}, ["5-"], OTHER, None),
-            (WHOLE[:5], [begun], {}, ["5-"], WHOLE, None),  # no ranges here
-            (WHOLE[:5], [piece(5, OTHER, V2), answer(OTHER, V2)], {}, ["5-", ""], OTHER, None),
-            (WHOLE[:5], [other, begun], {}, ["5-", ""], WHOLE, None),
-            (WHOLE[:5], [other, other], any_status, ["5-", ""], StatusError, WHOLE[:5]),
-            (WHOLE[:5], [other, busy], any_status, ["5-", ""], StatusError, WHOLE[:5]),
-            (WHOLE, [unmet("bytes */11")], {}, ["11-"], WHOLE, None),
-            (WHOLE[:5], [unmet("bytes */3"), answer(b"abc", V2)], {}, ["5-", ""], b"abc", None),
-            (WHOLE[:5], [answer(b"", status="416 X"), begun], {}, ["5-", ""], WHOLE, None),
-            (WHOLE[:5], [gone], any_status, ["5-"], StatusError, WHOLE[:5]),
-            (WHOLE[:5], [unsized(b"", status="304 X")], any_status, ["5-"], StatusError, WHOLE[:5]),
-            (WHOLE[:5], [b"HTTP/1.1 20"], any_status, ["5-"], IncompleteBody, WHOLE[:5]),
-            (WHOLE[:5], [answer(OTHER, V1)], {"resume": False}, [""], OTHER, None),
-            (WHOLE[:5], [gone], {"resume": False, **any_status}, [""], b"ok", None),
-            (WHOLE[:5], [piece(6)], {"headers": {"range": "bytes=6-"}}, ["6-"], b"world", None),
-            # What is not the file: for any_status it is, unless it was a piece of one.
-            (b"", [piece(0)], {}, [""], StatusError, None),
-            (b"", [piece(0)], any_status, [""], StatusError, None),
-            (b"", [gone], {}, [""], StatusError, None), (b"", [gone], any_status, [""], b"ok", None),
-            # Each retry goes on where the last one ended.
-            (b"", [begun[:-8], piece(3)[:-2], piece(9)], again(9), ["", "3-", "9-"], WHOLE, None),
-            (b"", [begun[:-8], piece(3)[:-2], piece(9)[:-1], piece(10)], again(2), ["", "3-", "9-"],
-             IncompleteBody, WHOLE[:10]),
-            (b"", [begun[:-8], piece(3)], {}, [""], IncompleteBody, WHOLE[:3]),
-            (b"", [b"HTTP/1.1 20"], again(2), [""] * 3, IncompleteBody, None),
-            # resume=False is about what an earlier call has left, not about its own bytes
-            (WHOLE[:5], [answer(OTHER, V1)[:-4], piece(8, OTHER)], again(9, resume=False), ["", "8-"],
-             OTHER, None),
-            # To ask for all of the file is a part of the same try.
-            (b"", [begun[:-6], piece(4), begun[:-3], piece(8)], again(2), ["", "5-", "", "8-"],
-             WHOLE, None),
-            (b"", [for_ever], again(2), ["", "5-", "", "5-", ""], IncompleteBody, WHOLE[:5]),
-            (b"", [weak[:-6], answer(OTHER)], again(1), ["", ""], OTHER, None)]
         seen: list[Any] = []
-        for left, answers, options, asked, outcome, part in rows:
+        for left, answers, options, asked, outcome, part in table([
+                (half, [piece(5)], {}, ["5-"], WHOLE, None),
+                (half, [answer(OTHER, V2)], {}, ["5-"], OTHER, None),
+                (half, [begun], {}, ["5-"], WHOLE, None),  # no ranges here
+                (half, [piece(5, OTHER, V2), answer(OTHER, V2)], {}, ["5-", ""], OTHER, None),
+                (half, [other, begun], {}, ["5-", ""], WHOLE, None),
+                (half, [other, other], any_status, ["5-", ""], StatusError, WHOLE[:5]),
+                (half, [other, busy], any_status, ["5-", ""], StatusError, WHOLE[:5]),
+                (WHOLE, [unmet("bytes */11")], {}, ["11-"], WHOLE, None),
+                (half, [unmet("bytes */3"), answer(b"abc", V2)], {}, ["5-", ""], b"abc", None),
+                (half, [answer(b"", status="416 X"), begun], {}, ["5-", ""], WHOLE, None),
+                (half, [gone], any_status, ["5-"], StatusError, WHOLE[:5]),
+                (half, [unsized(b"", status="304 X")], any_status, ["5-"], StatusError, WHOLE[:5]),
+                (half, [b"HTTP/1.1 20"], any_status, ["5-"], IncompleteBody, WHOLE[:5]),
+                (half, [answer(OTHER, V1)], {"resume": False}, [""], OTHER, None),
+                (half, [gone], {"resume": False, **any_status}, [""], b"ok", None),
+                (half, [piece(6)], {"headers": {"range": "bytes=6-"}}, ["6-"], b"world", None),
+                # What is not the file: for any_status it is, unless it was a piece of one.
+                (b"", [piece(0)], {}, [""], StatusError, None),
+                (b"", [piece(0)], any_status, [""], StatusError, None),
+                (b"", [gone], {}, [""], StatusError, None), (b"", [gone], any_status, [""], b"ok", None),
+                # Each retry goes on where the last one ended.
+                (b"", [begun[:-8], piece(3)[:-2], piece(9)], again(9), ["", "3-", "9-"], WHOLE, None),
+                (b"", [begun[:-8], piece(3)[:-2], piece(9)[:-1], piece(10)], again(2), ["", "3-", "9-"],
+                 IncompleteBody, WHOLE[:10]),
+                (b"", [begun[:-8], piece(3)], {}, [""], IncompleteBody, WHOLE[:3]),
+                (b"", [b"HTTP/1.1 20"], again(2), [""] * 3, IncompleteBody, None),
+                # resume=False is about what an earlier call has left, not about its own bytes
+                (half, [answer(OTHER, V1)[:-4], piece(8, OTHER)], again(9, resume=False), ["", "8-"],
+                 OTHER, None),
+                # To ask for all of the file is a part of the same try.
+                (b"", [begun[:-6], piece(4), begun[:-3], piece(8)], again(2), ["", "5-", "", "8-"],
+                 WHOLE, None),
+                (b"", [for_ever], again(2), ["", "5-", "", "5-", ""], IncompleteBody, WHOLE[:5]),
+                (b"", [weak[:-6], answer(OTHER)], again(1), ["", ""], OTHER, None)]):
             own = options.pop("headers", {})
             headers = iter([*own.items(), ("X-Tenant", "7"), ("Accept-Encoding", "gzip")])
             with self.subTest(answers, left=left, options=options):
@@ -6338,26 +6336,21 @@ class Section17Files(OnDisk):
         mine, theirs = {part: b"mine"}, {"fictim": b"mine", meta: valid}
         ours = {**mine, meta: valid}
 
-        def hold() -> None:  # a pipe with a writer, who writes nothing
-            held.append(os.open(self.meta, os.O_RDWR | os.O_NONBLOCK))
-
-        rows: list[tuple[dict[str, bytes], Callable[[], Any] | None]] = [
-            *((files, None) for files in (
-                mine, {part: b"|"}, {meta: b"|"}, {meta: b"mine"}, {part: b"->fictim"},
-                {meta: b"->fictim"}, {**theirs, part: b"->fictim"}, {**theirs, part: b"=>fictim"},
-                {**ours, "f": b"=>f.part"})),  # killed between link and unlink
-            *(({**mine, meta: text}, None) for text in (
-                b"", valid[:-1], b"W/" + valid, bytes(range(256)), b"|")),
-            *(({**one, "fictim": valid, meta: to}, None)
-              for one in ({}, mine) for to in (b"->fictim", b"=>fictim")),
-            ({**mine, meta: b"|"}, hold), (ours, lambda: os.truncate(self.meta, 1 << 33))]
-        if hasattr(os, "geteuid") and os.geteuid() == 0:
-            rows += [(ours, functools.partial(os.chown, name, 65534, 65534))
-                     for name in (self.part, self.meta)]
-        else:
-            print("files of another user: only root can make them", file=sys.stderr)
-        for (files, plant), options in itertools.product(rows, (
-                {}, {"resume": False, "retries": tried(1)})):
+        for (files, plant), options in table([
+                *((files, None) for files in (
+                    mine, {part: b"|"}, {meta: b"|"}, {meta: b"mine"}, {part: b"->fictim"},
+                    {meta: b"->fictim"}, {**theirs, part: b"->fictim"}, {**theirs, part: b"=>fictim"},
+                    {**ours, "f": b"=>f.part"})),  # killed between link and unlink
+                *(({**mine, meta: text}, None) for text in (
+                    b"", valid[:-1], b"W/" + valid, bytes(range(256)), b"|")),
+                *(({**one, "fictim": valid, meta: to}, None)
+                  for one in ({}, mine) for to in (b"->fictim", b"=>fictim")),
+                ({**mine, meta: b"|"}, lambda: held.append(  # with a writer, who writes nothing
+                    os.open(self.meta, os.O_RDWR | os.O_NONBLOCK))),
+                (ours, lambda: os.truncate(self.meta, 1 << 33)),
+                *((ours, functools.partial(os.chown, name, 65534, 65534))
+                  for name in (self.part, self.meta) if os.geteuid() == 0)],  # root alone can
+                ({}, {"resume": False, "retries": tried(1)})):
             with self.subTest(files, plant=plant, options=options):
                 self.empty(**files)
                 if plant:
@@ -6733,11 +6726,11 @@ class Folder(InFolder):
                                                SLOW_STEP.sub(b"", files[2].read()))
 
     def leaves(self, line: str, before: Mapping[str, bytes], code: int,
-               after: Mapping[str, bytes]) -> Any:
+               after: Mapping[str, bytes], **how: Any) -> Any:
         """Run a line where these files are; check the exit code, and what is there then."""
         with self.subTest(line, before=before):
             self.empty(**before)
-            done = self.get(line)
+            done = self.get(line, **how)
             self.assertEqual((done.returncode, self.contents()), (code, after), done.stderr)
         return done
 
@@ -6754,18 +6747,16 @@ class Section20Files(Folder):
 
     # ---- every writer writes all, or the exit code is 23
 
-    WRITERS = (
-        "{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/", "-o f -c - {u}/",
-        "--help all", "-sS -w %output{/dev/full}x -o f {u}/", "-o /dev/full {u}/",
-        "-i -o /dev/full {u}/", "-D /dev/full -o f {u}/", "-c /dev/full -o f {u}/",
-        "--etag-save /dev/full -o f {u}/")
-
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
     def test_full_device(self) -> None:
         body = os.urandom(100_000).replace(b"\0", b"0")
         self.server.plays({
             "/": ok(body, 'ETag: "v1"', "Set-Cookie: a=b", "X-Long: " + "x" * 9000)})
-        for line in self.WRITERS:
+        for line in (
+                "{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/",
+                "-o f -c - {u}/", "--help all", "-sS -w %output{/dev/full}x -o f {u}/",
+                "-o /dev/full {u}/", "-i -o /dev/full {u}/", "-D /dev/full -o f {u}/",
+                "-c /dev/full -o f {u}/", "--etag-save /dev/full -o f {u}/"):
             stdout = os.devnull if "/dev/full" in line else "/dev/full"
             with self.subTest(line), open(stdout, "wb") as out:
                 self.empty()
@@ -7133,22 +7124,18 @@ class Section20CommandLine(Folder):
     # ---- what only decides
 
     def test_flags_are_found_in_every_spelling(self) -> None:
-        for arguments, expected in (
-            ("-sSfLo f u", {"silent": True, "show_error": True, "fail": True, "output": ["f"]}),
-            ("--output=f u", {"output": ["f"]}),
-            ("u -o f v -O", {"output": ["f", None], "url": ["u", "v"]}),
-            ("-m 1.5 --max-time .5 u", {"max_time": 0.5}),
-            ("-C - -o - u", {"continue_at": "-", "output": ["-"]}),
-            ("-w -%{x}- u", {"write_out": "-%{x}-"}),
-            ("--no-compressed --no-location u", {"compressed": False, "location": False}),
-            ("-s --no-silent u", {"silent": False}),
-            ("--no-clobber --clobber u", {"no_clobber": False}),
-            ("--no-progress-meter --progress-meter u", {"no_progress_meter": False}),
-            ("--http1.1 -gNq4 u", {"ipv4": True, "globoff": True, "url": ["u"]}),
-            ("--max-filesize 2M u", {"max_filesize": 2 << 20}),
-            ("-- -u --x", {"url": ["-u", "--x"]}),
-            ("-H a:b -", {"url": ["-"]}),
-            ("-# -Z -X GET u", {"request": "GET"})):
+        for arguments, expected in table([
+                ("-sSfLo f u", {"silent": True, "show_error": True, "fail": True, "output": ["f"]}),
+                ("--output=f u", {"output": ["f"]}), ("-m 1.5 --max-time .5 u", {"max_time": 0.5}),
+                ("u -o f v -O", {"output": ["f", None], "url": ["u", "v"]}),
+                ("-C - -o - u", {"continue_at": "-", "output": ["-"]}),
+                ("-w -%{x}- u", {"write_out": "-%{x}-"}), ("-s --no-silent u", {"silent": False}),
+                ("--no-compressed --no-location u", {"compressed": False, "location": False}),
+                ("--no-clobber --clobber u", {"no_clobber": False}), ("-H a:b -", {"url": ["-"]}),
+                ("--no-progress-meter --progress-meter u", {"no_progress_meter": False}),
+                ("--http1.1 -gNq4 u", {"ipv4": True, "globoff": True, "url": ["u"]}),
+                ("--max-filesize 2M u", {"max_filesize": 2 << 20}),
+                ("-- -u --x", {"url": ["-u", "--x"]}), ("-# -Z -X GET u", {"request": "GET"})]):
             options = parse_arguments(arguments.split())
             self.assertEqual({**vars(options), **expected}, vars(options), arguments)
 
@@ -7210,7 +7197,7 @@ class Section20CommandLine(Folder):
 
     def test_names_from_servers_keep_to_the_folder(self) -> None:
         """None is no name, and ... one that is refused."""
-        rows: list[tuple[str, Any]] = [
+        self.alike(self.name_from, [
             ("attachment; filename=a.txt", "a.txt"), ('filename="a b.txt"', "a b.txt"),
             ('attachment;FileName = "a;b.txt" ; size=3', "a;b.txt"),
             (r'attachment; filename="a\"b"', 'a"b'),
@@ -7224,15 +7211,15 @@ class Section20CommandLine(Folder):
             ('attachment; name="; filename=evil"; filename=good', "good"),
             ("attachment", None), ("inline; xfilename=a", None), ("", None),
             ("attachment; filename*=UTF-8''%00", ...), ("attachment; filename=%2e%2e", ...),
-            ("attachment; filename*=UTF-8''a%E2%80%AEb", ...)]
-        self.alike(self.name_from, rows + [(f'attachment; filename="{name}"', expected) for name, expected in {
+            ("attachment; filename*=UTF-8''a%E2%80%AEb", ...)])
+        self.alike(lambda name: self.name_from(f'attachment; filename="{name}"'), {
             "a b.txt": "a b.txt", "../../etc/passwd": "passwd", "/etc/passwd": "passwd",
             r"..\..\evil.exe": "evil.exe", "C:\\a\\b": "b", "..%2F..%2Fevil": "evil",
             "%252e%252e%252fx": "%2e%2e%2fx", "": ..., "..": ..., ".": ..., "a/": ..., ".bashrc": ...,
             "a%0ab": ..., "a%1b[2Jb": ..., "n" * 255: "n" * 255, "n" * 256: ...,
             # what a later -C - of another URL believes: two versions were spliced
             "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts", "part": "part",
-            "a.meta": "a.meta", "C:evil.dll": "C:evil.dll", "CON": "CON"}.items()])
+            "a.meta": "a.meta", "C:evil.dll": "C:evil.dll", "CON": "CON"}.items())
         with mock.patch.object(os, "name", "nt"):  # CVE-2016-0754: devices, drives, streams
             names = ("C:evil.dll", "a.txt:stream", "CON", "nul.txt", "com1", "LPT9.x", "aux .c",
                      "a.", "a b ?", "a*", "a<b", "a|b")
@@ -7715,16 +7702,14 @@ class Section20CommandLine(Folder):
         listed = self.server.filled("\ufeff# ours\n\n  {u}/a  \r\n{host}/b\n").encode()
         files = {"a": b"a", "b": b"b"}
         for name in "list", "-":
-            self.empty(list=listed)
-            done = self.get(f"--url @{name} {{u}}/c", stdin=listed)
-            self.assertEqual((done.returncode, done.stdout), (0, b"c"))
-            self.assertEqual(self.contents(), {**files, "list": listed})
-        self.empty(list=b"# nothing\n\n")
-        self.assertRegex(self.get("--url @list").stderr, rb"\(2\).*no URL")
-        self.write("list", listed + b"\n\xc2\xa0# c\n #d\nh/..")  # has no name: it fails alone
-        done = self.get("--url @list")
-        self.assertEqual((done.returncode, done.stderr.count(b"\n")), (23, 1), done.stderr)
-        self.assertEqual({name: self.read(name) for name in files}, files)
+            done = self.leaves(f"--url @{name} {{u}}/c", {"list": listed}, 0,
+                               {**files, "list": listed}, stdin=listed)
+            self.assertEqual(done.stdout, b"c")
+        empty = {"list": b"# nothing\n\n"}
+        self.assertRegex(self.leaves("--url @list", empty, 2, empty).stderr, b"no URL")
+        odd = {"list": listed + b"\n\xc2\xa0# c\n #d\nh/.."}  # has no name: it fails alone
+        done = self.leaves("--url @list", odd, 23, {**files, **odd})
+        self.assertEqual(done.stderr.count(b"\n"), 1, done.stderr)
 
     # ---- terminals
 
