@@ -4240,9 +4240,10 @@ class Section16Passwords(AsyncCase):
 
 # ---- real servers
 
-def needs(*programs: str) -> Callable[[Test], Test]:
+def needs(*programs: str, modules: Sequence[str] = ()) -> Callable[[Test], Test]:
     """Skips, saying what is missing."""
     missing = [name for name in programs if find(name) is None]
+    missing += [name for name in modules if importlib.util.find_spec(name) is None]
     return unittest.skipIf(bool(missing), f"not installed: {', '.join(missing)}")
 
 
@@ -5995,35 +5996,34 @@ class Section17Downloads(OnDisk):
             return answer(body, f"Content-Range: {text}", *fields, status="206 X")
 
         fitting = functools.partial(rest, "bytes 5-10/11")
-        right = [
-            (ours, fitting()), (ours, fitting(V1)), (ours, rest("Bytes 5-10/11")),
-            (ours, fitting("Content-Encoding: identity")), (ours, fitting(monday)),
-            (untold, fitting()), (dated, fitting(monday, V2)),
-            (full, unmet("bytes */11")), (full, unmet("bytes */11", V1)),
-            (untold, unmet("bytes */5"))]
-        wrong = [
-            *((ours, fitting(field)) for field in (
-                V2, 'ETag: W/"v1"', span, "Content-Encoding: gzip")),
-            (ours, fitting(V1, V2)), (dated, fitting(f"Last-Modified: {self.later}", V2)),
-            (ours._replace(source=elsewhere), fitting()),
-            (ours, fitting(body=b" world!")), (ours, fitting(body=b" worl")),
-            (ours, rest("bytes 5-11/12", body=b" world!")), (ours, rest("bytes 5-7/11", body=b" wo")),
-            (ours, rest("bytes 4-10/11", body=b"o world")), (ours, rest("bytes 0-10/11", body=WHOLE)),
-            (full._replace(length="None"), rest("bytes 11-10/11", body=b"")),
-            *((ours, rest(text)) for text in (
-                "bytes 5-4/11", "bytes +5-10/11", "bytes=5-10/11", "bytes 5 - 10/11", "5-10/11",
-                "", "bytes 5-/11", "bytes 05-10/11", "lines 5-10/11", "bytes 5-10",
-                "bytes 5-10/*", "bytes */11", "bytes 5-10/1" + "0" * 5000)),
-            (ours, answer(b" world", status="206 X")),
-            # where does it end?
-            (ours, unsized(b"", span, "Transfer-Encoding: chunked", status="206 X")),
-            (ours, unsized(b"", span, status="206 X")),
-            (untold, unsized(b"", "Content-Range: bytes */5", status="206 X")),
-            (full, unmet("bytes */11", V2)), (full._replace(source=elsewhere), unmet("bytes */11")),
-            (ours, unmet("bytes */3")), (ours, unmet("bytes */11")),
-            (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))]
-        self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None,
-                   [*((row, True) for row in right), *((row, False) for row in wrong)])
+        self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None, [
+            *((row, True) for row in [
+                (ours, fitting()), (ours, fitting(V1)), (ours, rest("Bytes 5-10/11")),
+                (ours, fitting("Content-Encoding: identity")), (ours, fitting(monday)),
+                (untold, fitting()), (dated, fitting(monday, V2)),
+                (full, unmet("bytes */11")), (full, unmet("bytes */11", V1)),
+                (untold, unmet("bytes */5"))]),
+            *((row, False) for row in [
+                *((ours, fitting(field)) for field in (
+                    V2, 'ETag: W/"v1"', span, "Content-Encoding: gzip")),
+                (ours, fitting(V1, V2)), (dated, fitting(f"Last-Modified: {self.later}", V2)),
+                (ours._replace(source=elsewhere), fitting()),
+                (ours, fitting(body=b" world!")), (ours, fitting(body=b" worl")),
+                (ours, rest("bytes 5-11/12", body=b" world!")), (ours, rest("bytes 5-7/11", body=b" wo")),
+                (ours, rest("bytes 4-10/11", body=b"o world")), (ours, rest("bytes 0-10/11", body=WHOLE)),
+                (full._replace(length="None"), rest("bytes 11-10/11", body=b"")),
+                *((ours, rest(text)) for text in (
+                    "bytes 5-4/11", "bytes +5-10/11", "bytes=5-10/11", "bytes 5 - 10/11", "5-10/11",
+                    "", "bytes 5-/11", "bytes 05-10/11", "lines 5-10/11", "bytes 5-10",
+                    "bytes 5-10/*", "bytes */11", "bytes 5-10/1" + "0" * 5000)),
+                (ours, answer(b" world", status="206 X")),
+                # where does it end?
+                (ours, unsized(b"", span, "Transfer-Encoding: chunked", status="206 X")),
+                (ours, unsized(b"", span, status="206 X")),
+                (untold, unsized(b"", "Content-Range: bytes */5", status="206 X")),
+                (full, unmet("bytes */11", V2)), (full._replace(source=elsewhere), unmet("bytes */11")),
+                (ours, unmet("bytes */3")), (ours, unmet("bytes */11")),
+                (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))])])
 
     def test_source(self) -> None:
         """The URL asked for and the one that answered, this one without what was signed."""
@@ -6055,29 +6055,10 @@ class Section17Downloads(OnDisk):
                     asyncget.leave_own_coding(response, f"/b/{name}")
                     self.assertEqual(not asyncget.is_coded(response), own and status == "200 OK")
 
-    async def test_whole(self) -> None:
-        seen: list[Any] = []
-
-        async def progress(size: int, total: int | None) -> None:
-            seen.append((size, total))
-
-        for wire, body, last in [
-                (answer(WHOLE, V1), WHOLE, (11, 11)), (answer(b""), b"", (0, 0)),
-                (CHUNKED + b"b\r\nhello world\r\n0\r\n\r\n", WHOLE, (11, None)),
-                (unsized(WHOLE), WHOLE, (11, None)),
-                (answer(GZIPPED, "Content-Encoding: gzip"), WHOLE, (11, None))]:
-            with self.subTest(wire):
-                seen[:] = []
-                async with giving(wire) as server:
-                    got = await self.get(server.url, Path(self.path), progress=progress,
-                                         on_response=seen.append)
-                self.assertEqual((got.status_code, seen[-1], seen[:2]),
-                                 (200, last, [got, (0, last[1])]))  # where it begins is told, too
-                self.assert_whole(body)
-
     async def test_answers(self) -> None:
         """Whatever comes, the end is one version, or a partial file that has lost nothing; and
-        each try has the call's headers, which can be read but once.
+        each try has the call's headers, which can be read but once. Where it begins and ends is
+        told, too.
         """
         begun, other, weak = answer(WHOLE, V1), piece(4), answer(WHOLE, 'ETag: W/"v1"')
         gone, busy = answer(status="404 X"), answer(status="503 X")
@@ -6091,7 +6072,15 @@ class Section17Downloads(OnDisk):
 
         # What lies there, answers, settings; what is asked for; the file, or an error and the part.
         seen: list[Any] = []
+
+        async def progress(size: int, total: int | None) -> None:
+            seen.append((size, total))
+
+        untold = (unsized(WHOLE), answer(GZIPPED, "Content-Encoding: gzip"),  # how long they are
+                  CHUNKED + b"b\r\nhello world\r\n0\r\n\r\n")
         for left, answers, options, asked, outcome, part in table([
+                (b"", [answer(b"")], {}, [""], b"", None),
+                *((b"", [wire], {}, [""], WHOLE, None) for wire in (begun, *untold)),
                 (half, [piece(5)], {}, ["5-"], WHOLE, None),
                 (half, [answer(OTHER, V2)], {}, ["5-"], OTHER, None),
                 (half, [begun], {}, ["5-"], WHOLE, None),  # no ranges here
@@ -6134,12 +6123,13 @@ class Section17Downloads(OnDisk):
                 async with giving(*answers) as server:
                     if left:
                         self.leave(server, left)
-                    call = self.get(server.url, progress=lambda *told: seen.append(told),
-                                    headers=headers, **options)
+                    call = self.get(server.url, Path(self.path), progress=progress, headers=headers,
+                                    on_response=seen.append, **options)
                     if isinstance(outcome, bytes):
-                        await call
+                        got = await call
                         self.assert_whole(outcome)
-                        self.assertEqual(seen[-1], (len(outcome),) * 2)
+                        total = None if answers[-1] in untold else len(outcome)
+                        self.assertEqual(seen[-1], (len(outcome), total))
                     else:
                         self.assertEqual((await self.raised(outcome, call)).exit_code,
                                          22 if outcome is StatusError else 18)
@@ -6147,8 +6137,9 @@ class Section17Downloads(OnDisk):
                         kept = [] if part is None else ["f.part", "f.part.meta"]
                         self.assertEqual(self.names(), kept)
                 self.assertEqual(asked_for(server), asked)
-                if answers == [piece(5)]:
-                    self.assertEqual(seen[0], (5, 11))
+                if len(answers) == 1 and isinstance(outcome, bytes):
+                    start = len(left) * (answers in ([piece(5)], [unmet("bytes */11")]))
+                    self.assertEqual(seen[:2], [got, (start, total)])
                 for head in server.requests:
                     self.assertEqual(field(head, "X-Tenant") + field(head, "Accept-Encoding"),
                                      ["7", "identity"])
@@ -6906,21 +6897,16 @@ class Section20Files(Folder):
                 self.assertEqual((done.stdout, done.stderr if code == 0 else b""), (b"", b""))
 
     def test_what_came_meanwhile_is_not_replaced(self) -> None:
-        """By --no-clobber and -J, but for a name of -o; here the report of another URL makes it."""
-        def report(command: asyncget.Command, transfer: asyncget.Transfer) -> None:
-            tell(command, transfer)
-            if not transfer.number:
-                self.write("f", b"x")
+        """By --no-clobber and -J, but for a name of -o."""
+        def meanwhile(_: bytes) -> bytes:
+            self.write("f", b"x")
+            return ok(b"hello", "Content-Disposition: attachment; filename=f")
 
-        tell = asyncget.Command.report
-        self.server.plays({"/": ok(b"hello", "Content-Disposition: attachment; filename=f")})
+        self.server.plays({"/": [meanwhile]})
         for flags, code, left in (("--no-clobber -o f", 23, b"x"), ("-OJ", 23, b"x"),
                                   ("-J -o f", 0, b"hello"), ("-o f", 0, b"hello")):
-            with self.subTest(flags):
-                self.empty()
-                with mock.patch.object(asyncget.Command, "report", report):
-                    done = self.get(f"-o a --parallel-max 1 {flags} {{u}}/ {{u}}/")
-                self.assertEqual((done.returncode, self.read("f")), (code, left))
+            done = self.leaves(f"{flags} {{u}}", {}, code, {"f": left})
+            self.assertEqual(done.stdout, b"")
 
     def test_a_fifo_has_all_heads(self) -> None:
         self.server.plays({"/": ok(), "/moved": redirect("/")})
@@ -8284,12 +8270,6 @@ class TheText(unittest.TestCase):
 # a recipe needs and is not installed, its test names where it skips.
 
 
-def installed(*modules: str) -> Callable[[Test], Test]:
-    """Skips, saying what is missing."""
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    return unittest.skipIf(bool(missing), f"not installed: {', '.join(missing)}")
-
-
 @with_readme
 class Recipes(OnDisk):
     """Each block of the README's recipes does what is said of it."""
@@ -8413,7 +8393,7 @@ class Recipes(OnDisk):
         self.assertRegex("\n".join(rows), r"(?s)/items/7,[^\n]*Content-Length.*/items/9,404\n")
         self.assertEqual(server.most, 50)
 
-    @installed("tqdm", "rich")
+    @needs(modules=["tqdm", "rich"])
     async def test_bars(self) -> None:
         """A program that broke off half way; the same block goes on, and the bar ends full."""
         body, half = random.Random(5).randbytes(300_000), 200_000
@@ -8430,7 +8410,7 @@ class Recipes(OnDisk):
                 self.assertEqual(eval(state, names), (len(body), len(body)))
             os.unlink("a.iso")
 
-    @installed("fastapi", "uvicorn")
+    @needs(modules=["fastapi", "uvicorn"])
     async def test_web_application(self) -> None:
         """Two requests on one kept connection, which is closed where the application ends."""
         uvicorn = importlib.import_module("uvicorn")
@@ -8447,7 +8427,7 @@ class Recipes(OnDisk):
         self.assertEqual([page.json() for page in pages], [{"name": "Ann"}] * 2)
         self.assertEqual((server.targets(), server.connections), (["/users/7", "/users/8"], 1))
 
-    @installed("IPython")
+    @needs(modules=["IPython"])
     async def test_notebook(self) -> None:
         """A block with await and async with at its left edge is a cell."""
         async with scripted([READ, answer(b"[1]")]) as server:
@@ -8458,7 +8438,7 @@ class Recipes(OnDisk):
                                      IPYTHONDIR=self.folder)
         self.assertEqual(end, (0, b"[1]\n"), self.said)
 
-    @installed("pytest")
+    @needs(modules=["pytest"])
     async def test_pytest_fixture(self) -> None:
         block = self.block("A pytest fixture", "import pytest")
         more = """
@@ -8495,14 +8475,13 @@ if __name__ == "__main__":
         self.assertIn(str(["ConnectError"] + ["Response"] * 40), said.decode())
         self.assertEqual(sorted(server.targets()), sorted(f"/{number}" for number in range(40)))
 
-    @installed("distributed")
+    @needs(modules=["distributed"])
     async def test_dask(self) -> None:
         await self.cluster("from dask", (
             '"scheduler:8786"', "n_workers=2, threads_per_worker=1, dashboard_address=None, "
             "local_directory='dask'"))
 
-    @needs("java")
-    @installed("pyspark")
+    @needs("java", modules=["pyspark"])
     async def test_spark(self) -> None:
         await self.cluster("from pyspark", ("SparkContext()", "SparkContext('local[2]')"))
 
