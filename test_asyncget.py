@@ -74,7 +74,6 @@ from asyncget import (
     Bar,
     ConnectError,
     DecodingError,
-    Framing,
     Headers,
     IncompleteBody,
     InvalidHeader,
@@ -89,9 +88,6 @@ from asyncget import (
     TimedOut,
     TLSError,
     TooLarge,
-    body_parser,
-    charset_of,
-    choose_proxy,
     join_url,
     merge_fields,
     next_request,
@@ -99,9 +95,6 @@ from asyncget import (
     parse_head,
     parse_proxy,
     parse_url,
-    render_auth,
-    render_cookie_file,
-    render_cookies,
     render_fields,
     render_request,
     shown,
@@ -470,12 +463,12 @@ def cuts(wire: bytes) -> Iterator[list[bytes]]:
         yield [wire[:at], wire[at:]]
 
 
-def take(framing: Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes | None, bytes]:
+def take(framing: asyncget.Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes | None, bytes]:
     """What a body parser makes of pieces: payload, what is left over, trailers.
 
     Nothing is left over, None, where more must come. A ProtocolError has all payload before it.
     """
-    parser, rest = body_parser(framing), iter(pieces)
+    parser, rest = asyncget.body_parser(framing), iter(pieces)
     payload: list[bytes] = []
     try:
         for piece in rest:
@@ -798,7 +791,7 @@ class Section3RequestBytes(Section):
             (("HOST", "a.test:81"), b"HOST: a.test:81"), (("Host", "[::1]:1"), b"Host: [::1]:1")])
 
     def test_auth(self) -> None:
-        self.alike(render_auth, [
+        self.alike(asyncget.render_auth, [
             (("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),  # 7617 2, 2.1
             (("test", "123\u00a3"), "Basic dGVzdDoxMjPCow=="), (["u", ""], "Basic dTo="),
             (("", "a:b"), "Basic OmE6Yg=="), ("tok.en", "Bearer tok.en")])
@@ -809,9 +802,9 @@ class Section3RequestBytes(Section):
                     ("u", SECRET, "x"), (1, SECRET), (SECRET, None), (b"u", SECRET.encode()), 5,
                     ("u", f"{SECRET}\ud800"), asyncget.split_userinfo(f"u:{SECRET}%0d%0a")]:
             # CVE-2012-0036
-            self.refuses(InvalidHeader, "", render_auth, bad)
+            self.refuses(InvalidHeader, "", asyncget.render_auth, bad)
         self.refuses(InvalidHeader, "Authorization", render_fields,
-                     (("Authorization", render_auth(f"{SECRET}\r\nX: 1")),), HERE)
+                     (("Authorization", asyncget.render_auth(f"{SECRET}\r\nX: 1")),), HERE)
 
 class Section4ResponseHead(Section):
     """A head is read in one way, or refused with the line that does not fit.
@@ -995,7 +988,7 @@ class Section5BodyFraming(Section):
                  [b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"w"],
                  [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"w"]),
                 ("chunked", [huge, b"y"], [b"x", b"y"]), (10**18 - 1, [b"x", b"y"], [b"x", b"y"])]):
-            self.assertEqual([*map(body_parser(framing).send, pieces)], handed)
+            self.assertEqual([*map(asyncget.body_parser(framing).send, pieces)], handed)
 
     def test_bad_chunks(self) -> None:
         for said, wires in {
@@ -1034,7 +1027,7 @@ class Section5BodyFraming(Section):
     def test_only_so_many_sizes_are_remembered(self) -> None:
         with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_REMEMBERED", 9):
             for size in range(1, 50):
-                body_parser("chunked").send(b"%x\r\n" % size)
+                asyncget.body_parser("chunked").send(b"%x\r\n" % size)
             self.assertLessEqual(len(asyncget._sizes), 9)
 
     def test_hostile_shapes_take_no_time(self) -> None:
@@ -1161,18 +1154,18 @@ class Section8Decoding(Section):
         ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-cn"""
 
     def test_charsets(self) -> None:
-        self.alike(charset_of, [
+        self.alike(asyncget.charset_of, [
             ("", "utf-8"), ("text/html", "utf-8"), ("text/html; charset=", "utf-8"),
             ("text/html ; x=y; CharSet = 'utf-16'", "utf-16"), ("a/b; charset=\xe9", "utf-8"),
             ("text/html; charset=windows-1252; x", "cp1252"), ("a/b; xcharset=latin-1", "utf-8")])
         for codec, labels in [*self.LABELS.items(), ("utf-8", self.NO_TEXT)]:
             for label in labels.split():
                 for text in (f"a/b; charset={label}", f'a/b;x=y;CHARSET = "{label.upper()}"'):
-                    self.assertEqual(charset_of(text), codec, text)
+                    self.assertEqual(asyncget.charset_of(text), codec, text)
 
     def test_every_charset_decodes_everything(self) -> None:
         junk = random.Random(6).getrandbits(8 * 4001).to_bytes(4001, "big")
-        found = {charset_of(f"a/b; charset={name}") for name in {
+        found = {asyncget.charset_of(f"a/b; charset={name}") for name in {
             *encodings.aliases.aliases, *encodings.aliases.aliases.values(), *self.LABELS}}
         self.assertGreater(len(found), 75)
         for codec in found:
@@ -1184,7 +1177,7 @@ class Section8Decoding(Section):
     def test_a_server_cannot_fill_the_table_of_codecs(self) -> None:  # it keeps unknown names, too
         with mock.patch("codecs.lookup", side_effect=LookupError) as lookup:
             for name in ("x" * 99_999, "iso8859" + "1" * 99_999, "x-" * 50_000):
-                self.assertEqual(charset_of(f"a/b; charset={name}"), "utf-8")
+                self.assertEqual(asyncget.charset_of(f"a/b; charset={name}"), "utf-8")
         self.assertLess(max(len(call[0][0]) for call in lookup.call_args_list), 50)
 
 
@@ -1261,7 +1254,7 @@ async def listed(items: Any) -> list[Any]:
 GZIP = b"Content-Encoding: gzip"
 
 
-def framed(body: bytes, framing: Framing) -> tuple[list[bytes], bytes]:
+def framed(body: bytes, framing: asyncget.Framing) -> tuple[list[bytes], bytes]:
     """The fields and the bytes of a body: sized, "chunked" (in uneven chunks) or "close"."""
     if framing == "chunked":
         wire = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk)
@@ -1354,7 +1347,7 @@ class Section6Response(Section):
                          response(b"x", done=done), url="http://h/")
 
     BODY = b'[1,\n"two",\n3]\n'
-    FRAMINGS: tuple[Framing, ...] = (0, "chunked", "close")
+    FRAMINGS: tuple[asyncget.Framing, ...] = (0, "chunked", "close")
     UNREAD = "AsyncGetError: the body was not read: aw"
     PIECES = "AsyncGetError: the body was handed out i"
     GIVEN_UP = "AsyncGetError: the body was given up: no"
@@ -2453,7 +2446,7 @@ class Section11Settings(AsyncCase):
             for options in ({"headers": {one: one}, "params": {one: [one]}, "auth": one},
                             {"headers": [(one, one)], "params": [(one, one)], "auth": (one, one)}):
                 await session.get(url, **options)
-                wire, auth = Double.last.sent, render_auth(("one", "one"))
+                wire, auth = Double.last.sent, asyncget.render_auth(("one", "one"))
                 self.assertNotIn(b"Word", wire)
                 self.assertEqual(wire.splitlines()[0], b"GET /?one=one HTTP/1.1")
                 self.assertEqual((field(wire, "one"), field(wire, "Cookie")), (["one"], ["one=one"]))
@@ -3381,16 +3374,16 @@ class Section14Proxies(AsyncCase):
         for text, expected in rows:
             environ = dict(pair.split("=") for pair in text.split())
             with mock.patch.dict(os.environ, environ, clear=True):
-                found = [chosen and str(chosen) for chosen in map(choose_proxy, origins)]
+                found = [chosen and str(chosen) for chosen in map(asyncget.choose_proxy, origins)]
                 self.assertEqual(found, [*expected], text)
         with mock.patch.dict(os.environ, clear=True), mock.patch("sys.platform", "darwin"), \
                 mock.patch("urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), \
                 mock.patch("urllib.request.proxy_bypass", lambda host: host == "inside.test"):
-            chosen = map(choose_proxy, (*origins, Origin("https", "inside.test", 443)))
+            chosen = map(asyncget.choose_proxy, (*origins, Origin("https", "inside.test", 443)))
             self.assertEqual([*map(str, chosen)], [
                 "None", "http://mac:8080 (from the system's settings)", "None"])
             os.environ["ALL_PROXY"] = "p:1"
-            self.assertEqual(str(choose_proxy(origins[1])), both[1])
+            self.assertEqual(str(asyncget.choose_proxy(origins[1])), both[1])
 
     def test_parse_proxy(self) -> None:
         self.alike(lambda text: tuple(parse_proxy(text, "x")), [
@@ -3676,7 +3669,7 @@ FAR = NOW + asyncget.MAX_COOKIE_SECONDS
 
 def sent_with(jar: asyncget.Cookies, url: str) -> str:
     """The Cookie field that a jar has for a URL."""
-    return render_cookies(jar.pairs_for(parse_url(url)))
+    return asyncget.render_cookies(jar.pairs_for(parse_url(url)))
 
 
 def setting(url: str, *lines: str, jar: asyncget.Cookies | None = None) -> asyncget.Cookies:
@@ -4016,7 +4009,7 @@ class Section15Cookies(Section):
         """6265bis 5.8.3 step 4."""
         half = "x" * (asyncget.MAX_COOKIE_FIELD_BYTES // 2 - 3)  # two of these, "a=", "b=" and "; "
         octets = "\udcff\u00e9" * (len(half) // 3)  # just as many
-        self.alike(render_cookies, [
+        self.alike(asyncget.render_cookies, [
             ([], ""), ([("a", "1"), ("", "v"), ("b", "")], "a=1; v; b="),
             *(([("a", half), ("b", other)], f"a={half}; b={other}") for other in (half, octets)),
             *(([("a", half), ("b", more), ("c", "1")], f"a={half}")
@@ -4062,7 +4055,7 @@ class Section15Cookies(Section):
         jar = setting("https://h.test/", "a=1; Secure; HttpOnly; Path=/p", "b=\u00e9\udcff; Domain=h.test",
                       "c=x\ty", "nameless", "d=1; Max-Age=1000")
         jar["mine"] = "1"
-        lines = render_cookie_file(jar).split("\n")
+        lines = asyncget.render_cookie_file(jar).split("\n")
         self.assertEqual(lines[0], "# Netscape HTTP Cookie File")
         self.assertEqual(lines[3:6], ["#HttpOnly_h.test\tFALSE\t/p\tTRUE\t0\ta\t1",
                                       ".h.test\tTRUE\t/\tFALSE\t0\tb\t\u00e9\udcff",
@@ -4763,9 +4756,9 @@ class HostileFuzz(unittest.TestCase):
         jar.store(BASE, asyncget.octets_text(response.raw_head, "set-cookie"))
         fields = Request(BASE, (("Host", ""),)).with_cookies(jar.pairs_for(BASE)).fields
         self.one_request(render_request("/", render_fields(fields, BASE.origin)), len(fields))
-        text = render_cookie_file(jar)
+        text = asyncget.render_cookie_file(jar)
         again = list(asyncget.parse_cookie_file(text))
-        self.assertEqual(render_cookie_file(again), text)
+        self.assertEqual(asyncget.render_cookie_file(again), text)
         self.assertEqual([cookie.key for cookie in again],
                          [cookie.key for cookie in jar if "\t" not in "".join(cookie[:4])])
 
@@ -4811,8 +4804,8 @@ class HostileFuzz(unittest.TestCase):
             try:
                 merged = merge_fields(asyncget.DEFAULT_FIELDS, [(name, value), ("X", other)])
                 asyncget.check_cookie("c", other)
-                merged += (("Cookie", render_cookies([("c", other)])),
-                           ("Authorization", render_auth((value, other))))
+                merged += (("Cookie", asyncget.render_cookies([("c", other)])),
+                           ("Authorization", asyncget.render_auth((value, other))))
                 url = asyncget.add_params(BASE, ((name, value), ("b", [other, None])))
                 head = render_request(url.target, render_fields(merged, BASE.origin))
                 self.one_request(head, len(merged))
@@ -4903,7 +4896,7 @@ class Endless(AsyncCase):
         """As the sizes are, which are remembered."""
         with self.within(6 * 16_000):
             for number in range(12):
-                body_parser("chunked").send(b"%x;" % number + b"e" * 16_000 + b"\r\n")
+                asyncget.body_parser("chunked").send(b"%x;" % number + b"e" * 16_000 + b"\r\n")
 
 
 # ---- faults
@@ -4947,7 +4940,7 @@ class Faults(AsyncCase):
                         if cut > len(head) and how is not RESET:
                             came = body[:cut - len(head)]
                             if name == "chunked":
-                                came = body_parser("chunked").send(came)
+                                came = asyncget.body_parser("chunked").send(came)
                             self.assertEqual(outcome.received, len(came))
                 await until(lambda: server.open <= 1)
     async def test_an_unwanted_body_is_not_waited_for(self) -> None:
@@ -5758,7 +5751,7 @@ class TrustAndSecrets(AsyncCase):
         transfer: Any = types.SimpleNamespace(
             options=parse_arguments(["-v"]), mode="",
             command=types.SimpleNamespace(say=lambda *words: said.append(" ".join(words))))
-        for line, kind in itertools.product(self.SHOWN, (str, str.encode)):
+        for line, kind in table(self.SHOWN, (str, str.encode)):
             wire = f"HTTP/1.1 302 F\r\nX: 1\r\n{line.format(self.MARK)}\r\nX-Cookie: 2\r\n\r\n"
             with self.subTest(line):
                 said.clear()
@@ -7229,7 +7222,7 @@ class Section20CommandLine(Folder):
             ("-x http://p -U a:%40 u", all_by("http://a:%40@p"))))
         with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
             asyncget.set_proxies(parse_arguments(["-x", "", "u"]))
-            self.assertIsNone(choose_proxy(HERE))
+            self.assertIsNone(asyncget.choose_proxy(HERE))
         old = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q", "no_proxy": "h"}
         self.assertEqual(found("-U a:b u", **old), {
             **old, "https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"})
