@@ -297,11 +297,15 @@ class Tables(unittest.TestCase):
         text = str(caught.exception)
         self.assertIn(said.lower(), text.lower())
         self.assertNotIn(SECRET, text)
-        self.assertLess(len(text), 1000)
-        self.assertTrue(text.isprintable(), text)
+        self.harmless(caught.exception)
         self.assertIs(type(caught.exception), error)
         self.assertEqual({name: getattr(caught.exception, name) for name in facts}, facts)
         return caught.exception
+
+    def harmless(self, error: AsyncGetError) -> None:
+        """An error's text is short and fit for a terminal."""
+        self.assertLess(len(str(error)), 1000)
+        self.assertTrue(str(error).isprintable(), str(error))
 
     def empty_folder(self) -> str:
         """The path of one, which goes with the test."""
@@ -4673,7 +4677,7 @@ async def receive(pieces: Iterable[bytes]) -> tuple[tuple[Any, ...], Any]:
 
 
 @long
-class HostileFuzz(unittest.TestCase):
+class HostileFuzz(Tables):
     """A response or an AsyncGetError, whatever comes and in whatever pieces."""
 
     def fuzz(self, share: float, mutator: Mutator, check: Callable[[Any], Any]) -> None:
@@ -4687,11 +4691,6 @@ class HostileFuzz(unittest.TestCase):
                 except Exception as error:
                     raise AssertionError(f"ASYNCGET_FUZZ={FUZZ} ASYNCGET_SEED={SEED}, input {number}: "
                                          f"{given!r}: {type(error).__name__}: {error}") from error
-
-    def harmless(self, error: AsyncGetError) -> None:
-        """An error's text is short and fit for a terminal."""
-        self.assertLess(len(str(error)), 1000)
-        self.assertTrue(str(error).isprintable(), str(error))
 
     def one_request(self, sent: bytes, fields: int) -> None:
         """A head of ours is one request, of so many fields."""
@@ -5613,17 +5612,14 @@ class TrustAndSecrets(AsyncCase):
         netrc = os.path.join(self.empty_folder(), "netrc")
         Path(netrc).write_text("machine a.test login me password pw\n"
                                "machine b.test login other password pw\n", encoding="utf-8")
-        for url, to, expected in [
-                ("https://a.test", "https://a.test/x", [mine, mine]),
-                ("https://a.test", "http://a.test/", [mine, None]),
-                ("https://a.test", "https://a.test:444/", [mine, None]),
-                ("http://a.test", "https://a.test/", [mine, None]),
-                ("http://a.test", "http://b.test/", [mine, theirs]),
-                ("http://a.test", "http://b.test:81/", [mine, None]),
-                ("https://a.test", "http://b.test/", [mine, None])]:
+        a, plain, b = "https://a.test", "http://a.test", "http://b.test"
+        for url, to, then in [
+                (a, a + "/x", mine), (a, plain + "/", None), (a, a + ":444/", None),
+                (plain, a + "/", None), (plain, b + "/", theirs), (plain, b + ":81/", None),
+                (a, b + "/", None)]:
             with self.subTest(url, to=to):
                 _, sent = await self.shown([(url, {})], {url: to}, netrc=netrc)
-                self.assertEqual(sent, expected)
+                self.assertEqual(sent, [mine, then])
 
     @unittest.skipUnless(shutil.which("openssl"), "no openssl")
     async def test_a_common_name_is_no_host(self) -> None:  # RFC 9110 4.3.4
@@ -6059,7 +6055,7 @@ class Section17Downloads(OnDisk):
             return {"retries": tried(times), **options}
 
         # What lies there, answers, settings; what is asked for; the file, or an error and the part.
-        seen: list[Any] = []
+        seen, notes = list[Any](), list[str]()
 
         async def progress(size: int, total: int | None) -> None:
             seen.append((size, total))
@@ -6095,6 +6091,8 @@ class Section17Downloads(OnDisk):
                  IncompleteBody, WHOLE[:10]),
                 (b"", [begun[:-8], piece(3)], {}, [""], IncompleteBody, WHOLE[:3]),
                 (b"", [b"HTTP/1.1 20"], again(2), [""] * 3, IncompleteBody, None),
+                *((b"", [begun[:-8], busy, b"HTTP", piece(3)[:-2], piece(9)], {"retries": given},
+                   ["", "3-", "3-", "3-", "9-"], WHOLE, None) for given in (4, lambda *_: 0)),
                 # resume=False is about what an earlier call has left, not about its own bytes
                 (half, [answer(OTHER, V1)[:-4], piece(8, OTHER)], again(9, resume=False), ["", "8-"],
                  OTHER, None),
@@ -6105,14 +6103,16 @@ class Section17Downloads(OnDisk):
                 (b"", [weak[:-6], answer(OTHER)], again(1), ["", ""], OTHER, None)]):
             own = options.pop("headers", {})
             headers = iter([*own.items(), ("X-Tenant", "7"), ("Accept-Encoding", "gzip")])
-            with self.subTest(answers, left=left, options=options):
+            with self.subTest(answers, left=left, options=options), mock.patch(
+                    "asyncio.sleep", mock.AsyncMock()):
                 self.empty()
                 seen.clear()
                 async with giving(*answers) as server:
                     if left:
                         self.leave(server, left)
                     call = self.get(server.url, Path(self.path), progress=progress, headers=headers,
-                                    on_response=seen.append, **options)
+                                    on_response=seen.append, **options,
+                                    trace=lambda _, text: notes.append(str(text)[:12]))
                     if isinstance(outcome, bytes):
                         got = await call
                         self.assert_whole(outcome)
@@ -6133,6 +6133,7 @@ class Section17Downloads(OnDisk):
                                      ["7", "identity"])
                     self.assertEqual(field(head, "If-Range"), ['"v1"'] * (
                         not own and field(head, "Range") != []))
+        self.assertEqual(notes.count("trying again"), 2 * 4 + 12)
 
     async def test_cut(self) -> None:
         """What is kept of an answer that ends early, and whether it is gone on from."""
@@ -6190,20 +6191,6 @@ class Section17Downloads(OnDisk):
                     self.assertEqual(asked_for(server), ["", f"{first}-"])
                     os.unlink(path)
         self.assertNotEqual(*(asyncget.part_of("x" * 250 + end) for end in "yz"))
-
-    async def test_a_number_of_retries_or_a_rule(self) -> None:
-        """Which is asked of each outcome: of a status, too."""
-        notes: list[str] = []
-        busy = answer(b"", "Retry-After: 0", status="503 X")
-        for retries in (4, lambda *_: 0):
-            async with giving(answer(WHOLE, V1)[:-8], busy, b"HTTP", piece(3)[:-2],
-                              piece(9)) as server:
-                with mock.patch("asyncio.sleep", mock.AsyncMock()):
-                    await self.get(server.url, retries=retries,
-                                   trace=lambda _, text: notes.append(str(text)))
-            self.assertEqual(asked_for(server), ["", "3-", "3-", "3-", "9-"])
-            self.assert_whole()
-        self.assertEqual(sum(text.startswith("trying again in ") for text in notes), 8)
 
     async def test_silence(self) -> None:
         """A body that stops coming is gone on from, until the deadline for it all."""
@@ -6978,14 +6965,11 @@ class Section20Files(Folder):
         """-R and --etag-save, whichever way the body takes."""
         page = [ok(b"hello", "Last-Modified: Mon, 02 Jan 2023 10:00:00 GMT", V1)]
         for flags in "-O", "-o f", "-o f -C -", "-i -o f", "-OJ", "-o f --retry 1":
-            with self.subTest(flags):
-                self.server.plays(
-                    {"/f": [[ok(b"", status="503 No")], page] if "retry" in flags else [page]})
-                self.empty()
-                done = self.get(f"-R --etag-save tag {flags} --retry-delay 0.01 {{u}}/f")
-                self.assertEqual((done.returncode, done.stderr), (0, b""))
-                self.assertEqual(os.path.getmtime(self.path("f")), 1672653600)
-                self.assertEqual(self.read("tag"), b'"v1"\n')
+            self.server.plays(
+                {"/f": [[ok(b"", status="503 No")], page] if "retry" in flags else [page]})
+            left = {"f": page[0] if "-i" in flags else b"hello", "tag": b'"v1"\n'}
+            done = self.leaves(f"-R --etag-save tag {flags} --retry-delay 0.01 {{u}}/f", {}, 0, left)
+            self.assertEqual((os.path.getmtime(self.path("f")), done.stderr), (1672653600, b""), flags)
         self.server.plays({"/cut": ok(b"hello", V1)[:-1]})  # later it would say: nothing new
         self.leaves("--etag-save tag {u}/cut", {}, 18, {})
 
@@ -7455,25 +7439,25 @@ class Section20CommandLine(Folder):
 
     @needs("curl")
     def test_curl_gives_the_same(self) -> None:
-        def one(row: tuple[Any, ...]) -> tuple[Any, ...]:
+        def one(row: tuple[Any, ...]) -> Any:
+            line, stdout, _, code, files = (*row, {})[:5]
             with tempfile.TemporaryDirectory() as folder, Scripted(self.PAGES) as server:
                 for name, data in self.FILES.items():
                     Path(folder, name).write_bytes(data)
-                words = server.filled(row[0]).split(" ")
+                words = server.filled(line).split(" ")
                 words += [flag for flag, but in (("-L", "--no-location"), ("-sS", "-s"),
                           ("--compressed", "--no-compressed")) if but not in words]
-                result = self.curl(words, folder)
-                files = {name: Path(folder, name).read_bytes() for name in (*row, {})[4]}
-                return result.stdout.decode(), server.filled(row[1].decode()), result, files
+                done = self.curl(words, folder)
+                left = {name: Path(folder, name).read_bytes() for name in files}
+                return ((done.stdout.decode(), done.returncode, left),
+                        (server.filled(stdout.decode()), code, files))
 
         rows = [row for row in self.ROWS
                 if not self.DIFFERS.search(row[0]) and "two URLs" not in row[2]]
         with ThreadPoolExecutor(8) as pool:
-            for row, (stdout, expected, result, files) in zip(rows, pool.map(one, rows)):
+            for row, (got, expected) in zip(rows, pool.map(one, rows)):
                 with self.subTest(row[0]):
-                    self.assertEqual(stdout, expected)
-                    self.assertEqual(result.returncode, row[3], result.stderr)
-                    self.assertEqual(files, (*row, {})[4])
+                    self.assertEqual(got, expected)
 
     # ---- requests
 
