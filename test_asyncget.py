@@ -65,7 +65,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from unittest import mock
 
 import asyncget
@@ -5395,9 +5395,8 @@ class StrangersCost(AsyncCase):
                             await session.get(url.replace("@", f"/{marker}@"))
 
         await use()
-        if hasattr(gc, "unfreeze"):
-            gc.unfreeze()
-            self.addCleanup(gc.freeze)  # again, for the tests that follow
+        gc.unfreeze()
+        self.addCleanup(gc.freeze)  # again, for the tests that follow
         gc.collect()
         caches = {name: thing for name, thing in vars(asyncget).items() if hasattr(thing, "cache_info")}
         self.assertEqual(set(caches), {"kinds_of", "parse_origin"})
@@ -5559,13 +5558,11 @@ class LinearTime(Section):
 class TrustAndSecrets(AsyncCase):
     """Certificates are credentials; and no secret is in any text."""
 
-    async def shown(self, calls: Sequence[tuple[str, dict[str, Any]]], moved: dict[str, str],
-                    **settings: Any) -> tuple[list[tuple[str, Any]], list[str | None]]:
+    async def shown(self, calls: Any, moved: dict[str, str], **settings: Any) -> list[Any]:
         """Each connection, with the client certificate that its context holds; and who each
         request says that it comes from. What has moved is led on once.
         """
-        opened: list[tuple[str, Any]] = []
-        sent: list[str | None] = []
+        opened, sent = list[Any](), list[Any]()
 
         async def connect(host: str, port: int, **options: Any) -> Any:
             name = f"{'https' if 'ssl' in options else 'http'}://{host}"
@@ -5583,7 +5580,7 @@ class TrustAndSecrets(AsyncCase):
         async with Session(open_connection=connect, **settings) as session:
             for url, options in calls:
                 await session.get(url, max_redirects=9, **options)
-        return opened, sent
+        return [opened, sent]
 
     @mock.patch.object(ssl.SSLContext, "load_cert_chain",
                        lambda context, path, *_: setattr(context, "shown", path))
@@ -5701,15 +5698,14 @@ class TrustAndSecrets(AsyncCase):
             await self.asked("http://h.test/x", {"proxy": url})
             if re.search("[\1\n]|^http:/m", url):
                 continue
-            for to in (url, url.replace("http:", "", 1)):
-                where = b"Location: " + to.encode("utf-8", "surrogateescape")
-                for fields in ([where], [where, b"Location: /b"]):
-                    got = response(fields=fields, status=b"HTTP/1.1 302 F", url=str(BASE))
-                    try:
-                        following = next_request(Request(BASE, ()), got, asyncget.DEFAULTS)
-                        self.assertHidden(following, following and following.url)
-                    except AsyncGetError as error:
-                        self.hidden_error(error)
+            for to, more in table((url, url.replace("http:", "", 1)), ([], [b"Location: /b"])):
+                fields = [b"Location: " + to.encode("utf-8", "surrogateescape"), *more]
+                got = response(fields=fields, status=b"HTTP/1.1 302 F", url=str(BASE))
+                try:
+                    following = next_request(Request(BASE, ()), got, asyncget.DEFAULTS)
+                    self.assertHidden(following, following and following.url)
+                except AsyncGetError as error:
+                    self.hidden_error(error)
 
     async def test_values(self) -> None:
         """In fields, cookies, parameters: refused ones as well."""
@@ -5912,8 +5908,7 @@ class OnDisk(InFolder, AsyncCase):
         error = await self.raised(AsyncGetError, self.get(*args, **options), said, exit_code=23)
         self.assertNotIn("\n", str(error))
 
-    async def refused(self, said: str, path: Any = None, *, asks: int | None = 0,
-                      **options: Any) -> None:
+    async def refused(self, said: str, path: Any = None, *, asks: Any = 0, **options: Any) -> None:
         async with giving(answer(WHOLE)) as server:
             await self.fails(said, server.url, path, **options)
         self.assertIn(len(server.requests), (asks,) if asks is not None else (0, 1))
@@ -5955,10 +5950,8 @@ class Section17Downloads(OnDisk):
             ('"v1"', "None", unsized(b"", V1)),
             ('"v1"', "None", unsized(b"", V1, "Transfer-Encoding: chunked")),
             (self.monday, "11", answer(WHOLE, *dated)),
-            ("", "11", answer(WHOLE, 'ETag: W/"v1"')),
-            ("", "11", answer(WHOLE, f'ETag: "{"x" * 999}"')),
-            ("", "11", answer(WHOLE, V1, status="206 X")),
-            ("", "11", answer(WHOLE, V1, status="404 X")),
+            *(("", "11", answer(WHOLE, f"ETag: {tag}")) for tag in ('W/"v1"', f'"{"x" * 999}"')),
+            *(("", "11", answer(WHOLE, V1, status=status)) for status in ("206 X", "404 X")),
             ("", "None", answer(WHOLE, V1, "Content-Encoding: gzip"))]:
             with self.subTest(wire):
                 asyncget.write_sidecar(self.part, parsed(wire))
@@ -6673,8 +6666,7 @@ class Folder(InFolder):
     def contents(self) -> dict[str, bytes]:
         return {name: self.read(name) for name in self.names() if os.path.isfile(self.path(name))}
 
-    def get(self, line: str, *more: str, stdin: bytes = b"", stdout: Any = None,
-            **env: str) -> subprocess.CompletedProcess[bytes]:
+    def get(self, line: str, *more: str, stdin: bytes = b"", stdout: Any = None, **env: str) -> Any:
         """Run the command with the words of a line, cut at each blank, and more that have some."""
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
@@ -6690,8 +6682,7 @@ class Folder(InFolder):
             return subprocess.CompletedProcess(line, code, files[1].read(),
                                                SLOW_STEP.sub(b"", files[2].read()))
 
-    def leaves(self, line: str, before: Mapping[str, bytes], code: int,
-               after: Mapping[str, bytes], **how: Any) -> Any:
+    def leaves(self, line: str, before: Any, code: int, after: Any, **how: Any) -> Any:
         """Run a line where these files are; check the exit code, and what is there then."""
         with self.subTest(line, before=before):
             self.empty(**before)
@@ -7654,8 +7645,7 @@ class Section20CommandLine(Folder):
 
     # ---- terminals
 
-    def in_terminal(self, line: str, *more: str, stdout: IO[bytes] | None = None,
-                    columns: int = 80) -> tuple[str, int]:
+    def in_terminal(self, line: str, stdout: Any = None, columns: int = 80) -> tuple[str, int]:
         """Run with stderr, and stdout unless given, on a terminal: what it shows, and the code."""
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -7663,7 +7653,7 @@ class Section20CommandLine(Folder):
             reader = pool.submit(lambda: b"".join(self.coming(master)))
             try:
                 with as_program(self.folder, slave, stdout.fileno() if stdout else slave, slave):
-                    code = asyncget.main([*self.server.filled(line).split(" "), *more])
+                    code = asyncget.main(self.server.filled(line).split(" "))
             finally:
                 os.close(slave)
             shown = SLOW_STEP.sub(b"", reader.result())
@@ -7884,8 +7874,7 @@ class Section20CommandLine(Folder):
                 self.assertNotIn(b"EXECUTED", result.stderr)
                 self.assertIn(result.returncode, (0, 23), result.stderr)
 
-    def started(self, ways: list[tuple[list[str], bytes, str]]) -> Iterator[tuple[
-            list[str], subprocess.CompletedProcess[bytes]]]:
+    def started(self, ways: list[tuple[list[str], bytes, str]]) -> Iterator[tuple[list[str], Any]]:
         """Run Python with arguments, a stdin and a path, some at once."""
         def one(way: tuple[list[str], bytes, str]) -> subprocess.CompletedProcess[bytes]:
             folder = "elsewhere" if os.path.dirname(way[0][0]) == self.folder else ""
@@ -8516,8 +8505,7 @@ class TheReadme(Folder):
         self.assertEqual((self.read("length"), self.read("length.txt")), (b"I end after 22 bytes.\n",) * 2)
 
 
-def load_tests(loader: unittest.TestLoader, tests: unittest.TestSuite,
-               pattern: str | None) -> unittest.TestSuite:
+def load_tests(_: Any, tests: unittest.TestSuite, __: Any) -> unittest.TestSuite:
     """The examples in the docstrings are tests, too."""
     tests.addTests(doctest.DocTestSuite(asyncget))
     return tests
