@@ -307,6 +307,12 @@ class Tables(unittest.TestCase):
         self.assertLess(len(str(error)), 1000)
         self.assertTrue(str(error).isprintable(), str(error))
 
+    def limit(self, what: int, most: int = 0) -> None:
+        """Until the test ends this process may have so much of a resource; or again all of it."""
+        limits = resource.getrlimit(what)
+        self.addCleanup(resource.setrlimit, what, limits)
+        resource.setrlimit(what, (most or limits[1], limits[1]))
+
     def empty_folder(self) -> str:
         """The path of one, which goes with the test."""
         path = tempfile.mkdtemp()
@@ -418,6 +424,10 @@ PEMS = {
         "BeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjTzBNMCwGA1UdEQQlMCOCCWxvY2Fsa"
         "G9zdIcEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAdBgNVHQ4EFgQUp3/sapy+fpYUMg9Cqhp+5HNsyz4wCgYIKoZIzj0EAwIDSAAwRQIhAKmvf0qRHjlLerdUiaqWO7LIzFBUu3TnvAg2Tvyb3085AiA1CqK"
         "RBR0LeT3JDXjZ72fAKY0c8aV5R19FknYIluqn5Q==",
+    # localhost by its common name alone
+    "common_name": "MIIBJTCBywIUVhPdIsNlCkEJ643gnfriAtrCZA8wCgYIKoZIzj0EAwIwFDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAwWjAUMRIwEAYDVQQ"
+        "DDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBMAoGCCqGSM49BAMCA"
+        "0kAMEYCIQClivWHKTKIPIs/UCPxJaVxyMvmztz/HKm895h5oEkHSwIhAL377gWeUKr5ulNelwOtOwDnJgmKV+eiLv4PaKxCzl7w",
 }
 
 
@@ -3159,6 +3169,7 @@ class Section13AddressesAndTLS(AsyncCase):
                 ("expired", "localhost", ca, r"expired \(after 0.\d\d s\)\Z"),
                 ("other", "localhost", ca, r"Hostname mismatch.*localhost.* \(after 0.+ s\)\Z"),
                 ("other", "127.0.0.1", ca, "IP address mismatch"),
+                ("common_name", "localhost", pem("common_name"), "Hostname mismatch"),  # 9110 4.3.4
                 ("self_signed", "localhost", ca,
                  f"self.signed certificate.*trusted are those in verify='{ca}'"),
                 ("self_signed", "localhost", strict, "trusted are those in verify=<ssl.SSLContext"),
@@ -4560,7 +4571,6 @@ def corpus() -> list[bytes]:
         answer(gz + b"\n", coded), answer(gz + b"\0<!-- 7 -->", coded),
         answer(zlib.compress(JSON), "Content-Encoding: deflate"),
         answer(raw_deflate(JSON), "Content-Encoding: DEFLATE"),
-        answer(raw_deflate(bytes(5000)), "Content-Encoding: deflate"),
         answer(zlib.compress(gz), coded, "content-encoding: deflate"),
         answer(gzip.compress(gz), "Content-Encoding: gzip, identity, gzip"), answer(b"", coded),
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: </s.css>; rel=preload\r\n\r\n"
@@ -5056,13 +5066,12 @@ class Faults(AsyncCase):
     @limited
     async def test_too_many_open_files(self) -> None:
         """A clear error for those that find no descriptor, and the rest goes on."""
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         async with scripted([READ, answer(), LOOP], again=True) as server, \
                 Session(limit=100, timeout=0.15) as session:
             with socket.create_server(("127.0.0.1", 0), backlog=100) as mute:
-                free = sorted(set(range(limits[0])) - set(map(int, open_files())))
-                resource.setrlimit(resource.RLIMIT_NOFILE, (free[25], limits[1]))
+                free = sorted(set(range(most)) - set(map(int, open_files())))
+                self.limit(resource.RLIMIT_NOFILE, free[25])
                 url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
                 outcomes: Any = await session.get_all([url] * 60, limit=60, return_exceptions=True)
             said = Counter((type(one), "Too many open files" in str(one)) for one in outcomes)
@@ -5618,18 +5627,6 @@ class TrustAndSecrets(AsyncCase):
                 _, sent = await self.shown([(url, {})], {url: to}, netrc=netrc)
                 self.assertEqual(sent, [mine, then])
 
-    @unittest.skipUnless(shutil.which("openssl"), "no openssl")
-    async def test_a_common_name_is_no_host(self) -> None:  # RFC 9110 4.3.4
-        path = os.path.join(self.empty_folder(), "cert.pem")
-        subprocess.run(["openssl", "req", "-x509", "-new", "-key", pem("key"), "-out", path,
-                        "-subj", "/CN=localhost", "-days", "2"], check=True, capture_output=True)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path, pem("key"))
-        async with scripted([HOLD], tls=context, host="localhost") as server:
-            error = await self.raised(TLSError, asyncget.get(server.url, verify=path),
-                                      "ostname mismatch")
-            self.assertEqual(error.exit_code, 60)
-
     async def test_refused_settings(self) -> None:
         """What has come of the session is fit to be shown, and says nothing when it goes; and
         of a rule for retries it is only known later that it gives no seconds.
@@ -5852,10 +5849,8 @@ class InFolder(Tables):
 
     def read(self, name: str) -> Any:
         """What a file there holds; None if there is none."""
-        try:
-            return Path(self.folder, name).read_bytes()
-        except FileNotFoundError:
-            return None
+        path = Path(self.folder, name)
+        return path.read_bytes() if path.exists() else None
 
     def write(self, name: str, data: bytes) -> str:
         Path(self.folder, name).write_bytes(data)
@@ -6380,12 +6375,10 @@ class Section17Files(OnDisk):
     async def test_full_disk(self) -> None:
         """The part that fits stays, and is gone on from when there is room."""
         body = os.urandom(300_000)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
         async with giving(good_at_ranges(body)) as server:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+            self.limit(resource.RLIMIT_FSIZE, 100_000)
             await self.fails("too large", server.url)
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            self.limit(resource.RLIMIT_FSIZE)
             self.assertEqual(self.read(self.part), body[:100_000])
             await self.get(server.url)
         self.assertEqual(asked_for(server), ["", "100000-"])
@@ -6727,10 +6720,8 @@ class Section20Files(Folder):
         page = ok(os.urandom(20_000), *(f"Set-Cookie: n{n}={'x' * 4000}" for n in range(3)))
         self.server.plays({"/": page})
         jar = {"f": b"# my notes\n"}
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
         compiled()  # while there is room
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
+        self.limit(resource.RLIMIT_FSIZE, 9000)
         self.leaves("-i -o f {u}", {}, 23, {"f": page[:9000]})
         self.leaves("--out-null -c f {u}", jar, 23, jar)
 
@@ -8017,8 +8008,7 @@ class AcrossSections(AsyncCase):
         for attempt in (1025, 10**6):
             self.assertTrue(16 <= (asyncget.retry_delay(attempt, TimedOut(), 10**6) or 0) <= 32)
 
-    def test_hints(self) -> None:
-        self.assertIn("client certificate", asyncget.handshake_hint("TLSV1_ALERT_HANDSHAKE_FAILURE"))
+    def test_no_hint(self) -> None:
         self.assertEqual(asyncget.handshake_hint("BAD_DECRYPT"), "")
 
 
@@ -8047,11 +8037,10 @@ class TheParts(AsyncCase):
                 (b"HTP/1.1 200 OK\r\n\r\n", one.ProtocolError), (answer(b"x")[:-1], one.IncompleteBody)], (None, server_tls())):
             with self.subTest(wire, tls=bool(tls)):
                 async with scripted([READ, wire, CLOSE], tls=tls) as server:
-                    try:
-                        got = (await one.fetch(server.url + "/x", tls=trusting)).content
-                    except one.AsyncGetError as error:
-                        got = type(error)
-                self.assertEqual((got, server.targets()), (outcome, ["/x"]))
+                    got: Any = (await asyncio.gather(one.fetch(server.url + "/x", tls=trusting),
+                                                     return_exceptions=True))[0]
+                self.assertEqual(getattr(got, "content", type(got)), outcome)
+                self.assertEqual(server.targets(), ["/x"])
         async with scripted([READ, HOLD]) as server:
             await self.raised(one.TimedOut, one.fetch(server.url, timeout=0.05),
                               "no response head within 0.05 s")
@@ -8066,11 +8055,10 @@ class TheParts(AsyncCase):
         two: Any = up_to("III")
         trusting = ssl.create_default_context(cafile=pem("ca"))
         plain = {"cookies": False, "trust_env": False, "verify": trusting}
+        pages = [redirect("/there"), answer(gzip.compress(b"hello"), "Content-Encoding: gzip"),
+                 answer(b"", status="503 x"), answer(b"again"), answer(b"1"), answer(b"2")]
         for tls in (None, server_tls()):
-            moved = redirect("/there")
-            coded = answer(gzip.compress(b"hello"), "Content-Encoding: gzip")
-            async with scripted([READ, moved, READ, coded, READ, answer(b"", status="503 x"), READ, answer(b"again"),
-                                 READ, answer(b"1"), READ, answer(b"2")], tls=tls) as server:
+            async with scripted([step for page in pages for step in (READ, page)], tls=tls) as server:
                 async with two.Session(base_url=server.url, retries=lambda *_: 0.0, **plain) as session:
                     got = await session.get("here", params={"q": 1})
                     self.assertEqual((got.text, [hop.status for hop in got.history]), ("hello", [302]))
