@@ -47,7 +47,6 @@ import ssl
 import stat
 import struct
 import subprocess
-import symtable
 import sys
 import tempfile
 import textwrap
@@ -66,7 +65,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from unittest import mock
 
 import asyncget
@@ -75,7 +74,6 @@ from asyncget import (
     Bar,
     ConnectError,
     DecodingError,
-    Framing,
     Headers,
     IncompleteBody,
     InvalidHeader,
@@ -90,19 +88,12 @@ from asyncget import (
     TimedOut,
     TLSError,
     TooLarge,
-    body_parser,
-    charset_of,
-    choose_proxy,
     join_url,
     merge_fields,
     next_request,
     parse_arguments,
-    parse_head,
     parse_proxy,
     parse_url,
-    render_auth,
-    render_cookie_file,
-    render_cookies,
     render_fields,
     render_request,
     shown,
@@ -305,11 +296,21 @@ class Tables(unittest.TestCase):
         text = str(caught.exception)
         self.assertIn(said.lower(), text.lower())
         self.assertNotIn(SECRET, text)
-        self.assertLess(len(text), 1000)
-        self.assertTrue(text.isprintable(), text)
+        self.harmless(caught.exception)
         self.assertIs(type(caught.exception), error)
         self.assertEqual({name: getattr(caught.exception, name) for name in facts}, facts)
         return caught.exception
+
+    def harmless(self, error: AsyncGetError) -> None:
+        """An error's text is short and fit for a terminal."""
+        self.assertLess(len(str(error)), 1000)
+        self.assertTrue(str(error).isprintable(), str(error))
+
+    def limit(self, what: int, most: int = 0) -> None:
+        """Until the test ends this process may have so much of a resource; or again all of it."""
+        limits = resource.getrlimit(what)
+        self.addCleanup(resource.setrlimit, what, limits)
+        resource.setrlimit(what, (most or limits[1], limits[1]))
 
     def empty_folder(self) -> str:
         """The path of one, which goes with the test."""
@@ -422,6 +423,10 @@ PEMS = {
         "BeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjTzBNMCwGA1UdEQQlMCOCCWxvY2Fsa"
         "G9zdIcEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAdBgNVHQ4EFgQUp3/sapy+fpYUMg9Cqhp+5HNsyz4wCgYIKoZIzj0EAwIDSAAwRQIhAKmvf0qRHjlLerdUiaqWO7LIzFBUu3TnvAg2Tvyb3085AiA1CqK"
         "RBR0LeT3JDXjZ72fAKY0c8aV5R19FknYIluqn5Q==",
+    # localhost by its common name alone
+    "common_name": "MIIBTDCB86ADAgECAhRdXQlIYeh1uoiulqOXXhrWcc4iTDAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBQxEjA"
+        "QBgNVBAMMCWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjITAfMB0GA"
+        "1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiEA8CH/Wg0bj4y/yKKUowPEFKLHlapgdE8b4jfTW8QTDfECICloH4R2ZWS05dpZTkn3Gu4v+yohU4+PTC+pJvBkiAB+",
 }
 
 
@@ -471,12 +476,12 @@ def cuts(wire: bytes) -> Iterator[list[bytes]]:
         yield [wire[:at], wire[at:]]
 
 
-def take(framing: Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes | None, bytes]:
+def take(framing: asyncget.Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes | None, bytes]:
     """What a body parser makes of pieces: payload, what is left over, trailers.
 
     Nothing is left over, None, where more must come. A ProtocolError has all payload before it.
     """
-    parser, rest = body_parser(framing), iter(pieces)
+    parser, rest = asyncget.body_parser(framing), iter(pieces)
     payload: list[bytes] = []
     try:
         for piece in rest:
@@ -492,7 +497,7 @@ def take(framing: Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes | None
 
 def head(*fields: bytes, status: bytes = b"HTTP/1.1 200 OK") -> asyncget.Head:
     """A head of these field lines."""
-    return parse_head(b"\r\n".join([status, *fields, b"", b""]))
+    return asyncget.parse_head(b"\r\n".join([status, *fields, b"", b""]))
 
 
 def carried(params: Any) -> Any:
@@ -799,7 +804,7 @@ class Section3RequestBytes(Section):
             (("HOST", "a.test:81"), b"HOST: a.test:81"), (("Host", "[::1]:1"), b"Host: [::1]:1")])
 
     def test_auth(self) -> None:
-        self.alike(render_auth, [
+        self.alike(asyncget.render_auth, [
             (("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),  # 7617 2, 2.1
             (("test", "123\u00a3"), "Basic dGVzdDoxMjPCow=="), (["u", ""], "Basic dTo="),
             (("", "a:b"), "Basic OmE6Yg=="), ("tok.en", "Bearer tok.en")])
@@ -810,9 +815,9 @@ class Section3RequestBytes(Section):
                     ("u", SECRET, "x"), (1, SECRET), (SECRET, None), (b"u", SECRET.encode()), 5,
                     ("u", f"{SECRET}\ud800"), asyncget.split_userinfo(f"u:{SECRET}%0d%0a")]:
             # CVE-2012-0036
-            self.refuses(InvalidHeader, "", render_auth, bad)
+            self.refuses(InvalidHeader, "", asyncget.render_auth, bad)
         self.refuses(InvalidHeader, "Authorization", render_fields,
-                     (("Authorization", render_auth(f"{SECRET}\r\nX: 1")),), HERE)
+                     (("Authorization", asyncget.render_auth(f"{SECRET}\r\nX: 1")),), HERE)
 
 class Section4ResponseHead(Section):
     """A head is read in one way, or refused with the line that does not fit.
@@ -824,7 +829,7 @@ class Section4ResponseHead(Section):
 
     def test_status_lines(self) -> None:
         def parts(line: bytes) -> tuple[int, int, str]:
-            parsed = parse_head(line + b"\r\n\r\n")
+            parsed = asyncget.parse_head(line + b"\r\n\r\n")
             return int(parsed.raw[7:8]), parsed.status, asyncget.status_reason(parsed.raw)
 
         self.alike(parts, [
@@ -840,11 +845,11 @@ class Section4ResponseHead(Section):
                 b"HTTP/1.1  200 OK", b" HTTP/1.1 200", b"HTTP/1.1\t200 OK", b"HTTP/1.1 200OK", b"",
                 b"<html>", b"HTTP/1.1 200 O\rK", b"HTTP/1.1 200 O\0K", b"HTTP/1.1 200 OK\r"]:
             self.refuses(ProtocolError, f"not an HTTP/1 status line: {shown(line + b'!')[:-2]}",
-                         parse_head, line + b"\r\n\r\n")
+                         asyncget.parse_head, line + b"\r\n\r\n")
 
     def test_fields(self) -> None:
         def parts(fields: bytes) -> dict[str, str]:
-            return dict(Headers.parse(parse_head(self.LINE + fields + b"\r\n").raw))
+            return dict(Headers.parse(asyncget.parse_head(self.LINE + fields + b"\r\n").raw))
 
         self.alike(parts, [
             (b"", {}), (b"A: 1\nB: 2\n", {"A": "1", "B": "2"}),                    # 9112 2.2: LF
@@ -866,7 +871,7 @@ class Section4ResponseHead(Section):
                 (b"", b" Content-Length: 3", b"Content-Length: 5\r\n"),
                 (b"", b"Content-Length : 3", b""),                                 # CVE-2019-16276
                 (b"", b"A B: 1", b""), (b"X: 1\r\n", b"\rY: 2", b"")]:  # CVE-2015-5740, -2022-32213
-            self.refuses(ProtocolError, f"not a field line: {shown(bad)[:-1]}", parse_head,
+            self.refuses(ProtocolError, f"not a field line: {shown(bad)[:-1]}", asyncget.parse_head,
                          self.LINE + before + bad + b"\r\n" + behind + b"\r\n")
 
     def test_the_end_is_found_when_it_is_there_and_not_before(self) -> None:
@@ -996,7 +1001,7 @@ class Section5BodyFraming(Section):
                  [b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"w"],
                  [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"w"]),
                 ("chunked", [huge, b"y"], [b"x", b"y"]), (10**18 - 1, [b"x", b"y"], [b"x", b"y"])]):
-            self.assertEqual([*map(body_parser(framing).send, pieces)], handed)
+            self.assertEqual([*map(asyncget.body_parser(framing).send, pieces)], handed)
 
     def test_bad_chunks(self) -> None:
         for said, wires in {
@@ -1035,7 +1040,7 @@ class Section5BodyFraming(Section):
     def test_only_so_many_sizes_are_remembered(self) -> None:
         with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_REMEMBERED", 9):
             for size in range(1, 50):
-                body_parser("chunked").send(b"%x\r\n" % size)
+                asyncget.body_parser("chunked").send(b"%x\r\n" % size)
             self.assertLessEqual(len(asyncget._sizes), 9)
 
     def test_hostile_shapes_take_no_time(self) -> None:
@@ -1162,18 +1167,18 @@ class Section8Decoding(Section):
         ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-cn"""
 
     def test_charsets(self) -> None:
-        self.alike(charset_of, [
+        self.alike(asyncget.charset_of, [
             ("", "utf-8"), ("text/html", "utf-8"), ("text/html; charset=", "utf-8"),
             ("text/html ; x=y; CharSet = 'utf-16'", "utf-16"), ("a/b; charset=\xe9", "utf-8"),
             ("text/html; charset=windows-1252; x", "cp1252"), ("a/b; xcharset=latin-1", "utf-8")])
         for codec, labels in [*self.LABELS.items(), ("utf-8", self.NO_TEXT)]:
             for label in labels.split():
                 for text in (f"a/b; charset={label}", f'a/b;x=y;CHARSET = "{label.upper()}"'):
-                    self.assertEqual(charset_of(text), codec, text)
+                    self.assertEqual(asyncget.charset_of(text), codec, text)
 
     def test_every_charset_decodes_everything(self) -> None:
         junk = random.Random(6).getrandbits(8 * 4001).to_bytes(4001, "big")
-        found = {charset_of(f"a/b; charset={name}") for name in {
+        found = {asyncget.charset_of(f"a/b; charset={name}") for name in {
             *encodings.aliases.aliases, *encodings.aliases.aliases.values(), *self.LABELS}}
         self.assertGreater(len(found), 75)
         for codec in found:
@@ -1185,7 +1190,7 @@ class Section8Decoding(Section):
     def test_a_server_cannot_fill_the_table_of_codecs(self) -> None:  # it keeps unknown names, too
         with mock.patch("codecs.lookup", side_effect=LookupError) as lookup:
             for name in ("x" * 99_999, "iso8859" + "1" * 99_999, "x-" * 50_000):
-                self.assertEqual(charset_of(f"a/b; charset={name}"), "utf-8")
+                self.assertEqual(asyncget.charset_of(f"a/b; charset={name}"), "utf-8")
         self.assertLess(max(len(call[0][0]) for call in lookup.call_args_list), 50)
 
 
@@ -1262,7 +1267,7 @@ async def listed(items: Any) -> list[Any]:
 GZIP = b"Content-Encoding: gzip"
 
 
-def framed(body: bytes, framing: Framing) -> tuple[list[bytes], bytes]:
+def framed(body: bytes, framing: asyncget.Framing) -> tuple[list[bytes], bytes]:
     """The fields and the bytes of a body: sized, "chunked" (in uneven chunks) or "close"."""
     if framing == "chunked":
         wire = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk)
@@ -1355,7 +1360,7 @@ class Section6Response(Section):
                          response(b"x", done=done), url="http://h/")
 
     BODY = b'[1,\n"two",\n3]\n'
-    FRAMINGS: tuple[Framing, ...] = (0, "chunked", "close")
+    FRAMINGS: tuple[asyncget.Framing, ...] = (0, "chunked", "close")
     UNREAD = "AsyncGetError: the body was not read: aw"
     PIECES = "AsyncGetError: the body was handed out i"
     GIVEN_UP = "AsyncGetError: the body was given up: no"
@@ -2454,7 +2459,7 @@ class Section11Settings(AsyncCase):
             for options in ({"headers": {one: one}, "params": {one: [one]}, "auth": one},
                             {"headers": [(one, one)], "params": [(one, one)], "auth": (one, one)}):
                 await session.get(url, **options)
-                wire, auth = Double.last.sent, render_auth(("one", "one"))
+                wire, auth = Double.last.sent, asyncget.render_auth(("one", "one"))
                 self.assertNotIn(b"Word", wire)
                 self.assertEqual(wire.splitlines()[0], b"GET /?one=one HTTP/1.1")
                 self.assertEqual((field(wire, "one"), field(wire, "Cookie")), (["one"], ["one=one"]))
@@ -3169,6 +3174,7 @@ class Section13AddressesAndTLS(AsyncCase):
                 ("expired", "localhost", ca, r"expired \(after 0.\d\d s\)\Z"),
                 ("other", "localhost", ca, r"Hostname mismatch.*localhost.* \(after 0.+ s\)\Z"),
                 ("other", "127.0.0.1", ca, "IP address mismatch"),
+                ("common_name", "localhost", pem("common_name"), "Hostname mismatch"),  # 9110 4.3.4
                 ("self_signed", "localhost", ca,
                  f"self.signed certificate.*trusted are those in verify='{ca}'"),
                 ("self_signed", "localhost", strict, "trusted are those in verify=<ssl.SSLContext"),
@@ -3388,16 +3394,16 @@ class Section14Proxies(AsyncCase):
         for text, expected in rows:
             environ = dict(pair.split("=") for pair in text.split())
             with mock.patch.dict(os.environ, environ, clear=True):
-                found = [chosen and str(chosen) for chosen in map(choose_proxy, origins)]
+                found = [chosen and str(chosen) for chosen in map(asyncget.choose_proxy, origins)]
                 self.assertEqual(found, [*expected], text)
         with mock.patch.dict(os.environ, clear=True), mock.patch("sys.platform", "darwin"), \
                 mock.patch("urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), \
                 mock.patch("urllib.request.proxy_bypass", lambda host: host == "inside.test"):
-            chosen = map(choose_proxy, (*origins, Origin("https", "inside.test", 443)))
+            chosen = map(asyncget.choose_proxy, (*origins, Origin("https", "inside.test", 443)))
             self.assertEqual([*map(str, chosen)], [
                 "None", "http://mac:8080 (from the system's settings)", "None"])
             os.environ["ALL_PROXY"] = "p:1"
-            self.assertEqual(str(choose_proxy(origins[1])), both[1])
+            self.assertEqual(str(asyncget.choose_proxy(origins[1])), both[1])
 
     def test_parse_proxy(self) -> None:
         self.alike(lambda text: tuple(parse_proxy(text, "x")), [
@@ -3683,7 +3689,7 @@ FAR = NOW + asyncget.MAX_COOKIE_SECONDS
 
 def sent_with(jar: asyncget.Cookies, url: str) -> str:
     """The Cookie field that a jar has for a URL."""
-    return render_cookies(jar.pairs_for(parse_url(url)))
+    return asyncget.render_cookies(jar.pairs_for(parse_url(url)))
 
 
 def setting(url: str, *lines: str, jar: asyncget.Cookies | None = None) -> asyncget.Cookies:
@@ -4019,7 +4025,7 @@ class Section15Cookies(Section):
         """6265bis 5.8.3 step 4."""
         half = "x" * (asyncget.MAX_COOKIE_FIELD_BYTES // 2 - 3)  # two of these, "a=", "b=" and "; "
         octets = "\udcff\u00e9" * (len(half) // 3)  # just as many
-        self.alike(render_cookies, [
+        self.alike(asyncget.render_cookies, [
             ([], ""), ([("a", "1"), ("", "v"), ("b", "")], "a=1; v; b="),
             *(([("a", half), ("b", other)], f"a={half}; b={other}") for other in (half, octets)),
             *(([("a", half), ("b", more), ("c", "1")], f"a={half}")
@@ -4065,7 +4071,7 @@ class Section15Cookies(Section):
         jar = setting("https://h.test/", "a=1; Secure; HttpOnly; Path=/p", "b=\u00e9\udcff; Domain=h.test",
                       "c=x\ty", "nameless", "d=1; Max-Age=1000")
         jar["mine"] = "1"
-        lines = render_cookie_file(jar).split("\n")
+        lines = asyncget.render_cookie_file(jar).split("\n")
         self.assertEqual(lines[0], "# Netscape HTTP Cookie File")
         self.assertEqual(lines[3:6], ["#HttpOnly_h.test\tFALSE\t/p\tTRUE\t0\ta\t1",
                                       ".h.test\tTRUE\t/\tFALSE\t0\tb\t\u00e9\udcff",
@@ -4243,9 +4249,10 @@ class Section16Passwords(AsyncCase):
 
 # ---- real servers
 
-def needs(*programs: str) -> Callable[[Test], Test]:
+def needs(*programs: str, modules: Sequence[str] = ()) -> Callable[[Test], Test]:
     """Skips, saying what is missing."""
     missing = [name for name in programs if find(name) is None]
+    missing += [name for name in modules if importlib.util.find_spec(name) is None]
     return unittest.skipIf(bool(missing), f"not installed: {', '.join(missing)}")
 
 
@@ -4514,6 +4521,8 @@ def second_opinion(wire: bytes) -> tuple[int, bytes, bytes] | None:
             return None
         wire = wire[:int(size)]
     return status, wire, b""
+
+
 REQUEST = re.compile(  # origin-form, or absolute-form; one Host, which is the first field
     rb"GET (?:http://[a-z0-9._:\[\]-]+)?/[!-~]* HTTP/1\.1\r\n"
     rb"(?:(?i:host): (?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?\r\n)?"
@@ -4558,14 +4567,12 @@ def corpus() -> list[bytes]:
         b"HTTP/1.1 200 OK\nContent-Length: 2\n\n\r\n",
         CHUNKED + b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n",
         CHUNKED + b"5;a=\"b\"\r\nhello\r\n0;x\r\nX-T: 1\r\nY: 2\r\n 3\r\n\r\n",
-        CHUNKED + b"1\r\nx\r\n" * 9 + b"0\r\nDigest: abc\r\n\r\n",
         CHUNKED + b"00005 \r\nhello\r\n000\r\n\r\n", CHUNKED + b"0\r\nX: y\nZ: \r\n\t\r\n\r\n",
         CHUNKED + b"1;" + b"e" * 4094 + b"\r\nx\r\n0\r\n\r\n",
         answer(gz, coded), answer(gz + gz + bytes(5), "Content-Encoding: x-gzip"),
         answer(gz + b"\n", coded), answer(gz + b"\0<!-- 7 -->", coded),
         answer(zlib.compress(JSON), "Content-Encoding: deflate"),
         answer(raw_deflate(JSON), "Content-Encoding: DEFLATE"),
-        answer(raw_deflate(bytes(5000)), "Content-Encoding: deflate"),
         answer(zlib.compress(gz), coded, "content-encoding: deflate"),
         answer(gzip.compress(gz), "Content-Encoding: gzip, identity, gzip"), answer(b"", coded),
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: </s.css>; rel=preload\r\n\r\n"
@@ -4682,7 +4689,7 @@ async def receive(pieces: Iterable[bytes]) -> tuple[tuple[Any, ...], Any]:
 
 
 @long
-class HostileFuzz(unittest.TestCase):
+class HostileFuzz(Tables):
     """A response or an AsyncGetError, whatever comes and in whatever pieces."""
 
     def fuzz(self, share: float, mutator: Mutator, check: Callable[[Any], Any]) -> None:
@@ -4696,11 +4703,6 @@ class HostileFuzz(unittest.TestCase):
                 except Exception as error:
                     raise AssertionError(f"ASYNCGET_FUZZ={FUZZ} ASYNCGET_SEED={SEED}, input {number}: "
                                          f"{given!r}: {type(error).__name__}: {error}") from error
-
-    def harmless(self, error: AsyncGetError) -> None:
-        """An error's text is short and fit for a terminal."""
-        self.assertLess(len(str(error)), 1000)
-        self.assertTrue(str(error).isprintable(), str(error))
 
     def one_request(self, sent: bytes, fields: int) -> None:
         """A head of ours is one request, of so many fields."""
@@ -4739,6 +4741,7 @@ class HostileFuzz(unittest.TestCase):
         self.fuzz(0.5, mutator, check)
         for kind in (200, 204, 302, ProtocolError, IncompleteBody, DecodingError):
             self.assertGreater(seen[kind], FUZZ // 1000, kind)
+
     def use(self, response: Response) -> None:
         """Whatever can be asked of a response has an answer, or an AsyncGetError."""
         self.assertEqual(dict(response.headers).keys(), set(response.headers))
@@ -4765,9 +4768,9 @@ class HostileFuzz(unittest.TestCase):
         jar.store(BASE, asyncget.octets_text(response.raw_head, "set-cookie"))
         fields = Request(BASE, (("Host", ""),)).with_cookies(jar.pairs_for(BASE)).fields
         self.one_request(render_request("/", render_fields(fields, BASE.origin)), len(fields))
-        text = render_cookie_file(jar)
+        text = asyncget.render_cookie_file(jar)
         again = list(asyncget.parse_cookie_file(text))
-        self.assertEqual(render_cookie_file(again), text)
+        self.assertEqual(asyncget.render_cookie_file(again), text)
         self.assertEqual([cookie.key for cookie in again],
                          [cookie.key for cookie in jar if "\t" not in "".join(cookie[:4])])
 
@@ -4805,64 +4808,60 @@ class HostileFuzz(unittest.TestCase):
         tokens = ["\r\n", "\n", "\r", "\0", " ", ":", "\t", "\x85", "\u2028", "\x7f", "\ud800",
                   "Host: b", "GET / HTTP/1.1\r\n\r\n", "ü"]
         mutator = Mutator(fields, tokens, "request heads", 12)
-        sent = 0
+        sent: list[bytes] = []
 
         def check(name: str) -> None:
-            nonlocal sent
             value, other = mutator.make(), mutator.make()
             try:
                 merged = merge_fields(asyncget.DEFAULT_FIELDS, [(name, value), ("X", other)])
                 asyncget.check_cookie("c", other)
-                merged += (("Cookie", render_cookies([("c", other)])),
-                           ("Authorization", render_auth((value, other))))
+                merged += (("Cookie", asyncget.render_cookies([("c", other)])),
+                           ("Authorization", asyncget.render_auth((value, other))))
                 url = asyncget.add_params(BASE, ((name, value), ("b", [other, None])))
                 head = render_request(url.target, render_fields(merged, BASE.origin))
                 self.one_request(head, len(merged))
-                sent += 1
+                sent.append(head)
             except AsyncGetError as error:
                 self.harmless(error)
 
         self.fuzz(0.1, mutator, check)
-        self.assertGreater(sent, FUZZ // 200)
+        self.assertGreater(len(sent), FUZZ // 200)
+
+
 class Endless(AsyncCase):
     """What has no end is given up, at the same place in any cut, with little held meanwhile."""
 
     @contextlib.contextmanager
     def within(self, size: int) -> Iterator[None]:
         """A limit to what is held at any time."""
-        if tracemalloc is None:
-            yield
-            return
-        tracemalloc.start()
+        tracing = tracemalloc or mock.Mock(get_traced_memory=lambda: (0, 0))  # none with PyPy
+        tracing.start()
         try:
             yield
-            self.assertLess(tracemalloc.get_traced_memory()[1], size)
+            self.assertLess(tracing.get_traced_memory()[1], size)
         finally:
-            tracemalloc.stop()
-
-    ROWS: list[tuple[str, bytes, bytes, type[AsyncGetError], int]] = [
-        # name, start, then for ever, error, bytes that are taken behind the start
-        ("CVE-2023-38039: fields", OK, b"X: y\r\n", ProtocolError, asyncget.MAX_HEAD_BYTES),
-        ("CVE-2021-31525: one line", OK + b"X: ", b"y", ProtocolError, asyncget.MAX_HEAD_BYTES),
-        ("a fold for ever", OK + b"X: y", b"\r\n y", ProtocolError, asyncget.MAX_HEAD_BYTES),
-        ("a reason for ever", b"HTTP/1.1 200 ", b"y", ProtocolError, asyncget.MAX_HEAD_BYTES),
-        ("GO-2025-4155: no HTTP", b"", b"y", ProtocolError, 0),
-        ("CVE-2021-3737: interim", b"", b"HTTP/1.1 100 C\r\n\r\n", ProtocolError, 11 * 18),
-        ("interim of a lot of fields", b"", b"HTTP/1.1 103 E\r\n" + b"X: y\r\n" * 128 + b"\r\n",
-         ProtocolError, 11 * 800),
-        ("chunk line", CHUNKED + b"5;", b"e", ProtocolError, 16_400),
-        ("CVE-2023-39326: extensions", CHUNKED, b"1;" + b"e" * 30 + b"\r\nx\r\n", ProtocolError, 34_000),
-        ("CVE-2026-22815: trailers", CHUNKED + b"0\r\n", b"X: y\r\n", ProtocolError,
-         asyncget.MAX_HEAD_BYTES + 99),
-        ("CVE-2017-14158: until close", OK + b"\r\n", b"y" * 999, TooLarge, 20_000),
-        ("chunks for ever", CHUNKED, b"1\r\nx\r\n", TooLarge, 120_000),
-        ("CVE-2025-13836: a length", OK + b"Content-Length: 999999999999999999\r\n\r\n", b"y" * 999,
-         TooLarge, 20_000),
-        ("CVE-2025-69223: gzip", OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(10**7)),
-         b"", TooLarge, 10**5)]
+            tracing.stop()
 
     async def test_bodies_and_heads(self) -> None:
-        for (why, start, again, kind, most), size in itertools.product(self.ROWS, (99, 65_536)):
+        a_head = asyncget.MAX_HEAD_BYTES
+        for (why, start, again, kind, most), size in table([  # again and again; most: taken of it
+                ("CVE-2023-38039: fields", OK, b"X: y\r\n", ProtocolError, a_head),
+                ("CVE-2021-31525: one line", OK + b"X: ", b"y", ProtocolError, a_head),
+                ("a fold for ever", OK + b"X: y", b"\r\n y", ProtocolError, a_head),
+                ("a reason for ever", b"HTTP/1.1 200 ", b"y", ProtocolError, a_head),
+                ("GO-2025-4155: no HTTP", b"", b"y", ProtocolError, 0),
+                ("CVE-2021-3737: interim", b"", b"HTTP/1.1 100 C\r\n\r\n", ProtocolError, 11 * 18),
+                ("interim of a lot of fields", b"", b"HTTP/1.1 103 E\r\n" + b"X: y\r\n" * 128 + b"\r\n",
+                 ProtocolError, 11 * 800),
+                ("chunk line", CHUNKED + b"5;", b"e", ProtocolError, 16_400),
+                ("CVE-2023-39326: extensions", CHUNKED, b"1;" + b"e" * 30 + b"\r\nx\r\n", ProtocolError, 34_000),
+                ("CVE-2026-22815: trailers", CHUNKED + b"0\r\n", b"X: y\r\n", ProtocolError, a_head + 99),
+                ("CVE-2017-14158: until close", OK + b"\r\n", b"y" * 999, TooLarge, 20_000),
+                ("chunks for ever", CHUNKED, b"1\r\nx\r\n", TooLarge, 120_000),
+                ("CVE-2025-13836: a length", OK + b"Content-Length: 999999999999999999\r\n\r\n", b"y" * 999,
+                 TooLarge, 20_000),
+                ("CVE-2025-69223: gzip", OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(10**7)),
+                 b"", TooLarge, 10**5)], (99, 65_536)):
             block, cut = again * size or start, range(0, len(again) * size or len(start), size)
             pieces = itertools.chain([start[at:at + size] for at in range(0, len(start), size)],
                                      itertools.cycle([block[at:at + size] for at in cut]))
@@ -4887,14 +4886,14 @@ class Endless(AsyncCase):
         bytes that no character comes of are a line's bytes all the same.
         """
         size, mark = 2**13, b"Content-Type: a/b; charset=%b\r\n\r\n"
-        small: dict[str, Iterable[bytes]] = {
-            "members": [*gzipped(gzip.compress(b"x", 1) * size)],
-            "members amid nothing": [*gzipped((EMPTY + gzip.compress(b"x", 1)) * size)],
-            "chunks": [CHUNKED, *[b"1\r\nx\r\n" * 4096] * (size // 4096), b"0\r\n\r\n"],
-            "reads": [OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x"] * size],
-            "shifts": [OK + mark % b"iso-2022-jp", *[b"\x1b(B" * 4096] * 9],
-            "BOMs": [OK + mark % b"utf-8", *[b"\xef\xbb\xbf" * 4096] * 9]}
-        for (name, wire), call in itertools.product(small.items(), ("get", "lines")):
+        for (name, wire), call in table({
+                "members": [*gzipped(gzip.compress(b"x", 1) * size)],
+                "members amid nothing": [*gzipped((EMPTY + gzip.compress(b"x", 1)) * size)],
+                "chunks": [CHUNKED, *[b"1\r\nx\r\n" * 4096] * (size // 4096), b"0\r\n\r\n"],
+                "reads": [OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x"] * size],
+                "shifts": [OK + mark % b"iso-2022-jp", *[b"\x1b(B" * 4096] * 9],
+                "BOMs": [OK + mark % b"utf-8", *[b"\xef\xbb\xbf" * 4096] * 9],
+                }.items(), ("get", "lines")):
             with self.subTest(name, call=call), self.within(3 * MIB // 2), \
                     mock.patch.object(asyncget, "MAX_LINE_BYTES", 2**12), \
                     self.assertRaises(TooLarge):
@@ -4908,7 +4907,7 @@ class Endless(AsyncCase):
         """As the sizes are, which are remembered."""
         with self.within(6 * 16_000):
             for number in range(12):
-                body_parser("chunked").send(b"%x;" % number + b"e" * 16_000 + b"\r\n")
+                asyncget.body_parser("chunked").send(b"%x;" % number + b"e" * 16_000 + b"\r\n")
 
 
 # ---- faults
@@ -4921,13 +4920,12 @@ CHUNKS = b"5;a=b\r\nhello\r\n9\r\n, world! \r\n0\r\nX-T: 1\r\n\r\n"
 class Faults(AsyncCase):
     """Whatever breaks, and wherever: the right error, and nothing is left open."""
 
-    WIRES: list[tuple[str, bytes, bytes]] = [
-        ("length", HEAD, b"hello, world! "), ("chunked", CHUNKED, CHUNKS),
-        ("gzip", OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(GZ), GZ)]
-
     async def test_an_end_at_every_byte(self) -> None:
         """By RST, by FIN, in silence, or over TLS with no close_notify (9112 9.8)."""
-        for (name, head, body), how in itertools.product(self.WIRES, (RESET, CLOSE, HOLD, CUT)):
+        packed = OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(GZ)
+        for (name, head, body), how in table([
+                ("length", HEAD, b"hello, world! "), ("chunked", CHUNKED, CHUNKS),
+                ("gzip", packed, GZ)], (RESET, CLOSE, HOLD, CUT)):
             wire, first = head + body, len(head) if name == "gzip" else 0
 
             def begin(asked: bytes, wire: bytes = wire, how: Do = how) -> list[Any]:
@@ -4953,9 +4951,10 @@ class Faults(AsyncCase):
                         if cut > len(head) and how is not RESET:
                             came = body[:cut - len(head)]
                             if name == "chunked":
-                                came = body_parser("chunked").send(came)
+                                came = asyncget.body_parser("chunked").send(came)
                             self.assertEqual(outcome.received, len(came))
                 await until(lambda: server.open <= 1)
+
     async def test_an_unwanted_body_is_not_waited_for(self) -> None:
         """The body of a redirect that drips or stops does not hold up the call."""
         moved = OK.replace(b"200", b"302") + b"Location: /x\r\nContent-Length: 99\r\n\r\n"
@@ -4977,14 +4976,13 @@ class Faults(AsyncCase):
             await asyncio.sleep(99 if host.startswith("silent") else 0.03 * len(tried))
             return await real("127.0.0.1", port)
 
-        rows: list[tuple[list[str], str, str | None]] = [  # names, what is said of them, flags
-            (["refused", "good"], "", None), (["silent", "refused", "good"], "", None),
-            (["good1", "good2"], "", None),
-            (["refused1", "refused2"], "refused1 refused; .*refused2 refused", None),
-            (["silent1", "silent2"], "no connection", None),
-            ([f"refused{number}" for number in range(2000)], "refused[0-9]+ refused", None),
-            *((["silent", "good"], "", flags) for flags in (None, "-y 9", "-4", "-6"))]
-        for names, said, flags in rows:
+        for names, said, flags in table([  # what is said of them
+                (["refused", "good"], "", None), (["silent", "refused", "good"], "", None),
+                (["good1", "good2"], "", None),
+                (["refused1", "refused2"], "refused1 refused; .*refused2 refused", None),
+                (["silent1", "silent2"], "no connection", None), ([], "no addresses", None),
+                ([f"refused{number}" for number in range(2000)], "refused[0-9]+ refused", None),
+                *((["silent", "good"], "", flags) for flags in (None, "-y 9", "-4", "-6"))]):
             found = [(10 if "2" in name else 2, 1, 6, "", (name, 1)) for name in names]
             look_up = mock.Mock(return_value=found)
             tried.clear()
@@ -5003,17 +5001,19 @@ class Faults(AsyncCase):
                         of_ours = asyncget.open_session(options)
                     async with of_ours as session:
                         if said:
-                            await self.raised((ConnectError, TimedOut), session.get(url), said)
+                            error = await self.raised((ConnectError, TimedOut), session.get(url), said)
+                            self.assertEqual(error.exit_code == 6, not names)
                         else:
                             self.assertEqual((await session.get(url)).content, b"ok")
                     self.assertEqual(len(tried), min(len(names), asyncget.MAX_ADDRESSES))
-                    self.assertEqual(len({"2" in name for name in tried}), 2 if "2" in str(names) else 1)
+                    self.assertEqual({"2" in name for name in tried}, {"2" in name for name in names})
                     self.assertEqual(look_up.call_args.args[2], {
                         "-4": socket.AF_INET, "-6": socket.AF_INET6}.get(flags or "", 0))
 
     async def test_a_name_server_that_is_down(self) -> None:
         """A name is looked up once for all who ask meanwhile; names that wait hold up no others,
         nor the program's threads, nor its end; and who gives up takes nothing from the others.
+        Containers limit threads: without one it is looked up here.
         """
         asked, go = list[str](), threading.Event()
 
@@ -5025,28 +5025,20 @@ class Faults(AsyncCase):
 
         async with scripted([READ, answer(), LOOP], again=True) as server, Session() as session:
             with mock.patch.object(socket, "getaddrinfo", look_up):
-                waiting = [asyncio.ensure_future(session.get(f"http://{name}.test:{server.port}/", timeout=wait))
-                           for name in [f"dead{number}" for number in range(30)] + ["slow"] * 30
-                           for wait in (0.05, 60)]
-                call = session.get(f"http://good.test:{server.port}/")
-                self.assertEqual((await call).content, b"ok")
+                urls = [f"http://{name}.test:{server.port}/" for name in (
+                    *(f"dead{number}" for number in range(30)), *["slow"] * 30, "good", "late")]
+                waiting = [asyncio.ensure_future(session.get(url, timeout=wait))
+                           for url in urls[:-2] for wait in (0.05, 60)]
+                self.assertEqual((await session.get(urls[-2])).content, b"ok")
                 await asyncio.to_thread(int)
                 await until(lambda: sum(call.done() for call in waiting) == 60)
                 go.set()
                 ended = await asyncio.gather(*waiting, return_exceptions=True)
+                with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't")):
+                    self.assertEqual((await session.get(urls[-1])).content, b"ok")
         self.assertEqual([type(one) for one in ended], [TimedOut, Response] * 60)
-        self.assertEqual(len(asked), 32)
+        self.assertEqual(len(asked), 33)
         self.assertEqual(asyncget._asked, {})
-
-    async def test_no_thread_and_no_address(self) -> None:
-        """As containers limit threads, and as resolvers of others may answer."""
-        async with scripted([READ, answer()]) as server:
-            with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't")):
-                got = await asyncget.get(server.url.replace("127.0.0.1", "localhost"))
-        self.assertEqual(got.content, b"ok")
-        with mock.patch.object(socket, "getaddrinfo", return_value=[]):
-            error = await self.raised(ConnectError, asyncget.get("http://h.test/"), "no addresses")
-        self.assertEqual((error.exit_code, asyncget._asked), (6, {}))
 
     async def test_errors_that_are_not_ours_give_the_place_back(self) -> None:
         noted: list[str] = []
@@ -5064,8 +5056,7 @@ class Faults(AsyncCase):
                 Session(trace=trace, limit=1) as session:
             await self.raised(ZeroDivisionError, session.get(server.url))
             await session.get(server.url)
-            with self.assertRaises(ZeroDivisionError):  # on a kept connection, being read from
-                await session.get(server.url)
+            await self.raised(ZeroDivisionError, session.get(server.url))  # kept, being read from
             self.assertEqual((await session.get(server.url)).content, b"ok")
 
     async def test_failed_handshakes_leave_nothing(self) -> None:  # CVE-2025-47279
@@ -5078,13 +5069,12 @@ class Faults(AsyncCase):
     @limited
     async def test_too_many_open_files(self) -> None:
         """A clear error for those that find no descriptor, and the rest goes on."""
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         async with scripted([READ, answer(), LOOP], again=True) as server, \
                 Session(limit=100, timeout=0.15) as session:
             with socket.create_server(("127.0.0.1", 0), backlog=100) as mute:
-                free = sorted(set(range(limits[0])) - set(map(int, open_files())))
-                resource.setrlimit(resource.RLIMIT_NOFILE, (free[25], limits[1]))
+                free = sorted(set(range(most)) - set(map(int, open_files())))
+                self.limit(resource.RLIMIT_NOFILE, free[25])
                 url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
                 outcomes: Any = await session.get_all([url] * 60, limit=60, return_exceptions=True)
             said = Counter((type(one), "Too many open files" in str(one)) for one in outcomes)
@@ -5093,7 +5083,7 @@ class Faults(AsyncCase):
             await session.get_all([server.url] * 20, limit=3, timeout=9)
 
 
-class LoopsThatEnd(unittest.TestCase):
+class LoopsThatEnd(Tables):
     """The event loop ends in the middle of things, or is another."""
 
     @contextlib.contextmanager
@@ -5134,11 +5124,9 @@ class LoopsThatEnd(unittest.TestCase):
             loop.run_until_complete(session.get(url))
             get = functools.partial(session.get, url)
             for call in (session.close, session.__aexit__, get):
-                with self.assertRaisesRegex(AsyncGetError, "another event loop"):
-                    asyncio.run(call())
+                self.refuses(AsyncGetError, "another event loop", asyncio.run, call())
             loop.close()
-            with self.assertRaisesRegex(AsyncGetError, "another event loop"):
-                asyncio.run(get())
+            self.refuses(AsyncGetError, "another event loop", asyncio.run, get())
             asyncio.run(session.close())
             del session, get, call
 
@@ -5331,23 +5319,22 @@ class StrangersCost(AsyncCase):
         honest = gzip.compress(random.Random(10).getrandbits(8 * MIB).to_bytes(MIB, "big"), 1)
         zeros, comment = [bytes(MIB)] * 10, b"\x1f\x8b\x08\x10\0\0\0\0\0\xff"
         turns = deflating(*[gzip.compress(bytes(MIB)) + EMPTY * 5000] * 4)
-        bombs: list[tuple[str, int, bytes]] = [  # name, how many gzips, the body
-            ("zeros", 1, deflating(*zeros)), ("zeros, nested", 3, nested(deflating(*zeros * 2), 2)),
-            ("zeros, then members", 5, nested(deflating(deflating(*zeros), MEMBERS), 3)),
-            ("members of nothing", 1, MEMBERS),
-            ("members of nothing, in one", 2, deflating(MEMBERS)),
-            ("members of a byte", 2, deflating(gzip.compress(b"x") * 40_000)),
-            ("zeros and members by turns", 2, turns), ("in one more", 3, nested(turns, 1)),
-            ("blocks of nothing", 2, deflating(EMPTY[:10], *[BLOCKS] * 10)),
-            ("a long comment", 2, deflating(comment, *[b"c" * MIB] * 10)),
-            ("padding", 2, deflating(EMPTY, *zeros)),
-            # What has arrived gives credit for what is made of it, but not for standing still.
-            ("credit, then padding", 2, deflating(honest, *zeros)),
-            ("credit, then padding, in one more", 3, nested(deflating(honest, *zeros), 1)),
-            ("credit, then blocks", 2, deflating(honest, EMPTY[:10], *[BLOCKS] * 10)),
-            ("credit, then a comment", 2, deflating(honest, comment, *[b"c" * MIB] * 10))]
         kinds = set()
-        for number, (name, codings, wire) in enumerate(bombs):
+        for number, (name, codings, wire) in enumerate(table([  # codings: gzips
+                ("zeros", 1, deflating(*zeros)), ("zeros, nested", 3, nested(deflating(*zeros * 2), 2)),
+                ("zeros, then members", 5, nested(deflating(deflating(*zeros), MEMBERS), 3)),
+                ("members of nothing", 1, MEMBERS),
+                ("members of nothing, in one", 2, deflating(MEMBERS)),
+                ("members of a byte", 2, deflating(gzip.compress(b"x") * 40_000)),
+                ("zeros and members by turns", 2, turns), ("in one more", 3, nested(turns, 1)),
+                ("blocks of nothing", 2, deflating(EMPTY[:10], *[BLOCKS] * 10)),
+                ("a long comment", 2, deflating(comment, *[b"c" * MIB] * 10)),
+                ("padding", 2, deflating(EMPTY, *zeros)),
+                # What has arrived gives credit for what is made of it, but not for standing still.
+                ("credit, then padding", 2, deflating(honest, *zeros)),
+                ("credit, then padding, in one more", 3, nested(deflating(honest, *zeros), 1)),
+                ("credit, then blocks", 2, deflating(honest, EMPTY[:10], *[BLOCKS] * 10)),
+                ("credit, then a comment", 2, deflating(honest, comment, *[b"c" * MIB] * 10))])):
             for call in ("stream", "get", "download") if number < 3 else ("stream",):
                 with self.subTest(name, call=call), working() as work:
                     kinds.add(await self.outcome(call, gzipped(wire, codings)))
@@ -5372,8 +5359,8 @@ class StrangersCost(AsyncCase):
 
     async def test_a_plain_body_without_end(self) -> None:
         async with scripted([READ, OK + b"\r\n", *[b"x" * 2**16] * 9999]) as server:
-            with self.assertRaisesRegex(TimedOut, "deadline"):
-                await asyncget.get(server.url, deadline=0.1, max_size=None)
+            call = asyncget.get(server.url, deadline=0.1, max_size=None)
+            await self.raised(TimedOut, call, "deadline")
 
     async def test_waiting_for_others_is_not_the_calls_time(self) -> None:
         """Also when all of the body has arrived, and only its decoding is to come."""
@@ -5411,10 +5398,10 @@ class StrangersCost(AsyncCase):
             async with scripted([READ, wire, READ, wire[:40], wire[40:].partition(b"\r\n")[2], LOOP],
                                 again=True) as server:
                 url = server.url.replace("//", f"//me:{marker}@") + f"/?token={marker}"
-                rows: list[dict[str, Any]] = [
-                    {"headers": own}, {"auth": ("me", marker)}, {"cookies": {"c": marker}},
-                    {"params": {"key": marker}}, {"base_url": url}, {"cookies": http.cookiejar.CookieJar()}]
-                for settings in rows:
+                for settings in table([
+                        {"headers": own}, {"auth": ("me", marker)}, {"params": {"key": marker}},
+                        {"base_url": url}, *({"cookies": jar} for jar in (
+                            {"c": marker}, http.cookiejar.CookieJar()))]):
                     async with Session(**settings) as session:
                         got = await session.get(url)
                         _ = got.text, got.links, got.cookies, got.headers, repr(got)
@@ -5422,9 +5409,8 @@ class StrangersCost(AsyncCase):
                             await session.get(url.replace("@", f"/{marker}@"))
 
         await use()
-        if hasattr(gc, "unfreeze"):
-            gc.unfreeze()
-            self.addCleanup(gc.freeze)  # again, for the tests that follow
+        gc.unfreeze()
+        self.addCleanup(gc.freeze)  # again, for the tests that follow
         gc.collect()
         caches = {name: thing for name, thing in vars(asyncget).items() if hasattr(thing, "cache_info")}
         self.assertEqual(set(caches), {"kinds_of", "parse_origin"})
@@ -5475,11 +5461,11 @@ def expressions() -> set[str]:
             and used.search("".join(map(ast.unparse, node.body)))}
 
 
-def planned(text: str) -> Any:
-    """The URLs of a run, with a text behind what is put into their names."""
-    command: Any = types.SimpleNamespace(options=parse_arguments(["u/{a,b}", "-o", "#1" + text]))
-    with mock.patch.object(asyncget, "Transfer", lambda *given: given):
-        return asyncget.plan_transfers(command)
+def planned(*words: str) -> str:
+    """The URLs of a run."""
+    command: Any = types.SimpleNamespace(options=parse_arguments(words))
+    with mock.patch.object(asyncget, "Transfer", lambda _, __, url, ___: url):
+        return " ".join(map(str, asyncget.plan_transfers(command)))
 
 
 @not_pypy
@@ -5506,53 +5492,38 @@ class LinearTime(Section):
         name_from_url("http://h/" + t)  remove_dots("/" + t)  charset_of("a;charset=" + t)
         netrc_entries("machine h password " + t)  netrc_entries("macdef " + t)
         parse_cookie_file("h\tTRUE\t/\tFALSE\t0\t" + t)  name_from_header("a; filename=" + t)
-        name_from_header("a; filename*=utf-8''" + t)
-        shown(b)  parse_list(b)  find_head_end(b)  status_reason(b)  content_codings(b)
-
-        body_framing: got(b"content-length: " + b).status  parse: got(b"x: " + b).headers
-        parse_links: got(b"link: " + b).links  parse_links: got(b'link: <a>;rel="' + b + b'"').links
-        cookies: got(b"set-cookie: " + b).cookies
-        parse_address("::%25" + t)  parse_origin.__wrapped__("http", t)
-        join_url(page, t)
-        merge_fields((), {"connection": t})
+        name_from_header("a; filename*=utf-8''" + t)  shown(b)  parse_list(b)  find_head_end(b)
+        status_reason(b)  content_codings(b)  body_framing: got(b"content-length: " + b).status
+        parse: got(b"x: " + b).headers  parse_links: got(b"link: " + b).links
+        parse_links: got(b'link: <a>;rel="' + b + b'"').links
+        cookies: got(b"set-cookie: " + b).cookies  parse_address("::%25" + t)
+        parse_origin.__wrapped__("http", t)  join_url(page, t)  merge_fields((), {"connection": t})
         retry_delay(1, got(b"Retry-After: " + b, status=b"HTTP/1.1 503 X"), 1)
-        with_codings((("accept-encoding", t),), True)
-        render_fields((("Host", t),), HERE)  render_fields((("X", t),), HERE)
-        render_auth((t, t))
-        check_fields(b + b"\n\n")
+        with_codings((("accept-encoding", t),), True)  render_fields((("Host", t),), HERE)
+        render_fields((("X", t),), HERE)  render_auth((t, t))  check_fields(b + b"\n\n")
         parse_head(b"HTTP/1.1 200 " + b + b"\r\n\r\n")  parse_head(OK + b + b"\r\n\r\n")
-        octets_text(OK + b"x:" + b + b"\r\n", "x")
-        may_reuse(head(b"Connection: " + b), 0)
-        parse_border(b"\r\n1;" + b)
-        read_chunked: take("chunked", [b])  read_chunked: take("chunked", [b"0\r\n" + b])
-        inflate: decode([b"gzip"], [EMPTY + b])
+        octets_text(OK + b"x:" + b + b"\r\n", "x")  may_reuse(head(b"Connection: " + b), 0)
+        parse_border(b"\r\n1;" + b)  read_chunked: take("chunked", [b])
+        read_chunked: take("chunked", [b"0\r\n" + b])  inflate: decode([b"gzip"], [EMPTY + b])
         inflate: decode([b"gzip"], [EMPTY * (len(b) // 20)])
         iter_lines: run(listed(response(b).iter_lines()))
-
         ask_for_tunnel: re.sub(rb"(<[^<>]*>|\s)+", b" ", b)
         next_request(Request(page, ()), got(b"Location: " + b, status=b"HTTP/1.1 302 F"), asyncget.DEFAULTS)
         with_cookies: Request(page, (("Cookie", t),)).with_cookies([("a", "1")])
         pairs_for: re.findall("(?:^|; )([^=;]+)=?([^;]*)", t)
         parse_set_cookie("a=1;" + t, page, NOW)  parse_set_cookie("a=1;domain=" + t, page, NOW)
-        parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW)
-        check_cookie("a", t)
+        parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW)  check_cookie("a", t)
         store: (jar := Cookies()).store(page, many(t)), render_cookie_file(jar)
-        store: OthersJar(http.cookiejar.CookieJar()).store(page, [t[:4096]])
-        parse_proxy(t, "x")
+        store: OthersJar(http.cookiejar.CookieJar()).store(page, [t[:4096]])  parse_proxy(t, "x")
         bypasses_proxy(t, Origin("http", "h.test", 80))
-        in_network: bypasses_proxy(t, Origin("http", "127.0.0.1", 80))
-        resolved({"h:80": t}, HERE)
-
+        in_network: bypasses_proxy(t, Origin("http", "127.0.0.1", 80))  resolved({"h:80": t}, HERE)
         strong_validator(Headers([("etag", f'"{t}"')]))
         leave_own_coding(got(b"content-encoding: gzip", b"content-type: " + b), t)
-        url_parts("http://h/" + t, "")
-        read_sidecar: _SIDECAR.fullmatch(t)
-        plan_transfers: planned(t)
-        render_cookie_file([Cookie("a", t, "h")])
-        safe_name(t, False)
-        render_write_out(t, {"exitcode": 0}, Headers())
-        read_lines: reading(t, read_lines)("")  netrc_auth: reading(t, netrc_auth)(True, "h")
-        trace: _FIELD.sub(mask_field, t)  mask_field: _FIELD.sub(mask_field, f"x{t.strip()}: {t}")
+        url_parts("http://h/" + t, "")  read_sidecar: _SIDECAR.fullmatch(t)  safe_name(t, False)
+        plan_transfers: planned("u/{a,b}", "-o", "#1" + t)  render_cookie_file([Cookie("a", t, "h")])
+        render_write_out(t, {"exitcode": 0}, Headers())  read_lines: reading(t, read_lines)("")
+        netrc_auth: reading(t, netrc_auth)(True, "h")  trace: _FIELD.sub(mask_field, t)
+        mask_field: _FIELD.sub(mask_field, f"x{t.strip()}: {t}")
         mask_field: _FIELD.sub(mask_field, "Location: http://" + t)"""
     FLAGS = "-C -m -o -d -z --connect-to --max-filesize --rate --resolve".split()
 
@@ -5601,13 +5572,11 @@ class LinearTime(Section):
 class TrustAndSecrets(AsyncCase):
     """Certificates are credentials; and no secret is in any text."""
 
-    async def shown(self, calls: Sequence[tuple[str, dict[str, Any]]], moved: dict[str, str],
-                    **settings: Any) -> tuple[list[tuple[str, Any]], list[str | None]]:
+    async def shown(self, calls: Any, moved: dict[str, str], **settings: Any) -> list[Any]:
         """Each connection, with the client certificate that its context holds; and who each
         request says that it comes from. What has moved is led on once.
         """
-        opened: list[tuple[str, Any]] = []
-        sent: list[str | None] = []
+        opened, sent = list[Any](), list[Any]()
 
         async def connect(host: str, port: int, **options: Any) -> Any:
             name = f"{'https' if 'ssl' in options else 'http'}://{host}"
@@ -5625,28 +5594,27 @@ class TrustAndSecrets(AsyncCase):
         async with Session(open_connection=connect, **settings) as session:
             for url, options in calls:
                 await session.get(url, max_redirects=9, **options)
-        return opened, sent
+        return [opened, sent]
 
     @mock.patch.object(ssl.SSLContext, "load_cert_chain",
                        lambda context, path, *_: setattr(context, "shown", path))
     async def test_client_certificates(self) -> None:
         a, b, plain, c = "https://a.test", "https://b.test", "http://a.test", {"cert": "c"}
         at_a = {"base_url": a, **c}
-        rows: list[tuple[str, list[Any], dict[str, str], dict[str, Any], list[Any]]] = [
-            ("at home", [("/", {}), (a, {})], {}, at_a, [(a, "c")]),
-            ("another than the base", [(b, {})], {}, at_a, [(b, None)]),
-            ("no base: each its own", [(a, {}), (b, {})], {}, c, [(a, "c"), (b, "c")]),
-            ("redirect from http", [(plain, {})], {plain: a}, c, [(plain, None), (a, None)]),
-            ("trusted", [(a, {})], {a: b}, {**c, "trust_redirects": True}, [(a, "c"), (b, "c")]),
-            ("on the call, redirect", [(b, {"cert": "d"})], {b: a}, at_a, [(b, "d"), (a, None)]),
-            ("none on the call", [(a, {"cert": None})], {}, c, [(a, None)]),
-            ("with, then without", [(b, {}), (a, {})], {a: b}, c, [(b, "c"), (a, "c"), (b, None)]),
-            ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")])]
-        for flags in ([], ["--tlsv1.3"], ["-k"]):  # the command's, whatever else is said of TLS
-            given = asyncget.open_session(parse_arguments([a, "-E", "c", *flags])).settings
-            of_tls = {name: given[name] for name in ("verify", "cert")}
-            rows.append((f"command {flags}", [(a, {})], {a: b}, of_tls, [(a, "c"), (b, None)]))
-        for name, calls, moved, settings, expected in rows:
+        of_flags = [asyncget.open_session(parse_arguments([a, "-E", "c", *flags])).settings
+                    for flags in ([], ["--tlsv1.3"], ["-k"])]  # whatever else is said of TLS
+        for name, calls, moved, settings, expected in table([
+                ("at home", [("/", {}), (a, {})], {}, at_a, [(a, "c")]),
+                ("another than the base", [(b, {})], {}, at_a, [(b, None)]),
+                ("no base: each its own", [(a, {}), (b, {})], {}, c, [(a, "c"), (b, "c")]),
+                ("redirect from http", [(plain, {})], {plain: a}, c, [(plain, None), (a, None)]),
+                ("trusted", [(a, {})], {a: b}, {**c, "trust_redirects": True}, [(a, "c"), (b, "c")]),
+                ("on the call, redirect", [(b, {"cert": "d"})], {b: a}, at_a, [(b, "d"), (a, None)]),
+                ("none on the call", [(a, {"cert": None})], {}, c, [(a, None)]),
+                ("with, then without", [(b, {}), (a, {})], {a: b}, c, [(b, "c"), (a, "c"), (b, None)]),
+                ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")]),
+                *(("command", [(a, {})], {a: b}, {name: given[name] for name in ("verify", "cert")},
+                   [(a, "c"), (b, None)]) for given in of_flags)]):
             with self.subTest(name):
                 self.assertEqual((await self.shown(calls, moved, **settings))[0], expected)
 
@@ -5655,36 +5623,20 @@ class TrustAndSecrets(AsyncCase):
         netrc = os.path.join(self.empty_folder(), "netrc")
         Path(netrc).write_text("machine a.test login me password pw\n"
                                "machine b.test login other password pw\n", encoding="utf-8")
-        for url, to, expected in [
-                ("https://a.test", "https://a.test/x", [mine, mine]),
-                ("https://a.test", "http://a.test/", [mine, None]),
-                ("https://a.test", "https://a.test:444/", [mine, None]),
-                ("http://a.test", "https://a.test/", [mine, None]),
-                ("http://a.test", "http://b.test/", [mine, theirs]),
-                ("http://a.test", "http://b.test:81/", [mine, None]),
-                ("https://a.test", "http://b.test/", [mine, None])]:
+        a, plain, b = "https://a.test", "http://a.test", "http://b.test"
+        for url, to, then in [
+                (a, a + "/x", mine), (a, plain + "/", None), (a, a + ":444/", None),
+                (plain, a + "/", None), (plain, b + "/", theirs), (plain, b + ":81/", None),
+                (a, b + "/", None)]:
             with self.subTest(url, to=to):
                 _, sent = await self.shown([(url, {})], {url: to}, netrc=netrc)
-                self.assertEqual(sent, expected)
-
-    @unittest.skipUnless(shutil.which("openssl"), "no openssl")
-    async def test_a_common_name_is_no_host(self) -> None:  # RFC 9110 4.3.4
-        path = os.path.join(self.empty_folder(), "cert.pem")
-        subprocess.run(["openssl", "req", "-x509", "-new", "-key", pem("key"), "-out", path,
-                        "-subj", "/CN=localhost", "-days", "2"], check=True, capture_output=True)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path, pem("key"))
-        async with scripted([HOLD], tls=context, host="localhost") as server:
-            error = await self.raised(TLSError, asyncget.get(server.url, verify=path),
-                                      "ostname mismatch")
-            self.assertEqual(error.exit_code, 60)
+                self.assertEqual(sent, [mine, then])
 
     async def test_refused_settings(self) -> None:
         """What has come of the session is fit to be shown, and says nothing when it goes; and
         of a rule for retries it is only known later that it gives no seconds.
         """
-        rows: list[dict[str, Any]] = [{"limit": 0}, {"verify": 1}, {"base_url": "x"}]
-        for settings in rows:
+        for settings in table([{"limit": 0}, {"verify": 1}, {"base_url": "x"}]):
             session = Session.__new__(Session)
             with self.subTest(settings), self.assertRaises((TypeError, ValueError)):
                 Session.__init__(session, **settings)
@@ -5702,16 +5654,14 @@ class TrustAndSecrets(AsyncCase):
 
     MARK = "s3CrEtMaRk"
     WRITTEN = [
-        "http://me:{}@h.test/", "http://me:a/{}@h.test/", "http://me:a#{}@h.test/",
-        "http://me:a?{}@h.test/", "http://me:a@{}@h.test/", "http://{}@h.test/",
-        "http://{}:@h.test/", "http://me:{}\\@h.test/", "http://me:{}@[::1/", "http://me:{}@",
-        "http://me:{}%zz@h.test/", "http://me:{}@h.test:99999/", "http://me:{}@h.test/\x01",
-        "http://me:{}@h .test/", "ftp://me:{}@h.test/", "//me:{}@h.test/", "http:/me:{}@h.test/",
-        "http:me:{}@h.test", "me:{}@h.test", "http://me:é{}@h.test/", "http://me:{}@127.1/",
-        "http://me:{}@h.test/" + "x" * 70_000, "http://me:\udc80{}@h.test/",
-        " http://me:{}@h.test/ ", "http://[{}@h.test/", "http://me:[{}]@h.test/",
-        "http://me:{}@h:x/", "http://me:{}/x@h/", "http://{}\n@h/", "http://me:{}?@h/",
-        "http://u:" + "x" * 90 + "{}" + "x" * 500 + "@\n"]
+        *(f"http://me:{end}" for end in (
+            "{}@h.test/", "a/{}@h.test/", "a#{}@h.test/", "a?{}@h.test/", "a@{}@h.test/",
+            "{}\\@h.test/", "{}@[::1/", "{}@", "{}%zz@h.test/", "{}@h.test:99999/", "{}@h.test/\x01",
+            "{}@h .test/", "é{}@h.test/", "{}@127.1/", "{}@h.test/" + "x" * 70_000,
+            "\udc80{}@h.test/", "[{}]@h.test/", "{}@h:x/", "{}/x@h/", "{}?@h/")),
+        "http://{}@h.test/", "http://{}:@h.test/", "ftp://me:{}@h.test/", "//me:{}@h.test/",
+        "http:/me:{}@h.test/", "http:me:{}@h.test", "me:{}@h.test", " http://me:{}@h.test/ ",
+        "http://[{}@h.test/", "http://{}\n@h/", "http://u:" + "x" * 90 + "{}" + "x" * 500 + "@\n"]
 
     def assertHidden(self, *texts: Any) -> None:
         for text in texts:
@@ -5750,30 +5700,29 @@ class TrustAndSecrets(AsyncCase):
             await self.asked("http://h.test/x", {"proxy": url})
             if re.search("[\1\n]|^http:/m", url):
                 continue
-            for to in (url, url.replace("http:", "", 1)):
-                where = b"Location: " + to.encode("utf-8", "surrogateescape")
-                for fields in ([where], [where, b"Location: /b"]):
-                    got = response(fields=fields, status=b"HTTP/1.1 302 F", url=str(BASE))
-                    try:
-                        following = next_request(Request(BASE, ()), got, asyncget.DEFAULTS)
-                        self.assertHidden(following, following and following.url)
-                    except AsyncGetError as error:
-                        self.hidden_error(error)
+            for to, more in table((url, url.replace("http:", "", 1)), ([], [b"Location: /b"])):
+                fields = [b"Location: " + to.encode("utf-8", "surrogateescape"), *more]
+                got = response(fields=fields, status=b"HTTP/1.1 302 F", url=str(BASE))
+                try:
+                    following = next_request(Request(BASE, ()), got, asyncget.DEFAULTS)
+                    self.assertHidden(following, following and following.url)
+                except AsyncGetError as error:
+                    self.hidden_error(error)
 
     async def test_values(self) -> None:
         """In fields, cookies, parameters: refused ones as well."""
         for bad in ("", "\n", "\0", "\ud800", ";\x7f", ":\x01"):
             value = self.MARK + bad
-            names = ("X-Key", "Cookie", "Proxy-Authorization", "Connection")
-            rows: list[dict[str, Any]] = [
-                *[{"headers": {name: value}} for name in names], {"headers": value},
-                {"headers": {f"X: {value}": "y"}},
-                {"headers": {"X": value.encode("utf-8", "surrogatepass")}},
-                *[{"auth": auth} for auth in (value, ("me", value), (value, "x"), [value], {value: 1})],
-                {"cookies": {"a": value}}, {"params": {"key": value}}, {"params": [("key", value)]},
-                {"params": value}, {"cert": ("c", "k", value)}, {"proxy": f"http://me:{value}@p.test"},
-                {"proxy": f"socks5://me:{value * 30}@p.test"}, {"proxy": f"gopher://me:{value}@p.test"}]
-            for settings, own in itertools.product(rows, (False, True)):
+            for settings, own in table([
+                    *[{"headers": {name: value}} for name in (
+                        "X-Key", "Cookie", "Proxy-Authorization", "Connection")],
+                    {"headers": value}, {"headers": {f"X: {value}": "y"}},
+                    {"headers": {"X": value.encode("utf-8", "surrogatepass")}},
+                    *[{"auth": auth} for auth in (value, ("me", value), (value, "x"), [value], {value: 1})],
+                    {"cookies": {"a": value}}, {"params": {"key": value}}, {"params": [("key", value)]},
+                    {"params": value}, {"cert": ("c", "k", value)}, *[{"proxy": proxy} for proxy in (
+                        f"http://me:{value}@p.test", f"socks5://me:{value * 30}@p.test",
+                        f"gopher://me:{value}@p.test")]], (False, True)):
                 await self.asked("http://h.test/", settings, own)
         there = parse_url(f"http://me:{self.MARK}@h.test/")
         route = asyncget.Route(there.origin, None, parse_proxy(f"me:{self.MARK}@p", "x"), None, None)
@@ -5797,14 +5746,13 @@ class TrustAndSecrets(AsyncCase):
         transfer: Any = types.SimpleNamespace(
             options=parse_arguments(["-v"]), mode="",
             command=types.SimpleNamespace(say=lambda *words: said.append(" ".join(words))))
-        for line in self.SHOWN:
+        for line, kind in table(self.SHOWN, (str, str.encode)):
             wire = f"HTTP/1.1 302 F\r\nX: 1\r\n{line.format(self.MARK)}\r\nX-Cookie: 2\r\n\r\n"
-            for kind in (wire, wire.encode()):
-                with self.subTest(line):
-                    said.clear()
-                    asyncget.Transfer.trace(transfer, "<", kind)
-                    self.assertHidden(*said)
-                    self.assertIn("< X-Cookie: 2", said)
+            with self.subTest(line):
+                said.clear()
+                asyncget.Transfer.trace(transfer, "<", kind(wire))
+                self.assertHidden(*said)
+                self.assertIn("< X-Cookie: 2", said)
 
     def test_the_command(self) -> None:
         """Each URL alone and beside another: errors, -w, -v, the waterfall, and no traceback."""
@@ -5907,10 +5855,8 @@ class InFolder(Tables):
 
     def read(self, name: str) -> Any:
         """What a file there holds; None if there is none."""
-        try:
-            return Path(self.folder, name).read_bytes()
-        except FileNotFoundError:
-            return None
+        path = Path(self.folder, name)
+        return path.read_bytes() if path.exists() else None
 
     def write(self, name: str, data: bytes) -> str:
         Path(self.folder, name).write_bytes(data)
@@ -5958,20 +5904,14 @@ class OnDisk(InFolder, AsyncCase):
         self.assertEqual((self.read(self.path), self.names()), (body, ["f"]))
         os.unlink(self.path)
 
-    @contextlib.contextmanager
-    def fails(self, said: str) -> Iterator[None]:
+    async def fails(self, said: str, *args: Any, **options: Any) -> None:
         """What the file system refuses is told in a line, with curl's code."""
-        with self.assertRaises(AsyncGetError) as caught:
-            yield
-        self.assertEqual(caught.exception.exit_code, 23)
-        self.assertIn(said, str(caught.exception))
-        self.assertNotIn("\n", str(caught.exception))
+        error = await self.raised(AsyncGetError, self.get(*args, **options), said, exit_code=23)
+        self.assertNotIn("\n", str(error))
 
-    async def refused(self, said: str, path: Any = None, *, asks: int | None = 0,
-                      **options: Any) -> None:
+    async def refused(self, said: str, path: Any = None, *, asks: Any = 0, **options: Any) -> None:
         async with giving(answer(WHOLE)) as server:
-            with self.fails(said):
-                await self.get(server.url, path, **options)
+            await self.fails(said, server.url, path, **options)
         self.assertIn(len(server.requests), (asks,) if asks is not None else (0, 1))
 
 
@@ -5982,18 +5922,17 @@ class Section17Downloads(OnDisk):
 
     def test_strong_validator(self) -> None:
         monday, later = self.monday, self.later
-        none: list[dict[str, str]] = [
-            {}, *({"ETag": text} for text in (
-                'W/"a"', "a", '"a" ', '"a", "b"', '"a"b"', '"é"', '"\x01"')),
-            *({"ETag": text, "Last-Modified": monday, "Date": later} for text in ('W/"a"', "")),
-            *({"Last-Modified": text, "Date": later} for text in (
-                "soon", "0", "Mon, 99 Xyz 2023 10:00:00 GMT", monday + "\x01")),
-            {"Last-Modified": monday, "Date": "Mon, 02 Jan 2023 10:00:59 GMT"},
-            {"Last-Modified": later, "Date": monday}, {"Last-Modified": monday},
-            {"Last-Modified": monday, "Date": "soon"}]
         self.alike(lambda fields: asyncget.strong_validator(Headers(fields.items())), [
             ({"ETag": '"a"'}, '"a"'), ({"Last-Modified": monday, "Date": later}, monday),
-            *((fields, "") for fields in none)])
+            *((fields, "") for fields in table([
+                {}, *({"ETag": text} for text in (
+                    'W/"a"', "a", '"a" ', '"a", "b"', '"a"b"', '"é"', '"\x01"')),
+                *({"ETag": text, "Last-Modified": monday, "Date": later} for text in ('W/"a"', "")),
+                *({"Last-Modified": text, "Date": later} for text in (
+                    "soon", "0", "Mon, 99 Xyz 2023 10:00:00 GMT", monday + "\x01")),
+                {"Last-Modified": monday, "Date": "Mon, 02 Jan 2023 10:00:59 GMT"},
+                {"Last-Modified": later, "Date": monday}, {"Last-Modified": monday},
+                {"Last-Modified": monday, "Date": "soon"}]))])
 
     def test_sidecar(self) -> None:
         """It says of which version the bytes are; torn anywhere, it says nothing."""
@@ -6012,10 +5951,8 @@ class Section17Downloads(OnDisk):
             ('"v1"', "None", unsized(b"", V1)),
             ('"v1"', "None", unsized(b"", V1, "Transfer-Encoding: chunked")),
             (self.monday, "11", answer(WHOLE, *dated)),
-            ("", "11", answer(WHOLE, 'ETag: W/"v1"')),
-            ("", "11", answer(WHOLE, f'ETag: "{"x" * 999}"')),
-            ("", "11", answer(WHOLE, V1, status="206 X")),
-            ("", "11", answer(WHOLE, V1, status="404 X")),
+            *(("", "11", answer(WHOLE, f"ETag: {tag}")) for tag in ('W/"v1"', f'"{"x" * 999}"')),
+            *(("", "11", answer(WHOLE, V1, status=status)) for status in ("206 X", "404 X")),
             ("", "None", answer(WHOLE, V1, "Content-Encoding: gzip"))]:
             with self.subTest(wire):
                 asyncget.write_sidecar(self.part, parsed(wire))
@@ -6038,35 +5975,34 @@ class Section17Downloads(OnDisk):
             return answer(body, f"Content-Range: {text}", *fields, status="206 X")
 
         fitting = functools.partial(rest, "bytes 5-10/11")
-        right = [
-            (ours, fitting()), (ours, fitting(V1)), (ours, rest("Bytes 5-10/11")),
-            (ours, fitting("Content-Encoding: identity")), (ours, fitting(monday)),
-            (untold, fitting()), (dated, fitting(monday, V2)),
-            (full, unmet("bytes */11")), (full, unmet("bytes */11", V1)),
-            (untold, unmet("bytes */5"))]
-        wrong = [
-            *((ours, fitting(field)) for field in (
-                V2, 'ETag: W/"v1"', span, "Content-Encoding: gzip")),
-            (ours, fitting(V1, V2)), (dated, fitting(f"Last-Modified: {self.later}", V2)),
-            (ours._replace(source=elsewhere), fitting()),
-            (ours, fitting(body=b" world!")), (ours, fitting(body=b" worl")),
-            (ours, rest("bytes 5-11/12", body=b" world!")), (ours, rest("bytes 5-7/11", body=b" wo")),
-            (ours, rest("bytes 4-10/11", body=b"o world")), (ours, rest("bytes 0-10/11", body=WHOLE)),
-            (full._replace(length="None"), rest("bytes 11-10/11", body=b"")),
-            *((ours, rest(text)) for text in (
-                "bytes 5-4/11", "bytes +5-10/11", "bytes=5-10/11", "bytes 5 - 10/11", "5-10/11",
-                "", "bytes 5-/11", "bytes 05-10/11", "lines 5-10/11", "bytes 5-10",
-                "bytes 5-10/*", "bytes */11", "bytes 5-10/1" + "0" * 5000)),
-            (ours, answer(b" world", status="206 X")),
-            # where does it end?
-            (ours, unsized(b"", span, "Transfer-Encoding: chunked", status="206 X")),
-            (ours, unsized(b"", span, status="206 X")),
-            (untold, unsized(b"", "Content-Range: bytes */5", status="206 X")),
-            (full, unmet("bytes */11", V2)), (full._replace(source=elsewhere), unmet("bytes */11")),
-            (ours, unmet("bytes */3")), (ours, unmet("bytes */11")),
-            (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))]
-        self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None,
-                   [*((row, True) for row in right), *((row, False) for row in wrong)])
+        self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None, [
+            *((row, True) for row in [
+                (ours, fitting()), (ours, fitting(V1)), (ours, rest("Bytes 5-10/11")),
+                (ours, fitting("Content-Encoding: identity")), (ours, fitting(monday)),
+                (untold, fitting()), (dated, fitting(monday, V2)),
+                (full, unmet("bytes */11")), (full, unmet("bytes */11", V1)),
+                (untold, unmet("bytes */5"))]),
+            *((row, False) for row in [
+                *((ours, fitting(field)) for field in (
+                    V2, 'ETag: W/"v1"', span, "Content-Encoding: gzip")),
+                (ours, fitting(V1, V2)), (dated, fitting(f"Last-Modified: {self.later}", V2)),
+                (ours._replace(source=elsewhere), fitting()),
+                (ours, fitting(body=b" world!")), (ours, fitting(body=b" worl")),
+                (ours, rest("bytes 5-11/12", body=b" world!")), (ours, rest("bytes 5-7/11", body=b" wo")),
+                (ours, rest("bytes 4-10/11", body=b"o world")), (ours, rest("bytes 0-10/11", body=WHOLE)),
+                (full._replace(length="None"), rest("bytes 11-10/11", body=b"")),
+                *((ours, rest(text)) for text in (
+                    "bytes 5-4/11", "bytes +5-10/11", "bytes=5-10/11", "bytes 5 - 10/11", "5-10/11",
+                    "", "bytes 5-/11", "bytes 05-10/11", "lines 5-10/11", "bytes 5-10",
+                    "bytes 5-10/*", "bytes */11", "bytes 5-10/1" + "0" * 5000)),
+                (ours, answer(b" world", status="206 X")),
+                # where does it end?
+                (ours, unsized(b"", span, "Transfer-Encoding: chunked", status="206 X")),
+                (ours, unsized(b"", span, status="206 X")),
+                (untold, unsized(b"", "Content-Range: bytes */5", status="206 X")),
+                (full, unmet("bytes */11", V2)), (full._replace(source=elsewhere), unmet("bytes */11")),
+                (ours, unmet("bytes */3")), (ours, unmet("bytes */11")),
+                (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))])])
 
     def test_source(self) -> None:
         """The URL asked for and the one that answered, this one without what was signed."""
@@ -6082,49 +6018,29 @@ class Section17Downloads(OnDisk):
 
     def test_whose_coding(self) -> None:
         """One that the file's name or type announces is the file's own; another is undone."""
-        for own, name, url, kind, coding in [
-            (True, "a.tar.gz", "", "application/octet-stream", "gzip"),
-            (True, "A.TGZ", "", "", "GZIP"), (True, "a.svgz", "", "image/svg+xml", "gzip"),
-            (True, "a", "a.tar.gz?sign=1", "", "x-gzip"), (True, "a", "", "application/gzip", "gzip"),
-            (True, "a", "", "Application/X-Gzip; x=y", "gzip"),
-            (True, "a", "", "application/x-tar", "gzip"), (True, "a.tzst", "", "", "zstd"),
-            (True, "a", "", "application/zstd", "zstd"), (False, "a.gz.html", "", "text/html", "gzip"),
-            (False, "a.tar", "f?a.gz#b.gz", "text/plain", "x-gzip"),
-            (False, "a.zst", "", "application/zstd", "gzip")]:
-            for status in ("200 OK", "404 X"):
-                fields = f"Content-Type: {kind}", f"Content-Encoding: {coding}"
-                with self.subTest(name, url=url, fields=fields, status=status):
-                    response = parsed(answer(b"", *fields, status=status), "http://h.test/" + url)
-                    asyncget.leave_own_coding(response, f"/b/{name}")
-                    self.assertEqual(not asyncget.is_coded(response), own and status == "200 OK")
-
-    async def test_whole(self) -> None:
-        seen: list[Any] = []
-
-        async def progress(size: int, total: int | None) -> None:
-            seen.append((size, total))
-
-        for wire, body, last in [
-                (answer(WHOLE, V1), WHOLE, (11, 11)), (answer(b""), b"", (0, 0)),
-                (CHUNKED + b"b\r\nhello world\r\n0\r\n\r\n", WHOLE, (11, None)),
-                (unsized(WHOLE), WHOLE, (11, None)),
-                (answer(GZIPPED, "Content-Encoding: gzip"), WHOLE, (11, None))]:
-            with self.subTest(wire):
-                seen[:] = []
-                async with giving(wire) as server:
-                    got = await self.get(server.url, Path(self.path), progress=progress,
-                                         on_response=seen.append)
-                self.assertEqual((got.status_code, seen[-1], seen[:2]),
-                                 (200, last, [got, (0, last[1])]))  # where it begins is told, too
-                self.assert_whole(body)
+        for (own, name, url, kind, coding), status in table([
+                (True, "a.tar.gz", "", "application/octet-stream", "gzip"),
+                (True, "A.TGZ", "", "", "GZIP"), (True, "a.svgz", "", "image/svg+xml", "gzip"),
+                (True, "a", "a.tar.gz?sign=1", "", "x-gzip"), (True, "a", "", "application/gzip", "gzip"),
+                (True, "a", "", "Application/X-Gzip; x=y", "gzip"),
+                (True, "a", "", "application/x-tar", "gzip"), (True, "a.tzst", "", "", "zstd"),
+                (True, "a", "", "application/zstd", "zstd"), (False, "a.gz.html", "", "text/html", "gzip"),
+                (False, "a.tar", "f?a.gz#b.gz", "text/plain", "x-gzip"),
+                (False, "a.zst", "", "application/zstd", "gzip")], ("200 OK", "404 X")):
+            fields = f"Content-Type: {kind}", f"Content-Encoding: {coding}"
+            with self.subTest(name, url=url, fields=fields, status=status):
+                response = parsed(answer(b"", *fields, status=status), "http://h.test/" + url)
+                asyncget.leave_own_coding(response, f"/b/{name}")
+                self.assertEqual(not asyncget.is_coded(response), own and status == "200 OK")
 
     async def test_answers(self) -> None:
         """Whatever comes, the end is one version, or a partial file that has lost nothing; and
-        each try has the call's headers, which can be read but once.
+        each try has the call's headers, which can be read but once. Where it begins and ends is
+        told, too.
         """
         begun, other, weak = answer(WHOLE, V1), piece(4), answer(WHOLE, 'ETag: W/"v1"')
         gone, busy = answer(status="404 X"), answer(status="503 X")
-        any_status = {"any_status": True}
+        any_status, half = {"any_status": True}, WHOLE[:5]
 
         def for_ever(head: bytes) -> bytes:  # it breaks off and is bad at ranges
             return piece(4) if field(head, "Range") else begun[:-6]
@@ -6133,57 +6049,69 @@ class Section17Downloads(OnDisk):
             return {"retries": tried(times), **options}
 
         # What lies there, answers, settings; what is asked for; the file, or an error and the part.
-        rows: list[tuple[bytes, list[Any], dict[str, Any], list[str], Any, Any]] = [
-            (WHOLE[:5], [piece(5)], {}, ["5-"], WHOLE, None),
-            (WHOLE[:5], [answer(OTHER, V2)], {}, ["5-"], OTHER, None),
-            (WHOLE[:5], [begun], {}, ["5-"], WHOLE, None),  # no ranges here
-            (WHOLE[:5], [piece(5, OTHER, V2), answer(OTHER, V2)], {}, ["5-", ""], OTHER, None),
-            (WHOLE[:5], [other, begun], {}, ["5-", ""], WHOLE, None),
-            (WHOLE[:5], [other, other], any_status, ["5-", ""], StatusError, WHOLE[:5]),
-            (WHOLE[:5], [other, busy], any_status, ["5-", ""], StatusError, WHOLE[:5]),
-            (WHOLE, [unmet("bytes */11")], {}, ["11-"], WHOLE, None),
-            (WHOLE[:5], [unmet("bytes */3"), answer(b"abc", V2)], {}, ["5-", ""], b"abc", None),
-            (WHOLE[:5], [answer(b"", status="416 X"), begun], {}, ["5-", ""], WHOLE, None),
-            (WHOLE[:5], [gone], any_status, ["5-"], StatusError, WHOLE[:5]),
-            (WHOLE[:5], [unsized(b"", status="304 X")], any_status, ["5-"], StatusError, WHOLE[:5]),
-            (WHOLE[:5], [b"HTTP/1.1 20"], any_status, ["5-"], IncompleteBody, WHOLE[:5]),
-            (WHOLE[:5], [answer(OTHER, V1)], {"resume": False}, [""], OTHER, None),
-            (WHOLE[:5], [gone], {"resume": False, **any_status}, [""], b"ok", None),
-            (WHOLE[:5], [piece(6)], {"headers": {"range": "bytes=6-"}}, ["6-"], b"world", None),
-            # What is not the file: for any_status it is, unless it was a piece of one.
-            (b"", [piece(0)], {}, [""], StatusError, None),
-            (b"", [piece(0)], any_status, [""], StatusError, None),
-            (b"", [gone], {}, [""], StatusError, None), (b"", [gone], any_status, [""], b"ok", None),
-            # Each retry goes on where the last one ended.
-            (b"", [begun[:-8], piece(3)[:-2], piece(9)], again(9), ["", "3-", "9-"], WHOLE, None),
-            (b"", [begun[:-8], piece(3)[:-2], piece(9)[:-1], piece(10)], again(2), ["", "3-", "9-"],
-             IncompleteBody, WHOLE[:10]),
-            (b"", [begun[:-8], piece(3)], {}, [""], IncompleteBody, WHOLE[:3]),
-            (b"", [b"HTTP/1.1 20"], again(2), [""] * 3, IncompleteBody, None),
-            # resume=False is about what an earlier call has left, not about its own bytes
-            (WHOLE[:5], [answer(OTHER, V1)[:-4], piece(8, OTHER)], again(9, resume=False), ["", "8-"],
-             OTHER, None),
-            # To ask for all of the file is a part of the same try.
-            (b"", [begun[:-6], piece(4), begun[:-3], piece(8)], again(2), ["", "5-", "", "8-"],
-             WHOLE, None),
-            (b"", [for_ever], again(2), ["", "5-", "", "5-", ""], IncompleteBody, WHOLE[:5]),
-            (b"", [weak[:-6], answer(OTHER)], again(1), ["", ""], OTHER, None)]
-        seen: list[Any] = []
-        for left, answers, options, asked, outcome, part in rows:
+        seen, notes = list[Any](), list[str]()
+
+        async def progress(size: int, total: int | None) -> None:
+            seen.append((size, total))
+
+        untold = (unsized(WHOLE), answer(GZIPPED, "Content-Encoding: gzip"),  # how long they are
+                  CHUNKED + b"b\r\nhello world\r\n0\r\n\r\n")
+        for left, answers, options, asked, outcome, part in table([
+                (b"", [answer(b"")], {}, [""], b"", None),
+                *((b"", [wire], {}, [""], WHOLE, None) for wire in (begun, *untold)),
+                (half, [piece(5)], {}, ["5-"], WHOLE, None),
+                (half, [answer(OTHER, V2)], {}, ["5-"], OTHER, None),
+                (half, [begun], {}, ["5-"], WHOLE, None),  # no ranges here
+                (half, [piece(5, OTHER, V2), answer(OTHER, V2)], {}, ["5-", ""], OTHER, None),
+                (half, [other, begun], {}, ["5-", ""], WHOLE, None),
+                (half, [other, other], any_status, ["5-", ""], StatusError, WHOLE[:5]),
+                (half, [other, busy], any_status, ["5-", ""], StatusError, WHOLE[:5]),
+                (WHOLE, [unmet("bytes */11")], {}, ["11-"], WHOLE, None),
+                (half, [unmet("bytes */3"), answer(b"abc", V2)], {}, ["5-", ""], b"abc", None),
+                (half, [answer(b"", status="416 X"), begun], {}, ["5-", ""], WHOLE, None),
+                (half, [gone], any_status, ["5-"], StatusError, WHOLE[:5]),
+                (half, [unsized(b"", status="304 X")], any_status, ["5-"], StatusError, WHOLE[:5]),
+                (half, [b"HTTP/1.1 20"], any_status, ["5-"], IncompleteBody, WHOLE[:5]),
+                (half, [answer(OTHER, V1)], {"resume": False}, [""], OTHER, None),
+                (half, [gone], {"resume": False, **any_status}, [""], b"ok", None),
+                (half, [piece(6)], {"headers": {"range": "bytes=6-"}}, ["6-"], b"world", None),
+                # What is not the file: for any_status it is, unless it was a piece of one.
+                (b"", [piece(0)], {}, [""], StatusError, None),
+                (b"", [piece(0)], any_status, [""], StatusError, None),
+                (b"", [gone], {}, [""], StatusError, None), (b"", [gone], any_status, [""], b"ok", None),
+                # Each retry goes on where the last one ended.
+                (b"", [begun[:-8], piece(3)[:-2], piece(9)], again(9), ["", "3-", "9-"], WHOLE, None),
+                (b"", [begun[:-8], piece(3)[:-2], piece(9)[:-1], piece(10)], again(2), ["", "3-", "9-"],
+                 IncompleteBody, WHOLE[:10]),
+                (b"", [begun[:-8], piece(3)], {}, [""], IncompleteBody, WHOLE[:3]),
+                (b"", [b"HTTP/1.1 20"], again(2), [""] * 3, IncompleteBody, None),
+                *((b"", [begun[:-8], busy, b"HTTP", piece(3)[:-2], piece(9)], {"retries": given},
+                   ["", "3-", "3-", "3-", "9-"], WHOLE, None) for given in (4, lambda *_: 0)),
+                # resume=False is about what an earlier call has left, not about its own bytes
+                (half, [answer(OTHER, V1)[:-4], piece(8, OTHER)], again(9, resume=False), ["", "8-"],
+                 OTHER, None),
+                # To ask for all of the file is a part of the same try.
+                (b"", [begun[:-6], piece(4), begun[:-3], piece(8)], again(2), ["", "5-", "", "8-"],
+                 WHOLE, None),
+                (b"", [for_ever], again(2), ["", "5-", "", "5-", ""], IncompleteBody, WHOLE[:5]),
+                (b"", [weak[:-6], answer(OTHER)], again(1), ["", ""], OTHER, None)]):
             own = options.pop("headers", {})
             headers = iter([*own.items(), ("X-Tenant", "7"), ("Accept-Encoding", "gzip")])
-            with self.subTest(answers, left=left, options=options):
+            with self.subTest(answers, left=left, options=options), mock.patch(
+                    "asyncio.sleep", mock.AsyncMock()):
                 self.empty()
                 seen.clear()
                 async with giving(*answers) as server:
                     if left:
                         self.leave(server, left)
-                    call = self.get(server.url, progress=lambda *told: seen.append(told),
-                                    headers=headers, **options)
+                    call = self.get(server.url, Path(self.path), progress=progress, headers=headers,
+                                    on_response=seen.append, **options,
+                                    trace=lambda _, text: notes.append(str(text)[:12]))
                     if isinstance(outcome, bytes):
-                        await call
+                        got = await call
                         self.assert_whole(outcome)
-                        self.assertEqual(seen[-1], (len(outcome),) * 2)
+                        total = None if answers[-1] in untold else len(outcome)
+                        self.assertEqual(seen[-1], (len(outcome), total))
                     else:
                         self.assertEqual((await self.raised(outcome, call)).exit_code,
                                          22 if outcome is StatusError else 18)
@@ -6191,28 +6119,29 @@ class Section17Downloads(OnDisk):
                         kept = [] if part is None else ["f.part", "f.part.meta"]
                         self.assertEqual(self.names(), kept)
                 self.assertEqual(asked_for(server), asked)
-                if answers == [piece(5)]:
-                    self.assertEqual(seen[0], (5, 11))
+                if len(answers) == 1 and isinstance(outcome, bytes):
+                    start = len(left) * (answers in ([piece(5)], [unmet("bytes */11")]))
+                    self.assertEqual(seen[:2], [got, (start, total)])
                 for head in server.requests:
                     self.assertEqual(field(head, "X-Tenant") + field(head, "Accept-Encoding"),
                                      ["7", "identity"])
                     self.assertEqual(field(head, "If-Range"), ['"v1"'] * (
                         not own and field(head, "Range") != []))
+        self.assertEqual(notes.count("trying again"), 2 * 4 + 12)
 
     async def test_cut(self) -> None:
         """What is kept of an answer that ends early, and whether it is gone on from."""
         date = f"Last-Modified: {self.monday}"
         coded = answer(GZIPPED, V1, "Content-Encoding: gzip")[:-4]
-        rows: list[tuple[bytes, dict[str, Any], bytes | None, str]] = [
-            *((answer(WHOLE, V1)[:got - 11], {}, WHOLE[:got], '"v1"') for got in range(11)),
-            (answer(WHOLE, V1)[:-12], {}, None, ""),
-            (answer(WHOLE, date, f"Date: {self.later}")[:-6], {}, WHOLE[:5], self.monday),
-            (unsized(b"5\r\nhello\r\n6\r\n", V1, "Transfer-Encoding: chunked"), {}, WHOLE[:5], '"v1"'),
-            (answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], ""),
-            (answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], ""),
-            # With decode=False: the rest might come in another coding, or in none.
-            (coded, {"decode": False}, GZIPPED[:-4], ""), (coded, {}, WHOLE, "")]
-        for first, options, kept, validator in rows:
+        for first, options, kept, validator in table([
+                *((answer(WHOLE, V1)[:got - 11], {}, WHOLE[:got], '"v1"') for got in range(11)),
+                (answer(WHOLE, V1)[:-12], {}, None, ""),
+                (answer(WHOLE, date, f"Date: {self.later}")[:-6], {}, WHOLE[:5], self.monday),
+                (unsized(b"5\r\nhello\r\n6\r\n", V1, "Transfer-Encoding: chunked"), {}, WHOLE[:5], '"v1"'),
+                (answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], ""),
+                (answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], ""),
+                # With decode=False: the rest might come in another coding, or in none.
+                (coded, {"decode": False}, GZIPPED[:-4], ""), (coded, {}, WHOLE, "")]):
             with self.subTest(first):
                 async with giving(first, good_at_ranges(
                         version=date if validator == self.monday else V1)) as server:
@@ -6238,10 +6167,9 @@ class Section17Downloads(OnDisk):
     async def test_under_any_name(self) -> None:
         """Of 246 bytes and more, there is no room for .part; or one that a coding belongs to."""
         seen: list[Any] = []
-        rows: list[tuple[str, bytes, list[str]]] = [
-            *((name, WHOLE, []) for name in ("x" * 245, "x" * 246, "x" * 255, "x" + "é" * 127)),
-            ("a b.tar.gz", GZIPPED, ["Content-Encoding: x-gzip"])]
-        for name, body, fields in rows:
+        for name, body, fields in table([
+                *((name, WHOLE, []) for name in ("x" * 245, "x" * 246, "x" * 255, "x" + "é" * 127)),
+                ("a b.tar.gz", GZIPPED, ["Content-Encoding: x-gzip"])]):
             path, first = os.path.join(self.folder, name), len(body) - 3
             for chosen in (path, lambda _, path=path: path):
                 with self.subTest(name, chosen=chosen):
@@ -6258,20 +6186,6 @@ class Section17Downloads(OnDisk):
                     os.unlink(path)
         self.assertNotEqual(*(asyncget.part_of("x" * 250 + end) for end in "yz"))
 
-    async def test_a_number_of_retries_or_a_rule(self) -> None:
-        """Which is asked of each outcome: of a status, too."""
-        notes: list[str] = []
-        busy = answer(b"", "Retry-After: 0", status="503 X")
-        for retries in (4, lambda *_: 0):
-            async with giving(answer(WHOLE, V1)[:-8], busy, b"HTTP", piece(3)[:-2],
-                              piece(9)) as server:
-                with mock.patch("asyncio.sleep", mock.AsyncMock()):
-                    await self.get(server.url, retries=retries,
-                                   trace=lambda _, text: notes.append(str(text)))
-            self.assertEqual(asked_for(server), ["", "3-", "3-", "3-", "9-"])
-            self.assert_whole()
-        self.assertEqual(sum(text.startswith("trying again in ") for text in notes), 8)
-
     async def test_silence(self) -> None:
         """A body that stops coming is gone on from, until the deadline for it all."""
         with clock() as busy:
@@ -6279,17 +6193,15 @@ class Section17Downloads(OnDisk):
                 first = first_asked(head)
                 return [good_at_ranges()(head)[:first - 10], 0.02, lambda _: busy(1.1) or b"", HOLD]
 
-            for times, delay, deadline, asked in [
-                (1, 0.0, None, ["", "1-"]),
-                (99, 0.0, 3.0, ["", "1-", "2-"]),
-                (1, 60.0, 3.0, [""]),  # nobody sleeps beyond it
-                (0, 0.0, 1.0, [""])]:
+            for times, delay, deadline, asked in [  # nobody sleeps beyond it
+                    (1, 0.0, None, ["", "1-"]), (99, 0.0, 3.0, ["", "1-", "2-"]),
+                    (1, 60.0, 3.0, [""]), (0, 0.0, 1.0, [""])]:
                 with self.subTest(times=times, delay=delay, deadline=deadline):
                     self.empty()
                     async with giving(one_more) as server:
-                        with self.assertRaises(TimedOut):
-                            await self.get(server.url, timeout=None if deadline == 1.0 else 1.0,
-                                           retries=tried(times, delay), deadline=deadline)
+                        await self.raised(TimedOut, self.get(
+                            server.url, timeout=None if deadline == 1.0 else 1.0,
+                            retries=tried(times, delay), deadline=deadline))
                     self.assertEqual(asked_for(server), asked)
                     self.assertEqual(self.read(self.part), WHOLE[:len(asked)])
 
@@ -6328,45 +6240,50 @@ class Section17Files(OnDisk):
             await self.refused(said, path, asks=1)
         with mock.patch.object(os, "open", side_effect=PermissionError(errno.EACCES, "Not you")):
             await self.refused("Not you", asks=1)
+        with mock.patch.object(os, "access", return_value=False):  # root has it always
+            await self.refused("write-protected", self.write("mine", b"old"))
+        self.assertEqual(self.read("mine"), b"old")
         self.assertTrue(stat.S_ISFIFO(os.stat(pipe).st_mode))
-        self.assertEqual(self.names(), ["d", "dangling", "link", "pipe"])
+        self.assertEqual(self.names(), ["d", "dangling", "link", "mine", "pipe"])
 
     async def test_what_file_systems_lack(self) -> None:
         """Links, as on vfat, locks, room for all that is written at once, or for another file:
-        where one file is mounted, as in a container, nothing can take its place.
+        where one file is mounted, as in a container, nothing can take its place; other modes; and
+        other owners than the folder's, as with bindfs, CIFS or a squashing NFS.
         """
         class Slow(io.FileIO):
             def write(self, data: Any) -> int:
                 return super().write(data[:3])
 
         def slow(path: str, mode: str, **options: Any) -> Any:
-            return Slow(path, mode) if mode == "ab" else open(path, mode, **options)
+            return Slow(path, mode) if "buffering" in options else open(path, mode, **options)
 
         def no(number: int) -> Any:
             return mock.Mock(side_effect=OSError(number, "No"))
 
-        lacks: list[tuple[str, Any]] = [
-            ("nothing", contextlib.nullcontext()),
-            ("links", mock.patch.object(os, "link", no(errno.EPERM))),
-            ("locks", mock.patch("fcntl.flock", no(errno.ENOLCK))),
-            ("room", mock.patch.object(asyncget, "open", slow, create=True)),
-            ("another", mock.patch.object(os, "replace", no(errno.EBUSY)))]
-        for name, patch in lacks:
+        for name, patch in table([
+                ("nothing", contextlib.nullcontext()),
+                ("links", mock.patch.object(os, "link", no(errno.EPERM))),
+                ("locks", mock.patch("fcntl.flock", no(errno.ENOLCK))),
+                ("room", mock.patch.object(asyncget, "open", slow, create=True)),
+                ("modes", mock.patch.object(os, "chmod", no(errno.EPERM))),
+                ("owners", mock.patch.object(os, "geteuid", return_value=os.geteuid() + 1)),
+                ("another", mock.patch.object(os, "replace", no(errno.EBUSY)))]):
             with self.subTest(name), patch:
                 self.empty(f=b"mine")
                 await self.refused("exists", overwrite=False)
                 self.assertEqual((self.names(), self.read(self.path)), (["f"], b"mine"))
                 inode = os.stat(self.path).st_ino
-                async with giving(answer(WHOLE, V1)) as server:
+                async with giving(answer(WHOLE, V1)[:-3], piece(8), answer(WHOLE, V1)) as server:
+                    await self.raised(IncompleteBody, self.get(server.url))
                     for overwrite in (True, False):
                         await self.get(server.url, overwrite=overwrite)
                         if overwrite:
                             self.assertEqual(os.stat(self.path).st_ino == inode, name == "another")
                         self.assertEqual(os.stat(self.path).st_nlink, 1)
                         self.assert_whole()
-                    with self.fails("exists"):  # since then
-                        await self.get(server.url, overwrite=False,
-                                       progress=lambda *_: self.write(self.path, b"mine"))
+                    await self.fails("exists", server.url, overwrite=False,  # since then
+                                     progress=lambda *_: self.write(self.path, b"mine"))
                 self.assertEqual((self.read(self.path), self.read(self.part)), (b"mine", WHOLE))
 
     async def test_what_is_not_ours_is_left_alone(self) -> None:
@@ -6376,26 +6293,21 @@ class Section17Files(OnDisk):
         mine, theirs = {part: b"mine"}, {"fictim": b"mine", meta: valid}
         ours = {**mine, meta: valid}
 
-        def hold() -> None:  # a pipe with a writer, who writes nothing
-            held.append(os.open(self.meta, os.O_RDWR | os.O_NONBLOCK))
-
-        rows: list[tuple[dict[str, bytes], Callable[[], Any] | None]] = [
-            *((files, None) for files in (
-                mine, {part: b"|"}, {meta: b"|"}, {meta: b"mine"}, {part: b"->fictim"},
-                {meta: b"->fictim"}, {**theirs, part: b"->fictim"}, {**theirs, part: b"=>fictim"},
-                {**ours, "f": b"=>f.part"})),  # killed between link and unlink
-            *(({**mine, meta: text}, None) for text in (
-                b"", valid[:-1], b"W/" + valid, bytes(range(256)), b"|")),
-            *(({**one, "fictim": valid, meta: to}, None)
-              for one in ({}, mine) for to in (b"->fictim", b"=>fictim")),
-            ({**mine, meta: b"|"}, hold), (ours, lambda: os.truncate(self.meta, 1 << 33))]
-        if hasattr(os, "geteuid") and os.geteuid() == 0:
-            rows += [(ours, functools.partial(os.chown, name, 65534, 65534))
-                     for name in (self.part, self.meta)]
-        else:
-            print("files of another user: only root can make them", file=sys.stderr)
-        for (files, plant), options in itertools.product(rows, (
-                {}, {"resume": False, "retries": tried(1)})):
+        for (files, plant), options in table([
+                *((files, None) for files in (
+                    mine, {part: b"|"}, {meta: b"|"}, {meta: b"mine"}, {part: b"->fictim"},
+                    {meta: b"->fictim"}, {**theirs, part: b"->fictim"}, {**theirs, part: b"=>fictim"},
+                    {**ours, "f": b"=>f.part"})),  # killed between link and unlink
+                *(({**mine, meta: text}, None) for text in (
+                    b"", valid[:-1], b"W/" + valid, bytes(range(256)), b"|")),
+                *(({**one, "fictim": valid, meta: to}, None)
+                  for one in ({}, mine) for to in (b"->fictim", b"=>fictim")),
+                ({**mine, meta: b"|"}, lambda: held.append(  # with a writer, who writes nothing
+                    os.open(self.meta, os.O_RDWR | os.O_NONBLOCK))),
+                (ours, lambda: os.truncate(self.meta, 1 << 33)),
+                *((ours, functools.partial(os.chown, name, 65534, 65534))
+                  for name in (self.part, self.meta) if os.geteuid() == 0)],  # root alone can
+                ({}, {"resume": False, "retries": tried(1)})):
             with self.subTest(files, plant=plant, options=options):
                 self.empty(**files)
                 if plant:
@@ -6415,40 +6327,47 @@ class Section17Files(OnDisk):
 
     async def test_only_what_was_written_is_published(self) -> None:
         part, other, do = self.part, self.path + "2", functools.partial
-        rows: list[list[Callable[[], Any]]] = [
-            [do(self.write, other, WHOLE), do(os.replace, other, part)],
-            [do(os.unlink, part)], [do(os.unlink, part), do(self.write, part, b"he")],
-            [do(os.rename, part, other), do(os.symlink, other, part)], [do(os.link, part, other)],
-            [do(os.truncate, part, 12)], [do(os.truncate, part, 3)]]
-        for steps, old in itertools.product(rows, (b"old", None)):
+        for steps, old in table([
+                [do(self.write, other, WHOLE), do(os.replace, other, part)],
+                [do(os.unlink, part)], [do(os.unlink, part), do(self.write, part, b"he")],
+                [do(os.rename, part, other), do(os.symlink, other, part)], [do(os.link, part, other)],
+                [do(os.truncate, part, 12)], [do(os.truncate, part, 3)]], (b"old", None)):
             with self.subTest(steps, old=old):
                 self.empty(**({"f": old} if old else {}))
                 once = iter(steps)
                 async with giving(answer(WHOLE)) as server:
-                    with self.fails(""):
-                        await self.get(server.url, overwrite=bool(old),
-                                       progress=lambda *_: [step() for step in once])  # noqa: B023
+                    await self.fails("", server.url, overwrite=bool(old),
+                                     progress=lambda *_: [step() for step in once])  # noqa: B023
                 self.assertEqual(self.read(self.path), old)
 
     async def test_mode(self) -> None:
-        """A private file stays private when it is replaced, while that goes on, too."""
+        """A private file stays private when it is replaced, while that goes on, too; and of a
+        service's file that root renews, the owner stays.
+        """
         def mode(path: str) -> int:
             return stat.S_IMODE(os.stat(path).st_mode)
 
         seen: set[int] = set()
         self.addCleanup(os.umask, os.umask(0o022))
-        for old, left, expected in [(None, False, 0o644), (0o600, False, 0o600),
-                                    (0o600, True, 0o600), (0o755, False, 0o755), (0o4755, False, 0o755)]:
+        root = os.geteuid() == 0  # who alone gives files away
+        for old, left, expected, owner in table([
+                (None, False, 0o644, None), (0o600, False, 0o600, None), (0o600, True, 0o600, None),
+                (0o755, False, 0o755, None), (0o4755, False, 0o755, None),
+                (0o640, False, 0o640, (65534, 33) if root else None)]):
             seen.clear()
-            with self.subTest(old=old, left=left):
+            with self.subTest(old=old, left=left, owner=owner):
                 async with giving(piece(5) if left else answer(WHOLE, V1)) as server:
                     if left:
                         self.leave(server)  # 0644
                     if old is not None:
                         self.write(self.path, b"old")
                         os.chmod(self.path, old)
+                    if owner:
+                        os.chown(self.path, *owner)
                     await self.get(server.url, progress=lambda *_: seen.add(mode(self.part)))
+                    found = os.stat(self.path)
                 self.assertEqual((seen, mode(self.path)), ({expected}, expected))
+                self.assertIn(owner, (None, (found.st_uid, found.st_gid)))
                 self.assert_whole()
         self.empty(fictim=b"su", f=b"->fictim")
         os.chmod(self.victim, 0o755)  # what is behind a link lends its mode to nobody
@@ -6460,13 +6379,10 @@ class Section17Files(OnDisk):
     async def test_full_disk(self) -> None:
         """The part that fits stays, and is gone on from when there is room."""
         body = os.urandom(300_000)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
         async with giving(good_at_ranges(body)) as server:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-            with self.fails("too large"):
-                await self.get(server.url)
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            self.limit(resource.RLIMIT_FSIZE, 100_000)
+            await self.fails("too large", server.url)
+            self.limit(resource.RLIMIT_FSIZE)
             self.assertEqual(self.read(self.part), body[:100_000])
             await self.get(server.url)
         self.assertEqual(asked_for(server), ["", "100000-"])
@@ -6508,26 +6424,17 @@ class Section17Files(OnDisk):
 
         async with giving(answer(WHOLE), more_there) as server:
             self.leave(server)
-            with mock.patch.object(fcntl, "flock", rename_and_lock), self.fails(""):
-                await self.get(server.url, resume=False)
+            with mock.patch.object(fcntl, "flock", rename_and_lock):
+                await self.fails("", server.url, resume=False)
             self.assertEqual((self.read(self.victim), self.read(self.part)), (WHOLE[:5], b"hell"))
             self.leave(server)
-            with self.fails(""):
-                await self.get(server.url)
+            await self.fails("", server.url)
         self.assertEqual((self.read(self.part), self.read(self.path)), (WHOLE[:6], None))
 
 
 @unittest.skipIf(sys.platform == "win32", "Windows has other owners")
 class Owners(OnDisk):
-    """Whose a file is, and what it allows, stays; and not every mount tells it truly."""
-
-    async def test_a_mount_that_shows_another_owner(self) -> None:
-        """All files are its folder's owner's, as with bindfs, CIFS or a squashing NFS."""
-        async with scripted([READ, answer(WHOLE, V1)[:-3], CLOSE], [READ, piece(8)]) as server:
-            with mock.patch.object(os, "geteuid", return_value=os.geteuid() + 1):
-                await self.raised(IncompleteBody, self.get(server.url))
-                await self.get(server.url)
-        self.assert_whole()
+    """Whose a file is."""
 
     @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid() == 0, "only root gives files away")
     async def test_what_others_have_left(self) -> None:
@@ -6536,8 +6443,7 @@ class Owners(OnDisk):
             self.leave(server, b"their")
             for name in (self.part, self.meta, self.folder):
                 os.chown(name, 65534, 65534)
-            with self.fails("not of our making"):
-                await self.get(server.url)
+            await self.fails("not of our making", server.url)
 
     async def test_a_link_of_anothers_is_not_written_through(self) -> None:
         """In a folder like /tmp it cannot be replaced."""
@@ -6566,42 +6472,17 @@ class Owners(OnDisk):
                 await self.get(server.url, overwrite=False)
         self.assert_whole()
 
-    async def test_a_mount_that_refuses_other_modes(self) -> None:
-        self.write(self.path, b"old")
-        async with giving(answer(WHOLE)) as server:
-            with mock.patch.object(os, "chmod", side_effect=PermissionError("by the mount")):
-                await self.get(server.url)
-        self.assert_whole()
-
-    async def test_write_protected(self) -> None:
-        self.write(self.path, b"old")
-        with mock.patch.object(os, "access", return_value=False):  # root has it always
-            await self.refused("write-protected")
-        self.assertEqual(self.read(self.path), b"old")
-
-    @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid() == 0, "only root gives files away")
-    async def test_root_renews_a_services_file(self) -> None:
-        self.write(self.path, b"old")
-        os.chmod(self.path, 0o640)
-        os.chown(self.path, 65534, 33)
-        async with giving(answer(WHOLE)) as server:
-            await self.get(server.url)
-        found = os.stat(self.path)
-        self.assertEqual((found.st_uid, found.st_gid, found.st_mode & 0o777), (65534, 33, 0o640))
-        self.assert_whole()
-
 
 class Killed(BaseException):
     """The process is gone: nothing of ours runs after this."""
 
 
-class Steps:
-    """Counts what is done to the disk, and ends it all before (or amid) the n-th thing."""
+class EveryStep(OnDisk):
+    """A kill before each single thing that is done to the disk, or in the middle of it."""
 
-    def __init__(self, last: int) -> None:
-        self.left = last
+    left = 0  # things that are done until then
 
-    def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def step(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def stepped(*args: Any, **options: Any) -> Any:
             self.left -= 1
             if self.left < 0:
@@ -6613,29 +6494,25 @@ class Steps:
         """A file to which each half of what is written is a step."""
         if mode == "rb":
             return open(path, mode, **options)
-        file: Any = self.before(io.FileIO)(path, mode, opener=options.get("opener"))
-        write, file.truncate = file.write, self.before(file.truncate)
+        file: Any = self.step(io.FileIO)(path, mode, opener=options.get("opener"))
+        write, file.truncate = file.write, self.step(file.truncate)
 
         def halves(data: Any) -> Any:
             half = len(data) // 2
-            return write(data[:half]) + self.before(write)(data[half:])
+            return write(data[:half]) + self.step(write)(data[half:])
 
         file.write = halves
         return file
 
-
-class EveryStep(OnDisk):
-    """A kill before each single thing that is done to the disk, or in the middle of it."""
-
     async def killed(self, last: int, server: Server, overwrite: bool) -> bool:
         """Whether that step was reached."""
-        steps = Steps(last)
-        stepped: Any = {name: steps.before(getattr(os, name))
+        self.left = last
+        stepped: Any = {name: self.step(getattr(os, name))
                         for name in ("unlink", "replace", "link", "fsync", "chmod")}
         with contextlib.suppress(Killed), mock.patch.multiple(os, **stepped), \
-                mock.patch.object(asyncget, "open", steps.open, create=True):
+                mock.patch.object(asyncget, "open", self.open, create=True):
             await self.get(server.url, overwrite=overwrite)
-        return steps.left < 0
+        return self.left < 0
 
     async def test_every_step(self) -> None:
         for name, overwrite, old, left, body, version in [
@@ -6827,8 +6704,7 @@ class Folder(InFolder):
     def contents(self) -> dict[str, bytes]:
         return {name: self.read(name) for name in self.names() if os.path.isfile(self.path(name))}
 
-    def get(self, line: str, *more: str, stdin: bytes = b"", stdout: Any = None,
-            **env: str) -> subprocess.CompletedProcess[bytes]:
+    def get(self, line: str, *more: str, stdin: bytes = b"", stdout: Any = None, **env: str) -> Any:
         """Run the command with the words of a line, cut at each blank, and more that have some."""
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
@@ -6844,14 +6720,14 @@ class Folder(InFolder):
             return subprocess.CompletedProcess(line, code, files[1].read(),
                                                SLOW_STEP.sub(b"", files[2].read()))
 
-    def leaves(self, line: str, before: Mapping[str, bytes], code: int,
-               after: Mapping[str, bytes]) -> Any:
+    def leaves(self, line: str, before: Any, code: int, after: Any, **how: Any) -> Any:
         """Run a line where these files are; check the exit code, and what is there then."""
         with self.subTest(line, before=before):
             self.empty(**before)
-            done = self.get(line)
+            done = self.get(line, **how)
             self.assertEqual((done.returncode, self.contents()), (code, after), done.stderr)
         return done
+
 
 class Section20Files(Folder):
     """What the command leaves in files, and in stdout, which may be one."""
@@ -6866,18 +6742,16 @@ class Section20Files(Folder):
 
     # ---- every writer writes all, or the exit code is 23
 
-    WRITERS = (
-        "{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/", "-o f -c - {u}/",
-        "--help all", "-sS -w %output{/dev/full}x -o f {u}/", "-o /dev/full {u}/",
-        "-i -o /dev/full {u}/", "-D /dev/full -o f {u}/", "-c /dev/full -o f {u}/",
-        "--etag-save /dev/full -o f {u}/")
-
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
     def test_full_device(self) -> None:
         body = os.urandom(100_000).replace(b"\0", b"0")
         self.server.plays({
             "/": ok(body, 'ETag: "v1"', "Set-Cookie: a=b", "X-Long: " + "x" * 9000)})
-        for line in self.WRITERS:
+        for line in (
+                "{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/",
+                "-o f -c - {u}/", "--help all", "-sS -w %output{/dev/full}x -o f {u}/",
+                "-o /dev/full {u}/", "-i -o /dev/full {u}/", "-D /dev/full -o f {u}/",
+                "-c /dev/full -o f {u}/", "--etag-save /dev/full -o f {u}/"):
             stdout = os.devnull if "/dev/full" in line else "/dev/full"
             with self.subTest(line), open(stdout, "wb") as out:
                 self.empty()
@@ -6892,10 +6766,8 @@ class Section20Files(Folder):
         page = ok(os.urandom(20_000), *(f"Set-Cookie: n{n}={'x' * 4000}" for n in range(3)))
         self.server.plays({"/": page})
         jar = {"f": b"# my notes\n"}
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
         compiled()  # while there is room
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
+        self.limit(resource.RLIMIT_FSIZE, 9000)
         self.leaves("-i -o f {u}", {}, 23, {"f": page[:9000]})
         self.leaves("--out-null -c f {u}", jar, 23, jar)
 
@@ -6983,10 +6855,9 @@ class Section20Files(Folder):
                 self.addCleanup(os.chmod, folder, 0o700)
             for line, code, body in (
                     ("-o folder/f {u}/f", 0, b"hello\n"), ("-o folder/f -i {u}/f", 0, ok()),
-                    ("-o folder/f {u}/empty", 0, b""),
+                    ("-o folder/f {u}/empty", 0, b""), ("-o folder/f -C 2 {u}/f", 33, b"he"),
                     ("-o folder/f -C 2 {u}/rest", 0, b"hello\n"),
                     ("-o folder/f -C - {u}/rest", 0, b"hello\n"),
-                    ("-o folder/f -C 2 {u}/f", 33, b"he"),
                     ("-o folder/f http://127.0.0.1:1/", 7, b"he"),
                     ("-c folder/f -o/dev/null {u}/cookie", 0, b"a\tb\n"),
                     # no name of a URL's is worth it
@@ -7001,66 +6872,52 @@ class Section20Files(Folder):
 
     def test_nothing_came(self) -> None:
         """What stands in a file stays until there is something to put in its place; and where
-        the file is as new as the server's, that is a success.
+        the file is as new as the server's, that is a success. -z holds also where the server
+        ignores it, as with curl.
         """
         bomb = b"".join(gzipped(nested(deflating(*[bytes(MIB)] * 64) * 64, 1), 2))
-        self.server.plays({"/f": [CLOSE], "/404": ok(status="404 Not Found"), "/bomb": [bomb, HOLD],
-                           "/304": b"HTTP/1.1 304 Not Modified\r\n\r\n"})
+        old, new = {"f": b"old"}, {"f": b"new"}
+        earlier, later = (f"Last-Modified: {formatdate(time.time() + seconds, usegmt=True)}"
+                          for seconds in (-3600, 3600))
+        self.server.plays({
+            "/old": ok(b"new", earlier), "/new": ok(b"new", later), "/undated": ok(b"new"),
+            "/f": [CLOSE], "/bomb": [bomb, HOLD], "/404": ok(status="404 Not Found"),
+            "/304": b"HTTP/1.1 304 Not Modified\r\n\r\n"})
         self.assertEqual((self.get("-m 0.3 -o f {u}/bomb").returncode, self.read("f")), (28, None))
-        for flags in "-i", "-I", "-C -", "-C 3", "-s":
-            self.leaves(f"{flags} -o f {{u}}/f", {"f": b"old"}, 52, {"f": b"old"})
-        self.leaves("-f -o f {u}/404", {"f": b"old"}, 22, {"f": b"old"})
         both = {"304": b"old", "304.part": b"mine", "tag": b'"v1"\n'}  # as nothing is written
-        for flags in ("-z 304 -O", "-z 304 -o 304 -R", "-z 304 -O -f", "-z 304 -O -C -",
-                      "-z 304 -OJ", "--etag-compare tag --etag-save tag -o 304 --retry 1"):
-            self.assertEqual(self.leaves(f"{flags} {{u}}/304", both, 0, both).stderr, b"")
-
-    def test_what_a_condition_spares(self) -> None:
-        """-z holds also where the server ignores it, as with curl."""
-        before, after = (ok(b"new", f"Last-Modified: {formatdate(time.time() + late, usegmt=True)}")
-                         for late in (-3600, 3600))
-        self.server.plays({"/f": before, "/after": after, "/undated": ok(b"new")})
-        for line, left in (("-z f -o f {u}/f", b"old"), ("-z -f -o f {u}/f", b"new"),
-                           ("-z f -o f {u}/after", b"new"), ("-z -f -o f {u}/after", b"old"),
-                           ("-z f -C - -o f {u}/f", b"old"), ("-z f -o f {u}/undated", b"new")):
-            self.assertEqual(self.leaves(line, {"f": b"old"}, 0, {"f": left}).stderr, b"")
-        self.assertEqual(self.leaves("-z f {u}/f", {"f": b"old"}, 0, {"f": b"old"}).stdout, b"")
+        for code, before, left, lines in table([
+                (52, old, old, [f"{flags} -o f {{u}}/f" for flags in ("-i", "-I", "-C -", "-C 3", "-s")]),
+                (22, old, old, ["-f -o f {u}/404"]),
+                (0, old, old, ["-z f -o f {u}/old", "-z -f -o f {u}/new", "-z f -C - -o f {u}/old",
+                               "-z f {u}/old"]),
+                (0, old, new, ["-z -f -o f {u}/old", "-z f -o f {u}/new", "-z f -o f {u}/undated"]),
+                (0, both, both, [f"{flags} {{u}}/304" for flags in (
+                    "-z 304 -O", "-z 304 -o 304 -R", "-z 304 -O -f", "-z 304 -O -C -", "-z 304 -OJ",
+                    "--etag-compare tag --etag-save tag -o 304 --retry 1")])]):
+            for line in lines:
+                done = self.leaves(line, before, code, left)
+                self.assertEqual((done.stdout, done.stderr if code == 0 else b""), (b"", b""))
 
     def test_what_came_meanwhile_is_not_replaced(self) -> None:
-        """By --no-clobber and -J, but for a name of -o; here the report of another URL makes it."""
-        def report(command: asyncget.Command, transfer: asyncget.Transfer) -> None:
-            tell(command, transfer)
-            if not transfer.number:
-                self.write("f", b"x")
+        """By --no-clobber and -J, but for a name of -o."""
+        def meanwhile(_: bytes) -> bytes:
+            self.write("f", b"x")
+            return ok(b"hello", "Content-Disposition: attachment; filename=f")
 
-        tell = asyncget.Command.report
-        self.server.plays({"/": ok(b"hello", "Content-Disposition: attachment; filename=f")})
-        for flags, code, left in (("--no-clobber -o f", 23, b"x"), ("-OJ", 23, b"x"), ("-J -o f", 0, b"hello"),
-                                  ("-o f", 0, b"hello")):
-            with self.subTest(flags):
-                self.empty()
-                with mock.patch.object(asyncget.Command, "report", report):
-                    done = self.get(f"-o a --parallel-max 1 {flags} {{u}}/ {{u}}/")
-                self.assertEqual((done.returncode, self.read("f")), (code, left))
+        self.server.plays({"/": [meanwhile]})
+        for flags, code, left in (("--no-clobber -o f", 23, b"x"), ("-OJ", 23, b"x"),
+                                  ("-J -o f", 0, b"hello"), ("-o f", 0, b"hello")):
+            self.assertEqual(self.leaves(f"{flags} {{u}}", {}, code, {"f": left}).stdout, b"")
 
-    def test_heads_apart_from_the_body(self) -> None:
-        """-D - is stdout's also where the body is written in place; a FIFO has all heads."""
-        moved, part = redirect("/f"), piece(5)
-        self.server.plays({"/f": ok(WHOLE), "/part": part, "/moved": moved})
-        head = ok(WHOLE)[:-len(WHOLE)]
-        self.assertEqual(self.get("-s -D - -o /dev/null {u}/f").stdout, head)
-        self.assertEqual(self.leaves("-D - -C - -o f {u}/part", {"f": WHOLE[:5]}, 0, {"f": WHOLE}).stdout,
-                         part[:part.index(b"\r\n\r\n") + 4])
-        self.empty()
-        self.get("-D h -o a -o b -w %output{>>h}x --parallel-max 1 {u}/f {u}/f")
-        self.assertEqual(self.read("h"), (head + b"x") * 2)
-        os.mkfifo(self.path("pipe"))
-        came: list[bytes] = []
-        reader = threading.Thread(target=lambda: came.append(Path(self.path("pipe")).read_bytes()))
-        reader.start()
-        self.assertEqual(self.get("-D pipe -o f {u}/moved").returncode, 0)
-        reader.join()
-        self.assertEqual(came, [moved[:-len(b"gone")] + head])
+    def test_a_fifo_has_all_heads(self) -> None:
+        self.server.plays({"/": ok(), "/moved": redirect("/")})
+        self.get("-D h -o a -o b -w %output{>>h}x --parallel-max 1 {u} {u}")
+        self.assertEqual(self.read("h"), (ok()[:-6] + b"x") * 2)  # both append
+        self.empty(pipe=b"|")
+        with ThreadPoolExecutor(1) as pool:
+            came = pool.submit(Path(self.path("pipe")).read_bytes)
+            self.assertEqual(self.get("-D pipe -o f {u}/moved").returncode, 0)
+            self.assertEqual(came.result(), redirect("/")[:-4] + ok()[:-6])
 
     # ---- going on
 
@@ -7136,14 +6993,11 @@ class Section20Files(Folder):
         """-R and --etag-save, whichever way the body takes."""
         page = [ok(b"hello", "Last-Modified: Mon, 02 Jan 2023 10:00:00 GMT", V1)]
         for flags in "-O", "-o f", "-o f -C -", "-i -o f", "-OJ", "-o f --retry 1":
-            with self.subTest(flags):
-                self.server.plays(
-                    {"/f": [[ok(b"", status="503 No")], page] if "retry" in flags else [page]})
-                self.empty()
-                done = self.get(f"-R --etag-save tag {flags} --retry-delay 0.01 {{u}}/f")
-                self.assertEqual((done.returncode, done.stderr), (0, b""))
-                self.assertEqual(os.path.getmtime(self.path("f")), 1672653600)
-                self.assertEqual(self.read("tag"), b'"v1"\n')
+            self.server.plays(
+                {"/f": [[ok(b"", status="503 No")], page] if "retry" in flags else [page]})
+            left = {"f": page[0] if "-i" in flags else b"hello", "tag": b'"v1"\n'}
+            done = self.leaves(f"-R --etag-save tag {flags} --retry-delay 0.01 {{u}}/f", {}, 0, left)
+            self.assertEqual((os.path.getmtime(self.path("f")), done.stderr), (1672653600, b""), flags)
         self.server.plays({"/cut": ok(b"hello", V1)[:-1]})  # later it would say: nothing new
         self.leaves("--etag-save tag {u}/cut", {}, 18, {})
 
@@ -7255,22 +7109,18 @@ class Section20CommandLine(Folder):
     # ---- what only decides
 
     def test_flags_are_found_in_every_spelling(self) -> None:
-        for arguments, expected in (
-            ("-sSfLo f u", {"silent": True, "show_error": True, "fail": True, "output": ["f"]}),
-            ("--output=f u", {"output": ["f"]}),
-            ("u -o f v -O", {"output": ["f", None], "url": ["u", "v"]}),
-            ("-m 1.5 --max-time .5 u", {"max_time": 0.5}),
-            ("-C - -o - u", {"continue_at": "-", "output": ["-"]}),
-            ("-w -%{x}- u", {"write_out": "-%{x}-"}),
-            ("--no-compressed --no-location u", {"compressed": False, "location": False}),
-            ("-s --no-silent u", {"silent": False}),
-            ("--no-clobber --clobber u", {"no_clobber": False}),
-            ("--no-progress-meter --progress-meter u", {"no_progress_meter": False}),
-            ("--http1.1 -gNq4 u", {"ipv4": True, "globoff": True, "url": ["u"]}),
-            ("--max-filesize 2M u", {"max_filesize": 2 << 20}),
-            ("-- -u --x", {"url": ["-u", "--x"]}),
-            ("-H a:b -", {"url": ["-"]}),
-            ("-# -Z -X GET u", {"request": "GET"})):
+        for arguments, expected in table([
+                ("-sSfLo f u", {"silent": True, "show_error": True, "fail": True, "output": ["f"]}),
+                ("--output=f u", {"output": ["f"]}), ("-m 1.5 --max-time .5 u", {"max_time": 0.5}),
+                ("u -o f v -O", {"output": ["f", None], "url": ["u", "v"]}),
+                ("-C - -o - u", {"continue_at": "-", "output": ["-"]}),
+                ("-w -%{x}- u", {"write_out": "-%{x}-"}), ("-s --no-silent u", {"silent": False}),
+                ("--no-compressed --no-location u", {"compressed": False, "location": False}),
+                ("--no-clobber --clobber u", {"no_clobber": False}), ("-H a:b -", {"url": ["-"]}),
+                ("--no-progress-meter --progress-meter u", {"no_progress_meter": False}),
+                ("--http1.1 -gNq4 u", {"ipv4": True, "globoff": True, "url": ["u"]}),
+                ("--max-filesize 2M u", {"max_filesize": 2 << 20}),
+                ("-- -u --x", {"url": ["-u", "--x"]}), ("-# -Z -X GET u", {"request": "GET"})]):
             options = parse_arguments(arguments.split())
             self.assertEqual({**vars(options), **expected}, vars(options), arguments)
 
@@ -7287,9 +7137,8 @@ class Section20CommandLine(Folder):
             ("-C x u", "POSITION"), ("-C - -OJ u", "-J"), ("-C - -i -o f u", "-i"), ("-C - -I u", "-I"),
             ("-C 5 -r 5 u", "-r"), ("-m \u0661 u", "SECONDS"),
             ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.5M u", "BYTES")):
-            with self.assertRaisesRegex(AsyncGetError, re.escape(text)) as caught:
-                asyncget.check_options(parse_arguments(arguments.split()))
-            self.assertEqual(caught.exception.exit_code, 2)
+            self.refuses(AsyncGetError, text, lambda line: asyncget.check_options(
+                parse_arguments(line.split())), arguments, exit_code=2)
 
     def test_every_flag_of_the_contract_is_there(self) -> None:
         """Those that stand in no other test; and no two do the same unawares, but for data."""
@@ -7303,13 +7152,8 @@ class Section20CommandLine(Folder):
                 if name.startswith("--") and flag.on and not name.startswith("--data-")}
         self.assertEqual(len({flag.name for flag in long.values()}), len(long))
 
-    @mock.patch.object(asyncget, "Transfer", lambda _, __, url, ___: url)
     def test_urls(self) -> None:
-        def planned(line: str) -> str:
-            command: Any = types.SimpleNamespace(options=parse_arguments(line.split()))
-            return " ".join(map(str, asyncget.plan_transfers(command)))
-
-        self.alike(planned, (
+        self.alike(lambda line: planned(*line.split()), (
             ("h", "http://h"), ("h:81/x", "http://h:81/x"), ("HTTPS://h", "HTTPS://h"),
             ("localhost:8000", "http://localhost:8000"), ("h/?u=http://x", "http://h/?u=http://x"),
             ("-G --data-urlencode a=b=c h", "http://h?a=b%3Dc"),
@@ -7333,29 +7177,27 @@ class Section20CommandLine(Folder):
 
     def test_names_from_servers_keep_to_the_folder(self) -> None:
         """None is no name, and ... one that is refused."""
-        rows: list[tuple[str, Any]] = [
+        self.alike(self.name_from, [
             ("attachment; filename=a.txt", "a.txt"), ('filename="a b.txt"', "a b.txt"),
-            ('attachment;FileName = "a;b.txt" ; size=3', "a;b.txt"),
-            (r'attachment; filename="a\"b"', 'a"b'),
-            ("attachment; filename*=UTF-8''%e2%82%ac", "\u20ac"),
+            ('attachment;FileName = "a;b.txt" ; size=3', "a;b.txt"), ("attachment", None), ("", None),
+            (r'attachment; filename="a\"b"', 'a"b'), ("attachment; filename=\u00c3\u00a9", "\u00e9"),
+            ("attachment; filename*=UTF-8''%e2%82%ac", "\u20ac"), ("inline; xfilename=a", None),
             ("attachment; filename=x; filename*=UTF-8''y", "y"),
             ("attachment; filename*=UTF-8''y; filename=x", "y"),
             ("attachment; filename*=utf-7''x; filename=good", "good"),
             ("attachment; filename*=broken; filename=good", "good"),
             ("attachment; filename*=UTF-8''..%2Fx", "x"),
-            ("attachment; filename=\u00c3\u00a9", "\u00e9"),
             ('attachment; name="; filename=evil"; filename=good', "good"),
-            ("attachment", None), ("inline; xfilename=a", None), ("", None),
             ("attachment; filename*=UTF-8''%00", ...), ("attachment; filename=%2e%2e", ...),
-            ("attachment; filename*=UTF-8''a%E2%80%AEb", ...)]
-        self.alike(self.name_from, rows + [(f'attachment; filename="{name}"', expected) for name, expected in {
+            ("attachment; filename*=UTF-8''a%E2%80%AEb", ...)])
+        self.alike(lambda name: self.name_from(f'attachment; filename="{name}"'), {
             "a b.txt": "a b.txt", "../../etc/passwd": "passwd", "/etc/passwd": "passwd",
             r"..\..\evil.exe": "evil.exe", "C:\\a\\b": "b", "..%2F..%2Fevil": "evil",
             "%252e%252e%252fx": "%2e%2e%2fx", "": ..., "..": ..., ".": ..., "a/": ..., ".bashrc": ...,
             "a%0ab": ..., "a%1b[2Jb": ..., "n" * 255: "n" * 255, "n" * 256: ...,
             # what a later -C - of another URL believes: two versions were spliced
             "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts", "part": "part",
-            "a.meta": "a.meta", "C:evil.dll": "C:evil.dll", "CON": "CON"}.items()])
+            "a.meta": "a.meta", "C:evil.dll": "C:evil.dll", "CON": "CON"}.items())
         with mock.patch.object(os, "name", "nt"):  # CVE-2016-0754: devices, drives, streams
             names = ("C:evil.dll", "a.txt:stream", "CON", "nul.txt", "com1", "LPT9.x", "aux .c",
                      "a.", "a b ?", "a*", "a<b", "a|b")
@@ -7372,23 +7214,6 @@ class Section20CommandLine(Folder):
         except AsyncGetError as error:
             self.assertEqual(error.exit_code, 23)
             return ...
-
-    def test_write_out(self) -> None:
-        values = {"http_code": 200, "time_total": 1.5, "content_type": None, "url": "a\x1bb"}
-        headers = Headers([("X-A", "1"), ("Set-Cookie", "a"), ("Set-Cookie", "b"), ("E", "\x1b")])
-
-        def written(template: str) -> tuple[str, ...]:
-            pieces = list(asyncget.render_write_out(template, values, headers))
-            return tuple("".join(text for to, text in pieces if to == stream)
-                         for stream in ("-", "stderr"))
-
-        self.alike(written, (
-            (r"%{http_code}\n", ("200\n", "")), (r"\t\r\n\x\\", ("\t\r\n\\x\\\\", "")),
-            ("%{time_total} %{content_type}.", ("1.500000 .", "")),
-            ("100%% %d %{", ("100% %d %{", "")), ("%{what}", ("%{what}", "")),
-            ("%header{x-a} %header{none}.", ("1 .", "")),
-            ("%{error_code}%{my_code_too}", ("%{error_code}%{my_code_too}", "")),
-            ("a%{stderr}b%{stdout}c", ("ac", "b")), ("%{url} %header{e}", (r"a\x1bb \x1b", ""))))
 
     def test_proxy_flags(self) -> None:
         def found(line: str, **environ: str) -> dict[str, str]:
@@ -7407,7 +7232,7 @@ class Section20CommandLine(Folder):
             ("-x http://p -U a:%40 u", all_by("http://a:%40@p"))))
         with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
             asyncget.set_proxies(parse_arguments(["-x", "", "u"]))
-            self.assertIsNone(choose_proxy(HERE))
+            self.assertIsNone(asyncget.choose_proxy(HERE))
         old = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q", "no_proxy": "h"}
         self.assertEqual(found("-U a:b u", **old), {
             **old, "https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"})
@@ -7416,10 +7241,11 @@ class Section20CommandLine(Folder):
 
     HEAD, GONE = ok()[:-6], ok(b"gone\n", "X: y", status="404 Not Found")
     TO = ok(b"moved\n", "Location: /", status="302 F")
+    MORE = ok(b"iec", "Content-Range: bytes 1-3/4", status="206 Partial")
     BUSY, AGAIN = ok(b"busy\n", status="503 Busy"), ok(b"again\n", status="503 Busy")
     CODED = zlib.compress(random.Random(1).randbytes(25_000).hex().encode(), 9)[:-9]
     PAGES = {
-        "/": ok(), "/404": GONE, "/to": TO,
+        "/": ok(), "/404": GONE, "/to": TO, "/more": MORE,
         "/tobad": ok(b"moved\n", "Location: http://[x/", status="302 F"),
         "/loop": ok(b"", "Location: /loop", status="302 F"),
         "/far": ok(b"f\n", "Location: gopher://h/", status="302 F"),
@@ -7480,29 +7306,76 @@ class Section20CommandLine(Folder):
                  "--resolve h:1:127.0.0.1,256.1.1.1 {u}/"],
             63: ["--max-filesize 5 {u}/", "--max-filesize 1k -o x {u}/big"],
         }.items() for line in lines),
-        ("{u}/404", b"gone\n", "", 0),
+        *((line, stdout, "", 0) for line, stdout in {
+            "{u}/404": b"gone\n", "-i {u}/404": GONE, "--no-compressed {u}/unknown": b"x",
+            "{u}/204": b"", "{u}/204-long": b"", "--parallel-max 1 {u}/ {u}/chunked": b"hello\nabc",
+            "-s -w %{redirect_url}. --no-location {u}/tobad": b"moved\nhttp://[x/.",
+            "-s -w %{redirect_url} --no-location {u}/far": b"f\ngopher://h/",
+            "-s -w %{redirect_url} --no-location {u}/to": b"moved\n{u}/",
+            "-r 1-3 {u}/coded-piece": b"iec", "{u}/{a,b}": b"AB", "-g {u}/{a,b}": b"no page\n",
+            "--out-null {u}/a {u}/b -w .": b"..", "--no-remote-name {u}/a": b"A", "-J {u}/named": b"N",
+            # heads as they come
+            "-i {u}/103": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(),
+            "-I {u}/to": TO[:-6] + HEAD, "-I --no-location {u}/to": TO[:-6],
+            "-I {u}/drips": HEAD.replace(b"6", b"30"), "-iI {u}/ {u}/": HEAD + HEAD,
+            "-sD - -o /dev/null {u}/": HEAD,  # and where the body is written in place
+            # -w
+            "-sw @format {u}/": b"hello\n200.", "-w a%{onerror}b {u}/": b"hello\na",
+            "-w %{what}%{error_code}%{my_code_too} {u}/":
+                b"hello\n%{what}%{error_code}%{my_code_too}",
+            r"-w \t\r\n\x\\100%%%d%{ {u}/": b"hello\n\t\r\n\\x\\\\100%%d%{",
+            "-w %{content_type}%header{x-a}. {u}/": b"hello\n.",
+            "-w %{http_code}|%{size_download}|%{num_redirects}|%{url_effective}|%{exitcode}\\n {u}/to":
+                b"hello\n200|6|1|{u}/|0\n",
+            "-w |%{size_delivered}|%{proxy_used}|%{tls_earlydata} {u}/": b"hello\n|6|0|0",
+            "-w %header{etag}|%header{no}|%{num_headers}|%{size_header} {u}/etag": b'e\n"v1"||3|96',
+            "-o /dev/null -w %{url.host}|%{url.port}|%{url.path}|%{urle.query}|%{urle.scheme} {u}/to?q#f":
+                b"127.0.0.1|{port}|/to||http", "-o o -w %{filename_effective} {u}/": b"o",
+            # lines of public Dockerfiles, health checks and installers, and of browsers
+            "-fLsS --compressed --http2 --tcp-nodelay --no-keepalive -4 -N -q {u}/gzip": b"unpacked",
+            "{u}/ -X GET -H user-agent:Mozilla/5.0 -H accept-language:de -H Sec-Fetch-Dest:empty "
+            "-b a=1;b=2 --compressed --insecure": b"hello\n",  # Chrome; Firefox writes -H Cookie
+        }.items()),
+        *((line, b"", "", 0, files) for line, files in {
+            "-D f -o o {u}/to": {"f": TO[:-6] + HEAD, "o": b"hello\n"}, "-I -o f {u}/": {"f": HEAD},
+            "-i -o o {u}/to": {"o": TO[:-6] + ok()},
+            # time and tries
+            "--retry 2 --retry-delay 1 -f -o o {u}/503": {"o": b"hello\n"},
+            "--retry 1 --retry-delay 1 --retry-all-errors -O {u}/breaks": {"breaks": b"hello\n"},
+            "-i -o f --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks": {"f": ok()},
+            "-o /dev/null --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks": {},
+            # only if it is new
+            "-z none -o none {u}/": {"none": b"hello\n"},
+            # which files
+            "-o f#1 {u}/[1-2]": {"f1": b"1", "f2": b"2"},
+            "-o #1.#2#3 {u}/{a,b}?[08-10:2]":
+                {"a.08#3": b"A", "a.10#3": b"A", "b.08#3": b"B", "b.10#3": b"B"},
+            "-o f {u}/1 -o f.part2 {u}/2": {"f": b"1", "f.part2": b"2"},
+            "-o /dev/null {u}/1 -o /dev/null {u}/2": {},
+            "-OJ {u}/twice -OJ {u}/twice": {"first": b"1", "second": b"1"},
+            "--no-clobber -o f {u}/1 -o f {u}/2": {"f": b"1", "f.1": b"2"},
+            "--no-clobber -O {u}/here": {"here.1": b"no page\n"},
+            # through a link, when all has come
+            "-o link {u}/": {"to": b"hello\n"}, "-o link -i {u}/": {"to": ok()},
+            "-o dangling {u}/": {"new": b"hello\n"},
+            "--remote-name-all {u}/a {u}/b": {"a": b"A", "b": b"B"}, "-o old {u}/b": {"old": b"B"},
+            "-o old --no-clobber {u}/b": {"old": b"x", "old.1": b"B"}, "-O {u}/404": {"404": b"gone\n"},
+            "-OJ {u}/named": {"b c": b"N"}, "-OJ {u}/a": {"a": b"A"}, "-O {u}/to?x#y": {"to": b"hello\n"},
+            "-OJ --no-clobber {u}/old": {"old": b"x", "old.1": b"N"},
+            "-O --create-dirs --output-dir n/m {u}/a": {"n/m/a": b"A"}}.items()),
         ("-f {u}/404", b"", r"^asyncget: \(22\) .*404.*\n$", 22),
-        ("-sf {u}/404", b"", "", 22),
+        ("-sf {u}/404", b"", "", 22), ("-s -w %{num_retries} http://a..b/", b"0", "", 3),
         ("--fail-with-body {u}/404", b"gone\n", r"\(22\)", 22),
-        ("-i {u}/404", GONE, "", 0),
-        ("-if {u}/404", GONE[:-5], r"\(22\)", 22),
-        ("-m 0.5 {u}/stall", b"x", r"\(28\)", 28),
-        ("--no-compressed {u}/unknown", b"x", "", 0),
-        ("{u}/204", b"", "", 0), ("{u}/204-long", b"", "", 0),
-        ("-s -w %{redirect_url}. --no-location {u}/tobad", b"moved\nhttp://[x/.", "", 0),
-        ("-s -w %{redirect_url} --no-location {u}/far", b"f\ngopher://h/", "", 0),
+        ("-if {u}/404", GONE[:-5], r"\(22\)", 22), ("-sfI {u}/404", GONE[:-5], "", 22),
+        ("-m 0.5 {u}/stall", b"x", r"\(28\)", 28), ("--demo x", b"", r"^.*\(2\).*\n$", 2),
         ("-w %{http_code} --proto-redir =https {u}/to", b"302", "--proto-redir", 1),
-        ("-s -w %{num_retries} http://a..b/", b"0", "", 3),
-        ("-s -w %{redirect_url} --no-location {u}/to", b"moved\n{u}/", "", 0),
         ("{u}/nothing {u}/cut {u}/", b"fourhello\n", r"(?s)\(52\).*\(18\)", 52),
         ("-f {u}/ {u}/404 {u}/cut", b"hello\nfour",  # the first one's code, in the order given
          r"^asyncget: \(22\) .* \[\S+/404\]\nasyncget: \(18\) .* \[\S+/cut\]\n$", 22),
-        ("--parallel-max 1 {u}/ {u}/chunked", b"hello\nabc", "", 0),
         ("-m 9 -f --fail-early -w %{exitcode} {u}/hang {u}/404", b"22", r"^.*\(22\).*\n$", 22),
         ("-f --fail-early --retry 3 127.0.0.1:1 {u}/404", b"", r"^.*\(22\).*\n$", 22),
         ("-m 0.5 --limit-rate 1 {u}/", b"hello\n", r"\(28\)", 28),
         ("http://u:secret@h/{a", b"", r"^((?!secret).)*\(3\)((?!secret).)*\n$", 3),
-        ("--demo x", b"", r"^.*\(2\).*\n$", 2),
         ("--oauth2-baerer=secret u", b"", r"^((?!secret).)*\(2\)((?!secret).)*\n$", 2),
         ("http://user:secret@127.0.0.1:1/", b"", r"^((?!secret).)*\n$", 7),
         ("-x http://127.0.0.1:1 {u}/", b"", r"\((7|97|5)\)", 7),
@@ -7515,40 +7388,23 @@ class Section20CommandLine(Folder):
                 ("-o /dev/stdout", body, {}))),
         ("-i -o f {u}/cut", b"", r"\(18\)", 18, {"f": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour"}),
         # heads as they come
-        ("-i {u}/103", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(), "", 0),
         ("-D f {u}/103", b"hello\n", "", 0, {"f": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + HEAD}),
-        ("-D f -o o {u}/to", b"", "", 0, {"f": TO[:-6] + HEAD, "o": b"hello\n"}),
         ("-D - -o o {u}/to", TO[:-6] + HEAD, "", 0, {"o": b"hello\n"}),
-        ("-i -o o {u}/to", b"", "", 0, {"o": TO[:-6] + ok()}),
+        ("-D - -C - -o old {u}/more", MORE[:-3], "", 0, {"old": b"xiec"}),
         ("-i --max-redirs 0 {u}/to", TO[:-6], r"\(47\)", 47),
         ("-i {u}/tobad", TO[:-6].replace(b": /", b": http://[x/"), r"\(3\)", 3),
         ("-i {u}/badlength", b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", r"\(8\)", 8),
         ("-D f --retry 2 --retry-delay 1 {u}/503", b"hello\n", "", 0,
          {"f": BUSY[:-5] + AGAIN[:-6] + HEAD}),
-        ("-I {u}/to", TO[:-6] + HEAD, "", 0), ("-I --no-location {u}/to", TO[:-6], "", 0),
-        ("-sfI {u}/404", GONE[:-5], "", 22),
-        ("-I {u}/drips", HEAD.replace(b"6", b"30"), "", 0),
-        ("-I -o f {u}/", b"", "", 0, {"f": HEAD}), ("-iI {u}/ {u}/", HEAD + HEAD, "", 0),
         # time and tries
         ("-m 0.2 -o o {u}/drips {u}/", b"hello\n", r"\(28\)", 28),
         ("-Y 100 -y 0.3 -o o {u}/drips", b"", r"\(28\) slower", 28),
         ("--retry 5 --retry-delay 9 --retry-max-time 1 {u}/503", b"busy\n", "", 0),
-        ("--retry 2 --retry-delay 1 -f -o o {u}/503", b"", "", 0, {"o": b"hello\n"}),
-        ("--retry 1 --retry-delay 1 --retry-all-errors -O {u}/breaks", b"", "", 0,
-         {"breaks": b"hello\n"}),
         ("--retry 1 --retry-delay 1 {u}/breaks", b"h", r"\(18\)", 18),
-        ("-i -o f --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks", b"", "", 0, {"f": ok()}),
-        ("-o /dev/null --retry 1 --retry-delay 1 --retry-all-errors {u}/breaks", b"", "", 0),
-        ("-r 1-3 {u}/coded-piece", b"iec", "", 0),
         # only if it is new
-        ("-z none -o none {u}/", b"", "", 0, {"none": b"hello\n"}),
         ("--etag-save e --etag-compare e {u}/etag", b"e\n", "", 0, {"e": b'"v1"\n'}),
         ("--etag-save e {u}/404", b"gone\n", "", 0, {"e": None}),
         # which files
-        ("-o f#1 {u}/[1-2]", b"", "", 0, {"f1": b"1", "f2": b"2"}),
-        ("-o #1.#2#3 {u}/{a,b}?[08-10:2]", b"", "", 0,
-         {"a.08#3": b"A", "a.10#3": b"A", "b.08#3": b"B", "b.10#3": b"B"}),
-        ("{u}/{a,b}", b"AB", "", 0), ("-g {u}/{a,b}", b"no page\n", "", 0),
         # two URLs that would meet, and that would not
         *((line, b"", r"\(2\) two URLs", 2) for line in (
             "-o old -o old {u}/a {u}/b", "-O {u}/f.iso -o f.iso {u}/2", "-o f {u}/1 -o ./f {u}/2",
@@ -7556,41 +7412,16 @@ class Section20CommandLine(Folder):
             "-O {u}/f.iso -O {u}/f.iso.part.meta", "-o link {u}/1 -o to.part {u}/2",
             "-o new {u}/1 -o dangling {u}/2", "--no-clobber -o f.part {u}/1 -o f {u}/2",
             "-o f {u}/1 -o here/f {u}/2", "-o /dev/shm/asyncget {u}/1 -o /dev/shm/asyncget {u}/2")),
-        ("-o f {u}/1 -o f.part2 {u}/2", b"", "", 0, {"f": b"1", "f.part2": b"2"}),
-        ("-o /dev/null {u}/1 -o /dev/null {u}/2", b"", "", 0),
-        ("-OJ {u}/twice -OJ {u}/twice", b"", "", 0, {"first": b"1", "second": b"1"}),
-        ("--no-clobber -o f {u}/1 -o f {u}/2", b"", "", 0, {"f": b"1", "f.1": b"2"}),
-        ("--no-clobber -O {u}/here", b"", "", 0, {"here.1": b"no page\n"}),
-        # through a link, when all has come
-        ("-o link {u}/", b"", "", 0, {"to": b"hello\n"}),
-        ("-o link -i {u}/", b"", "", 0, {"to": ok()}),
-        ("-o dangling {u}/", b"", "", 0, {"new": b"hello\n"}),
         ("-o link {u}/cut", b"", r"\(18\)", 18, {"to": b"x"}),
         ("-o x -O {u}/a {u}/b {u}/1", b"1", "", 0, {"x": b"A", "b": b"B"}),
-        ("--remote-name-all {u}/a {u}/b", b"", "", 0, {"a": b"A", "b": b"B"}),
-        ("-o old --no-clobber {u}/b", b"", "", 0, {"old": b"x", "old.1": b"B"}),
-        ("-o old {u}/b", b"", "", 0, {"old": b"B"}), ("-O {u}/404", b"", "", 0, {"404": b"gone\n"}),
         ("-D f -s {u}/a {u}/b", b"AB", "", 0, {"f": 2 * ok(b"A")[:-1]}),
         ("--fail-with-body -o y {u}/404", b"", r"\(22\)", 22, {"y": b"gone\n"}),
-        ("--out-null {u}/a {u}/b -w .", b"..", "", 0),
-        ("--no-remote-name {u}/a", b"A", "", 0), ("-J {u}/named", b"N", "", 0),
-        ("-OJ {u}/named", b"", "", 0, {"b c": b"N"}), ("-OJ {u}/a", b"", "", 0, {"a": b"A"}),
         ("-OJ {u}/old", b"", r"\(23\)", 23, {"old": b"x"}),
-        ("-OJ --no-clobber {u}/old", b"", "", 0, {"old": b"x", "old.1": b"N"}),
-        ("-O {u}/to?x#y", b"", "", 0, {"to": b"hello\n"}),
-        ("-O --create-dirs --output-dir n/m {u}/a", b"", "", 0, {"n/m/a": b"A"}),
         # -w
-        ("-w %{http_code}|%{size_download}|%{num_redirects}|%{url_effective}|%{exitcode}\\n {u}/to",
-         b"hello\n200|6|1|{u}/|0\n", "", 0),
         ("-w %{http_code}-%{exitcode} {u}/nothing", b"000-52", r"\(52\)", 52),
-        ("-sw @format {u}/", b"hello\n200.", "", 0), ("-w a%{onerror}b {u}/", b"hello\na", "", 0),
+        ("-w a%{stderr}b%{stdout}c {u}/", b"hello\nac", "^b$", 0),
         ("-sw a%{onerror}%{exitcode} {u}/cut", b"foura18", "", 18),
         ("-w %output{f}a%output{>>f}b%{stdout}c {u}/", b"hello\nc", "", 0, {"f": b"ab"}),
-        ("-o /dev/null -w %{url.host}|%{url.port}|%{url.path}|%{urle.query}|%{urle.scheme} {u}/to?q#f",
-         b"127.0.0.1|{port}|/to||http", "", 0),
-        ("-w |%{size_delivered}|%{proxy_used}|%{tls_earlydata} {u}/", b"hello\n|6|0|0", "", 0),
-        ("-w %header{etag}|%header{no}|%{num_headers}|%{size_header} {u}/etag", b'e\n"v1"||3|96', "", 0),
-        ("-o o -w %{filename_effective} {u}/", b"o", "", 0),
         ("-s -w %{num_redirects}|%{http_code}|%{num_connects} --max-redirs 1 {u}/loop",
          b"1|302|2", "", 47),
         # what is told on stderr
@@ -7600,16 +7431,12 @@ class Section20CommandLine(Folder):
          r".*\n< Set-Cookie: \*\*\*\n< \n", 0),
         ("-s --waterfall {u}/ {u}/404 127.0.0.1:1", b"hello\ngone\n",
          r"^200 .*\n404 .*\n\(7\) (?s:.*)\n\d+\.\d\d s in all; one after another \d", 7),
-        # lines of public Dockerfiles, health checks and installers, and of browsers
-        ("-fLsS --compressed --http2 --tcp-nodelay --no-keepalive -4 -N -q {u}/gzip", b"unpacked", "", 0),
-        ("{u}/ -X GET -H user-agent:Mozilla/5.0 -H accept-language:de -H Sec-Fetch-Dest:empty "
-         "-b a=1;b=2 --compressed --insecure", b"hello\n", "", 0),  # Chrome; Firefox writes -H Cookie
     )
     DIFFERS = re.compile(  # from curl 7.88: newer than it, or on purpose
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
         r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0|-o link|-o dangling|"
         r"/early|^-o f {u}/cut|-null|%output|url\.host|size_delivered|-long|coded-piece|"
-        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {")
+        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {|{what}")
 
     def test_table(self) -> None:
         for line, stdout, told, code, files in ((*row, {})[:5] for row in self.ROWS):
@@ -7634,25 +7461,25 @@ class Section20CommandLine(Folder):
 
     @needs("curl")
     def test_curl_gives_the_same(self) -> None:
-        def one(row: tuple[Any, ...]) -> tuple[Any, ...]:
+        def one(row: tuple[Any, ...]) -> Any:
+            line, stdout, _, code, files = (*row, {})[:5]
             with tempfile.TemporaryDirectory() as folder, Scripted(self.PAGES) as server:
                 for name, data in self.FILES.items():
                     Path(folder, name).write_bytes(data)
-                words = server.filled(row[0]).split(" ")
+                words = server.filled(line).split(" ")
                 words += [flag for flag, but in (("-L", "--no-location"), ("-sS", "-s"),
                           ("--compressed", "--no-compressed")) if but not in words]
-                result = self.curl(words, folder)
-                files = {name: Path(folder, name).read_bytes() for name in (*row, {})[4]}
-                return result.stdout.decode(), server.filled(row[1].decode()), result, files
+                done = self.curl(words, folder)
+                left = {name: Path(folder, name).read_bytes() for name in files}
+                return ((done.stdout.decode(), done.returncode, left),
+                        (server.filled(stdout.decode()), code, files))
 
         rows = [row for row in self.ROWS
                 if not self.DIFFERS.search(row[0]) and "two URLs" not in row[2]]
         with ThreadPoolExecutor(8) as pool:
-            for row, (stdout, expected, result, files) in zip(rows, pool.map(one, rows)):
+            for row, (got, expected) in zip(rows, pool.map(one, rows)):
                 with self.subTest(row[0]):
-                    self.assertEqual(stdout, expected)
-                    self.assertEqual(result.returncode, row[3], result.stderr)
-                    self.assertEqual(files, (*row, {})[4])
+                    self.assertEqual(got, expected)
 
     # ---- requests
 
@@ -7730,17 +7557,16 @@ class Section20CommandLine(Folder):
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         client = f"-E {pem('client')} --key {pem('key')}"
         leaf, asking, named = server_tls(), server_tls(client_ca=True), server_tls("other")
-        rows: list[tuple[ssl.SSLContext, str, tuple[int, ...]]] = [
-            (leaf, f"{ca} {client} {here}", (0,)), (leaf, f"-k {here}", (0,)), (leaf, here, (60,)),
-            (leaf, f"--capath certs {here}", (0,)), (named, f"{ca} {here}", (60,)),
-            (named, f"{ca} {other}", (0,)),
-            (server_tls("self_signed"), f"-w %{{ssl_verify_result}} {here}", (60,)),
-            (asking, f"{ca} {here}", (35, 52, 56)), (asking, f"{ca} {client} {here}", (0,)),
-            (old, f"--proto =https --tlsv1.2 -sSf {ca} {here}", (0,)),
-            *((old, f"{flags} {here}", (code,)) for flags, code in (
-                (f"--tlsv1.3 {ca}", 35), ("--tlsv1.3 -k", 35), ("--tlsv1.2", 60),
-                ("--proto =http -k", 1)))]
-        for context, line, codes in rows:
+        for context, line, codes in table([
+                (leaf, f"{ca} {client} {here}", (0,)), (leaf, f"-k {here}", (0,)), (leaf, here, (60,)),
+                (leaf, f"--capath certs {here}", (0,)), (named, f"{ca} {here}", (60,)),
+                (named, f"{ca} {other}", (0,)),
+                (server_tls("self_signed"), f"-w %{{ssl_verify_result}} {here}", (60,)),
+                (asking, f"{ca} {here}", (35, 52, 56)), (asking, f"{ca} {client} {here}", (0,)),
+                (old, f"--proto =https --tlsv1.2 -sSf {ca} {here}", (0,)),
+                *((old, f"{flags} {here}", (code,)) for flags, code in (
+                    (f"--tlsv1.3 {ca}", 35), ("--tlsv1.3 -k", 35), ("--tlsv1.2", 60),
+                    ("--proto =http -k", 1)))]):
             with self.subTest(line), Scripted({"/": ok()}, tls=context) as server:
                 done = self.get(server.filled(line))
                 self.assertIn(done.returncode, codes, done.stderr)
@@ -7760,6 +7586,7 @@ class Section20CommandLine(Folder):
         self.server.plays({"/": ok()})
         for line in "--rate 20/s {u} {u} {u}", "--limit-rate 40 {u}":
             done = self.get(f"-s --out-null -w %{{time_total}}\\n {line}")
+            self.assertRegex(done.stdout, rb"^(\d\.\d{6}\n)+$")
             self.assertGreater(max(map(float, done.stdout.split())), 0.095)
 
     def test_cookies_between_runs(self) -> None:
@@ -7838,21 +7665,18 @@ class Section20CommandLine(Folder):
         listed = self.server.filled("\ufeff# ours\n\n  {u}/a  \r\n{host}/b\n").encode()
         files = {"a": b"a", "b": b"b"}
         for name in "list", "-":
-            self.empty(list=listed)
-            done = self.get(f"--url @{name} {{u}}/c", stdin=listed)
-            self.assertEqual((done.returncode, done.stdout), (0, b"c"))
-            self.assertEqual(self.contents(), {**files, "list": listed})
-        self.empty(list=b"# nothing\n\n")
-        self.assertRegex(self.get("--url @list").stderr, rb"\(2\).*no URL")
-        self.write("list", listed + b"\n\xc2\xa0# c\n #d\nh/..")  # has no name: it fails alone
-        done = self.get("--url @list")
-        self.assertEqual((done.returncode, done.stderr.count(b"\n")), (23, 1), done.stderr)
-        self.assertEqual({name: self.read(name) for name in files}, files)
+            done = self.leaves(f"--url @{name} {{u}}/c", {"list": listed}, 0,
+                               {**files, "list": listed}, stdin=listed)
+            self.assertEqual(done.stdout, b"c")
+        empty = {"list": b"# nothing\n\n"}
+        self.assertRegex(self.leaves("--url @list", empty, 2, empty).stderr, b"no URL")
+        odd = {"list": listed + b"\n\xc2\xa0# c\n #d\nh/.."}  # has no name: it fails alone
+        done = self.leaves("--url @list", odd, 23, {**files, **odd})
+        self.assertEqual(done.stderr.count(b"\n"), 1, done.stderr)
 
     # ---- terminals
 
-    def in_terminal(self, line: str, *more: str, stdout: IO[bytes] | None = None,
-                    columns: int = 80) -> tuple[str, int]:
+    def in_terminal(self, line: str, stdout: Any = None, columns: int = 80) -> tuple[str, int]:
         """Run with stderr, and stdout unless given, on a terminal: what it shows, and the code."""
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -7860,7 +7684,7 @@ class Section20CommandLine(Folder):
             reader = pool.submit(lambda: b"".join(self.coming(master)))
             try:
                 with as_program(self.folder, slave, stdout.fileno() if stdout else slave, slave):
-                    code = asyncget.main([*self.server.filled(line).split(" "), *more])
+                    code = asyncget.main(self.server.filled(line).split(" "))
             finally:
                 os.close(slave)
             shown = SLOW_STEP.sub(b"", reader.result())
@@ -7887,15 +7711,15 @@ class Section20CommandLine(Folder):
         named = 'Content-Disposition: attachment; filename="a\x1b]0;b\x07"'
         evil = ok(b"", "X: a\x1b]0;owned\x07\x9b2J", named, status="404 \x1b[2J")
         self.server.plays({"/e": evil, "/to": redirect("/e?\x1b[2J")})
-        for flags in "-i", "-v", "-f", "-D -", "-w %header{x}%{json}", "--waterfall", "-OJ":
-            for path in "/e", "/to":
-                with self.subTest(flags, path=path):
-                    shown, _ = self.in_terminal(f"{flags} {{u}}{path}")
-                    self.assertNotRegex(shown.replace(asyncget.WIPE, ""),
-                                        "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-                    if flags[:2] not in ("-i", "-D"):
-                        done = self.get(f"{flags} {{u}}{path}")
-                        self.assertNotRegex(done.stdout + done.stderr, b"[\x1b\x07]")
+        for flags, path in table(("-i", "-v", "-f", "-D -", "-w %header{x}%{json}", "--waterfall",
+                                  "-OJ"), ("/e", "/to")):
+            with self.subTest(flags, path=path):
+                shown, _ = self.in_terminal(f"{flags} {{u}}{path}")
+                self.assertNotRegex(shown.replace(asyncget.WIPE, ""),
+                                    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+                if flags[:2] not in ("-i", "-D"):
+                    done = self.get(f"{flags} {{u}}{path}")
+                    self.assertNotRegex(done.stdout + done.stderr, b"[\x1b\x07]")
         self.assertEqual(self.names(), [])
 
     def test_progress(self) -> None:
@@ -8081,8 +7905,7 @@ class Section20CommandLine(Folder):
                 self.assertNotIn(b"EXECUTED", result.stderr)
                 self.assertIn(result.returncode, (0, 23), result.stderr)
 
-    def started(self, ways: list[tuple[list[str], bytes, str]]) -> Iterator[tuple[
-            list[str], subprocess.CompletedProcess[bytes]]]:
+    def started(self, ways: list[tuple[list[str], bytes, str]]) -> Iterator[tuple[list[str], Any]]:
         """Run Python with arguments, a stdin and a path, some at once."""
         def one(way: tuple[list[str], bytes, str]) -> subprocess.CompletedProcess[bytes]:
             folder = "elsewhere" if os.path.dirname(way[0][0]) == self.folder else ""
@@ -8153,8 +7976,7 @@ class AcrossSections(AsyncCase):
             await asyncget.cancel(tasks)
         pages = iter([*(redirect(f"/{n}") for n in range(99)), answer()])
         async with scripted([READ, lambda _: next(pages), LOOP]) as server:
-            response = await asyncget.get(server.url, max_redirects=None)
-            self.assertEqual(len(response.history), 99)
+            self.assertEqual(len((await asyncget.get(server.url, max_redirects=None)).history), 99)
 
     async def test_as_completed_ends_when_somebody_cancels_what_the_urls_wait_for(self) -> None:
         async def cancelled(*_: object, **__: object) -> Any:
@@ -8188,51 +8010,44 @@ class AcrossSections(AsyncCase):
         self.assertEqual([re.findall(rb"Cookie: (.*)\r", head) for head in server.requests],
                          [[b"mine=1"], [b"mine=1; new=caf\xe9"]])
 
-    async def test_what_the_base_url_is_told_no_other_origin_hears(self) -> None:
-        """A session's auth is for its base_url; an absolute URL may come out of a page."""
-        here, there, secrets = "http://h.test", "http://b.test", ["Bearer TOKEN", "c=1", "SECRET"]
-        rows: list[tuple[str, dict[str, Any], list[str]]] = [
-            ("/here", {}, secrets), (here + "/absolute", {}, secrets), (there, {}, []),
-            (there, {"auth": "OWN", "headers": {"X-Key": "its"}}, ["Bearer OWN", "its"])]
-        async with Session(
-                base_url=here, auth="TOKEN", secret_headers="X-Key", open_connection=Double.connect,
-                headers={"Cookie": "c=1", "X-Key": "SECRET", "X-Plain": "1"}) as session:
-            for url, options, expected in rows:
+    async def test_what_is_told_to_whom(self) -> None:
+        """A session's auth is for its base_url: an absolute URL may come out of a page. And a range
+        is asked for unpacked, as no part of a gzip unpacks (RFC 9110 12.5.3), if nobody says how.
+        """
+        here, there, every = "http://h.test", "http://b.test", asyncget.ACCEPT_ENCODING
+        told, part = ["Bearer TOKEN", "c=1", "SECRET", "1", every], {"range": "bytes=0-4"}
+        base = {"base_url": here, "auth": "TOKEN", "secret_headers": "X-Key",
+                "headers": {"Cookie": "c=1", "X-Key": "SECRET", "X-Plain": "1"}}
+        for own, url, options, values in table([
+                (base, "/here", {}, told), (base, here + "/absolute", {}, told),
+                (base, there, {}, ["1", every]),
+                (base, there, {"auth": "OWN", "headers": {"X-Key": "its"}},
+                 ["Bearer OWN", "its", "1", every]),
+                ({}, there, {"headers": part}, ["identity"]), ({"headers": part}, there, {}, ["identity"]),
+                ({}, there, {"headers": {**part, "Accept-Encoding": "gzip"}}, ["gzip"])]):
+            async with Session(open_connection=Double.connect, **own) as session:
                 await session.get(url, **options)
-                head = Double.last.sent
-                self.assertEqual([value for name in ("Authorization", "Cookie", "X-Key", "X-Plain")
-                                  for value in field(head, name)], [*expected, "1"])
+            self.assertEqual([value for name in (
+                "Authorization", "Cookie", "X-Key", "X-Plain", "Accept-Encoding")
+                for value in field(Double.last.sent, name)], values)
 
     # ---- requests and errors
 
     async def test_a_servers_reason_is_cut_in_error_texts(self) -> None:
         """GO-2025-4155: texts of 100 KB."""
         async with scripted([READ, answer(status="404 " + "A" * 100_000)], again=True) as server:
-            with self.assertRaises(StatusError) as status:
-                (await asyncget.get(server.url)).raise_for_status()
-            refused = await self.raised(ProxyError, asyncget.get("https://h", proxy=server.url))
-        for error in (status.exception, refused):
-            self.assertIn("404 AAAA", str(error))
+            got = await asyncget.get(server.url)
+            refused = await self.raised(
+                ProxyError, asyncget.get("https://h", proxy=server.url), "404 AAAA")
+        for error in (self.refuses(StatusError, "404 AAAA", got.raise_for_status), refused):
             self.assertLess(len(str(error)), 500)
-
-    async def test_a_range_is_asked_for_unpacked(self) -> None:
-        """RFC 9110 12.5.3: no part of a gzip unpacks; what the caller says himself stays."""
-        part = {"range": "bytes=0-4"}
-        for own, called, coding in [
-                ({}, part, "identity"), (part, {}, "identity"), ({}, {}, asyncget.ACCEPT_ENCODING),
-                ({}, {**part, "Accept-Encoding": "gzip"}, "gzip")]:
-            async with Session(headers=own, open_connection=Double.connect) as session:
-                await session.get("http://h.test/", headers=called)
-                head = Double.last.sent
-                self.assertEqual(field(head, "Accept-Encoding"), [coding])
 
     def test_no_attempt_is_too_late_for_its_delay(self) -> None:
         """2.0 ** 1024 is too much for a float."""
         for attempt in (1025, 10**6):
             self.assertTrue(16 <= (asyncget.retry_delay(attempt, TimedOut(), 10**6) or 0) <= 32)
 
-    def test_hints(self) -> None:
-        self.assertIn("client certificate", asyncget.handshake_hint("TLSV1_ALERT_HANDSHAKE_FAILURE"))
+    def test_no_hint_where_none_is_due(self) -> None:
         self.assertEqual(asyncget.handshake_hint("BAD_DECRYPT"), "")
 
 
@@ -8255,21 +8070,18 @@ class TheParts(AsyncCase):
     async def test_part_one_is_a_client(self) -> None:
         one: Any = up_to("II")
         trusting = ssl.create_default_context(cafile=pem("ca"))
-        rows: list[tuple[bytes, Any]] = [
-            (answer(b"hello"), b"hello"), (b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello"),
-            (CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
-            (b"HTP/1.1 200 OK\r\n\r\n", one.ProtocolError), (answer(b"x")[:-1], one.IncompleteBody)]
-        for (wire, outcome), tls in itertools.product(rows, (None, server_tls())):
+        for (wire, outcome), tls in table([
+                (answer(b"hello"), b"hello"), (b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello"),
+                (CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
+                (b"HTP/1.1 200 OK\r\n\r\n", one.ProtocolError), (answer(b"x")[:-1], one.IncompleteBody)], (None, server_tls())):
             with self.subTest(wire, tls=bool(tls)):
                 async with scripted([READ, wire, CLOSE], tls=tls) as server:
-                    try:
-                        got = (await one.fetch(server.url + "/x", tls=trusting)).content
-                    except one.AsyncGetError as error:
-                        got = type(error)
-                self.assertEqual((got, server.targets()), (outcome, ["/x"]))
+                    got: Any = (await asyncio.gather(one.fetch(server.url + "/x", tls=trusting),
+                                                     return_exceptions=True))[0]
+                self.assertEqual([getattr(got, "content", type(got)), *server.targets()], [outcome, "/x"])
         async with scripted([READ, HOLD]) as server:
-            with self.assertRaisesRegex(one.TimedOut, "no response head within 0.05 s"):
-                await one.fetch(server.url, timeout=0.05)
+            await self.raised(one.TimedOut, one.fetch(server.url, timeout=0.05),
+                              "no response head within 0.05 s")
 
     def test_the_examples_of_part_one(self) -> None:
         """Its doctests: the tables of the parsers."""
@@ -8281,11 +8093,10 @@ class TheParts(AsyncCase):
         two: Any = up_to("III")
         trusting = ssl.create_default_context(cafile=pem("ca"))
         plain = {"cookies": False, "trust_env": False, "verify": trusting}
+        pages = [redirect("/there"), answer(gzip.compress(b"hello"), "Content-Encoding: gzip"),
+                 answer(b"", status="503 x"), answer(b"again"), answer(b"1"), answer(b"2")]
         for tls in (None, server_tls()):
-            moved = redirect("/there")
-            coded = answer(gzip.compress(b"hello"), "Content-Encoding: gzip")
-            async with scripted([READ, moved, READ, coded, READ, answer(b"", status="503 x"), READ, answer(b"again"),
-                                 READ, answer(b"1"), READ, answer(b"2")], tls=tls) as server:
+            async with scripted([step for page in pages for step in (READ, page)], tls=tls) as server:
                 async with two.Session(base_url=server.url, retries=lambda *_: 0.0, **plain) as session:
                     got = await session.get("here", params={"q": 1})
                     self.assertEqual((got.text, [hop.status for hop in got.history]), ("hello", [302]))
@@ -8385,8 +8196,10 @@ class TheText(unittest.TestCase):
         """What stands before the first part, and each of them."""
         return re.split(r"(?m)^(?=# #### Part [IV]+\. )", self.source)
 
+    @not_pypy  # which has no symtable
     def test_the_places_that_lead_on(self) -> None:
         """What a part uses of the later ones is told at its end, all of it and nothing else."""
+        import symtable
         parts = self.parts()[1:]
         defined = [{name.get_name() for name in symtable.symtable(part, "", "exec").get_symbols()
                     if name.is_assigned() and not name.is_imported()} for part in parts]
@@ -8446,12 +8259,6 @@ class TheText(unittest.TestCase):
 # a recipe needs and is not installed, its test names where it skips.
 
 
-def installed(*modules: str) -> Callable[[Test], Test]:
-    """Skips, saying what is missing."""
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    return unittest.skipIf(bool(missing), f"not installed: {', '.join(missing)}")
-
-
 @with_readme
 class Recipes(OnDisk):
     """Each block of the README's recipes does what is said of it."""
@@ -8499,11 +8306,10 @@ class Recipes(OnDisk):
         docker = self.block("A health check", "COPY", "", ("\\\n", ""), ("/asyncget.py", PROGRAM))
         image = json.loads(docker.partition("CMD ")[2])[1:]
         pod = self.block("A health check", "kubectl").split()[6:-2]
-        rows: list[tuple[list[str], Script, tuple[int, bytes]]] = [
-            (image, [READ, answer(b"well")], (0, b"")), (image, [READ], (28, b"")),
-            (image, [READ, answer(status="503 X")], (22, b"")),
-            (pod, [READ, answer(b"well")], (0, b"well")), (pod, [], (7, b""))]
-        for way, script, end in rows:
+        for way, script, end in table([
+                (image, [READ, answer(b"well")], (0, b"")), (image, [READ], (28, b"")),
+                (image, [READ, answer(status="503 X")], (22, b"")),
+                (pod, [READ, answer(b"well")], (0, b"well")), (pod, [], (7, b""))]):
             async with scripted(script) as server:
                 url = server.url if script else f"http://127.0.0.1:{free_port()}"
                 words = [word.replace("http://127.0.0.1:8000", url) for word in way]
@@ -8576,7 +8382,7 @@ class Recipes(OnDisk):
         self.assertRegex("\n".join(rows), r"(?s)/items/7,[^\n]*Content-Length.*/items/9,404\n")
         self.assertEqual(server.most, 50)
 
-    @installed("tqdm", "rich")
+    @needs(modules=["tqdm", "rich"])
     async def test_bars(self) -> None:
         """A program that broke off half way; the same block goes on, and the bar ends full."""
         body, half = random.Random(5).randbytes(300_000), 200_000
@@ -8593,7 +8399,7 @@ class Recipes(OnDisk):
                 self.assertEqual(eval(state, names), (len(body), len(body)))
             os.unlink("a.iso")
 
-    @installed("fastapi", "uvicorn")
+    @needs(modules=["fastapi", "uvicorn"])
     async def test_web_application(self) -> None:
         """Two requests on one kept connection, which is closed where the application ends."""
         uvicorn = importlib.import_module("uvicorn")
@@ -8610,7 +8416,7 @@ class Recipes(OnDisk):
         self.assertEqual([page.json() for page in pages], [{"name": "Ann"}] * 2)
         self.assertEqual((server.targets(), server.connections), (["/users/7", "/users/8"], 1))
 
-    @installed("IPython")
+    @needs(modules=["IPython"])
     async def test_notebook(self) -> None:
         """A block with await and async with at its left edge is a cell."""
         async with scripted([READ, answer(b"[1]")]) as server:
@@ -8621,7 +8427,7 @@ class Recipes(OnDisk):
                                      IPYTHONDIR=self.folder)
         self.assertEqual(end, (0, b"[1]\n"), self.said)
 
-    @installed("pytest")
+    @needs(modules=["pytest"])
     async def test_pytest_fixture(self) -> None:
         block = self.block("A pytest fixture", "import pytest")
         more = """
@@ -8658,14 +8464,13 @@ if __name__ == "__main__":
         self.assertIn(str(["ConnectError"] + ["Response"] * 40), said.decode())
         self.assertEqual(sorted(server.targets()), sorted(f"/{number}" for number in range(40)))
 
-    @installed("distributed")
+    @needs(modules=["distributed"])
     async def test_dask(self) -> None:
         await self.cluster("from dask", (
             '"scheduler:8786"', "n_workers=2, threads_per_worker=1, dashboard_address=None, "
             "local_directory='dask'"))
 
-    @needs("java")
-    @installed("pyspark")
+    @needs("java", modules=["pyspark"])
     async def test_spark(self) -> None:
         await self.cluster("from pyspark", ("SparkContext()", "SparkContext('local[2]')"))
 
@@ -8728,8 +8533,7 @@ class TheReadme(Folder):
         self.assertEqual((self.read("length"), self.read("length.txt")), (b"I end after 22 bytes.\n",) * 2)
 
 
-def load_tests(loader: unittest.TestLoader, tests: unittest.TestSuite,
-               pattern: str | None) -> unittest.TestSuite:
+def load_tests(_: Any, tests: unittest.TestSuite, __: Any) -> unittest.TestSuite:
     """The examples in the docstrings are tests, too."""
     tests.addTests(doctest.DocTestSuite(asyncget))
     return tests
