@@ -63,7 +63,6 @@ from collections import Counter, UserString
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
-from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -618,7 +617,7 @@ class Section2URLs(Section):
             "1.web.2.": "1.web.2.", "0x7f.a.0x1": "0x7f.a.0x1", "1.2.3.4.com": "1.2.3.4.com",
             "[::]": "::", "[0:0:0:0:0:0:0:1]": "::1", "[FE80::1]": "fe80::1",
             "[FE80:0::1%25Eth0.1-a_~]": "fe80::1%Eth0.1-a_~",  # 6874
-            "[::FFFF:1.2.3.4]": str(IPv6Address("::ffff:102:304")),
+            "[::FFFF:1.2.3.4]": str(ipaddress.IPv6Address("::ffff:102:304")),
             "straße.test": "xn--strae-oqa.test",               # CVE-2016-8625: not strasse
             "BÜCHER.example": "xn--bcher-kva.example",
             "bu\u0308cher.example": "xn--bcher-kva.example",   # NFC
@@ -6249,7 +6248,8 @@ class Section17Files(OnDisk):
     async def test_what_file_systems_lack(self) -> None:
         """Links, as on vfat, locks, room for all that is written at once, or for another file:
         where one file is mounted, as in a container, nothing can take its place; other modes; and
-        other owners than the folder's, as with bindfs, CIFS or a squashing NFS.
+        other owners than ours, as with bindfs, CIFS or a squashing NFS. In a folder like /tmp
+        another's file, which all may write, cannot be replaced either.
         """
         class Slow(io.FileIO):
             def write(self, data: Any) -> int:
@@ -6268,7 +6268,8 @@ class Section17Files(OnDisk):
                 ("room", mock.patch.object(asyncget, "open", slow, create=True)),
                 ("modes", mock.patch.object(os, "chmod", no(errno.EPERM))),
                 ("owners", mock.patch.object(os, "geteuid", return_value=os.geteuid() + 1)),
-                ("another", mock.patch.object(os, "replace", no(errno.EBUSY)))]):
+                *(("another", mock.patch.object(os, "replace", no(number)))
+                  for number in (errno.EBUSY, errno.EPERM))]):
             with self.subTest(name), patch:
                 self.empty(f=b"mine")
                 await self.refused("exists", overwrite=False)
@@ -6286,8 +6287,25 @@ class Section17Files(OnDisk):
                                      progress=lambda *_: self.write(self.path, b"mine"))
                 self.assertEqual((self.read(self.path), self.read(self.part)), (b"mine", WHOLE))
 
+    async def test_nothing_is_copied_but_into_a_plain_file(self) -> None:
+        """Not through another's link in a folder like /tmp; nor where a .part can be renamed."""
+        no = mock.Mock(side_effect=PermissionError(errno.EPERM, "No"))
+        with mock.patch.object(shutil, "copyfile", side_effect=AssertionError):
+            self.empty(fictim=b"ours", f=b"->fictim")
+            with mock.patch.object(os, "replace", no):
+                await self.refused("No", asks=1)
+            self.empty()
+            async with giving(answer(WHOLE)) as server:
+                with mock.patch.object(os, "link", no):
+                    await self.get(server.url, overwrite=False)
+        self.assert_whole()
+
     async def test_what_is_not_ours_is_left_alone(self) -> None:
         """Nor does it hold us, or fill the memory."""
+        def given_away(names: list[str]) -> None:
+            for name in names:
+                os.chown(name, 65534, 65534)
+
         part, meta, held = "f.part", "f.part.meta", list[int]()
         valid = b'"v1"\n11\n%b\n' % (b"0" * 64)
         mine, theirs = {part: b"mine"}, {"fictim": b"mine", meta: valid}
@@ -6305,8 +6323,9 @@ class Section17Files(OnDisk):
                 ({**mine, meta: b"|"}, lambda: held.append(  # with a writer, who writes nothing
                     os.open(self.meta, os.O_RDWR | os.O_NONBLOCK))),
                 (ours, lambda: os.truncate(self.meta, 1 << 33)),
-                *((ours, functools.partial(os.chown, name, 65534, 65534))
-                  for name in (self.part, self.meta) if os.geteuid() == 0)],  # root alone can
+                *((ours, lambda names=names: given_away(names))
+                  for names in ([self.part], [self.meta], [self.part, self.meta, self.folder])
+                  if os.geteuid() == 0)],  # root alone can
                 ({}, {"resume": False, "retries": tried(1)})):
             with self.subTest(files, plant=plant, options=options):
                 self.empty(**files)
@@ -6430,47 +6449,6 @@ class Section17Files(OnDisk):
             self.leave(server)
             await self.fails("", server.url)
         self.assertEqual((self.read(self.part), self.read(self.path)), (WHOLE[:6], None))
-
-
-@unittest.skipIf(sys.platform == "win32", "Windows has other owners")
-class Owners(OnDisk):
-    """Whose a file is."""
-
-    @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid() == 0, "only root gives files away")
-    async def test_what_others_have_left(self) -> None:
-        """Also in a folder of theirs, and for root: their bytes are not gone on from."""
-        async with giving(answer(WHOLE, V1)) as server:
-            self.leave(server, b"their")
-            for name in (self.part, self.meta, self.folder):
-                os.chown(name, 65534, 65534)
-            await self.fails("not of our making", server.url)
-
-    async def test_a_link_of_anothers_is_not_written_through(self) -> None:
-        """In a folder like /tmp it cannot be replaced."""
-        self.write(self.victim, b"ours")
-        os.symlink(self.victim, self.path)
-        refusal = PermissionError(errno.EPERM, "it is another's")
-        with mock.patch.object(os, "replace", side_effect=refusal):
-            await self.refused("another's", asks=1)
-        self.assertEqual(self.read(self.victim), b"ours")
-
-    async def test_anothers_file_that_all_may_write(self) -> None:
-        """In a folder like /tmp: nothing can take its place, so that its text is."""
-        self.write(self.path, b"old")
-        number = os.stat(self.path).st_ino
-        async with giving(answer(WHOLE)) as server:
-            with mock.patch.object(os, "replace", side_effect=PermissionError(errno.EPERM, "No")):
-                await self.get(server.url)
-        self.assertEqual(os.stat(self.path).st_ino, number)
-        self.assert_whole()
-
-    async def test_no_hard_links(self) -> None:
-        """As on vfat: without overwrite= a .part is renamed all the same, and never copied."""
-        async with giving(answer(WHOLE)) as server:
-            with mock.patch.object(os, "link", side_effect=PermissionError(errno.EPERM, "No")), \
-                    mock.patch.object(shutil, "copyfile", side_effect=AssertionError):
-                await self.get(server.url, overwrite=False)
-        self.assert_whole()
 
 
 class Killed(BaseException):
