@@ -3393,7 +3393,8 @@ async def open_unix(path: str, **options: Any) -> Stream:
     """A connection to a unix socket, where the system has such."""
     if not hasattr(asyncio, "open_unix_connection"):
         raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    return await asyncio.open_unix_connection(path, **options)
+    opened: Stream = await asyncio.open_unix_connection(path, **options)
+    return opened
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -4389,7 +4390,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
     part = file.name
     if size_of_ours(file) != size:
         raise OSError("its .part was changed by somebody else meanwhile")
-    if os.name == "nt":
+    if sys.platform == "win32":
         file.close()  # Windows renames no open file
     elif isfile(path) and not islink(path):
         old = os.stat(path)
