@@ -2637,7 +2637,7 @@ def render_auth(auth: str | tuple[str, str]) -> str:
     'Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=='
     """
     if isinstance(auth, str):
-        return "Bearer " + auth
+        return "Bearer " + auth  # no f-string: see `plain`
     try:
         user, password = auth
         if ":" in user or not _VALUE.fullmatch(user + password):
@@ -3275,8 +3275,6 @@ MAX_LOOK_UPS = 1000              # at once; each has a thread for as long as no 
 MAX_ADDRESSES = 32               # of a name that are tried; each may hold a socket meanwhile
 HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, too (RFC 8305 5)
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
-
-
 _asked: dict[Any, concurrent.futures.Future[Any]] = {}  # look-ups under way
 
 
@@ -3886,7 +3884,7 @@ def render_cookies(pairs: Pairs) -> str:
     texts = []
     size = 0
     for name, value in pairs:
-        text = name + "=" + value if name else value
+        text = name + "=" + value if name else value  # no f-string: see `plain`
         size += octets(text + "; ")
         if size > MAX_COOKIE_FIELD_BYTES + len("; "):
             break
@@ -4151,7 +4149,7 @@ class Partial(NamedTuple):
     size: int             # bytes in PATH.part; 0 where there is none
     validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '': cannot be resumed
     length: str           # of the whole file: '11', or 'None' where it was not told
-    source: str           # which URLs it is from: see source_of
+    source: str           # which URLs it is from: see source_of; '' (in no sidecar): any
 
 
 def strong_validator(headers: Headers) -> str:
@@ -4231,7 +4229,8 @@ def length_of_rest(response: Response, known: Partial) -> int | None:
     right = f"bytes {known.size}-{end - 1}/{end}" if length else f"bytes */{end}"
     field = "etag" if validator.startswith('"') else "last-modified"
     fits = (headers.get("content-range", "").lower() == right
-            and known.length in ("None", str(end)) and source_of(response) == known.source
+            and known.length in ("None", str(end))
+            and known.source in ("", source_of(response))
             and (not validator or headers.get(field, validator) == validator))
     return length if fits else None
 
@@ -4317,6 +4316,11 @@ def read_partial(path: str) -> Partial | None:
     return known if known and known.size and known.validator else None
 
 
+def is_plain(path: str) -> bool:
+    """Whether there is a file, and not a link to one: a rename would leave its target alone."""
+    return isfile(path) and not islink(path)
+
+
 def check_target(path: str, overwrite: bool) -> None:
     """Refuse a PATH that must not be replaced: a folder, a device, what is write-protected;
     without overwrite, any file.
@@ -4326,7 +4330,7 @@ def check_target(path: str, overwrite: bool) -> None:
         raise OSError("not the name of a file")
     if lexists(path) and not overwrite:
         raise OSError("it exists")
-    if isfile(path) and not islink(path) and not os.access(path, os.W_OK):
+    if is_plain(path) and not os.access(path, os.W_OK):
         raise OSError("it is write-protected")
 
 
@@ -4392,7 +4396,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         raise OSError("its .part was changed by somebody else meanwhile")
     if sys.platform == "win32":
         file.close()  # Windows renames no open file
-    elif isfile(path) and not islink(path):
+    elif is_plain(path):
         old = os.stat(path)
         for owner in ((-1, old.st_gid), (old.st_uid, -1)):
             with contextlib.suppress(OSError):  # a service's file stays its own, if root renews it
@@ -4503,7 +4507,7 @@ class Download(Call):
         with file:
             with disk_errors(path):
                 claim_part(file, known)
-                if isfile(path) and not islink(path):
+                if is_plain(path):
                     keep_mode(part, path)
                 if known is None:
                     file.truncate(0)
@@ -5542,8 +5546,7 @@ class Transfer:
         `fetch_once` catches, if the response does not fit, or the server's file is younger.
         """
         status = response.status_code
-        rest = length_of_rest(
-            response, Partial(offset, self.validator, "None", source_of(response)))
+        rest = length_of_rest(response, Partial(offset, self.validator, "None", ""))
         ours = self.options.continue_at == "-" and isfile(self.path)
         changed = parse_date(response.headers.get("last-modified", "")) or 0
         if rest is not None and not (ours and rest and changed > getmtime(self.path)):
