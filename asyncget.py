@@ -591,6 +591,7 @@ _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cook
                        rb"|transfer-encoding):([^\r\n]*)")
 _FOLD = re.compile(rb"\r?\n[ \t]+")  # RFC 9112 5.2
 _HEAD_END = re.compile(rb"\n\r?\n")
+_ELEMENT = re.compile(rb"[^, \t](?:[^,]*[^, \t])?")
 
 
 class Head(NamedTuple):
@@ -609,8 +610,7 @@ def parse_list(value: bytes) -> list[bytes]:
     >>> parse_list(b",, close ,x")
     [b'close', b'x']
     """
-    elements = (element.strip(b" \t") for element in value.split(b","))
-    return [element for element in elements if element]
+    return _ELEMENT.findall(value)
 
 
 def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
@@ -1449,7 +1449,7 @@ class Connection:
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
         self.broken: Exception | None = None  # told by the socket behind the last byte
-        self.reading: Any = None      # a read that was begun before the request: section 9
+        self.listener: Any = None     # while it is idle: section 9
         self.timeout: float | None = None
         self.opened_at = self.sent_at = self.head_at = self.idle_at = 0.0
 
@@ -1570,8 +1570,7 @@ class Connection:
     async def receive(self) -> bytes:
         """The next bytes, b"" at the end; errors are ours, and so is a clock that ran out."""
         try:
-            reading, self.reading = self.reading or self.reader.read(READ_BYTES), None
-            data: bytes = await reading
+            data: bytes = await self.reader.read(READ_BYTES)
         except _STREAM_ERRORS as error:
             if self.broken or not isinstance(self.reader, asyncio.StreamReader):
                 raise failure(self, error) from error
@@ -1612,8 +1611,6 @@ class Connection:
         self.clock.stop()
         if self.opener is not None:
             self.opener.cancel()
-        if self.reading is not None:
-            self.reading.give_up()
         for writer in filter(None, (self.writer, self.outer)):
             with contextlib.suppress(*_STREAM_ERRORS):  # lest one in a tunnel leave the outer open
                 writer.close()            # says close_notify (RFC 9112 9.8),
@@ -1900,70 +1897,43 @@ IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before 
 TURN_EXCHANGES = 10              # on a connection, before another route may get its place
 
 
-class Reading:
-    """A read that is begun while a connection is idle, and awaited behind the next request.
+class Listener:
+    """Closes an idle connection at the first bytes, or at the end, that come from the server.
 
-    If it ends before we have asked, then the server has said something unasked, which would
-    be taken for the answer to our next question (CVE-2026-6733), or it has hung up: such a
-    connection is closed at once.
+    What it says before we have asked would be taken for the answer to our next question
+    (CVE-2026-6733).
 
-    `await` calls coroutine.send(None), again and again. The first of these calls is made here.
-    Either it returns the future that the coroutine waits for, and the other calls are left to
-    who awaits us; or the bytes are there, and it raises StopIteration with them.
+    `await` calls coroutine.send(None), again and again. Here the first of these calls is made,
+    which begins a read and returns the future that it waits for; there are no others, so that
+    whatever comes stays in the reader.
     """
 
-    __slots__ = ("connection", "coroutine", "waits_for", "future", "data")
+    __slots__ = ("connection", "coroutine", "future")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.coroutine = connection.reader.read(READ_BYTES)
-        self.waits_for: Any = None
-        self.future: asyncio.Future[Any] | None = None  # the same, if a reader waits for one
-        self.data: bytes | None = None    # what was there at once; b"": the end, or an error
+        self.coroutine = connection.reader.read(1)
+        self.future: Any = None  # remains so if bytes, or the end, are there already
         try:
-            self.waits_for = self.coroutine.send(None)
-        except StopIteration as end:
-            self.data = end.value
-        except _STREAM_ERRORS:
-            self.data = b""
-        if asyncio.isfuture(self.waits_for):
-            self.future = self.waits_for
-            self.future.add_done_callback(self._spoke)
+            self.future = self.coroutine.send(None)
+        except (StopIteration, *_STREAM_ERRORS):
+            return
+        if not asyncio.isfuture(self.future):  # a caller's reader: of that it cannot be told
+            self.future = connection.loop.create_future()
+        self.future.add_done_callback(self._spoke)
 
-    def _spoke(self, _: object) -> None:
-        """Bytes, or the end, while nothing was asked: no request may go out here any more.
-
-        To close it tells the pool (`forget`), which gives its place to who is next.
-        """
+    def _spoke(self, future: asyncio.Future[Any]) -> None:
+        """To close it tells the pool (`forget`), which gives its place to who is next."""
+        future.exception()  # else asyncio complains that nobody has asked for it
         self.connection.close()
 
-    def claim(self) -> bool:
-        """Listen no more: what comes from now on is the answer to a call.
-
-        False if anything, bytes or the end, has come while the connection was idle. (Of a
-        caller's reader that waits for no future, that cannot be told.)
-        """
-        if self.future is None or self.connection.closed:
-            return not self.connection.closed
-        self.future.remove_done_callback(self._spoke)
-        return not self.future.done()
-
-    def __await__(self) -> Generator[Any, Any, bytes]:
-        try:
-            while self.data is None:
-                self.waits_for = self.coroutine.send((yield self.waits_for))
-        except StopIteration as end:
-            self.data = end.value
-        finally:
-            self.coroutine.close()
-        return self.data or b""
-
-    def give_up(self) -> None:
-        """Nobody will await it; an error is known, and asyncio is not to complain of it."""
-        future = self.future
-        if future is not None and future.done() and not future.cancelled():
-            future.exception()
+    def stop(self) -> bool:
+        """Listen no more: what comes from now on is an answer. False if anything came before."""
         self.coroutine.close()
+        if self.future is None:
+            return False
+        self.future.remove_done_callback(self._spoke)
+        return not (self.future.done() or self.connection.closed)
 
 
 class Queue(collections.OrderedDict[asyncio.Future[Any], None]):
@@ -2006,7 +1976,7 @@ class Pool:
         if idle and not self.interval:
             connection = next(reversed(idle))
             rested = connection.loop.time() - connection.idle_at > IDLE_MOMENT_SECONDS
-            if not rested and connection.reading.claim():
+            if not rested and connection.listener.stop():
                 del idle[connection]
                 return connection
         return None
@@ -2023,12 +1993,13 @@ class Pool:
                 self.drop(kept)
         if self.idle.get(route):
             # The server may have closed some while the loop was busy elsewhere: in two turns
-            # asyncio asks the kernel and receives that, and claim() sees it.
+            # asyncio asks the kernel and receives that, and stop() sees it.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         while True:
             connection = self.decide(route) or await self._wait(route, patience)
-            if not connection.exchanges or connection.reading.claim() and not fresh:  # new or alive
+            kept = connection.exchanges > 0
+            if not kept or not fresh and Listener(connection).stop():
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -2043,7 +2014,7 @@ class Pool:
             connection, _ = self.idle[route].popitem()
             # Without this, if the server closes it now, `_spoke` would give its place to the next
             # in turn, though it is promised already. `acquire` looks once more whether it lives.
-            connection.reading.claim()
+            connection.listener.stop()
         elif self.is_full(route):
             return None
         else:
@@ -2118,8 +2089,8 @@ class Pool:
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange: it may serve another, if the server is silent."""
-        connection.reading = Reading(connection)
-        if connection.reading.data is not None:  # more bytes, or the end, are there already
+        connection.listener = Listener(connection)
+        if connection.listener.future is None:
             connection.close()
             return
         connection.clock.deadline = _NEVER
