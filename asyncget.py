@@ -1253,7 +1253,8 @@ class Response:
 # Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). A body that was
 # left or broke off closes it, and so does the clock.
 
-READ_BYTES = 262_144             # asked of the stream at once; asyncio receives as much
+STREAM_BYTES = 262_144           # a StreamReader's limit; asyncio receives as much at once
+READ_BYTES = 4 * STREAM_BYTES    # asked of it: more than it may hold, so that nothing is left
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
 LAST_TURNS = 12                  # of the loop, in which what has come gets to us, handshakes too
@@ -1503,7 +1504,7 @@ class Connection:
     async def connect(self, connector: Connector, host: str, *address: str | int,
                       tls: ssl.SSLContext | None) -> None:
         """Open a stream to an address, and speak TLS there if asked to, with the name of host."""
-        options: dict[str, Any] = {"limit": READ_BYTES}
+        options: dict[str, Any] = {"limit": STREAM_BYTES}
         if tls:
             options.update(tls_options(host), ssl=tls)
         where = str(address[0])
@@ -1897,43 +1898,33 @@ IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before 
 TURN_EXCHANGES = 10              # on a connection, before another route may get its place
 
 
-class Listener:
+class Listener(asyncio.Protocol):
     """Closes an idle connection at the first bytes, or at the end, that come from the server.
 
     What it says before we have asked would be taken for the answer to our next question
-    (CVE-2026-6733).
-
-    `await` calls coroutine.send(None), again and again. Here the first of these calls is made,
-    which begins a read and returns the future that it waits for; there are no others, so that
-    whatever comes stays in the reader.
+    (CVE-2026-6733). A transport hands what it receives to a protocol: asyncio's own fills the
+    StreamReader, and this one takes its place while the connection is idle.
     """
-
-    __slots__ = ("connection", "coroutine", "future")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.coroutine = connection.reader.read(1)
-        self.future: Any = None  # remains so if bytes, or the end, are there already
-        try:
-            self.future = self.coroutine.send(None)
-        except (StopIteration, *_STREAM_ERRORS):
-            return
-        if not asyncio.isfuture(self.future):  # a caller's reader: of that it cannot be told
-            self.future = connection.loop.create_future()
-        self.future.add_done_callback(self._spoke)
+        self.transport = connection.writer.transport
+        self.protocol = self.transport.get_protocol()
+        self.silent = True     # nothing has come
+        self.promised = False  # to a request, which will look whether it was silent
+        self.transport.set_protocol(self)
 
-    def _spoke(self, future: asyncio.Future[Any]) -> None:
+    def data_received(self, *_: object) -> None:
         """To close it tells the pool (`forget`), which gives its place to who is next."""
-        future.exception()  # else asyncio complains that nobody has asked for it
-        self.connection.close()
+        self.silent = False
+        if not self.promised:
+            self.connection.close()
 
-    def stop(self) -> bool:
-        """Listen no more: what comes from now on is an answer. False if anything came before."""
-        self.coroutine.close()
-        if self.future is None:
-            return False
-        self.future.remove_done_callback(self._spoke)
-        return not (self.future.done() or self.connection.closed)
+    eof_received = connection_lost = data_received  # type: ignore[assignment]
+
+    def stop(self) -> None:
+        """Listen no more: what comes from now on is an answer."""
+        self.transport.set_protocol(self.protocol)
 
 
 class Queue(collections.OrderedDict[asyncio.Future[Any], None]):
@@ -1975,8 +1966,7 @@ class Pool:
         idle = self.idle.get(route)
         if idle and not self.interval:
             connection = next(reversed(idle))
-            rested = connection.loop.time() - connection.idle_at > IDLE_MOMENT_SECONDS
-            if not rested and connection.listener.stop():
+            if connection.loop.time() - connection.idle_at <= IDLE_MOMENT_SECONDS:
                 del idle[connection]
                 return connection
         return None
@@ -1993,13 +1983,13 @@ class Pool:
                 self.drop(kept)
         if self.idle.get(route):
             # The server may have closed some while the loop was busy elsewhere: in two turns
-            # asyncio asks the kernel and receives that, and stop() sees it.
+            # asyncio asks the kernel and tells the Listener.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         while True:
             connection = self.decide(route) or await self._wait(route, patience)
             kept = connection.exchanges > 0
-            if not kept or not fresh and Listener(connection).stop():
+            if not kept or connection.listener.silent and not connection.closed and not fresh:
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -2012,9 +2002,7 @@ class Pool:
             raise AsyncGetError("the session is closed")
         if self.idle.get(route) and route not in self.paused:
             connection, _ = self.idle[route].popitem()
-            # Without this, if the server closes it now, `_spoke` would give its place to the next
-            # in turn, though it is promised already. `acquire` looks once more whether it lives.
-            connection.listener.stop()
+            connection.listener.promised = True
         elif self.is_full(route):
             return None
         else:
@@ -2089,10 +2077,11 @@ class Pool:
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange: it may serve another, if the server is silent."""
-        connection.listener = Listener(connection)
-        if connection.listener.future is None:
-            connection.close()
+        transport = connection.writer.transport
+        if not hasattr(transport, "set_protocol") or connection.reader.at_eof():
+            connection.close()  # a caller's own, which cannot be listened to; or it has ended
             return
+        connection.listener = Listener(connection)
         connection.clock.deadline = _NEVER
         connection.idle_at = connection.clock.watch("idle", IDLE_SECONDS)
         self.idle[connection.route][connection] = None
@@ -2816,7 +2805,9 @@ class Call:
             clock.deadline, connection.trace = deadline, settings["trace"]
             kept = connection.exchanges > 0
             try:
-                if not kept:
+                if kept:
+                    connection.listener.stop()
+                else:
                     await connection.open(session.connect_timeout or settings["timeout"])
                 head = await connection.exchange(data, settings["timeout"])
                 if b"set-cookie" in head.fields:
@@ -2959,7 +2950,7 @@ class Session:
         # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
         # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
         # Without that a small GET takes twice the time.
-        bytes(4 * READ_BYTES)
+        bytes(READ_BYTES)
 
     async def __aenter__(self) -> Session:
         return self
@@ -3692,7 +3683,7 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
     """
     loop = connection.loop
     connection.outer = outer = connection.writer  # unreferenced, it closes the transport
-    connection.reader = reader = asyncio.StreamReader(limit=READ_BYTES)
+    connection.reader = reader = asyncio.StreamReader(limit=STREAM_BYTES)
     protocol = asyncio.StreamReaderProtocol(reader)
     transport = await loop.start_tls(outer.transport, protocol, tls,
                                      **tls_options(connection.route.origin.host))

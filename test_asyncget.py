@@ -1734,7 +1734,7 @@ class Double:
 
     async def wait_closed(self) -> None: ...
     def close(self, *_: str) -> None: ...
-    abort = get_extra_info = close
+    abort = get_extra_info = get_protocol = set_protocol = close
 
 
 class Section7Connection(AsyncCase):
@@ -4266,7 +4266,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-AROUND = [2**14, 2**16, asyncget.MAX_HEAD_BYTES, asyncget.READ_BYTES, 2 * asyncget.READ_BYTES]
+AROUND = [2**14, 2**16, asyncget.MAX_HEAD_BYTES, asyncget.STREAM_BYTES, asyncget.READ_BYTES]
 BODY_SIZES = [0, 1, *(limit + step for limit in AROUND for step in (-1, 0, 1)), 4 * 2**20]
 SITE_CONF = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -4659,6 +4659,9 @@ class Pieces(Double):
         piece = next(self.pieces, b"")
         self.taken += len(piece)
         return piece
+
+    def at_eof(self) -> bool:
+        return True  # no pool keeps it
 
     async def connect(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
         return self, self
