@@ -182,8 +182,8 @@ __all__ = [
 # whose result the loop will set when, say, bytes have come. A *task* is a coroutine that the
 # loop runs for itself, beside the others. To *cancel* a task is to have CancelledError raised
 # at the await where it stands. A *transport* is the loop's own end of a socket: it receives
-# whenever there is something and hands it to the StreamReader that we read from; what we
-# write it sends, as the kernel takes it.
+# whenever there is something and hands it to a *protocol*, which keeps it until we read (here
+# an Inbox, section 7); what we write it sends, as the kernel takes it.
 # All of it is one thread: between two awaits nobody else runs. So no coroutine becomes faster,
 # and if one computes for a second, all others wait for that second. But a thousand that only
 # wait cost hardly more than one.
@@ -1253,8 +1253,7 @@ class Response:
 # Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). A body that was
 # left or broke off closes it, and so does the clock.
 
-STREAM_BYTES = 262_144           # a StreamReader's limit; asyncio receives as much at once
-READ_BYTES = 4 * STREAM_BYTES    # asked of it: more than it may hold, so that nothing is left
+READ_BYTES = 262_144             # that an Inbox takes before it is read; asyncio receives as much
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
 LAST_TURNS = 12                  # of the loop, in which what has come gets to us, handshakes too
@@ -1420,6 +1419,72 @@ class Clock:
                         seconds=seconds)
 
 
+class Inbox(asyncio.Protocol):
+    """What has come on a connection, until it is read: asyncio's StreamReader in its simplest form.
+
+    A transport tells its protocol of what comes, by the first four methods. What this does
+    otherwise than the StreamReader: it copies no bytes, hands out those that came ahead of an
+    error, and can tell the pool of those that come while nothing was asked (section 9).
+    """
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.pieces: list[bytes] = []
+        self.size = 0         # of them
+        self.ended = False
+        self.error: Exception | None = None
+        self.waiter: asyncio.Future[None] | None = None      # of who reads
+        self.on_unasked: Callable[[], object] | None = None  # is told that anything has come
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is connected."""
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come. If nobody reads them, no more are taken: TCP makes the server wait."""
+        self.pieces.append(data)
+        self.size += len(data)
+        if self.size > READ_BYTES:
+            self.transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> None:
+        """The server sends no more; asyncio closes the transport."""
+        self.ended = True
+        self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """It is closed, by us or, with an error, by the network."""
+        self.error = error
+        self.eof_received()
+
+    def _wake(self) -> None:
+        on_unasked, self.on_unasked = self.on_unasked, None
+        if on_unasked:
+            on_unasked()
+        elif self.waiter and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def read(self, _: int) -> bytes:
+        """All that has come, or b"" at the end; an error only behind the last byte."""
+        if not self.pieces and not self.ended:
+            if self.waiter:
+                raise AsyncGetError("another task reads this response already")
+            self.waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self.waiter
+            finally:
+                self.waiter = None
+        data = b"".join(self.pieces)
+        self.pieces.clear()
+        if self.size > READ_BYTES and not self.ended:
+            self.transport.resume_reading()
+        self.size = 0
+        if not data and self.error:
+            raise self.error
+        return data
+
+
 def tls_options(host: str) -> dict[str, Any]:
     """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
@@ -1437,7 +1502,7 @@ class Connection:
         self.on_idle, self.on_close = on_idle, on_close
         self.loop = asyncio.get_running_loop()
         self.clock = Clock(self.close)
-        self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or a caller's
+        self.reader: Any = None       # an Inbox and asyncio's StreamWriter, or a caller's own
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
         self.peer: Any = None
@@ -1449,8 +1514,6 @@ class Connection:
         self.interim = 0              # 1xx responses ahead of it
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
-        self.broken: Exception | None = None  # told by the socket behind the last byte
-        self.listener: Any = None     # while it is idle: section 9
         self.timeout: float | None = None
         self.opened_at = self.sent_at = self.head_at = self.idle_at = 0.0
 
@@ -1504,15 +1567,38 @@ class Connection:
     async def connect(self, connector: Connector, host: str, *address: str | int,
                       tls: ssl.SSLContext | None) -> None:
         """Open a stream to an address, and speak TLS there if asked to, with the name of host."""
-        options: dict[str, Any] = {"limit": STREAM_BYTES}
+        options: dict[str, Any] = {"limit": READ_BYTES}
         if tls:
             options.update(tls_options(host), ssl=tls)
         where = str(address[0])
         if connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
+        self.take_over()
         if self.closed:  # meanwhile, and the connector has passed over its cancellation
             self.writer.transport.abort()
+
+    def take_over(self) -> None:
+        """Put an Inbox in the place of asyncio's StreamReader, if nothing has come to that yet.
+
+        A coroutine that is sent None goes on to where it has to wait, or raises StopIteration with
+        what it returns: so the first step of a read tells whether there is anything.
+        """
+        if (type(self.reader) is not asyncio.StreamReader
+                or not isinstance(self.writer, asyncio.StreamWriter)):
+            return  # a caller's own
+        early = self.reader.read(READ_BYTES)
+        try:
+            early.send(None)
+        except StopIteration as end:
+            self.rest = end.value
+        except _STREAM_ERRORS:
+            pass  # it will be raised again
+        else:
+            self.reader = Inbox()
+            self.writer.transport.set_protocol(self.reader)
+            self.reader.connection_made(self.writer.transport)
+        early.close()
 
     # ---- one exchange
 
@@ -1573,20 +1659,11 @@ class Connection:
         try:
             data: bytes = await self.reader.read(READ_BYTES)
         except _STREAM_ERRORS as error:
-            if self.broken or not isinstance(self.reader, asyncio.StreamReader):
-                raise failure(self, error) from error
-            # The reader tells of an error before it hands out what came ahead of it: a whole
-            # response, say, behind which the server reset the connection.
-            self.broken = error
-            self.reader.set_exception(None)  # type: ignore[arg-type]
-            self.reader.feed_eof()
-            data = await self.reader.read(READ_BYTES)
+            raise failure(self, error) from error
         if self.closed:  # by another task: what came in the same turn is not handed out either
             raise ended(self)
         if data:
             self.silent = False
-        elif self.broken:
-            raise failure(self, self.broken) from self.broken
         return data
 
     def ended_cleanly(self) -> bool:
@@ -1898,35 +1975,6 @@ IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before 
 TURN_EXCHANGES = 10              # on a connection, before another route may get its place
 
 
-class Listener(asyncio.Protocol):
-    """Closes an idle connection at the first bytes, or at the end, that come from the server.
-
-    What it says before we have asked would be taken for the answer to our next question
-    (CVE-2026-6733). A transport hands what it receives to a protocol: asyncio's own fills the
-    StreamReader, and this one takes its place while the connection is idle.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.transport = connection.writer.transport
-        self.protocol = self.transport.get_protocol()
-        self.silent = True     # nothing has come
-        self.promised = False  # to a request, which will look whether it was silent
-        self.transport.set_protocol(self)
-
-    def data_received(self, *_: object) -> None:
-        """To close it tells the pool (`forget`), which gives its place to who is next."""
-        self.silent = False
-        if not self.promised:
-            self.connection.close()
-
-    eof_received = connection_lost = data_received  # type: ignore[assignment]
-
-    def stop(self) -> None:
-        """Listen no more: what comes from now on is an answer."""
-        self.transport.set_protocol(self.protocol)
-
-
 class Queue(collections.OrderedDict[asyncio.Future[Any], None]):
     """Who waits for a connection on one route, the longest first."""
 
@@ -1968,6 +2016,7 @@ class Pool:
             connection = next(reversed(idle))
             if connection.loop.time() - connection.idle_at <= IDLE_MOMENT_SECONDS:
                 del idle[connection]
+                connection.reader.on_unasked = None
                 return connection
         return None
 
@@ -1983,13 +2032,14 @@ class Pool:
                 self.drop(kept)
         if self.idle.get(route):
             # The server may have closed some while the loop was busy elsewhere: in two turns
-            # asyncio asks the kernel and tells the Listener.
+            # asyncio asks the kernel and receives that.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         while True:
             connection = self.decide(route) or await self._wait(route, patience)
             kept = connection.exchanges > 0
-            if not kept or connection.listener.silent and not connection.closed and not fresh:
+            reader = connection.reader
+            if not kept or not (fresh or connection.closed or reader.pieces or reader.ended):
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -2002,7 +2052,9 @@ class Pool:
             raise AsyncGetError("the session is closed")
         if self.idle.get(route) and route not in self.paused:
             connection, _ = self.idle[route].popitem()
-            connection.listener.promised = True
+            # Without this, if the server closes it now, `forget` would give its place to the next
+            # in turn, though it is promised already. `acquire` looks whether it lives.
+            connection.reader.on_unasked = None
         elif self.is_full(route):
             return None
         else:
@@ -2077,11 +2129,11 @@ class Pool:
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange: it may serve another, if the server is silent."""
-        transport = connection.writer.transport
-        if not hasattr(transport, "set_protocol") or connection.reader.at_eof():
-            connection.close()  # a caller's own, which cannot be listened to; or it has ended
+        reader = connection.reader
+        if not isinstance(reader, Inbox) or reader.pieces or reader.ended:
+            connection.close()  # anything has come; or, of a caller's reader, that cannot be told
             return
-        connection.listener = Listener(connection)
+        reader.on_unasked = connection.close
         connection.clock.deadline = _NEVER
         connection.idle_at = connection.clock.watch("idle", IDLE_SECONDS)
         self.idle[connection.route][connection] = None
@@ -2805,9 +2857,7 @@ class Call:
             clock.deadline, connection.trace = deadline, settings["trace"]
             kept = connection.exchanges > 0
             try:
-                if kept:
-                    connection.listener.stop()
-                else:
+                if not kept:
                     await connection.open(session.connect_timeout or settings["timeout"])
                 head = await connection.exchange(data, settings["timeout"])
                 if b"set-cookie" in head.fields:
@@ -2950,7 +3000,7 @@ class Session:
         # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
         # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
         # Without that a small GET takes twice the time.
-        bytes(READ_BYTES)
+        bytes(4 * READ_BYTES)
 
     async def __aenter__(self) -> Session:
         return self
@@ -3602,7 +3652,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
             raise
         except (OSError, EOFError) as error:
             raise failure(connection, error) from error
-        if connection.rest:  # in plain text; as if they had come encrypted: CVE-2021-22947
+        if route.tls and connection.rest:  # in plain text, as if encrypted: CVE-2021-22947
             raise ProxyError("sent bytes before the tunnel was in use: "
                              + shown(connection.rest), exit_code=56)
     except ProxyError as error:  # which proxy did that, is said here for all of them
@@ -3635,6 +3685,17 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
                          exit_code=56)
 
 
+async def read_exactly(connection: Connection, size: int) -> bytes:
+    """So many bytes of a proxy's answer; what came behind them stays in `rest`."""
+    while len(connection.rest) < size:
+        arrived = await connection.receive()
+        if not arrived:
+            raise EOFError(f"{len(connection.rest)} of {size} bytes came")
+        connection.rest += arrived
+    data, connection.rest = connection.rest[:size], connection.rest[size:]
+    return data
+
+
 async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     """Ask a SOCKS5 proxy for the connection (RFC 1928, password RFC 1929).
 
@@ -3643,7 +3704,7 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     """
     import ipaddress
     origin = connection.route.origin
-    read = connection.reader.readexactly
+    read = functools.partial(read_exactly, connection)
     write = connection.writer.write
     write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
     version, method = start = await read(2)
@@ -3675,7 +3736,7 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
 
 
 async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
-    """Begin TLS inside a tunnel, on a fresh reader.
+    """Begin TLS inside a tunnel, with a fresh Inbox.
 
     StreamWriter.start_tls (3.11) would keep the old reader, and hand out plain bytes
     that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
@@ -3683,14 +3744,13 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
     """
     loop = connection.loop
     connection.outer = outer = connection.writer  # unreferenced, it closes the transport
-    connection.reader = reader = asyncio.StreamReader(limit=STREAM_BYTES)
-    protocol = asyncio.StreamReaderProtocol(reader)
-    transport = await loop.start_tls(outer.transport, protocol, tls,
+    connection.reader = inbox = Inbox()
+    transport = await loop.start_tls(outer.transport, inbox, tls,
                                      **tls_options(connection.route.origin.host))
     if transport is None or transport.is_closing():  # the connection ended meanwhile
         raise ConnectionResetError("closed during the handshake")
-    protocol.connection_made(transport)
-    connection.writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+    inbox.connection_made(transport)
+    connection.writer = asyncio.StreamWriter(transport, inbox, None, loop)
 
 
 # ==== 15. Cookies =============================================================

@@ -1712,29 +1712,35 @@ def clock() -> Iterator[Callable[[float], None]]:
         yield ahead.append
 
 
-class Double:
+class Double(asyncio.Transport):
     """A connection without sockets: it answers each request at once with its target."""
 
     made = 0
     last: Double  # that was written to
 
     def __init__(self, host: str, tls_name: str | None) -> None:
+        super().__init__()
         self.host, self.tls_name, self.sent = host, tls_name, b""
-        self.reader, self.transport = asyncio.StreamReader(), self
 
     @classmethod
     async def connect(cls, host: str, *_: Any, server_hostname: Any = None, **__: Any) -> Any:
         cls.made += 1
-        double = cls(host, server_hostname)
-        return double.reader, double
+        double, reader = cls(host, server_hostname), asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        return reader, asyncio.StreamWriter(double, protocol, reader, asyncio.get_running_loop())
 
-    def write(self, head: bytes) -> None:
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def write(self, head: Any) -> None:
         Double.last, self.sent = self, head
-        self.reader.feed_data(answer(head.split(b" ")[1]))
+        self.protocol.data_received(answer(head.split(b" ")[1]))
 
-    async def wait_closed(self) -> None: ...
-    def close(self, *_: str) -> None: ...
-    abort = get_extra_info = get_protocol = set_protocol = close
+    def is_closing(self) -> bool:
+        return True  # nothing is to be closed
+
+    def close(self, *_: Any) -> None: ...
+    abort = close
 
 
 class Section7Connection(AsyncCase):
@@ -4266,7 +4272,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-AROUND = [2**14, 2**16, asyncget.MAX_HEAD_BYTES, asyncget.STREAM_BYTES, asyncget.READ_BYTES]
+AROUND = [2**14, 2**16, asyncget.MAX_HEAD_BYTES, asyncget.READ_BYTES, 2 * asyncget.READ_BYTES]
 BODY_SIZES = [0, 1, *(limit + step for limit in AROUND for step in (-1, 0, 1)), 4 * 2**20]
 SITE_CONF = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -4649,6 +4655,7 @@ class Pieces(Double):
     """The streams in one, without any socket: it plays pieces, whatever is asked, then ends."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
+        asyncio.Transport.__init__(self)
         self.pieces, self.transport, self.taken = iter(pieces), self, 0
 
     async def readexactly(self, size: int) -> bytes:
@@ -4659,9 +4666,6 @@ class Pieces(Double):
         piece = next(self.pieces, b"")
         self.taken += len(piece)
         return piece
-
-    def at_eof(self) -> bool:
-        return True  # no pool keeps it
 
     async def connect(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
         return self, self
@@ -5149,12 +5153,12 @@ class Varied(Double):
         OK + b"Connection: x%d\r\nContent-Length: 2\r\n\r\nok"]
     number = 0
 
-    def write(self, head: bytes) -> None:
+    def write(self, head: Any) -> None:
         Varied.number += 1
         said = self.ANSWERS[Varied.number % 101 % len(self.ANSWERS)]
-        self.reader.feed_data(said % Varied.number if b"%d" in said else said)
+        self.protocol.data_received(said % Varied.number if b"%d" in said else said)
         if said.endswith(b"cut"):
-            self.reader.feed_eof()
+            self.protocol.eof_received()
 
 
 @long
@@ -5584,14 +5588,15 @@ class TrustAndSecrets(AsyncCase):
             name = f"{'https' if 'ssl' in options else 'http'}://{host}"
             name += f":{port}" * (port not in (80, 443))
             opened.append((name, getattr(options.get("ssl"), "shown", None)))
-            reader, double = await Double.connect(host)
+            reader, writer = await Double.connect(host)
 
             def write(head: bytes) -> None:
                 sent.append((*field(head, "Authorization"), None)[0])
-                reader.feed_data(redirect(moved.pop(name)) if name in moved else answer())
+                writer.transport.protocol.data_received(
+                    redirect(moved.pop(name)) if name in moved else answer())
 
-            double.write = write
-            return reader, double
+            writer.write = write
+            return reader, writer
 
         async with Session(open_connection=connect, **settings) as session:
             for url, options in calls:
