@@ -1773,9 +1773,6 @@ class Section7Connection(AsyncCase):
         for steps, kind, code, text in table([
                 ([CLOSE], IncompleteBody, 52, "empty reply"), ([RESET], IncompleteBody, 56, "lost"),
                 ([OK, CLOSE], IncompleteBody, 18, "inside the head"),
-                ([OK + b"Content-Length: 10\r\n\r\nhello", CLOSE], IncompleteBody, 18,
-                 "behind 5 bytes of the body, which has 10"),
-                ([CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18, "behind 5 bytes"),
                 ([OK + b"\r\nhello", CUT], IncompleteBody, 18, "TLS was cut off"),
                 ([b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
                 ([b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
@@ -1789,9 +1786,6 @@ class Section7Connection(AsyncCase):
                 error = await self.raised(kind, session.get(server.url + "/x"), text,
                                           exit_code=code, url=server.url + "/x")
                 self.assertEqual((type(error), server.connections), (kind, 1))
-                if "which has 10" in text:
-                    self.assertEqual((error.expected, error.received, error.response.status),
-                                     (10, 5, 200))
                 if kind is not DecodingError:  # those came whole
                     await until(lambda: not server.open)
                     self.assertEqual(count(session), (0, 0, 0))
@@ -1813,17 +1807,14 @@ class Section7Connection(AsyncCase):
         opened.close()
         self.assertEqual(connected.call_args[0], (opened, (f"fe80::1%{name}", 80)))
 
-    async def test_nothing_is_held_back(self) -> None:
-        """Nagle's algorithm would have a request wait for the ACK of the handshake."""
-        async with scripted([READ, answer(), LOOP], again=True) as server, Session() as session:
-            for host in ("127.0.0.1", "localhost"):
-                await session.get(f"http://{host}:{server.port}")
-            for connection in session._pool.all:
-                made = connection.writer.get_extra_info("socket")
-                self.assertTrue(made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-
     async def test_timeouts(self) -> None:
-        """In each phase, straight or through a proxy; each phase has its own time."""
+        """In each phase, straight or through a proxy; each phase has its own time. They hold with
+        a transport that does nothing, too; but a slip in one is not hidden.
+        """
+        wrong = mock.AsyncMock(return_value=(mock.Mock(), mock.Mock(spec=["transport", "close"])))
+        await self.raised(AttributeError, asyncget.get("http://h.test/", open_connection=wrong))
+        idle = {"open_connection": mock.AsyncMock(
+            side_effect=lambda *_, **__: (asyncio.StreamReader(), mock.MagicMock()))}
         head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.05] * 10
         silence, gone, ok = {"timeout": 0.1}, {"open_connection": never}, b"\x05\x00"
         rows: list[tuple[str, list[Any], dict[str, Any], str]] = [  # schemes, steps, limit, phase
@@ -1840,7 +1831,8 @@ class Section7Connection(AsyncCase):
                 ("http https", [], limit, "answer of the proxy"),
                 ("http https", [READ, b"HTTP/1.1 2"], limit, "answer of the proxy"),
                 ("http https", [READ, OPENED], limit, "TLS handshake"),
-                ("http http", [READ], limit, "response head"))),
+                ("http http", [READ], limit, "response head"),
+                ("http", [], {**limit, **idle}, "response head"))),
             *(("socks5h http", steps, silence, "answer of the proxy") for steps in (
                 [], [3, ok[:1]], [3, ok], [3, ok, 13, b"\x05\x00\x00\x01"])),
             ("http https", [READ, 0.3, OPENED], {"timeout": 0.4}, "TLS handshake")]
@@ -2198,16 +2190,6 @@ class Section9Pool(AsyncCase):
                         await asyncio.sleep(0.06)  # the loop complains of what a timer raises
                     self.assertRegex(repr(session._pool), "Pool 0 of .*, 0 idle, 0 waiting")
 
-    async def test_doubles_of_the_streams(self) -> None:
-        """Limits of time hold with a transport that does nothing, too; slips are not hidden."""
-        wrong = mock.AsyncMock(return_value=(mock.Mock(), mock.Mock(spec=["transport", "close"])))
-        await self.raised(AttributeError, asyncget.get("http://h.test/", open_connection=wrong))
-        for limit in table([{"timeout": 0.05}, {"deadline": 0.05}]):
-            reader = asyncio.StreamReader()
-            connect = mock.AsyncMock(return_value=(reader, mock.MagicMock()))
-            call = asyncget.get("http://h.test/", open_connection=connect, **limit)
-            await self.raised(TimedOut, call, "response head")
-
     async def test_handed_over_and_closed(self) -> None:
         """By its clock, say, before who waited for it could run: then a new one is opened."""
         steps = [READ, answer()[:-1], 0.02, answer()[-1:], LOOP]
@@ -2388,6 +2370,10 @@ class Section10RedirectsAndRetries(AsyncCase):
 
         for fields in ([], [b"Location:"], [b"Location: ", b"Location:"]):
             self.assertIsNone(led(302, *fields))
+        for field in (  # CVE-2020-8284, CVE-2020-8492: nor does another field lead anywhere
+                b'Alt-Svc: h2="127.0.0.1:1"', b"Refresh: 0; url=/x", b"Content-Location: /x",
+                b'WWW-Authenticate: Basic realm="' + b"\xa0," * 20_000):
+            self.assertIsNone(led(401, field) or led(200, field))
         for status in range(200, 600):
             self.assertEqual(led(status, b"Location: /b", b"location: /b"),
                              "http://h/b" if status in (301, 302, 303, 307, 308) else None, status)
@@ -2609,9 +2595,8 @@ class Section11Settings(AsyncCase):
                 (base, "", {"params": {"z": 2}, "headers": {"x": None, "Y": "2"}},
                  "/v1/?k=1&z=2", ["2", me, *secret]),
                 (base, "", {"auth": None}, "/v1/?k=1", ["1", "1", *secret]),
-                (base, "", {"params": {"k": None}}, "/v1/", every),
-                (base, "", {"params": {"k": 2}}, "/v1/?k=2", every),
-                (base, " \t\n", {"params": iter({"z": [1, 2]}.items())}, "/v1/?k=1&z=1&z=2", every),
+                (base, " \t\n", {"params": iter({"z": [1, 2], "k": None}.items())},
+                 "/v1/?z=1&z=2", every),
                 # an absolute URL may come out of a page
                 *(({**base, **more}, "http://b.test", {}, "/?k=1", ["1", "1"]) for more in ({}, token)),
                 (base, "http://b.test", {**token, "headers": {"Z": "its"}}, "/?k=1",
@@ -3184,7 +3169,9 @@ class Section13AddressesAndTLS(AsyncCase):
             self.assertNotIn("secret", str(error))
 
     async def test_certificates(self) -> None:
-        """CVE-2021-28363: what a proxy tunnels, is checked as well, and for the origin's name."""
+        """CVE-2021-28363: what a proxy tunnels, is checked as well, and for the origin's name.
+        And CVE-2025-47279: nothing is left of a handshake that failed.
+        """
         ca, strict = pem("ca"), ssl.create_default_context(cafile=pem("ca"))
         strict.verify_flags |= ssl.VERIFY_X509_STRICT  # python/cpython#138193: as 3.13 has it
         for name, host, verify, text in table([  # certificate, host, verify, complaint
@@ -3203,14 +3190,14 @@ class Section13AddressesAndTLS(AsyncCase):
             async with origin(name) as server, proxy() as via, proxy(SocksProxy) as socks, \
                     Session() as session:
                 url = f"https://{host}:{server.port}/"
-                for way in (None, f"http://{via.url}", f"socks5h://{socks.url}"):
+                for done, way in enumerate((None, f"http://{via.url}", f"socks5h://{socks.url}")):
                     call = session.get(url, verify=verify, proxy=way)
                     if text:
                         said = f"certificate of {host}:{server.port}.*{way or ''}.*{text}"
                         error = await self.raised(TLSError, call, said, exit_code=60)
                         other = "trusted" if "Missing" in text else "STRICT"
                         self.assertNotIn(other, str(error))
-                        self.assertEqual(server.requests, [])
+                        self.assertEqual((server.requests, count(session)), ([], (done, done, 0)))
                         call = session.get(url, verify=False, proxy=way)
                     self.assertEqual((await call).content, b"ok")
                     server.requests.clear()
@@ -3670,6 +3657,10 @@ class Section14Proxies(AsyncCase):
             for expected, way in itertools.product((False, True), ways):
                 self.assertIs((await session.get(url, **way)).timing.reused, expected, way)
             self.assertEqual(count(session), (len(ways), len(ways), 0))
+            for connection in session._pool.all:  # Nagle's algorithm would hold back requests
+                made = connection.writer.get_extra_info("socket")
+                self.assertTrue(made.family == socket.AF_UNIX
+                                or made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             if url.startswith("https"):
                 for through in (ways[0], ways[-1]):  # no stranger's trust is inherited
                     await self.raised(TLSError, session.get(url, proxy=through.get("proxy")))
@@ -4936,7 +4927,8 @@ class Faults(AsyncCase):
                             came = body[:cut - len(head)]
                             if name == "chunked":
                                 came = asyncget.body_parser("chunked").send(came)
-                            self.assertEqual(outcome.received, len(came))
+                            self.assertEqual((outcome.received, outcome.expected), (
+                                len(came), None if name == "chunked" else len(body)))
                 await until(lambda: server.open <= 1)
 
     async def test_an_unwanted_body_is_not_waited_for(self) -> None:
@@ -5042,12 +5034,6 @@ class Faults(AsyncCase):
             await session.get(server.url)
             await self.raised(ZeroDivisionError, session.get(server.url))  # kept, being read from
             self.assertEqual((await session.get(server.url)).content, b"ok")
-
-    async def test_failed_handshakes_leave_nothing(self) -> None:  # CVE-2025-47279
-        async with scripted([HOLD], again=True, tls=server_tls()) as server, Session() as session:
-            outcomes: Any = await session.get_all([server.url] * 9, return_exceptions=True)
-            self.assertEqual({(type(one), one.exit_code) for one in outcomes}, {(TLSError, 60)})
-            self.assertIn("Pool 0 of", repr(session))
 
     @unittest.skipIf(sys.platform == "win32", "Windows has no such limit")
     @limited
@@ -5166,18 +5152,6 @@ class LongRuns(AsyncCase):
 
 class PublishedFaults(AsyncCase):
     """Rows of the list that no other test holds."""
-
-    async def test_a_server_does_not_say_where_to_connect(self) -> None:
-        """CVE-2020-8284: Alt-Svc, 305 lead nowhere; CVE-2020-8492: no challenge is parsed."""
-        for status, line in (("305 U", "Location: http://127.0.0.1:1/"),
-                             ("200 OK", "Alt-Svc: h2=\"127.0.0.1:1\""),
-                             ("200 OK", "Refresh: 0; url=/x"), ("300 M", "Location: /x"),
-                             ("401 U", "WWW-Authenticate: Basic realm=\"" + "\xa0," * 20_000)):
-            with self.subTest(status, line=line[:20]):
-                async with scripted([READ, answer(b"x", line, status=status), LOOP]) as server, \
-                        Session() as session:
-                    for _ in range(2):
-                        self.assertEqual((await session.get(server.url)).content, b"x")
 
     async def test_a_fast_server_waits_for_a_slow_reader(self) -> None:
         """CVE-2024-24750, CVE-2024-12254: what is not asked for is not read."""
@@ -5627,6 +5601,8 @@ class TrustAndSecrets(AsyncCase):
                 moved = {re.sub("//.*@", "//", url): to} if to else {}
                 _, found = await self.shown([(url, {})], moved, **{"netrc": netrc, **own})
                 self.assertEqual(found, sent)
+        _, found = await self.shown([(plain, {"auth": None})], {}, netrc=netrc)
+        self.assertEqual(found, [None])  # a call that says so itself has none
 
     async def test_refused_settings(self) -> None:
         """What has come of the session is fit to be shown, and says nothing when it goes; and
