@@ -311,11 +311,42 @@ class Tables(unittest.TestCase):
         self.addCleanup(resource.setrlimit, what, limits)
         resource.setrlimit(what, (most or limits[1], limits[1]))
 
+    @functools.cached_property
+    def folder(self) -> str:
+        """The path of an empty one, which goes with the test."""
+        return self.empty_folder()
+
     def empty_folder(self) -> str:
-        """The path of one, which goes with the test."""
         path = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, path)
         return path
+
+    def read(self, name: str) -> Any:
+        """What a file there holds; None if there is none."""
+        path = Path(self.folder, name)
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, name: str, data: bytes) -> str:
+        Path(self.folder, name).write_bytes(data)
+        return os.path.join(self.folder, name)
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.folder))
+
+    def empty(self, **files: bytes) -> None:
+        """The folder with these files alone; b"->x" is a link, b"=>x" another name, b"|" a pipe."""
+        shutil.rmtree(self.folder)
+        os.mkdir(self.folder)
+        for name, data in files.items():
+            path, other = os.path.join(self.folder, name), data[2:].decode("latin-1")
+            if data[:2] == b"->":
+                os.symlink(other, path)
+            elif data[:2] == b"=>":
+                os.link(os.path.join(self.folder, other), path)
+            elif data == b"|":
+                os.mkfifo(path)
+            else:
+                self.write(name, data)
 
 
 class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
@@ -324,10 +355,7 @@ class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
     seconds = TEST_SECONDS
 
     def setUp(self) -> None:
-        clean = {name: value for name, value in os.environ.items()
-                 if not name.lower().endswith("_proxy")}
-        clean["SSL_CERT_FILE"] = pem("expired")  # the system's store takes a while to load
-        patch = mock.patch.dict(os.environ, clean, clear=True)
+        patch = mock.patch.dict(os.environ, environment(), clear=True)
         patch.start()
         self.addCleanup(patch.stop)
 
@@ -564,8 +592,7 @@ class Section1Errors(Section):
 
     def test_shown(self) -> None:
         self.alike(shown, [
-            (b"", "b''"), (b"HTP/1.1", "b'HTP/1.1'"), (bytearray(b"\xff\x9b"), r"b'\xff\x9b'"),
-            (b"\x1b]0;x\x07\r\n", r"b'\x1b]0;x\x07\r\n'"),
+            (b"", "b''"), (bytearray(b"\xff\x9b\x07\r\n"), r"b'\xff\x9b\x07\r\n'"),
             (b"a" * 100, f"b'{'a' * 100}'"), (b"a" * 101, f"b'{'a' * 100}'…")])
 
     def test_printable(self) -> None:  # CVE-2004-1488, GO-2026-5039
@@ -772,7 +799,7 @@ class Section3RequestBytes(Section):
             ("gzip, deflate", "gzip, deflate"), ("GZip;q=0.5 ,x-gzip, br", "GZip;q=0.5"),
             ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip;q=0.8"), ("identity;q=1, br", "identity"),
             ("br", "identity"), ("", ""), (",,", "identity"), ("gzipp, xgzip, gzip2", "identity")])
-        self.alike(lambda asked: dict(asyncget.with_codings((  # 9110 12.5.3: a part of a gzip is none
+        self.alike(lambda asked: dict(asyncget.with_codings((  # 9110 12.5.3: no part unpacks
             ("Accept-Encoding", asked), ("range", "bytes=0-4")), True))["Accept-Encoding"], [
                 (asyncget.ACCEPT_ENCODING, "identity"), ("gzip", "gzip")])
 
@@ -908,7 +935,6 @@ class Section4ResponseHead(Section):
         self.assertEqual((list(headers), len(headers), headers.pairs[2]),
                          (["Set-Cookie", "X", "Vary"], 3, ("set-cookie", "b")))
         self.assertTrue("vARY" in headers and "y" not in headers)
-        self.assertEqual(repr(Headers([("A", "1")])), "Headers([('A', '1')])")
         headers.get_all("vary").append("changed")
         self.assertEqual(dict(headers)["Vary"], "c")
         with self.assertRaises(TypeError):
@@ -1569,7 +1595,6 @@ class Section6Response(Section):
 
     def test_links(self) -> None:
         self.alike(lambda value: response(fields=[b"Link: " + value]).links, [  # RFC 8288
-            (b'</p?2>; rel="next"', {"next": {"url": "/p?2", "rel": "next"}}),
             (b'<a>; rel=next\r\nlink: <b>; rel="prev", <c>; rel=x', {rel: {"url": url, "rel": rel}
               for url, rel in (("a", "next"), ("b", "prev"), ("c", "x"))}),
             (b'<a,;b>;title="x, <y>; rel=z";REL = "last"',
@@ -1775,10 +1800,8 @@ class Section7Connection(AsyncCase):
                 ([OK, CLOSE], IncompleteBody, 18, "inside the head"),
                 ([OK + b"\r\nhello", CUT], IncompleteBody, 18, "TLS was cut off"),
                 ([b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
-                ([b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
                 ([b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
                 ([OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072"),
-                ([OK + b"X: y\r\n" * 40_000], ProtocolError, 56, "more than 131072"),
                 ([CHUNKED + b"5\nhello\r\n"], ProtocolError, 56, "a chunk size"),
                 ([answer(cut, "Content-Encoding: gzip")], DecodingError, 61, "cut short")]):
             async with scripted([READ, *steps], tls=server_tls() if CUT in steps else None
@@ -1808,18 +1831,19 @@ class Section7Connection(AsyncCase):
         self.assertEqual(connected.call_args[0], (opened, (f"fe80::1%{name}", 80)))
 
     async def test_timeouts(self) -> None:
-        """In each phase, straight or through a proxy; each phase has its own time. They hold with
-        a transport that does nothing, too; but a slip in one is not hidden.
+        """In each phase, straight or through a proxy; each phase has its own time. With doubles of
+        the streams that do nothing, too; but the slips of those are not hidden.
         """
         wrong = mock.AsyncMock(return_value=(mock.Mock(), mock.Mock(spec=["transport", "close"])))
         await self.raised(AttributeError, asyncget.get("http://h.test/", open_connection=wrong))
-        idle = {"open_connection": mock.AsyncMock(
+        idle: dict[str, Any] = {"open_connection": mock.AsyncMock(
             side_effect=lambda *_, **__: (asyncio.StreamReader(), mock.MagicMock()))}
         head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.05] * 10
         silence, gone, ok = {"timeout": 0.1}, {"open_connection": never}, b"\x05\x00"
         rows: list[tuple[str, list[Any], dict[str, Any], str]] = [  # schemes, steps, limit, phase
             ("https", [], silence, "connection"), ("http", [], {**silence, **gone}, "connection"),
             ("http", [], {"deadline": 0.1, **gone}, "connection"),
+            *(("http", [], {key: 0.1, **idle}, "response head") for key in ("timeout", "deadline")),
             ("http", [READ], silence, "response head"),
             ("http", [READ, *(step or 0.02 for step in bytewise(head))], silence, "response head"),
             ("http", [READ, *[b"HTTP/1.1 100 C\r\n\r\n", 0.02] * 9], silence, "response head"),
@@ -1831,8 +1855,7 @@ class Section7Connection(AsyncCase):
                 ("http https", [], limit, "answer of the proxy"),
                 ("http https", [READ, b"HTTP/1.1 2"], limit, "answer of the proxy"),
                 ("http https", [READ, OPENED], limit, "TLS handshake"),
-                ("http http", [READ], limit, "response head"),
-                ("http", [], {**limit, **idle}, "response head"))),
+                ("http http", [READ], limit, "response head"))),
             *(("socks5h http", steps, silence, "answer of the proxy") for steps in (
                 [], [3, ok[:1]], [3, ok], [3, ok, 13, b"\x05\x00\x00\x01"])),
             ("http https", [READ, 0.3, OPENED], {"timeout": 0.4}, "TLS handshake")]
@@ -2585,12 +2608,12 @@ class Section11Settings(AsyncCase):
     async def test_what_a_call_adds(self) -> None:
         inside, plain, me = "http://u:p%3Aw@h.test/", "http://h.test", basic("me", "p@ss")
         token, told, secret = {"auth": "t0ken"}, "Bearer t0ken", ["c=1", "SECRET"]
-        every = ["1", "1", me, *secret]
+        every, far = ["1", "1", me, *secret], "http://b.test"
         base = {"base_url": "http://me:p%40ss@h.test/v1", "params": {"k": 1}, "secret_headers": "Z",
                 "headers": {"X": "1", "Y": "1", "Cookie": "c=1", "Z": "SECRET"}}
         for own, url, options, target, values in table([  # values: of X, Y, Authorization, ...
-                (base, "users?a", {}, "/v1/users?a&k=1", every), (base, "/root", {}, "/root?k=1", every),
-                (base, "../up", {}, "/up?k=1", every),
+                (base, "users?a", {}, "/v1/users?a&k=1", every),
+                (base, "/root", {}, "/root?k=1", every), (base, "../up", {}, "/up?k=1", every),
                 (base, "http://h.test/abs", {}, "/abs?k=1", every),
                 (base, "", {"params": {"z": 2}, "headers": {"x": None, "Y": "2"}},
                  "/v1/?k=1&z=2", ["2", me, *secret]),
@@ -2598,9 +2621,9 @@ class Section11Settings(AsyncCase):
                 (base, " \t\n", {"params": iter({"z": [1, 2], "k": None}.items())},
                  "/v1/?z=1&z=2", every),
                 # an absolute URL may come out of a page
-                *(({**base, **more}, "http://b.test", {}, "/?k=1", ["1", "1"]) for more in ({}, token)),
-                (base, "http://b.test", {**token, "headers": {"Z": "its"}}, "/?k=1",
-                 ["1", "1", told, "its"]), ({**base, **token}, "", {}, "/v1/?k=1", ["1", "1", told, *secret]),
+                *(({**base, **more}, far, {}, "/?k=1", ["1", "1"]) for more in ({}, token)),
+                (base, far, {**token, "headers": {"Z": "its"}}, "/?k=1", ["1", "1", told, "its"]),
+                ({**base, **token}, "", {}, "/v1/?k=1", ["1", "1", told, *secret]),
                 ({}, plain, {}, "/", []), (token, plain, {}, "/", [told]),
                 ({"auth": ("me", "pässword")}, plain, {}, "/", [basic("me", "pässword")]),
                 (token, plain, {"auth": None}, "/", []),
@@ -2835,8 +2858,7 @@ class Section12Session(AsyncCase):
 
     async def test_a_connection_that_had_ended_costs_one_turn_of_the_rate(self) -> None:
         ending = [READ, 0.2, answer(), READ, CLOSE]
-        async with scripted(ending, ending, ending, [READ, answer()]) as server, \
-                Session(rate=20) as session:
+        async with scripted(*[ending] * 3, [READ, answer()]) as server, Session(rate=20) as session:
             await session.get_all([server.url] * 3, limit=3)
             await until(lambda: not session._pool.paused)
             with mock.patch.object(asyncget.Pool, "_resume", autospec=True,
@@ -2880,8 +2902,7 @@ class Section12Session(AsyncCase):
                 async with Session(rate=0.1) as session:
                     begun = loop.time()
                     await session.get(a.url)
-                    first, second = (
-                        asyncio.ensure_future(session.get(f"{a.url}/{n}")) for n in (1, 2))
+                    first, second = (asyncio.create_task(session.get(f"{a.url}/{n}")) for n in "12")
                     self.assertTrue((await session.get(b.url)).ok)  # another host is not held up
                     first.cancel()  # and costs nobody a turn
                     busy(10.2)
@@ -4155,15 +4176,9 @@ NETRC_BROKEN: list[tuple[bytes, str]] = [
 class Section16Passwords(AsyncCase):
     """Which password, and what each of several origins and proxies gets to see."""
 
-    def setUp(self) -> None:
-        super().setUp()
-        self.path = os.path.join(self.empty_folder(), ".netrc")
-
     def found(self, data: bytes, host: str = "a.test", user: str = "") -> Any:
         """What a file with these bytes has for a host."""
-        with open(self.path, "wb") as file:
-            file.write(data)
-        return asyncget.netrc_auth(self.path, host, user)
+        return asyncget.netrc_auth(self.write(".netrc", data), host, user)
 
     def test_netrc_auth(self) -> None:
         self.alike(self.found, NETRC)
@@ -4176,11 +4191,10 @@ class Section16Passwords(AsyncCase):
             error = self.refuses(AsyncGetError, f"netrc, {text}: a value is missing, or a quote is "
                                  "not closed", self.found, data, exit_code=26)
             self.assertNotIn(SECRET, repr(error.__context__))
-        for wrong in (self.path + "/x", self.path + "\0", os.path.dirname(self.path), ""):
+        path = self.write(".netrc", MINE)
+        for wrong in (path + "/x", path + "\0", self.folder, ""):
             self.refuses(AsyncGetError, "cannot read", asyncget.netrc_auth, wrong, "a.test")
-        self.found(MINE)
-        home = os.path.dirname(self.path)
-        with mock.patch.dict(os.environ, HOME=home, USERPROFILE=home):
+        with mock.patch.dict(os.environ, HOME=self.folder, USERPROFILE=self.folder):
             self.assertEqual(asyncget.netrc_auth(True, "a.test"), ME)
 
     async def test_every_redirect(self) -> None:
@@ -4266,7 +4280,6 @@ class RealServers(AsyncCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.folder = self.empty_folder()
         os.chmod(self.folder, 0o755)  # for servers that leave root behind
 
     @contextlib.asynccontextmanager
@@ -4352,9 +4365,8 @@ class RealServers(AsyncCase):
                                        ) as port, Session(verify=pem("ca")) as session:
                     for kind, url, reused in itertools.product(("5", "5h"), urls, (False, True)):
                         via = f"socks{kind}://{user}127.0.0.1:{port}"
-                        response = await session.get(url, proxy=via, resolve=resolve)
-                        self.assertEqual((response.content, response.timing.reused),
-                                         (b"ok", reused))
+                        got = await session.get(url, proxy=via, resolve=resolve)
+                        self.assertEqual((got.content, got.timing.reused), (b"ok", reused))
                     nowhere = f"http://127.0.0.1:{free_port()}/"
                     for url, name, text in [
                             (nowhere, user, "cannot connect to 127.*refused"),
@@ -5035,7 +5047,6 @@ class Faults(AsyncCase):
             await self.raised(ZeroDivisionError, session.get(server.url))  # kept, being read from
             self.assertEqual((await session.get(server.url)).content, b"ok")
 
-    @unittest.skipIf(sys.platform == "win32", "Windows has no such limit")
     @limited
     async def test_too_many_open_files(self) -> None:
         """A clear error for those that find no descriptor, and the rest goes on."""
@@ -5578,17 +5589,16 @@ class TrustAndSecrets(AsyncCase):
 
     async def test_netrc(self) -> None:
         """Opt-in, bound to scheme and port; and what counts before it."""
-        netrc = os.path.join(self.empty_folder(), "netrc")
-        Path(netrc).write_text("machine a.test login me password pw\nmachine b.test login other "
-                               "password pw\ndefault login all password pw\n", encoding="utf-8")
-        mine, theirs, told = basic("me", "pw"), basic("other", "pw"), "Bearer token"
+        netrc = self.write("netrc", b"machine a.test login me password pw machine b.test login you "
+                                    b"password pw\ndefault login all password pw\n")
+        mine, theirs, told = basic("me", "pw"), basic("you", "pw"), "Bearer token"
         a, plain, b, c = "https://a.test", "http://a.test", "http://b.test", "http://c.test"
         for url, to, own, sent in table([
                 *((url, to, {}, [mine, then]) for url, to, then in (
                     (a, a + "/x", mine), (a, plain + "/", None), (a, a + ":444/", None),
                     (plain, a + "/", None), (plain, b + "/", theirs), (plain, b + ":81/", None),
-                    (a, b + "/", None), (plain, c, None))), (plain, b, {"netrc": False}, [None] * 2),
-                (c, plain, {}, [None, mine]), ("http://x.a.test", "", {}, [None]),
+                    (a, b + "/", None), (plain, c, None))), (c, plain, {}, [None, mine]),
+                (plain, b, {"netrc": False}, [None] * 2), ("http://x.a.test", "", {}, [None]),
                 ("http://u:p@a.test", b, {}, [basic("u", "p"), theirs]),
                 ("http://me@a.test", b, {}, [mine, theirs]),
                 ("http://x@a.test", "", {}, [basic("x", "")]),
@@ -5818,42 +5828,7 @@ def asked_for(server: Server | Scripted) -> list[str]:
     return ["".join(field(head, "Range"))[6:] for head in server.requests]
 
 
-class InFolder(Tables):
-    """A test with an empty folder."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.folder = self.empty_folder()
-
-    def read(self, name: str) -> Any:
-        """What a file there holds; None if there is none."""
-        path = Path(self.folder, name)
-        return path.read_bytes() if path.exists() else None
-
-    def write(self, name: str, data: bytes) -> str:
-        Path(self.folder, name).write_bytes(data)
-        return os.path.join(self.folder, name)
-
-    def names(self) -> list[str]:
-        return sorted(os.listdir(self.folder))
-
-    def empty(self, **files: bytes) -> None:
-        """The folder with these files alone; b"->x" is a link, b"=>x" another name, b"|" a pipe."""
-        shutil.rmtree(self.folder)
-        os.mkdir(self.folder)
-        for name, data in files.items():
-            path, other = os.path.join(self.folder, name), data[2:].decode("latin-1")
-            if data[:2] == b"->":
-                os.symlink(other, path)
-            elif data[:2] == b"=>":
-                os.link(os.path.join(self.folder, other), path)
-            elif data == b"|":
-                os.mkfifo(path)
-            else:
-                self.write(name, data)
-
-
-class OnDisk(InFolder, AsyncCase):
+class OnDisk(AsyncCase):
     """A folder, and downloads into it."""
 
     def setUp(self) -> None:
@@ -6604,7 +6579,7 @@ def compiled() -> str:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Ours, without what would lead a client elsewhere."""
+    """Ours, without what leads a client elsewhere, or the system's store, which is slow to load."""
     kept = {name: value for name, value in os.environ.items()
             if not name.lower().endswith("_proxy") and name != "COLUMNS"}
     return {**kept, "PYTHONPATH": compiled(), "SSL_CERT_FILE": pem("expired"), **extra}
@@ -6640,7 +6615,7 @@ def as_program(folder: str, *streams: int, **env: str) -> Iterator[None]:
         yield
 
 
-class Folder(InFolder):
+class Folder(Tables):
     """A test with an empty folder, in which the command runs, and a server."""
 
     @functools.cached_property
@@ -6696,8 +6671,7 @@ class Section20Files(Folder):
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
     def test_full_device(self) -> None:
         body = os.urandom(100_000).replace(b"\0", b"0")
-        self.server.plays({
-            "/": ok(body, 'ETag: "v1"', "Set-Cookie: a=b", "X-Long: " + "x" * 9000)})
+        self.server.plays({"/": ok(body, 'ETag: "v1"', "Set-Cookie: a=b", "X-Long: " + "x" * 9000)})
         for line in (
                 "{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/",
                 "-o f -c - {u}/", "--help all", "-sS -w %output{/dev/full}x -o f {u}/",
@@ -7119,9 +7093,8 @@ class Section20CommandLine(Folder):
 
     def test_names_from_urls_keep_to_the_folder(self) -> None:
         self.alike(asyncget.name_from_url, (
-            ("http://h/a/b.txt", "b.txt"), ("http://h/a?x=/y", "a"), ("http://h/a#/y", "a"),
-            ("http://h/a%2Fb", "a%2Fb"), ("http://h/%2e%2e%2fx", "%2e%2e%2fx"),
-            ("http://h/.profile", ".profile"), ("http://h", "curl_response"),
+            ("http://h/a?x=/y", "a"), ("http://h/a#/y", "a"), ("http://h/a%2Fb", "a%2Fb"),
+            ("http://h/%2e%2e%2fx", "%2e%2e%2fx"), ("http://h/.profile", ".profile"),
             ("http://h//", "curl_response"), ("http://h/a\\b", "b"), ("http://h/d/", "d")))
         for path in ("..", "a/.", "x" * 256, "a\u202eb"):
             self.assertRaises(AsyncGetError, asyncget.name_from_url, f"http://h/{path}")
@@ -7387,7 +7360,7 @@ class Section20CommandLine(Folder):
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
         r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0|-o link|-o dangling|"
         r"/early|^-o f {u}/cut|-null|%output|url\.host|size_delivered|-long|coded-piece|"
-        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {|{what}")
+        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {|{what}|two URLs")
 
     def test_table(self) -> None:
         for line, stdout, told, code, files in ((*row, {})[:5] for row in self.ROWS):
@@ -7426,8 +7399,7 @@ class Section20CommandLine(Folder):
                 return ((done.stdout.decode(), done.returncode, left),
                         (server.filled(stdout.decode()), code, files))
 
-        rows = [row for row in self.ROWS
-                if not self.DIFFERS.search(row[0]) and "two URLs" not in row[2]]
+        rows = [row for row in self.ROWS if not self.DIFFERS.search(row[0] + row[2])]
         with ThreadPoolExecutor(8) as pool:
             for row, (got, expected) in zip(rows, pool.map(one, rows)):
                 with self.subTest(row[0]):
@@ -8223,7 +8195,7 @@ class Recipes(OnDisk):
             program = shlex.join([sys.executable, PROGRAM])
             script = self.block(heading, "python3", url, ("/var/run/docker.sock", path),
                                 ("python3 asyncget.py", program), *places)
-            done = await asyncio.to_thread(completed, "sh", "-ec", script, cwd=self.folder, env=os.environ)
+            done = await asyncio.to_thread(completed, "sh", "-ec", script, env=os.environ)
             self.assertEqual((done.returncode, done.stdout), (0, b"[1]ok"), done.stderr)
             names = await self.play(self.block(heading, "import ssl", url, *places))
         self.assertEqual(names["page"].text, "ok")
@@ -8265,8 +8237,7 @@ class Recipes(OnDisk):
                     9: answer(status="404 X")}.get(number, answer())
 
         async with scripted([READ, play, LOOP], again=True) as server:
-            await self.play(self.block("100,000 URLs", "import csv", server.url,
-                                       ("100_000", "300")))
+            await self.play(self.block("100,000", "import csv", server.url, ("100_000", "300")))
         rows = sorted(Path("items.csv").read_text(encoding="utf-8").splitlines())
         self.assertEqual(len(rows), 300)
         self.assertEqual(rows[0], f"{server.url}/items/0,200")
@@ -8409,10 +8380,10 @@ class TheReadme(Folder):
                                 ("delay/0.", "delay/0.0"), ("delay/5", "delay/0.5"),
                                 ("delay/1", "delay/0.1")):
                 block = block.replace(slow, quick)
-            commands += [["./python", "-X", "dev", "-W", "error", "-c", block]] if kind == "python" else [
+            commands += [["./python", "-Xdev", "-Werror", "-c", block]] if kind == "python" else [
                 ["bash", "-c", line] for line in block.splitlines()
                 if not re.search("--demo|-m unittest", line)]  # they have tests of their own
-        with server.stdout or open(os.devnull, "rb") as said, ThreadPoolExecutor(os.cpu_count()) as pool:
+        with server.stdout or open(os.devnull, "rb") as said, ThreadPoolExecutor(3) as pool:
             said.readline()
             ended = [*pool.map(lambda words: completed(
                 *words, cwd=self.folder, env=env, text=True, check=True), commands)]
@@ -8427,6 +8398,6 @@ class TheReadme(Folder):
 def load_tests(_: Any, tests: unittest.TestSuite, __: Any) -> unittest.TestSuite:
     """The examples in the docstrings are tests, too."""
     tests.addTests(doctest.DocTestSuite(asyncget))
-    if hasattr(gc, "freeze"):  # what is there is nobody's leak, and each test would look at it twice
+    if hasattr(gc, "freeze"):  # what is there is no leak, and each test would look at it twice
         gc.freeze()
     return tests
