@@ -115,7 +115,6 @@ def optional(name: str) -> Any:
 
 fcntl, pty, resource, termios, tracemalloc = map(
     optional, ("fcntl", "pty", "resource", "termios", "tracemalloc"))
-limited = unittest.skipUnless(resource, "no module resource here")
 
 
 TEST_SECONDS = 60.0  # for one test method; a client that reads too far waits for ever
@@ -123,8 +122,8 @@ not_pypy = unittest.skipIf(  # it collects when it likes, counts no blocks, and 
     sys.implementation.name == "pypy", "not on PyPy: what CPython frees at once, or how fast it is")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's job in the background: no command
     signal.signal(signal.SIGINT, signal.default_int_handler)  # that we start would see a Ctrl-C
-long = unittest.skipUnless(  # for fuzz, loads and kills
-    os.environ.get("ASYNCGET_LONG") == "1", "long: ASYNCGET_LONG=1 python -m unittest runs it, too")
+LONG = os.environ.get("ASYNCGET_LONG") == "1"  # fuzz, loads and kills, too
+long = unittest.skipUnless(LONG, "long: ASYNCGET_LONG=1 python -m unittest runs it, too")
 
 
 class Do(enum.Enum):
@@ -305,17 +304,51 @@ class Tables(unittest.TestCase):
         self.assertLess(len(str(error)), 1000)
         self.assertTrue(str(error).isprintable(), str(error))
 
-    def limit(self, what: int, most: int = 0) -> None:
+    def limit(self, name: str, most: int = 0) -> None:
         """Until the test ends this process may have so much of a resource; or again all of it."""
+        if not resource:
+            self.skipTest("no module resource here")
+        what = getattr(resource, name)
         limits = resource.getrlimit(what)
         self.addCleanup(resource.setrlimit, what, limits)
         resource.setrlimit(what, (most or limits[1], limits[1]))
 
+    @functools.cached_property
+    def folder(self) -> str:
+        """The path of an empty one, which goes with the test."""
+        return self.empty_folder()
+
     def empty_folder(self) -> str:
-        """The path of one, which goes with the test."""
         path = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, path)
         return path
+
+    def read(self, name: str) -> Any:
+        """What a file there holds; None if there is none."""
+        path = Path(self.folder, name)
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, name: str, data: bytes) -> str:
+        Path(self.folder, name).write_bytes(data)
+        return os.path.join(self.folder, name)
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.folder))
+
+    def empty(self, **files: bytes) -> None:
+        """The folder with these files alone; b"->x" is a link, b"=>x" another name, b"|" a pipe."""
+        shutil.rmtree(self.folder)
+        os.mkdir(self.folder)
+        for name, data in files.items():
+            path, other = os.path.join(self.folder, name), data[2:].decode("latin-1")
+            if data[:2] == b"->":
+                os.symlink(other, path)
+            elif data[:2] == b"=>":
+                os.link(os.path.join(self.folder, other), path)
+            elif data == b"|":
+                os.mkfifo(path)
+            else:
+                self.write(name, data)
 
 
 class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
@@ -324,10 +357,7 @@ class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
     seconds = TEST_SECONDS
 
     def setUp(self) -> None:
-        clean = {name: value for name, value in os.environ.items()
-                 if not name.lower().endswith("_proxy")}
-        clean["SSL_CERT_FILE"] = pem("expired")  # the system's store takes a while to load
-        patch = mock.patch.dict(os.environ, clean, clear=True)
+        patch = mock.patch.dict(os.environ, environment(), clear=True)
         patch.start()
         self.addCleanup(patch.stop)
 
@@ -564,8 +594,7 @@ class Section1Errors(Section):
 
     def test_shown(self) -> None:
         self.alike(shown, [
-            (b"", "b''"), (b"HTP/1.1", "b'HTP/1.1'"), (bytearray(b"\xff\x9b"), r"b'\xff\x9b'"),
-            (b"\x1b]0;x\x07\r\n", r"b'\x1b]0;x\x07\r\n'"),
+            (b"", "b''"), (bytearray(b"\xff\x9b\x07\r\n"), r"b'\xff\x9b\x07\r\n'"),
             (b"a" * 100, f"b'{'a' * 100}'"), (b"a" * 101, f"b'{'a' * 100}'…")])
 
     def test_printable(self) -> None:  # CVE-2004-1488, GO-2026-5039
@@ -772,6 +801,9 @@ class Section3RequestBytes(Section):
             ("gzip, deflate", "gzip, deflate"), ("GZip;q=0.5 ,x-gzip, br", "GZip;q=0.5"),
             ("br;q=1.0, gzip;q=0.8, *;q=0.1", "gzip;q=0.8"), ("identity;q=1, br", "identity"),
             ("br", "identity"), ("", ""), (",,", "identity"), ("gzipp, xgzip, gzip2", "identity")])
+        self.alike(lambda asked: dict(asyncget.with_codings((  # 9110 12.5.3: no part unpacks
+            ("Accept-Encoding", asked), ("range", "bytes=0-4")), True))["Accept-Encoding"], [
+                (asyncget.ACCEPT_ENCODING, "identity"), ("gzip", "gzip")])
 
     BAD: dict[str, list[Any]] = {  # by what is said about them
         "value of X has": [{"X": SECRET + end}  # CVE-2016-5699
@@ -905,7 +937,6 @@ class Section4ResponseHead(Section):
         self.assertEqual((list(headers), len(headers), headers.pairs[2]),
                          (["Set-Cookie", "X", "Vary"], 3, ("set-cookie", "b")))
         self.assertTrue("vARY" in headers and "y" not in headers)
-        self.assertEqual(repr(Headers([("A", "1")])), "Headers([('A', '1')])")
         headers.get_all("vary").append("changed")
         self.assertEqual(dict(headers)["Vary"], "c")
         with self.assertRaises(TypeError):
@@ -1037,9 +1068,11 @@ class Section5BodyFraming(Section):
                         self.assertEqual(take("chunked", pieces)[1], b"")
 
     def test_only_so_many_sizes_are_remembered(self) -> None:
+        """And none with its long line."""
         with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_REMEMBERED", 9):
-            for size in range(1, 50):
-                asyncget.body_parser("chunked").send(b"%x\r\n" % size)
+            for size, extension in table(range(1, 50), (b"", b";" + b"e" * 16_000)):
+                asyncget.body_parser("chunked").send(b"%x%b\r\n" % (size, extension))
+                self.assertLess(sum(map(len, asyncget._sizes)), 9 * 99)
             self.assertLessEqual(len(asyncget._sizes), 9)
 
     def test_hostile_shapes_take_no_time(self) -> None:
@@ -1332,8 +1365,8 @@ class Section6Response(Section):
 
     def test_raise_for_status(self) -> None:
         for status in (200, 399, 400, 999):
-            got = response(status=b"HTTP/1.1 %d \x9b\xe2\x80\xae!" % status,
-                           url=f"http://u:{SECRET}@h/")
+            reason = b"\x9b\xe2\x80\xae!" + b"A" * 100_000  # GO-2025-4155
+            got = response(status=b"HTTP/1.1 %d %b" % (status, reason), url=f"http://u:{SECRET}@h/")
             self.assertIs(got.ok, status < 400)
             if got.ok:
                 self.assertIs(got.raise_for_status(), got)
@@ -1564,7 +1597,6 @@ class Section6Response(Section):
 
     def test_links(self) -> None:
         self.alike(lambda value: response(fields=[b"Link: " + value]).links, [  # RFC 8288
-            (b'</p?2>; rel="next"', {"next": {"url": "/p?2", "rel": "next"}}),
             (b'<a>; rel=next\r\nlink: <b>; rel="prev", <c>; rel=x', {rel: {"url": url, "rel": rel}
               for url, rel in (("a", "next"), ("b", "prev"), ("c", "x"))}),
             (b'<a,;b>;title="x, <y>; rel=z";REL = "last"',
@@ -1774,15 +1806,10 @@ class Section7Connection(AsyncCase):
         for steps, kind, code, text in table([
                 ([CLOSE], IncompleteBody, 52, "empty reply"), ([RESET], IncompleteBody, 56, "lost"),
                 ([OK, CLOSE], IncompleteBody, 18, "inside the head"),
-                ([OK + b"Content-Length: 10\r\n\r\nhello", CLOSE], IncompleteBody, 18,
-                 "behind 5 bytes of the body, which has 10"),
-                ([CHUNKED + b"5\r\nhello\r\n", CLOSE], IncompleteBody, 18, "behind 5 bytes"),
                 ([OK + b"\r\nhello", CUT], IncompleteBody, 18, "TLS was cut off"),
                 ([b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
-                ([b"HTTP/1.1 100 C\r\n\r\n" * 11], ProtocolError, 8, "more than 10"),
                 ([b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
                 ([OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072"),
-                ([OK + b"X: y\r\n" * 40_000], ProtocolError, 56, "more than 131072"),
                 ([CHUNKED + b"5\nhello\r\n"], ProtocolError, 56, "a chunk size"),
                 ([answer(cut, "Content-Encoding: gzip")], DecodingError, 61, "cut short")]):
             async with scripted([READ, *steps], tls=server_tls() if CUT in steps else None
@@ -1790,9 +1817,6 @@ class Section7Connection(AsyncCase):
                 error = await self.raised(kind, session.get(server.url + "/x"), text,
                                           exit_code=code, url=server.url + "/x")
                 self.assertEqual((type(error), server.connections), (kind, 1))
-                if "which has 10" in text:
-                    self.assertEqual((error.expected, error.received, error.response.status),
-                                     (10, 5, 200))
                 if kind is not DecodingError:  # those came whole
                     await until(lambda: not server.open)
                     self.assertEqual(count(session), (0, 0, 0))
@@ -1814,22 +1838,20 @@ class Section7Connection(AsyncCase):
         opened.close()
         self.assertEqual(connected.call_args[0], (opened, (f"fe80::1%{name}", 80)))
 
-    async def test_nothing_is_held_back(self) -> None:
-        """Nagle's algorithm would have a request wait for the ACK of the handshake."""
-        async with scripted([READ, answer(), LOOP], again=True) as server, Session() as session:
-            for host in ("127.0.0.1", "localhost"):
-                await session.get(f"http://{host}:{server.port}")
-            for connection in session._pool.all:
-                made = connection.writer.get_extra_info("socket")
-                self.assertTrue(made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-
     async def test_timeouts(self) -> None:
-        """In each phase, straight or through a proxy; each phase has its own time."""
+        """In each phase, straight or through a proxy; each phase has its own time. With doubles of
+        the streams that do nothing, too; but the slips of those are not hidden.
+        """
+        wrong = mock.AsyncMock(return_value=(mock.Mock(), mock.Mock(spec=["transport", "close"])))
+        await self.raised(AttributeError, asyncget.get("http://h.test/", open_connection=wrong))
+        idle: dict[str, Any] = {"open_connection": mock.AsyncMock(
+            side_effect=lambda *_, **__: (asyncio.StreamReader(), mock.MagicMock()))}
         head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.05] * 10
         silence, gone, ok = {"timeout": 0.1}, {"open_connection": never}, b"\x05\x00"
         rows: list[tuple[str, list[Any], dict[str, Any], str]] = [  # schemes, steps, limit, phase
             ("https", [], silence, "connection"), ("http", [], {**silence, **gone}, "connection"),
             ("http", [], {"deadline": 0.1, **gone}, "connection"),
+            *(("http", [], {key: 0.1, **idle}, "response head") for key in ("timeout", "deadline")),
             ("http", [READ], silence, "response head"),
             ("http", [READ, *(step or 0.02 for step in bytewise(head))], silence, "response head"),
             ("http", [READ, *[b"HTTP/1.1 100 C\r\n\r\n", 0.02] * 9], silence, "response head"),
@@ -2199,16 +2221,6 @@ class Section9Pool(AsyncCase):
                         await asyncio.sleep(0.06)  # the loop complains of what a timer raises
                     self.assertRegex(repr(session._pool), "Pool 0 of .*, 0 idle, 0 waiting")
 
-    async def test_doubles_of_the_streams(self) -> None:
-        """Limits of time hold with a transport that does nothing, too; slips are not hidden."""
-        wrong = mock.AsyncMock(return_value=(mock.Mock(), mock.Mock(spec=["transport", "close"])))
-        await self.raised(AttributeError, asyncget.get("http://h.test/", open_connection=wrong))
-        for limit in table([{"timeout": 0.05}, {"deadline": 0.05}]):
-            reader = asyncio.StreamReader()
-            connect = mock.AsyncMock(return_value=(reader, mock.MagicMock()))
-            call = asyncget.get("http://h.test/", open_connection=connect, **limit)
-            await self.raised(TimedOut, call, "response head")
-
     async def test_handed_over_and_closed(self) -> None:
         """By its clock, say, before who waited for it could run: then a new one is opened."""
         steps = [READ, answer()[:-1], 0.02, answer()[-1:], LOOP]
@@ -2389,6 +2401,10 @@ class Section10RedirectsAndRetries(AsyncCase):
 
         for fields in ([], [b"Location:"], [b"Location: ", b"Location:"]):
             self.assertIsNone(led(302, *fields))
+        for field in (  # CVE-2020-8284, CVE-2020-8492: nor does another field lead anywhere
+                b'Alt-Svc: h2="127.0.0.1:1"', b"Refresh: 0; url=/x", b"Content-Location: /x",
+                b'WWW-Authenticate: Basic realm="' + b"\xa0," * 20_000):
+            self.assertIsNone(led(401, field) or led(200, field))
         for status in range(200, 600):
             self.assertEqual(led(status, b"Location: /b", b"location: /b"),
                              "http://h/b" if status in (301, 302, 303, 307, 308) else None, status)
@@ -2446,6 +2462,7 @@ class Section10RedirectsAndRetries(AsyncCase):
               for status in range(200, 600))])
         self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2),
                    [(1, 0.5), (2, 1.0), (3, None)])
+        self.assertEqual(asyncget.retry_delay(1025, TimedOut(), 1025), 32)  # 2.0**1024 is too much
 
 
 class Word(str, enum.Enum):
@@ -2598,21 +2615,24 @@ class Section11Settings(AsyncCase):
 
     async def test_what_a_call_adds(self) -> None:
         inside, plain, me = "http://u:p%3Aw@h.test/", "http://h.test", basic("me", "p@ss")
-        token, all_three = {"auth": "t0ken"}, ["1", "1", me]
-        base = {"base_url": "http://me:p%40ss@h.test/v1", "params": {"k": 1},
-                "headers": {"X": "1", "Y": "1"}}
-        for own, url, options, target, values in table([  # values: of X, Y and Authorization
-                (base, "users?a", {}, "/v1/users?a&k=1", all_three),
-                (base, "/root", {}, "/root?k=1", all_three),
-                (base, "../up", {}, "/up?k=1", all_three),
-                (base, "http://h.test/abs", {}, "/abs?k=1", all_three),
+        token, told, secret = {"auth": "t0ken"}, "Bearer t0ken", ["c=1", "SECRET"]
+        every, far = ["1", "1", me, *secret], "http://b.test"
+        base = {"base_url": "http://me:p%40ss@h.test/v1", "params": {"k": 1}, "secret_headers": "Z",
+                "headers": {"X": "1", "Y": "1", "Cookie": "c=1", "Z": "SECRET"}}
+        for own, url, options, target, values in table([  # values: of X, Y, Authorization, ...
+                (base, "users?a", {}, "/v1/users?a&k=1", every),
+                (base, "/root", {}, "/root?k=1", every), (base, "../up", {}, "/up?k=1", every),
+                (base, "http://h.test/abs", {}, "/abs?k=1", every),
                 (base, "", {"params": {"z": 2}, "headers": {"x": None, "Y": "2"}},
-                 "/v1/?k=1&z=2", ["2", me]), (base, "", {"auth": None}, "/v1/?k=1", ["1", "1"]),
-                (base, "", {"params": {"k": None}}, "/v1/", all_three),
-                (base, "", {"params": {"k": 2}}, "/v1/?k=2", all_three),
-                (base, " \t\n", {"params": iter({"z": [1, 2]}.items())},
-                 "/v1/?k=1&z=1&z=2", all_three),
-                ({}, plain, {}, "/", []), (token, plain, {}, "/", ["Bearer t0ken"]),
+                 "/v1/?k=1&z=2", ["2", me, *secret]),
+                (base, "", {"auth": None}, "/v1/?k=1", ["1", "1", *secret]),
+                (base, " \t\n", {"params": iter({"z": [1, 2], "k": None}.items())},
+                 "/v1/?z=1&z=2", every),
+                # an absolute URL may come out of a page
+                *(({**base, **more}, far, {}, "/?k=1", ["1", "1"]) for more in ({}, token)),
+                (base, far, {**token, "headers": {"Z": "its"}}, "/?k=1", ["1", "1", told, "its"]),
+                ({**base, **token}, "", {}, "/v1/?k=1", ["1", "1", told, *secret]),
+                ({}, plain, {}, "/", []), (token, plain, {}, "/", [told]),
                 ({"auth": ("me", "pässword")}, plain, {}, "/", [basic("me", "pässword")]),
                 (token, plain, {"auth": None}, "/", []),
                 (token, plain, {"headers": {"authorization": None}}, "/", []),
@@ -2624,8 +2644,8 @@ class Section11Settings(AsyncCase):
                 with self.subTest(own=own, url=url, **options):
                     response, head = await session.get(url, **options), Double.last.sent
                     self.assertEqual([response.text, response.url[13:]], [target] * 2)
-                    self.assertEqual(field(head, "x") + field(head, "y")
-                                     + field(head, "authorization"), values)
+                    self.assertEqual([value for name in ("x", "y", "authorization", "cookie", "z")
+                                      for value in field(head, name)], values)
         error = await self.raised(ConnectError, asyncget.get(inside, unix_socket="/x"), "unix:/x")
         self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
 
@@ -2645,6 +2665,14 @@ def noticing(coroutine: Any, notice: Callable[[Any], None]) -> Any:
             step, argument = coroutine.send, (yield waited)
         except BaseException as error:
             step, argument = coroutine.throw, error
+
+
+@Mapping.register
+class JarAndMapping(http.cookiejar.CookieJar):
+    """A jar that is a mapping, too, as requests' RequestsCookieJar is."""
+
+    def items(self) -> list[tuple[str, str | None]]:
+        return [(cookie.name, cookie.value) for cookie in self]
 
 
 class Section12Session(AsyncCase):
@@ -2761,7 +2789,7 @@ class Section12Session(AsyncCase):
     async def test_cookies_over_the_wire(self) -> None:
         sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "SET-COOKIE: c=\xe9%0d",
                         "Set-Cookie: d=\x01", "Set-Cookie: d=1; Domain=other.test")
-        c, jar = "c=(E9)%0d", http.cookiejar.CookieJar()
+        c, jar, bank = "c=(E9)%0d", JarAndMapping(), parse_url("http://bank.test/")
         plain = [[], [f"b=2; a=1; {c}"], [f"a=1; {c}"]]
         seeded = [["a=0; m=1"], [f"b=2; m=1; a=1; {c}"], [f"m=1; a=1; {c}"]]
         own = [["m=1; a=0"], [f"m=1; b=2; a=1; {c}"], [f"m=1; a=0; {c}"]]
@@ -2779,6 +2807,7 @@ class Section12Session(AsyncCase):
                             again=True) as server:
             for settings, options, expected in rows:
                 jar.clear()
+                asyncget.OthersJar(jar).store(bank, ["its=own"])  # RFC 6265 5.4: for no other
                 server.requests.clear()
                 with self.subTest(settings, **options):
                     base = server.url * ("base_url" in settings)
@@ -2837,8 +2866,7 @@ class Section12Session(AsyncCase):
 
     async def test_a_connection_that_had_ended_costs_one_turn_of_the_rate(self) -> None:
         ending = [READ, 0.2, answer(), READ, CLOSE]
-        async with scripted(ending, ending, ending, [READ, answer()]) as server, \
-                Session(rate=20) as session:
+        async with scripted(*[ending] * 3, [READ, answer()]) as server, Session(rate=20) as session:
             await session.get_all([server.url] * 3, limit=3)
             await until(lambda: not session._pool.paused)
             with mock.patch.object(asyncget.Pool, "_resume", autospec=True,
@@ -2882,8 +2910,7 @@ class Section12Session(AsyncCase):
                 async with Session(rate=0.1) as session:
                     begun = loop.time()
                     await session.get(a.url)
-                    first, second = (
-                        asyncio.ensure_future(session.get(f"{a.url}/{n}")) for n in (1, 2))
+                    first, second = (asyncio.create_task(session.get(f"{a.url}/{n}")) for n in "12")
                     self.assertTrue((await session.get(b.url)).ok)  # another host is not held up
                     first.cancel()  # and costs nobody a turn
                     busy(10.2)
@@ -3151,6 +3178,7 @@ class Section13AddressesAndTLS(AsyncCase):
             self.refuses(InvalidURL, "", asyncget.resolved, {key: "127.0.0.1"}, h)
 
     def test_tls_context(self) -> None:
+        self.assertEqual(asyncget.handshake_hint("BAD_DECRYPT"), "")  # none where none is due
         default = asyncget.tls_context(True)
         self.assertEqual((default.verify_mode, default.check_hostname), (ssl.CERT_REQUIRED, True))
         # a file takes the store's place: CVE-2016-9015
@@ -3170,7 +3198,9 @@ class Section13AddressesAndTLS(AsyncCase):
             self.assertNotIn("secret", str(error))
 
     async def test_certificates(self) -> None:
-        """CVE-2021-28363: what a proxy tunnels, is checked as well, and for the origin's name."""
+        """CVE-2021-28363: what a proxy tunnels, is checked as well, and for the origin's name.
+        And CVE-2025-47279: nothing is left of a handshake that failed.
+        """
         ca, strict = pem("ca"), ssl.create_default_context(cafile=pem("ca"))
         strict.verify_flags |= ssl.VERIFY_X509_STRICT  # python/cpython#138193: as 3.13 has it
         for name, host, verify, text in table([  # certificate, host, verify, complaint
@@ -3189,14 +3219,14 @@ class Section13AddressesAndTLS(AsyncCase):
             async with origin(name) as server, proxy() as via, proxy(SocksProxy) as socks, \
                     Session() as session:
                 url = f"https://{host}:{server.port}/"
-                for way in (None, f"http://{via.url}", f"socks5h://{socks.url}"):
+                for done, way in enumerate((None, f"http://{via.url}", f"socks5h://{socks.url}")):
                     call = session.get(url, verify=verify, proxy=way)
                     if text:
                         said = f"certificate of {host}:{server.port}.*{way or ''}.*{text}"
                         error = await self.raised(TLSError, call, said, exit_code=60)
                         other = "trusted" if "Missing" in text else "STRICT"
                         self.assertNotIn(other, str(error))
-                        self.assertEqual(server.requests, [])
+                        self.assertEqual((server.requests, count(session)), ([], (done, done, 0)))
                         call = session.get(url, verify=False, proxy=way)
                     self.assertEqual((await call).content, b"ok")
                     server.requests.clear()
@@ -3493,7 +3523,7 @@ class Section14Proxies(AsyncCase):
              "502 x; it says b'3 abc 0'"),
             ("", [answer(b"", status="503 Busy")], r"503 Busy \(after"),
             ("", [b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n"], "403 No"),  # nor does it come
-            ("", [answer(b"\x1b[2Jx", status="403 \x9b31m")], r"x1b\[2Jx"),
+            ("", [answer(b"\x1b[2Jx", status="403 \x9b31m" + "A" * 100_000)], r"x1b\[2Jx"),
             ("", [answer(b"", "Location: http://evil.test/", status="302 Found")], "302"),
             ("", [b"SSH-2.0-OpenSSH\r\n"], "did not answer CONNECT h.test:443: not an HTTP"),
             ("", [b"HTTP/1.1 200 OK\r\nX: ", CLOSE], "ended inside the head"),
@@ -3535,7 +3565,7 @@ class Section14Proxies(AsyncCase):
                 self.assertNotRegex(str(error), r"^proxy \S+ \(from proxy=\) proxy|s3cret")
                 if "closed" not in text:  # it has answered, and what it said is told
                     self.assertNotIn("closed the connection", str(error))
-                self.assertTrue(str(error).isprintable())
+                self.harmless(error)
                 self.assertEqual((count(session), server.connections), ((0, 0, 0), 1))
                 await until(lambda: not server.open)
 
@@ -3656,6 +3686,10 @@ class Section14Proxies(AsyncCase):
             for expected, way in itertools.product((False, True), ways):
                 self.assertIs((await session.get(url, **way)).timing.reused, expected, way)
             self.assertEqual(count(session), (len(ways), len(ways), 0))
+            for connection in session._pool.all:  # Nagle's algorithm would hold back requests
+                made = connection.writer.get_extra_info("socket")
+                self.assertTrue(made.family == socket.AF_UNIX
+                                or made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             if url.startswith("https"):
                 for through in (ways[0], ways[-1]):  # no stranger's trust is inherited
                     await self.raised(TLSError, session.get(url, proxy=through.get("proxy")))
@@ -4150,15 +4184,9 @@ NETRC_BROKEN: list[tuple[bytes, str]] = [
 class Section16Passwords(AsyncCase):
     """Which password, and what each of several origins and proxies gets to see."""
 
-    def setUp(self) -> None:
-        super().setUp()
-        self.path = os.path.join(self.empty_folder(), ".netrc")
-
     def found(self, data: bytes, host: str = "a.test", user: str = "") -> Any:
         """What a file with these bytes has for a host."""
-        with open(self.path, "wb") as file:
-            file.write(data)
-        return asyncget.netrc_auth(self.path, host, user)
+        return asyncget.netrc_auth(self.write(".netrc", data), host, user)
 
     def test_netrc_auth(self) -> None:
         self.alike(self.found, NETRC)
@@ -4171,41 +4199,11 @@ class Section16Passwords(AsyncCase):
             error = self.refuses(AsyncGetError, f"netrc, {text}: a value is missing, or a quote is "
                                  "not closed", self.found, data, exit_code=26)
             self.assertNotIn(SECRET, repr(error.__context__))
-        for wrong in (self.path + "/x", self.path + "\0", os.path.dirname(self.path), ""):
+        path = self.write(".netrc", MINE)
+        for wrong in (path + "/x", path + "\0", self.folder, ""):
             self.refuses(AsyncGetError, "cannot read", asyncget.netrc_auth, wrong, "a.test")
-        self.found(MINE)
-        home = os.path.dirname(self.path)
-        with mock.patch.dict(os.environ, HOME=home, USERPROFILE=home):
+        with mock.patch.dict(os.environ, HOME=self.folder, USERPROFILE=self.folder):
             self.assertEqual(asyncget.netrc_auth(True, "a.test"), ME)
-
-    async def test_netrc_over_the_wire(self) -> None:
-        self.found(b"machine a.test login a password 1\nmachine b.test login b password 2\n"
-                   b"default login all password 3\n")
-
-        def lead(head: bytes) -> bytes:
-            to = re.match(rb"GET /\?(\S+)", head)
-            return redirect(f"http://{to[1].decode()}:{server.port}/") if to else answer()
-
-        a, b, opted = [basic("a", "1")], [basic("b", "2")], {"netrc": self.path}
-        token, told = {**opted, "auth": "token"}, ["Bearer token"]
-        rows: list[tuple[str, dict[str, Any], list[list[str]]]] = [
-            ("a.test:{}/", {}, [[]]),  # opt-in
-            ("a.test:{}/?b.test", opted, [a, b]), ("x.a.test:{}/", opted, [[]]),
-            ("a.test:{}/?c.test", opted, [a, []]), ("c.test:{}/?a.test", opted, [[], a]),
-            ("me:pw@a.test:{}/?b.test", opted, [[basic("me", "pw")], b]),
-            ("a@a.test:{}/?b.test", opted, [a, b]), ("x@a.test:{}/", opted, [[basic("x", "")]]),
-            ("a:@a.test:{}/", opted, [[basic("a", "")]]),  # an empty password is one
-            ("a@a.test:{}/", token, [told]),               # psf/requests#3929
-            ("a.test:{}/", {**opted, "headers": {"authorization": "own"}}, [["own"]]),
-            ("a.test:{}/?b.test", token, [told, b]),
-            ("a.test:{}/?c.test", token, [told, []])]      # CVE-2025-14524
-        async with scripted([READ, lead, LOOP], again=True) as server:
-            for url, options, expected in rows:
-                server.requests.clear()
-                await asyncget.get("http://" + url.format(server.port), **options,
-                                   resolve={f"*:{server.port}": "127.0.0.1"})
-                self.assertEqual([field(head, "authorization") for head in server.requests],
-                                 expected, url)
 
     async def test_every_redirect(self) -> None:
         """All 16 redirects between four origins, by two proxies with two passwords.
@@ -4290,7 +4288,6 @@ class RealServers(AsyncCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.folder = self.empty_folder()
         os.chmod(self.folder, 0o755)  # for servers that leave root behind
 
     @contextlib.asynccontextmanager
@@ -4376,9 +4373,8 @@ class RealServers(AsyncCase):
                                        ) as port, Session(verify=pem("ca")) as session:
                     for kind, url, reused in itertools.product(("5", "5h"), urls, (False, True)):
                         via = f"socks{kind}://{user}127.0.0.1:{port}"
-                        response = await session.get(url, proxy=via, resolve=resolve)
-                        self.assertEqual((response.content, response.timing.reused),
-                                         (b"ok", reused))
+                        got = await session.get(url, proxy=via, resolve=resolve)
+                        self.assertEqual((got.content, got.timing.reused), (b"ok", reused))
                     nowhere = f"http://127.0.0.1:{free_port()}/"
                     for url, name, text in [
                             (nowhere, user, "cannot connect to 127.*refused"),
@@ -4909,12 +4905,6 @@ class Endless(AsyncCase):
                     async with session.stream("http://h.test/") as got:
                         await listed(got.iter_lines())
 
-    def test_long_chunk_lines_are_not_hoarded(self) -> None:
-        """As the sizes are, which are remembered."""
-        with self.within(6 * 16_000):
-            for number in range(12):
-                asyncget.body_parser("chunked").send(b"%x;" % number + b"e" * 16_000 + b"\r\n")
-
 
 # ---- faults
 
@@ -4958,7 +4948,8 @@ class Faults(AsyncCase):
                             came = body[:cut - len(head)]
                             if name == "chunked":
                                 came = asyncget.body_parser("chunked").send(came)
-                            self.assertEqual(outcome.received, len(came))
+                            self.assertEqual((outcome.received, outcome.expected), (
+                                len(came), None if name == "chunked" else len(body)))
                 await until(lambda: server.open <= 1)
 
     async def test_an_unwanted_body_is_not_waited_for(self) -> None:
@@ -5065,22 +5056,13 @@ class Faults(AsyncCase):
             await self.raised(ZeroDivisionError, session.get(server.url))  # kept, being read from
             self.assertEqual((await session.get(server.url)).content, b"ok")
 
-    async def test_failed_handshakes_leave_nothing(self) -> None:  # CVE-2025-47279
-        async with scripted([HOLD], again=True, tls=server_tls()) as server, Session() as session:
-            outcomes: Any = await session.get_all([server.url] * 9, return_exceptions=True)
-            self.assertEqual({(type(one), one.exit_code) for one in outcomes}, {(TLSError, 60)})
-            self.assertIn("Pool 0 of", repr(session))
-
-    @unittest.skipIf(sys.platform == "win32", "Windows has no such limit")
-    @limited
     async def test_too_many_open_files(self) -> None:
         """A clear error for those that find no descriptor, and the rest goes on."""
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         async with scripted([READ, answer(), LOOP], again=True) as server, \
                 Session(limit=100, timeout=0.15) as session:
             with socket.create_server(("127.0.0.1", 0), backlog=100) as mute:
-                free = sorted(set(range(most)) - set(map(int, open_files())))
-                self.limit(resource.RLIMIT_NOFILE, free[25])
+                free = sorted(set(range(999)) - set(map(int, open_files())))
+                self.limit("RLIMIT_NOFILE", free[25])
                 url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
                 outcomes: Any = await session.get_all([url] * 60, limit=60, return_exceptions=True)
             said = Counter((type(one), "Too many open files" in str(one)) for one in outcomes)
@@ -5188,18 +5170,6 @@ class LongRuns(AsyncCase):
 
 class PublishedFaults(AsyncCase):
     """Rows of the list that no other test holds."""
-
-    async def test_a_server_does_not_say_where_to_connect(self) -> None:
-        """CVE-2020-8284: Alt-Svc, 305 lead nowhere; CVE-2020-8492: no challenge is parsed."""
-        for status, line in (("305 U", "Location: http://127.0.0.1:1/"),
-                             ("200 OK", "Alt-Svc: h2=\"127.0.0.1:1\""),
-                             ("200 OK", "Refresh: 0; url=/x"), ("300 M", "Location: /x"),
-                             ("401 U", "WWW-Authenticate: Basic realm=\"" + "\xa0," * 20_000)):
-            with self.subTest(status, line=line[:20]):
-                async with scripted([READ, answer(b"x", line, status=status), LOOP]) as server, \
-                        Session() as session:
-                    for _ in range(2):
-                        self.assertEqual((await session.get(server.url)).content, b"x")
 
     async def test_a_fast_server_waits_for_a_slow_reader(self) -> None:
         """CVE-2024-24750, CVE-2024-12254: what is not asked for is not read."""
@@ -5550,10 +5520,11 @@ class LinearTime(Section):
         self.assertEqual(expressions() - listed, of_constants)
 
     def test_eight_times_the_input(self) -> None:
-        size = 2**15 if os.environ.get("ASYNCGET_LONG") == "1" else 4400
-        slow = [(text, shape) for text, call in self.calls() for shape in self.SHAPES
-                if not self.is_linear(call, shape, size)]
-        self.assertEqual(slow, [])
+        size = 2**15 if LONG else 4400
+        for text, call in self.calls():
+            with uncollected():  # what collects garbage goes through all that the tests hold
+                slow = [shape for shape in self.SHAPES if not self.is_linear(call, shape, size)]
+            self.assertEqual(slow, [], text)
 
     def is_linear(self, call: Callable[[str, bytes], Any], shape: str, size: int) -> bool:
         """Three doublings cost 8 times if linear, 64 if quadratic; what is quick is not looked at."""
@@ -5571,8 +5542,7 @@ class LinearTime(Section):
             last = min(seconds(size) for _ in range(3))
             return last < 24 * max(min(seconds(size // 8) for _ in range(3)), 1e-4)
 
-        with uncollected():  # what collects garbage goes through all that the tests hold
-            return seconds(size) < 0.05 or any(fits() for _ in range(9))  # machines are busy
+        return seconds(size) < 0.05 or any(fits() for _ in range(9))  # machines are busy
 
 
 class TrustAndSecrets(AsyncCase):
@@ -5625,19 +5595,32 @@ class TrustAndSecrets(AsyncCase):
             with self.subTest(name):
                 self.assertEqual((await self.shown(calls, moved, **settings))[0], expected)
 
-    async def test_netrc_is_bound_to_scheme_and_port(self) -> None:
-        mine, theirs = basic("me", "pw"), basic("other", "pw")
-        netrc = os.path.join(self.empty_folder(), "netrc")
-        Path(netrc).write_text("machine a.test login me password pw\n"
-                               "machine b.test login other password pw\n", encoding="utf-8")
-        a, plain, b = "https://a.test", "http://a.test", "http://b.test"
-        for url, to, then in [
-                (a, a + "/x", mine), (a, plain + "/", None), (a, a + ":444/", None),
-                (plain, a + "/", None), (plain, b + "/", theirs), (plain, b + ":81/", None),
-                (a, b + "/", None)]:
-            with self.subTest(url, to=to):
-                _, sent = await self.shown([(url, {})], {url: to}, netrc=netrc)
-                self.assertEqual(sent, [mine, then])
+    async def test_netrc(self) -> None:
+        """Opt-in, bound to scheme and port; and what counts before it."""
+        netrc = self.write("netrc", b"machine a.test login me password pw machine b.test login you "
+                                    b"password pw\ndefault login all password pw\n")
+        mine, theirs, told = basic("me", "pw"), basic("you", "pw"), "Bearer token"
+        a, plain, b, c = "https://a.test", "http://a.test", "http://b.test", "http://c.test"
+        for url, to, own, sent in table([
+                *((url, to, {}, [mine, then]) for url, to, then in (
+                    (a, a + "/x", mine), (a, plain + "/", None), (a, a + ":444/", None),
+                    (plain, a + "/", None), (plain, b + "/", theirs), (plain, b + ":81/", None),
+                    (a, b + "/", None), (plain, c, None))), (c, plain, {}, [None, mine]),
+                (plain, b, {"netrc": False}, [None] * 2), ("http://x.a.test", "", {}, [None]),
+                ("http://u:p@a.test", b, {}, [basic("u", "p"), theirs]),
+                ("http://me@a.test", b, {}, [mine, theirs]),
+                ("http://x@a.test", "", {}, [basic("x", "")]),
+                ("http://me:@a.test", "", {}, [basic("me", "")]),     # an empty password is one
+                ("http://me@a.test", "", {"auth": "token"}, [told]),  # psf/requests#3929
+                (plain, "", {"headers": {"authorization": "own"}}, ["own"]),
+                (plain, b, {"auth": "token"}, [told, theirs]),
+                (plain, c, {"auth": "token"}, [told, None])]):        # CVE-2025-14524
+            with self.subTest(url, to=to, own=own):
+                moved = {re.sub("//.*@", "//", url): to} if to else {}
+                _, found = await self.shown([(url, {})], moved, **{"netrc": netrc, **own})
+                self.assertEqual(found, sent)
+        _, found = await self.shown([(plain, {"auth": None})], {}, netrc=netrc)
+        self.assertEqual(found, [None])  # a call that says so itself has none
 
     async def test_refused_settings(self) -> None:
         """What has come of the session is fit to be shown, and says nothing when it goes; and
@@ -5853,42 +5836,7 @@ def asked_for(server: Server | Scripted) -> list[str]:
     return ["".join(field(head, "Range"))[6:] for head in server.requests]
 
 
-class InFolder(Tables):
-    """A test with an empty folder."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.folder = self.empty_folder()
-
-    def read(self, name: str) -> Any:
-        """What a file there holds; None if there is none."""
-        path = Path(self.folder, name)
-        return path.read_bytes() if path.exists() else None
-
-    def write(self, name: str, data: bytes) -> str:
-        Path(self.folder, name).write_bytes(data)
-        return os.path.join(self.folder, name)
-
-    def names(self) -> list[str]:
-        return sorted(os.listdir(self.folder))
-
-    def empty(self, **files: bytes) -> None:
-        """The folder with these files alone; b"->x" is a link, b"=>x" another name, b"|" a pipe."""
-        shutil.rmtree(self.folder)
-        os.mkdir(self.folder)
-        for name, data in files.items():
-            path, other = os.path.join(self.folder, name), data[2:].decode("latin-1")
-            if data[:2] == b"->":
-                os.symlink(other, path)
-            elif data[:2] == b"=>":
-                os.link(os.path.join(self.folder, other), path)
-            elif data == b"|":
-                os.mkfifo(path)
-            else:
-                self.write(name, data)
-
-
-class OnDisk(InFolder, AsyncCase):
+class OnDisk(AsyncCase):
     """A folder, and downloads into it."""
 
     def setUp(self) -> None:
@@ -6402,14 +6350,13 @@ class Section17Files(OnDisk):
             await self.get(server.url)
         self.assertEqual((mode(self.path), self.read(self.victim)), (0o644, b"su"))
 
-    @limited
     async def test_full_disk(self) -> None:
         """The part that fits stays, and is gone on from when there is room."""
         body = os.urandom(300_000)
         async with giving(good_at_ranges(body)) as server:
-            self.limit(resource.RLIMIT_FSIZE, 100_000)
+            self.limit("RLIMIT_FSIZE", 100_000)
             await self.fails("too large", server.url)
-            self.limit(resource.RLIMIT_FSIZE)
+            self.limit("RLIMIT_FSIZE")
             self.assertEqual(self.read(self.part), body[:100_000])
             await self.get(server.url)
         self.assertEqual(asked_for(server), ["", "100000-"])
@@ -6566,7 +6513,7 @@ class Kill(OnDisk):
 
 PROGRAM = os.path.abspath(asyncget.__file__)
 PYTHON = [sys.executable, "-W", "error"]
-COMMAND = [*PYTHON, "-m", "asyncget"]
+COMMAND = [*PYTHON, "-S", "-m", "asyncget"]  # -S: what is installed takes time
 # With -X dev asyncio tells of each step that takes 0.1 s:
 SLOW_STEP = re.compile(rb"Executing <.*?> took [0-9.]+ seconds\r?\n")
 PATIENCE = 60  # seconds for a process; the machine may have other things to do
@@ -6639,7 +6586,7 @@ def compiled() -> str:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Ours, without what would lead a client elsewhere."""
+    """Ours, without what leads a client elsewhere, or the system's store, which is slow to load."""
     kept = {name: value for name, value in os.environ.items()
             if not name.lower().endswith("_proxy") and name != "COLUMNS"}
     return {**kept, "PYTHONPATH": compiled(), "SSL_CERT_FILE": pem("expired"), **extra}
@@ -6647,8 +6594,8 @@ def environment(**extra: str) -> dict[str, str]:
 
 def completed(*words: str, **how: Any) -> subprocess.CompletedProcess[bytes]:
     """Run one to its end."""
-    return subprocess.run(words, **{
-        "capture_output": True, "timeout": PATIENCE, "env": environment(), **how})
+    return subprocess.run(words, **{"capture_output": True, "timeout": PATIENCE,
+                                    "cwd": compiled(), "env": environment(), **how})
 
 
 @contextlib.contextmanager
@@ -6675,7 +6622,7 @@ def as_program(folder: str, *streams: int, **env: str) -> Iterator[None]:
         yield
 
 
-class Folder(InFolder):
+class Folder(Tables):
     """A test with an empty folder, in which the command runs, and a server."""
 
     @functools.cached_property
@@ -6731,8 +6678,7 @@ class Section20Files(Folder):
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
     def test_full_device(self) -> None:
         body = os.urandom(100_000).replace(b"\0", b"0")
-        self.server.plays({
-            "/": ok(body, 'ETag: "v1"', "Set-Cookie: a=b", "X-Long: " + "x" * 9000)})
+        self.server.plays({"/": ok(body, 'ETag: "v1"', "Set-Cookie: a=b", "X-Long: " + "x" * 9000)})
         for line in (
                 "{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/",
                 "-o f -c - {u}/", "--help all", "-sS -w %output{/dev/full}x -o f {u}/",
@@ -6746,14 +6692,13 @@ class Section20Files(Folder):
                 self.assertRegex(done.stderr, rb"^asyncget: \(23\) .*No space left.*\n$")
                 self.assertIn(self.contents(), ({}, {"f": body}))
 
-    @limited
     def test_full_disk(self) -> None:
         """A part of the bytes has room, and is no success; an old jar stays as it was."""
         page = ok(os.urandom(20_000), *(f"Set-Cookie: n{n}={'x' * 4000}" for n in range(3)))
         self.server.plays({"/": page})
         jar = {"f": b"# my notes\n"}
         compiled()  # while there is room
-        self.limit(resource.RLIMIT_FSIZE, 9000)
+        self.limit("RLIMIT_FSIZE", 9000)
         self.leaves("-i -o f {u}", {}, 23, {"f": page[:9000]})
         self.leaves("--out-null -c f {u}", jar, 23, jar)
 
@@ -6767,7 +6712,7 @@ class Section20Files(Folder):
                 os.set_blocking(writing, blocking)
                 process = subprocess.Popen(
                     [*COMMAND, "-i", "-w", "end" * 9999, self.server.url], stdout=writing,
-                    env=environment(PYTHONUNBUFFERED=unbuffered))
+                    cwd=self.folder, env=environment(PYTHONUNBUFFERED=unbuffered))
                 os.close(writing)
                 got = b""
                 with open(reading, "rb", buffering=0) as pipe:
@@ -6861,7 +6806,7 @@ class Section20Files(Folder):
         the file is as new as the server's, that is a success. -z holds also where the server
         ignores it, as with curl.
         """
-        bomb = b"".join(gzipped(nested(deflating(*[bytes(MIB)] * 64) * 64, 1), 2))
+        bomb = b"".join(gzipped(nested(deflating(*[bytes(MIB)] * 16) * 256, 1), 2))
         old, new = {"f": b"old"}, {"f": b"new"}
         earlier, later = (f"Last-Modified: {formatdate(time.time() + seconds, usegmt=True)}"
                           for seconds in (-3600, 3600))
@@ -7154,9 +7099,8 @@ class Section20CommandLine(Folder):
 
     def test_names_from_urls_keep_to_the_folder(self) -> None:
         self.alike(asyncget.name_from_url, (
-            ("http://h/a/b.txt", "b.txt"), ("http://h/a?x=/y", "a"), ("http://h/a#/y", "a"),
-            ("http://h/a%2Fb", "a%2Fb"), ("http://h/%2e%2e%2fx", "%2e%2e%2fx"),
-            ("http://h/.profile", ".profile"), ("http://h", "curl_response"),
+            ("http://h/a?x=/y", "a"), ("http://h/a#/y", "a"), ("http://h/a%2Fb", "a%2Fb"),
+            ("http://h/%2e%2e%2fx", "%2e%2e%2fx"), ("http://h/.profile", ".profile"),
             ("http://h//", "curl_response"), ("http://h/a\\b", "b"), ("http://h/d/", "d")))
         for path in ("..", "a/.", "x" * 256, "a\u202eb"):
             self.assertRaises(AsyncGetError, asyncget.name_from_url, f"http://h/{path}")
@@ -7269,7 +7213,7 @@ class Section20CommandLine(Folder):
         *((line, b"hello\n", "", 0) for line in (
             "{u}/", "--max-filesize 6 {u}/", "--parallel-max 0 {u}/", "--max-redirs -1 {u}/to",
             "-m 0 -y 0 --max-filesize 0 --connect-timeout 0 --retry 0 {u}/",
-            "-m 0.5 --retry 1 --retry-delay 1 {u}/hangs",  # so much for each try
+            "-m 0.3 --retry 1 --retry-delay 1 {u}/hangs",  # so much for each try
             "-x http://127.0.0.1:1 --noproxy 127.0.0.1 {u}/", "--proto =http,https {u}/",
             "--connect-to h.test:80:127.0.0.1:{port} http://h.test/", "--connect-to other:::1 {u}/",
             "--resolve h.test:{port}:127.0.0.2,127.0.0.1 http://h.test:{port}/",
@@ -7353,14 +7297,14 @@ class Section20CommandLine(Folder):
         ("-sf {u}/404", b"", "", 22), ("-s -w %{num_retries} http://a..b/", b"0", "", 3),
         ("--fail-with-body {u}/404", b"gone\n", r"\(22\)", 22),
         ("-if {u}/404", GONE[:-5], r"\(22\)", 22), ("-sfI {u}/404", GONE[:-5], "", 22),
-        ("-m 0.5 {u}/stall", b"x", r"\(28\)", 28), ("--demo x", b"", r"^.*\(2\).*\n$", 2),
+        ("-m 0.3 {u}/stall", b"x", r"\(28\)", 28), ("--demo x", b"", r"^.*\(2\).*\n$", 2),
         ("-w %{http_code} --proto-redir =https {u}/to", b"302", "--proto-redir", 1),
         ("{u}/nothing {u}/cut {u}/", b"fourhello\n", r"(?s)\(52\).*\(18\)", 52),
         ("-f {u}/ {u}/404 {u}/cut", b"hello\nfour",  # the first one's code, in the order given
          r"^asyncget: \(22\) .* \[\S+/404\]\nasyncget: \(18\) .* \[\S+/cut\]\n$", 22),
         ("-m 9 -f --fail-early -w %{exitcode} {u}/hang {u}/404", b"22", r"^.*\(22\).*\n$", 22),
         ("-f --fail-early --retry 3 127.0.0.1:1 {u}/404", b"", r"^.*\(22\).*\n$", 22),
-        ("-m 0.5 --limit-rate 1 {u}/", b"hello\n", r"\(28\)", 28),
+        ("-m 0.3 --limit-rate 1 {u}/", b"hello\n", r"\(28\)", 28),
         ("http://u:secret@h/{a", b"", r"^((?!secret).)*\(3\)((?!secret).)*\n$", 3),
         ("--oauth2-baerer=secret u", b"", r"^((?!secret).)*\(2\)((?!secret).)*\n$", 2),
         ("http://user:secret@127.0.0.1:1/", b"", r"^((?!secret).)*\n$", 7),
@@ -7422,7 +7366,7 @@ class Section20CommandLine(Folder):
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
         r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0|-o link|-o dangling|"
         r"/early|^-o f {u}/cut|-null|%output|url\.host|size_delivered|-long|coded-piece|"
-        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {|{what}")
+        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {|{what}|two URLs")
 
     def test_table(self) -> None:
         for line, stdout, told, code, files in ((*row, {})[:5] for row in self.ROWS):
@@ -7445,6 +7389,7 @@ class Section20CommandLine(Folder):
         return completed("curl", *words, cwd=folder, stdin=subprocess.DEVNULL,
                          env=environment(HOME=folder))
 
+    @long  # of our code it says nothing that test_table does not
     @needs("curl")
     def test_curl_gives_the_same(self) -> None:
         def one(row: tuple[Any, ...]) -> Any:
@@ -7460,8 +7405,7 @@ class Section20CommandLine(Folder):
                 return ((done.stdout.decode(), done.returncode, left),
                         (server.filled(stdout.decode()), code, files))
 
-        rows = [row for row in self.ROWS
-                if not self.DIFFERS.search(row[0]) and "two URLs" not in row[2]]
+        rows = [row for row in self.ROWS if not self.DIFFERS.search(row[0] + row[2])]
         with ThreadPoolExecutor(8) as pool:
             for row, (got, expected) in zip(rows, pool.map(one, rows)):
                 with self.subTest(row[0]):
@@ -7518,7 +7462,7 @@ class Section20CommandLine(Folder):
             return self.curl(["-sS", *words], self.folder)
 
         for program, (line, added, gone) in itertools.product((own, curl), self.REQUESTS):
-            if program is curl and (not shutil.which("curl") or newer.search(line)):
+            if program is curl and not (LONG and shutil.which("curl") and not newer.search(line)):
                 continue
             self.server.plays({"/": [ok(), LOOP]})
             words = [word.replace("|", " ") for word in self.server.filled(line).split(" ")]
@@ -7632,13 +7576,13 @@ class Section20CommandLine(Folder):
     @not_pypy
     def test_a_body_that_waits_is_not_held_in_memory(self) -> None:
         """Nor does -m count how long it waits; one that fails costs the others nothing."""
-        size = 32 << 20
-        slow = [[2.2, ok(status="503 No")], [2.2, ok(b"a" * 20)]]
+        size = 16 << 20
+        slow = [[0.9, ok(status="503 No")], [0.9, ok(b"a" * 20)]]
         self.server.plays({"/a": slow, "/c": ok(b"c" * size), "/d": ok(b"d" * size)[:-1],
                            "/e": ok(b"e")})
         code = ("import asyncget, sys; code = asyncget.main(sys.argv[1:]);"
                 "sys.stderr.write(open('/proc/self/status').read()); sys.exit(code)")
-        line = "-m 4 --retry 1 --retry-delay 0.1 {u}/a {u}/c {u}/d {u}/e"
+        line = "-m 1.5 --retry 1 --retry-delay 0.1 {u}/a {u}/c {u}/d {u}/e"
         process = completed(sys.executable, "-c", code, *self.server.filled(line).split())
         self.assertEqual(process.returncode, 18, process.stderr)
         self.assertTrue(process.stdout == b"a" * 20 + b"c" * size + b"d" * (size - 1) + b"e")
@@ -7851,7 +7795,8 @@ class Section20CommandLine(Folder):
         for command, said, end in rows:
             with self.subTest(command):
                 process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                           env=environment(URL=url), start_new_session=True)
+                                           cwd=self.folder, env=environment(URL=url),
+                                           start_new_session=True)
                 assert process.stdout
                 self.assertEqual(os.read(process.stdout.fileno(), 9), said)
                 if end == 130:
@@ -7942,17 +7887,7 @@ class Section20CommandLine(Folder):
 # What one section does to another: found by reviews, each with the fault that it had.
 
 
-@Mapping.register
-class JarAndMapping(http.cookiejar.CookieJar):
-    """A jar that is a mapping, too, as requests' RequestsCookieJar is."""
-
-    def items(self) -> list[tuple[str, str | None]]:
-        return [(cookie.name, cookie.value) for cookie in self]
-
-
 class AcrossSections(AsyncCase):
-
-    # ---- connections and the pool
 
     async def test_none_is_no_limit(self) -> None:
         seam = mock.AsyncMock(side_effect=never)
@@ -7980,61 +7915,6 @@ class AcrossSections(AsyncCase):
                                 ("seam", other.as_completed(["http://h.test/"] * 3, limit=2))):
                 with self.subTest(name), self.assertRaises(asyncio.CancelledError):
                     await asyncio.wait_for(listed(items), TEST_SECONDS / 2)
-
-    # ---- what belongs to one origin
-
-    async def test_a_jar_that_is_a_mapping(self) -> None:
-        """RFC 6265 5.4: the cookies of all domains went to any URL."""
-        sets = answer(b"", "Set-Cookie: new=caf\xe9", "Set-Cookie: bad=a\x01b", "Set-Cookie: b=\x7f")
-        jar: Any = JarAndMapping()
-        for url, cookie in (("http://bank.test/", "session=SECRET"), ("http://127.0.0.1/", "mine=1")):
-            asyncget.OthersJar(jar).store(parse_url(url), [cookie])
-        async with scripted([READ, sets, LOOP], again=True) as server:
-            async with Session(cookies=jar) as session:
-                await session.get(server.url)
-            await asyncget.get(server.url, cookies=jar)
-        self.assertEqual([re.findall(rb"Cookie: (.*)\r", head) for head in server.requests],
-                         [[b"mine=1"], [b"mine=1; new=caf\xe9"]])
-
-    async def test_what_is_told_to_whom(self) -> None:
-        """A session's auth is for its base_url: an absolute URL may come out of a page. And a range
-        is asked for unpacked, as no part of a gzip unpacks (RFC 9110 12.5.3), if nobody says how.
-        """
-        here, there, every = "http://h.test", "http://b.test", asyncget.ACCEPT_ENCODING
-        told, part = ["Bearer TOKEN", "c=1", "SECRET", "1", every], {"range": "bytes=0-4"}
-        base = {"base_url": here, "auth": "TOKEN", "secret_headers": "X-Key",
-                "headers": {"Cookie": "c=1", "X-Key": "SECRET", "X-Plain": "1"}}
-        for own, url, options, values in table([
-                (base, "/here", {}, told), (base, here + "/absolute", {}, told),
-                (base, there, {}, ["1", every]),
-                (base, there, {"auth": "OWN", "headers": {"X-Key": "its"}},
-                 ["Bearer OWN", "its", "1", every]),
-                ({}, there, {"headers": part}, ["identity"]), ({"headers": part}, there, {}, ["identity"]),
-                ({}, there, {"headers": {**part, "Accept-Encoding": "gzip"}}, ["gzip"])]):
-            async with Session(open_connection=Double.connect, **own) as session:
-                await session.get(url, **options)
-            self.assertEqual([value for name in (
-                "Authorization", "Cookie", "X-Key", "X-Plain", "Accept-Encoding")
-                for value in field(Double.last.sent, name)], values)
-
-    # ---- requests and errors
-
-    async def test_a_servers_reason_is_cut_in_error_texts(self) -> None:
-        """GO-2025-4155: texts of 100 KB."""
-        async with scripted([READ, answer(status="404 " + "A" * 100_000)], again=True) as server:
-            got = await asyncget.get(server.url)
-            refused = await self.raised(
-                ProxyError, asyncget.get("https://h", proxy=server.url), "404 AAAA")
-        for error in (self.refuses(StatusError, "404 AAAA", got.raise_for_status), refused):
-            self.assertLess(len(str(error)), 500)
-
-    def test_no_attempt_is_too_late_for_its_delay(self) -> None:
-        """2.0 ** 1024 is too much for a float."""
-        for attempt in (1025, 10**6):
-            self.assertTrue(16 <= (asyncget.retry_delay(attempt, TimedOut(), 10**6) or 0) <= 32)
-
-    def test_no_hint_where_none_is_due(self) -> None:
-        self.assertEqual(asyncget.handshake_hint("BAD_DECRYPT"), "")
 
 
 # ==== The parts ===============================================================
@@ -8135,6 +8015,7 @@ SIZES = {"I": (970, 7750), "II": (1955, 17_200), "III": (2470, 22_300), "IV": (3
 
 
 
+@functools.cache
 def tokens_of(source: str) -> list[tokenize.TokenInfo]:
     """The tokens of code: no comments, docstrings or blank lines."""
     layout = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.COMMENT)
@@ -8204,13 +8085,13 @@ class TheText(unittest.TestCase):
     def test_sizes(self) -> None:
         opening, *parts = self.parts()
         parts[0] = opening + parts[0]
-        lines = tokens = 0
+        end = 0
         for text, (part, most) in zip(parts, SIZES.items()):
-            code = tokens_of(text)
-            lines, tokens = lines + len(lines_of(code)), tokens + len(code)
-            self.assertLessEqual(lines, most[0], part)
+            end += text.count("\n")
+            code = [token for token in tokens_of(self.source) if token.start[0] <= end]
+            self.assertLessEqual(len(lines_of(code)), most[0], part)
             if sys.version_info < (3, 12):  # later an f-string is several tokens
-                self.assertLessEqual(tokens, most[1], part)
+                self.assertLessEqual(len(code), most[1], part)
         self.assertEqual(len(parts), len(SIZES))
 
     def test_layers(self) -> None:
@@ -8283,7 +8164,8 @@ class Recipes(OnDisk):
     async def program(self, *command: str, stdin: bytes = b"", **env: str) -> tuple[int, bytes]:
         """Run a program in the folder; give its exit code, and stdout."""
         done = await asyncio.to_thread(
-            completed, sys.executable, *command, input=stdin, timeout=200, env=environment(**env))
+            completed, sys.executable, *command, input=stdin, timeout=200, cwd=self.folder,
+            env=environment(**env))
         self.said = done.stderr.decode()
         return done.returncode, done.stdout
 
@@ -8292,19 +8174,21 @@ class Recipes(OnDisk):
         docker = self.block("A health check", "COPY", "", ("\\\n", ""), ("/asyncget.py", PROGRAM))
         image = json.loads(docker.partition("CMD ")[2])[1:]
         pod = self.block("A health check", "kubectl").split()[6:-2]
-        for way, script, end in table([
-                (image, [READ, answer(b"well")], (0, b"")), (image, [READ], (28, b"")),
-                (image, [READ, answer(status="503 X")], (22, b"")),
-                (pod, [READ, answer(b"well")], (0, b"well")), (pod, [], (7, b""))]):
+
+        async def check(way: list[str], script: list[Any], end: tuple[int, bytes]) -> None:
             async with scripted(script) as server:
                 url = server.url if script else f"http://127.0.0.1:{free_port()}"
                 words = [word.replace("http://127.0.0.1:8000", url) for word in way]
                 if script == [READ]:
-                    words = [word.replace("m3", "m1") for word in words]
-                with self.subTest(words):
-                    self.assertEqual(await self.program(
-                        *words, stdin=Path(PROGRAM).read_bytes() if way is pod else b"",
-                        http_proxy="x:1" if way is image else ""), end)
+                    words = [word.replace("m3", "m.5") for word in words]
+                self.assertEqual(await self.program(
+                    *words, stdin=Path(PROGRAM).read_bytes() if way is pod else b"",
+                    http_proxy="x:1" if way is image else ""), end, words)
+
+        await asyncio.gather(*(check(*row) for row in table([
+            (image, [READ, answer(b"well")], (0, b"")), (image, [READ], (28, b"")),
+            (image, [READ, answer(status="503 X")], (22, b"")),
+            (pod, [READ, answer(b"well")], (0, b"well")), (pod, [], (7, b""))])))
 
     @needs("sh")
     async def test_corporate_network(self) -> None:
@@ -8360,8 +8244,7 @@ class Recipes(OnDisk):
                     9: answer(status="404 X")}.get(number, answer())
 
         async with scripted([READ, play, LOOP], again=True) as server:
-            await self.play(self.block("100,000 URLs", "import csv", server.url,
-                                       ("100_000", "300")))
+            await self.play(self.block("100,000", "import csv", server.url, ("100_000", "300")))
         rows = sorted(Path("items.csv").read_text(encoding="utf-8").splitlines())
         self.assertEqual(len(rows), 300)
         self.assertEqual(rows[0], f"{server.url}/items/0,200")
@@ -8425,8 +8308,8 @@ def test_more(session):
     assert asyncio.run(main()) == [200] * 9 + [404]
 """
         self.write("test_it.py", f"import asyncio, asyncget\n{block}{more}".encode())
-        end, said = await self.program(*PYTHON[1:], "-X", "dev", "-m", "pytest", "-q",
-                                       "-p", "no:cacheprovider")
+        end, said = await self.program(*PYTHON[1:], "-X", "dev", "-m", "pytest", "-q", "-p",
+                                       "no:cacheprovider", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
         self.assertEqual((end, said.splitlines()[-1][:8]), (0, b"2 passed"), said)
 
     async def cluster(self, start: str, place: tuple[str, str]) -> None:
@@ -8490,30 +8373,30 @@ class TheReadme(Folder):
     def test_every_block(self) -> None:
         top = README.read_text(encoding="utf-8").partition("\n## The library\n")[0]
         self.assertLess(top.count("\n"), 4 * 35)  # four screens
-        shutil.copy(PROGRAM, self.path("asyncget.py"))
+        shutil.copytree(compiled(), self.folder, dirs_exist_ok=True)
         for name in "python", "python3":
             os.chmod(self.write(name, f'#!/bin/sh\nexec {sys.executable} "$@"\n'.encode()), 0o755)
-        port, ran = free_port(), []
+        port, commands = free_port(), list[list[str]]()
         env = environment(PATH=self.folder + os.pathsep + os.environ["PATH"])
         server = subprocess.Popen(["./python", "asyncget.py", "--demo", str(port)], cwd=self.folder,
                                   env=env, stdout=subprocess.PIPE)
         self.addCleanup(server.wait)
         self.addCleanup(server.kill)
-        with server.stdout or open(os.devnull, "rb") as said:
+        for kind, block in re.findall(r"(?s)```(python|console)\n(.*?)```", top):
+            for slow, quick in (("localhost:8080", f"127.0.0.1:{port}"), ("sleep(1)", "sleep(.08)"),
+                                ("delay/0.", "delay/0.0"), ("delay/5", "delay/0.5"),
+                                ("delay/1", "delay/0.1")):
+                block = block.replace(slow, quick)
+            commands += [["./python", "-Xdev", "-Werror", "-c", block]] if kind == "python" else [
+                ["bash", "-c", line] for line in block.splitlines()
+                if not re.search("--demo|-m unittest", line)]  # they have tests of their own
+        with server.stdout or open(os.devnull, "rb") as said, ThreadPoolExecutor(3) as pool:
             said.readline()
-            for kind, block in re.findall(r"(?s)```(python|console)\n(.*?)```", top):
-                for slow, quick in (("localhost:8080", f"127.0.0.1:{port}"), ("sleep(1)", "sleep(.08)"),
-                                    ("delay/0.", "delay/0.0"), ("delay/5", "delay/0.5")):
-                    block = block.replace(slow, quick)
-                commands = [["./python", "-X", "dev", "-W", "error", "-c", block]] if kind == "python" else [
-                    ["bash", "-c", line] for line in block.splitlines()
-                    if not re.search("--demo|-m unittest", line)]  # they have tests of their own
-                for command in commands:
-                    done: Any = completed(*command, cwd=self.folder, env=env, text=True)
-                    self.assertEqual(done.returncode, 0, f"{command} {done.stderr}")
-                    ran.append(done.stdout + done.stderr)
+            ended = [*pool.map(lambda words: completed(
+                *words, cwd=self.folder, env=env, text=True, check=True), commands)]
+        ran: list[Any] = [done.stdout + done.stderr for done in ended]
         for part in ("200 Ada\n", "1\n2\n3\n4\n5\n200 I thought about it.\n\n", "{'id': 7, 'name': 'Ada'}\n",
-                     "delay/0.09 <Response 200 http", "\n0 22\n22 22\n", "healthy\n", "200 1.0"):
+                     "delay/0.09 <Response 200 http", "\n0 22\n22 22\n", "healthy\n", "200 0."):
             self.assertTrue(any(part in text for text in ran), (part, ran))
         self.assertIn(". wait   # receive", ran[-1])
         self.assertEqual((self.read("length"), self.read("length.txt")), (b"I end after 22 bytes.\n",) * 2)
@@ -8522,8 +8405,6 @@ class TheReadme(Folder):
 def load_tests(_: Any, tests: unittest.TestSuite, __: Any) -> unittest.TestSuite:
     """The examples in the docstrings are tests, too."""
     tests.addTests(doctest.DocTestSuite(asyncget))
+    if hasattr(gc, "freeze"):  # what is there is no leak, and each test would look at it twice
+        gc.freeze()
     return tests
-
-
-if hasattr(gc, "freeze"):  # what was imported is nobody's leak: each test looks at what is there, twice
-    gc.freeze()
