@@ -522,7 +522,7 @@ def remove_dots(target: str) -> str:
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 _NAME = re.compile(TOKEN)
-_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+_VALUE = re.compile("[^\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff]*")
 _HOST_VALUE = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 PLAIN_FIELDS = (
     ("Host", ""),  # empty: filled in with the authority of each URL
@@ -544,16 +544,13 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
         if not _NAME.fullmatch(name):
             raise InvalidHeader(f"not a field name: {name.partition(':')[0]!r:.100}")
         if not _VALUE.fullmatch(value):
-            raise InvalidHeader(f"the value of {name} has control characters")
+            raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
         if name.lower() == "host":
             value = value or origin.authority
             if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: one, and 7.2: first
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
-    try:
-        return "".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
-    except UnicodeError:
-        raise InvalidHeader("a header's value is not Unicode") from None
+    return "".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
 
 
 def render_request(target: str, lines: bytes) -> bytes:
@@ -730,16 +727,15 @@ class Headers(Mapping[str, str]):
 # starts. The head does, in one of three ways. Read it wrong by a byte, and the
 # next answer on this connection goes to the wrong question.
 #
-# A parser here is a generator: it is sent what arrived and yields the payload in
-# it; when the body is whole it returns the last payload, what lies behind the body,
-# and the trailer lines. It needs no variable that says how far it is: it stops at a
-# `yield`, between any two bytes, and goes on there with what arrives next. It is not
-# told that the connection has ended: to know what that means is Body's part (6).
+# Of a body with a length it is enough to count what is left (Body, section 6). The parser of
+# chunks is a generator: it is sent what arrived and yields the payload in it; when the body is
+# whole it returns the last payload, what lies behind the body, and the trailer lines. It needs
+# no variable that says how far it is: it stops at a `yield`, between any two bytes, and goes on
+# there with what arrives next. What the end of the connection means is Body's to know.
 
 MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
 MAX_EXTENSION_BYTES = 16_384     # of a body's chunk extensions, and of trailers; as hyper
 Framing = Union[int, str]
-BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _sizes: dict[bytes, int] = {}  # of chunks, by what stands before them: many are alike
 _LENGTH = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*")  # "5, 5" says 5
@@ -803,15 +799,16 @@ def parse_border(border: bytes) -> int:
     return int(match[1], 16)
 
 
-def read_chunked() -> BodyParser:
+def read_chunked() -> Generator[bytes, bytes, tuple[bytes, bytes, bytes]]:
     r"""Take chunks until the empty one, then the trailer section (RFC 9112 7.1).
 
         5;extension CRLF hello CRLF  0 CRLF  Trailer: x CRLF  CRLF
 
     Chunks that arrive together are yielded as one payload: their borders mean nothing.
 
-    >>> body_parser("chunked").send(b"5\r\nhello\r\n6\r\n wor")
-    b'hello wor'
+    >>> parser = read_chunked()
+    >>> next(parser), parser.send(b"5\r\nhello\r\n6\r\n wor")
+    (b'', b'hello wor')
     """
     arrived = io.BytesIO(b"\r\n")  # so that the first line, too, has a CRLF before it
     pieces: list[bytes] = []       # payload that was not yielded yet
@@ -856,25 +853,6 @@ def read_chunked() -> BodyParser:
     return b"".join(pieces), data[end + 4:], trailers
 
 
-def read_sized(length: int) -> BodyParser:
-    """Take `length` bytes."""
-    data = yield b""
-    while len(data) < length:
-        length -= len(data)
-        data = yield data
-    return data[:length], data[length:], b""
-
-
-def body_parser(framing: Framing) -> BodyParser:
-    """The parser for a framing, started: send it what arrives."""
-    if framing == "chunked":
-        parser = read_chunked()
-    else:  # until the connection closes: as many as come
-        parser = read_sized(sys.maxsize if framing == "close" else int(framing))
-    next(parser)
-    return parser
-
-
 # ==== 6. Response =============================================================
 # What the caller holds. It keeps the head as bytes and takes out of it what is
 # asked for: a hundred thousand responses kept are then mostly their bodies. The
@@ -900,89 +878,83 @@ class Timing(NamedTuple):
 
 
 class Body:
-    """The body of one response on a connection, which it lets go of at its end."""
+    """The body of a response as it is sent, on a connection that it lets go of at its end."""
 
-    __slots__ = ("connection", "deadline", "framing", "reusable", "parser", "ready", "fault",
-                 "done", "received", "trailers", "sent_at", "head_at", "done_at", "reused")
-
-    def __init__(self, connection: Connection, head: Head, keep: bool = True) -> None:
-        self.connection: Connection | None = connection
-        self.deadline = connection.clock.deadline
-        self.framing = body_framing(head)
+    def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
+        self._connection: Any = connection  # None: the body is here, or was given up
+        self._deadline = connection.clock.deadline
+        self._framing = body_framing(head)
         # Both sides must want it: `keep` is False where our request said Connection: close.
-        self.reusable = keep and may_reuse(head, self.framing)
-        self.parser: BodyParser | None = None
-        self.ready = b""     # payload that has come and was not asked for yet
-        self.fault: ProtocolError | None = None  # in the bytes behind it; raised after it
-        self.done = False    # whether `ready` is the last of the body
-        self.received = 0    # bytes of payload so far
-        self.trailers = b""
-        self.sent_at, self.head_at = connection.sent_at, connection.head_at
-        self.done_at = 0.0   # all three on the loop's clock
-        self.reused = connection.exchanges > 1
+        self._reusable = keep and may_reuse(head, self._framing)
+        self._left = self._framing if isinstance(self._framing, int) else sys.maxsize
+        self._chunks: Any = None  # a parser, which says where they end
+        if self._framing == "chunked":
+            self._chunks = read_chunked()
+            next(self._chunks)  # to its first `yield`
+        self._ready = b""      # payload that has come and was not asked for yet
+        self._fault: ProtocolError | None = None  # in the bytes behind it; raised after it
+        self._trailers = b""
+        self.received = 0      # bytes of payload so far
+        self._sent_at, self._head_at = connection.clock.since, connection.loop.time()
+        self._done_at = 0.0    # all three on the loop's clock
+        self._reused = connection.exchanges > 1
+        connection.clock.limit = _FOREVER
         data, connection.rest = connection.rest, b""
-        if isinstance(self.framing, int) and len(data) >= self.framing:  # it came with the head
-            self.ready, self.received = data[:self.framing], self.framing
-            self._let_go(connection, data[self.framing:], connection.head_at)
-            return
-        connection.clock.let_caller_think()
-        self.parser = body_parser(self.framing)
-        if data:
-            self.ready = self._take(connection, self.parser, data)
+        self._take(data)       # mostly all of it came with the head
 
-    async def read_piece(self) -> bytes:
-        """The next bytes of the body as sent, b"" at its end; with the last, `done` is set."""
-        piece, self.ready = self.ready, b""
-        while not piece and (connection := self.connection) is not None and self.parser:
-            if self.fault:
-                raise self.fault
-            connection.clock.watch("more of the body", connection.timeout)
-            data = await connection.receive()
-            connection.clock.let_caller_think()
+    async def _read_piece(self) -> bytes:
+        """The next bytes of the body as sent, b"" at its end."""
+        while not self._ready and self._connection is not None:
+            if self._fault:
+                raise self._fault
+            self._connection.clock.watch("more of the body")
+            data = await self._connection.receive()
+            self._connection.clock.limit = _FOREVER
             if data:
-                piece = self._take(connection, self.parser, data)
+                self._take(data)
             else:
-                self._ended(connection)
+                self._ended()
+        piece, self._ready = self._ready, b""
         return piece
 
-    def _take(self, connection: Connection, parser: BodyParser, data: bytes) -> bytes:
+    def _take(self, data: bytes) -> None:
+        """Have ready what there is of payload in what has arrived."""
         try:
-            piece = parser.send(data)
+            if self._chunks:
+                self._ready = self._chunks.send(data)
+            else:
+                self._ready, rest = data[:self._left], data[self._left:]
+                self._left -= len(self._ready)
+                if not self._left:
+                    self._let_go(rest)
         except StopIteration as end:
-            piece, rest, self.trailers = end.value
-            self._let_go(connection, rest, connection.clock.loop.time())
+            self._ready, rest, self._trailers = end.value
+            self._let_go(rest)
         except ProtocolError as error:  # handed out is first what was right
-            piece, self.fault = error.payload, error
-        self.received += len(piece)
-        return piece
+            self._ready, self._fault = error.payload, error
+        self.received += len(self._ready)
 
-    def _ended(self, connection: Connection) -> None:
+    def _ended(self) -> None:
         """The connection has ended: that is an end of the body, too, or it is an error."""
-        if self.framing != "close":
-            length = self.framing if isinstance(self.framing, int) else None
+        if self._framing != "close":
+            length = self._framing if isinstance(self._framing, int) else None
             raise IncompleteBody(
                 f"the connection ended behind {self.received} bytes of the body"
                 + ("" if length is None else f", which has {length}"),
                 expected=length, received=self.received)
-        if not connection.ended_cleanly():
+        if not self._connection.ended_cleanly():
             raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
                                  received=self.received)
-        self._let_go(connection, b"", connection.clock.loop.time())
+        self._let_go(b"")
 
-    def _let_go(self, connection: Connection, rest: bytes, now: float) -> None:
+    def _let_go(self, rest: bytes) -> None:
         """The body is whole: keep the connection, unless anything came behind the body."""
-        self.done, self.connection, self.parser, self.done_at = True, None, None, now
-        if self.reusable and not rest:
+        connection, self._connection, self._chunks = self._connection, None, None
+        self._done_at = connection.loop.time()
+        if self._reusable and not rest:
             connection.on_idle(connection)
         else:
             connection.close()
-
-    def abort(self) -> None:
-        """Give up the rest of the body, and the connection with it."""
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = self.parser = None
-        self.ready = b""
 
 
 # Why there is no `content`. Compared with ==: in a response that was pickled they are copies.
@@ -991,7 +963,7 @@ _IN_PIECES = "the body was handed out in pieces, and is not kept: read() it inst
 _GIVEN_UP = "the body was given up: nothing is left to read"
 
 
-class Response:
+class Response(Body):
     """A response. After `get` its body is in `content`; in `stream` it is read as asked.
 
         before it was read          content, text and json() raise, and say what to await
@@ -1002,6 +974,7 @@ class Response:
 
     def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = True,
                  decode: bool = True) -> None:
+        super().__init__(connection, head, keep)
         self.status_code = head.status
         self.raw_head = head.raw               # as received, without folds
         self.history: list[Response] = []
@@ -1012,8 +985,6 @@ class Response:
         # What is to be undone; a download takes away one that is the file's own.
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
         self._url = url
-        self._body = Body(connection, head, keep)
-        self._headers: Headers | None = None
         self._encoding = ""
         self._content = b""                    # the whole body, once it was read
         self._missing = _UNREAD                # why it is not there; "" when it is
@@ -1042,12 +1013,10 @@ class Response:
         """The URL that this response answers, without credentials."""
         return str(self._url)
 
-    @property
+    @functools.cached_property
     def headers(self) -> Headers:
         """The fields of the head."""
-        if self._headers is None:
-            self._headers = Headers.parse(self.raw_head)
-        return self._headers
+        return Headers.parse(self.raw_head)
 
     @property
     def ok(self) -> bool:
@@ -1117,8 +1086,8 @@ class Response:
         if self._missing != _UNREAD:
             return self.content
         content: bytes | bytearray = bytearray()
-        if self._body.done and not self.coding:  # it came with the head: no copies
-            content = self._body.ready
+        if self._connection is None and not self.coding:  # it came with the head: no copies
+            content = self._ready
             self._check_size(len(content), limit)
         else:
             while piece := await self._next_piece():
@@ -1174,19 +1143,20 @@ class Response:
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
-        whole = self._body.done and self._decoder is None and not (
-            self._cutter and self._cutter.pending)
-        if self._missing and not (whole and self._missing == _IN_PIECES):  # else all was handed out
+        if self._missing:
             self._missing = _GIVEN_UP
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = self._chunks = None
         self._decoder = self._cutter = None
-        self._body.abort()
+        self._ready = b""
 
     async def _next_piece(self) -> bytes:
         """The next bytes of the body, decoded; b"" at its end."""
         try:
             if self._missing == _GIVEN_UP:  # lest what was cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
-            return await (self._decode_piece() if self.coding else self._body.read_piece())
+            return await (self._decode_piece() if self.coding else self._read_piece())
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
             if isinstance(error, AsyncGetError):
@@ -1198,38 +1168,32 @@ class Response:
         for piece in decoder.pieces:
             if decoder.work > MAX_WORK_BYTES:
                 decoder.work = 0
-                await self._body.deadline.breathe()
+                await self._deadline.breathe()
             if piece:
                 return piece
             if piece is None:
-                decoder.feed(await self._body.read_piece())
+                decoder.feed(await self._read_piece())
         self._decoder = None
         return b""
 
     @property
-    def received(self) -> int:
-        """Bytes of the body on the wire so far."""
-        return self._body.received
-
-    @property
     def trailers(self) -> Headers:
         """The fields behind a chunked body, once it is read."""
-        return Headers.parse(self._body.trailers)
+        return Headers.parse(self._trailers)
 
     # ---- the clock
 
     @property
     def started(self) -> float:
         """When the call began, on the loop's clock."""
-        return self._body.deadline.started
+        return self._deadline.started
 
     @property
     def timing(self) -> Timing:
         """When what was done, in seconds since the call began; 0 for what is not."""
-        body = self._body
         sent, head, done = (max(0.0, moment - self.started)
-                            for moment in (body.sent_at, body.head_at, body.done_at))
-        return Timing(sent, sent, head, done, body.reused)
+                            for moment in (self._sent_at, self._head_at, self._done_at))
+        return Timing(sent, sent, head, done, self._reused)
 
     @property
     def elapsed(self) -> timedelta:
@@ -1322,12 +1286,12 @@ class Deadline:
         finally:
             self.until = until
 
-    async def stand_by(self, something: Awaitable[object]) -> None:
-        """Await what the server has no part in (section 20); no time runs meanwhile."""
+    async def stand_by(self, something: Awaitable[Any]) -> Any:
+        """Await what the server has no part in (sections 12 and 20); no time runs meanwhile."""
         time = asyncio.get_running_loop().time
         left, self.until = self.until - time(), _FOREVER
         try:
-            await something
+            return await something
         finally:
             self.until = time() + left
 
@@ -1347,33 +1311,34 @@ class Clock:
         self.loop = asyncio.get_running_loop()
         self.ring = ring              # ends whatever waits on the connection
         self.phase = "connection"     # what is waited for
+        self.since = 0.0              # the moment when that began
         self.seconds = _FOREVER       # how long that may take
-        self.limit = _FOREVER         # the moment when that is over
+        self.limit = _FOREVER         # the moment when that is over; never, if the caller thinks
         self.deadline = _NEVER        # of the call that uses the connection
         self.expired = False
         self.timer: asyncio.Handle | None = None
         self.wakes_at = _FOREVER      # when it rings
         self.excused = 0.0            # a limit that was moved, as the loop had stood still
 
-    def watch(self, phase: str, seconds: float | None) -> float:
-        """Allow phase so many seconds from now, within the deadline; return now."""
-        now = self.loop.time()
-        self.phase = phase
-        self.seconds = _FOREVER if seconds is None else seconds
-        self.limit = now + self.seconds
-        if min(self.limit, self.deadline.until) < self.wakes_at:
-            self.set_timer()
-        return now
+    def watch(self, phase: str, seconds: float = 0.0) -> None:
+        """Allow phase so many seconds from now, or as many as the last one, within the deadline.
 
-    def let_caller_think(self) -> None:
-        """Watch nothing but the deadline, until more is read."""
-        self.limit = _FOREVER
+        The time of a call runs from the first wait on its first connection on.
+        """
+        deadline, now = self.deadline, self.loop.time()
+        if deadline.until == _FOREVER:
+            deadline.until = now + deadline.seconds
+        self.phase, self.since = phase, now
+        self.seconds = seconds or self.seconds
+        self.limit = now + self.seconds
+        if min(self.limit, deadline.until) < self.wakes_at:
+            self.set_timer()
 
     def set_timer(self) -> None:
         """Have the timer ring when the time for the phase, or for the call, is over."""
         if self.timer is not None:
             self.timer.cancel()
-        self.timer, self.wakes_at = None, min(self.limit, self.deadline.until)
+        self.wakes_at = min(self.limit, self.deadline.until)
         if self.wakes_at < _FOREVER:
             self.timer = self.loop.call_at(self.wakes_at, self._wake)
 
@@ -1381,19 +1346,15 @@ class Clock:
         """The timer rings: end what is waited for, if its time is over.
 
             early   the moment was moved meanwhile: set the timer again
-            idle    nobody waits for anything: the connection is closed
             late    the program was busy elsewhere, and we could not do our part of a
                     handshake: once, as much time as was lost is allowed in addition
             else    the answer may have come and lie in the kernel: let the loop have
                     LAST_TURNS turns to bring it in, before the wait is ended
         """
-        self.timer, self.wakes_at = None, _FOREVER
         now, until = self.loop.time(), self.deadline.until
         late = now - min(self.limit, until)
         if late < 0:
             self.set_timer()
-        elif self.phase == "idle":
-            self.ring()
         elif late > LATE_SECONDS and self.limit < until and self.limit != self.excused:
             self.excused = self.limit = now + min(late, self.seconds)
             self.set_timer()
@@ -1409,14 +1370,6 @@ class Clock:
         if self.timer is not None:
             self.timer.cancel()
         self.wakes_at = -_FOREVER  # so that `watch` does not set it again
-
-    def error(self, where: str) -> TimedOut:
-        """The error for a wait that took too long."""
-        seconds, what = self.seconds, self.phase
-        if self.limit >= self.deadline.until:
-            seconds, what = self.deadline.seconds, f"{self.phase} (the whole call's deadline)"
-        return TimedOut(f"no {what} within {seconds:g} s: {where}", phase=self.phase,
-                        seconds=seconds)
 
 
 def tls_options(host: str) -> dict[str, Any]:
@@ -1450,8 +1403,6 @@ class Connection:
         self.rest = b""               # received, not used yet
         self.broken: Exception | None = None  # told by the socket behind the last byte
         self.listener: Any = None     # while it is idle: section 9
-        self.timeout: float | None = None
-        self.opened_at = self.sent_at = self.head_at = self.idle_at = 0.0
 
     def note(self, text: str) -> None:
         """Tell whoever traces what is going on."""
@@ -1463,12 +1414,11 @@ class Connection:
     async def open(self, timeout: float | None) -> None:
         """Connect, through the proxy if there is one, and encrypt if the origin asks.
 
-        Raises ConnectError, TLSError, ProxyError or TimedOut; then nothing is left open.
+        Raises ConnectError, TLSError, ProxyError or TimedOut; then the caller closes.
         """
         if self.closed:  # with the session, since the pool has handed it over
             raise ended(self)
-        self.timeout = timeout
-        self.opened_at = self.clock.watch("connection", timeout)
+        self.clock.watch("connection", timeout or _FOREVER)
         # A task of its own, which `close` can cancel. If we awaited it alone, that would look as if
         # our caller were cancelled; gather hands out such an end as a value. If it is our caller,
         # gather cancels the task, too, and waits until it has cleaned up.
@@ -1478,10 +1428,9 @@ class Connection:
             if self.closed:  # by the clock, or with the session
                 raise ended(self)
             self.opener.result()
-        except BaseException as error:
-            self.close()
-            if isinstance(error, AsyncGetError) or not isinstance(error, Exception):
-                raise
+        except AsyncGetError:  # of which some are OSErrors, too
+            raise
+        except Exception as error:
             raise failure(self, error) from error
         finally:  # behind `failure`, which asks for it
             self.opener = None
@@ -1526,8 +1475,8 @@ class Connection:
             self.trace(">", request)
         self.exchanges += 1
         self.request_bytes = len(request)
-        self.silent, self.timeout = True, timeout
-        self.sent_at = self.clock.watch(phase, timeout)
+        self.silent = True
+        self.clock.watch(phase, timeout or _FOREVER)
         try:
             self.writer.write(request)  # no drain: there is no more to come, and little of it
         except _STREAM_ERRORS as error:
@@ -1545,7 +1494,6 @@ class Connection:
                 self.trace("<", data[:end])
             head = parse_head(data[:end])
             if head.status >= 200:
-                self.head_at = self.loop.time()
                 return head
             if head.status == 101:
                 raise ProtocolError("101 Switching Protocols, which was not asked for")
@@ -1631,9 +1579,14 @@ def hop(connection: Connection) -> str:
 
 def ended(connection: Connection) -> AsyncGetError:
     """The error for a clock that ran out, or a session closed by someone else."""
-    if connection.clock.expired:
-        return connection.clock.error(hop(connection))
-    return AsyncGetError(f"the connection to {connection.route} was closed on our side")
+    clock = connection.clock
+    if not clock.expired:
+        return AsyncGetError(f"the connection to {connection.route} was closed on our side")
+    seconds, what = clock.seconds, clock.phase
+    if clock.limit >= clock.deadline.until:
+        seconds, what = clock.deadline.seconds, f"{what} (the whole call's deadline)"
+    return TimedOut(f"no {what} within {seconds:g} s: {hop(connection)}", phase=clock.phase,
+                    seconds=seconds)
 
 
 async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> Response:
@@ -1975,7 +1928,7 @@ class Pool:
         idle = self.idle.get(route)
         if idle and not self.interval:
             connection = next(reversed(idle))
-            rested = connection.loop.time() - connection.idle_at > IDLE_MOMENT_SECONDS
+            rested = connection.loop.time() - connection.clock.since > IDLE_MOMENT_SECONDS
             if not rested and connection.listener.stop():
                 del idle[connection]
                 return connection
@@ -2020,7 +1973,7 @@ class Pool:
         else:
             if len(self.all) >= self.limit:
                 unused = min(itertools.chain(*self.idle.values()), default=None,
-                             key=lambda kept: kept.idle_at)
+                             key=lambda kept: kept.clock.since)
                 if unused is None:
                     return None
                 self.drop(unused)
@@ -2094,7 +2047,7 @@ class Pool:
             connection.close()
             return
         connection.clock.deadline = _NEVER
-        connection.idle_at = connection.clock.watch("idle", IDLE_SECONDS)
+        connection.clock.watch("idle", IDLE_SECONDS)
         self.idle[connection.route][connection] = None
         if self.waiting:
             self.serve(connection.route,
@@ -2805,15 +2758,12 @@ class Call:
         way: if not a byte came back, but for an alert of TLS, or no more than 408 and goodbye,
         the request goes once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
-        session, settings, deadline = self.session, self.settings, self.deadline
+        session, settings = self.session, self.settings
         route = session._route(request, self)
         data = self.render(request, route)
         connection = session._pool.take(route) or await self.acquire(route)
         while True:
-            clock = connection.clock
-            # The call's time runs from its first connection on; a later one does not move its end.
-            deadline.until = min(deadline.until, clock.loop.time() + deadline.seconds)
-            clock.deadline, connection.trace = deadline, settings["trace"]
+            connection.clock.deadline, connection.trace = self.deadline, settings["trace"]
             kept = connection.exchanges > 0
             try:
                 if not kept:
@@ -2843,10 +2793,11 @@ class Call:
 
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
         """A connection; the wait for it, as long as others are served, is not the call's time."""
-        deadline, came = self.deadline, self.session._time()
-        patience = min(self.settings["timeout"] or deadline.seconds, deadline.until - came)
-        connection = await self.session._pool.acquire(route, patience, fresh)
-        deadline.until += self.session._time() - came
+        session, deadline = self.session, self.deadline
+        patience = min(self.settings["timeout"] or deadline.seconds,
+                       deadline.until - session._time())
+        connection: Connection = await deadline.stand_by(
+            session._pool.acquire(route, patience, fresh))
         return connection
 
     def render(self, request: Request, route: Route) -> bytes:
@@ -2909,18 +2860,18 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
 
 async def discard(response: Response) -> None:
     """Read a short rest, undecoded, so that the connection can be used again."""
-    body = response._body
-    long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
-    if body.reusable and not long:
-        with body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
-            while not body.done and body.received <= MAX_DISCARD_BYTES:
-                await body.read_piece()
+    framing = response._framing
+    long = isinstance(framing, int) and framing > MAX_DISCARD_BYTES
+    if response._reusable and not long:
+        with response._deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
+            while response._connection and response.received <= MAX_DISCARD_BYTES:
+                await response._read_piece()
     response.close()
 
 
 async def keep_short(response: Response) -> None:
     """Read a body that is short and comes at once: the StatusError will hold the response."""
-    with response._body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
+    with response._deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
         await response.read(MAX_DISCARD_BYTES)
 
 
@@ -3478,7 +3429,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
 
 def after(connection: Connection) -> str:
     """How long opening took, for the error texts."""
-    seconds = connection.loop.time() - connection.opened_at
+    seconds = connection.loop.time() - connection.clock.since
     return f" (after {seconds:.2f} s)" if connection.opener else ""
 
 
@@ -3594,7 +3545,6 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
     An HTTP proxy is not asked for http: the request itself goes to it later (Call.render).
     """
     route = connection.route
-    timeout = connection.timeout
     try:
         if route.proxy_tls and route.tls and sys.version_info < (3, 11):
             raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
@@ -3603,7 +3553,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
                                  tls=route.proxy_tls)
         try:
             if proxy.scheme.startswith("socks"):
-                connection.clock.watch("answer of the proxy", timeout)
+                connection.clock.watch("answer of the proxy")
                 await ask_socks(connection, proxy)
             elif route.tls:
                 await ask_for_tunnel(connection, proxy)
@@ -3618,7 +3568,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         error.args = (f"proxy {proxy} {error}{after(connection)}",)
         raise
     if route.tls:
-        connection.clock.watch("TLS handshake", timeout)
+        connection.clock.watch("TLS handshake")
         await start_tls(connection, route.tls)
 
 
@@ -3629,7 +3579,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
     request = f"CONNECT {target} HTTP/1.1\r\n".encode("ascii") + render_fields(fields, origin)
     try:
-        head = await connection.exchange(request, connection.timeout, "answer of the proxy")
+        head = await connection.exchange(request, connection.clock.seconds, "answer of the proxy")
     except ProtocolError as error:
         raise ProxyError(f"did not answer CONNECT {target}: {error}") from error
     connection.exchanges = 0  # with the origin there was none yet
@@ -4181,7 +4131,7 @@ def is_coded(response: Response) -> bool:
 
 def body_length(response: Response) -> int | None:
     """How many bytes of the file the head announces; None if it does not, or they are coded."""
-    framing = response._body.framing
+    framing = response._framing
     return None if isinstance(framing, str) or is_coded(response) else framing
 
 
@@ -5508,7 +5458,7 @@ class Transfer:
                                f"for {span:g} s")
             self.window = now, before + came
         if options.limit_rate and received:  # never beyond -m; below 0 is at once
-            await self.response._body.deadline.breathe(since + came / options.limit_rate - now)
+            await self.response._deadline.breathe(since + came / options.limit_rate - now)
 
     def goes_on(self, response: Response, offset: int) -> bool:
         """Whether a response is the rest behind an offset; False: a 416, so there is none.
@@ -5548,7 +5498,7 @@ class Transfer:
                     self.wrote += len(piece)
                 await self.advance(self.delivered + len(piece), None)
                 if len(self.held) > HELD_BYTES:
-                    await response._body.deadline.stand_by(self.turn.wait())
+                    await response._deadline.stand_by(self.turn.wait())
             self.write(b"")  # an empty body makes a file, too
 
     async def fetch_once(self) -> None:
