@@ -883,12 +883,13 @@ class Body:
     def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
         self._connection: Any = connection  # None: the body is here, or was given up
         self._deadline = connection.clock.deadline
-        self._framing = body_framing(head)
+        framing = body_framing(head)
         # Both sides must want it: `keep` is False where our request said Connection: close.
-        self._reusable = keep and may_reuse(head, self._framing)
-        self._left = self._framing if isinstance(self._framing, int) else sys.maxsize
-        self._chunks: Any = None  # a parser, which says where they end
-        if self._framing == "chunked":
+        self._reusable = keep and may_reuse(head, framing)
+        self._length = framing if isinstance(framing, int) else None  # as the head has it
+        self._left = sys.maxsize if self._length is None else self._length
+        self._chunks: Any = None  # their parser, which says where they end
+        if framing == "chunked":
             self._chunks = read_chunked()
             next(self._chunks)  # to its first `yield`
         self._ready = b""      # payload that has come and was not asked for yet
@@ -936,12 +937,11 @@ class Body:
 
     def _ended(self) -> None:
         """The connection has ended: that is an end of the body, too, or it is an error."""
-        if self._framing != "close":
-            length = self._framing if isinstance(self._framing, int) else None
+        if self._chunks or self._length is not None:
             raise IncompleteBody(
                 f"the connection ended behind {self.received} bytes of the body"
-                + ("" if length is None else f", which has {length}"),
-                expected=length, received=self.received)
+                + ("" if self._chunks else f", which has {self._length}"),
+                expected=self._length, received=self.received)
         if not self._connection.ended_cleanly():
             raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
                                  received=self.received)
@@ -2860,9 +2860,7 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
 
 async def discard(response: Response) -> None:
     """Read a short rest, undecoded, so that the connection can be used again."""
-    framing = response._framing
-    long = isinstance(framing, int) and framing > MAX_DISCARD_BYTES
-    if response._reusable and not long:
+    if response._reusable and (response._length or 0) <= MAX_DISCARD_BYTES:
         with response._deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
             while response._connection and response.received <= MAX_DISCARD_BYTES:
                 await response._read_piece()
@@ -4131,8 +4129,7 @@ def is_coded(response: Response) -> bool:
 
 def body_length(response: Response) -> int | None:
     """How many bytes of the file the head announces; None if it does not, or they are coded."""
-    framing = response._framing
-    return None if isinstance(framing, str) or is_coded(response) else framing
+    return None if is_coded(response) else response._length
 
 
 def length_of_rest(response: Response, known: Partial) -> int | None:
