@@ -321,9 +321,10 @@ def printable(text: str) -> str:
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
-    r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
-# Controls, and half characters, but for those that stand for octets (octets_text).
-_NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")
+    r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])([^\t]*)")
+# What may go out, as a field's value or in a URL: no controls but the tab, and no half
+# characters but those that stand for octets (octets_text).
+_VALUE = re.compile("[^\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff]*")
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
     r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
@@ -475,7 +476,7 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
     match = _URL.fullmatch(text)
     # urllib.parse deletes control bytes, and so asks for something else.
     if (match is None or len(text) > MAX_URL_CHARS
-            or not text.isprintable() and _NEVER_SENT.search(text)):
+            or not text.isprintable() and not _VALUE.fullmatch(text)):
         raise InvalidURL(f"not an absolute URL of up to {MAX_URL_CHARS} characters: "
                          f"{masked(text)}; write http://host/path, and percent-encode control "
                          "characters, and in user and password all but letters, digits and "
@@ -522,7 +523,6 @@ def remove_dots(target: str) -> str:
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 _NAME = re.compile(TOKEN)
-_VALUE = re.compile("[^\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff]*")
 _HOST_VALUE = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 PLAIN_FIELDS = (
     ("Host", ""),  # empty: filled in with the authority of each URL
@@ -799,7 +799,7 @@ def parse_border(border: bytes) -> int:
     return int(match[1], 16)
 
 
-def read_chunked() -> Generator[bytes, bytes, tuple[bytes, bytes, bytes]]:
+def read_chunked() -> Generator[bytes, bytes, Any]:
     r"""Take chunks until the empty one, then the trailer section (RFC 9112 7.1).
 
         5;extension CRLF hello CRLF  0 CRLF  Trailer: x CRLF  CRLF
@@ -978,8 +978,7 @@ class Response(Body):
         self.status_code = head.status
         self.raw_head = head.raw               # as received, without folds
         self.history: list[Response] = []
-        self.peer = connection.peer            # the remote address
-        self.local = connection.local          # ours
+        self.addresses = connection.addresses  # the remote one and ours
         self.proxied = connection.route.proxy is not None
         self.request_bytes = connection.request_bytes  # sent for it
         # What is to be undone; a download takes away one that is the file's own.
@@ -1109,7 +1108,6 @@ class Response(Body):
                 yield self._content
             return
         while piece := self._take_pending() or await self._next_piece():
-            self._missing = _IN_PIECES
             yield piece
 
     def _take_pending(self) -> bytes:
@@ -1122,16 +1120,13 @@ class Response(Body):
 
         What is left when the loop is left is there for the next one, of either kind.
         """
-        read = not self._missing
         cutter = self._cutter or LineCutter(self.encoding, self._content)
-        more = not read
+        more = self._missing != ""
         if more:
             self._cutter = cutter
         while True:
             while line := cutter.take(not more):
                 self._check_size(len(line) - 1, MAX_LINE_BYTES, "bytes in a line")
-                if not read:
-                    self._missing = _IN_PIECES
                 yield cutter.decode(line).removesuffix("\n").removesuffix("\r")
             if not more:
                 self._cutter = None  # some decoders do not pickle
@@ -1156,12 +1151,15 @@ class Response(Body):
         try:
             if self._missing == _GIVEN_UP:  # lest what was cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
-            return await (self._decode_piece() if self.coding else self._read_piece())
+            piece = await (self._decode_piece() if self.coding else self._read_piece())
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
             if isinstance(error, AsyncGetError):
                 error.url, error.response = self.url, self
             raise
+        if piece:
+            self._missing = _IN_PIECES
+        return piece
 
     async def _decode_piece(self) -> bytes:
         decoder = self._decoder = self._decoder or Decoder(self.coding)
@@ -1258,8 +1256,6 @@ class Route(NamedTuple):
 class Deadline:
     """When a call must be over: one for all of its hops, tries and waits."""
 
-    __slots__ = ("started", "seconds", "until")
-
     def __init__(self, started: float = 0.0, seconds: float = _FOREVER) -> None:
         self.started = started
         self.seconds = seconds    # that it may take
@@ -1278,11 +1274,13 @@ class Deadline:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Allow what is done meanwhile so many seconds at most (section 12)."""
+        """Allow what is done meanwhile so many seconds at most; it may also fail (section 12)."""
         until = self.until
         self.until = min(until, asyncio.get_running_loop().time() + seconds)
         try:
             yield
+        except AsyncGetError:
+            pass
         finally:
             self.until = until
 
@@ -1318,7 +1316,6 @@ class Clock:
         self.expired = False
         self.timer: asyncio.Handle | None = None
         self.wakes_at = _FOREVER      # when it rings
-        self.excused = 0.0            # a limit that was moved, as the loop had stood still
 
     def watch(self, phase: str, seconds: float = 0.0) -> None:
         """Allow phase so many seconds from now, or as many as the last one, within the deadline.
@@ -1355,8 +1352,8 @@ class Clock:
         late = now - min(self.limit, until)
         if late < 0:
             self.set_timer()
-        elif late > LATE_SECONDS and self.limit < until and self.limit != self.excused:
-            self.excused = self.limit = now + min(late, self.seconds)
+        elif late > LATE_SECONDS and self.limit < until and self.limit == self.since + self.seconds:
+            self.limit = now + min(late, self.seconds)
             self.set_timer()
         elif turns:
             self.wakes_at = -_FOREVER  # so that `watch` sets no second timer meanwhile
@@ -1392,8 +1389,7 @@ class Connection:
         self.reader: Any = None       # asyncio.StreamReader and StreamWriter, or a caller's
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
-        self.peer: Any = None
-        self.local: Any = None
+        self.addresses: Any = None    # the remote one and ours
         self.closed = False
         self.exchanges = 0            # requests sent so far
         self.request_bytes = 0        # in the last of them
@@ -1434,8 +1430,8 @@ class Connection:
             raise failure(self, error) from error
         finally:  # behind `failure`, which asks for it
             self.opener = None
-        self.peer = self.writer.get_extra_info("peername")
-        self.local = self.writer.get_extra_info("sockname")
+        asked = self.writer.get_extra_info
+        self.addresses = asked("peername"), asked("sockname")
         self.note(f"connected to {self.route}")
 
     async def _dial(self) -> None:
@@ -1527,7 +1523,7 @@ class Connection:
             self.broken = error
             self.reader.set_exception(None)  # type: ignore[arg-type]
             self.reader.feed_eof()
-            data = await self.reader.read(READ_BYTES)
+            return await self.receive()
         if self.closed:  # by another task: what came in the same turn is not handed out either
             raise ended(self)
         if data:
@@ -2861,7 +2857,7 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
 async def discard(response: Response) -> None:
     """Read a short rest, undecoded, so that the connection can be used again."""
     if response._reusable and (response._length or 0) <= MAX_DISCARD_BYTES:
-        with response._deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
+        with response._deadline.within(MAX_DISCARD_SECONDS):
             while response._connection and response.received <= MAX_DISCARD_BYTES:
                 await response._read_piece()
     response.close()
@@ -2869,7 +2865,7 @@ async def discard(response: Response) -> None:
 
 async def keep_short(response: Response) -> None:
     """Read a body that is short and comes at once: the StatusError will hold the response."""
-    with response._deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
+    with response._deadline.within(MAX_DISCARD_SECONDS):
         await response.read(MAX_DISCARD_BYTES)
 
 
@@ -5302,7 +5298,7 @@ class Enough(Exception):
 # Stands for the response where none has come: -w finds its attributes. In its timing `reused` is
 # True, as no connection was opened for it.
 NO_RESPONSE: Any = Options(
-    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), peer=None, local=None, proxied=False,
+    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None), proxied=False,
     raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(), received=0,
     request_bytes=0, url="")
 
@@ -5606,7 +5602,7 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
     response, error = transfer.response, transfer.error
     timing, hops = response.timing, (*response.history, response)
     remote, local = (address if isinstance(address, tuple) else (None, 0)
-                     for address in (response.peer, response.local))
+                     for address in response.addresses)
     url, seconds = response.url or transfer.shown_url, transfer.ended - transfer.started
     return {
         "content_type": response.headers.get("content-type"),

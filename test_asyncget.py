@@ -1202,7 +1202,9 @@ class NoDeadline(asyncget.Deadline):
     async def breathe(self, seconds: float = 0.0) -> None:
         """Nobody else is there."""
 
-    within: Any = staticmethod(contextlib.nullcontext)  # for as long as it takes
+    def within(self, _: float) -> Any:
+        """For as long as it takes."""
+        return contextlib.suppress(AsyncGetError)
 
 
 class Source:
@@ -1211,7 +1213,7 @@ class Source:
     def __init__(self, *pieces: bytes | BaseException, rest: bytes = b"") -> None:
         self.pieces, self.rest = iter(pieces), rest
         self.asked = self.aborted = self.kept = 0
-        self.peer, self.local, self.route = None, None, ROUTE
+        self.addresses, self.route = None, ROUTE
         self.exchanges, self.request_bytes = 1, 0
         self.clock = types.SimpleNamespace(
             deadline=NoDeadline(), expired=False, since=0.0, watch=lambda phase: None)
