@@ -1342,18 +1342,17 @@ class Clock:
     def _wake(self, turns: int = LAST_TURNS) -> None:
         """The timer rings: end what is waited for, if its time is over.
 
-            early   the moment was moved meanwhile: set the timer again
             late    the program was busy elsewhere, and we could not do our part of a
                     handshake: once, as much time as was lost is allowed in addition
+            early   the moment was moved meanwhile: set the timer again
             else    the answer may have come and lie in the kernel: let the loop have
                     LAST_TURNS turns to bring it in, before the wait is ended
         """
         now, until = self.loop.time(), self.deadline.until
-        late = now - min(self.limit, until)
-        if late < 0:
-            self.set_timer()
-        elif late > LATE_SECONDS and self.limit < until and self.limit == self.since + self.seconds:
+        late, moved = now - self.limit, self.limit != self.since + self.seconds
+        if late > LATE_SECONDS and self.limit < until and not moved:
             self.limit = now + min(late, self.seconds)
+        if now < min(self.limit, until):
             self.set_timer()
         elif turns:
             self.wakes_at = -_FOREVER  # so that `watch` sets no second timer meanwhile
@@ -1397,13 +1396,7 @@ class Connection:
         self.interim = 0              # 1xx responses ahead of it
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
-        self.broken: Exception | None = None  # told by the socket behind the last byte
         self.listener: Any = None     # while it is idle: section 9
-
-    def note(self, text: str) -> None:
-        """Tell whoever traces what is going on."""
-        if self.trace:
-            self.trace("*", text)
 
     # ---- opening
 
@@ -1432,7 +1425,8 @@ class Connection:
             self.opener = None
         asked = self.writer.get_extra_info
         self.addresses = asked("peername"), asked("sockname")
-        self.note(f"connected to {self.route}")
+        if self.trace:
+            self.trace("*", f"connected to {self.route}")
 
     async def _dial(self) -> None:
         """Open the stream to the origin, or to what stands in for it."""
@@ -1516,20 +1510,20 @@ class Connection:
         try:
             data: bytes = await self.reader.read(READ_BYTES)
         except _STREAM_ERRORS as error:
-            if self.broken or not isinstance(self.reader, asyncio.StreamReader):
+            data = b""
+            if isinstance(self.reader, asyncio.StreamReader):
+                # The reader tells of an error before it hands out what came ahead of it: a whole
+                # response, say, behind which the server reset the connection.
+                self.reader.set_exception(None)  # type: ignore[arg-type]
+                self.reader.feed_eof()
+                data = await self.reader.read(READ_BYTES)
+                self.reader.set_exception(error)
+            if not data:
                 raise failure(self, error) from error
-            # The reader tells of an error before it hands out what came ahead of it: a whole
-            # response, say, behind which the server reset the connection.
-            self.broken = error
-            self.reader.set_exception(None)  # type: ignore[arg-type]
-            self.reader.feed_eof()
-            return await self.receive()
         if self.closed:  # by another task: what came in the same turn is not handed out either
             raise ended(self)
         if data:
             self.silent = False
-        elif self.broken:
-            raise failure(self, self.broken) from self.broken
         return data
 
     def ended_cleanly(self) -> bool:
@@ -2777,7 +2771,8 @@ class Call:
                     connection.close()
                     raise
             connection.close()
-            connection.note("the kept connection ended unanswered: once more on a new one")
+            if connection.trace:
+                connection.trace("*", "the kept connection ended unanswered: once more on a new one")
             connection = await self.acquire(route, fresh=True)
 
     def keep_cookies(self, request: Request, head: Head) -> None:
@@ -3394,7 +3389,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     route, phase, where = connection.route, connection.clock.phase, hop(connection)
     if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
-    if connection.clock.expired:
+    if connection.closed:
         return ended(connection)
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
         return error  # a slip in streams of the caller's own
