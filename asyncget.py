@@ -1170,7 +1170,7 @@ class Response(Body):
             if piece:
                 return piece
             if piece is None:
-                decoder.feed(await self._read_piece())
+                decoder.arrived = await self._read_piece()
         self._decoder = None
         return b""
 
@@ -1657,20 +1657,16 @@ class Decoder:
 
     >>> import gzip
     >>> decoder = Decoder(b"gzip")
-    >>> next(decoder.pieces), decoder.feed(gzip.compress(b"hello")), next(decoder.pieces)
-    (None, None, b'hello')
+    >>> first, decoder.arrived = next(decoder.pieces), gzip.compress(b"hello")
+    >>> first, next(decoder.pieces)
+    (None, b'hello')
     """
 
     def __init__(self, coding: bytes) -> None:
         self.budget = MAX_CODED_BYTES  # bytes that the stages may yet decode
         self.work = 0                  # in bytes, since Response gave the loop a turn
-        self.arrived = b""
+        self.arrived = b""             # to be set once `pieces` gave None; b"": no more comes
         self.pieces = self.undo_all(coding)
-
-    def feed(self, data: bytes) -> None:
-        """Bring what has arrived, once `pieces` gave None; b"" at the end of the body."""
-        self.budget += 100 * len(data)
-        self.arrived = data
 
     def undo_all(self, coding: bytes) -> Iterator[bytes | None]:
         """The content; None asks for more, and b"" lets the caller look at `work`.
@@ -1687,10 +1683,10 @@ class Decoder:
     def arriving(self) -> Iterator[bytes | None]:
         """What has arrived, in slices: behind each member, zlib copies the rest of its slice."""
         while self.arrived:
-            yield self.arrived[:MAX_DECODED_STEP_BYTES]
-            self.arrived = self.arrived[MAX_DECODED_STEP_BYTES:]
-            if not self.arrived:
-                yield None
+            self.budget += 100 * len(self.arrived)
+            for at in range(0, len(self.arrived), MAX_DECODED_STEP_BYTES):
+                yield self.arrived[at:at + MAX_DECODED_STEP_BYTES]
+            yield None
 
     def undo(self, coding: bytes, pieces: Iterator[bytes | None]) -> Iterator[bytes | None]:
         """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.

@@ -516,7 +516,7 @@ def decoded(codings: Iterable[bytes], pieces: Iterable[bytes]) -> Iterator[bytes
     decoder, arriving = asyncget.Decoder(b",".join(codings)), filter(None, pieces)
     for piece in decoder.pieces:
         if piece is None:
-            decoder.feed(next(arriving, b""))
+            decoder.arrived = next(arriving, b"")
         else:
             yield piece
 
@@ -1496,7 +1496,7 @@ class Section6Response(Section):
                 fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
             source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
             got = response(fields=[*fields, field, GZIP], source=source)
-            with mock.patch.object(asyncget.Decoder, "feed", side_effect=AssertionError("decoded")):
+            with mock.patch.object(asyncget, "Decoder", side_effect=AssertionError("decoded")):
                 run(asyncget.discard(got))
             self.assertEqual((source.kept, source.aborted, source.asked),
                              (kept, 1 - kept, asked), (body[:9], framing, field))
