@@ -883,6 +883,7 @@ class Body:
     def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
         self._connection: Any = connection  # None: the body is here, or was given up
         self._deadline = connection.clock.deadline
+        self.started = self._deadline.started  # when the call began
         framing = body_framing(head)
         # Both sides must want it: `keep` is False where our request said Connection: close.
         self._reusable = keep and may_reuse(head, framing)
@@ -897,9 +898,9 @@ class Body:
         self._trailers = b""
         self.received = 0      # bytes of payload so far
         self._sent_at, self._head_at = connection.clock.since, connection.loop.time()
-        self._done_at = 0.0    # all three on the loop's clock
+        self._done_at = 0.0    # all of these moments are on the loop's clock
         self._reused = connection.exchanges > 1
-        connection.clock.limit = _FOREVER
+        connection.clock.limit = _FOREVER  # the caller may think for as long as it likes
         data, connection.rest = connection.rest, b""
         self._take(data)       # mostly all of it came with the head
 
@@ -960,7 +961,7 @@ class Body:
 # Why there is no `content`. Compared with ==: in a response that was pickled they are copies.
 _UNREAD = "the body was not read: await response.read()"
 _IN_PIECES = "the body was handed out in pieces, and is not kept: read() it instead"
-_GIVEN_UP = "the body was given up: nothing is left to read"
+_GIVEN_UP = "the body was given up, or handed out in pieces: nothing is left to read"
 
 
 class Response(Body):
@@ -1180,11 +1181,6 @@ class Response(Body):
         return Headers.parse(self._trailers)
 
     # ---- the clock
-
-    @property
-    def started(self) -> float:
-        """When the call began, on the loop's clock."""
-        return self._deadline.started
 
     @property
     def timing(self) -> Timing:
@@ -3413,7 +3409,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
 
 
 def after(connection: Connection) -> str:
-    """How long opening took, for the error texts."""
+    """How long the last step of opening took, for the error texts."""
     seconds = connection.loop.time() - connection.clock.since
     return f" (after {seconds:.2f} s)" if connection.opener else ""
 
