@@ -2764,7 +2764,7 @@ class Call:
                     raise
             connection.close()
             if connection.trace:
-                connection.trace("*", "the kept connection ended unanswered: once more on a new one")
+                connection.trace("*", "the kept connection ended unanswered: again, on a new one")
             connection = await self.acquire(route, fresh=True)
 
     def keep_cookies(self, request: Request, head: Head) -> None:
