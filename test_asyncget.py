@@ -1455,6 +1455,18 @@ class Section6Response(Section):
                 self.assertEqual(perform(twin, ["look", "read", "bytes", "lines", "piece"]),
                                  (b"", [self.GIVEN_UP] * 5), (end, got))
 
+    def test_closed_amid_an_iteration(self) -> None:
+        async def close_in(got: Response, pieces: Any) -> None:
+            async for piece in pieces:
+                taken.append(piece)
+                got.close()
+
+        for name, came in (("iter_bytes", [b"a\nb\n"]), ("iter_lines", ["a", "b"])):
+            taken: list[Any] = []
+            got = response(b"a\nb\n", b"c\n")
+            self.refuses(AsyncGetError, "given up", run, close_in(got, getattr(got, name)()))
+            self.assertEqual(taken, came)
+
     def test_keep_short(self) -> None:
         limit = asyncget.MAX_DISCARD_BYTES
         for (body, before, told), framing, coded in table([  # before: what was done
