@@ -1458,8 +1458,9 @@ class Section6Response(Section):
     def test_closed_amid_an_iteration(self) -> None:
         async def close_in(got: Response, pieces: Any) -> None:
             async for piece in pieces:
+                if not taken:
+                    got.close()
                 taken.append(piece)
-                got.close()
 
         for name, came in (("iter_bytes", [b"a\nb\n"]), ("iter_lines", ["a", "b"])):
             taken: list[Any] = []
