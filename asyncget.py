@@ -321,9 +321,10 @@ def printable(text: str) -> str:
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
-    r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])(.*)", re.S)
-# Controls, and half characters, but for those that stand for octets (octets_text).
-_NEVER_SENT = re.compile("[\0-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")
+    r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])([^\t]*)")
+# What may go out, as a field's value or in a URL: no controls but the tab, and no half
+# characters but those that stand for octets (octets_text).
+_VALUE = re.compile("[^\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff]*")
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
     r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
@@ -475,7 +476,7 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
     match = _URL.fullmatch(text)
     # urllib.parse deletes control bytes, and so asks for something else.
     if (match is None or len(text) > MAX_URL_CHARS
-            or not text.isprintable() and _NEVER_SENT.search(text)):
+            or not text.isprintable() and not _VALUE.fullmatch(text)):
         raise InvalidURL(f"not an absolute URL of up to {MAX_URL_CHARS} characters: "
                          f"{masked(text)}; write http://host/path, and percent-encode control "
                          "characters, and in user and password all but letters, digits and "
@@ -522,7 +523,6 @@ def remove_dots(target: str) -> str:
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 _NAME = re.compile(TOKEN)
-_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _HOST_VALUE = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 PLAIN_FIELDS = (
     ("Host", ""),  # empty: filled in with the authority of each URL
@@ -544,16 +544,13 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
         if not _NAME.fullmatch(name):
             raise InvalidHeader(f"not a field name: {name.partition(':')[0]!r:.100}")
         if not _VALUE.fullmatch(value):
-            raise InvalidHeader(f"the value of {name} has control characters")
+            raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
         if name.lower() == "host":
             value = value or origin.authority
             if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: one, and 7.2: first
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
-    try:
-        return "".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
-    except UnicodeError:
-        raise InvalidHeader("a header's value is not Unicode") from None
+    return "".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
 
 
 def render_request(target: str, lines: bytes) -> bytes:
@@ -730,16 +727,15 @@ class Headers(Mapping[str, str]):
 # starts. The head does, in one of three ways. Read it wrong by a byte, and the
 # next answer on this connection goes to the wrong question.
 #
-# A parser here is a generator: it is sent what arrived and yields the payload in
-# it; when the body is whole it returns the last payload, what lies behind the body,
-# and the trailer lines. It needs no variable that says how far it is: it stops at a
-# `yield`, between any two bytes, and goes on there with what arrives next. It is not
-# told that the connection has ended: to know what that means is Body's part (6).
+# Of a body with a length it is enough to count what is left (Body, section 6). The parser of
+# chunks is a generator: it is sent what arrived and yields the payload in it; when the body is
+# whole it returns the last payload, what lies behind the body, and the trailer lines. It needs
+# no variable that says how far it is: it stops at a `yield`, between any two bytes, and goes on
+# there with what arrives next. What the end of the connection means is Body's to know.
 
 MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
 MAX_EXTENSION_BYTES = 16_384     # of a body's chunk extensions, and of trailers; as hyper
 Framing = Union[int, str]
-BodyParser = Generator[bytes, bytes, "tuple[bytes, bytes, bytes]"]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _sizes: dict[bytes, int] = {}  # of chunks, by what stands before them: many are alike
 _LENGTH = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*")  # "5, 5" says 5
@@ -803,15 +799,16 @@ def parse_border(border: bytes) -> int:
     return int(match[1], 16)
 
 
-def read_chunked() -> BodyParser:
+def read_chunked() -> Generator[bytes, bytes, Any]:
     r"""Take chunks until the empty one, then the trailer section (RFC 9112 7.1).
 
         5;extension CRLF hello CRLF  0 CRLF  Trailer: x CRLF  CRLF
 
     Chunks that arrive together are yielded as one payload: their borders mean nothing.
 
-    >>> body_parser("chunked").send(b"5\r\nhello\r\n6\r\n wor")
-    b'hello wor'
+    >>> parser = read_chunked()
+    >>> next(parser), parser.send(b"5\r\nhello\r\n6\r\n wor")
+    (b'', b'hello wor')
     """
     arrived = io.BytesIO(b"\r\n")  # so that the first line, too, has a CRLF before it
     pieces: list[bytes] = []       # payload that was not yielded yet
@@ -856,25 +853,6 @@ def read_chunked() -> BodyParser:
     return b"".join(pieces), data[end + 4:], trailers
 
 
-def read_sized(length: int) -> BodyParser:
-    """Take `length` bytes."""
-    data = yield b""
-    while len(data) < length:
-        length -= len(data)
-        data = yield data
-    return data[:length], data[length:], b""
-
-
-def body_parser(framing: Framing) -> BodyParser:
-    """The parser for a framing, started: send it what arrives."""
-    if framing == "chunked":
-        parser = read_chunked()
-    else:  # until the connection closes: as many as come
-        parser = read_sized(sys.maxsize if framing == "close" else int(framing))
-    next(parser)
-    return parser
-
-
 # ==== 6. Response =============================================================
 # What the caller holds. It keeps the head as bytes and takes out of it what is
 # asked for: a hundred thousand responses kept are then mostly their bodies. The
@@ -900,98 +878,93 @@ class Timing(NamedTuple):
 
 
 class Body:
-    """The body of one response on a connection, which it lets go of at its end."""
+    """The body of a response as it is sent, on a connection that it lets go of at its end."""
 
-    __slots__ = ("connection", "deadline", "framing", "reusable", "parser", "ready", "fault",
-                 "done", "received", "trailers", "sent_at", "head_at", "done_at", "reused")
-
-    def __init__(self, connection: Connection, head: Head, keep: bool = True) -> None:
-        self.connection: Connection | None = connection
-        self.deadline = connection.clock.deadline
-        self.framing = body_framing(head)
+    def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
+        self._connection: Any = connection  # None: the body is here, or was given up
+        self._deadline = connection.clock.deadline
+        self.started = self._deadline.started  # when the call began
+        framing = body_framing(head)
         # Both sides must want it: `keep` is False where our request said Connection: close.
-        self.reusable = keep and may_reuse(head, self.framing)
-        self.parser: BodyParser | None = None
-        self.ready = b""     # payload that has come and was not asked for yet
-        self.fault: ProtocolError | None = None  # in the bytes behind it; raised after it
-        self.done = False    # whether `ready` is the last of the body
-        self.received = 0    # bytes of payload so far
-        self.trailers = b""
-        self.sent_at, self.head_at = connection.sent_at, connection.head_at
-        self.done_at = 0.0   # all three on the loop's clock
-        self.reused = connection.exchanges > 1
+        self._reusable = keep and may_reuse(head, framing)
+        self._length = framing if isinstance(framing, int) else None  # as the head has it
+        self._left = sys.maxsize if self._length is None else self._length
+        self._chunks: Any = None  # their parser, which says where they end
+        if framing == "chunked":
+            self._chunks = read_chunked()
+            next(self._chunks)  # to its first `yield`
+        self._ready = b""      # payload that has come and was not asked for yet
+        self._fault: ProtocolError | None = None  # in the bytes behind it; raised after it
+        self._trailers = b""
+        self.received = 0      # bytes of payload so far
+        self._sent_at, self._head_at = connection.clock.since, connection.loop.time()
+        self._done_at = 0.0    # all of these moments are on the loop's clock
+        self._reused = connection.exchanges > 1
+        connection.clock.limit = _FOREVER  # the caller may think for as long as it likes
         data, connection.rest = connection.rest, b""
-        if isinstance(self.framing, int) and len(data) >= self.framing:  # it came with the head
-            self.ready, self.received = data[:self.framing], self.framing
-            self._let_go(connection, data[self.framing:], connection.head_at)
-            return
-        connection.clock.let_caller_think()
-        self.parser = body_parser(self.framing)
-        if data:
-            self.ready = self._take(connection, self.parser, data)
+        self._take(data)       # mostly all of it came with the head
 
-    async def read_piece(self) -> bytes:
-        """The next bytes of the body as sent, b"" at its end; with the last, `done` is set."""
-        piece, self.ready = self.ready, b""
-        while not piece and (connection := self.connection) is not None and self.parser:
-            if self.fault:
-                raise self.fault
-            connection.clock.watch("more of the body", connection.timeout)
-            data = await connection.receive()
-            connection.clock.let_caller_think()
+    async def _read_piece(self) -> bytes:
+        """The next bytes of the body as sent, b"" at its end."""
+        while not self._ready and self._connection is not None:
+            if self._fault:
+                raise self._fault
+            self._connection.clock.watch("more of the body")
+            data = await self._connection.receive()
+            self._connection.clock.limit = _FOREVER
             if data:
-                piece = self._take(connection, self.parser, data)
+                self._take(data)
             else:
-                self._ended(connection)
+                self._ended()
+        piece, self._ready = self._ready, b""
         return piece
 
-    def _take(self, connection: Connection, parser: BodyParser, data: bytes) -> bytes:
+    def _take(self, data: bytes) -> None:
+        """Have ready what there is of payload in what has arrived."""
         try:
-            piece = parser.send(data)
+            if self._chunks:
+                self._ready = self._chunks.send(data)
+            else:
+                self._ready, rest = data[:self._left], data[self._left:]
+                self._left -= len(self._ready)
+                if not self._left:
+                    self._let_go(rest)
         except StopIteration as end:
-            piece, rest, self.trailers = end.value
-            self._let_go(connection, rest, connection.clock.loop.time())
+            self._ready, rest, self._trailers = end.value
+            self._let_go(rest)
         except ProtocolError as error:  # handed out is first what was right
-            piece, self.fault = error.payload, error
-        self.received += len(piece)
-        return piece
+            self._ready, self._fault = error.payload, error
+        self.received += len(self._ready)
 
-    def _ended(self, connection: Connection) -> None:
+    def _ended(self) -> None:
         """The connection has ended: that is an end of the body, too, or it is an error."""
-        if self.framing != "close":
-            length = self.framing if isinstance(self.framing, int) else None
+        if self._chunks or self._length is not None:
             raise IncompleteBody(
                 f"the connection ended behind {self.received} bytes of the body"
-                + ("" if length is None else f", which has {length}"),
-                expected=length, received=self.received)
-        if not connection.ended_cleanly():
+                + ("" if self._chunks else f", which has {self._length}"),
+                expected=self._length, received=self.received)
+        if not self._connection.ended_cleanly():
             raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
                                  received=self.received)
-        self._let_go(connection, b"", connection.clock.loop.time())
+        self._let_go(b"")
 
-    def _let_go(self, connection: Connection, rest: bytes, now: float) -> None:
+    def _let_go(self, rest: bytes) -> None:
         """The body is whole: keep the connection, unless anything came behind the body."""
-        self.done, self.connection, self.parser, self.done_at = True, None, None, now
-        if self.reusable and not rest:
+        connection, self._connection, self._chunks = self._connection, None, None
+        self._done_at = connection.loop.time()
+        if self._reusable and not rest:
             connection.on_idle(connection)
         else:
             connection.close()
-
-    def abort(self) -> None:
-        """Give up the rest of the body, and the connection with it."""
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = self.parser = None
-        self.ready = b""
 
 
 # Why there is no `content`. Compared with ==: in a response that was pickled they are copies.
 _UNREAD = "the body was not read: await response.read()"
 _IN_PIECES = "the body was handed out in pieces, and is not kept: read() it instead"
-_GIVEN_UP = "the body was given up: nothing is left to read"
+_GIVEN_UP = "the body was given up, or handed out in pieces: nothing is left to read"
 
 
-class Response:
+class Response(Body):
     """A response. After `get` its body is in `content`; in `stream` it is read as asked.
 
         before it was read          content, text and json() raise, and say what to await
@@ -1002,18 +975,16 @@ class Response:
 
     def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = True,
                  decode: bool = True) -> None:
+        super().__init__(connection, head, keep)
         self.status_code = head.status
         self.raw_head = head.raw               # as received, without folds
         self.history: list[Response] = []
-        self.peer = connection.peer            # the remote address
-        self.local = connection.local          # ours
+        self.addresses = connection.addresses  # the remote one and ours
         self.proxied = connection.route.proxy is not None
         self.request_bytes = connection.request_bytes  # sent for it
         # What is to be undone; a download takes away one that is the file's own.
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
         self._url = url
-        self._body = Body(connection, head, keep)
-        self._headers: Headers | None = None
         self._encoding = ""
         self._content = b""                    # the whole body, once it was read
         self._missing = _UNREAD                # why it is not there; "" when it is
@@ -1042,12 +1013,10 @@ class Response:
         """The URL that this response answers, without credentials."""
         return str(self._url)
 
-    @property
+    @functools.cached_property
     def headers(self) -> Headers:
         """The fields of the head."""
-        if self._headers is None:
-            self._headers = Headers.parse(self.raw_head)
-        return self._headers
+        return Headers.parse(self.raw_head)
 
     @property
     def ok(self) -> bool:
@@ -1117,8 +1086,8 @@ class Response:
         if self._missing != _UNREAD:
             return self.content
         content: bytes | bytearray = bytearray()
-        if self._body.done and not self.coding:  # it came with the head: no copies
-            content = self._body.ready
+        if self._connection is None and not self.coding:  # it came with the head: no copies
+            content = self._ready
             self._check_size(len(content), limit)
         else:
             while piece := await self._next_piece():
@@ -1140,7 +1109,6 @@ class Response:
                 yield self._content
             return
         while piece := self._take_pending() or await self._next_piece():
-            self._missing = _IN_PIECES
             yield piece
 
     def _take_pending(self) -> bytes:
@@ -1153,16 +1121,13 @@ class Response:
 
         What is left when the loop is left is there for the next one, of either kind.
         """
-        read = not self._missing
         cutter = self._cutter or LineCutter(self.encoding, self._content)
-        more = not read
+        more = self._missing != ""
         if more:
             self._cutter = cutter
         while True:
             while line := cutter.take(not more):
                 self._check_size(len(line) - 1, MAX_LINE_BYTES, "bytes in a line")
-                if not read:
-                    self._missing = _IN_PIECES
                 yield cutter.decode(line).removesuffix("\n").removesuffix("\r")
             if not more:
                 self._cutter = None  # some decoders do not pickle
@@ -1174,62 +1139,55 @@ class Response:
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
-        whole = self._body.done and self._decoder is None and not (
-            self._cutter and self._cutter.pending)
-        if self._missing and not (whole and self._missing == _IN_PIECES):  # else all was handed out
+        if self._missing:
             self._missing = _GIVEN_UP
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = self._chunks = None
         self._decoder = self._cutter = None
-        self._body.abort()
+        self._ready = b""
 
     async def _next_piece(self) -> bytes:
         """The next bytes of the body, decoded; b"" at its end."""
         try:
             if self._missing == _GIVEN_UP:  # lest what was cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
-            return await (self._decode_piece() if self.coding else self._body.read_piece())
+            piece = await (self._decode_piece() if self.coding else self._read_piece())
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
             if isinstance(error, AsyncGetError):
                 error.url, error.response = self.url, self
             raise
+        if piece:
+            self._missing = _IN_PIECES
+        return piece
 
     async def _decode_piece(self) -> bytes:
         decoder = self._decoder = self._decoder or Decoder(self.coding)
         for piece in decoder.pieces:
             if decoder.work > MAX_WORK_BYTES:
                 decoder.work = 0
-                await self._body.deadline.breathe()
+                await self._deadline.breathe()
             if piece:
                 return piece
             if piece is None:
-                decoder.feed(await self._body.read_piece())
+                decoder.arrived = await self._read_piece()
         self._decoder = None
         return b""
 
     @property
-    def received(self) -> int:
-        """Bytes of the body on the wire so far."""
-        return self._body.received
-
-    @property
     def trailers(self) -> Headers:
         """The fields behind a chunked body, once it is read."""
-        return Headers.parse(self._body.trailers)
+        return Headers.parse(self._trailers)
 
     # ---- the clock
 
     @property
-    def started(self) -> float:
-        """When the call began, on the loop's clock."""
-        return self._body.deadline.started
-
-    @property
     def timing(self) -> Timing:
         """When what was done, in seconds since the call began; 0 for what is not."""
-        body = self._body
         sent, head, done = (max(0.0, moment - self.started)
-                            for moment in (body.sent_at, body.head_at, body.done_at))
-        return Timing(sent, sent, head, done, body.reused)
+                            for moment in (self._sent_at, self._head_at, self._done_at))
+        return Timing(sent, sent, head, done, self._reused)
 
     @property
     def elapsed(self) -> timedelta:
@@ -1294,8 +1252,6 @@ class Route(NamedTuple):
 class Deadline:
     """When a call must be over: one for all of its hops, tries and waits."""
 
-    __slots__ = ("started", "seconds", "until")
-
     def __init__(self, started: float = 0.0, seconds: float = _FOREVER) -> None:
         self.started = started
         self.seconds = seconds    # that it may take
@@ -1314,20 +1270,22 @@ class Deadline:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Allow what is done meanwhile so many seconds at most (section 12)."""
+        """Allow what is done meanwhile so many seconds at most; it may also fail (section 12)."""
         until = self.until
         self.until = min(until, asyncio.get_running_loop().time() + seconds)
         try:
             yield
+        except AsyncGetError:
+            pass
         finally:
             self.until = until
 
-    async def stand_by(self, something: Awaitable[object]) -> None:
-        """Await what the server has no part in (section 20); no time runs meanwhile."""
+    async def stand_by(self, something: Awaitable[Any]) -> Any:
+        """Await what the server has no part in (sections 12 and 20); no time runs meanwhile."""
         time = asyncio.get_running_loop().time
         left, self.until = self.until - time(), _FOREVER
         try:
-            await something
+            return await something
         finally:
             self.until = time() + left
 
@@ -1347,55 +1305,50 @@ class Clock:
         self.loop = asyncio.get_running_loop()
         self.ring = ring              # ends whatever waits on the connection
         self.phase = "connection"     # what is waited for
+        self.since = 0.0              # the moment when that began
         self.seconds = _FOREVER       # how long that may take
-        self.limit = _FOREVER         # the moment when that is over
+        self.limit = _FOREVER         # the moment when that is over; never, if the caller thinks
         self.deadline = _NEVER        # of the call that uses the connection
         self.expired = False
         self.timer: asyncio.Handle | None = None
         self.wakes_at = _FOREVER      # when it rings
-        self.excused = 0.0            # a limit that was moved, as the loop had stood still
 
-    def watch(self, phase: str, seconds: float | None) -> float:
-        """Allow phase so many seconds from now, within the deadline; return now."""
-        now = self.loop.time()
-        self.phase = phase
-        self.seconds = _FOREVER if seconds is None else seconds
+    def watch(self, phase: str, seconds: float = 0.0) -> None:
+        """Allow phase so many seconds from now, or as many as the last one, within the deadline.
+
+        The time of a call runs from the first wait on its first connection on.
+        """
+        deadline, now = self.deadline, self.loop.time()
+        if deadline.until == _FOREVER:
+            deadline.until = now + deadline.seconds
+        self.phase, self.since = phase, now
+        self.seconds = seconds or self.seconds
         self.limit = now + self.seconds
-        if min(self.limit, self.deadline.until) < self.wakes_at:
+        if min(self.limit, deadline.until) < self.wakes_at:
             self.set_timer()
-        return now
-
-    def let_caller_think(self) -> None:
-        """Watch nothing but the deadline, until more is read."""
-        self.limit = _FOREVER
 
     def set_timer(self) -> None:
         """Have the timer ring when the time for the phase, or for the call, is over."""
         if self.timer is not None:
             self.timer.cancel()
-        self.timer, self.wakes_at = None, min(self.limit, self.deadline.until)
+        self.wakes_at = min(self.limit, self.deadline.until)
         if self.wakes_at < _FOREVER:
             self.timer = self.loop.call_at(self.wakes_at, self._wake)
 
     def _wake(self, turns: int = LAST_TURNS) -> None:
         """The timer rings: end what is waited for, if its time is over.
 
-            early   the moment was moved meanwhile: set the timer again
-            idle    nobody waits for anything: the connection is closed
             late    the program was busy elsewhere, and we could not do our part of a
                     handshake: once, as much time as was lost is allowed in addition
+            early   the moment was moved meanwhile: set the timer again
             else    the answer may have come and lie in the kernel: let the loop have
                     LAST_TURNS turns to bring it in, before the wait is ended
         """
-        self.timer, self.wakes_at = None, _FOREVER
         now, until = self.loop.time(), self.deadline.until
-        late = now - min(self.limit, until)
-        if late < 0:
-            self.set_timer()
-        elif self.phase == "idle":
-            self.ring()
-        elif late > LATE_SECONDS and self.limit < until and self.limit != self.excused:
-            self.excused = self.limit = now + min(late, self.seconds)
+        late, moved = now - self.limit, self.limit != self.since + self.seconds
+        if late > LATE_SECONDS and self.limit < until and not moved:
+            self.limit = now + min(late, self.seconds)
+        if now < min(self.limit, until):
             self.set_timer()
         elif turns:
             self.wakes_at = -_FOREVER  # so that `watch` sets no second timer meanwhile
@@ -1409,14 +1362,6 @@ class Clock:
         if self.timer is not None:
             self.timer.cancel()
         self.wakes_at = -_FOREVER  # so that `watch` does not set it again
-
-    def error(self, where: str) -> TimedOut:
-        """The error for a wait that took too long."""
-        seconds, what = self.seconds, self.phase
-        if self.limit >= self.deadline.until:
-            seconds, what = self.deadline.seconds, f"{self.phase} (the whole call's deadline)"
-        return TimedOut(f"no {what} within {seconds:g} s: {where}", phase=self.phase,
-                        seconds=seconds)
 
 
 class Inbox(asyncio.Protocol):
@@ -1505,8 +1450,7 @@ class Connection:
         self.reader: Any = None       # an Inbox and asyncio's StreamWriter, or a caller's own
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
-        self.peer: Any = None
-        self.local: Any = None
+        self.addresses: Any = None    # the remote one and ours
         self.closed = False
         self.exchanges = 0            # requests sent so far
         self.request_bytes = 0        # in the last of them
@@ -1514,25 +1458,17 @@ class Connection:
         self.interim = 0              # 1xx responses ahead of it
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
-        self.timeout: float | None = None
-        self.opened_at = self.sent_at = self.head_at = self.idle_at = 0.0
-
-    def note(self, text: str) -> None:
-        """Tell whoever traces what is going on."""
-        if self.trace:
-            self.trace("*", text)
 
     # ---- opening
 
     async def open(self, timeout: float | None) -> None:
         """Connect, through the proxy if there is one, and encrypt if the origin asks.
 
-        Raises ConnectError, TLSError, ProxyError or TimedOut; then nothing is left open.
+        Raises ConnectError, TLSError, ProxyError or TimedOut; then the caller closes.
         """
         if self.closed:  # with the session, since the pool has handed it over
             raise ended(self)
-        self.timeout = timeout
-        self.opened_at = self.clock.watch("connection", timeout)
+        self.clock.watch("connection", timeout or _FOREVER)
         # A task of its own, which `close` can cancel. If we awaited it alone, that would look as if
         # our caller were cancelled; gather hands out such an end as a value. If it is our caller,
         # gather cancels the task, too, and waits until it has cleaned up.
@@ -1542,16 +1478,16 @@ class Connection:
             if self.closed:  # by the clock, or with the session
                 raise ended(self)
             self.opener.result()
-        except BaseException as error:
-            self.close()
-            if isinstance(error, AsyncGetError) or not isinstance(error, Exception):
-                raise
+        except AsyncGetError:  # of which some are OSErrors, too
+            raise
+        except Exception as error:
             raise failure(self, error) from error
         finally:  # behind `failure`, which asks for it
             self.opener = None
-        self.peer = self.writer.get_extra_info("peername")
-        self.local = self.writer.get_extra_info("sockname")
-        self.note(f"connected to {self.route}")
+        asked = self.writer.get_extra_info
+        self.addresses = asked("peername"), asked("sockname")
+        if self.trace:
+            self.trace("*", f"connected to {self.route}")
 
     async def _dial(self) -> None:
         """Open the stream to the origin, or to what stands in for it."""
@@ -1613,8 +1549,8 @@ class Connection:
             self.trace(">", request)
         self.exchanges += 1
         self.request_bytes = len(request)
-        self.silent, self.timeout = True, timeout
-        self.sent_at = self.clock.watch(phase, timeout)
+        self.silent = True
+        self.clock.watch(phase, timeout or _FOREVER)
         try:
             self.writer.write(request)  # no drain: there is no more to come, and little of it
         except _STREAM_ERRORS as error:
@@ -1632,7 +1568,6 @@ class Connection:
                 self.trace("<", data[:end])
             head = parse_head(data[:end])
             if head.status >= 200:
-                self.head_at = self.loop.time()
                 return head
             if head.status == 101:
                 raise ProtocolError("101 Switching Protocols, which was not asked for")
@@ -1709,9 +1644,14 @@ def hop(connection: Connection) -> str:
 
 def ended(connection: Connection) -> AsyncGetError:
     """The error for a clock that ran out, or a session closed by someone else."""
-    if connection.clock.expired:
-        return connection.clock.error(hop(connection))
-    return AsyncGetError(f"the connection to {connection.route} was closed on our side")
+    clock = connection.clock
+    if not clock.expired:
+        return AsyncGetError(f"the connection to {connection.route} was closed on our side")
+    seconds, what = clock.seconds, clock.phase
+    if clock.limit >= clock.deadline.until:
+        seconds, what = clock.deadline.seconds, f"{what} (the whole call's deadline)"
+    return TimedOut(f"no {what} within {seconds:g} s: {hop(connection)}", phase=clock.phase,
+                    seconds=seconds)
 
 
 async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> Response:
@@ -1792,20 +1732,16 @@ class Decoder:
 
     >>> import gzip
     >>> decoder = Decoder(b"gzip")
-    >>> next(decoder.pieces), decoder.feed(gzip.compress(b"hello")), next(decoder.pieces)
-    (None, None, b'hello')
+    >>> first, decoder.arrived = next(decoder.pieces), gzip.compress(b"hello")
+    >>> first, next(decoder.pieces)
+    (None, b'hello')
     """
 
     def __init__(self, coding: bytes) -> None:
         self.budget = MAX_CODED_BYTES  # bytes that the stages may yet decode
         self.work = 0                  # in bytes, since Response gave the loop a turn
-        self.arrived = b""
+        self.arrived = b""             # to be set once `pieces` gave None; b"": no more comes
         self.pieces = self.undo_all(coding)
-
-    def feed(self, data: bytes) -> None:
-        """Bring what has arrived, once `pieces` gave None; b"" at the end of the body."""
-        self.budget += 100 * len(data)
-        self.arrived = data
 
     def undo_all(self, coding: bytes) -> Iterator[bytes | None]:
         """The content; None asks for more, and b"" lets the caller look at `work`.
@@ -1822,10 +1758,10 @@ class Decoder:
     def arriving(self) -> Iterator[bytes | None]:
         """What has arrived, in slices: behind each member, zlib copies the rest of its slice."""
         while self.arrived:
-            yield self.arrived[:MAX_DECODED_STEP_BYTES]
-            self.arrived = self.arrived[MAX_DECODED_STEP_BYTES:]
-            if not self.arrived:
-                yield None
+            self.budget += 100 * len(self.arrived)
+            for at in range(0, len(self.arrived), MAX_DECODED_STEP_BYTES):
+                yield self.arrived[at:at + MAX_DECODED_STEP_BYTES]
+            yield None
 
     def undo(self, coding: bytes, pieces: Iterator[bytes | None]) -> Iterator[bytes | None]:
         """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
@@ -2014,7 +1950,7 @@ class Pool:
         idle = self.idle.get(route)
         if idle and not self.interval:
             connection = next(reversed(idle))
-            if connection.loop.time() - connection.idle_at <= IDLE_MOMENT_SECONDS:
+            if connection.loop.time() - connection.clock.since <= IDLE_MOMENT_SECONDS:
                 del idle[connection]
                 connection.reader.on_unasked = None
                 return connection
@@ -2060,7 +1996,7 @@ class Pool:
         else:
             if len(self.all) >= self.limit:
                 unused = min(itertools.chain(*self.idle.values()), default=None,
-                             key=lambda kept: kept.idle_at)
+                             key=lambda kept: kept.clock.since)
                 if unused is None:
                     return None
                 self.drop(unused)
@@ -2135,7 +2071,7 @@ class Pool:
             return
         reader.on_unasked = connection.close
         connection.clock.deadline = _NEVER
-        connection.idle_at = connection.clock.watch("idle", IDLE_SECONDS)
+        connection.clock.watch("idle", IDLE_SECONDS)
         self.idle[connection.route][connection] = None
         if self.waiting:
             self.serve(connection.route,
@@ -2846,15 +2782,12 @@ class Call:
         way: if not a byte came back, but for an alert of TLS, or no more than 408 and goodbye,
         the request goes once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
-        session, settings, deadline = self.session, self.settings, self.deadline
+        session, settings = self.session, self.settings
         route = session._route(request, self)
         data = self.render(request, route)
         connection = session._pool.take(route) or await self.acquire(route)
         while True:
-            clock = connection.clock
-            # The call's time runs from its first connection on; a later one does not move its end.
-            deadline.until = min(deadline.until, clock.loop.time() + deadline.seconds)
-            clock.deadline, connection.trace = deadline, settings["trace"]
+            connection.clock.deadline, connection.trace = self.deadline, settings["trace"]
             kept = connection.exchanges > 0
             try:
                 if not kept:
@@ -2872,7 +2805,8 @@ class Call:
                     connection.close()
                     raise
             connection.close()
-            connection.note("the kept connection ended unanswered: once more on a new one")
+            if connection.trace:
+                connection.trace("*", "the kept connection ended unanswered: again, on a new one")
             connection = await self.acquire(route, fresh=True)
 
     def keep_cookies(self, request: Request, head: Head) -> None:
@@ -2884,10 +2818,11 @@ class Call:
 
     async def acquire(self, route: Route, fresh: bool = False) -> Connection:
         """A connection; the wait for it, as long as others are served, is not the call's time."""
-        deadline, came = self.deadline, self.session._time()
-        patience = min(self.settings["timeout"] or deadline.seconds, deadline.until - came)
-        connection = await self.session._pool.acquire(route, patience, fresh)
-        deadline.until += self.session._time() - came
+        session, deadline = self.session, self.deadline
+        patience = min(self.settings["timeout"] or deadline.seconds,
+                       deadline.until - session._time())
+        connection: Connection = await deadline.stand_by(
+            session._pool.acquire(route, patience, fresh))
         return connection
 
     def render(self, request: Request, route: Route) -> bytes:
@@ -2950,18 +2885,16 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
 
 async def discard(response: Response) -> None:
     """Read a short rest, undecoded, so that the connection can be used again."""
-    body = response._body
-    long = isinstance(body.framing, int) and body.framing > MAX_DISCARD_BYTES
-    if body.reusable and not long:
-        with body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
-            while not body.done and body.received <= MAX_DISCARD_BYTES:
-                await body.read_piece()
+    if response._reusable and (response._length or 0) <= MAX_DISCARD_BYTES:
+        with response._deadline.within(MAX_DISCARD_SECONDS):
+            while response._connection and response.received <= MAX_DISCARD_BYTES:
+                await response._read_piece()
     response.close()
 
 
 async def keep_short(response: Response) -> None:
     """Read a body that is short and comes at once: the StatusError will hold the response."""
-    with response._body.deadline.within(MAX_DISCARD_SECONDS), contextlib.suppress(AsyncGetError):
+    with response._deadline.within(MAX_DISCARD_SECONDS):
         await response.read(MAX_DISCARD_BYTES)
 
 
@@ -3490,7 +3423,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     route, phase, where = connection.route, connection.clock.phase, hop(connection)
     if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
-    if connection.clock.expired:
+    if connection.closed:
         return ended(connection)
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
         return error  # a slip in streams of the caller's own
@@ -3518,8 +3451,8 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
 
 
 def after(connection: Connection) -> str:
-    """How long opening took, for the error texts."""
-    seconds = connection.loop.time() - connection.opened_at
+    """How long the last step of opening took, for the error texts."""
+    seconds = connection.loop.time() - connection.clock.since
     return f" (after {seconds:.2f} s)" if connection.opener else ""
 
 
@@ -3635,7 +3568,6 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
     An HTTP proxy is not asked for http: the request itself goes to it later (Call.render).
     """
     route = connection.route
-    timeout = connection.timeout
     try:
         if route.proxy_tls and route.tls and sys.version_info < (3, 11):
             raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
@@ -3644,7 +3576,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
                                  tls=route.proxy_tls)
         try:
             if proxy.scheme.startswith("socks"):
-                connection.clock.watch("answer of the proxy", timeout)
+                connection.clock.watch("answer of the proxy")
                 await ask_socks(connection, proxy)
             elif route.tls:
                 await ask_for_tunnel(connection, proxy)
@@ -3659,7 +3591,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         error.args = (f"proxy {proxy} {error}{after(connection)}",)
         raise
     if route.tls:
-        connection.clock.watch("TLS handshake", timeout)
+        connection.clock.watch("TLS handshake")
         await start_tls(connection, route.tls)
 
 
@@ -3670,7 +3602,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
     request = f"CONNECT {target} HTTP/1.1\r\n".encode("ascii") + render_fields(fields, origin)
     try:
-        head = await connection.exchange(request, connection.timeout, "answer of the proxy")
+        head = await connection.exchange(request, connection.clock.seconds, "answer of the proxy")
     except ProtocolError as error:
         raise ProxyError(f"did not answer CONNECT {target}: {error}") from error
     connection.exchanges = 0  # with the origin there was none yet
@@ -4232,8 +4164,7 @@ def is_coded(response: Response) -> bool:
 
 def body_length(response: Response) -> int | None:
     """How many bytes of the file the head announces; None if it does not, or they are coded."""
-    framing = response._body.framing
-    return None if isinstance(framing, str) or is_coded(response) else framing
+    return None if is_coded(response) else response._length
 
 
 def length_of_rest(response: Response, known: Partial) -> int | None:
@@ -5406,7 +5337,7 @@ class Enough(Exception):
 # Stands for the response where none has come: -w finds its attributes. In its timing `reused` is
 # True, as no connection was opened for it.
 NO_RESPONSE: Any = Options(
-    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), peer=None, local=None, proxied=False,
+    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None), proxied=False,
     raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(), received=0,
     request_bytes=0, url="")
 
@@ -5559,7 +5490,7 @@ class Transfer:
                                f"for {span:g} s")
             self.window = now, before + came
         if options.limit_rate and received:  # never beyond -m; below 0 is at once
-            await self.response._body.deadline.breathe(since + came / options.limit_rate - now)
+            await self.response._deadline.breathe(since + came / options.limit_rate - now)
 
     def goes_on(self, response: Response, offset: int) -> bool:
         """Whether a response is the rest behind an offset; False: a 416, so there is none.
@@ -5599,7 +5530,7 @@ class Transfer:
                     self.wrote += len(piece)
                 await self.advance(self.delivered + len(piece), None)
                 if len(self.held) > HELD_BYTES:
-                    await response._body.deadline.stand_by(self.turn.wait())
+                    await response._deadline.stand_by(self.turn.wait())
             self.write(b"")  # an empty body makes a file, too
 
     async def fetch_once(self) -> None:
@@ -5710,7 +5641,7 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
     response, error = transfer.response, transfer.error
     timing, hops = response.timing, (*response.history, response)
     remote, local = (address if isinstance(address, tuple) else (None, 0)
-                     for address in (response.peer, response.local))
+                     for address in response.addresses)
     url, seconds = response.url or transfer.shown_url, transfer.ended - transfer.started
     return {
         "content_type": response.headers.get("content-type"),

@@ -505,12 +505,19 @@ def cuts(wire: bytes) -> Iterator[list[bytes]]:
         yield [wire[:at], wire[at:]]
 
 
-def take(framing: asyncget.Framing, pieces: Iterable[bytes]) -> tuple[bytes, bytes | None, bytes]:
-    """What a body parser makes of pieces: payload, what is left over, trailers.
+def chunks() -> Any:
+    """The parser of a chunked body, started."""
+    parser = asyncget.read_chunked()
+    next(parser)
+    return parser
+
+
+def take(pieces: Iterable[bytes]) -> tuple[bytes, bytes | None, bytes]:
+    """What the parser of chunks makes of pieces: payload, what is left over, trailers.
 
     Nothing is left over, None, where more must come. A ProtocolError has all payload before it.
     """
-    parser, rest = asyncget.body_parser(framing), iter(pieces)
+    parser, rest = chunks(), iter(pieces)
     payload: list[bytes] = []
     try:
         for piece in rest:
@@ -539,7 +546,7 @@ def decoded(codings: Iterable[bytes], pieces: Iterable[bytes]) -> Iterator[bytes
     decoder, arriving = asyncget.Decoder(b",".join(codings)), filter(None, pieces)
     for piece in decoder.pieces:
         if piece is None:
-            decoder.feed(next(arriving, b""))
+            decoder.arrived = next(arriving, b"")
         else:
             yield piece
 
@@ -1011,27 +1018,21 @@ class Section5BodyFraming(Section):
         (b"0\r\nX: \x01\x1b\r\n\r\n", b"", b"X: \x01\x1b\r\n\r\n")]
 
     def test_in_all_cuts(self) -> None:
-        for framing, wire, payload, trailers in table([
-                *(("chunked", *row) for row in self.CHUNKED),
-                *((len(body), body, body, b"") for body in (b"", b"h", b"hello"))]):
-            for extra in (b"", b"\n", b"0\r\n\r\n", OK + b"\r\n")[not wire:]:
+        for wire, payload, trailers in table(self.CHUNKED):
+            for extra in (b"", b"\n", b"0\r\n\r\n", OK + b"\r\n"):
                 for pieces in cuts(wire + extra):
-                    self.assertEqual(take(framing, pieces), (payload, extra, trailers))
+                    self.assertEqual(take(pieces), (payload, extra, trailers))
             for end in range(len(wire)):  # 9112 8: cut short
-                found = {take(framing, filter(None, pieces)) for pieces in cuts(wire[:end])}
+                found = {take(filter(None, pieces)) for pieces in cuts(wire[:end])}
                 (came, more, _), = found
                 self.assertEqual((payload[:len(came)], more), (came, None))
-        for pieces in cuts(b"hello"):
-            self.assertEqual(take("close", pieces), (b"hello", None, b""))
 
     def test_payload_is_handed_out_as_it_arrives(self) -> None:  # CVE-2025-13836: no promise
         huge = b"7FFFFFFFFFFFFFFF\r\nx"
-        for framing, pieces, handed in table([
-                ("chunked",
-                 [b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"w"],
-                 [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"w"]),
-                ("chunked", [huge, b"y"], [b"x", b"y"]), (10**18 - 1, [b"x", b"y"], [b"x", b"y"])]):
-            self.assertEqual([*map(asyncget.body_parser(framing).send, pieces)], handed)
+        for pieces, handed in table([
+                ([b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"w"],
+                 [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"w"]), ([huge, b"y"], [b"x", b"y"])]):
+            self.assertEqual([*map(chunks().send, pieces)], handed)
 
     def test_bad_chunks(self) -> None:
         for said, wires in {
@@ -1048,7 +1049,7 @@ class Section5BodyFraming(Section):
                     b"X: 1\n\nHTTP/1.1 200 OK", b"\nX: 1"]]}.items():  # CVE-2025-53643
             for wire in wires:
                 errors = [self.refuses(ProtocolError, said if pieces == [wire] else "", take,
-                                       "chunked", pieces, exit_code=56) for pieces in cuts(wire)]
+                                       pieces, exit_code=56) for pieces in cuts(wire)]
                 self.assertEqual(len({error.payload for error in errors}), 1)
 
     def test_limits_are_the_same_in_any_cut(self) -> None:  # CVE-2026-34516, CVE-2023-39326
@@ -1063,28 +1064,27 @@ class Section5BodyFraming(Section):
                     ((b"14;" + b"e" * 20 + b"\r\n" + b"x" * 20 + b"\r\n") * 9 + b"0\r\n\r\n", "")]:
                 for pieces in cuts(wire):
                     if said:
-                        self.refuses(ProtocolError, said, take, "chunked", pieces)
+                        self.refuses(ProtocolError, said, take, pieces)
                     else:
-                        self.assertEqual(take("chunked", pieces)[1], b"")
+                        self.assertEqual(take(pieces)[1], b"")
 
     def test_only_so_many_sizes_are_remembered(self) -> None:
         """And none with its long line."""
         with mock.patch.dict(asyncget._sizes, clear=True), mock.patch("asyncget.MAX_REMEMBERED", 9):
             for size, extension in table(range(1, 50), (b"", b";" + b"e" * 16_000)):
-                asyncget.body_parser("chunked").send(b"%x%b\r\n" % (size, extension))
+                chunks().send(b"%x%b\r\n" % (size, extension))
                 self.assertLess(sum(map(len, asyncget._sizes)), 9 * 99)
             self.assertLessEqual(len(asyncget._sizes), 9)
 
     def test_hostile_shapes_take_no_time(self) -> None:
         trailers = b"a:\r\n" * 4_000 + b"\r\n"  # CVE-2026-54277
-        for framing, wire, taken in table([
-                ("chunked", b"0\r\n" + trailers, (b"", b"", trailers)),
-                ("chunked", b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", (b"x" * 10_000, b"", b"\r\n")),  # CVE-2025-69229
-                ("chunked", b"7530\r\n" + b"x" * 30_000 + b"\r\n0\r\n\r\n", (b"x" * 30_000, b"", b"\r\n")),
-                (30_000, b"x" * 30_000, (b"x" * 30_000, b"", b""))]):
+        for wire, taken in table([
+                (b"0\r\n" + trailers, (b"", b"", trailers)),
+                (b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", (b"x" * 10_000, b"", b"\r\n")),  # CVE-2025-69229
+                (b"7530\r\n" + b"x" * 30_000 + b"\r\n0\r\n\r\n", (b"x" * 30_000, b"", b"\r\n"))]):
             for step in (1, len(wire)):
                 pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
-                self.assertEqual(self.quick(take, framing, pieces), taken)
+                self.assertEqual(self.quick(take, pieces), taken)
 
 
 class Section8Decoding(Section):
@@ -1235,7 +1235,9 @@ class NoDeadline(asyncget.Deadline):
     async def breathe(self, seconds: float = 0.0) -> None:
         """Nobody else is there."""
 
-    within: Any = staticmethod(contextlib.nullcontext)  # for as long as it takes
+    def within(self, _: float) -> Any:
+        """For as long as it takes."""
+        return contextlib.suppress(AsyncGetError)
 
 
 class Source:
@@ -1244,12 +1246,11 @@ class Source:
     def __init__(self, *pieces: bytes | BaseException, rest: bytes = b"") -> None:
         self.pieces, self.rest = iter(pieces), rest
         self.asked = self.aborted = self.kept = 0
-        self.timeout, self.sent_at, self.head_at = None, 0.0, 9.0
-        self.peer, self.local, self.route = None, None, ROUTE
+        self.addresses, self.route = None, ROUTE
         self.exchanges, self.request_bytes = 1, 0
         self.clock = types.SimpleNamespace(
-            deadline=NoDeadline(), expired=False, let_caller_think=lambda: None,
-            loop=types.SimpleNamespace(time=lambda: 9.0), watch=lambda phase, seconds: 9.0)
+            deadline=NoDeadline(), expired=False, since=0.0, watch=lambda phase: None)
+        self.loop = types.SimpleNamespace(time=lambda: 9.0)
 
     async def receive(self) -> bytes:
         self.asked += 1
@@ -1395,7 +1396,7 @@ class Section6Response(Section):
     FRAMINGS: tuple[asyncget.Framing, ...] = (0, "chunked", "close")
     UNREAD = "AsyncGetError: the body was not read: aw"
     PIECES = "AsyncGetError: the body was handed out i"
-    GIVEN_UP = "AsyncGetError: the body was given up: no"
+    GIVEN_UP = "AsyncGetError: the body was given up, or"
 
     def test_programs(self) -> None:
         """Whatever is called in whatever order: the same for all timings, framings, codings."""
@@ -1421,6 +1422,20 @@ class Section6Response(Section):
                 outcome = perform(got, [*program.split(), "bytes"])
                 self.assertEqual(outcome, outcomes.setdefault((content, program), outcome),
                                  (program, fields, when))
+
+    def test_a_body_with_a_length(self) -> None:
+        """However it comes: it ends there, and nothing may come behind it."""
+        for body, extra in itertools.product((b"", b"h", b"hello"), (b"", b"\n", OK)):
+            for pieces in cuts(body + extra):
+                for rest, *later in ([b"", *pieces], pieces or [b""]):
+                    source = Source(*later, rest=rest)
+                    got = response(source=source, read=True,
+                                   fields=[b"Content-Length: %d" % len(body)])
+                    self.assertEqual((got.content, got.received), (body, len(body)))
+                    came = next(size for size in itertools.accumulate(map(len, [rest, *later]))
+                                if size >= len(body))
+                    self.assertEqual((source.kept, source.aborted),
+                                     (came == len(body), came > len(body)), pieces)
 
     def test_what_came_is_handed_out_before_the_error(self) -> None:
         sized, chunked = [b"Content-Length: 99"], [b"Transfer-Encoding: chunked"]
@@ -1468,10 +1483,23 @@ class Section6Response(Section):
             with mock.patch.object(asyncget, "MAX_LINE_BYTES", 3), \
                     self.assertRaises(kind) if kind else contextlib.nullcontext():
                 run(end(got))
-            self.assertIsNone(got._body.connection)
+            self.assertIsNone(got._connection)
             for twin in (got, copy.deepcopy(got), pickle.loads(pickle.dumps(got))):
                 self.assertEqual(perform(twin, ["look", "read", "bytes", "lines", "piece"]),
                                  (b"", [self.GIVEN_UP] * 5), (end, got))
+
+    def test_closed_amid_an_iteration(self) -> None:
+        async def close_in(got: Response, pieces: Any) -> None:
+            async for piece in pieces:
+                if not taken:
+                    got.close()
+                taken.append(piece)
+
+        for name, came in (("iter_bytes", [b"a\nb\n"]), ("iter_lines", ["a", "b"])):
+            taken: list[Any] = []
+            got = response(b"a\nb\n", b"c\n")
+            self.refuses(AsyncGetError, "given up", run, close_in(got, getattr(got, name)()))
+            self.assertEqual(taken, came)
 
     def test_keep_short(self) -> None:
         limit = asyncget.MAX_DISCARD_BYTES
@@ -1514,7 +1542,7 @@ class Section6Response(Section):
                 fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
             source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
             got = response(fields=[*fields, field, GZIP], source=source)
-            with mock.patch.object(asyncget.Decoder, "feed", side_effect=AssertionError("decoded")):
+            with mock.patch.object(asyncget, "Decoder", side_effect=AssertionError("decoded")):
                 run(asyncget.discard(got))
             self.assertEqual((source.kept, source.aborted, source.asked),
                              (kept, 1 - kept, asked), (body[:9], framing, field))
@@ -4947,7 +4975,7 @@ class Faults(AsyncCase):
                         if cut > len(head) and how is not RESET:
                             came = body[:cut - len(head)]
                             if name == "chunked":
-                                came = asyncget.body_parser("chunked").send(came)
+                                came = chunks().send(came)
                             self.assertEqual((outcome.received, outcome.expected), (
                                 len(came), None if name == "chunked" else len(body)))
                 await until(lambda: server.open <= 1)
@@ -5346,7 +5374,7 @@ class StrangersCost(AsyncCase):
                 async with session.stream("http://h.test/") as got:
                     async for piece in got.iter_bytes():
                         if not size:
-                            await got._body.deadline.stand_by(work.elapse())
+                            await got._deadline.stand_by(work.elapse())
                         size += len(piece)
         self.assertEqual(size, 8 * MIB)
 
@@ -5479,8 +5507,8 @@ class LinearTime(Section):
         render_fields((("X", t),), HERE)  render_auth((t, t))  check_fields(b + b"\n\n")
         parse_head(b"HTTP/1.1 200 " + b + b"\r\n\r\n")  parse_head(OK + b + b"\r\n\r\n")
         octets_text(OK + b"x:" + b + b"\r\n", "x")  may_reuse(head(b"Connection: " + b), 0)
-        parse_border(b"\r\n1;" + b)  read_chunked: take("chunked", [b])
-        read_chunked: take("chunked", [b"0\r\n" + b])  inflate: decode([b"gzip"], [EMPTY + b])
+        parse_border(b"\r\n1;" + b)  read_chunked: take([b])
+        read_chunked: take([b"0\r\n" + b])  inflate: decode([b"gzip"], [EMPTY + b])
         inflate: decode([b"gzip"], [EMPTY * (len(b) // 20)])
         iter_lines: run(listed(response(b).iter_lines()))
         ask_for_tunnel: re.sub(rb"(<[^<>]*>|\s)+", b" ", b)
