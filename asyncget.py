@@ -3080,7 +3080,7 @@ class Session:
         finally:
             await cancel([getting])
 
-    async def _get_each(self, urls: Urls, limit: int, settled: Settled,
+    async def _get_each(self, urls: Any, limit: int, settled: Settled,
                         deliver: Callable[..., Awaitable[object]]) -> None:
         """Have `limit` workers GET URLs from one iterator; what `deliver` raises ends them all."""
         if isinstance(urls, (str, bytes)):
@@ -4282,12 +4282,6 @@ def read_sidecar(part: str) -> Partial | None:
     return None
 
 
-def read_partial(path: str) -> Partial | None:
-    """What there is of PATH to go on from, if anything. `claim_part` checks whose it is."""
-    known = read_sidecar(part_of(path))
-    return known if known and known.size and known.validator else None
-
-
 def is_plain(path: str) -> bool:
     """Whether there is a file, and not a link to one: a rename would leave its target alone."""
     return isfile(path) and not islink(path)
@@ -4412,22 +4406,26 @@ class Download(Call):
     known: Partial | None  # what is on the disk, where this try asks for the rest; else None
     begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller's own headers ask for a range: then that is the file
-    in_place = False       # a body that is no file of its own (section 20): no .part, any coding
     size = 0               # of the file so far
+    validator = ""         # of what is in it
+    in_place = False       # no .part, and any coding: each piece goes to `write` (section 20)
+    write: Callable[[bytes], object]
 
     def __init__(self, session: Session, url: str, settled: Settled,
                  path: FilePath | PathRule) -> None:
         super().__init__(session, url, settled)
         self.resume, self.overwrite = self.settings["resume"], self.settings["overwrite"]
-        self.path = path if callable(path) else os.fsdecode(path)
+        self.path: Any = path if callable(path) else os.fsdecode(path)
 
     def look(self) -> Partial | None:
         """What there is to go on from: on the disk, if we know the name."""
-        if not isinstance(self.path, str):
+        if callable(self.path):
             return None
         with disk_errors(self.path):
             check_target(self.path, self.overwrite)
-        return read_partial(self.path) if self.resume and not self.ranged else None
+        known = read_sidecar(part_of(self.path))
+        useful = known and known.size and known.validator and self.resume and not self.ranged
+        return known if useful else None
 
     def first_request(self) -> Request:
         """The request for the rest of a file, or for all of it if nothing is there to go on from.
@@ -4457,9 +4455,9 @@ class Download(Call):
         if callable(self.path):
             self.path = os.fsdecode(self.path(response))
         leave_own_coding(response, self.path)
-        known, status, expected = self.known, response.status_code, body_length(response)
-        if known and (status in (206, 416) or status < 300 and self.in_place):
-            rest = length_of_rest(response, known)
+        status, expected = response.status_code, body_length(response)
+        if self.known and (status in (206, 416) or status < 300 and self.in_place):
+            rest = length_of_rest(response, self.known)
             if rest is None:  # what is there stays until a 200 comes
                 response.close()
                 self.resume = False
@@ -4473,9 +4471,10 @@ class Download(Call):
                               response=response)
         else:
             # This comes from its start on: it replaces what is there, if anything.
-            known, self.size = None, 0
+            self.known, self.size = None, 0
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
-        async with self.target(response, self.path, known) as write:
+        self.validator = self.known and self.known.validator or strong_validator(response.headers)
+        async with self.target(response) as write:
             await self.advance(expected)
             if self.size != expected:  # else this was a 416
                 # The loop stands still while a piece is written: of 256 KiB at most, which the
@@ -4486,10 +4485,12 @@ class Download(Call):
                     await self.advance(expected)
 
     @contextlib.asynccontextmanager
-    async def target(self, response: Response, path: str, known: Partial | None
-                     ) -> AsyncIterator[Callable[[bytes], object]]:
+    async def target(self, response: Response) -> AsyncIterator[Callable[[bytes], object]]:
         """What writes a body behind what is known, or from the start. At the end all is there."""
-        part = part_of(path)
+        if self.in_place:
+            yield self.write
+            return
+        path, part = self.path, part_of(self.path)
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path):
             check_target(path, self.overwrite)
@@ -4497,10 +4498,10 @@ class Download(Call):
             file = open(part, "ab", buffering=0, opener=open_ours)
         with file:
             with disk_errors(path):
-                claim_part(file, known)
+                claim_part(file, self.known)
                 if is_plain(path):
                     keep_mode(part, path)
-                if known is None:
+                if self.known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
             # Each piece alone is for disk_errors: what `progress` raises is no error of the disk.
@@ -5221,7 +5222,6 @@ def open_session(options: Options) -> Session:
         netrc=options.netrc_file or bool(options.netrc or options.netrc_optional)
         and exists(os.path.expanduser("~/.netrc")),
         timeout=silence or None,
-        deadline=options.max_time or None,
         follow_redirects=options.location,
         max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
         redirect_schemes=[scheme for scheme in DEFAULTS["redirect_schemes"]
@@ -5385,7 +5385,6 @@ class Transfer(Download):
     error: Any = None      # the AsyncGetError of the last try, if that failed
     started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
     retries = 0
-    validator = ""         # of what is out in place: a later try must go on with the same
     file: Any = None       # `path`, open to be written in place
     changed = _FOREVER     # when, if -C - goes on from it
 
@@ -5418,13 +5417,13 @@ class Transfer(Download):
 
     # ---- where its bytes go
 
-    def place(self, name: str) -> str:
+    def place(self, name: str) -> None:
         """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
         options, claimed = self.flags, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
         if exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
-            return ""
+            return
         # A device or a pipe that -o names, others may have, too; of a link, the target is meant.
         if not self.output or not exists(path) or isfile(path):
             if self.output and islink(path):
@@ -5442,7 +5441,6 @@ class Transfer(Download):
                 with disk_errors(path):
                     os.makedirs(dirname(path) or ".", exist_ok=True)
         self.path = path
-        return path
 
     def write(self, data: bytes) -> None:
         """Write in place: to the file, or to stdout."""
@@ -5567,6 +5565,8 @@ class Transfer(Download):
             response.close()
         else:
             await super().finish(response)
+        if self.in_place:
+            self.write(b"")  # an empty body makes a file, too
         if flags.etag_save and response.status_code == 200:
             write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
         if flags.remote_time and isfile(self.path) and changed is not None:
@@ -5574,19 +5574,6 @@ class Transfer(Download):
                 os.utime(self.path, (changed, changed))
         if flags.fail_with_body:
             response.raise_for_status()
-
-    @contextlib.asynccontextmanager
-    async def target(self, response: Response, path: str, known: Partial | None
-                     ) -> AsyncIterator[Callable[[bytes], object]]:
-        """Write a body as it comes where it goes in place: also what -C - found to fit a file."""
-        if not self.in_place:
-            async with super().target(response, path, known) as write:
-                yield write
-        else:
-            if known is None or not known.validator:
-                self.validator = strong_validator(response.headers)
-            yield self.write
-            self.write(b"")  # an empty body makes a file, too
 
     async def advance(self, expected: int | None) -> None:
         """Note how much of a body is put out; slow it down, or give it up, as the flags say."""
@@ -5907,11 +5894,10 @@ class Command:
                 raise Enough
             next(turns, transfer).turn.set()
 
-        calls: Any = transfers
         async with self.session:
             with contextlib.suppress(Enough):
                 await self.session._get_each(
-                    calls, options.parallel_max or 50, self.settled, deliver)
+                    transfers, options.parallel_max or 50, self.settled, deliver)
         self.wipe()
         self.shown = False
         if self.heads:
