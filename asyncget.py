@@ -4407,8 +4407,8 @@ class Download(Call):
     begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller's own headers ask for a range: then that is the file
     size = 0               # of the file so far
-    validator = ""         # of what is in it
     in_place = False       # no .part, and any coding: each piece goes to `write` (section 20)
+    validator = ""         # of what has gone there
     write: Callable[[bytes], object]
 
     def __init__(self, session: Session, url: str, settled: Settled,
@@ -4473,7 +4473,8 @@ class Download(Call):
             # This comes from its start on: it replaces what is there, if anything.
             self.known, self.size = None, 0
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
-        self.validator = self.known and self.known.validator or strong_validator(response.headers)
+        if self.in_place and not (self.known and self.known.validator):
+            self.validator = strong_validator(response.headers)
         async with self.target(response) as write:
             await self.advance(expected)
             if self.size != expected:  # else this was a 416
@@ -5349,11 +5350,10 @@ def without_userinfo(text: str) -> str:
     return text.replace(f"://{userinfo}@", "://", 1)
 
 
-def is_unwanted(response: Response, options: Options) -> bool:
+def is_unwanted(status: int, changed: float, options: Options) -> bool:
     """Whether it is a 304, or what -z does not want, sent by a server that ignores it."""
-    changed = parse_date(response.headers.get("last-modified", ""))
-    if response.status_code != 200 or changed is None:
-        return response.status_code == 304
+    if status != 200 or not changed:
+        return status == 304
     return any((changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
                for name, date in (options.time_cond or {}).items())
 
@@ -5495,7 +5495,9 @@ class Transfer(Download):
             self.output in ("", "-") or flags.include or flags.head
             or flags.continue_at not in (None, "-") or self.output and is_direct(path))
         known = None if self.in_place or not path else super().look()
-        if known is None and flags.continue_at == "-" and isfile(path):
+        if known:
+            return known
+        if flags.continue_at == "-" and isfile(path):
             offset, self.changed = getsize(path), getmtime(path)
         if offset and self.resume:
             self.in_place = True
@@ -5503,7 +5505,7 @@ class Transfer(Download):
         if offset and self.in_place:
             raise AsyncGetError("the server does not go on in the middle: -C is not for it",
                                 exit_code=33)
-        return known
+        return None
 
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds until the next try, as the --retry flags say; None for none.
@@ -5546,7 +5548,8 @@ class Transfer(Download):
     async def finish(self, response: Response) -> None:
         """Look at a head, save the body if that is wanted, and do what is due after it."""
         flags, headers, self.response = self.flags, response.headers, response
-        if is_unwanted(response, flags):  # a file that is there stays
+        status, changed = response.status_code, parse_date(headers.get("last-modified", "")) or 0
+        if is_unwanted(status, changed, flags):  # a file that is there stays
             await discard(response)
             return
         if flags.fail:
@@ -5555,8 +5558,7 @@ class Transfer(Download):
         if not self.path and not self.in_place:
             disposition = headers.get("content-disposition", "")
             self.place(name_from_header(disposition) or name_from_url(self.url))
-        changed = parse_date(headers.get("last-modified", ""))
-        if response.status_code == 206 and self.in_place and (changed or 0) > self.changed:
+        if status == 206 and self.in_place and changed > self.changed:
             self.resume = False
             response.close()
             raise Anew
@@ -5567,9 +5569,9 @@ class Transfer(Download):
             await super().finish(response)
         if self.in_place:
             self.write(b"")  # an empty body makes a file, too
-        if flags.etag_save and response.status_code == 200:
+        if flags.etag_save and status == 200:
             write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
-        if flags.remote_time and isfile(self.path) and changed is not None:
+        if flags.remote_time and isfile(self.path) and changed:
             with disk_errors(self.path):
                 os.utime(self.path, (changed, changed))
         if flags.fail_with_body:
