@@ -5503,6 +5503,7 @@ class Transfer(Download):
             self.in_place = True
             return Partial(offset, self.validator, "None", "")
         if offset and self.in_place:
+            self.resume = True  # a next try asks again
             raise AsyncGetError("the server does not go on in the middle: -C is not for it",
                                 exit_code=33)
         return None
