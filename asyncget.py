@@ -4409,7 +4409,7 @@ class Download(Call):
     size = 0               # of the file so far
     in_place = False       # no .part, and any coding: each piece goes to `write` (section 20)
     validator = ""         # of what has gone there
-    write: Callable[[bytes], object]
+    write: Any
 
     def __init__(self, session: Session, url: str, settled: Settled,
                  path: FilePath | PathRule) -> None:
@@ -5385,7 +5385,7 @@ class Transfer(Download):
     error: Any = None      # the AsyncGetError of the last try, if that failed
     started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
     retries = 0
-    file: Any = None       # `path`, open to be written in place
+    file: Any = io.BytesIO()  # `path`, once it is opened to be written in place; this is none
     changed = _FOREVER     # when, if -C - goes on from it
 
     def __init__(self, command: Command, number: int, url: str, output: str | None) -> None:
@@ -5449,7 +5449,8 @@ class Transfer(Download):
             return
         with disk_errors(self.path):
             opener = None if self.output else open_ours
-            self.file = self.file or open(self.path, "ab" if self.known else "wb", opener=opener)
+            if self.file.closed:
+                self.file = open(self.path, "ab" if self.known else "wb", opener=opener)
             write_all(self.file, data)
 
     def put_out(self, data: bytes) -> None:
@@ -5462,12 +5463,6 @@ class Transfer(Download):
                 self.command.wipe()
             held, self.held = self.held, bytearray()  # what fails is not tried again
             write_named("-", held)
-
-    def close(self) -> None:
-        """Close the file that a try has written in place, if it did."""
-        if self.file:
-            self.file.close()
-        self.file = None
 
     # ---- what a call does otherwise
 
@@ -5482,14 +5477,14 @@ class Transfer(Download):
             self.error = error
             self.response = error.response or self.response
         finally:
-            self.close()
+            self.file.close()
         self.ended = time.monotonic()
         return self.response
 
     def look(self) -> Partial | None:
         """What a try goes on from: a .part; what is out; with -C -, the file itself."""
         flags, path, offset = self.flags, self.path, self.offset
-        self.close()
+        self.file.close()
         self.deadline = Deadline(self.session._time(), flags.max_time or _FOREVER)
         self.in_place = bool(
             self.output in ("", "-") or flags.include or flags.head
@@ -5581,7 +5576,7 @@ class Transfer(Download):
     async def advance(self, expected: int | None) -> None:
         """Note how much of a body is put out; slow it down, or give it up, as the flags say."""
         flags, now = self.flags, time.monotonic()
-        if self.in_place and (self.known or not self.file or not self.file.seekable()):
+        if self.in_place and (self.known or self.file.closed or not self.file.seekable()):
             self.offset = self.size  # else a next try begins with an empty file
         if flags.max_filesize and max(self.size, expected or 0) > flags.max_filesize:
             raise TooLarge(f"larger than --max-filesize, {flags.max_filesize} bytes")
@@ -5796,6 +5791,11 @@ def bars_of(transfer: Transfer) -> Iterable[Bar]:
 class Command:
     """One run: its transfers, the session that they share, and what stderr shows of them."""
 
+    code = 0               # of the first URL that has failed
+    drawn = False          # whether there is a progress line
+    unread = False         # nobody reads stdout any more
+    heads: Any = None      # the file of -D
+
     def __init__(self, options: Options) -> None:
         self.options = options
         self.began = time.monotonic()
@@ -5810,10 +5810,6 @@ class Command:
             transfer.output in ("", "-") for transfer in self.transfers)
         self.shown = sys.stderr.isatty() and not (
             mixed or options.silent or options.no_progress_meter)
-        self.drawn = False
-        self.code = 0  # of the first URL that has failed
-        self.unread = False  # nobody reads stdout any more
-        self.heads: Any = None  # the file of -D
         if options.dump_header not in (None, "-"):
             with disk_errors(options.dump_header):
                 self.heads = open(options.dump_header, "ab", buffering=0)
