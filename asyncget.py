@@ -5414,6 +5414,7 @@ class Transfer(Download):
             if failed.exit_code == 2:  # two URLs for one file: then nothing at all is sent
                 raise
             self.error = failed
+        self.to_stdout = self.output in ("", "-")
 
     # ---- where its bytes go
 
@@ -5487,7 +5488,7 @@ class Transfer(Download):
         self.file.close()
         self.deadline = Deadline(self.session._time(), flags.max_time or _FOREVER)
         self.in_place = bool(
-            self.output in ("", "-") or flags.include or flags.head
+            self.to_stdout or flags.include or flags.head
             or flags.continue_at not in (None, "-") or self.output and is_direct(path))
         known = None if self.in_place or not path else super().look()
         if known:
@@ -5803,11 +5804,10 @@ class Command:
         set_proxies(options)
         self.session = open_session(options)
         self.settled = self.session._settled({  # of each call, so that -H wins
-            "headers": [*itertools.chain(*options.header)], "any_status": True,
+            "headers": itertools.chain(*options.header), "any_status": True,
             "trace": lambda kind, data: TRANSFER.get().trace(kind, data)}, DownloadSettings)
         self.transfers = plan_transfers(self)
-        mixed = sys.stdout.isatty() and any(
-            transfer.output in ("", "-") for transfer in self.transfers)
+        mixed = sys.stdout.isatty() and any(transfer.to_stdout for transfer in self.transfers)
         self.shown = sys.stderr.isatty() and not (
             mixed or options.silent or options.no_progress_meter)
         if options.dump_header not in (None, "-"):
@@ -5888,8 +5888,7 @@ class Command:
             if not over:  # until it is printed no other begins in its place: few bodies are held
                 await transfer.turn.wait()
             self.report(transfer)
-            if over or self.unread and all(
-                    other.output in ("", "-") for other in transfers[number + 1:]):
+            if over or self.unread and all(other.to_stdout for other in transfers[number + 1:]):
                 raise Enough
             next(turns, transfer).turn.set()
 
