@@ -5963,24 +5963,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, interrupted)
         if options.version:
-            print(f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
-                  f"Python {sys.version.split()[0]})")
+            write_named("-", f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
+                             f"Python {sys.version.split()[0]})\n".encode())
         elif options.help:
-            print(FLAGS + MORE_FLAGS if "all" in options.url else FLAGS)
+            write_named("-", (FLAGS + MORE_FLAGS if "all" in options.url else FLAGS).encode())
         else:
             code = asyncio.run(run_command(options))
-        sys.stdout.flush()
     except KeyboardInterrupt:  # by getpass, which has switched the terminal's echo on again
         interrupted()
     except AsyncGetError as error:
-        tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
+        if not isinstance(error.__cause__, BrokenPipeError):
+            tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
         code = error.exit_code
-    except OSError as error:  # by stdout: a pipe that is closed, a disk that is full
-        with contextlib.suppress(OSError):
-            sys.stdout.close()  # else Python flushes it once more at its end, and complains
-        if not isinstance(error, BrokenPipeError):
-            tell(f"asyncget: (23) cannot write: {error.strerror}\n")
-        code = 23
     return code
 
 
