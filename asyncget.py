@@ -5233,7 +5233,7 @@ def open_session(options: Options) -> Session:
         cert=options.cert and (certificate, options.key, password),
         decode=options.compressed and not options.range,  # no part of a gzip unpacks
         unix_socket=options.unix_socket,
-        resolve={host: found for host, found in dict(options.resolve).items() if found},
+        resolve=dict(options.resolve),
         open_connection=connect,
         rate=options.rate,
         limit=options.parallel_max or 50,
@@ -5920,8 +5920,7 @@ async def run_command(options: Options) -> int:
             raise AsyncGetError(f"--demo takes a port that is free: {error}") from None
         return 0
     check_options(options)
-    command = Command(options)
-    return await command.run()
+    return await Command(options).run()
 
 
 def interrupted(*_: object) -> None:
