@@ -5507,10 +5507,12 @@ class Transfer(Download):
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds until the next try, as the --retry flags say; None for none.
 
-        None, too, where a part of the body is out already, and no -C allows to go on behind it.
+        None, too, where a part of the body is out already, and no -C allows to go on behind it;
+        and where nobody reads what would come.
         """
         flags = self.flags
-        if flags.retry_all_errors and isinstance(outcome, AsyncGetError):
+        if (flags.retry_all_errors and isinstance(outcome, AsyncGetError)
+                and not isinstance(outcome.__cause__, BrokenPipeError)):
             outcome = ConnectError()  # an error for which `retry_delay` tries again
         delay = retry_delay(attempt, outcome, flags.retry or 0)
         if delay is None or self.offset and not flags.continue_at:

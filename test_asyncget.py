@@ -7821,6 +7821,7 @@ class Section20CommandLine(Folder):
         " >/dev/full; echo $?; cat f jar | wc -l": "22.23.0.22\n5\n",
         "($AG -c jar -o - -o f {u}/big {u}/late {u} 2>&3; echo $? >&3) | :; cat f jar | wc -l": "23\n5\n",
         "(timeout 9 $AG {u}/big {u}/hang 2>&3; echo $? >&3) | :": "23\n",
+        "(timeout 9 $AG --retry 9 --retry-all-errors {u} 2>&3; echo $? >&3) | :": "23\n",
         # stdin is left alone
         "echo for somebody else | ($AG -o f {u}; cat - f)": "for somebody else\nhello\n"}
 
