@@ -2205,8 +2205,8 @@ class Request(NamedTuple):
                                if value is not None and name not in named])
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
-    def adding(self, name: str, value: str) -> Request:
-        """The same request with a field, in place of those of that name."""
+    def adding(self, name: str, value: str | None) -> Request:
+        """The same request with a field, in place of those of that name; with none for None."""
         return self._replace(fields=merge_fields(self.fields, {name: value}))
 
 
@@ -3054,7 +3054,7 @@ class Session:
         finally:
             await cancel([getting])
 
-    async def _get_each(self, urls: Urls, limit: int, settled: Settled,
+    async def _get_each(self, urls: Any, limit: int, settled: Settled,
                         deliver: Callable[..., Awaitable[object]]) -> None:
         """Have `limit` workers GET URLs from one iterator; what `deliver` raises ends them all."""
         if isinstance(urls, (str, bytes)):
@@ -3073,8 +3073,9 @@ class Session:
                         number = next(numbers)
                 except (StopIteration, StopAsyncIteration):
                     return
-                try:
-                    outcome: Outcome = await Call(self, url, settled).run()
+                try:  # the command line (section 20) makes its calls itself
+                    call = url if isinstance(url, Call) else Call(self, url, settled)
+                    outcome: Outcome = await call.run()
                 except AsyncGetError as error:
                     outcome = error
                 await deliver(number, url, outcome)
@@ -4263,12 +4264,6 @@ def read_sidecar(part: str) -> Partial | None:
     return None
 
 
-def read_partial(path: str) -> Partial | None:
-    """What there is of PATH to go on from, if anything. `claim_part` checks whose it is."""
-    known = read_sidecar(part_of(path))
-    return known if known and known.size and known.validator else None
-
-
 def is_plain(path: str) -> bool:
     """Whether there is a file, and not a link to one: a rename would leave its target alone."""
     return isfile(path) and not islink(path)
@@ -4393,12 +4388,26 @@ class Download(Call):
     known: Partial | None  # what is on the disk, where this try asks for the rest; else None
     begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller's own headers ask for a range: then that is the file
+    size = 0               # of the file so far
+    in_place = False       # no .part, and any coding: each piece goes to `write` (section 20)
+    validator = ""         # of what has gone there
+    write: Any
 
     def __init__(self, session: Session, url: str, settled: Settled,
                  path: FilePath | PathRule) -> None:
         super().__init__(session, url, settled)
-        self.resume = self.settings["resume"]
-        self.path = path if callable(path) else os.fsdecode(path)
+        self.resume, self.overwrite = self.settings["resume"], self.settings["overwrite"]
+        self.path: Any = path if callable(path) else os.fsdecode(path)
+
+    def look(self) -> Partial | None:
+        """What there is to go on from: on the disk, if we know the name."""
+        if callable(self.path):
+            return None
+        with disk_errors(self.path):
+            check_target(self.path, self.overwrite)
+        known = read_sidecar(part_of(self.path))
+        useful = known and known.size and known.validator and self.resume and not self.ranged
+        return known if useful else None
 
     def first_request(self) -> Request:
         """The request for the rest of a file, or for all of it if nothing is there to go on from.
@@ -4406,18 +4415,21 @@ class Download(Call):
         If-Range makes the server send all of it where it has changed. No coding is asked for:
         a range would be of coded bytes, and coding a file twice need not give the same bytes.
         """
-        request = super().first_request().adding("Accept-Encoding", "identity")
-        self.known, self.ranged = None, "range" in Headers(request.fields)
-        if isinstance(self.path, str):
-            with disk_errors(self.path):
-                check_target(self.path, self.settings["overwrite"])
-            if self.resume and not self.ranged:
-                self.known = read_partial(self.path)
+        request = super().first_request()
+        self.ranged = "range" in Headers(request.fields)
+        self.known = self.look()
+        self.size = self.known.size if self.known else 0
+        if not self.in_place:
+            request = request.adding("Accept-Encoding", "identity")
         if self.known:
             self.begun = True
-            request = request.adding("Range", f"bytes={self.known.size}-").adding(
-                "If-Range", self.known.validator)
+            request = request.adding("Range", f"bytes={self.size}-").adding(
+                "If-Range", self.known.validator or None)
         return request
+
+    async def advance(self, expected: int | None) -> None:
+        """Called when the file is open, and after each piece."""
+        await inform(self.settings["progress"], self.size, expected)
 
     async def finish(self, response: Response) -> None:
         """Save the body of a response; if it is a rest that does not fit, ask for all (Anew)."""
@@ -4425,59 +4437,63 @@ class Download(Call):
         if callable(self.path):
             self.path = os.fsdecode(self.path(response))
         leave_own_coding(response, self.path)
-        known, status, expected = self.known, response.status_code, body_length(response)
-        if known and status in (206, 416):
-            rest = length_of_rest(response, known)
+        status, expected = response.status_code, body_length(response)
+        if self.known and (status in (206, 416) or status < 300 and self.in_place):
+            rest = length_of_rest(response, self.known)
             if rest is None:  # what is there stays until a 200 comes
                 response.close()
                 self.resume = False
                 raise Anew
-            expected = known.size + rest
+            expected = self.size + rest
             if not rest:  # the page of a 416 must not hold the connection
                 await discard(response)
-        elif (status == 206 and not self.ranged  # a piece that nobody has asked for
+        elif (status == 206 and not (self.ranged or self.in_place)  # a piece nobody has asked for
                 or status >= 300 and (self.begun or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
-            known = None  # this comes from its start on: it replaces what is there, if anything
+            # This comes from its start on: it replaces what is there, if anything.
+            self.known, self.size = None, 0
         self.resume = True  # for a next try: from now on what is there fits, or we wrote it
-        await self.save(response, self.path, known, expected)
+        if self.in_place and not (self.known and self.known.validator):
+            self.validator = strong_validator(response.headers)
+        async with self.target(response) as write:
+            await self.advance(expected)
+            if self.size != expected:  # else this was a 416
+                # The loop stands still while a piece is written: of 256 KiB at most, which the
+                # kernel takes in 0.1 ms. A thread for each would cost more.
+                async for piece in response.iter_bytes():
+                    write(piece)
+                    self.size += len(piece)
+                    await self.advance(expected)
 
-    async def save(self, response: Response, path: str, known: Partial | None,
-                   expected: int | None) -> None:
-        """Write a body behind what is known, or from the start; rename the file when it is whole.
-
-        The loop stands still while a piece is written: of 256 KiB at most, which the kernel
-        takes in 0.1 ms. A thread for each would cost more, and makes a slow disk no faster.
-        """
-        part, size = part_of(path), known.size if known else 0
+    @contextlib.asynccontextmanager
+    async def target(self, response: Response) -> AsyncIterator[Callable[[bytes], object]]:
+        """What writes a body behind what is known, or from the start. At the end all is there."""
+        if self.in_place:
+            yield self.write
+            return
+        path, part = self.path, part_of(self.path)
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path):
-            check_target(path, self.settings["overwrite"])
+            check_target(path, self.overwrite)
             check_part(part)  # only now: a 304, say, writes nothing
             file = open(part, "ab", buffering=0, opener=open_ours)
         with file:
             with disk_errors(path):
-                claim_part(file, known)
+                claim_part(file, self.known)
                 if is_plain(path):
                     keep_mode(part, path)
-                if known is None:
+                if self.known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
             # Each piece alone is for disk_errors: what `progress` raises is no error of the disk.
-            write, progress = disk_errors(part)(write_all), self.settings["progress"]
-            await inform(progress, size, expected)
-            if size != expected:  # else this was a 416
-                async for piece in response.iter_bytes():
-                    write(file, piece)
-                    size += len(piece)
-                    await inform(progress, size, expected)
+            yield functools.partial(disk_errors(part)(write_all), file)
             with disk_errors(path):
                 # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
                 await asyncio.to_thread(os.fsync, file.fileno())
-                publish_part(file, path, size, self.settings["overwrite"])
+                publish_part(file, path, self.size, self.overwrite)
 
 
 @spelled_out
@@ -5070,15 +5086,15 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) that a task carries out: by this a connector, which the library calls with
-# a host and a port, knows for whom it is.
+# The Transfer (below) that a task carries out: by this what the library calls with a host and a
+# port, or with bytes of the wire, knows for whom it is.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
 async def connect(host: str, port: int, **how: Any) -> Any:
     """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
     transfer = TRANSFER.get()
-    options = transfer.options
+    options = transfer.flags
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
@@ -5189,7 +5205,6 @@ def open_session(options: Options) -> Session:
         netrc=options.netrc_file or bool(options.netrc or options.netrc_optional)
         and exists(os.path.expanduser("~/.netrc")),
         timeout=silence or None,
-        deadline=options.max_time or None,
         follow_redirects=options.location,
         max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
         redirect_schemes=[scheme for scheme in DEFAULTS["redirect_schemes"]
@@ -5200,7 +5215,7 @@ def open_session(options: Options) -> Session:
         cert=options.cert and (certificate, options.key, password),
         decode=options.compressed and not options.range,  # no part of a gzip unpacks
         unix_socket=options.unix_socket,
-        resolve={host: found for host, found in dict(options.resolve).items() if found},
+        resolve=dict(options.resolve),
         open_connection=connect,
         rate=options.rate,
         limit=options.parallel_max or 50,
@@ -5277,7 +5292,8 @@ def is_direct(path: str) -> bool:
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
     """Write to a file that a flag names; for "-" to stdout, past Python's text layer."""
     if name == "-":
-        write_all(sys.stdout.buffer, data)
+        with disk_errors("stdout"):
+            write_all(sys.stdout.buffer, data)
         return
     with disk_errors(name), open(name, mode) as file:
         write_all(file, data)
@@ -5316,21 +5332,17 @@ def without_userinfo(text: str) -> str:
     return text.replace(f"://{userinfo}@", "://", 1)
 
 
-def is_unwanted(response: Response, options: Options) -> bool:
+def is_unwanted(status: int, changed: float, options: Options) -> bool:
     """Whether it is a 304, or what -z does not want, sent by a server that ignores it."""
-    changed = parse_date(response.headers.get("last-modified", ""))
-    if response.status_code != 200 or changed is None:
-        return response.status_code == 304
+    if status != 200 or not changed:
+        return status == 304
     return any((changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
                for name, date in (options.time_cond or {}).items())
 
 
 class Enough(Exception):
-    """Ends a try, or the run, early and without an error.
-
-        Enough(seconds)  the try: the body of this response is not wanted. The next try begins
-                         after so many seconds; None: there is none, as after a 304
-        Enough()         the run, with --fail-early: a URL has failed, and is reported
+    """Ends the run early: with --fail-early, as a URL has failed, and is reported; or as all that
+    is left would go into a closed pipe.
     """
 
 
@@ -5342,35 +5354,41 @@ NO_RESPONSE: Any = Options(
     request_bytes=0, url="")
 
 
-class Transfer:
-    """One URL, from its flags to its report: where its body goes, what has become of it."""
+class Transfer(Download):
+    """One URL, from its flags to its report: where its body goes, what has become of it.
 
-    # What every transfer begins with: an assignment to self.x changes it for that one alone.
-    path = ""              # of the file; "" for stdout, and for -J while no head has come
-    response = NO_RESPONSE
+    Most files come by way of a .part, as with `download`. Written in place, as by curl, are
+    stdout; a device such as /dev/null; a file that begins with the head (-i, -I); with -C, what
+    has its final name already.
+    """
+
+    path: str              # of the file; "" for stdout, and for -J while no head has come
+    response: Response = NO_RESPONSE
     error: Any = None      # the AsyncGetError of the last try, if that failed
     started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
-    tries = 0
-    wrote = 0              # bytes that `stream` has put out, over all tries: none goes out twice
-    validator = ""         # of what they are from: a later try must go on with the same
-    delivered = 0          # the same for -w; or the size of a .part, with what was in it before
-    # How `stream` opens `path` for the first byte: "wb", or "ab" to go on behind what is there.
-    # "" while the body goes to stdout, or to a .part, which the library opens.
-    mode = ""
-    file: Any = None       # `path`, opened so
+    retries = 0
+    file: Any = io.BytesIO()  # `path`, once it is opened to be written in place; this is none
+    changed = _FOREVER     # when, if -C - goes on from it
 
     def __init__(self, command: Command, number: int, url: str, output: str | None) -> None:
+        super().__init__(command.session, url, command.settled, "")
         self.command = command
-        self.options = command.options
+        self.flags = flags = command.options
         self.number = number
-        self.url = url
         self.shown_url = printable(without_userinfo(url))
         self.output = output         # the name from -o; None: -O; "": neither, so stdout
         self.turn = asyncio.Event()  # set when all before it are reported: stdout is free
         self.held = bytearray()      # what came for stdout before that
+        self.resume = flags.continue_at is not None
+        self.overwrite = not (flags.no_clobber or flags.remote_header_name and not output)
+        # Where in the body the next try has to go on: none of what is out goes out twice.
+        self.offset = int((flags.continue_at or "").strip("-") or 0)
         name = output
+        scheme = url.partition("://")[0].lower()
         try:
-            if name is None and not self.options.remote_header_name:
+            if not allows(flags.proto, scheme):
+                raise AsyncGetError(f"{scheme} is not allowed by --proto", exit_code=1)
+            if name is None and not flags.remote_header_name:
                 name = name_from_url(url)
             if name and name != "-":
                 self.place(name)
@@ -5378,16 +5396,17 @@ class Transfer:
             if failed.exit_code == 2:  # two URLs for one file: then nothing at all is sent
                 raise
             self.error = failed
+        self.to_stdout = self.output in ("", "-")
 
     # ---- where its bytes go
 
-    def place(self, name: str) -> str:
+    def place(self, name: str) -> None:
         """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
-        options, claimed = self.options, self.command.claimed
+        options, claimed = self.flags, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
         if exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
-            return ""
+            return
         # A device or a pipe that -o names, others may have, too; of a link, the target is meant.
         if not self.output or not exists(path) or isfile(path):
             if self.output and islink(path):
@@ -5405,47 +5424,91 @@ class Transfer:
                 with disk_errors(path):
                     os.makedirs(dirname(path) or ".", exist_ok=True)
         self.path = path
-        return path
 
     def write(self, data: bytes) -> None:
-        """Write to the file that `mode` is for, else to stdout."""
-        if not self.mode:
+        """Write in place: to the file, or to stdout."""
+        if not self.path:
             self.put_out(data)
             return
         with disk_errors(self.path):
             opener = None if self.output else open_ours
-            self.file = self.file or open(self.path, self.mode, opener=opener)
+            if self.file.closed:
+                self.file = open(self.path, "ab" if self.known else "wb", opener=opener)
             write_all(self.file, data)
 
     def put_out(self, data: bytes) -> None:
         """Write to stdout, where data may have to wait for its turn."""
+        if b"\0" in data and self.output == "" and sys.stdout.isatty():
+            raise AsyncGetError(BINARY, exit_code=23)
         self.held += data
         if self.turn.is_set():
-            if not self.wrote:
+            if not self.size:
                 self.command.wipe()
-            write_named("-", self.held)
-            self.held.clear()
+            held, self.held = self.held, bytearray()  # what fails is not tried again
+            write_named("-", held)
 
-    # ---- one try
+    # ---- what a call does otherwise
 
-    def retry_in(self, outcome: Outcome) -> float | None:
+    async def run(self) -> Response:
+        """Fetch it, by as many tries as it takes; an error becomes its outcome."""
+        TRANSFER.set(self)
+        self.started = time.monotonic()
+        try:
+            if not self.error:
+                await super().run()
+        except AsyncGetError as error:
+            self.error = error
+            self.response = error.response or self.response
+        finally:
+            self.file.close()
+        self.ended = time.monotonic()
+        return self.response
+
+    def look(self) -> Partial | None:
+        """What a try goes on from: a .part; what is out; with -C -, the file itself."""
+        flags, path, offset = self.flags, self.path, self.offset
+        self.file.close()
+        self.deadline = Deadline(self.session._time(), flags.max_time or _FOREVER)
+        self.in_place = bool(
+            self.to_stdout or flags.include or flags.head
+            or flags.continue_at not in (None, "-") or self.output and is_direct(path))
+        known = None if self.in_place or not path else super().look()
+        if known:
+            return known
+        if flags.continue_at == "-" and isfile(path):
+            offset, self.changed = getsize(path), getmtime(path)
+        if offset and self.resume:
+            self.in_place = True
+            return Partial(offset, self.validator, "None", "")
+        if offset and self.in_place:
+            self.resume = True  # a next try asks again
+            raise AsyncGetError("the server does not go on in the middle: -C is not for it",
+                                exit_code=33)
+        return None
+
+    def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds until the next try, as the --retry flags say; None for none.
 
-        None, too, where a part of the body is out already, and no -C allows to go on behind it.
+        None, too, where a part of the body is out already, and no -C allows to go on behind it;
+        and where nobody reads what would come.
         """
-        options = self.options
-        if options.retry_all_errors and isinstance(outcome, AsyncGetError):
+        flags = self.flags
+        if (flags.retry_all_errors and isinstance(outcome, AsyncGetError)
+                and not isinstance(outcome.__cause__, BrokenPipeError)):
             outcome = ConnectError()  # an error for which `retry_delay` tries again
-        delay = retry_delay(self.tries, outcome, options.retry or 0)
-        if delay is None or self.wrote and not options.continue_at:
+        delay = retry_delay(attempt, outcome, flags.retry or 0)
+        if delay is None or self.offset and not flags.continue_at:
             return None
-        delay = options.retry_delay or delay
-        late = time.monotonic() + delay - self.started
-        return None if late > (options.retry_max_time or _FOREVER) else delay
+        delay = flags.retry_delay or delay
+        if time.monotonic() + delay - self.started > (flags.retry_max_time or _FOREVER):
+            return None
+        self.retries = attempt
+        self.trace("*", f"trying again in {delay:.1f} s: {outcome}")
+        return delay
 
     def trace(self, kind: str, data: Any) -> None:
         """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
-        options = self.options
+        options = self.flags
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
             for line in _FIELD.sub(mask_field, text).removesuffix("\r\n").split("\r\n"):
@@ -5456,136 +5519,64 @@ class Transfer:
         if sys.stdout.isatty():
             head = "\n".join(map(printable, re.split("\r?\n", text))).encode()
         if options.include or options.head:
-            self.write(data if self.mode else head)
+            self.write(data if self.path else head)
         if options.dump_header == "-":
             self.put_out(head)
         elif options.dump_header:
             with disk_errors(options.dump_header):
                 write_all(self.command.heads, data)
 
-    async def meet(self, response: Response) -> None:
-        """Look at a head before its body is read; leave the try if it is not to be written."""
-        options, self.response = self.options, response
-        delay = self.retry_in(response)
-        if delay is not None or is_unwanted(response, options):  # a file that is there stays
+    async def finish(self, response: Response) -> None:
+        """Look at a head, save the body if that is wanted, and do what is due after it."""
+        flags, headers, self.response = self.flags, response.headers, response
+        status, changed = response.status_code, parse_date(headers.get("last-modified", "")) or 0
+        if is_unwanted(status, changed, flags):  # a file that is there stays
             await discard(response)
-            raise Enough(delay)
-        if options.fail:
+            return
+        if flags.fail:
             response.raise_for_status()
         self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
-        await self.advance(0, body_length(response))
-
-    async def advance(self, received: int, expected: int | None) -> None:
-        """Note how much of a body is put out; slow it down, or give it up, as the flags say."""
-        options, now = self.options, time.monotonic()
-        self.delivered = received
-        if options.max_filesize and max(received, expected or 0) > options.max_filesize:
-            raise TooLarge(f"larger than --max-filesize, {options.max_filesize} bytes")
-        since, before = self.window
-        came = self.response.received - before
-        span = options.speed_time or SILENCE_SECONDS
-        if options.speed_limit and now - since >= span:
-            if came < options.speed_limit * span:
-                raise TimedOut(f"slower than --speed-limit, {options.speed_limit} bytes a second, "
-                               f"for {span:g} s")
-            self.window = now, before + came
-        if options.limit_rate and received:  # never beyond -m; below 0 is at once
-            await self.response._deadline.breathe(since + came / options.limit_rate - now)
-
-    def goes_on(self, response: Response, offset: int) -> bool:
-        """Whether a response is the rest behind an offset; False: a 416, so there is none.
-
-        The offset is the number of -C, or with "-" the size of our file. Raises Anew, which
-        `fetch_once` catches, if the response does not fit, or the server's file is younger.
-        """
-        status = response.status_code
-        rest = length_of_rest(response, Partial(offset, self.validator, "None", ""))
-        ours = self.options.continue_at == "-" and isfile(self.path)
-        changed = parse_date(response.headers.get("last-modified", "")) or 0
-        if rest is not None and not (ours and rest and changed > getmtime(self.path)):
-            return status == 206
-        if status != 416 or not ours:
-            response.raise_for_status()
-        raise Anew
-
-    async def stream(self, offset: int) -> None:
-        """Write a body as it comes, from an offset on, to stdout, or to a file in place."""
-        wary = self.output == "" and sys.stdout.isatty()
-        fields = [("Range", f"bytes={offset}-")] if offset else []
-        if self.wrote and self.validator:
-            fields.append(("If-Range", self.validator))
-        async with self.command.session.stream(
-                self.url, headers=self.command.headers + fields, trace=self.trace) as response:
-            await self.meet(response)
-            if offset and not self.goes_on(response, offset) or self.options.head:
-                return
-            leave_own_coding(response, self.path)
-            if not self.wrote:
-                self.validator = strong_validator(response.headers)
-            async for piece in response.iter_bytes():
-                if wary and b"\0" in piece:
-                    raise AsyncGetError(BINARY, exit_code=23)
-                self.write(piece)
-                if self.mode != "wb" or not self.file.seekable():  # else a try begins anew
-                    self.wrote += len(piece)
-                await self.advance(self.delivered + len(piece), None)
-                if len(self.held) > HELD_BYTES:
-                    await response._deadline.stand_by(self.turn.wait())
+        if not self.path and not self.in_place:
+            disposition = headers.get("content-disposition", "")
+            self.place(name_from_header(disposition) or name_from_url(self.url))
+        if status == 206 and self.in_place and changed > self.changed:
+            self.resume = False
+            response.close()
+            raise Anew
+        await self.advance(body_length(response))
+        if flags.head:
+            response.close()
+        else:
+            await super().finish(response)
+        if self.in_place:
             self.write(b"")  # an empty body makes a file, too
-
-    async def fetch_once(self) -> None:
-        """Try once: the body goes to stdout, or by way of a .part (section 17) to a file.
-
-        Some are written in place, as by curl: a device such as /dev/null; a file that begins with
-        the head (-i, -I); with -C, a file that has its final name already.
-        """
-        options, path = self.options, self.path
-        scheme = self.url.partition("://")[0].lower()
-        if not allows(options.proto, scheme):
-            raise AsyncGetError(f"{scheme} is not allowed by --proto", exit_code=1)
-        going_on = options.continue_at == "-"
-        in_place = (self.output in ("", "-") or options.include or options.head
-                    or self.output and is_direct(path))
-        offset = int((options.continue_at or "").strip("-") or 0) + self.wrote
-        if going_on and isfile(path) and (in_place or not read_partial(path)):
-            offset = getsize(path)
-        if in_place or offset:
-            self.mode = path and ("ab" if offset else "wb")
-            try:
-                await self.stream(offset)
-                return
-            except Anew:
-                # Of -C - there is another way: all of the file, in place of the one that is there.
-                if in_place or not going_on:
-                    raise AsyncGetError("the server does not go on in the middle: -C is not for it",
-                                        exit_code=33) from None
-            finally:
-                if self.file:
-                    self.file.close()
-                self.file, self.mode = None, ""
-
-        def choose(response: Response) -> str:
-            disposition = response.headers.get("content-disposition", "")
-            return self.place(name_from_header(disposition) or name_from_url(self.url))
-
-        await self.command.session.download(
-            self.url, path or choose,  # with a function, no .part would be looked for
-            headers=self.command.headers, trace=self.trace,
-            on_response=self.meet, progress=self.advance, resume=going_on or self.tries > 1,
-            overwrite=not (options.no_clobber or options.remote_header_name and not self.output),
-            any_status=not (going_on and isfile(path)))  # it stays, as a .part does
-
-    def finish(self) -> None:
-        """What is left to do after a whole body, for --etag-save, -R and --fail-with-body."""
-        options, headers = self.options, self.response.headers
-        if options.etag_save and self.response.status_code == 200:
-            write_named(options.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
-        changed = parse_date(headers.get("last-modified", ""))
-        if options.remote_time and isfile(self.path) and changed is not None:
+        if flags.etag_save and status == 200:
+            write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
+        if flags.remote_time and isfile(self.path) and changed:
             with disk_errors(self.path):
                 os.utime(self.path, (changed, changed))
-        if options.fail_with_body:
-            self.response.raise_for_status()
+        if flags.fail_with_body:
+            response.raise_for_status()
+
+    async def advance(self, expected: int | None) -> None:
+        """Note how much of a body is put out; slow it down, or give it up, as the flags say."""
+        flags, now = self.flags, time.monotonic()
+        if self.in_place and (self.known or self.file.closed or not self.file.seekable()):
+            self.offset = self.size  # else a next try begins with an empty file
+        if flags.max_filesize and max(self.size, expected or 0) > flags.max_filesize:
+            raise TooLarge(f"larger than --max-filesize, {flags.max_filesize} bytes")
+        since, before = self.window
+        came = self.response.received - before
+        span = flags.speed_time or SILENCE_SECONDS
+        if flags.speed_limit and now - since >= span:
+            if came < flags.speed_limit * span:
+                raise TimedOut(f"slower than --speed-limit, {flags.speed_limit} bytes a second, "
+                               f"for {span:g} s")
+            self.window = now, before + came
+        if flags.limit_rate and self.size:  # never beyond -m; below 0 is at once
+            await self.deadline.breathe(since + came / flags.limit_rate - now)
+        if len(self.held) > HELD_BYTES:
+            await self.deadline.stand_by(self.turn.wait())
 
 
 def plan_transfers(command: Command) -> list[Transfer]:
@@ -5656,13 +5647,13 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "num_connects": sum(not hop.timing.reused for hop in hops),
         "num_headers": len(response.headers.pairs),
         "num_redirects": len(response.history),
-        "num_retries": max(0, transfer.tries - 1),
+        "num_retries": transfer.retries,
         "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
-        "referer": transfer.options.referer,
+        "referer": transfer.flags.referer,
         "remote_ip": remote[0], "remote_port": remote[1],
         "scheme": url.partition("://")[0],
-        "size_delivered": transfer.delivered,
+        "size_delivered": transfer.size,
         "size_download": response.received,
         "size_header": sum(len(hop.raw_head) for hop in hops),
         "size_request": sum(hop.request_bytes for hop in hops),
@@ -5785,21 +5776,24 @@ def bars_of(transfer: Transfer) -> Iterable[Bar]:
 class Command:
     """One run: its transfers, the session that they share, and what stderr shows of them."""
 
+    code = 0               # of the first URL that has failed
+    drawn = False          # whether there is a progress line
+    unread = False         # nobody reads stdout any more
+    heads: Any = None      # the file of -D
+
     def __init__(self, options: Options) -> None:
         self.options = options
         self.began = time.monotonic()
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
-        self.headers = [*itertools.chain(*options.header)]  # -H: given to each call, so they win
-        self.transfers = plan_transfers(self)
         set_proxies(options)
         self.session = open_session(options)
-        mixed = sys.stdout.isatty() and any(
-            transfer.output in ("", "-") for transfer in self.transfers)
+        self.settled = self.session._settled({  # of each call, so that -H wins
+            "headers": itertools.chain(*options.header), "any_status": True,
+            "trace": lambda kind, data: TRANSFER.get().trace(kind, data)}, DownloadSettings)
+        self.transfers = plan_transfers(self)
+        mixed = sys.stdout.isatty() and any(transfer.to_stdout for transfer in self.transfers)
         self.shown = sys.stderr.isatty() and not (
             mixed or options.silent or options.no_progress_meter)
-        self.drawn = False
-        self.code = 0  # of the first URL that has failed
-        self.heads: Any = None  # the file of -D
         if options.dump_header not in (None, "-"):
             with disk_errors(options.dump_header):
                 self.heads = open(options.dump_header, "ab", buffering=0)
@@ -5830,84 +5824,71 @@ class Command:
         self.wipe()
         tell(printable(line) + "\n")
 
-    # ---- one transfer
+    # ---- its transfers
 
-    async def fetch(self, transfer: Transfer) -> None:
-        """Carry a transfer out, by as many tries as it takes; an error becomes its outcome."""
-        TRANSFER.set(transfer)
-        transfer.started = time.monotonic()
-        delay = None if transfer.error else 0.0
-        while delay is not None:
-            await asyncio.sleep(delay)
-            delay = transfer.error = None
-            transfer.tries += 1
-            try:
-                await transfer.fetch_once()
-                transfer.finish()
-            except Enough as end:
-                delay = end.args[0]
-            except AsyncGetError as error:
-                transfer.error = error
-                transfer.response = error.response or transfer.response
-                delay = transfer.retry_in(error)
-            if delay is not None:
-                transfer.trace("*", f"trying again in {delay:.1f} s: "
-                                    f"{transfer.error or transfer.response}")
-        transfer.ended = time.monotonic()
+    def fail(self, error: AsyncGetError, of: str = "") -> None:
+        """Tell of an error; the first one's code is that of the run. A closed pipe ends quietly."""
+        self.code = self.code or error.exit_code
+        if isinstance(error.__cause__, BrokenPipeError):
+            self.unread = True
+        elif self.options.show_error or not self.options.silent:
+            self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))}{of}")
 
     def report(self, transfer: Transfer) -> None:
         """Put out what comes after the body: what was held, the error, and what -w asks for."""
         self.wipe()
-        options, error = self.options, transfer.error
-        self.code = self.code or (error.exit_code if error else 0)
-        write_named("-", transfer.held)
-        transfer.held.clear()  # else all bodies are kept to the end of the run
-        if error and (options.show_error or not options.silent):
-            self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))} "
-                     f"[{transfer.shown_url}]")
-        if not options.write_out:
+        template, of = self.options.write_out, f" [{transfer.shown_url}]"
+        transfer.turn.set()
+        try:
+            transfer.put_out(b"")
+        except AsyncGetError as error:
+            transfer.error = transfer.error or error
+        if transfer.error:
+            self.fail(transfer.error, of)
+        if not template:
             return
-        for where, text in render_write_out(options.write_out, write_out_values(transfer),
-                                            transfer.response.headers):
-            if where == "stderr":
-                tell(text)
-            else:
-                write_named(where.removeprefix(">>"), text.encode("utf-8", "surrogateescape"),
-                            "ab" if where[:2] == ">>" else "wb")
+        try:
+            for where, text in render_write_out(template, write_out_values(transfer),
+                                                transfer.response.headers):
+                if where == "stderr":
+                    tell(text)
+                else:
+                    write_named(where.removeprefix(">>"), text.encode("utf-8", "surrogateescape"),
+                                "ab" if where[:2] == ">>" else "wb")
+        except AsyncGetError as error:
+            self.fail(error, of)
 
     # ---- all of them
 
     async def run(self) -> int:
         """Fetch all and report all; return the exit code."""
         options, transfers = self.options, self.transfers
-        queue, turns = iter(transfers), iter(transfers)
+        turns = iter(transfers)
         next(turns).turn.set()
         self.redraw()
 
-        async def work() -> None:
-            for transfer in queue:
-                await self.fetch(transfer)
-                if options.fail_early and transfer.error:
-                    self.report(transfer)
-                    raise Enough
-                # Until it is printed this worker begins no other: so few bodies are held.
+        async def deliver(number: int, transfer: Any, _: object) -> None:
+            over = options.fail_early and transfer.error
+            if not over:  # until it is printed no other begins in its place: few bodies are held
                 await transfer.turn.wait()
-                self.report(transfer)
-                next(turns, transfer).turn.set()
+            self.report(transfer)
+            if over or self.unread and all(other.to_stdout for other in transfers[number + 1:]):
+                raise Enough
+            next(turns, transfer).turn.set()
 
-        workers = [asyncio.create_task(work()) for _ in transfers[:options.parallel_max or 50]]
         async with self.session:
+            with contextlib.suppress(Enough):
+                await self.session._get_each(
+                    transfers, options.parallel_max or 50, self.settled, deliver)
+        self.wipe()
+        self.shown = False
+        if self.heads:
+            self.heads.close()
+        if options.cookie_jar:
             try:
-                with contextlib.suppress(Enough):
-                    await asyncio.gather(*workers)
-            finally:
-                await cancel(workers)
-                self.wipe()
-                self.shown = False
-                if self.heads:
-                    self.heads.close()
-                if options.cookie_jar:
-                    save_jar(self.session.cookies, options.cookie_jar)
+                save_jar(self.session.cookies, options.cookie_jar)
+            except AsyncGetError as error:
+                self.fail(error)
         if options.waterfall:
             bars = [bar for transfer in transfers if transfer.ended for bar in bars_of(transfer)]
             tell(render_timeline(bars, terminal_width() - 1) + "\n")
@@ -5923,8 +5904,7 @@ async def run_command(options: Options) -> int:
             raise AsyncGetError(f"--demo takes a port that is free: {error}") from None
         return 0
     check_options(options)
-    command = Command(options)
-    return await command.run()
+    return await Command(options).run()
 
 
 def interrupted(*_: object) -> None:
@@ -5966,24 +5946,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, interrupted)
         if options.version:
-            print(f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
-                  f"Python {sys.version.split()[0]})")
+            write_named("-", f"asyncget {__version__} ({ssl.OPENSSL_VERSION}, "
+                             f"Python {sys.version.split()[0]})\n".encode())
         elif options.help:
-            print(FLAGS + MORE_FLAGS if "all" in options.url else FLAGS)
+            write_named("-", (FLAGS + MORE_FLAGS if "all" in options.url else FLAGS).encode())
         else:
             code = asyncio.run(run_command(options))
-        sys.stdout.flush()
     except KeyboardInterrupt:  # by getpass, which has switched the terminal's echo on again
         interrupted()
     except AsyncGetError as error:
-        tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
+        if not isinstance(error.__cause__, BrokenPipeError):
+            tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
         code = error.exit_code
-    except OSError as error:  # by stdout: a pipe that is closed, a disk that is full
-        with contextlib.suppress(OSError):
-            sys.stdout.close()  # else Python flushes it once more at its end, and complains
-        if not isinstance(error, BrokenPipeError):
-            tell(f"asyncget: (23) cannot write: {error.strerror}\n")
-        code = 23
     return code
 
 
