@@ -1693,7 +1693,15 @@ _NO_CODINGS = {b"identity", b"none", b"utf-8", b"utf8", b"binary", b"7bit", b"8b
 
 
 def decompressor(coding: bytes, first: int) -> Any:
-    """A new decompressor, with .decompress, .eof and .unused_data; `first` is the first byte."""
+    """A new decompressor, with .decompress, .eof and .unused_data; `first` is the first byte.
+
+    It is asked for with the first byte of a stream, so an empty body is whole in any coding.
+    Raises DecodingError for what we cannot undo: br, for one, is not in the standard
+    library. To hand out the bytes still coded would pass them off as the content.
+    """
+    if coding not in _CODINGS:  # we asked for no other
+        raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
+                            "decode=False gives the bytes as sent")
     if coding == b"zstd":
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
         window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
@@ -1722,27 +1730,19 @@ class Decoder:
         self.budget = MAX_CODED_BYTES  # bytes that the stages may yet decode
         self.work = 0                  # in bytes, since Response gave the loop a turn
         self.arrived = b""
-        self.pieces = self.undo_all(coding)
+        # The content; None asks for more, and b"" lets the caller look at `work`.
+        self.pieces = self.arriving()
+        for name in reversed(content_codings(coding)):
+            self.pieces = self.undo(name, self.pieces)
 
     def feed(self, data: bytes) -> None:
         """Bring what has arrived, once `pieces` gave None; b"" at the end of the body."""
         self.budget += 100 * len(data)
         self.arrived = data
 
-    def undo_all(self, coding: bytes) -> Iterator[bytes | None]:
-        """The content; None asks for more, and b"" lets the caller look at `work`.
-
-        Raises DecodingError if the body ends, and a stream has begun and not ended.
-        """
-        yield None
-        if self.arrived:  # an empty body is whole, even in a coding unknown
-            pieces = self.arriving()
-            for name in reversed(content_codings(coding)):
-                pieces = self.undo(name, pieces)
-            yield from pieces
-
     def arriving(self) -> Iterator[bytes | None]:
         """What has arrived, in slices: behind each member, zlib copies the rest of its slice."""
+        yield None
         while self.arrived:
             yield self.arrived[:MAX_DECODED_STEP_BYTES]
             self.arrived = self.arrived[MAX_DECODED_STEP_BYTES:]
@@ -1754,6 +1754,7 @@ class Decoder:
 
         What lies behind a whole stream and is no further member (a line end, a comment, as
         servers' templates leave it) is passed over: the content ended where the stream did.
+        Raises DecodingError if the body ends, and a stream has begun and not ended.
         """
         stream: Any = None
         over = full = False  # no further member comes; the last step may have held back more
@@ -1789,18 +1790,11 @@ def content_codings(value: bytes) -> list[bytes]:
 
     >>> content_codings(b"deflate, identity, x-gzip, none")
     [b'deflate', b'gzip']
-
-    Raises DecodingError for what we cannot undo: br, for one, is not in the standard
-    library. To hand out the bytes still coded would pass them off as the content.
     """
     codings = [coding.removeprefix(b"x-") for coding in parse_list(value)
                if coding not in _NO_CODINGS]
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
-    for coding in codings:
-        if coding not in _CODINGS:  # we asked for no other
-            raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
-                                "decode=False gives the bytes as sent")
     return codings
 
 
@@ -2702,20 +2696,19 @@ class Call:
 
     async def run(self) -> Response:
         """Begin a request, follow it, finish its response; all of it again as the rule says."""
-        request: Request | None = None
-        history: list[Response] = []
         attempt = 1
         while True:
-            response = None
+            request: Request | None = None
+            response: Response | None = None
+            history: list[Response] = []
             try:
-                request = request or self.first_request()
+                request = self.first_request()
                 response = await self.exchange(request)
-                following = (self.redirected(request, response, history)
-                             if response.status_code // 100 == 3 else None)
-                if following is not None:
+                while response.status_code // 100 == 3 and (
+                        following := self.redirected(request, response, history)):
                     await discard(response)
                     request = following
-                    continue
+                    response = await self.exchange(request)
                 response.history = history
                 delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
                 if delay is None:
@@ -2723,7 +2716,6 @@ class Call:
                     return response
                 await discard(response)
             except Anew:
-                request, history = None, []
                 continue
             except BaseException as error:
                 if response is not None:  # its Location is no URL, say: nobody will read it
@@ -2735,7 +2727,7 @@ class Call:
                 if delay is None:
                     raise
             await asyncio.sleep(delay)
-            request, history, attempt = None, [], attempt + 1
+            attempt += 1
 
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds to wait before trying again, None for no more."""

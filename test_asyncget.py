@@ -1131,7 +1131,8 @@ class Section8Decoding(Section):
                 (b",".join([b"gzip"] * 1000), "1000 content codings"),          # CVE-2022-32206
                 (b"\r\nContent-Encoding: ".join([b"gzip"] * 100), "100 content codings"),
                 ]:  # CVE-2023-23916
-            self.refuses(DecodingError, said, found, b"Content-Encoding: " + value)
+            self.refuses(DecodingError, said, lambda field: decode(found(field), [b"x"]),
+                         b"Content-Encoding: " + value)
 
     @unittest.skipUnless("zstd" in asyncget.ACCEPT_ENCODING, "no zstd before 3.14")
     def test_zstd(self) -> None:
