@@ -103,6 +103,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 import zlib
 from collections.abc import (
     AsyncGenerator,
@@ -1907,11 +1908,11 @@ class Listener:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.coroutine = connection.reader.read(1)
-        self.future: Any = None  # remains so if bytes, or the end, are there already
         try:
-            self.future = self.coroutine.send(None)
-        except (StopIteration, *_STREAM_ERRORS):
-            return
+            self.future: Any = self.coroutine.send(None)
+        except (StopIteration, *_STREAM_ERRORS):  # bytes, or the end, are there already
+            self.future = connection.loop.create_future()
+            self.future.set_result(None)
         if not asyncio.isfuture(self.future):  # a caller's reader: of that it cannot be told
             self.future = connection.loop.create_future()
         self.future.add_done_callback(self._spoke)
@@ -1924,74 +1925,77 @@ class Listener:
     def stop(self) -> bool:
         """Listen no more: what comes from now on is an answer. False if anything came before."""
         self.coroutine.close()
-        if self.future is None:
-            return False
         self.future.remove_done_callback(self._spoke)
         return not (self.future.done() or self.connection.closed)
 
 
-class Queue(collections.OrderedDict[asyncio.Future[Any], None]):
-    """Who waits for a connection on one route, the longest first."""
+class Lane:
+    """One route: its connections, and who waits for one."""
 
-    moved_at = 0.0  # on the loop's clock: when one of them was served
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.open = 0          # connections, those in use as well
+        self.idle: dict[Connection, None] = {}  # used last: last
+        self.waiting = collections.OrderedDict[asyncio.Future[Connection], None]()  # longest: first
+        self.moved_at = 0.0    # on the loop's clock: when one of them was served
+        self.paused = False    # `rate` allows no request yet
+        self.lines = b""       # of the session's own fields, as they are sent there (Call.render)
 
 
 class Pool:
     """The connections of one session; a new one counts before it is open."""
 
-    def __init__(self, limit: int | None, limit_per_host: int | None, connector: Connector,
-                 rate: float | None = None) -> None:
-        self.limit = limit or sys.maxsize
-        self.limit_per_host = limit_per_host or sys.maxsize
-        self.connector = connector
-        self.interval = 1 / rate if rate else 0.0  # seconds between two requests on one route
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.limit = settings["limit"] or sys.maxsize
+        self.limit_per_host = settings["limit_per_host"] or sys.maxsize
+        self.connector = settings["open_connection"]
+        # Seconds between two requests on one route.
+        self.interval = 1 / settings["rate"] if settings["rate"] else 0.0
         self.closed = False
-        self.all: set[Connection] = set()
-        self.open = collections.Counter[Route]()  # how many of `all`
-        self.idle = collections.defaultdict[Route, dict[Connection, None]](dict)  # used last: last
-        self.paused: set[Route] = set()        # where `rate` allows no request yet
-        self.waiting: dict[Route, Queue] = {}
-        self.turns = collections.OrderedDict[Route, None]()  # may be served, the next first
+        self.all: dict[Connection, Lane] = {}  # used last: last
+        # As long as anyone uses a lane, there is no other for its route.
+        self.lanes = weakref.WeakValueDictionary[Route, Lane]()
+        self.turns = collections.OrderedDict[Lane, None]()  # may be served, the next first
         self.moved_at = 0.0                    # when anyone, on any route, was served
 
     def __repr__(self) -> str:
-        idle = sum(map(len, self.idle.values()))
-        waiting = sum(map(len, self.waiting.values()))
+        idle = sum(len(lane.idle) for lane in self.lanes.values())
+        waiting = sum(len(lane.waiting) for lane in self.lanes.values())
         return f"<Pool {len(self.all)} of {self.limit}, {idle} idle, {waiting} waiting>"
 
     # ---- which connection a request gets
 
-    def take(self, route: Route) -> Connection | None:
+    def take(self, lane: Lane) -> Connection | None:
         """A connection that was in use a moment ago, or None; then `acquire` is asked.
 
         So short a time after use, `acquire`'s two turns of the loop would only cost time.
         """
-        idle = self.idle.get(route)
-        if idle and not self.interval:
-            connection = next(reversed(idle))
+        if lane.idle and not self.interval:
+            connection = next(reversed(lane.idle))
             rested = connection.loop.time() - connection.idle_at > IDLE_MOMENT_SECONDS
             if not rested and connection.listener.stop():
-                del idle[connection]
+                del lane.idle[connection]
                 return connection
         return None
 
-    async def acquire(self, route: Route, patience: float, fresh: bool = False) -> Connection:
+    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float | None,
+                      fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
         `fresh`: only a new one will do; a kept one has just failed, so the others are closed.
-        Raises TimedOut when none that could serve this route came free for `patience` seconds;
-        as long as those ahead are served, the wait goes on.
+        Raises TimedOut when none that could serve this route came free for `timeout` seconds, or
+        what the deadline left; as long as those ahead are served, the wait goes on.
         """
         if fresh:  # all at once: to be handed them one by one would cost a turn of `rate` each
-            for kept in [*self.idle.get(route, ())]:
-                self.drop(kept)
-        if self.idle.get(route):
+            for old in [*lane.idle]:
+                self.drop(old)
+        if lane.idle:
             # The server may have closed some while the loop was busy elsewhere: in two turns
             # asyncio asks the kernel and receives that, and stop() sees it.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         while True:
-            connection = self.decide(route) or await self._wait(route, patience)
+            connection = self.decide(lane) or await self._wait(lane, deadline, timeout)
             kept = connection.exchanges > 0
             if not kept or not fresh and Listener(connection).stop():
                 return connection
@@ -2000,111 +2004,108 @@ class Pool:
             if not connection.closed:
                 self.drop(connection)
 
-    def decide(self, route: Route) -> Connection | None:
+    def decide(self, lane: Lane) -> Connection | None:
         """The connection for a request, or None while it has to wait."""
         if self.closed:
             raise AsyncGetError("the session is closed")
-        if self.idle.get(route) and route not in self.paused:
-            connection, _ = self.idle[route].popitem()
+        if lane.idle and not lane.paused:
+            connection, _ = lane.idle.popitem()
             # Without this, if the server closes it now, `_spoke` would give its place to the next
             # in turn, though it is promised already. `acquire` looks once more whether it lives.
             connection.listener.stop()
-        elif self.is_full(route):
+        elif self.is_full(lane):
             return None
         else:
             if len(self.all) >= self.limit:
-                unused = min(itertools.chain(*self.idle.values()), default=None,
-                             key=lambda kept: kept.idle_at)
+                unused = next((kept for kept, its in self.all.items() if kept in its.idle), None)
                 if unused is None:
                     return None
                 self.drop(unused)
-            connection = Connection(route, self.connector, self.keep, self.forget)
-            self.all.add(connection)
-            self.open[route] += 1
+            connection = Connection(lane.route, self.connector, self.keep, self.forget)
+            self.all[connection] = lane
+            lane.open += 1
         if self.interval:
-            self.paused.add(route)
-            connection.loop.call_later(self.interval, self._resume, route)
+            lane.paused = True
+            connection.loop.call_later(self.interval, self._resume, lane)
         return connection
 
-    def is_full(self, route: Route) -> bool:
+    def is_full(self, lane: Lane) -> bool:
         """Whether a route has all that it may have: connections, or requests by `rate`."""
-        return route in self.paused or self.open[route] >= self.limit_per_host
+        return lane.paused or lane.open >= self.limit_per_host
 
     def drop(self, connection: Connection) -> None:
         """Close a connection, unless it is closed; its place is for the caller to give away."""
-        route = connection.route
-        self.all.remove(connection)  # first: `forget` then does nothing
-        self.idle[route].pop(connection, None)
-        self.open[route] -= 1
-        if not self.open[route]:
-            del self.open[route], self.idle[route]
+        lane = self.all.pop(connection)  # first: `forget` then does nothing
+        lane.idle.pop(connection, None)
+        lane.open -= 1
         connection.close()
 
     # ---- who waits
 
-    async def _wait(self, route: Route, patience: float) -> Connection:
-        """Wait in the queue of the route until `serve` hands a connection over."""
+    async def _wait(self, lane: Lane, deadline: Deadline, timeout: float | None) -> Connection:
+        """Wait in the queue of the route until `serve` hands a connection over.
+
+        As long as others are served, the wait is not the call's time.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
-        queue = self.waiting.setdefault(route, Queue())
-        queue[future] = None
-        self.turns.setdefault(route)
+        lane.waiting[future] = None
+        self.turns.setdefault(lane)
+        came = loop.time()
+        patience = min(timeout or deadline.seconds, deadline.until - came)
         allowed = left = patience + self.interval  # a pause for `rate` is no standstill
         looks = LAST_TURNS
         try:
             while looks:  # once time is up, LAST_TURNS more: what frees one may lie in the kernel
                 await asyncio.wait([future], timeout=left)
                 if future.done():
+                    deadline.until += loop.time() - came
                     return future.result()
                 # A full route waits for its own connections; any other waits for a place in the
                 # pool, as all routes do.
-                moved_at = queue.moved_at if self.is_full(route) else self.moved_at
+                moved_at = (lane if self.is_full(lane) else self).moved_at
                 left = moved_at + allowed - loop.time()
                 looks = LAST_TURNS if left > 0 else looks - 1
             raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the "
-                           f"deadline left): {self.open[route]} to this host and {len(self.all)} "
+                           f"deadline left): {lane.open} to this host and {len(self.all)} "
                            "in all are in use",
                            phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
-                self._leave(route, future)
+                self._leave(lane, future)
             elif not future.exception():  # cancelled when one was handed over: nobody will use it
                 future.result().close()
             raise
 
-    def _leave(self, route: Route, future: asyncio.Future[Any]) -> None:
-        queue = self.waiting[route]
-        del queue[future]
-        if not queue:
-            del self.waiting[route]
-            self.turns.pop(route, None)
+    def _leave(self, lane: Lane, future: asyncio.Future[Connection]) -> None:
+        del lane.waiting[future]
+        if not lane.waiting:
+            self.turns.pop(lane, None)
 
     # ---- who is next
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange: it may serve another, if the server is silent."""
         connection.listener = Listener(connection)
-        if connection.listener.future is None:
-            connection.close()
-            return
         connection.clock.deadline = _NEVER
         connection.idle_at = connection.clock.watch("idle", IDLE_SECONDS)
-        self.idle[connection.route][connection] = None
-        if self.waiting:
-            self.serve(connection.route,
-                       first=connection.exchanges % min(self.limit, TURN_EXCHANGES) > 0)
+        lane = self.all[connection] = self.all.pop(connection)
+        lane.idle[connection] = None
+        if self.turns or lane.waiting:
+            self.serve(lane, first=connection.exchanges % min(self.limit, TURN_EXCHANGES) > 0)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed, by its user, `_spoke` or its clock: its place is free."""
-        if connection in self.all:
+        lane = self.all.get(connection)
+        if lane:
             self.drop(connection)
-            self.serve(connection.route)
+            self.serve(lane)
 
-    def _resume(self, route: Route) -> None:
-        self.paused.remove(route)
-        self.serve(route)
+    def _resume(self, lane: Lane) -> None:
+        lane.paused = False
+        self.serve(lane)
 
-    def serve(self, route: Route, first: bool = False) -> None:
+    def serve(self, lane: Lane, first: bool = False) -> None:
         """A connection of a route, or the place of one, came free: hand it to who is next.
 
         On one route that is who has waited longest. The routes take turns; with `first` this
@@ -2114,36 +2115,35 @@ class Pool:
         full route leaves `turns` until something of its own comes free, so that the work done
         here does not grow with the number of routes that wait.
         """
-        if route in self.waiting:
-            self.turns.setdefault(route)
+        if lane.waiting:
+            self.turns.setdefault(lane)
             if first:
-                self.turns.move_to_end(route, last=False)
+                self.turns.move_to_end(lane, last=False)
         while self.turns:
-            route = next(iter(self.turns))
-            connection = self.decide(route)
+            lane = next(iter(self.turns))
+            connection = self.decide(lane)
             if connection is not None:
-                self.turns.move_to_end(route)
-                queue = self.waiting[route]
-                queue.moved_at = self.moved_at = connection.loop.time()
-                future = next(iter(queue))
-                self._leave(route, future)
+                self.turns.move_to_end(lane)
+                lane.moved_at = self.moved_at = connection.loop.time()
+                future = next(iter(lane.waiting))
+                self._leave(lane, future)
                 future.set_result(connection)
-            elif self.is_full(route):
-                del self.turns[route]
+            elif self.is_full(lane):
+                del self.turns[lane]
             else:
                 return  # all connections are in use
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and wait until their sockets are closed."""
-        waiting, self.waiting = self.waiting, {}
         self.turns.clear()
-        for future in itertools.chain(*waiting.values()):
-            future.set_exception(AsyncGetError("the session was closed"))
+        for lane in self.lanes.values():
+            while lane.waiting:
+                future, _ = lane.waiting.popitem()
+                future.set_exception(AsyncGetError("the session was closed"))
         opening = [connection.opener for connection in self.all if connection.opener]
         for connection in list(self.all):
             connection.close()
-        if opening:
-            await asyncio.wait(opening)
+        await asyncio.gather(*opening, return_exceptions=True)
         await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
 
 
@@ -2798,9 +2798,9 @@ class Call:
         the request goes once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings, deadline = self.session, self.settings, self.deadline
-        route = session._route(request, self)
-        data = self.render(request, route)
-        connection = session._pool.take(route) or await self.acquire(route)
+        pool, lane = session._pool, session._lane(request, self)
+        data = self.render(request, lane)
+        connection = pool.take(lane) or await pool.acquire(lane, deadline, settings["timeout"])
         while True:
             clock = connection.clock
             # The call's time runs from its first connection on; a later one does not move its end.
@@ -2824,7 +2824,7 @@ class Call:
                     raise
             connection.close()
             connection.note("the kept connection ended unanswered: once more on a new one")
-            connection = await self.acquire(route, fresh=True)
+            connection = await pool.acquire(lane, deadline, settings["timeout"], fresh=True)
 
     def keep_cookies(self, request: Request, head: Head) -> None:
         """Give the jar what a response sets; it goes out instead of the call's own of that name."""
@@ -2833,15 +2833,7 @@ class Call:
             for name in jar.store(request.url, octets_text(head.raw, "set-cookie")):
                 self.cookies.pop(name, None)
 
-    async def acquire(self, route: Route, fresh: bool = False) -> Connection:
-        """A connection; the wait for it, as long as others are served, is not the call's time."""
-        deadline, came = self.deadline, self.session._time()
-        patience = min(self.settings["timeout"] or deadline.seconds, deadline.until - came)
-        connection = await self.session._pool.acquire(route, patience, fresh)
-        deadline.until += self.session._time() - came
-        return connection
-
-    def render(self, request: Request, route: Route) -> bytes:
+    def render(self, request: Request, lane: Lane) -> bytes:
         """The bytes of a request as they go over a route, with cookies and netrc's password."""
         origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
         cookies = jar.pairs_for(request.url) if jar is not False else ()
@@ -2849,15 +2841,16 @@ class Call:
             request = request.with_cookies(cookies)
         if self.settings["netrc"]:
             request = self.with_password(request)
-        fields = request.fields
-        if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
+        fields, proxy = request.fields, lane.route.proxy
+        if proxy and origin.scheme == "http" and not proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
-            fields = (*fields, *proxy_fields(route.proxy))
-        known = self.session._lines if fields is self.session._fields else {}
-        lines = known.get(origin)
-        if lines is None:
-            fields = with_codings(fields, self.settings["decode"])
-            lines = remember(known, origin, render_fields(fields, origin))
+            fields = (*fields, *proxy_fields(proxy))
+        own = fields is self.session._fields
+        lines = lane.lines if own else b""
+        if not lines:
+            lines = render_fields(with_codings(fields, self.settings["decode"]), origin)
+        if own:
+            lane.lines = lines
         return render_request(target, lines)
 
     def with_password(self, request: Request) -> Request:
@@ -2940,14 +2933,12 @@ class Session:
             jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
         self.settings = {**settings, "cookies": jar, "own_cookies": {}}
-        self._routes: dict[tuple[Origin, Any], Route] = {}
-        self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
+        self._lanes: dict[tuple[Origin, Any], Lane] = {}
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self.tls_version: ssl.TLSVersion | None = None  # at least
         self.connect_timeout: float | None = None  # where it is not as `timeout`
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pool = Pool(settings["limit"], settings["limit_per_host"],
-                          settings["open_connection"], settings["rate"])
+        self._pool = Pool(settings)
         # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
         # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
         # Without that a small GET takes twice the time.
@@ -3141,13 +3132,13 @@ class Session:
                 settings["own_cookies"] = cookies
         return settings, own
 
-    def _route(self, request: Request, call: Call) -> Route:
-        """The route for a request; remembered, if the call has no keyword of _ROUTING."""
+    def _lane(self, request: Request, call: Call) -> Lane:
+        """The lane for a request; remembered, if the call has no keyword of _ROUTING."""
         origin, cert = request.url.origin, request.cert
-        routes = self._routes if _ROUTING.isdisjoint(call.options) else {}
-        route = routes.get((origin, cert))
-        if route is not None:
-            return route
+        lanes = self._lanes if _ROUTING.isdisjoint(call.options) else {}
+        lane = lanes.get((origin, cert))
+        if lane is not None:
+            return lane
         jar = self.settings["cookies"]
         if jar is not False:  # its cookies without a domain are for the first origin of all
             jar.home = jar.home or (self._base or request.url).origin
@@ -3163,8 +3154,9 @@ class Session:
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
         route = Route(origin, tls, proxy, path, address, proxy_tls,
                       verify if tls or proxy_tls else True)
-        remember(routes, (origin, cert), route)
-        return route
+        lane = self._pool.lanes.setdefault(route, Lane(route))
+        remember(lanes, (origin, cert), lane)
+        return lane
 
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
         """The TLS settings for `verify` and `cert`; remembered: routes are told apart by it."""
