@@ -2662,7 +2662,7 @@ MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connecti
 MAX_DISCARD_SECONDS = 1.0        # that this may take
 # What a rule for retries is asked about: of errors those that the server, or the way to it, caused.
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
-# The keywords that change a route; a call without any of them uses the session's routes.
+# The keywords that change a route; a call without any of them uses the session's lanes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
 Settled = tuple[dict[str, Any], dict[str, Any]]  # all settings of a call; those that are its own
 Outcome = Union[Response, AsyncGetError]
@@ -2798,7 +2798,7 @@ class Call:
         the request goes once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings, deadline = self.session, self.settings, self.deadline
-        pool, lane = session._pool, session._lane(request, self)
+        pool, lane = session._pool, session._lane(request, settings)
         data = self.render(request, lane)
         connection = pool.take(lane) or await pool.acquire(lane, deadline, settings["timeout"])
         while True:
@@ -2932,9 +2932,10 @@ class Session:
         if jar is not False and not isinstance(jar, AskedJar):
             jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
-        self.settings = {**settings, "cookies": jar, "own_cookies": {}}
-        self._lanes: dict[tuple[Origin, Any], Lane] = {}
-        self._contexts: dict[Any, ssl.SSLContext] = {}
+        # The lanes by origin and certificate, of all calls whose settings have this dictionary.
+        self.settings = {**settings, "cookies": jar, "own_cookies": {}, "lanes": {}}
+        # Remembered, as routes are told apart by it.
+        self._contexts = functools.lru_cache(MAX_REMEMBERED)(tls_context)  # section 13
         self.tls_version: ssl.TLSVersion | None = None  # at least
         self.connect_timeout: float | None = None  # where it is not as `timeout`
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -3125,6 +3126,8 @@ class Session:
         own = checked(options, allowed)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
+        if not _ROUTING.isdisjoint(own):
+            settings["lanes"] = {}
         cookies = own.get("cookies")
         if cookies is not False and not isinstance(cookies, AskedJar):
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
@@ -3132,17 +3135,15 @@ class Session:
                 settings["own_cookies"] = cookies
         return settings, own
 
-    def _lane(self, request: Request, call: Call) -> Lane:
-        """The lane for a request; remembered, if the call has no keyword of _ROUTING."""
-        origin, cert = request.url.origin, request.cert
-        lanes = self._lanes if _ROUTING.isdisjoint(call.options) else {}
-        lane = lanes.get((origin, cert))
+    def _lane(self, request: Request, settings: Mapping[str, Any]) -> Lane:
+        """The lane for a request of a call with these settings; remembered in them."""
+        origin, cert, lanes = request.url.origin, request.cert, settings["lanes"]
+        lane: Lane | None = lanes.get((origin, cert))
         if lane is not None:
             return lane
         jar = self.settings["cookies"]
         if jar is not False:  # its cookies without a domain are for the first origin of all
             jar.home = jar.home or (self._base or request.url).origin
-        settings = call.settings
         path, verify = settings["unix_socket"], settings["verify"]
         proxy: Proxy | None = None
         given = settings.get("proxy", settings["trust_env"])  # True: ask the environment
@@ -3159,15 +3160,13 @@ class Session:
         return lane
 
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
-        """The TLS settings for `verify` and `cert`; remembered: routes are told apart by it."""
+        """The TLS settings for `verify` and `cert`."""
         if isinstance(verify, ssl.SSLContext) and not cert:
             return verify
-        key = (verify, cert)
-        if key not in self._contexts:
-            context = remember(self._contexts, key, tls_context(verify, cert))  # section 13
-            if self.tls_version is not None:
-                context.minimum_version = self.tls_version
-        return self._contexts[key]
+        context = self._contexts(verify, cert)
+        if self.tls_version:
+            context.minimum_version = self.tls_version
+        return context
 
 
 @spelled_out

@@ -2903,7 +2903,8 @@ class Section12Session(AsyncCase):
                     await session.get(url, resolve={url[7:-1] + ":80": "127.0.0.1"})
                     await session.get(url)
             await until(lambda: not any(lane.paused for lane in session._pool.lanes.values()))
-            for name, value in [*vars(session).items(), *vars(session._pool).items()]:
+            for name, value in [*vars(session).items(), *vars(session._pool).items(),
+                                *session.settings.items()]:
                 self.assertLessEqual(len(value) if hasattr(value, "__len__") else 0, 50, name)
         async with Session(limit=1, open_connection=never) as session:
             held = asyncio.ensure_future(session.get("http://h.test/"))
