@@ -2091,8 +2091,7 @@ class Pool:
         connection.idle_at = connection.clock.watch("idle", IDLE_SECONDS)
         lane = self.all[connection] = self.all.pop(connection)
         lane.idle[connection] = None
-        if self.turns or lane.waiting:
-            self.serve(lane, first=connection.exchanges % min(self.limit, TURN_EXCHANGES) > 0)
+        self.serve(lane, connection.exchanges)
 
     def forget(self, connection: Connection) -> None:
         """A connection was closed, by its user, `_spoke` or its clock: its place is free."""
@@ -2105,11 +2104,11 @@ class Pool:
         lane.paused = False
         self.serve(lane)
 
-    def serve(self, lane: Lane, first: bool = False) -> None:
+    def serve(self, lane: Lane, exchanges: int = 0) -> None:
         """A connection of a route, or the place of one, came free: hand it to who is next.
 
-        On one route that is who has waited longest. The routes take turns; with `first` this
-        route is next, and so it is behind all exchanges but each TURN_EXCHANGES-th (or, where
+        On one route that is who has waited longest. The routes take turns; but this route is
+        next behind all `exchanges` of a connection but each TURN_EXCHANGES-th (or, where
         fewer connections are allowed, as many as these): to go to another route is to close a
         connection and to open one, which costs all who wait more time than it gives to one. A
         full route leaves `turns` until something of its own comes free, so that the work done
@@ -2117,7 +2116,7 @@ class Pool:
         """
         if lane.waiting:
             self.turns.setdefault(lane)
-            if first:
+            if exchanges % min(self.limit, TURN_EXCHANGES):
                 self.turns.move_to_end(lane, last=False)
         while self.turns:
             lane = next(iter(self.turns))
