@@ -1450,7 +1450,7 @@ class Connection:
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
         self.broken: Exception | None = None  # told by the socket behind the last byte
-        self.listener: Any = None     # while it is idle: section 9
+        self.stop_listening: Any = None  # while it is idle: section 9
         self.timeout: float | None = None
         self.opened_at = self.sent_at = self.head_at = self.idle_at = 0.0
 
@@ -1892,41 +1892,38 @@ IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before 
 TURN_EXCHANGES = 10              # on a connection, before another route may get its place
 
 
-class Listener:
-    """Closes an idle connection at the first bytes, or at the end, that come from the server.
+def listen(connection: Connection) -> Callable[[], bool]:
+    """Close an idle connection at the first bytes, or at the end, that come from the server.
 
     What it says before we have asked would be taken for the answer to our next question
-    (CVE-2026-6733).
+    (CVE-2026-6733). The function returned ends this: what comes from then on is an answer. It
+    is False if anything came before.
 
     `await` calls coroutine.send(None), again and again. Here the first of these calls is made,
     which begins a read and returns the future that it waits for; there are no others, so that
     whatever comes stays in the reader.
     """
+    coroutine = connection.reader.read(1)
+    try:
+        future: Any = coroutine.send(None)
+    except (StopIteration, *_STREAM_ERRORS):  # bytes, or the end, are there already
+        future = connection.loop.create_future()
+        future.set_result(None)
+    if not asyncio.isfuture(future):  # a caller's reader: of that it cannot be told
+        future = connection.loop.create_future()
 
-    __slots__ = ("connection", "coroutine", "future")
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.coroutine = connection.reader.read(1)
-        try:
-            self.future: Any = self.coroutine.send(None)
-        except (StopIteration, *_STREAM_ERRORS):  # bytes, or the end, are there already
-            self.future = connection.loop.create_future()
-            self.future.set_result(None)
-        if not asyncio.isfuture(self.future):  # a caller's reader: of that it cannot be told
-            self.future = connection.loop.create_future()
-        self.future.add_done_callback(self._spoke)
-
-    def _spoke(self, future: asyncio.Future[Any]) -> None:
+    def spoke(_: object) -> None:
         """To close it tells the pool (`forget`), which gives its place to who is next."""
         future.exception()  # else asyncio complains that nobody has asked for it
-        self.connection.close()
+        connection.close()
 
-    def stop(self) -> bool:
-        """Listen no more: what comes from now on is an answer. False if anything came before."""
-        self.coroutine.close()
-        self.future.remove_done_callback(self._spoke)
-        return not (self.future.done() or self.connection.closed)
+    def stop() -> bool:
+        coroutine.close()
+        future.remove_done_callback(spoke)
+        return not (future.done() or connection.closed)
+
+    future.add_done_callback(spoke)
+    return stop
 
 
 class Lane:
@@ -1973,7 +1970,7 @@ class Pool:
         if lane.idle and not self.interval:
             connection = next(reversed(lane.idle))
             rested = connection.loop.time() - connection.idle_at > IDLE_MOMENT_SECONDS
-            if not rested and connection.listener.stop():
+            if not rested and connection.stop_listening():
                 del lane.idle[connection]
                 return connection
         return None
@@ -1997,7 +1994,7 @@ class Pool:
         while True:
             connection = self.decide(lane) or await self._wait(lane, deadline, timeout)
             kept = connection.exchanges > 0
-            if not kept or not fresh and Listener(connection).stop():
+            if not kept or not fresh and listen(connection)():
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -2010,9 +2007,9 @@ class Pool:
             raise AsyncGetError("the session is closed")
         if lane.idle and not lane.paused:
             connection, _ = lane.idle.popitem()
-            # Without this, if the server closes it now, `_spoke` would give its place to the next
+            # Without this, if the server closes it now, `spoke` would give its place to the next
             # in turn, though it is promised already. `acquire` looks once more whether it lives.
-            connection.listener.stop()
+            connection.stop_listening()
         elif self.is_full(lane):
             return None
         else:
@@ -2033,12 +2030,13 @@ class Pool:
         """Whether a route has all that it may have: connections, or requests by `rate`."""
         return lane.paused or lane.open >= self.limit_per_host
 
-    def drop(self, connection: Connection) -> None:
+    def drop(self, connection: Connection) -> Lane:
         """Close a connection, unless it is closed; its place is for the caller to give away."""
         lane = self.all.pop(connection)  # first: `forget` then does nothing
         lane.idle.pop(connection, None)
         lane.open -= 1
         connection.close()
+        return lane
 
     # ---- who waits
 
@@ -2086,7 +2084,7 @@ class Pool:
 
     def keep(self, connection: Connection) -> None:
         """A connection has finished an exchange: it may serve another, if the server is silent."""
-        connection.listener = Listener(connection)
+        connection.stop_listening = listen(connection)
         connection.clock.deadline = _NEVER
         connection.idle_at = connection.clock.watch("idle", IDLE_SECONDS)
         lane = self.all[connection] = self.all.pop(connection)
@@ -2094,11 +2092,9 @@ class Pool:
         self.serve(lane, connection.exchanges)
 
     def forget(self, connection: Connection) -> None:
-        """A connection was closed, by its user, `_spoke` or its clock: its place is free."""
-        lane = self.all.get(connection)
-        if lane:
-            self.drop(connection)
-            self.serve(lane)
+        """A connection was closed, by its user, `spoke` or its clock: its place is free."""
+        if connection in self.all:
+            self.serve(self.drop(connection))
 
     def _resume(self, lane: Lane) -> None:
         lane.paused = False
@@ -2512,20 +2508,19 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
             raise TypeError(f"unknown keyword {name!r}; there are "
                             + ", ".join(allowed.__annotations__))
         annotation = allowed.__annotations__[name].__forward_arg__
-        settings[name] = value
         try:
             if not isinstance(value, kinds_of(annotation)):
                 raise TypeError
             if name in ("params", "headers"):
                 pairs = value.items() if isinstance(value, Mapping) else value or ()
-                settings[name] = tuple(
+                value = tuple(
                     (plain(key), [*map(plain, item)] if isinstance(item, _SEVERAL) else plain(item))
                     for key, item in pairs)
             elif name in ("secret_headers", "redirect_schemes"):
-                settings[name] = (value,) if isinstance(value, str) else tuple(value)
-                "".join(settings[name])  # TypeError for what is no text
+                value = (value,) if isinstance(value, str) else tuple(value)
+                "".join(value)  # TypeError for what is no text
             elif name == "cookies" and isinstance(value, Jar):  # requests' is a mapping, too
-                settings[name] = OthersJar(value)
+                value = OthersJar(value)
             elif name == "cert":
                 hash(value)  # contexts are remembered by it
             elif name == "resolve" and value:
@@ -2537,6 +2532,7 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
         if isinstance(value, (int, float)) and not value >= 0 or above and value == 0:  # nor is nan
             raise ValueError(f"{name} must be {'above' if above else 'at least'} 0: "
                              f"not {value!r:.50}")
+        settings[name] = value
     return settings
 
 
@@ -2797,9 +2793,9 @@ class Call:
         the request goes once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings, deadline = self.session, self.settings, self.deadline
-        pool, lane = session._pool, session._lane(request, settings)
+        pool, lane, timeout = session._pool, session._lane(request, settings), settings["timeout"]
         data = self.render(request, lane)
-        connection = pool.take(lane) or await pool.acquire(lane, deadline, settings["timeout"])
+        connection = pool.take(lane) or await pool.acquire(lane, deadline, timeout)
         while True:
             clock = connection.clock
             # The call's time runs from its first connection on; a later one does not move its end.
@@ -2808,8 +2804,8 @@ class Call:
             kept = connection.exchanges > 0
             try:
                 if not kept:
-                    await connection.open(session.connect_timeout or settings["timeout"])
-                head = await connection.exchange(data, settings["timeout"])
+                    await connection.open(session.connect_timeout or timeout)
+                head = await connection.exchange(data, timeout)
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
                 if not (kept and head.status == 408 and not connection.interim
@@ -2823,7 +2819,7 @@ class Call:
                     raise
             connection.close()
             connection.note("the kept connection ended unanswered: once more on a new one")
-            connection = await pool.acquire(lane, deadline, settings["timeout"], fresh=True)
+            connection = await pool.acquire(lane, deadline, timeout, fresh=True)
 
     def keep_cookies(self, request: Request, head: Head) -> None:
         """Give the jar what a response sets; it goes out instead of the call's own of that name."""
