@@ -1984,8 +1984,8 @@ class Pool:
         what the deadline left; as long as those ahead are served, the wait goes on.
         """
         if fresh:  # all at once: to be handed them one by one would cost a turn of `rate` each
-            for old in [*lane.idle]:
-                self.drop(old)
+            for kept in [*lane.idle]:
+                self.drop(kept)
         if lane.idle:
             # The server may have closed some while the loop was busy elsewhere: in two turns
             # asyncio asks the kernel and receives that, and stop() sees it.
@@ -1993,8 +1993,7 @@ class Pool:
             await asyncio.sleep(0)
         while True:
             connection = self.decide(lane) or await self._wait(lane, deadline, timeout)
-            kept = connection.exchanges > 0
-            if not kept or not fresh and listen(connection)():
+            if not connection.exchanges or not fresh and listen(connection)():
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
             # next in turn; drop() leaves it to us.
@@ -2070,15 +2069,12 @@ class Pool:
                            phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
-                self._leave(lane, future)
+                del lane.waiting[future]
+                if not lane.waiting:
+                    self.turns.pop(lane, None)
             elif not future.exception():  # cancelled when one was handed over: nobody will use it
                 future.result().close()
             raise
-
-    def _leave(self, lane: Lane, future: asyncio.Future[Connection]) -> None:
-        del lane.waiting[future]
-        if not lane.waiting:
-            self.turns.pop(lane, None)
 
     # ---- who is next
 
@@ -2117,16 +2113,15 @@ class Pool:
         while self.turns:
             lane = next(iter(self.turns))
             connection = self.decide(lane)
-            if connection is not None:
-                self.turns.move_to_end(lane)
-                lane.moved_at = self.moved_at = connection.loop.time()
-                future = next(iter(lane.waiting))
-                self._leave(lane, future)
-                future.set_result(connection)
-            elif self.is_full(lane):
-                del self.turns[lane]
-            else:
+            if connection is None and not self.is_full(lane):
                 return  # all connections are in use
+            del self.turns[lane]
+            if connection is not None:
+                lane.moved_at = self.moved_at = connection.loop.time()
+                future, _ = lane.waiting.popitem(last=False)
+                future.set_result(connection)
+                if lane.waiting:
+                    self.turns[lane] = None
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and wait until their sockets are closed."""
