@@ -2644,8 +2644,8 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # The loop around it all. Call.run is one call: it makes a request, follows redirects to the
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
 # the rule for retries says so. Call.exchange gets one response for one request. A call
-# without keywords of its own takes the route and the rendered fields for its origin from the
-# session's dictionaries: to make them anew each time would slow down small GETs most.
+# without keywords of its own finds the lane for its origin in the session's settings, and on it
+# the rendered fields: to make them anew each time would slow down small GETs most.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
@@ -2740,10 +2740,8 @@ class Call:
                    history: list[Response]) -> Request | None:
         """The request that a response leads to (it joins the history), or None."""
         settings = self.settings
-        if not settings["follow_redirects"]:
-            return None
-        following = next_request(request, response, settings)
-        if following is None:
+        following = settings["follow_redirects"] and next_request(request, response, settings)
+        if not following:
             return None
         if following.url.origin.scheme not in settings["redirect_schemes"]:
             raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
