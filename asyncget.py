@@ -2922,8 +2922,8 @@ class Session:
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
         # The lanes by origin and certificate, of all calls whose settings have this dictionary.
         self.settings = {**settings, "cookies": jar, "own_cookies": {}, "lanes": {}}
-        # Remembered, as routes are told apart by it.
-        self._contexts = functools.lru_cache(MAX_REMEMBERED)(tls_context)  # section 13
+        # Remembered, as routes are told apart by it; tls_context (section 13) is looked up late.
+        self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
         self.tls_version: ssl.TLSVersion | None = None  # at least
         self.connect_timeout: float | None = None  # where it is not as `timeout`
         self._loop: asyncio.AbstractEventLoop | None = None
