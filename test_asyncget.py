@@ -2838,7 +2838,7 @@ class Section12Session(AsyncCase):
         async with scripted(ending, ending, ending, [READ, answer()]) as server, \
                 Session(rate=20) as session:
             await session.get_all([server.url] * 3, limit=3)
-            await until(lambda: not any(lane.paused for lane in session._pool.lanes.values()))
+            await until(lambda: not [lane for lane in session._pool.lanes.values() if lane.paused])
             with mock.patch.object(asyncget.Pool, "_resume", autospec=True,
                                    side_effect=asyncget.Pool._resume) as resumed:
                 await session.get(server.url)
@@ -2895,14 +2895,14 @@ class Section12Session(AsyncCase):
         async with Session(open_connection=Double.connect, limit=10, rate=1e6) as session:
             await session.get("https://h.test/", verify=context, headers={"Connection": "close"})
             del context
-            await until(lambda: not any(lane.paused for lane in session._pool.lanes.values()))
-            gc.collect()
-            self.assertIsNone(forgotten())
+            await until(lambda: not [lane for lane in session._pool.lanes.values() if lane.paused])
+            await until(lambda: (gc.collect(), forgotten())[1] is None)  # PyPy takes two
             with mock.patch.object(asyncget, "MAX_REMEMBERED", 50):
                 for url in (f"http://h{i}.test/" for i in range(75)):
                     await session.get(url, resolve={url[7:-1] + ":80": "127.0.0.1"})
                     await session.get(url)
-            await until(lambda: not any(lane.paused for lane in session._pool.lanes.values()))
+            await until(lambda: not [lane for lane in session._pool.lanes.values() if lane.paused])
+            gc.collect()  # PyPy keeps lanes until then
             for name, value in [*vars(session).items(), *vars(session._pool).items(),
                                 *session.settings.items()]:
                 self.assertLessEqual(len(value) if hasattr(value, "__len__") else 0, 50, name)
