@@ -103,6 +103,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 import zlib
 from collections.abc import (
     AsyncGenerator,
@@ -1280,12 +1281,12 @@ class Deadline:
         finally:
             self.until = until
 
-    async def stand_by(self, something: Awaitable[Any]) -> Any:
-        """Await what the server has no part in (sections 12 and 20); no time runs meanwhile."""
+    async def stand_by(self, something: Awaitable[object]) -> None:
+        """Await what the server has no part in (section 20); no time runs meanwhile."""
         time = asyncio.get_running_loop().time
         left, self.until = self.until - time(), _FOREVER
         try:
-            return await something
+            await something
         finally:
             self.until = time() + left
 
@@ -1711,7 +1712,15 @@ _NO_CODINGS = {b"identity", b"none", b"utf-8", b"utf8", b"binary", b"7bit", b"8b
 
 
 def decompressor(coding: bytes, first: int) -> Any:
-    """A new decompressor, with .decompress, .eof and .unused_data; `first` is the first byte."""
+    """A new decompressor, with .decompress, .eof and .unused_data; `first` is the first byte.
+
+    It is asked for with the first byte of a stream, so an empty body is whole in any coding.
+    Raises DecodingError for what we cannot undo: br, for one, is not in the standard
+    library. To hand out the bytes still coded would pass them off as the content.
+    """
+    if coding not in _CODINGS:  # we asked for no other
+        raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
+                            "decode=False gives the bytes as sent")
     if coding == b"zstd":
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
         window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
@@ -1741,22 +1750,14 @@ class Decoder:
         self.budget = MAX_CODED_BYTES  # bytes that the stages may yet decode
         self.work = 0                  # in bytes, since Response gave the loop a turn
         self.arrived = b""             # to be set once `pieces` gave None; b"": no more comes
-        self.pieces = self.undo_all(coding)
-
-    def undo_all(self, coding: bytes) -> Iterator[bytes | None]:
-        """The content; None asks for more, and b"" lets the caller look at `work`.
-
-        Raises DecodingError if the body ends, and a stream has begun and not ended.
-        """
-        yield None
-        if self.arrived:  # an empty body is whole, even in a coding unknown
-            pieces = self.arriving()
-            for name in reversed(content_codings(coding)):
-                pieces = self.undo(name, pieces)
-            yield from pieces
+        # The content; None asks for more, and b"" lets the caller look at `work`.
+        self.pieces = self.arriving()
+        for name in reversed(content_codings(coding)):
+            self.pieces = self.undo(name, self.pieces)
 
     def arriving(self) -> Iterator[bytes | None]:
         """What has arrived, in slices: behind each member, zlib copies the rest of its slice."""
+        yield None
         while self.arrived:
             self.budget += 100 * len(self.arrived)
             for at in range(0, len(self.arrived), MAX_DECODED_STEP_BYTES):
@@ -1768,6 +1769,7 @@ class Decoder:
 
         What lies behind a whole stream and is no further member (a line end, a comment, as
         servers' templates leave it) is passed over: the content ended where the stream did.
+        Raises DecodingError if the body ends, and a stream has begun and not ended.
         """
         stream: Any = None
         over = full = False  # no further member comes; the last step may have held back more
@@ -1803,18 +1805,11 @@ def content_codings(value: bytes) -> list[bytes]:
 
     >>> content_codings(b"deflate, identity, x-gzip, none")
     [b'deflate', b'gzip']
-
-    Raises DecodingError for what we cannot undo: br, for one, is not in the standard
-    library. To hand out the bytes still coded would pass them off as the content.
     """
     codings = [coding.removeprefix(b"x-") for coding in parse_list(value)
                if coding not in _NO_CODINGS]
     if len(codings) > MAX_CODINGS:
         raise DecodingError(f"{len(codings)} content codings: at most {MAX_CODINGS} are undone")
-    for coding in codings:
-        if coding not in _CODINGS:  # we asked for no other
-            raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
-                                "decode=False gives the bytes as sent")
     return codings
 
 
@@ -1911,155 +1906,161 @@ IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before 
 TURN_EXCHANGES = 10              # on a connection, before another route may get its place
 
 
-class Queue(collections.OrderedDict[asyncio.Future[Any], None]):
-    """Who waits for a connection on one route, the longest first."""
+class Lane:
+    """One route: its connections, and who waits for one."""
 
-    moved_at = 0.0  # on the loop's clock: when one of them was served
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.open = 0          # connections, those in use as well
+        self.idle: dict[Connection, None] = {}  # used last: last
+        self.waiting = collections.OrderedDict[asyncio.Future[Connection], None]()  # longest: first
+        self.moved_at = 0.0    # on the loop's clock: when one of them was served
+        self.paused = False    # `rate` allows no request yet
+        self.lines = b""       # of the session's own fields, as they are sent there (Call.render)
 
 
 class Pool:
     """The connections of one session; a new one counts before it is open."""
 
-    def __init__(self, limit: int | None, limit_per_host: int | None, connector: Connector,
-                 rate: float | None = None) -> None:
-        self.limit = limit or sys.maxsize
-        self.limit_per_host = limit_per_host or sys.maxsize
-        self.connector = connector
-        self.interval = 1 / rate if rate else 0.0  # seconds between two requests on one route
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.limit = settings["limit"] or sys.maxsize
+        self.limit_per_host = settings["limit_per_host"] or sys.maxsize
+        self.connector = settings["open_connection"]
+        # Seconds between two requests on one route.
+        self.interval = 1 / settings["rate"] if settings["rate"] else 0.0
         self.closed = False
-        self.all: set[Connection] = set()
-        self.open = collections.Counter[Route]()  # how many of `all`
-        self.idle = collections.defaultdict[Route, dict[Connection, None]](dict)  # used last: last
-        self.paused: set[Route] = set()        # where `rate` allows no request yet
-        self.waiting: dict[Route, Queue] = {}
-        self.turns = collections.OrderedDict[Route, None]()  # may be served, the next first
+        self.all: dict[Connection, Lane] = {}  # used last: last
+        # As long as anyone uses a lane, there is no other for its route.
+        self.lanes = weakref.WeakValueDictionary[Route, Lane]()
+        self.turns = collections.OrderedDict[Lane, None]()  # may be served, the next first
         self.moved_at = 0.0                    # when anyone, on any route, was served
 
     def __repr__(self) -> str:
-        idle = sum(map(len, self.idle.values()))
-        waiting = sum(map(len, self.waiting.values()))
+        idle = sum(len(lane.idle) for lane in self.lanes.values())
+        waiting = sum(len(lane.waiting) for lane in self.lanes.values())
         return f"<Pool {len(self.all)} of {self.limit}, {idle} idle, {waiting} waiting>"
 
     # ---- which connection a request gets
 
-    def take(self, route: Route) -> Connection | None:
+    def take(self, lane: Lane) -> Connection | None:
         """A connection that was in use a moment ago, or None; then `acquire` is asked.
 
         So short a time after use, `acquire`'s two turns of the loop would only cost time.
         """
-        idle = self.idle.get(route)
-        if idle and not self.interval:
-            connection = next(reversed(idle))
+        if lane.idle and not self.interval:
+            connection = next(reversed(lane.idle))
             if connection.loop.time() - connection.clock.since <= IDLE_MOMENT_SECONDS:
-                del idle[connection]
+                del lane.idle[connection]
                 connection.reader.on_unasked = None
                 return connection
         return None
 
-    async def acquire(self, route: Route, patience: float, fresh: bool = False) -> Connection:
+    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float | None,
+                      fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
         `fresh`: only a new one will do; a kept one has just failed, so the others are closed.
-        Raises TimedOut when none that could serve this route came free for `patience` seconds;
-        as long as those ahead are served, the wait goes on.
+        Raises TimedOut when none that could serve this route came free for `timeout` seconds, or
+        what the deadline left; as long as those ahead are served, the wait goes on.
         """
         if fresh:  # all at once: to be handed them one by one would cost a turn of `rate` each
-            for kept in [*self.idle.get(route, ())]:
+            for kept in [*lane.idle]:
                 self.drop(kept)
-        if self.idle.get(route):
+        if lane.idle:
             # The server may have closed some while the loop was busy elsewhere: in two turns
             # asyncio asks the kernel and receives that.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         while True:
-            connection = self.decide(route) or await self._wait(route, patience)
-            kept = connection.exchanges > 0
-            reader = connection.reader
-            if not kept or not (fresh or connection.closed or reader.pieces or reader.ended):
+            connection = self.decide(lane) or await self._wait(lane, deadline, timeout)
+            new, reader = not connection.exchanges, connection.reader
+            if new or not (fresh or connection.closed or reader.pieces or reader.ended):
                 return connection
             # The server has ended it since `decide`, say. close() would give its place to the
-            # next in turn; drop() leaves it to us.
+            # next in turn; drop() leaves it to us, and the turn by `rate` is ours, too.
             if not connection.closed:
-                self.drop(connection)
+                return self.add(self.drop(connection))
 
-    def decide(self, route: Route) -> Connection | None:
+    def decide(self, lane: Lane) -> Connection | None:
         """The connection for a request, or None while it has to wait."""
         if self.closed:
             raise AsyncGetError("the session is closed")
-        if self.idle.get(route) and route not in self.paused:
-            connection, _ = self.idle[route].popitem()
+        if lane.idle and not lane.paused:
+            connection, _ = lane.idle.popitem()
             # Without this, if the server closes it now, `forget` would give its place to the next
             # in turn, though it is promised already. `acquire` looks whether it lives.
             connection.reader.on_unasked = None
-        elif self.is_full(route):
+        elif self.is_full(lane):
             return None
         else:
             if len(self.all) >= self.limit:
-                unused = min(itertools.chain(*self.idle.values()), default=None,
-                             key=lambda kept: kept.clock.since)
+                unused = next((kept for kept, its in self.all.items() if kept in its.idle), None)
                 if unused is None:
                     return None
                 self.drop(unused)
-            connection = Connection(route, self.connector, self.keep, self.forget)
-            self.all.add(connection)
-            self.open[route] += 1
+            connection = self.add(lane)
         if self.interval:
-            self.paused.add(route)
-            connection.loop.call_later(self.interval, self._resume, route)
+            lane.paused = True
+            connection.loop.call_later(self.interval, self._resume, lane)
         return connection
 
-    def is_full(self, route: Route) -> bool:
-        """Whether a route has all that it may have: connections, or requests by `rate`."""
-        return route in self.paused or self.open[route] >= self.limit_per_host
+    def add(self, lane: Lane) -> Connection:
+        """A new connection, for whom there is a place."""
+        connection = Connection(lane.route, self.connector, self.keep, self.forget)
+        self.all[connection] = lane
+        lane.open += 1
+        return connection
 
-    def drop(self, connection: Connection) -> None:
+    def is_full(self, lane: Lane) -> bool:
+        """Whether a route has all that it may have: connections, or requests by `rate`."""
+        return lane.paused or lane.open >= self.limit_per_host
+
+    def drop(self, connection: Connection) -> Lane:
         """Close a connection, unless it is closed; its place is for the caller to give away."""
-        route = connection.route
-        self.all.remove(connection)  # first: `forget` then does nothing
-        self.idle[route].pop(connection, None)
-        self.open[route] -= 1
-        if not self.open[route]:
-            del self.open[route], self.idle[route]
+        lane = self.all.pop(connection)  # first: `forget` then does nothing
+        lane.idle.pop(connection, None)
+        lane.open -= 1
         connection.close()
+        return lane
 
     # ---- who waits
 
-    async def _wait(self, route: Route, patience: float) -> Connection:
-        """Wait in the queue of the route until `serve` hands a connection over."""
+    async def _wait(self, lane: Lane, deadline: Deadline, timeout: float | None) -> Connection:
+        """Wait in the queue of the route until `serve` hands a connection over.
+
+        As long as others are served, the wait is not the call's time.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
-        queue = self.waiting.setdefault(route, Queue())
-        queue[future] = None
-        self.turns.setdefault(route)
+        lane.waiting[future] = None
+        self.turns.setdefault(lane)
+        came = loop.time()
+        patience = min(timeout or deadline.seconds, deadline.until - came)
         allowed = left = patience + self.interval  # a pause for `rate` is no standstill
         looks = LAST_TURNS
         try:
             while looks:  # once time is up, LAST_TURNS more: what frees one may lie in the kernel
                 await asyncio.wait([future], timeout=left)
                 if future.done():
+                    deadline.until += loop.time() - came
                     return future.result()
                 # A full route waits for its own connections; any other waits for a place in the
                 # pool, as all routes do.
-                moved_at = queue.moved_at if self.is_full(route) else self.moved_at
+                moved_at = (lane if self.is_full(lane) else self).moved_at
                 left = moved_at + allowed - loop.time()
                 looks = LAST_TURNS if left > 0 else looks - 1
             raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the "
-                           f"deadline left): {self.open[route]} to this host and {len(self.all)} "
+                           f"deadline left): {lane.open} to this host and {len(self.all)} "
                            "in all are in use",
                            phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
-                self._leave(route, future)
+                del lane.waiting[future]
+                if not lane.waiting:
+                    self.turns.pop(lane, None)
             elif not future.exception():  # cancelled when one was handed over: nobody will use it
                 future.result().close()
             raise
-
-    def _leave(self, route: Route, future: asyncio.Future[Any]) -> None:
-        queue = self.waiting[route]
-        del queue[future]
-        if not queue:
-            del self.waiting[route]
-            self.turns.pop(route, None)
 
     # ---- who is next
 
@@ -2072,61 +2073,57 @@ class Pool:
         reader.on_unasked = connection.close
         connection.clock.deadline = _NEVER
         connection.clock.watch("idle", IDLE_SECONDS)
-        self.idle[connection.route][connection] = None
-        if self.waiting:
-            self.serve(connection.route,
-                       first=connection.exchanges % min(self.limit, TURN_EXCHANGES) > 0)
+        lane = self.all[connection] = self.all.pop(connection)
+        lane.idle[connection] = None
+        self.serve(lane, connection.exchanges)
 
     def forget(self, connection: Connection) -> None:
-        """A connection was closed, by its user, `_spoke` or its clock: its place is free."""
+        """A connection was closed, by its user, `spoke` or its clock: its place is free."""
         if connection in self.all:
-            self.drop(connection)
-            self.serve(connection.route)
+            self.serve(self.drop(connection))
 
-    def _resume(self, route: Route) -> None:
-        self.paused.remove(route)
-        self.serve(route)
+    def _resume(self, lane: Lane) -> None:
+        lane.paused = False
+        self.serve(lane)
 
-    def serve(self, route: Route, first: bool = False) -> None:
+    def serve(self, lane: Lane, exchanges: int = 0) -> None:
         """A connection of a route, or the place of one, came free: hand it to who is next.
 
-        On one route that is who has waited longest. The routes take turns; with `first` this
-        route is next, and so it is behind all exchanges but each TURN_EXCHANGES-th (or, where
+        On one route that is who has waited longest. The routes take turns; but this route is
+        next behind all `exchanges` of a connection but each TURN_EXCHANGES-th (or, where
         fewer connections are allowed, as many as these): to go to another route is to close a
         connection and to open one, which costs all who wait more time than it gives to one. A
         full route leaves `turns` until something of its own comes free, so that the work done
         here does not grow with the number of routes that wait.
         """
-        if route in self.waiting:
-            self.turns.setdefault(route)
-            if first:
-                self.turns.move_to_end(route, last=False)
+        if lane.waiting:
+            self.turns.setdefault(lane)
+            if exchanges % min(self.limit, TURN_EXCHANGES):
+                self.turns.move_to_end(lane, last=False)
         while self.turns:
-            route = next(iter(self.turns))
-            connection = self.decide(route)
-            if connection is not None:
-                self.turns.move_to_end(route)
-                queue = self.waiting[route]
-                queue.moved_at = self.moved_at = connection.loop.time()
-                future = next(iter(queue))
-                self._leave(route, future)
-                future.set_result(connection)
-            elif self.is_full(route):
-                del self.turns[route]
-            else:
+            lane = next(iter(self.turns))
+            connection = self.decide(lane)
+            if connection is None and not self.is_full(lane):
                 return  # all connections are in use
+            del self.turns[lane]
+            if connection is not None:
+                lane.moved_at = self.moved_at = connection.loop.time()
+                future, _ = lane.waiting.popitem(last=False)
+                future.set_result(connection)
+                if lane.waiting:
+                    self.turns[lane] = None
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and wait until their sockets are closed."""
-        waiting, self.waiting = self.waiting, {}
         self.turns.clear()
-        for future in itertools.chain(*waiting.values()):
-            future.set_exception(AsyncGetError("the session was closed"))
+        for lane in self.lanes.values():
+            while lane.waiting:
+                future, _ = lane.waiting.popitem()
+                future.set_exception(AsyncGetError("the session was closed"))
         opening = [connection.opener for connection in self.all if connection.opener]
         for connection in list(self.all):
             connection.close()
-        if opening:
-            await asyncio.wait(opening)
+        await asyncio.gather(*opening, return_exceptions=True)
         await asyncio.sleep(0)  # asyncio closes the sockets in the next turn of the loop
 
 
@@ -2496,20 +2493,19 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
             raise TypeError(f"unknown keyword {name!r}; there are "
                             + ", ".join(allowed.__annotations__))
         annotation = allowed.__annotations__[name].__forward_arg__
-        settings[name] = value
         try:
             if not isinstance(value, kinds_of(annotation)):
                 raise TypeError
             if name in ("params", "headers"):
                 pairs = value.items() if isinstance(value, Mapping) else value or ()
-                settings[name] = tuple(
+                value = tuple(
                     (plain(key), [*map(plain, item)] if isinstance(item, _SEVERAL) else plain(item))
                     for key, item in pairs)
             elif name in ("secret_headers", "redirect_schemes"):
-                settings[name] = (value,) if isinstance(value, str) else tuple(value)
-                "".join(settings[name])  # TypeError for what is no text
+                value = (value,) if isinstance(value, str) else tuple(value)
+                "".join(value)  # TypeError for what is no text
             elif name == "cookies" and isinstance(value, Jar):  # requests' is a mapping, too
-                settings[name] = OthersJar(value)
+                value = OthersJar(value)
             elif name == "cert":
                 hash(value)  # contexts are remembered by it
             elif name == "resolve" and value:
@@ -2521,6 +2517,7 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
         if isinstance(value, (int, float)) and not value >= 0 or above and value == 0:  # nor is nan
             raise ValueError(f"{name} must be {'above' if above else 'at least'} 0: "
                              f"not {value!r:.50}")
+        settings[name] = value
     return settings
 
 
@@ -2637,15 +2634,15 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # The loop around it all. Call.run is one call: it makes a request, follows redirects to the
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
 # the rule for retries says so. Call.exchange gets one response for one request. A call
-# without keywords of its own takes the route and the rendered fields for its origin from the
-# session's dictionaries: to make them anew each time would slow down small GETs most.
+# without keywords of its own finds the lane for its origin in the session's settings, and on it
+# the rendered fields: to make them anew each time would slow down small GETs most.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
 MAX_DISCARD_SECONDS = 1.0        # that this may take
 # What a rule for retries is asked about: of errors those that the server, or the way to it, caused.
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
-# The keywords that change a route; a call without any of them uses the session's routes.
+# The keywords that change a route; a call without any of them uses the session's lanes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
 Settled = tuple[dict[str, Any], dict[str, Any]]  # all settings of a call; those that are its own
 Outcome = Union[Response, AsyncGetError]
@@ -2679,20 +2676,19 @@ class Call:
 
     async def run(self) -> Response:
         """Begin a request, follow it, finish its response; all of it again as the rule says."""
-        request: Request | None = None
-        history: list[Response] = []
         attempt = 1
         while True:
-            response = None
+            request: Request | None = None
+            response: Response | None = None
+            history: list[Response] = []
             try:
-                request = request or self.first_request()
+                request = self.first_request()
                 response = await self.exchange(request)
-                following = (self.redirected(request, response, history)
-                             if response.status_code // 100 == 3 else None)
-                if following is not None:
+                while response.status_code // 100 == 3 and (
+                        following := self.redirected(request, response, history)):
                     await discard(response)
                     request = following
-                    continue
+                    response = await self.exchange(request)
                 response.history = history
                 delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
                 if delay is None:
@@ -2700,7 +2696,6 @@ class Call:
                     return response
                 await discard(response)
             except Anew:
-                request, history = None, []
                 continue
             except BaseException as error:
                 if response is not None:  # its Location is no URL, say: nobody will read it
@@ -2712,7 +2707,7 @@ class Call:
                 if delay is None:
                     raise
             await asyncio.sleep(delay)
-            request, history, attempt = None, [], attempt + 1
+            attempt += 1
 
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds to wait before trying again, None for no more."""
@@ -2735,10 +2730,8 @@ class Call:
                    history: list[Response]) -> Request | None:
         """The request that a response leads to (it joins the history), or None."""
         settings = self.settings
-        if not settings["follow_redirects"]:
-            return None
-        following = next_request(request, response, settings)
-        if following is None:
+        following = settings["follow_redirects"] and next_request(request, response, settings)
+        if not following:
             return None
         if following.url.origin.scheme not in settings["redirect_schemes"]:
             raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
@@ -2783,16 +2776,16 @@ class Call:
         the request goes once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings = self.session, self.settings
-        route = session._route(request, self)
-        data = self.render(request, route)
-        connection = session._pool.take(route) or await self.acquire(route)
+        pool, lane, timeout = session._pool, session._lane(request, settings), settings["timeout"]
+        data = self.render(request, lane)
+        connection = pool.take(lane) or await pool.acquire(lane, self.deadline, timeout)
         while True:
             connection.clock.deadline, connection.trace = self.deadline, settings["trace"]
             kept = connection.exchanges > 0
             try:
                 if not kept:
-                    await connection.open(session.connect_timeout or settings["timeout"])
-                head = await connection.exchange(data, settings["timeout"])
+                    await connection.open(session.connect_timeout or timeout)
+                head = await connection.exchange(data, timeout)
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
                 if not (kept and head.status == 408 and not connection.interim
@@ -2807,7 +2800,7 @@ class Call:
             connection.close()
             if connection.trace:
                 connection.trace("*", "the kept connection ended unanswered: again, on a new one")
-            connection = await self.acquire(route, fresh=True)
+            connection = await pool.acquire(lane, self.deadline, timeout, fresh=True)
 
     def keep_cookies(self, request: Request, head: Head) -> None:
         """Give the jar what a response sets; it goes out instead of the call's own of that name."""
@@ -2816,16 +2809,7 @@ class Call:
             for name in jar.store(request.url, octets_text(head.raw, "set-cookie")):
                 self.cookies.pop(name, None)
 
-    async def acquire(self, route: Route, fresh: bool = False) -> Connection:
-        """A connection; the wait for it, as long as others are served, is not the call's time."""
-        session, deadline = self.session, self.deadline
-        patience = min(self.settings["timeout"] or deadline.seconds,
-                       deadline.until - session._time())
-        connection: Connection = await deadline.stand_by(
-            session._pool.acquire(route, patience, fresh))
-        return connection
-
-    def render(self, request: Request, route: Route) -> bytes:
+    def render(self, request: Request, lane: Lane) -> bytes:
         """The bytes of a request as they go over a route, with cookies and netrc's password."""
         origin, target, jar = request.url.origin, request.url.target, self.settings["cookies"]
         cookies = jar.pairs_for(request.url) if jar is not False else ()
@@ -2833,15 +2817,16 @@ class Call:
             request = request.with_cookies(cookies)
         if self.settings["netrc"]:
             request = self.with_password(request)
-        fields = request.fields
-        if route.proxy and origin.scheme == "http" and not route.proxy.scheme.startswith("socks"):
+        fields, proxy = request.fields, lane.route.proxy
+        if proxy and origin.scheme == "http" and not proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
-            fields = (*fields, *proxy_fields(route.proxy))
-        known = self.session._lines if fields is self.session._fields else {}
-        lines = known.get(origin)
-        if lines is None:
-            fields = with_codings(fields, self.settings["decode"])
-            lines = remember(known, origin, render_fields(fields, origin))
+            fields = (*fields, *proxy_fields(proxy))
+        own = fields is self.session._fields
+        lines = lane.lines if own else b""
+        if not lines:
+            lines = render_fields(with_codings(fields, self.settings["decode"]), origin)
+        if own:
+            lane.lines = lines
         return render_request(target, lines)
 
     def with_password(self, request: Request) -> Request:
@@ -2921,15 +2906,14 @@ class Session:
         if jar is not False and not isinstance(jar, AskedJar):
             jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
-        self.settings = {**settings, "cookies": jar, "own_cookies": {}}
-        self._routes: dict[tuple[Origin, Any], Route] = {}
-        self._lines: dict[Origin, bytes] = {}  # the session's own fields, as they are sent
-        self._contexts: dict[Any, ssl.SSLContext] = {}
+        # The lanes by origin and certificate, of all calls whose settings have this dictionary.
+        self.settings = {**settings, "cookies": jar, "own_cookies": {}, "lanes": {}}
+        # Remembered, as routes are told apart by it; tls_context (section 13) is looked up late.
+        self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
         self.tls_version: ssl.TLSVersion | None = None  # at least
         self.connect_timeout: float | None = None  # where it is not as `timeout`
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pool = Pool(settings["limit"], settings["limit_per_host"],
-                          settings["open_connection"], settings["rate"])
+        self._pool = Pool(settings)
         # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
         # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
         # Without that a small GET takes twice the time.
@@ -3117,6 +3101,8 @@ class Session:
         own = checked(options, allowed)
         settings = {**self.settings, **own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
+        if not _ROUTING.isdisjoint(own):
+            settings["lanes"] = {}
         cookies = own.get("cookies")
         if cookies is not False and not isinstance(cookies, AskedJar):
             settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
@@ -3124,17 +3110,15 @@ class Session:
                 settings["own_cookies"] = cookies
         return settings, own
 
-    def _route(self, request: Request, call: Call) -> Route:
-        """The route for a request; remembered, if the call has no keyword of _ROUTING."""
-        origin, cert = request.url.origin, request.cert
-        routes = self._routes if _ROUTING.isdisjoint(call.options) else {}
-        route = routes.get((origin, cert))
-        if route is not None:
-            return route
+    def _lane(self, request: Request, settings: Mapping[str, Any]) -> Lane:
+        """The lane for a request of a call with these settings; remembered in them."""
+        origin, cert, lanes = request.url.origin, request.cert, settings["lanes"]
+        lane: Lane | None = lanes.get((origin, cert))
+        if lane is not None:
+            return lane
         jar = self.settings["cookies"]
         if jar is not False:  # its cookies without a domain are for the first origin of all
             jar.home = jar.home or (self._base or request.url).origin
-        settings = call.settings
         path, verify = settings["unix_socket"], settings["verify"]
         proxy: Proxy | None = None
         given = settings.get("proxy", settings["trust_env"])  # True: ask the environment
@@ -3146,19 +3130,18 @@ class Session:
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
         route = Route(origin, tls, proxy, path, address, proxy_tls,
                       verify if tls or proxy_tls else True)
-        remember(routes, (origin, cert), route)
-        return route
+        lane = self._pool.lanes.setdefault(route, Lane(route))
+        remember(lanes, (origin, cert), lane)
+        return lane
 
     def _context(self, verify: Any, cert: Any = None) -> ssl.SSLContext:
-        """The TLS settings for `verify` and `cert`; remembered: routes are told apart by it."""
+        """The TLS settings for `verify` and `cert`."""
         if isinstance(verify, ssl.SSLContext) and not cert:
             return verify
-        key = (verify, cert)
-        if key not in self._contexts:
-            context = remember(self._contexts, key, tls_context(verify, cert))  # section 13
-            if self.tls_version is not None:
-                context.minimum_version = self.tls_version
-        return self._contexts[key]
+        context = self._contexts(verify, cert)
+        if self.tls_version:
+            context.minimum_version = self.tls_version
+        return context
 
 
 @spelled_out

@@ -1164,7 +1164,8 @@ class Section8Decoding(Section):
                 (b",".join([b"gzip"] * 1000), "1000 content codings"),          # CVE-2022-32206
                 (b"\r\nContent-Encoding: ".join([b"gzip"] * 100), "100 content codings"),
                 ]:  # CVE-2023-23916
-            self.refuses(DecodingError, said, found, b"Content-Encoding: " + value)
+            self.refuses(DecodingError, said, lambda field: decode(found(field), [b"x"]),
+                         b"Content-Encoding: " + value)
 
     @unittest.skipUnless("zstd" in asyncget.ACCEPT_ENCODING, "no zstd before 3.14")
     def test_zstd(self) -> None:
@@ -2066,14 +2067,16 @@ class Section9Pool(AsyncCase):
     @not_pypy
     async def test_the_work_of_a_release_does_not_grow_with_the_queue(self) -> None:
         async def use(pool: asyncget.Pool, origin: Origin) -> None:
-            connection = await pool.acquire(asyncget.Route(origin, None, None, None, None), 9.0)
+            route = asyncget.Route(origin, None, None, None, None)
+            lane = pool.lanes.setdefault(route, asyncget.Lane(route))
+            connection = await pool.acquire(lane, asyncget.Deadline(), 9.0)
             await asyncio.sleep(0)
             connection.close()
 
         for hosts, limit, per_host in ((1, 25, 4), (25, 5, None), (25, 10, 1), (8, 5, 4)):
             steps = []
             for waiting in (50, 200):
-                pool = asyncget.Pool(limit, per_host, asyncio.open_connection, None)
+                pool = asyncget.Pool({**asyncget.DEFAULTS, "limit": limit, "limit_per_host": per_host})
                 origins = [Origin("http", f"h{i % hosts}.test", 80) for i in range(waiting)]
                 calls = itertools.count()
                 sys.setprofile(lambda *_, calls=calls: next(calls) and None)
@@ -2081,7 +2084,7 @@ class Section9Pool(AsyncCase):
                     await asyncio.gather(*(use(pool, origin) for origin in origins))
                 finally:
                     sys.setprofile(None)
-                self.assertEqual((len(pool.all), pool.open), (0, {}))
+                self.assertRegex(repr(pool), "Pool 0 of .*, 0 idle, 0 waiting")
                 steps.append(next(calls))
             self.assertLess(steps[1] / steps[0], 4 * 1.3, (hosts, limit, per_host, steps))
 
@@ -2413,10 +2416,11 @@ class Model:
                 case.assertEqual((len(self.open()), idle, waiting), (everything, everything, 0))
                 await self.one(case, session, a.url + "/last?late", "late", b"last")
                 await asyncio.sleep(pick.choice((0.006, 0.01)))
-            case.assertEqual(len(session._pool.open), len({c.route for c in session._pool.all}))
+            case.assertEqual(Counter(session._pool.all.values()),
+                             {lane: lane.open for lane in session._pool.lanes.values() if lane.open})
         case.assertLessEqual(self.most.pop(0), limit)
         case.assertLessEqual(max(self.most.values()), per_host or limit)
-        case.assertEqual((self.open(), session._pool.open), ([], {}))
+        case.assertEqual((self.open(), session._pool.all), ([], {}))
 
 
 class Section10RedirectsAndRetries(AsyncCase):
@@ -2896,7 +2900,7 @@ class Section12Session(AsyncCase):
         ending = [READ, 0.2, answer(), READ, CLOSE]
         async with scripted(*[ending] * 3, [READ, answer()]) as server, Session(rate=20) as session:
             await session.get_all([server.url] * 3, limit=3)
-            await until(lambda: not session._pool.paused)
+            await until(lambda: not [lane for lane in session._pool.lanes.values() if lane.paused])
             with mock.patch.object(asyncget.Pool, "_resume", autospec=True,
                                    side_effect=asyncget.Pool._resume) as resumed:
                 await session.get(server.url)
@@ -2952,15 +2956,16 @@ class Section12Session(AsyncCase):
         async with Session(open_connection=Double.connect, limit=10, rate=1e6) as session:
             await session.get("https://h.test/", verify=context, headers={"Connection": "close"})
             del context
-            await until(lambda: not session._pool.paused)
-            gc.collect()
-            self.assertIsNone(forgotten())
+            await until(lambda: not [lane for lane in session._pool.lanes.values() if lane.paused])
+            await until(lambda: (gc.collect(), forgotten())[1] is None)  # PyPy takes two
             with mock.patch.object(asyncget, "MAX_REMEMBERED", 50):
                 for url in (f"http://h{i}.test/" for i in range(75)):
                     await session.get(url, resolve={url[7:-1] + ":80": "127.0.0.1"})
                     await session.get(url)
-            await until(lambda: not session._pool.paused)
-            for name, value in [*vars(session).items(), *vars(session._pool).items()]:
+            await until(lambda: not [lane for lane in session._pool.lanes.values() if lane.paused])
+            gc.collect()  # PyPy keeps lanes until then
+            for name, value in [*vars(session).items(), *vars(session._pool).items(),
+                                *session.settings.items()]:
                 self.assertLessEqual(len(value) if hasattr(value, "__len__") else 0, 50, name)
         async with Session(limit=1, open_connection=never) as session:
             held = asyncio.ensure_future(session.get("http://h.test/"))
@@ -2969,7 +2974,7 @@ class Section12Session(AsyncCase):
                 session.get(f"http://h{n}.test/", timeout=0.01) for n in range(400)),
                 return_exceptions=True)
             self.assertEqual({*map(type, outcomes)}, {TimedOut})
-            self.assertEqual((len(session._pool.waiting), len(session._pool.turns)), (0, 0))
+            self.assertEqual((count(session)[2], len(session._pool.turns)), (0, 0))
             await asyncget.cancel([held])
 
     async def test_stream(self) -> None:
@@ -5666,6 +5671,7 @@ class TrustAndSecrets(AsyncCase):
                                    retries=lambda *_, wrong=wrong: wrong) as session:
                     await self.raised(ValueError, session.get("http://h.test/"),
                                       "a rule for retries gives seconds")
+                    await asyncio.sleep(0)  # Pieces has ended: the listener is told in the next turn
                     self.assertEqual(count(session), (0, 0, 0))
 
     # ---- one marker in all that may hold a secret
