@@ -88,6 +88,7 @@ import collections
 import concurrent.futures
 import contextlib
 import contextvars
+import datetime
 import errno
 import functools
 import inspect
@@ -149,8 +150,6 @@ if sys.version_info >= (3, 11):
     from typing import Unpack
 elif TYPE_CHECKING:
     from typing_extensions import Unpack  # known to each type checker, and never imported
-if TYPE_CHECKING:
-    from datetime import timedelta
 
 __version__ = "0.2.0"
 __all__ = [
@@ -415,10 +414,11 @@ def ascii_label(label: str) -> str:
     if label.isascii():
         return label.lower()
     from unicodedata import normalize
-    lower = normalize("NFC", label.lower())
-    # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts.
+    lower = normalize("NFC", "".join(map(str.lower, label)))  # of a word "Σ" would become "ς"
+    # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts; '。' is
+    # a dot to some; what cannot be seen (a soft hyphen, octets that are no UTF-8) is no letter.
     if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
-            or re.search("[\ud800-\udfff]", label)):  # octets that are no UTF-8
+            or "。" in lower or not lower.isprintable()):
         raise InvalidURL(f"not a host label: {masked(label)}")
     return "xn--" + lower.encode("punycode").decode("ascii")
 
@@ -772,6 +772,10 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     """Whether the connection stays open behind this response (RFC 9112 9.3)."""
     options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
+        return False
+    # A body that may not be there, and may come all the same (6.1, RFC 9110 8.6).
+    length = head.fields.get(b"content-length", b"0") if head.status == 204 else b"0"
+    if framing == 0 and (b"transfer-encoding" in head.fields or length.strip() != b"0"):
         return False
     # HTTP/1.0 closes unless it says otherwise, and does not know chunks (RFC 9112 6.1).
     return (head.raw[:8] != b"HTTP/1.0"
@@ -1191,10 +1195,9 @@ class Response(Body):
         return Timing(sent, sent, head, done, self._reused)
 
     @property
-    def elapsed(self) -> timedelta:
+    def elapsed(self) -> datetime.timedelta:
         """From the call to the end of the body; to the head, while there is more to come."""
-        from datetime import timedelta
-        return timedelta(seconds=max(self.timing[:4]))
+        return datetime.timedelta(seconds=max(self.timing[:4]))
 
     def __repr__(self) -> str:
         return f"<Response {self.status_code} {self.url}>"
@@ -2312,7 +2315,6 @@ def parse_date(text: str) -> float | None:
     The rules are those for cookies (RFC 6265bis 5.1.1), as section 15 needs them; HTTP's three
     formats (RFC 9110 5.6.7) pass them. A zone is not looked at: all times are in UTC.
     """
-    from datetime import datetime, timezone
     tokens = re.findall(r"[^\t -/;-@\[-`{-~]+", text)  # what stands between delimiters
     found: list[str] = []
     try:
@@ -2324,8 +2326,8 @@ def parse_date(text: str) -> float | None:
         hour, minute, second, day, year = map(int, numbers)
         if year < 100:
             year += 2000 if year < 70 else 1900
-        when = datetime(year, _MONTHS.index(month.lower()) // 4 + 1, day, hour, minute, second,
-                        tzinfo=timezone.utc)
+        when = datetime.datetime(year, _MONTHS.index(month.lower()) // 4 + 1, day, hour, minute,
+                                 second, tzinfo=datetime.timezone.utc)
     except (StopIteration, ValueError):  # a part is missing, or it is 30 February or 24:00:00
         return None
     return when.timestamp() if year >= 1601 else None
@@ -2337,7 +2339,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 
         408 429 500 502 503 504             again, when Retry-After says; not again if that is
                                             in more than MAX_RETRY_AFTER_SECONDS
-        no connection, or none to be had    again
+        no connection, or none to be had    again; one that was lost in a handshake, too
         silence, or the end, before a head  again: GET is idempotent (RFC 9110 9.2.2)
         the same amid the body              again, for get and download
         TLS or a proxy refused, ...         not again: it would only repeat
@@ -2357,10 +2359,10 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
             if re.fullmatch("[0-9]+", said):
                 asked = float(said)
             return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
-    elif type(outcome) not in (ConnectError, TimedOut, IncompleteBody):  # and no subclass
+    elif type(outcome) not in (ConnectError, TimedOut, IncompleteBody) and not (
+            isinstance(outcome, ConnectError) and isinstance(outcome.__cause__, ConnectionError)):
         return None
-    import random
-    return 0.5 * 2.0 ** min(attempt - 1, 6) * random.uniform(0.5, 1.0)
+    return 0.5 * 2.0 ** min(attempt - 1, 6) * (1 - os.urandom(1)[0] / 512)
 
 
 # ==== 11. Settings ============================================================
@@ -2927,9 +2929,11 @@ class Session:
 
     async def close(self) -> None:
         """Close all connections, those in use as well."""
-        self._pool.closed = True
-        if self._loop is not None and not self._loop.is_closed():
+        running = self._loop is not None and not self._loop.is_closed()
+        if running:
             self._time()
+        self._pool.closed = True
+        if running:
             await self._pool.close()
 
     def _time(self) -> float:
@@ -3342,12 +3346,20 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 
 # ---- whom to believe
 
-def tls_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
+@functools.lru_cache(maxsize=1)
+def system_context(*_: str | None) -> ssl.SSLContext:
+    """What verify=True trusts, for all sessions: to read it takes 50 ms, and each get() has one."""
+    return tls_context(True, renew=True)
+
+
+def tls_context(verify: Any, cert: Any = None, renew: bool = False) -> ssl.SSLContext:
     """The TLS settings for `cert` and a `verify` that is no SSLContext yet.
 
     True trusts the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a folder is
     trusted in place of these. That a certificate is for the host, OpenSSL checks.
     """
+    if verify is True and not cert and not renew:
+        return system_context(os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
     # With cert loaded, the caller's context would show it to all servers that it is used for.
     if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
@@ -4156,8 +4168,8 @@ def length_of_rest(response: Response, known: Partial) -> int | None:
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes behind ours. So
     if anything does not fit, nothing is written, and all of the file is asked for (RFC 9110
-    14.4, 15.3.7, 15.5.17); only the validator may be left out. For N bytes there is one right
-    Content-Range: compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
+    14.4, 15.3.7, 15.5.17); only a date may be left out, and in a 416 the ETag, too. For N bytes
+    there is one right Content-Range: compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
     """
     length = {206: body_length(response), 416: 0}.get(response.status_code)
     if length is None:  # the rest could end anywhere, and look whole
@@ -4165,10 +4177,11 @@ def length_of_rest(response: Response, known: Partial) -> int | None:
     end, validator, headers = known.size + length, known.validator, response.headers
     right = f"bytes {known.size}-{end - 1}/{end}" if length else f"bytes */{end}"
     field = "etag" if validator.startswith('"') else "last-modified"
+    left_out = "" if field == "etag" and length else validator  # a 206 has to have its ETag
     fits = (headers.get("content-range", "").lower() == right
             and known.length in ("None", str(end))
             and known.source in ("", source_of(response))
-            and (not validator or headers.get(field, validator) == validator))
+            and (not validator or headers.get(field, left_out) == validator))
     return length if fits else None
 
 
@@ -4431,7 +4444,8 @@ class Download(Call):
             if not rest:  # the page of a 416 must not hold the connection
                 await discard(response)
         elif (status == 206 and not (self.ranged or self.in_place)  # a piece nobody has asked for
-                or status >= 300 and (self.begun or not self.settings["any_status"])):
+                or (status >= 300 or status in (204, 205))
+                and (self.begun or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
@@ -4768,7 +4782,14 @@ taken, and not needed
   --http2
   --basic
   --keepalive
+  --keepalive-time SECONDS
   --tcp-nodelay
+  --tcp-fastopen
+  --alpn
+  --sessionid
+  --ssl-no-revoke
+  --styled-output
+  --happy-eyeballs-timeout-ms NUMBER
   --parallel-immediate
   --remove-on-error
   -1 --tlsv1
@@ -4822,7 +4843,7 @@ def header_fields(at_sign: str, text: str) -> Iterator[tuple[str, str | None]]:
         elif line.endswith(";"):
             yield line[:-1], ""
         elif line and ";" not in line:
-            raise AsyncGetError(f"-H needs a colon: {line!r:.100}")
+            raise AsyncGetError(f"-H needs a colon: {line.split()[0]!r:.100} ...")
 
 
 def condition(minus: str, text: str) -> dict[str, str | None]:
@@ -5012,8 +5033,9 @@ def complete_url(text: str, added: Iterable[str] = ()) -> str:
     'http://x.org/a?q=1+2#b'
     """
     url, hash_sign, fragment = text.partition("#")
-    for query in added:
-        url += ("&" if "?" in url else "?") + query
+    for query in filter(None, added):
+        url += ("" if url[-1:] in ("?", "&") else "&" if "?" in url else "?") + query
+    url = re.sub("(?i)^(https?:)/{1,3}(?=[^/])", r"\1//", url)  # as curl and browsers have it
     return re.sub("^(?![A-Za-z0-9+.-]+://)", "http://", url) + hash_sign + fragment
 
 
@@ -5074,6 +5096,14 @@ def allows(text: str | None, scheme: str) -> bool:
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
+def led_to(options: Options, host: str, port: int) -> tuple[str, int]:
+    """The host and port that --connect-to has in the place of others, or these."""
+    for old_host, old_port, new_host, new_port in options.connect_to:
+        if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
+            return new_host.strip("[]") or host, int(new_port or port)
+    return host, port
+
+
 async def connect(host: str, port: int, **how: Any) -> Any:
     """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
     transfer = TRANSFER.get()
@@ -5081,10 +5111,7 @@ async def connect(host: str, port: int, **how: Any) -> Any:
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
-    for old_host, old_port, new_host, new_port in options.connect_to:
-        if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
-            host, port = new_host.strip("[]") or host, int(new_port or port)
-            break
+    host, port = led_to(options, host, port)
     began = time.monotonic()
     addresses = await look_up(host, family)
     transfer.looked_up = time.monotonic() - began
@@ -5196,7 +5223,8 @@ def open_session(options: Options) -> Session:
         trust_redirects=bool(options.location_trusted),
         verify=not options.insecure and (options.cacert or options.capath or True),
         cert=options.cert and (certificate, options.key, password),
-        decode=options.compressed and not options.range,  # no part of a gzip unpacks
+        # No part of a gzip unpacks; and -I is to tell the file's own length.
+        decode=options.compressed and not options.range and not options.head,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),
         open_connection=connect,
@@ -5447,6 +5475,15 @@ class Transfer(Download):
         self.ended = time.monotonic()
         return self.response
 
+    async def exchange(self, request: Request) -> Response:
+        """As ever, but where --connect-to leads elsewhere there must be no proxy: what it leads
+        away would be the connection to that, and with it the proxy's password.
+        """
+        origin = request.url.origin
+        if led_to(self.flags, *origin[1:]) != origin[1:] and choose_proxy(origin):
+            raise AsyncGetError("--connect-to is not for what goes by a proxy; -x '' goes without")
+        return await super().exchange(request)
+
     def look(self) -> Partial | None:
         """What a try goes on from: a .part; what is out; with -C -, the file itself."""
         flags, path, offset = self.flags, self.path, self.offset
@@ -5482,7 +5519,9 @@ class Transfer(Download):
         delay = retry_delay(attempt, outcome, flags.retry or 0)
         if delay is None or self.offset and not flags.continue_at:
             return None
-        delay = flags.retry_delay or delay
+        if not (isinstance(outcome, Response) and "retry-after" in outcome.headers):
+            delay = flags.retry_delay or delay
+        delay = max(delay, flags.retry_delay or 0)
         if time.monotonic() + delay - self.started > (flags.retry_max_time or _FOREVER):
             return None
         self.retries = attempt
@@ -5516,7 +5555,8 @@ class Transfer(Download):
         if is_unwanted(status, changed, flags):  # a file that is there stays
             await discard(response)
             return
-        if flags.fail:
+        complete = status == 416 and self.known is not None  # if it fits: Download.finish looks
+        if flags.fail and not complete:
             response.raise_for_status()
         self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
         if not self.path and not self.in_place:
@@ -5538,7 +5578,7 @@ class Transfer(Download):
         if flags.remote_time and isfile(self.path) and changed:
             with disk_errors(self.path):
                 os.utime(self.path, (changed, changed))
-        if flags.fail_with_body:
+        if flags.fail_with_body and not complete:
             response.raise_for_status()
 
     async def advance(self, expected: int | None) -> None:
@@ -5560,6 +5600,7 @@ class Transfer(Download):
             await self.deadline.breathe(since + came / flags.limit_rate - now)
         if len(self.held) > HELD_BYTES:
             await self.deadline.stand_by(self.turn.wait())
+            self.window = time.monotonic(), self.response.received
 
 
 def plan_transfers(command: Command) -> list[Transfer]:
@@ -5775,7 +5816,7 @@ class Command:
             "trace": lambda kind, data: TRANSFER.get().trace(kind, data)}, DownloadSettings)
         self.transfers = plan_transfers(self)
         mixed = sys.stdout.isatty() and any(transfer.to_stdout for transfer in self.transfers)
-        self.shown = sys.stderr.isatty() and not (
+        self.shown = sys.stderr.isatty() and os.getenv("TERM") != "dumb" and not (
             mixed or options.silent or options.no_progress_meter)
         if options.dump_header not in (None, "-"):
             with disk_errors(options.dump_header):
