@@ -2239,6 +2239,12 @@ class Section9Pool(AsyncCase):
             await asyncio.wait_for(session.close(), 5)
             self.assertEqual(opened.fileno(), -1)
 
+    async def test_two_tasks_read_one_response(self) -> None:
+        async with scripted([READ, OK + b"Content-Length: 5\r\n\r\n", HOLD]) as server, \
+                Session() as session, session.stream(server.url) as response:
+            both = asyncio.gather(response.read(), response.read())
+            await self.raised(AsyncGetError, both, "another task")
+
     async def test_closed_in_the_turn_in_which_bytes_come(self) -> None:
         """By another task. What is closed is not kept, and no timer is set for it any more."""
         for close, rest in itertools.product(("response", "session"), (b"1\r\nb\r\n", b"0\r\n\r\n")):
@@ -2488,12 +2494,9 @@ class Section10RedirectsAndRetries(AsyncCase):
             line = f"Retry-After: {text}".encode("latin-1")
             return response(status=b"HTTP/1.1 503 X", fields=[line])
 
-        def lost(kind: type[AsyncGetError]) -> AsyncGetError:
-            error = kind()
+        *lost, unread = TLSError(), ProxyError(), AsyncGetError()  # in a handshake; as nobody reads
+        for error in (*lost, unread):
             error.__cause__ = ConnectionResetError()
-            return error
-
-        full = lost(AsyncGetError)  # of a pipe that nobody reads, say
         self.alike(lambda outcome: asyncget.retry_delay(1, outcome, 2), [
             (told("0"), 0.0), (told("60"), 60.0), (told(""), 0.5),
             (told("Fri, 31 Dec 1999 23:59:59 GMT"), 0.0), *((told(text), None) for text in (
@@ -2502,8 +2505,8 @@ class Section10RedirectsAndRetries(AsyncCase):
             *((error, 0.5) for error in (ConnectError(), TimedOut(), IncompleteBody(),
                                          IncompleteBody("x", response=response()))),
             *((error, None) for error in (DecodingError(), TLSError(), ProxyError(),
-                                          ProtocolError(), InvalidURL(), TooLarge(), full)),
-            *((lost(kind), 0.5) for kind in (TLSError, ProxyError)),
+                                          ProtocolError(), InvalidURL(), TooLarge(), unread)),
+            *((error, 0.5) for error in lost),
             *((response(status=b"HTTP/1.1 %d X" % status),
                0.5 if status in (408, 429, 500, 502, 503, 504) else None)
               for status in range(200, 600))])
@@ -6049,9 +6052,8 @@ class Section17Downloads(OnDisk):
         told, too.
         """
         begun, other, weak = answer(WHOLE, V1), piece(4), answer(WHOLE, 'ETag: W/"v1"')
-        gone, busy, none = (answer(status="404 X"), answer(status="503 X"),
-                            unsized(b"", status="204 X"))
-        any_status, half = {"any_status": True}, WHOLE[:5]
+        gone, busy = answer(status="404 X"), answer(status="503 X")
+        any_status, half, none = {"any_status": True}, WHOLE[:5], unsized(b"", status="204 X")
 
         def for_ever(head: bytes) -> bytes:  # it breaks off and is bad at ranges
             return piece(4) if field(head, "Range") else begun[:-6]
@@ -8367,17 +8369,6 @@ class Recipes(OnDisk):
             await until(lambda: not server.open)
         self.assertEqual([page.json() for page in pages], [{"name": "Ann"}] * 2)
         self.assertEqual((server.targets(), server.connections), (["/users/7", "/users/8"], 1))
-
-    @needs(modules=["IPython"])
-    async def test_notebook(self) -> None:
-        """A block with await and async with at its left edge is a cell."""
-        async with scripted([READ, answer(b"[1]")]) as server:
-            block = self.block("Page after page", "from", server.url)
-            self.write("cells.ipy", f"import asyncget\n{block}\nprint(items)".encode())
-            end = await self.program("-m", "IPython", "--no-banner", "--colors=NoColor",
-                                     "--HistoryManager.enabled=False", "cells.ipy",
-                                     IPYTHONDIR=self.folder)
-        self.assertEqual(end, (0, b"[1]\n"), self.said)
 
     @needs(modules=["pytest"])
     async def test_pytest_fixture(self) -> None:
