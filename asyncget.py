@@ -1205,7 +1205,8 @@ class Response(Body):
 
 # ==== 7. Connection ===========================================================
 # One TCP connection, from the first packet to the last: how it is opened, how one
-# request and its response go over it, and the one clock that watches it.
+# request and its response go over it, the Inbox in which what has come waits to be
+# read, and the one clock that watches it all.
 #
 #     new --open--> busy --exchange, Body--> idle --exchange--> busy ...   closed
 #
@@ -2081,7 +2082,7 @@ class Pool:
         self.serve(lane, connection.exchanges)
 
     def forget(self, connection: Connection) -> None:
-        """A connection was closed, by its user, `spoke` or its clock: its place is free."""
+        """A connection was closed, by its user, its Inbox or its clock: its place is free."""
         if connection in self.all:
             self.serve(self.drop(connection))
 
@@ -5654,7 +5655,10 @@ def url_parts(url: str, prefix: str) -> dict[str, str]:
 def write_out_values(transfer: Transfer) -> dict[str, Any]:
     """What -w can tell, under curl's names: times in seconds, sizes in bytes."""
     response, error = transfer.response, transfer.error
-    timing, hops = response.timing, (*response.history, response)
+    hops = *response.history, response
+    starts = [0.0, *(hop.timing.done for hop in hops)]  # of each hop: the end of the one before
+    connect, first_byte = (sum(max(0.0, hop.timing[moment] - start)
+                               for hop, start in zip(hops, starts)) for moment in (0, 2))
     remote, local = (address if isinstance(address, tuple) else (None, 0)
                      for address in response.addresses)
     url, seconds = response.url or transfer.shown_url, transfer.ended - transfer.started
@@ -5684,12 +5688,12 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "size_upload": 0, "speed_upload": 0, "tls_earlydata": 0,
         "speed_download": int(response.received / (seconds or 1)),
         "ssl_verify_result": getattr(error and error.__cause__, "verify_code", 0),
-        "time_appconnect": timing.connected if url[:6] == "https:" else 0.0,
-        "time_connect": timing.connected, "time_pretransfer": timing.connected,
+        "time_appconnect": connect if url[:6] == "https:" else 0.0,
+        "time_connect": connect, "time_pretransfer": connect,
         "time_namelookup": transfer.looked_up,
         "time_queue": transfer.started - transfer.command.began,
-        "time_redirect": response.history[-1].timing.done if response.history else 0.0,
-        "time_starttransfer": timing.head,
+        "time_redirect": starts[-2],
+        "time_starttransfer": first_byte,
         "time_total": seconds,
         "url": transfer.shown_url,
         "url_effective": url,
