@@ -1216,7 +1216,8 @@ class Response(Body):
 # Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). A body that was
 # left or broke off closes it, and so does the clock.
 
-READ_BYTES = 262_144             # that an Inbox takes before it is read; asyncio receives as much
+READ_BYTES = 262_144             # asked of a stream at once; asyncio receives as much
+INBOX_BYTES = 524_288            # that may wait to be read, before no more are taken; as asyncio
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
 LAST_TURNS = 12                  # of the loop, in which what has come gets to us, handshakes too
@@ -1377,7 +1378,8 @@ class Inbox(asyncio.Protocol):
     error, and can tell the pool of those that come while nothing was asked (section 9).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, replaced: asyncio.Protocol | None = None) -> None:
+        self.replaced = replaced  # the protocol that was in its place: StreamWriter.wait_closed
         self.transport: Any = None
         self.pieces: list[bytes] = []
         self.size = 0         # of them
@@ -1394,19 +1396,27 @@ class Inbox(asyncio.Protocol):
         """Bytes have come. If nobody reads them, no more are taken: TCP makes the server wait."""
         self.pieces.append(data)
         self.size += len(data)
-        if self.size > READ_BYTES:
+        if self.size > INBOX_BYTES:
             self.transport.pause_reading()
         self._wake()
 
-    def eof_received(self) -> None:
-        """The server sends no more; asyncio closes the transport."""
-        self.ended = True
-        self._wake()
+    def eof_received(self) -> bool:
+        """The server sends no more. True leaves the transport open, which TLS does not allow."""
+        self.feed_eof()
+        return self.transport.get_extra_info("ssl_object") is None
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is closed, by us or, with an error, by the network."""
         self.error = error
-        self.eof_received()
+        self.feed_eof()
+        if self.replaced:
+            self.replaced.connection_lost(None)  # the error is told by `read`
+            self.replaced = None
+
+    def feed_eof(self) -> None:
+        """Nothing more will come; the name is StreamReader's."""
+        self.ended = True
+        self._wake()
 
     def _wake(self) -> None:
         on_unasked, self.on_unasked = self.on_unasked, None
@@ -1417,9 +1427,9 @@ class Inbox(asyncio.Protocol):
 
     async def read(self, _: int) -> bytes:
         """All that has come, or b"" at the end; an error only behind the last byte."""
+        if self.waiter:  # it may have been told already, and not have run yet
+            raise AsyncGetError("another task reads this response already")
         if not self.pieces and not self.ended:
-            if self.waiter:
-                raise AsyncGetError("another task reads this response already")
             self.waiter = asyncio.get_running_loop().create_future()
             try:
                 await self.waiter
@@ -1427,7 +1437,7 @@ class Inbox(asyncio.Protocol):
                 self.waiter = None
         data = b"".join(self.pieces)
         self.pieces.clear()
-        if self.size > READ_BYTES and not self.ended:
+        if self.size > INBOX_BYTES and not self.ended:
             self.transport.resume_reading()
         self.size = 0
         if not data and self.error:
@@ -1525,9 +1535,15 @@ class Connection:
         A coroutine that is sent None goes on to where it has to wait, or raises StopIteration with
         what it returns: so the first step of a read tells whether there is anything.
         """
-        if (type(self.reader) is not asyncio.StreamReader
-                or not isinstance(self.writer, asyncio.StreamWriter)):
-            return  # a caller's own
+        transport, protocol = self.writer.transport, None
+        with contextlib.suppress(AttributeError, NotImplementedError):  # of a test's double, say
+            protocol = transport.get_protocol()
+        # None, if the connection was lost meanwhile. To its reader asyncio's refers weakly, and
+        # nobody to one that a caller feeds: that may hold other bytes than come.
+        if (type(protocol) is not asyncio.StreamReaderProtocol
+                or type(self.reader) is not asyncio.StreamReader
+                or not weakref.getweakrefcount(self.reader)):
+            return
         early = self.reader.read(READ_BYTES)
         try:
             early.send(None)
@@ -1536,9 +1552,9 @@ class Connection:
         except _STREAM_ERRORS:
             pass  # it will be raised again
         else:
-            self.reader = Inbox()
-            self.writer.transport.set_protocol(self.reader)
-            self.reader.connection_made(self.writer.transport)
+            self.reader = Inbox(protocol)
+            transport.set_protocol(self.reader)
+            self.reader.connection_made(transport)
         early.close()
 
     # ---- one exchange
@@ -1633,8 +1649,8 @@ class Connection:
             with contextlib.suppress(*_STREAM_ERRORS):  # lest one in a tunnel leave the outer open
                 writer.close()            # says close_notify (RFC 9112 9.8),
                 writer.transport.abort()  # and does not wait for the answer
-        if isinstance(self.reader, asyncio.StreamReader):
-            self.reader.feed_eof()  # ends a read; the transport of a test's double may do nothing
+        if isinstance(self.reader, (asyncio.StreamReader, Inbox)):
+            self.reader.feed_eof()  # ends a read, whatever the transport does
         # Garbage in a cycle goes in any order, and asyncio may then complain of an error that
         # nobody asked for. Dropped here, they go at once, the inner one first.
         self.writer = self.outer = None
@@ -5673,8 +5689,7 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "local_ip": local[0], "local_port": local[1],
         "method": "GET",
         "num_connects": sum(not hop.timing.reused for hop in hops),
-        "num_headers": len(response.headers.pairs),
-        "num_redirects": len(response.history),
+        "num_headers": len(response.headers.pairs), "num_redirects": len(response.history),
         "num_retries": transfer.retries,
         "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
@@ -5692,11 +5707,9 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "time_connect": connect, "time_pretransfer": connect,
         "time_namelookup": transfer.looked_up,
         "time_queue": transfer.started - transfer.command.began,
-        "time_redirect": starts[-2],
-        "time_starttransfer": first_byte,
+        "time_redirect": starts[-2], "time_starttransfer": first_byte,
         "time_total": seconds,
-        "url": transfer.shown_url,
-        "url_effective": url,
+        "url": transfer.shown_url, "url_effective": url,
         "urlnum": transfer.number,
         **url_parts(transfer.shown_url, "url"),
         **url_parts(url, "urle"),
