@@ -4474,7 +4474,7 @@ class Download(Call):
         async with self.target(response) as write:
             await self.advance(expected)
             if self.size != expected:  # else this was a 416
-                # The loop stands still while a piece is written: of 256 KiB at most, which the
+                # The loop stands still while a piece is written: mostly of 256 KiB, which the
                 # kernel takes in 0.1 ms. A thread for each would cost more.
                 async for piece in response.iter_bytes():
                     write(piece)

@@ -7422,7 +7422,7 @@ class Section20CommandLine(Folder):
         ("-m 0.2 -o o {u}/drips {u}/", b"hello\n", r"\(28\)", 28),
         ("-Y 100 -y 0.3 -o o {u}/drips", b"", r"\(28\) slower", 28),
         ("--retry 5 --retry-delay 9 --retry-max-time 1 {u}/503", b"busy\n", "", 0),
-        ("--retry 5 --retry-delay 0.01 --retry-max-time 1 {u}/later", b"later\n", "", 0),
+        ("--retry 5 --retry-delay 1 --retry-max-time 2 {u}/later", b"later\n", "", 0),
         ("--retry 1 --retry-delay 1 {u}/breaks", b"h", r"\(18\)", 18),
         # only if it is new
         ("--etag-save e --etag-compare e {u}/etag", b"e\n", "", 0, {"e": b'"v1"\n'}),
@@ -7459,7 +7459,7 @@ class Section20CommandLine(Folder):
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
         r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0|-o link|-o dangling|"
         r"/early|^-o f {u}/cut|-null|%output|url\.host|size_delivered|-long|coded-piece|"
-        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {|{what}|two URLs")
+        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {|{what}|two URLs|-to ::")
 
     def test_table(self) -> None:
         for line, stdout, told, code, files in ((*row, {})[:5] for row in self.ROWS):
