@@ -774,8 +774,8 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     if framing == "close" or b"close" in options:
         return False
     # A body that may not be there, and may come all the same (6.1, RFC 9110 8.6).
-    length = head.fields.get(b"content-length", b"0") if head.status == 204 else b"0"
-    if framing == 0 and (b"transfer-encoding" in head.fields or length.strip() != b"0"):
+    if framing == 0 and (b"transfer-encoding" in head.fields or head.status == 204
+                         and head.fields.get(b"content-length", b"0").strip() != b"0"):
         return False
     # HTTP/1.0 closes unless it says otherwise, and does not know chunks (RFC 9112 6.1).
     return (head.raw[:8] != b"HTTP/1.0"
@@ -3159,10 +3159,7 @@ class Session:
         """The TLS settings for `verify` and `cert`."""
         if isinstance(verify, ssl.SSLContext) and not cert:
             return verify
-        context = self._contexts(verify, cert)
-        if self.tls_version:
-            context.minimum_version = self.tls_version
-        return context
+        return self._contexts(verify, cert, self.tls_version)
 
 
 @spelled_out
@@ -3366,17 +3363,26 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 @functools.lru_cache(maxsize=1)
 def system_context(*_: str | None) -> ssl.SSLContext:
     """What verify=True trusts, for all sessions: to read it takes 50 ms, and each get() has one."""
-    return tls_context(True, renew=True)
+    return new_context(True)
 
 
-def tls_context(verify: Any, cert: Any = None, renew: bool = False) -> ssl.SSLContext:
-    """The TLS settings for `cert` and a `verify` that is no SSLContext yet.
+def tls_context(verify: Any, cert: Any = None,
+                minimum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """The TLS settings for `cert`, a version, and a `verify` that is no SSLContext yet."""
+    if verify is True and not cert and not minimum:
+        return system_context(os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
+    context = new_context(verify, cert)
+    if minimum:
+        context.minimum_version = minimum
+    return context
+
+
+def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
+    """The same, made anew.
 
     True trusts the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a folder is
     trusted in place of these. That a certificate is for the host, OpenSSL checks.
     """
-    if verify is True and not cert and not renew:
-        return system_context(os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
     # With cert loaded, the caller's context would show it to all servers that it is used for.
     if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
@@ -4451,6 +4457,7 @@ class Download(Call):
             self.path = os.fsdecode(self.path(response))
         leave_own_coding(response, self.path)
         status, expected = response.status_code, body_length(response)
+        no_file = status >= 300 or status in (204, 205)
         if self.known and (status in (206, 416) or status < 300 and self.in_place):
             rest = length_of_rest(response, self.known)
             if rest is None:  # what is there stays until a 200 comes
@@ -4461,8 +4468,7 @@ class Download(Call):
             if not rest:  # the page of a 416 must not hold the connection
                 await discard(response)
         elif (status == 206 and not (self.ranged or self.in_place)  # a piece nobody has asked for
-                or (status >= 300 or status in (204, 205))
-                and (self.begun or not self.settings["any_status"])):
+                or no_file and (self.begun or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
@@ -5536,9 +5542,8 @@ class Transfer(Download):
         delay = retry_delay(attempt, outcome, flags.retry or 0)
         if delay is None or self.offset and not flags.continue_at:
             return None
-        if not (isinstance(outcome, Response) and "retry-after" in outcome.headers):
-            delay = flags.retry_delay or delay
-        delay = max(delay, flags.retry_delay or 0)
+        said = isinstance(outcome, Response) and "retry-after" in outcome.headers
+        delay = max(flags.retry_delay or delay, delay if said else 0)
         if time.monotonic() + delay - self.started > (flags.retry_max_time or _FOREVER):
             return None
         self.retries = attempt

@@ -1794,10 +1794,9 @@ class Double(asyncio.Transport):
     @classmethod
     async def connect(cls, host: str, *_: Any, server_hostname: Any = None, **__: Any) -> Any:
         cls.made += 1
-        double, reader = cls(host, server_hostname), asyncio.StreamReader()
-        double.protocol = asyncio.StreamReaderProtocol(reader)
-        return reader, asyncio.StreamWriter(
-            double, double.protocol, reader, asyncio.get_running_loop())
+        made, reader = cls(host, server_hostname), asyncio.StreamReader()
+        made.protocol = asyncio.StreamReaderProtocol(reader)
+        return reader, asyncio.StreamWriter(made, made.protocol, reader, asyncio.get_running_loop())
 
     def get_protocol(self) -> Any:
         return self.protocol
@@ -3252,6 +3251,7 @@ class Section13AddressesAndTLS(AsyncCase):
         self.assertIs(default, asyncget.tls_context(True))  # each get() has a session of its own
         with mock.patch.dict(os.environ, SSL_CERT_FILE=pem("ca")):
             self.assertIsNot(default, asyncget.tls_context(True))
+        self.assertIsNot(default, asyncget.tls_context(True, minimum=ssl.TLSVersion.TLSv1_3))
         self.assertEqual((default.verify_mode, default.check_hostname), (ssl.CERT_REQUIRED, True))
         # a file takes the store's place: CVE-2016-9015
         self.assertEqual(len(asyncget.tls_context(pem("ca")).get_ca_certs()), 1)
