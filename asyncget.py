@@ -121,6 +121,7 @@ from collections.abc import (
     Sized,
     ValuesView,
 )
+from encodings.aliases import aliases
 from os.path import (
     basename,
     dirname,
@@ -1840,6 +1841,7 @@ _TEXT_CODEC = re.compile(
     r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
     r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
     r"|tis-620|kz1048|ptcp154|johab")
+_CODEC_NAMES = {*aliases, *aliases.values()}  # most of them
 # Charsets that are decoded as a larger one, as browsers do: under the names of the Chinese,
 # Japanese and Korean standards, servers send texts with the characters that Windows added to
 # these. The last three are names that servers use and Python (or an older one) does not know.
@@ -1858,8 +1860,13 @@ def charset_of(content_type: str) -> str:
     match = re.search(r";\s*charset\s*=\s*[\"']?(?:x-)?([A-Za-z0-9._:+-]{1,40})", content_type,
                       re.I)
     name = match[1].lower() if match else "utf-8"
+    name = re.sub("[^a-z0-9]+", "_", _WEB_CODECS.get(name, name))
     try:
-        codec = codecs.lookup(_WEB_CODECS.get(name, name)).name
+        if name not in _CODEC_NAMES:  # `lookup` would keep each name that a server thinks of
+            from importlib.util import find_spec
+            if not find_spec("encodings." + name):
+                raise LookupError
+        codec = codecs.lookup(name).name
     except LookupError:
         return "utf-8"
     codec = _WEB_CODECS.get(codec, codec)

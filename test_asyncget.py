@@ -1228,10 +1228,10 @@ class Section8Decoding(Section):
                 self.assertEqual(b"\n".decode(codec), "\n", codec)
 
     def test_a_server_cannot_fill_the_table_of_codecs(self) -> None:  # it keeps unknown names, too
-        with mock.patch("codecs.lookup", side_effect=LookupError) as lookup:
-            for name in ("x" * 99_999, "iso8859" + "1" * 99_999, "x-" * 50_000):
+        with mock.patch("codecs.lookup") as lookup:
+            for name in ("x" * 99_999, "iso8859" + "1" * 99_999, "x-" * 50_000, "iso_8859_77", "x", "-"):
                 self.assertEqual(asyncget.charset_of(f"a/b; charset={name}"), "utf-8")
-        self.assertLess(max(len(call[0][0]) for call in lookup.call_args_list), 50)
+        lookup.assert_not_called()
 
 
 ROUTE = asyncget.Route(Origin("http", "h", 80), None, None, None, None)
