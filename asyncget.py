@@ -1287,15 +1287,6 @@ class Deadline:
         finally:
             self.until = until
 
-    async def stand_by(self, something: Awaitable[object]) -> None:
-        """Await what the server has no part in (section 20); no time runs meanwhile."""
-        time = asyncio.get_running_loop().time
-        left, self.until = self.until - time(), _FOREVER
-        try:
-            await something
-        finally:
-            self.until = time() + left
-
 
 _NEVER = Deadline()  # of a connection that no call uses
 
@@ -1526,6 +1517,9 @@ class Connection:
         if connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
+        opened = self.writer.get_extra_info("socket")
+        if opened:  # so that without a timeout we hear of a server that is gone
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.take_over()
         if self.closed:  # meanwhile, and the connector has passed over its cancellation
             self.writer.transport.abort()
@@ -1575,7 +1569,7 @@ class Connection:
         self.clock.watch(phase, timeout or _FOREVER)
         try:
             self.writer.write(request)  # no drain: there is no more to come, and little of it
-        except _STREAM_ERRORS as error:
+        except (*_STREAM_ERRORS, RuntimeError) as error:  # uvloop's, where the server has reset it
             raise failure(self, error) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data = self.rest or await self.receive()
@@ -1741,7 +1735,7 @@ def decompressor(coding: bytes, first: int) -> Any:
     """
     if coding not in _CODINGS:  # we asked for no other
         raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
-                            "decode=False gives the bytes as sent")
+                            "decode=False (--no-compressed) gives the bytes as sent")
     if coding == b"zstd":
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
         window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
@@ -2761,7 +2755,7 @@ class Call:
             return None
         if following.url.origin.scheme not in settings["redirect_schemes"]:
             raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
-                             "redirect_schemes", exit_code=1, response=response)
+                             "redirect_schemes (--proto-redir)", exit_code=1, response=response)
         history.append(response)
         if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
             raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
@@ -3232,34 +3226,39 @@ _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _asked: dict[Any, concurrent.futures.Future[Any]] = {}  # look-ups under way
 
 
-def ask_system(host: str, family: int) -> concurrent.futures.Future[Any]:
-    """getaddrinfo for a name, once for all who ask meanwhile, in a thread of its own.
+def in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future[Any]:
+    """Call a function that may take seconds, in a thread of its own, so that the loop runs on.
 
     asyncio's own threads are few, and the program's, too: if a name server is down, a few names
     would take them all, and hold up the others. And Python waits for those at its end; for a
     daemon it does not.
     """
-    key = os.getpid(), host, family  # a fork has no threads of its parent
-    answer = _asked.get(key)
-    if answer is not None:
-        return answer
-    if len(_asked) >= MAX_LOOK_UPS:
-        raise socket.gaierror(socket.EAI_AGAIN, f"{MAX_LOOK_UPS} other look-ups hang")
-    answer = _asked[key] = concurrent.futures.Future()
+    answer = concurrent.futures.Future[Any]()
     answer.set_running_or_notify_cancel()  # from now on nobody who gives up cancels it for others
 
     def work() -> None:
         try:
-            answer.set_result(socket.getaddrinfo(host, 0, family, socket.SOCK_STREAM))
-        except Exception as error:  # UnicodeError, too
+            answer.set_result(function(*arguments))
+        except BaseException as error:  # whatever it is, somebody waits
             answer.set_exception(error)
-        finally:
-            _asked.pop(key, None)  # None: of two loops that asked at once, the other has
 
     try:
         threading.Thread(target=work, daemon=True).start()
     except RuntimeError:  # no thread is to be had, as some containers limit them: then all wait
         work()
+    return answer
+
+
+def ask_system(host: str, family: int) -> concurrent.futures.Future[Any]:
+    """getaddrinfo for a name, once for all who ask meanwhile."""
+    key = os.getpid(), host, family  # a fork has no threads of its parent
+    answer = _asked.get(key)
+    if answer is None:
+        if len(_asked) >= MAX_LOOK_UPS:
+            raise socket.gaierror(socket.EAI_AGAIN, f"{MAX_LOOK_UPS} other look-ups hang")
+        answer = _asked[key] = in_thread(socket.getaddrinfo, host, 0, family, socket.SOCK_STREAM)
+        # None: where two loops asked at once, the other one may have taken it away.
+        answer.add_done_callback(lambda _: _asked.pop(key, None))
     return answer
 
 
@@ -3395,7 +3394,7 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
     authorities = {}
-    used, exit_code = f"verify={verify!r}", 77
+    used, exit_code = f"{verify!r} as authorities", 77
     try:
         if not isinstance(verify, bool):
             authorities["capath" if os.path.isdir(verify) else "cafile"] = verify
@@ -3419,17 +3418,18 @@ def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
     """What to do about a certificate that did not pass."""
     if error.verify_code in range(80, 95):  # OpenSSL's codes for VERIFY_X509_STRICT's checks
         return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
-                "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT")
+                "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT "
+                "(-k believes any server)")
     # Not yet or no longer valid, host name, IP address: no other store would help.
     if error.verify_code in (9, 10, 62, 64):
         return ""
     if verify is not True:
-        return (f"; trusted are those in verify={verify!r}; if that is a folder, under the names "
+        return (f"; trusted are those in {verify!r}; if that is a folder, under the names "
                 "that `openssl rehash` gives")
     paths = ssl.get_default_verify_paths()
     return (f"; trusted are those in SSL_CERT_FILE ({paths.cafile or 'no such file'}) and "
             f"SSL_CERT_DIR ({paths.capath or 'no such folder'}); a private CA's file goes "
-            "into the first, or verify=")
+            "into the first, or verify= (--cacert)")
 
 
 def handshake_hint(reason: str) -> str:
@@ -3438,7 +3438,7 @@ def handshake_hint(reason: str) -> str:
                  "|UNKNOWN_PROTOCOL", reason):
         return "; no TLS is spoken there: does the URL begin with http://, not https://?"
     if re.search("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE", reason):  # in TLS 1.2 it may be either
-        return "; perhaps a client certificate is wanted (cert=), or no cipher is shared"
+        return "; perhaps a client certificate is wanted (cert=, or -E), or no cipher is shared"
     return ""
 
 
@@ -3451,7 +3451,8 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.closed:
         return ended(connection)
-    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError)):  # port 99999
+    # OverflowError is port 99999's, and RuntimeError uvloop's.
+    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, RuntimeError)):
         return error  # a slip in streams of the caller's own
     proxy, took = route.proxy if phase == "connection" else None, after(connection)
     asked, text = proxy or route.origin, str(error) or type(error).__name__
@@ -4355,7 +4356,7 @@ def write_sidecar(part: str, response: Response) -> None:
 
 def keep_mode(part: str, path: str) -> None:
     """Who may not read PATH must not read what replaces it."""
-    mode = os.stat(path).st_mode & 0o777 | 0o200  # so that we may go on
+    mode = os.stat(path).st_mode & 0o777
     if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
         os.chmod(part, mode)
 
@@ -4519,7 +4520,7 @@ class Download(Call):
             with disk_errors(path):
                 # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
-                await asyncio.to_thread(os.fsync, file.fileno())
+                await asyncio.wrap_future(in_thread(os.fsync, file.fileno()))
                 publish_part(file, path, self.size, self.overwrite)
 
 
@@ -5238,12 +5239,13 @@ def open_session(options: Options) -> Session:
     if silence is None:
         silence = max(SILENCE_SECONDS, options.max_time or 0)
     certificate, _, password = (options.cert or "").partition(":")
+    netrc = options.netrc_file or (options.netrc or options.netrc_optional) and "~/.netrc"
     session = Session(
         headers=headers,
         cookies=open_jar(options),
         auth=options.oauth2_bearer or options.user,
-        netrc=options.netrc_file or bool(options.netrc or options.netrc_optional)
-        and exists(os.path.expanduser("~/.netrc")),
+        netrc=netrc if options.netrc_file and not options.netrc_optional
+        or netrc and exists(os.path.expanduser(netrc)) else False,
         timeout=silence or None,
         follow_redirects=options.location,
         max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
@@ -5350,8 +5352,7 @@ def save_jar(jar: Cookies, name: str) -> None:
     from shutil import copyfile, move
     from tempfile import TemporaryDirectory
     path = realpath(name)
-    with disk_errors(name), TemporaryDirectory(
-            prefix=".asyncget-", dir=dirname(path)) as folder:  # only its owner enters it
+    with TemporaryDirectory(dir=dirname(path), prefix=".asyncget-") as folder:  # its owner's alone
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
         os.chmod(temporary, 0o600)
@@ -5432,7 +5433,8 @@ class Transfer(Download):
             if name is None and not flags.remote_header_name:
                 name = name_from_url(url)
             if name and name != "-":
-                self.place(name)
+                with disk_errors(name):
+                    self.place(name)
         except AsyncGetError as failed:
             if failed.exit_code == 2:  # two URLs for one file: then nothing at all is sent
                 raise
@@ -5462,8 +5464,7 @@ class Transfer(Download):
                 if claimed.setdefault(realpath(taken), self) is not self:
                     raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
             if options.create_dirs:
-                with disk_errors(path):
-                    os.makedirs(dirname(path) or ".", exist_ok=True)
+                os.makedirs(dirname(path) or ".", exist_ok=True)
         self.path = path
 
     def write(self, data: bytes) -> None:
@@ -5590,7 +5591,9 @@ class Transfer(Download):
         self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
         if not self.path and not self.in_place:
             disposition = headers.get("content-disposition", "")
-            self.place(name_from_header(disposition) or name_from_url(self.url))
+            name = name_from_header(disposition) or name_from_url(self.url)
+            with disk_errors(name):
+                self.place(name)
         if status == 206 and self.in_place and changed > self.changed:
             self.resume = False
             response.close()
@@ -5628,7 +5631,10 @@ class Transfer(Download):
         if flags.limit_rate and self.size:  # never beyond -m; below 0 is at once
             await self.deadline.breathe(since + came / flags.limit_rate - now)
         if len(self.held) > HELD_BYTES:
-            await self.deadline.stand_by(self.turn.wait())
+            deadline, clock = self.deadline, self.session._time
+            left, deadline.until = deadline.until - clock(), _FOREVER  # the server cannot help it
+            await self.turn.wait()
+            deadline.until = clock() + left
             self.window = time.monotonic(), self.response.received
 
 
@@ -5800,22 +5806,6 @@ def tell(text: str) -> None:
         sys.stderr = open(os.devnull, "w")  # at its end Python flushes it: the old one would fail
 
 
-def in_flags(text: str) -> str:
-    """The library's advice, in the words of the command line.
-
-    >>> in_flags("a private CA's file goes into the first, or verify=")
-    "a private CA's file goes into the first, or --cacert (-k believes any server)"
-    """
-    for keyword, flag in (
-            ("pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT",
-             "use Python's own API, or -k, which believes any server"),
-            (", or verify=", ", or --cacert (-k believes any server)"), ("verify=", "--cacert "),
-            ("redirect_schemes", "--proto and --proto-redir"),
-            ("cert=", "-E")):
-        text = text.replace(keyword, flag)
-    return text
-
-
 # ---- the run
 
 def bars_of(transfer: Transfer) -> Iterable[Bar]:
@@ -5885,7 +5875,7 @@ class Command:
         if isinstance(error.__cause__, BrokenPipeError):
             self.unread = True
         elif self.options.show_error or not self.options.silent:
-            self.say(f"asyncget: ({error.exit_code}) {in_flags(str(error))}{of}")
+            self.say(f"asyncget: ({error.exit_code}) {error}{of}")
 
     def report(self, transfer: Transfer) -> None:
         """Put out what comes after the body: what was held, the error, and what -w asks for."""
@@ -5939,7 +5929,8 @@ class Command:
             self.heads.close()
         if options.cookie_jar:
             try:
-                save_jar(self.session.cookies, options.cookie_jar)
+                with disk_errors(options.cookie_jar):
+                    save_jar(self.session.cookies, options.cookie_jar)
             except AsyncGetError as error:
                 self.fail(error)
         if options.waterfall:
