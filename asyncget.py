@@ -3,11 +3,11 @@
 A GET is a few lines of text sent, a few lines and some bytes received. What makes a client
 long is to find out where those bytes end, to use the connection again, and to get through
 networks and servers that were not made for it. This file does it in four parts, in the order
-of the data; one may stop behind each of them, having understood a whole client.
+of the data. You may stop after any of them, and have then read a whole client.
 
 I. One GET: what goes over the wire, and what Python does while it waits
 
-    1. Errors                  how it is said that something went wrong
+    1. Errors                  how a failure is told
     2. URLs                    text to URL
     3. Request bytes           the head that is sent
     4. Response head           status line and fields
@@ -70,8 +70,8 @@ Users need `get`, `get_all`, `as_completed`, `stream`, `download` and `Session`.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    # As a program it imports nothing from the folder that it is run in, nor from the one it
-    # lies in: a server may have named its file json.py, and it was saved there.
+    # As a program it imports nothing from the current folder, nor from its own: a file json.py
+    # may lie there, downloaded earlier from a server that chose this name.
     import sys
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
@@ -161,9 +161,9 @@ __all__ = [
 
 
 # #### Part I. One GET #########################################################
-# At its end one knows what goes over the wire for a GET, and what Python does while it waits.
-# The second is what `asyncio` is for, so here are its words. This program counts while a
-# slow server thinks (`python -m asyncget --demo` plays it):
+# It shows what goes over the wire for a GET, and what Python does while it waits. The waiting
+# is what `asyncio` is for, so here are its words. This program counts while a slow server
+# thinks (`python -m asyncget --demo` plays it):
 #
 #     async def count():                         async def main():
 #         while True:                                counter = asyncio.create_task(count())
@@ -176,22 +176,22 @@ __all__ = [
 #     event loop       waits for all of them at once, and calls who is next
 #
 # A *coroutine* is a function that can stop in its middle: `await` says "until this is there,
-# let others run". The *event loop* is who runs meanwhile: it asks the kernel which sockets
-# have bytes and which moments have come, and goes on with whoever waits for that. Mostly one
-# coroutine awaits another, and that a third one; the innermost awaits a *future*, an object
-# whose result the loop will set when, say, bytes have come. A *task* is a coroutine that the
-# loop runs for itself, beside the others. To *cancel* a task is to have CancelledError raised
-# at the await where it stands. A *transport* is the loop's own end of a socket: it receives
-# whenever there is something and hands it to a *protocol*, which keeps it until we read (here
-# an Inbox, section 7); what we write it sends, as the kernel takes it.
+# let others run". The *event loop* decides who runs: it asks the operating system (the kernel)
+# which sockets have bytes and which timers are due, and resumes the coroutine that waits for
+# that. Mostly one coroutine awaits another, and that one a third; the innermost awaits a
+# *future*, an object whose result is set later, when bytes have come, say. A *task* is a
+# coroutine that the loop runs on its own, beside the others. To *cancel* a task raises
+# CancelledError in it, at the await where it stands. A *transport* is the loop's own end of a
+# socket. It sends what we write, as fast as the kernel takes it; it receives what comes and
+# hands it to a *protocol*, which keeps it until we read (here an Inbox, section 7).
 # All of it is one thread: between two awaits nobody else runs. So no coroutine becomes faster,
 # and if one computes for a second, all others wait for that second. But a thousand that only
 # wait cost hardly more than one.
 
 # ==== 1. Errors ===============================================================
-# Every failure, be it of a server, of a network or of a URL, is raised as one of the
-# exceptions below, whose text says what to do about it. Every size that a stranger could
-# choose has a MAX_ limit at the head of a section.
+# Every failure of a server, a network or a URL is raised as one of the exceptions below.
+# Its text says what to do about it. Every size that a stranger could choose has a limit,
+# a name in capitals at the head of a section.
 
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 _FOREVER = float("inf")
@@ -200,8 +200,8 @@ _FOREVER = float("inf")
 class AsyncGetError(Exception):
     """Whatever goes wrong is one of these; its text says what to do about it.
 
-    `url` is what was asked for, without credentials. `response` is there where one
-    had begun. `exit_code` is curl's, which the command line returns.
+    `url` is what was asked for, without user and password. `response` is None until a head
+    has come. `exit_code` is the code that curl would end with, as our command line does.
     """
 
     url: str = ""
@@ -233,7 +233,7 @@ class ConnectError(AsyncGetError, ConnectionError):
 
 
 class TLSError(ConnectError):
-    """The handshake failed, or the certificate is not to be trusted."""
+    """The certificate is not trusted, the TLS handshake failed, or TLS did so after it."""
 
     exit_code = 35
 
@@ -253,14 +253,14 @@ class TimedOut(AsyncGetError, TimeoutError):
 
 
 class ProtocolError(AsyncGetError):
-    """The server's bytes are not a response; they stand in the text."""
+    """The server's bytes are not a response; the text shows them."""
 
     exit_code = 8
-    payload: bytes = b""  # of the body, from just before the fault
+    payload: bytes = b""  # of the body: what came right before the fault
 
 
 class IncompleteBody(ProtocolError):
-    """The connection ended first: `received` of `expected` body bytes (None: unknown)."""
+    """The connection ended too early: `received` of `expected` body bytes (None: unknown)."""
 
     exit_code = 18
     expected: int | None = None
@@ -322,8 +322,8 @@ MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at leas
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
     r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])([^\t]*)")
-# What may go out, as a field's value or in a URL: no controls but the tab, and no half
-# characters but those that stand for octets (octets_text).
+# What may go out in a field's value or a URL: of the ASCII controls only the tab, and of the
+# surrogates ("half characters") only those that stand for single bytes: octets_text, section 4.
 _VALUE = re.compile("[^\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff]*")
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
@@ -414,9 +414,9 @@ def ascii_label(label: str) -> str:
     if label.isascii():
         return label.lower()
     from unicodedata import normalize
-    lower = normalize("NFC", "".join(map(str.lower, label)))  # of a word "Σ" would become "ς"
-    # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts; '。' is
-    # a dot to some; what cannot be seen (a soft hyphen, octets that are no UTF-8) is no letter.
+    lower = normalize("NFC", "".join(map(str.lower, label)))  # in a whole word, "Σ" may become "ς"
+    # Refused: full-width '．', '／', '１' and the Kelvin sign (a 'k'), which others read as ASCII;
+    # '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are no UTF-8).
     if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
             or "。" in lower or not lower.isprintable()):
         raise InvalidURL(f"not a host label: {masked(label)}")
@@ -429,8 +429,8 @@ def parse_host(text: str) -> str:
     >>> parse_host("BÜCHER.example")
     'xn--bcher-kva.example'
 
-    What getaddrinfo would take for another address is refused: 127.1, 0x7f.0.0.1. A name
-    may end in a number all the same: web.1 is how Docker Swarm calls a task.
+    Raises InvalidURL, also for 127.1 and 0x7f.0.0.1: getaddrinfo would take them for 127.0.0.1.
+    A name may still end in a number: Docker Swarm calls a task web.1.
     """
     if text.startswith("["):
         return parse_address(text[1:-1])
@@ -455,7 +455,7 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     scheme = scheme.lower()
     match = _HOST_PORT.fullmatch(host_port)
     if match is None or int(match[2] or 0) > 65535:
-        # Of http://me:p/w@h it is "me:p" that arrives here: hence the mask.
+        # http://me:p/w@h arrives here as "me:p", part of a password: hence the mask.
         host = re.sub(r":[^:\]]*$", ":***", host_port)
         raise InvalidURL(f"not a host and port (0 to 65535): {masked(host)}")
     return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
@@ -469,13 +469,13 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
     >>> str(parse_url("https://straße.test/a/../%2F"))
     'https://xn--strae-oqa.test/%2F'
 
-    Blanks around it are passed over, as browsers do. What may not stand on a request line is
-    percent-encoded; octets that were no UTF-8 go out as they came (RFC 9110 5.5): see
-    octets_text. Raises InvalidURL, with exit code 1 for a scheme that is not ours.
+    Blanks around it are dropped, as browsers do. What may not stand on a request line is
+    percent-encoded; bytes that were no UTF-8 keep their values: see octets_text (section 4).
+    Raises InvalidURL, with exit code 1 for a scheme that is not in `schemes`.
     """
     text = text.strip(" \t\r\n\f")
     match = _URL.fullmatch(text)
-    # urllib.parse deletes control bytes, and so asks for something else.
+    # Control characters are refused: to delete them, as urllib.parse does, makes another URL.
     if (match is None or len(text) > MAX_URL_CHARS
             or not text.isprintable() and not _VALUE.fullmatch(text)):
         raise InvalidURL(f"not an absolute URL of up to {MAX_URL_CHARS} characters: "
@@ -517,9 +517,9 @@ def remove_dots(target: str) -> str:
 
 
 # ==== 3. Request bytes ========================================================
-# All that a server is ever sent is one head, whose lines are made here alone. Text that
-# a caller or a redirect supplied could smuggle in a line of its own, so the grammar is
-# checked here, on what goes out, and nothing is mended.
+# A server is sent nothing but heads, and only this section makes their lines. Text from a
+# caller or a redirect could smuggle in a line of its own. So the grammar is checked here, on
+# what goes out: what does not fit is refused, never mended.
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
@@ -548,7 +548,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
             raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
         if name.lower() == "host":
             value = value or origin.authority
-            if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: one, and 7.2: first
+            if lines or not _HOST_VALUE.fullmatch(value):  # one: RFC 9112 3.2; first: RFC 9110 7.2
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
     return "".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
@@ -570,19 +570,19 @@ def render_request(target: str, lines: bytes) -> bytes:
 
 
 # ==== 4. Response head ========================================================
-# One expression says what a head may look like, and it is asked once, about the whole
-# head. It is strict where laxity has been exploited (NUL, bare CR, a blank before the
-# colon) and lenient where servers need it: a bare LF ends a line, the reason may be
-# missing, a folded line is unfolded, a value may hold control bytes (but a Content-Length or
-# a coding that holds one is refused). Of the fields only the few that decide what we do next are
-# looked up at once; what users read is made when they ask for it.
+# One regular expression says what a head may look like; a whole head is matched at once. It is
+# strict where lenient clients were attacked (NUL, a CR without LF, a blank before the colon). It
+# is lenient where real servers need it: an LF alone ends a line; the reason may be missing; a
+# line that begins with a blank ("folded") continues the line before; a value may hold control
+# bytes (but not a Content-Length or a coding). Only the few fields that decide what we do next
+# are looked up at once; the others are parsed when a user asks for them.
 
 # One head, counted while it arrives (Connection.exchange and _read_long_head, section 7). A
 # line has no limit of its own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
 MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
-_FIELD_LINE = re.compile(  # without the ^, a reason with a colon would be one
+_FIELD_LINE = re.compile(  # without the ^, it would find one in "HTTP/1.1 200 not: this"
     rb"^(%b):(%b)\r?\n" % (TOKEN.encode(), _TEXT), re.M)
 _HEAD = re.compile(_STATUS_LINE + rb"(?:%b:%b\r?\n)*\r?\n" % (TOKEN.encode(), _TEXT))
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
@@ -593,12 +593,12 @@ _ELEMENT = re.compile(rb"[^, \t](?:[^,]*[^, \t])?")
 
 
 class Head(NamedTuple):
-    """A response head that passed."""
+    """A response head that parse_head has checked."""
 
     raw: bytes     # as received, but unfolded, with the empty line
     status: int    # 100 to 999
-    # Of the fields those alone that we decide from, five at most: in lower case, not stripped,
-    # repeats joined with commas (RFC 9110 5.3). Headers.parse gives all of them.
+    # Only the fields that we decide from, five at most: in lower case, blanks not stripped,
+    # repeats joined with commas (RFC 9110 5.3). Headers.parse gives all fields.
     fields: dict[bytes, bytes]
 
 
@@ -622,9 +622,9 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
 
 
 def check_fields(block: bytes) -> bytes:
-    """Unfold a block that ends in an empty line; raise for what in it is no field line.
+    """Unfold field lines that end in an empty line; raise ProtocolError with what is none.
 
-    Only for trailers (section 5), and for heads that _HEAD refused: it finds what is to blame.
+    Only for trailers (fields behind a body: section 5), and for heads that _HEAD did not match.
     """
     block = _FOLD.sub(b" ", block)
     left = _FIELD_LINE.sub(b"", block)
@@ -655,14 +655,14 @@ def parse_head(raw: bytes) -> Head:
 
 
 def octets_text(raw: bytes, name: str) -> list[str]:
-    r"""The values of a field as text from which its octets can be had back.
+    r"""The values of a field in a head, as text that can be turned back into the same bytes.
 
     >>> octets_text(b"HTTP/1.1 302 Found\r\nLocation: /caf\xe9\r\n\r\n", "location")
     ['/caf\udce9']
 
-    Octets that are no UTF-8 become half characters (surrogateescape), and encoding with it
-    makes the same octets again: what came in Latin-1 or GBK, in a Location or a cookie, is
-    sent back as it came.
+    Bytes ("octets") that are no UTF-8 become surrogates (surrogateescape), and encoding in the
+    same way makes the same bytes again. So a Location or a cookie in Latin-1 or GBK goes back
+    as it came.
     """
     return [value.strip(b" \t").decode("utf-8", "surrogateescape")
             for value in re.findall(rb"(?im)^%b:(%b)" % (name.encode(), _TEXT), raw)]
@@ -692,7 +692,7 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs = tuple(pairs)  # all fields, as sent
-        self._values: dict[str, list[str]] = {}  # of each field, behind its name as first sent
+        self._values: dict[str, list[str]] = {}  # {"vary": ["Vary", "a", "b"]}: first its own name
         for name, value in self.pairs:
             self._values.setdefault(name.lower(), [name]).append(value)
 
@@ -707,7 +707,7 @@ class Headers(Mapping[str, str]):
                    for name, value in _FIELD_LINE.findall(block))
 
     def get_all(self, name: str) -> list[str]:
-        """Each value of a field on its own: commas do not part Set-Cookie (RFC 9110 5.3)."""
+        """The values of a field, each on its own: commas cannot split Set-Cookie (RFC 9110 5.3)."""
         return self._values.get(name.lower(), [])[1:]
 
     def __getitem__(self, name: str) -> str:
