@@ -724,21 +724,21 @@ class Headers(Mapping[str, str]):
 
 
 # ==== 5. Body framing =========================================================
-# TCP is a stream: nothing in it says where one response stops and the next one
-# starts. The head does, in one of three ways. Read it wrong by a byte, and the
-# next answer on this connection goes to the wrong question.
+# TCP is a stream: nothing in it says where one response stops and the next one starts. The
+# head does, in one of three ways: it gives the length of the body; or the body comes in chunks,
+# each behind its own length; or it ends when the server closes. Read it wrong by a byte, and
+# the next answer on this connection goes to the wrong question.
 #
-# Of a body with a length it is enough to count what is left (Body, section 6). The parser of
-# chunks is a generator: it is sent what arrived and yields the payload in it; when the body is
-# whole it returns the last payload, what lies behind the body, and the trailer lines. It needs
-# no variable that says how far it is: it stops at a `yield`, between any two bytes, and goes on
-# there with what arrives next. What the end of the connection means is Body's to know.
+# Body (section 6) counts down a length, and sees the connection end. The parser of chunks is a
+# generator: it is sent what arrived, and yields the payload in it (the body without the lengths).
+# It keeps no note of how far it is: it stops at a `yield`, between any two bytes, and goes on
+# there with what arrives next.
 
 MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
-MAX_EXTENSION_BYTES = 16_384     # of a body's chunk extensions, and of trailers; as hyper
+MAX_EXTENSION_BYTES = 16_384     # notes on chunk lengths, ";name=value"; and trailers; as hyper
 Framing = Union[int, str]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
-_sizes: dict[bytes, int] = {}  # of chunks, by what stands before them: many are alike
+_sizes: dict[bytes, int] = {}  # {b"\r\n1F\r\n": 31}: many chunks have the same size
 _LENGTH = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*")  # "5, 5" says 5
 
 
@@ -748,14 +748,14 @@ def body_framing(head: Head) -> Framing:
     >>> body_framing(parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"))
     5
 
-    The comments number the rules as RFC 9112 section 6.3 does. Rule 2, on CONNECT, is
-    the tunnel's own (section 14). Raises ProtocolError when the fields contradict.
+    The comments number the rules as RFC 9112 section 6.3 does: 2 is for CONNECT (section 14), 7
+    for requests. Raises ProtocolError where the fields are malformed or contradict each other.
     """
     if head.status < 200 or head.status in (204, 304):
         return 0                                         # 1: whatever the fields say
     transfer, length = head.fields.get(b"transfer-encoding"), head.fields.get(b"content-length")
     if transfer is not None:
-        if length is not None:                           # 3: two readers could differ
+        if length is not None:                           # 3: other readers may believe the other
             raise ProtocolError("both Transfer-Encoding and Content-Length")
         if parse_list(transfer) != [b"chunked"]:         # 4: we asked for no other
             raise ProtocolError(f"Transfer-Encoding is {shown(transfer)}, not just chunked")
@@ -773,7 +773,7 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
         return False
-    # A body that may not be there, and may come all the same (6.1, RFC 9110 8.6).
+    # No body is allowed, but the fields promise one, and it may come (RFC 9112 6.1, 9110 8.6).
     if framing == 0 and (b"transfer-encoding" in head.fields or head.status == 204
                          and head.fields.get(b"content-length", b"0").strip() != b"0"):
         return False
@@ -791,7 +791,7 @@ def remember(known: dict[Any, Any], key: Any, value: Any) -> Any:
 
 
 def parse_border(border: bytes) -> int:
-    r"""The size of a chunk, from what stands before it: the CRLF of the last one, then its line.
+    r"""The size of a chunk, from the bytes before it: the CRLF of the chunk before, then its line.
 
     >>> parse_border(b"\r\n1F ;name=value\r\n")
     31
@@ -805,11 +805,12 @@ def parse_border(border: bytes) -> int:
 
 
 def read_chunked() -> Generator[bytes, bytes, Any]:
-    r"""Take chunks until the empty one, then the trailer section (RFC 9112 7.1).
+    r"""Take chunks until the empty one, then trailers: fields behind the body (RFC 9112 7.1).
 
         5;extension CRLF hello CRLF  0 CRLF  Trailer: x CRLF  CRLF
 
-    Chunks that arrive together are yielded as one payload: their borders mean nothing.
+    Returns the last payload, the bytes behind the body, and the trailer lines. Raises
+    ProtocolError. Chunks that arrive together are yielded as one payload.
 
     >>> parser = read_chunked()
     >>> next(parser), parser.send(b"5\r\nhello\r\n6\r\n wor")
@@ -827,12 +828,12 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
             if size is None:
                 if (b"\r\n".startswith(border[:2]) and not border[2:].endswith(b"\n")
                         and len(border) <= MAX_EXTENSION_BYTES):
-                    left -= len(payload)  # it goes on in what is still to come
+                    left -= len(payload)  # the chunk, or this border, is not all here yet
                     arrived = io.BytesIO(border + (yield b"".join(pieces)))
                     pieces = []
                     continue
                 size = parse_border(border)
-                if len(border) <= 20:  # not longer than digits alone may be
+                if len(border) <= 20:  # as CRLF, 16 digits, CRLF: too short to need a limit
                     remember(_sizes, border, size)
                 # The size of the chunk is taken off: large chunks may have long extensions, but
                 # many long ones on small chunks come to the limit.
@@ -859,20 +860,19 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 
 
 # ==== 6. Response =============================================================
-# What the caller holds. It keeps the head as bytes and takes out of it what is
-# asked for: a hundred thousand responses kept are then mostly their bodies. The
-# body comes off a connection (section 7), which is handed in: it is asked for what
-# arrives, and told when the body is over. This section opens no socket and has no timer of its
-# own; what it awaits is what it was handed.
+# What the caller holds. A response keeps its head as bytes, and parses of it only what is asked
+# for: so a hundred thousand responses in memory are mostly their bodies. It is handed a
+# connection (section 7), asks that for the bytes of the body, and gives it back or closes it at
+# the end. This section itself opens no socket and sets no timer.
 
 MAX_LINE_BYTES = 16_777_216      # one line of a body, in iter_lines
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
 
 
 class Timing(NamedTuple):
-    """Seconds since the start of the call; `reused`: on a kept connection.
+    """Seconds from the start of the call to each step; `reused`: a kept connection was used.
 
-    `connected` is when the connection was there, and `sent` when the request was: the same.
+    `connected` and `sent` are equal: the request goes out as soon as there is a connection.
     """
 
     connected: float
@@ -883,7 +883,7 @@ class Timing(NamedTuple):
 
 
 class Body:
-    """The body of a response as it is sent, on a connection that it lets go of at its end."""
+    """The body of a response as it was sent, coded; at its end it lets go of its connection."""
 
     def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
         self._connection: Any = connection  # None: the body is here, or was given up
@@ -899,7 +899,7 @@ class Body:
             self._chunks = read_chunked()
             next(self._chunks)  # to its first `yield`
         self._ready = b""      # payload that has come and was not asked for yet
-        self._fault: ProtocolError | None = None  # in the bytes behind it; raised after it
+        self._fault: ProtocolError | None = None  # in what came behind _ready; raised after that
         self._trailers = b""
         self.received = 0      # bytes of payload so far
         self._sent_at, self._head_at = connection.clock.since, connection.loop.time()
@@ -925,7 +925,7 @@ class Body:
         return piece
 
     def _take(self, data: bytes) -> None:
-        """Have ready what there is of payload in what has arrived."""
+        """Put the payload in `data` into _ready; at the end of the body let the connection go."""
         try:
             if self._chunks:
                 self._ready = self._chunks.send(data)
@@ -937,12 +937,12 @@ class Body:
         except StopIteration as end:
             self._ready, rest, self._trailers = end.value
             self._let_go(rest)
-        except ProtocolError as error:  # handed out is first what was right
+        except ProtocolError as error:  # what came before the fault is handed out first
             self._ready, self._fault = error.payload, error
         self.received += len(self._ready)
 
     def _ended(self) -> None:
-        """The connection has ended: that is an end of the body, too, or it is an error."""
+        """The connection has ended: so does a body without a length; any other is incomplete."""
         if self._chunks or self._length is not None:
             raise IncompleteBody(
                 f"the connection ended behind {self.received} bytes of the body"
@@ -972,10 +972,10 @@ _GIVEN_UP = "the body was given up, or handed out in pieces: nothing is left to 
 class Response(Body):
     """A response. After `get` its body is in `content`; in `stream` it is read as asked.
 
-        before it was read          content, text and json() raise, and say what to await
-        iter_bytes(), iter_lines()  may be left, and go on later where they stopped
+        before read()               content, text and json() raise, and say what to await
+        iter_bytes(), iter_lines()  a loop may be left; the next one goes on where it stopped
         once a piece was handed out content and read() raise: the whole is not kept
-        after get() or read()       all of them work as often as one likes
+        after get() or read()       all of them work, as often as you like
     """
 
     def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = True,
@@ -987,14 +987,14 @@ class Response(Body):
         self.addresses = connection.addresses  # the remote one and ours
         self.proxied = connection.route.proxy is not None
         self.request_bytes = connection.request_bytes  # sent for it
-        # What is to be undone; a download takes away one that is the file's own.
+        # The coding to undo, b"" for none; a download keeps one that belongs to the file.
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
         self._url = url
         self._encoding = ""
         self._content = b""                    # the whole body, once it was read
         self._missing = _UNREAD                # why it is not there; "" when it is
         self._decoder: Decoder | None = None   # while there is something to decode
-        self._cutter: LineCutter | None = None  # the same as lines, the last of them unfinished
+        self._cutter: LineCutter | None = None  # holds what iter_lines has not handed out yet
 
     # ---- the head
 
@@ -1124,7 +1124,7 @@ class Response(Body):
     async def iter_lines(self) -> AsyncIterator[str]:
         r"""Yield the body's lines as text, without their \n or \r\n.
 
-        What is left when the loop is left is there for the next one, of either kind.
+        If the loop is left early, the next one (iter_bytes, too) goes on where it stopped.
         """
         cutter = self._cutter or LineCutter(self.encoding, self._content)
         more = self._missing != ""
@@ -1155,7 +1155,7 @@ class Response(Body):
     async def _next_piece(self) -> bytes:
         """The next bytes of the body, decoded; b"" at its end."""
         try:
-            if self._missing == _GIVEN_UP:  # lest what was cut short look whole
+            if self._missing == _GIVEN_UP:  # b"" would make a body cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
             piece = await (self._decode_piece() if self.coding else self._read_piece())
         except BaseException as error:  # cancelled, too: the rest is lost
@@ -1189,7 +1189,7 @@ class Response(Body):
 
     @property
     def timing(self) -> Timing:
-        """When what was done, in seconds since the call began; 0 for what is not."""
+        """When each step was done, in seconds since the call began; 0 for one that was not."""
         sent, head, done = (max(0.0, moment - self.started)
                             for moment in (self._sent_at, self._head_at, self._done_at))
         return Timing(sent, sent, head, done, self._reused)
