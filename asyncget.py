@@ -942,7 +942,7 @@ class Body:
         self.received += len(self._ready)
 
     def _ended(self) -> None:
-        """The connection has ended: so does a body without a length; any other is incomplete."""
+        """The connection has ended: so has a "close" body, if TLS agrees; any other is cut."""
         if self._chunks or self._length is not None:
             raise IncompleteBody(
                 f"the connection ended behind {self.received} bytes of the body"
@@ -1204,24 +1204,24 @@ class Response(Body):
 
 
 # ==== 7. Connection ===========================================================
-# One TCP connection, from the first packet to the last: how it is opened, how one
-# request and its response go over it, the Inbox in which what has come waits to be
-# read, and the one clock that watches it all.
+# One TCP connection, from the first packet to the last. For https, TLS encrypts it and proves
+# who the server is; TCP and TLS each begin with a handshake, packets to and fro. Here is how a
+# connection is opened, how one request and its response go over it, and the one clock for it all.
 #
 #     new --open--> busy --exchange, Body--> idle --exchange--> busy ...   closed
 #
-# A new and a busy connection belong to one call, an idle one to the pool (section 9).
-# To use one again spares the handshakes of TCP and TLS. It becomes idle only if the body
-# is whole and did not end by closing, nothing came behind it, neither side said
-# Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). A body that was
-# left or broke off closes it, and so does the clock.
+# A new and a busy connection belong to one call, an idle one to the pool (section 9), which
+# uses it again and so saves the handshakes. A connection becomes idle only if the body is
+# whole and did not end by closing, nothing came behind it, and neither side said Connection:
+# close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). It is closed if a body is given
+# up or breaks off, and when the clock runs out.
 
 READ_BYTES = 262_144             # asked of a stream at once; asyncio receives as much
-INBOX_BYTES = 524_288            # that may wait to be read, before no more are taken; as asyncio
+INBOX_BYTES = 524_288            # unread; with more than that we stop receiving; as asyncio
 MAX_INTERIM = 10                 # 1xx responses before the real one
-LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
-LAST_TURNS = 12                  # of the loop, in which what has come gets to us, handshakes too
-# asyncio raises these, by a bug, for an error of TLS inside TLS (mended in 3.12.2).
+LATE_SECONDS = 0.05              # if a timer rings later than this, the program was busy
+LAST_TURNS = 12                  # of the loop: enough to bring in what the kernel has, TLS too
+# A bug of asyncio raises these for an error of TLS inside TLS (mended in 3.12.2).
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -1260,13 +1260,13 @@ class Deadline:
 
     def __init__(self, started: float = 0.0, seconds: float = _FOREVER) -> None:
         self.started = started
-        self.seconds = seconds    # that it may take
-        self.until = _FOREVER     # as long as it has no connection, its time does not run
+        self.seconds = seconds    # that the call may take
+        self.until = _FOREVER     # the moment of its end, set by its first Clock.watch
 
     async def breathe(self, seconds: float = 0.0) -> None:
-        """Give the loop a turn amid long work, or so many seconds; raise when the time is over.
+        """Let other tasks run amid long work, for a turn or so many seconds; may raise TimedOut.
 
-        The work is decoding (Response), and the command line's --limit-rate.
+        For decoding (Response), and for the command line's --limit-rate.
         """
         time = asyncio.get_running_loop().time
         await asyncio.sleep(min(seconds, self.until - time()))
@@ -1276,7 +1276,7 @@ class Deadline:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Allow what is done meanwhile so many seconds at most; it may also fail (section 12)."""
+        """Allow a `with` block so many seconds; drop its AsyncGetError (section 12: discard)."""
         until = self.until
         self.until = min(until, asyncio.get_running_loop().time() + seconds)
         try:
@@ -1287,7 +1287,7 @@ class Deadline:
             self.until = until
 
     async def stand_by(self, something: Awaitable[object]) -> None:
-        """Await what the server has no part in (section 20); no time runs meanwhile."""
+        """Await what is not the server's fault (section 20); the call's time stands still."""
         time = asyncio.get_running_loop().time
         left, self.until = self.until - time(), _FOREVER
         try:
@@ -1302,9 +1302,9 @@ _NEVER = Deadline()  # of a connection that no call uses
 class Clock:
     """One timer for a connection's whole life, which watches one wait after another.
 
-    To watch the next wait is mostly to note a later moment: the timer is left as it is, rings
-    too early, finds the new moment and is set to that. asyncio.wait_for, or a timer for each
-    read, would cost a task or a handle each time: half the price of a small GET.
+    For a new wait we mostly just note its later end, and leave the timer alone: it rings too
+    early, sees the new end and is set to that. asyncio.wait_for would cost a task for each
+    wait, and a timer for each read a handle: half the price of a small GET.
     """
 
     def __init__(self, ring: Callable[[], None]) -> None:
@@ -1320,9 +1320,9 @@ class Clock:
         self.wakes_at = _FOREVER      # when it rings
 
     def watch(self, phase: str, seconds: float = 0.0) -> None:
-        """Allow phase so many seconds from now, or as many as the last one, within the deadline.
+        """Allow `phase` so many seconds from now (0: as many as the one before).
 
-        The time of a call runs from the first wait on its first connection on.
+        The deadline limits it, too; that starts to run when its call watches for the first time.
         """
         deadline, now = self.deadline, self.loop.time()
         if deadline.until == _FOREVER:
@@ -1344,11 +1344,11 @@ class Clock:
     def _wake(self, turns: int = LAST_TURNS) -> None:
         """The timer rings: end what is waited for, if its time is over.
 
-            late    the program was busy elsewhere, and we could not do our part of a
-                    handshake: once, as much time as was lost is allowed in addition
-            early   the moment was moved meanwhile: set the timer again
-            else    the answer may have come and lie in the kernel: let the loop have
-                    LAST_TURNS turns to bring it in, before the wait is ended
+            late    the program was busy, and we could not do our part of a handshake:
+                    once for each wait, give back the time that was lost
+            early   a newer wait ends later: set the timer again
+            else    the answer may lie in the kernel already: give the loop LAST_TURNS turns
+                    to bring it in, then end the wait
         """
         now, until = self.loop.time(), self.deadline.until
         late, moved = now - self.limit, self.limit != self.since + self.seconds
@@ -1373,20 +1373,20 @@ class Clock:
 class Inbox(asyncio.Protocol):
     """What has come on a connection, until it is read: asyncio's StreamReader in its simplest form.
 
-    A transport tells its protocol of what comes, by the first four methods. What this does
-    otherwise than the StreamReader: it copies no bytes, hands out those that came ahead of an
-    error, and can tell the pool of those that come while nothing was asked (section 9).
+    A transport calls the four methods after __init__. Unlike a StreamReader, an Inbox does not
+    copy what came in one piece, hands out the bytes that came before an error, and can tell the
+    pool when bytes come that nobody asked for (section 9).
     """
 
     def __init__(self, replaced: asyncio.Protocol | None = None) -> None:
-        self.replaced = replaced  # the protocol that was in its place: StreamWriter.wait_closed
+        self.replaced = replaced  # asyncio's protocol: StreamWriter.wait_closed waits for its end
         self.transport: Any = None
         self.pieces: list[bytes] = []
         self.size = 0         # of them
         self.ended = False
         self.error: Exception | None = None
-        self.waiter: asyncio.Future[None] | None = None      # of who reads
-        self.on_unasked: Callable[[], object] | None = None  # is told that anything has come
+        self.waiter: asyncio.Future[None] | None = None      # what `read` awaits
+        self.on_unasked: Callable[[], object] | None = None  # called when anything comes, once
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is connected."""
@@ -1426,8 +1426,8 @@ class Inbox(asyncio.Protocol):
             self.waiter.set_result(None)
 
     async def read(self, _: int) -> bytes:
-        """All that has come, or b"" at the end; an error only behind the last byte."""
-        if self.waiter:  # it may have been told already, and not have run yet
+        """All that has come, b"" at the end; raises the connection's error behind the last byte."""
+        if self.waiter:  # even if its result is set: its task has not run yet
             raise AsyncGetError("another task reads this response already")
         if not self.pieces and not self.ended:
             self.waiter = asyncio.get_running_loop().create_future()
@@ -1446,7 +1446,7 @@ class Inbox(asyncio.Protocol):
 
 
 def tls_options(host: str) -> dict[str, Any]:
-    """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
+    """TLS keywords: the host without a final dot (RFC 6066 3); a time-out that ours precedes."""
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
 
 
@@ -1481,23 +1481,23 @@ class Connection:
 
         Raises ConnectError, TLSError, ProxyError or TimedOut; then the caller closes.
         """
-        if self.closed:  # with the session, since the pool has handed it over
+        if self.closed:  # by Session.close, after the pool had handed it over
             raise ended(self)
         self.clock.watch("connection", timeout or _FOREVER)
-        # A task of its own, which `close` can cancel. If we awaited it alone, that would look as if
-        # our caller were cancelled; gather hands out such an end as a value. If it is our caller,
-        # gather cancels the task, too, and waits until it has cleaned up.
+        # A task of its own, so that `close` can cancel it. If we awaited it directly, that would
+        # look as if our caller were cancelled; gather returns it as a value. If our caller really
+        # is cancelled, gather cancels the task, too, and waits until it has cleaned up.
         self.opener = asyncio.create_task(self._dial())
         try:
             await asyncio.gather(self.opener, return_exceptions=True)
             if self.closed:  # by the clock, or with the session
                 raise ended(self)
             self.opener.result()
-        except AsyncGetError:  # of which some are OSErrors, too
+        except AsyncGetError:  # before the next line: some of ours are OSErrors, too
             raise
         except Exception as error:
             raise failure(self, error) from error
-        finally:  # behind `failure`, which asks for it
+        finally:  # only now, since `failure` looks at it
             self.opener = None
         asked = self.writer.get_extra_info
         self.addresses = asked("peername"), asked("sockname")
@@ -1532,14 +1532,14 @@ class Connection:
     def take_over(self) -> None:
         """Put an Inbox in the place of asyncio's StreamReader, if nothing has come to that yet.
 
-        A coroutine that is sent None goes on to where it has to wait, or raises StopIteration with
-        what it returns: so the first step of a read tells whether there is anything.
+        To see that, we run a read by hand: send(None) runs a coroutine up to where it must wait;
+        if it need not wait, it ends, and StopIteration holds what it returns.
         """
         transport, protocol = self.writer.transport, None
         with contextlib.suppress(AttributeError, NotImplementedError):  # of a test's double, say
             protocol = transport.get_protocol()
-        # None, if the connection was lost meanwhile. To its reader asyncio's refers weakly, and
-        # nobody to one that a caller feeds: that may hold other bytes than come.
+        # A reader that a caller feeds stays: it may hold other bytes than the transport's. Only
+        # asyncio's own has a weak reference to it, from its protocol (None: connection lost).
         if (type(protocol) is not asyncio.StreamReaderProtocol
                 or type(self.reader) is not asyncio.StreamReader
                 or not weakref.getweakrefcount(self.reader)):
@@ -1561,10 +1561,10 @@ class Connection:
 
     async def exchange(self, request: bytes, timeout: float | None,
                        phase: str = "response head") -> Head:
-        """Send a head and read the head that answers it, past any interim ones.
+        """Send a head and read the head that answers it; interim ones (1xx) are skipped.
 
-        Its body is Body's to read. After an error the caller closes: only a body read to
-        its end keeps a connection.
+        Body reads its body. After an error the caller must close the connection: only a
+        body that was read to its end keeps it.
         """
         if self.trace:
             self.trace(">", request)
@@ -1573,7 +1573,7 @@ class Connection:
         self.silent = True
         self.clock.watch(phase, timeout or _FOREVER)
         try:
-            self.writer.write(request)  # no drain: there is no more to come, and little of it
+            self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
@@ -1595,7 +1595,7 @@ class Connection:
         raise ProtocolError(f"more than {MAX_INTERIM} interim responses")
 
     async def _read_long_head(self, data: bytearray) -> tuple[bytes, int]:
-        """Read on to the end of a head that did not come at once."""
+        """Read on to the end of a head that came in parts; return what came, and where it ends."""
         end = 0
         while not end and len(data) <= MAX_HEAD_BYTES:
             if data[:7] != b"HTTP/1."[:len(data)]:
@@ -1611,7 +1611,7 @@ class Connection:
         return bytes(data), end or MAX_HEAD_BYTES + 1
 
     async def receive(self) -> bytes:
-        """The next bytes, b"" at the end; errors are ours, and so is a clock that ran out."""
+        """The next bytes, b"" at the end. Raises our errors, TimedOut if the clock ran out."""
         try:
             data: bytes = await self.reader.read(READ_BYTES)
         except _STREAM_ERRORS as error:
@@ -1623,7 +1623,7 @@ class Connection:
         return data
 
     def ended_cleanly(self) -> bool:
-        """Whether the end that was read was meant: TLS says so, lest somebody cut it (9.8)."""
+        """Whether this end was meant: TLS tells (RFC 9112 9.8); without TLS it counts as meant."""
         tls = self.writer.get_extra_info("ssl_object")
         if tls is None:
             return True
@@ -1646,13 +1646,13 @@ class Connection:
         if self.opener is not None:
             self.opener.cancel()
         for writer in filter(None, (self.writer, self.outer)):
-            with contextlib.suppress(*_STREAM_ERRORS):  # lest one in a tunnel leave the outer open
+            with contextlib.suppress(*_STREAM_ERRORS):  # if the inner one fails, close the outer
                 writer.close()            # says close_notify (RFC 9112 9.8),
                 writer.transport.abort()  # and does not wait for the answer
         if isinstance(self.reader, (asyncio.StreamReader, Inbox)):
             self.reader.feed_eof()  # ends a read, whatever the transport does
-        # Garbage in a cycle goes in any order, and asyncio may then complain of an error that
-        # nobody asked for. Dropped here, they go at once, the inner one first.
+        # Left in a cycle of references, they would be freed in any order, and asyncio may then
+        # log an error. Dropped here, they are freed at once, the inner one first.
         self.writer = self.outer = None
         self.on_close(self)
 
@@ -1681,7 +1681,7 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
     if parts.origin.scheme == "https":
         context = tls or ssl.create_default_context()
     route = Route(parts.origin, context, None, None, None)
-    # There is no pool to be told that it is idle or closed: id() is as good as nothing.
+    # No pool wants to know that it is idle or closed: id() takes one argument and does nothing.
     connection = Connection(route, asyncio.open_connection, on_idle=id, on_close=id)
     connection.clock.deadline = Deadline(connection.loop.time())
     try:
@@ -1695,9 +1695,9 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
         connection.close()
 
 
-# You may stop here. What you have read is a whole client for one GET from an address (how a name
-# gets its addresses, and an error its words, stands in section 13); the rest makes it one for
-# many, for other people's networks, and for the shell. The later parts are reached from this
+# You may stop here. You have read a whole client for one GET from an address. (Section 13 tells
+# how a name gets its addresses, and an error its words.) The rest makes it a client for many
+# GETs, for other people's networks, and for the shell. The later parts are reached from this
 # one at a few places: `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
 # `open_first`, `open_unix` and `failure`, which has words for the system's errors (13), and
 # `pass_proxy` (14).
