@@ -1703,23 +1703,23 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
 # `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
-# At its end one knows how a client is fast and no burden to servers: connections are kept and
-# used again, and rules say who gets one and when it is closed; a call follows redirects and
-# tries again; its settings are checked once, when they are given.
+# How a client is fast, and no burden to servers. Connections are kept and used again; rules
+# say who gets one, and when it is closed. A call follows redirects and tries again. Its
+# settings are checked once, when they are given.
 
 # ==== 8. Decoding =============================================================
 # How a body's bytes become content: codings (compression) are undone, the charset is found,
 # text is cut into lines. A coding is undone in small steps, so that a bomb (a kilobyte that
-# becomes a gigabyte of zeros) is noticed while little was made of it. A coded stream that is
-# cut short is an error even where the framing (section 5) was whole: the framing says that what
-# the server sent is here, only the coding's own end says that the content is whole.
+# becomes a gigabyte of zeros) is noticed early. A compressed stream that is cut short is an
+# error even if the framing (section 5) was whole. The framing only says that all is here that
+# the server sent; the stream's own end says that the content is whole.
 
 MAX_CODINGS = 5                  # content codings of one body; curl and urllib3 allow 5, too
-MAX_DECODED_STEP_BYTES = 65_536  # taken, and made of it, in one step, before limits are checked
-MAX_CODED_BYTES = 1_048_576      # that all stages may take in, and 100 for each that arrived
-STEP_BYTES = 1024                # counted as work for a step, as one that makes nothing takes time
+MAX_DECODED_STEP_BYTES = 65_536  # in one step, at most: bytes taken in, and bytes made
+MAX_CODED_BYTES = 1_048_576      # taken in by all stages, and 100 more for each byte that arrives
+STEP_BYTES = 1024                # counted as work for each step, even if it makes nothing
 # The codings that we undo. A body in gzip or zstd may consist of several compressed members
-# (RFC 1952, RFC 8878 3.1): with each coding stand the bytes that a further one may begin with.
+# (RFC 1952, RFC 8878 3.1). Beside each coding: the bytes that a further member may begin with.
 _CODINGS = {b"gzip": b"\x1f", b"deflate": b""}
 if sys.version_info >= (3, 14):
     from importlib.util import find_spec
@@ -1734,9 +1734,9 @@ _NO_CODINGS = {b"identity", b"none", b"utf-8", b"utf8", b"binary", b"7bit", b"8b
 def decompressor(coding: bytes, first: int) -> Any:
     """A new decompressor, with .decompress, .eof and .unused_data; `first` is the first byte.
 
-    It is asked for with the first byte of a stream, so an empty body is whole in any coding.
-    Raises DecodingError for what we cannot undo: br, for one, is not in the standard
-    library. To hand out the bytes still coded would pass them off as the content.
+    None is made before a first byte comes, so an empty body is whole in any coding. Raises
+    DecodingError for a coding that the standard library cannot undo (br): its bytes, handed
+    out as they are, would pass for the content.
     """
     if coding not in _CODINGS:  # we asked for no other
         raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
@@ -1767,10 +1767,10 @@ class Decoder:
     """
 
     def __init__(self, coding: bytes) -> None:
-        self.budget = MAX_CODED_BYTES  # bytes that the stages may yet decode
+        self.budget = MAX_CODED_BYTES  # bytes that the stages may still take in
         self.work = 0                  # in bytes, since Response gave the loop a turn
-        self.arrived = b""             # to be set once `pieces` gave None; b"": no more comes
-        # The content; None asks for more, and b"" lets the caller look at `work`.
+        self.arrived = b""             # the caller sets it when `pieces` gives None; b"": the end
+        # Gives content; None to ask for more; b"" so that the caller may look at `work`.
         self.pieces = self.arriving()
         for name in reversed(content_codings(coding)):
             self.pieces = self.undo(name, self.pieces)
@@ -1787,12 +1787,12 @@ class Decoder:
     def undo(self, coding: bytes, pieces: Iterator[bytes | None]) -> Iterator[bytes | None]:
         """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
 
-        What lies behind a whole stream and is no further member (a line end, a comment, as
-        servers' templates leave it) is passed over: the content ended where the stream did.
-        Raises DecodingError if the body ends, and a stream has begun and not ended.
+        What follows a whole stream and is no further member is dropped (a line end, say, from a
+        server's template): the content ended where the stream did. Raises DecodingError for
+        bytes that do not decode, and if the body ends inside a stream.
         """
         stream: Any = None
-        over = full = False  # no further member comes; the last step may have held back more
+        over = full = False  # no member follows any more; the last step may have more to give
         for data in pieces:
             if data is None:
                 yield None
@@ -1840,9 +1840,9 @@ _TEXT_CODEC = re.compile(
     r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
     r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
     r"|tis-620|kz1048|ptcp154|johab")
-# Charsets that are decoded as a larger one, as browsers do: under the names of the Chinese,
-# Japanese and Korean standards, servers send texts with the characters that Windows added to
-# these. The last three are names that servers use and Python (or an older one) does not know.
+# Charsets that we decode as a larger one, as browsers do: servers name a Chinese, Japanese or
+# Korean standard, and send characters that only Windows added to it. The last three names
+# are unknown to Python, or to an older one.
 _WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
                "windows-31j": "cp932", "windows-874": "cp874", "iso-8859-8-i": "iso8859-8"}
 
@@ -1913,17 +1913,17 @@ class LineCutter:
 # ==== 9. Pool =================================================================
 # Which connection a request gets is decided without waiting: one that was kept on its route,
 # or a new one if the limits allow (the one idle for longest may be closed for it), or none
-# yet. Only then does the request wait, in the queue of its route. What comes free is handed
-# over to the next in turn: if that one were only woken, a request that has just come could
-# take the connection before it runs, again and again. A new connection is handed over before
-# it is opened: who gets it opens it. (When one may be kept at all stands in section 7.)
-# An idle one is closed at the first byte or the end that comes from the server, after
-# IDLE_SECONDS, or when its place is needed. If the server has closed it while our request
-# was on its way, Call.exchange (section 12) asks once more on a new one.
+# yet. Only then does the request wait, in the queue of its route. A connection that comes free
+# is handed to the next in turn. If that one were only woken, a request that has just come could
+# take the connection before it runs, again and again. A new connection is handed over unopened;
+# the request that gets it opens it. (Section 7 tells when a connection may be kept.)
+# An idle one is closed if a byte or the end comes from the server, after IDLE_SECONDS, or
+# when its place is needed. If the server closed it while our request was on its way,
+# Call.exchange (section 12) asks once more on a new one.
 
-IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
-IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
-TURN_EXCHANGES = 10              # on a connection, before another route may get its place
+IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
+IDLE_MOMENT_SECONDS = 0.001      # after a longer idle time, see what the kernel has before use
+TURN_EXCHANGES = 10              # of one connection, before another route may get its place
 
 
 class Lane:
@@ -1931,10 +1931,10 @@ class Lane:
 
     def __init__(self, route: Route) -> None:
         self.route = route
-        self.open = 0          # connections, those in use as well
-        self.idle: dict[Connection, None] = {}  # used last: last
+        self.open = 0          # how many connections, those in use as well
+        self.idle: dict[Connection, None] = {}  # the one used last stands last
         self.waiting = collections.OrderedDict[asyncio.Future[Connection], None]()  # longest: first
-        self.moved_at = 0.0    # on the loop's clock: when one of them was served
+        self.moved_at = 0.0    # on the loop's clock: when one who waited was last served
         self.paused = False    # `rate` allows no request yet
         self.lines = b""       # of the session's own fields, as they are sent there (Call.render)
 
@@ -1949,11 +1949,11 @@ class Pool:
         # Seconds between two requests on one route.
         self.interval = 1 / settings["rate"] if settings["rate"] else 0.0
         self.closed = False
-        self.all: dict[Connection, Lane] = {}  # used last: last
-        # As long as anyone uses a lane, there is no other for its route.
+        self.all: dict[Connection, Lane] = {}  # the one used last stands last
+        # Weak: a lane goes when nobody uses it; until then it is the only one of its route.
         self.lanes = weakref.WeakValueDictionary[Route, Lane]()
-        self.turns = collections.OrderedDict[Lane, None]()  # may be served, the next first
-        self.moved_at = 0.0                    # when anyone, on any route, was served
+        self.turns = collections.OrderedDict[Lane, None]()  # lanes that may be served, in turn
+        self.moved_at = 0.0                    # when one who waited on any route was last served
 
     def __repr__(self) -> str:
         idle = sum(len(lane.idle) for lane in self.lanes.values())
@@ -1963,9 +1963,9 @@ class Pool:
     # ---- which connection a request gets
 
     def take(self, lane: Lane) -> Connection | None:
-        """A connection that was in use a moment ago, or None; then `acquire` is asked.
+        """A connection that was in use a moment ago, or None: then ask `acquire`.
 
-        So short a time after use, `acquire`'s two turns of the loop would only cost time.
+        After so short a time the two turns of the loop in `acquire` would only cost time.
         """
         if lane.idle and not self.interval:
             connection = next(reversed(lane.idle))
@@ -1980,10 +1980,10 @@ class Pool:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
         `fresh`: only a new one will do; a kept one has just failed, so the others are closed.
-        Raises TimedOut when none that could serve this route came free for `timeout` seconds, or
-        what the deadline left; as long as those ahead are served, the wait goes on.
+        Raises TimedOut if for `timeout` seconds (or what the deadline leaves) no connection came
+        free that could serve this route. As long as those ahead are served, the wait goes on.
         """
-        if fresh:  # all at once: to be handed them one by one would cost a turn of `rate` each
+        if fresh:  # all at once: `decide` would hand them out singly, and count each for `rate`
             for kept in [*lane.idle]:
                 self.drop(kept)
         if lane.idle:
@@ -1996,8 +1996,8 @@ class Pool:
             new, reader = not connection.exchanges, connection.reader
             if new or not (fresh or connection.closed or reader.pieces or reader.ended):
                 return connection
-            # The server has ended it since `decide`, say. close() would give its place to the
-            # next in turn; drop() leaves it to us, and the turn by `rate` is ours, too.
+            # It has ended since `decide`, say. close() would give its place to the next in turn;
+            # drop() leaves the place to us, and `rate` has counted us already.
             if not connection.closed:
                 return self.add(self.drop(connection))
 
@@ -2007,8 +2007,8 @@ class Pool:
             raise AsyncGetError("the session is closed")
         if lane.idle and not lane.paused:
             connection, _ = lane.idle.popitem()
-            # Without this, if the server closes it now, `forget` would give its place to the next
-            # in turn, though it is promised already. `acquire` looks whether it lives.
+            # It is promised now: if the server closed it, on_unasked would close it here as well,
+            # and give its place to the next in turn. `acquire` sees whether it is alive.
             connection.reader.on_unasked = None
         elif self.is_full(lane):
             return None
@@ -2025,7 +2025,7 @@ class Pool:
         return connection
 
     def add(self, lane: Lane) -> Connection:
-        """A new connection, for whom there is a place."""
+        """A new connection on a lane; its caller has seen that there is a place."""
         connection = Connection(lane.route, self.connector, self.keep, self.forget)
         self.all[connection] = lane
         lane.open += 1
@@ -2048,7 +2048,7 @@ class Pool:
     async def _wait(self, lane: Lane, deadline: Deadline, timeout: float | None) -> Connection:
         """Wait in the queue of the route until `serve` hands a connection over.
 
-        As long as others are served, the wait is not the call's time.
+        The wait does not count for the call's deadline if a connection comes.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
@@ -2059,7 +2059,7 @@ class Pool:
         allowed = left = patience + self.interval  # a pause for `rate` is no standstill
         looks = LAST_TURNS
         try:
-            while looks:  # once time is up, LAST_TURNS more: what frees one may lie in the kernel
+            while looks:  # when time is up, LAST_TURNS more: a free one may be a turn or two away
                 await asyncio.wait([future], timeout=left)
                 if future.done():
                     deadline.until += loop.time() - came
@@ -2088,7 +2088,7 @@ class Pool:
         """A connection has finished an exchange: it may serve another, if the server is silent."""
         reader = connection.reader
         if not isinstance(reader, Inbox) or reader.pieces or reader.ended:
-            connection.close()  # anything has come; or, of a caller's reader, that cannot be told
+            connection.close()  # something has come; or a caller's reader, which cannot tell
             return
         reader.on_unasked = connection.close
         connection.clock.deadline = _NEVER
@@ -2109,12 +2109,12 @@ class Pool:
     def serve(self, lane: Lane, exchanges: int = 0) -> None:
         """A connection of a route, or the place of one, came free: hand it to who is next.
 
-        On one route that is who has waited longest. The routes take turns; but this route is
-        next behind all `exchanges` of a connection but each TURN_EXCHANGES-th (or, where
-        fewer connections are allowed, as many as these): to go to another route is to close a
-        connection and to open one, which costs all who wait more time than it gives to one. A
-        full route leaves `turns` until something of its own comes free, so that the work done
-        here does not grow with the number of routes that wait.
+        On one route, that is who has waited longest. Among routes, this one goes first again:
+        to serve another means to close a connection and to open one, which costs all who wait
+        more time than it gives to one. But after each TURN_EXCHANGES `exchanges` of a connection
+        (after each `limit`, if that is less) the others have their turn. A full route leaves
+        `turns` until something of its own comes free, so that the work here does not grow with
+        the number of routes that wait.
         """
         if lane.waiting:
             self.turns.setdefault(lane)
