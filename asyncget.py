@@ -2153,9 +2153,9 @@ class Pool:
 
 MAX_HISTORY_BYTES = 262_144      # heads of one call's redirects, which are kept; two of the longest
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
-# Fields that say how a message is framed, or are for the next hop alone (RFC 9110 7.6.1). Those of
-# _FRAMING_FIELDS would mislead who reads our GET, and are refused, unless empty or 0. The others,
-# as browsers and other clients send them, say nothing new, and are dropped, except for "close".
+# Fields that frame a message, or are for the next machine on the way alone (RFC 9110 7.6.1).
+# _FRAMING_FIELDS would mislead the server about our GET, and are refused, unless empty or 0.
+# The others, copied from a browser, say, add nothing, and are dropped, except for "close".
 _FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
                    "transfer-encoding", "upgrade"}
 _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
@@ -2164,9 +2164,9 @@ Pairs = Sequence[tuple[Any, Any]]      # names and values, of cookies or paramet
 
 
 def merge_fields(base: Fields, headers: Any) -> Fields:
-    """Put headers, a mapping or pairs, in place of those of their names (RFC 9110 5.1).
+    """Lay headers, a mapping or pairs, over `base`: names match whatever their case.
 
-    A value of None removes.
+    A value of None removes a field. Raises InvalidHeader.
 
     >>> merge_fields((("Accept", "*/*"), ("X", "1")), {"accept": "text/html", "x": None})
     (('accept', 'text/html'),)
@@ -2191,7 +2191,7 @@ def merge_fields(base: Fields, headers: Any) -> Fields:
         elif lower not in _HOP_FIELDS:
             extra.append((name, value))
     kept = [pair for pair in base if pair[0].lower() not in named] + extra
-    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: first
+    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # RFC 9110 7.2: first
 
 
 class Request(NamedTuple):
@@ -2199,7 +2199,7 @@ class Request(NamedTuple):
 
     url: URL
     fields: Fields
-    # The call's own, for the first origin alone: None keeps the jar's of that name back.
+    # The call's own, only for its first origin. None: nor is the jar's cookie of that name sent.
     cookies: Mapping[str, str | None] = {}
     cert: Any = None  # the client's certificate
 
@@ -2207,9 +2207,9 @@ class Request(NamedTuple):
         return f"<Request {self.url}>"
 
     def with_cookies(self, cookies: Pairs) -> Request:
-        """The same with its own cookies, and behind them others, in one field (RFC 6265 5.4).
+        """The same request with all its cookies in one field (RFC 6265 5.4).
 
-        Of those of one name the first goes out: from the field, its own, then the others.
+        First what the field has, then the call's own, then `cookies`; each hides later namesakes.
 
         >>> Request(parse_url("http://h"), (("Cookie", "a=1"),)).with_cookies(
         ...     [("a", "old"), ("b", "2")]).fields
@@ -2223,7 +2223,7 @@ class Request(NamedTuple):
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
     def adding(self, name: str, value: str | None) -> Request:
-        """The same request with a field, in place of those of that name; with none for None."""
+        """The same request with this field in place of all of its name; None just removes them."""
         return self._replace(fields=merge_fields(self.fields, {name: value}))
 
 
@@ -2274,8 +2274,8 @@ def next_request(request: Request, response: Response,
                                             scheme and port are those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
 
-    What was dropped stays dropped if a later hop leads back. With the setting trust_redirects
-    nothing of this is dropped but Host.
+    What was dropped stays dropped, even if a later redirect leads back. With the setting
+    trust_redirects only Host is dropped. Raises InvalidURL, or ProtocolError for two Locations.
     """
     locations = set(octets_text(response.raw_head, "location"))
     if response.status_code not in (301, 302, 303, 307, 308) or not any(locations):
@@ -2287,7 +2287,7 @@ def next_request(request: Request, response: Response,
     following = request._replace(url=url)
     if url.origin == request.url.origin:
         return following
-    if "%" in url.origin.host:  # which of our networks is asked is not a server's to say
+    if "%" in url.origin.host:  # a server must not choose among this machine's networks
         raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
     if settings["trust_redirects"]:  # all but the caller's Host, which was the first origin's
         return following.adding("Host", "")
@@ -2352,17 +2352,17 @@ def parse_date(text: str) -> float | None:
 
 def retry_delay(attempt: int, outcome: Response | AsyncGetError,
                 retries: int) -> float | None:
-    """Seconds to wait before trying again; None: attempt (1 is the first) was the last.
+    """Seconds to wait before trying again; None: `attempt` (1 is the first) was the last.
 
         408 429 500 502 503 504             again, when Retry-After says; not again if that is
                                             in more than MAX_RETRY_AFTER_SECONDS
-        no connection, or none to be had    again; one that was lost in a handshake, too
-        silence, or the end, before a head  again: GET is idempotent (RFC 9110 9.2.2)
-        the same amid the body              again, for get and download
+        no connection, or none came free    again, also if it was lost in a handshake
+        silence or an end before the head   again: a GET may be repeated (RFC 9110 9.2.2)
+        the same in the body                again, for get and download
         TLS or a proxy refused, ...         not again: it would only repeat
 
-    Where no Retry-After says it, the wait doubles from half a second to 32 s; up to half of it is
-    taken off at random, so that clients which failed together do not come back together.
+    Without Retry-After the wait doubles, from half a second to 32 s. Up to half of it is taken
+    off at random, so that clients that failed together do not come back together.
     """
     if attempt > retries:
         return None
@@ -2370,7 +2370,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
         if outcome.status_code not in (408, 429, 500, 502, 503, 504):
             return None
         said = outcome.headers.get("retry-after")
-        if said:  # a date, or seconds (RFC 9110 10.2.3); not understood is not "at once"
+        if said:  # a date, or seconds (RFC 9110 10.2.3); anything else does not mean "at once"
             when = parse_date(said)
             asked = _FOREVER if when is None else max(0.0, when - time.time())
             if re.fullmatch("[0-9]+", said):
@@ -2385,17 +2385,17 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 # ==== 11. Settings ============================================================
 # The keywords of a session and of a call. Each is written down once, with its type: editors
 # show that line, type checkers read it, and `checked` compares with it what a caller gives.
-# Below, what the keywords put into a request.
+# Below stands what the keywords put into a request.
 
 class AskedJar:
-    """A cookie jar as a call asks it, by pairs_for() and store(): section 15 has both kinds."""
+    """What a call asks for cookies, by pairs_for() and store(): section 15 has two kinds."""
 
-    home: Origin | None = None  # whose the cookies without a domain are
+    home: Origin | None = None  # the origin that gets the cookies without a domain
 
 
 @runtime_checkable
 class Jar(Protocol):
-    """What a jar of the caller's must have, as http.cookiejar.CookieJar and requests' do."""
+    """What a caller's own jar must have; http.cookiejar.CookieJar and requests' jar have it."""
 
     add_cookie_header: Callable[..., object]
     extract_cookies: Callable[..., object]
@@ -2490,14 +2490,14 @@ _SEVERAL = (list, tuple, Set, range, ValuesView, Iterator)
 
 
 def plain(value: Any) -> Any:
-    """A text as what it holds: of an Enum's member, say, an f-string would show the name."""
+    """The value; a text as plain str, since an f-string of an Enum's member may show its name."""
     if isinstance(value, Mapping):
         raise TypeError
     return str.__str__(value) if isinstance(value, str) else value
 
 
 def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict[str, Any]:
-    """Keywords, checked, as calls use them; or an error that says what was expected.
+    """Keywords, checked and as calls use them; TypeError or ValueError says what was expected.
 
     >>> checked({"max_redirects": 5, "headers": {"a": "b"}, "secret_headers": "a"})
     {'max_redirects': 5, 'headers': (('a', 'b'),), 'secret_headers': ('a',)}
@@ -2565,7 +2565,7 @@ DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
 
 
 def merge_params(base: Pairs, extra: Pairs) -> Pairs:
-    """Lay a call's parameters over the session's, name by name; a value of None removes.
+    """Lay a call's parameters over the session's, name by name; None stays, for add_params.
 
     >>> merge_params((("key", "k"), ("page", 1)), (("page", None), ("q", [1, 2])))
     (('key', 'k'), ('page', None), ('q', [1, 2]))
@@ -2575,7 +2575,7 @@ def merge_params(base: Pairs, extra: Pairs) -> Pairs:
 
 
 def add_params(url: URL, params: Pairs) -> URL:
-    """Append parameters to the query that is there.
+    """Append parameters to the query that is there; those that are None are left out.
 
     >>> add_params(parse_url("http://h/?a=1"), (("b", [2, 3]), ("c", None), ("d", True))).target
     '/?a=1&b=2&b=3&d=true'
@@ -2631,7 +2631,7 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
 
 
 def with_codings(fields: Fields, decode: bool) -> Fields:
-    """The fields, which ask for no coding but those that will be undone; "identity" is none.
+    """The fields, asking for no coding that we would not undo; "identity" means uncoded.
 
     >>> with_codings((("Accept-Encoding", "gzip;q=0.5, br, *"),), decode=True)
     (('Accept-Encoding', 'gzip;q=0.5'),)
@@ -2653,13 +2653,13 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # The loop around it all. Call.run is one call: it makes a request, follows redirects to the
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
 # the rule for retries says so. Call.exchange gets one response for one request. A call
-# without keywords of its own finds the lane for its origin in the session's settings, and on it
-# the rendered fields: to make them anew each time would slow down small GETs most.
+# without keywords of its own finds a lane (section 9) in the session's settings, and on it the
+# fields, rendered before: to render them again would be most of the work of a small GET.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
-MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
+MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
 MAX_DISCARD_SECONDS = 1.0        # that this may take
-# What a rule for retries is asked about: of errors those that the server, or the way to it, caused.
+# A rule for retries is asked about responses, and errors of the server or the way to it.
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's lanes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
@@ -2694,7 +2694,7 @@ class Call:
         self.deadline = Deadline(session._time(), seconds)
 
     async def run(self) -> Response:
-        """Begin a request, follow it, finish its response; all of it again as the rule says."""
+        """Send a request, follow redirects, finish the response; try again if the rule says so."""
         attempt = 1
         while True:
             request: Request | None = None
@@ -2790,9 +2790,9 @@ class Call:
     async def exchange(self, request: Request) -> Response:
         """A response for one request over one connection.
 
-        A kept connection may have been closed by the server while our request was on its
-        way: if not a byte came back, but for an alert of TLS, or no more than 408 and goodbye,
-        the request goes once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
+        The server may have closed a kept connection while our request was on its way. If no
+        byte of a response came back (but an alert of TLS, or a 408 that closes, may), the
+        request goes out once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings = self.session, self.settings
         pool, lane, timeout = session._pool, session._lane(request, settings), settings["timeout"]
@@ -2822,7 +2822,7 @@ class Call:
             connection = await pool.acquire(lane, self.deadline, timeout, fresh=True)
 
     def keep_cookies(self, request: Request, head: Head) -> None:
-        """Give the jar what a response sets; it goes out instead of the call's own of that name."""
+        """Give the jar the cookies that a response sets; they replace the call's of that name."""
         jar = self.settings["cookies"]
         if jar is not False:
             for name in jar.store(request.url, octets_text(head.raw, "set-cookie")):
@@ -2852,8 +2852,8 @@ class Call:
         """The request with the user and password of its URL, or those that netrc has for its host.
 
         netrc is asked only if scheme and port are those of the first request: a password meant
-        for https is not for whoever listens to http, or at another port. And not if the call has
-        an auth= of its own, be it None, nor for a user of whom the URL has the password.
+        for https must not go out over http, or to another port. Nor is netrc asked if the call
+        has an auth= of its own (None is one), or the URL has a password.
         """
         url, netrc = request.url, self.settings["netrc"]
         request = request._replace(url=url._replace(userinfo=""))
@@ -2897,7 +2897,7 @@ async def discard(response: Response) -> None:
 
 
 async def keep_short(response: Response) -> None:
-    """Read a body that is short and comes at once: the StatusError will hold the response."""
+    """Read a body if it is short and comes soon: who catches the StatusError can look at it."""
     with response._deadline.within(MAX_DISCARD_SECONDS):
         await response.read(MAX_DISCARD_BYTES)
 
@@ -2927,7 +2927,7 @@ class Session:
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
         # The lanes by origin and certificate, of all calls whose settings have this dictionary.
         self.settings = {**settings, "cookies": jar, "own_cookies": {}, "lanes": {}}
-        # Remembered, as routes are told apart by it; tls_context (section 13) is looked up late.
+        # Remembered: a route compares contexts by identity. The lambda: section 13 only if used.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
         self.tls_version: ssl.TLSVersion | None = None  # at least
         self.connect_timeout: float | None = None  # where it is not as `timeout`
@@ -3022,9 +3022,9 @@ class Session:
                      ) -> AsyncGenerator[tuple[str, Outcome], None]:
         """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
 
-        A URL is taken when one of the `limit` places is free, and a place comes free when its
-        outcome is taken: a million URLs from a generator need no more memory than a hundred.
-        The `async for` may be left at any time: what is under way is then cancelled.
+        Beyond these, a URL is taken only when you have taken an outcome: so a million URLs from
+        a generator need no more memory than a hundred. The `async for` may be left at any time;
+        what is under way is then cancelled.
         """
         return self._outcomes(urls, limit, self._settled(options))
 
@@ -3103,13 +3103,12 @@ class Session:
         next try of this one, gets only the rest if the server can tell that the file is still
         the same. The response is then a 206, or a 416 if all was there.
 
-        `path` may be a function of the response, for names that the server chooses; what an
-        earlier call has left is not resumed then. `on_response` sees each response before its
-        body is read; what it raises ends the call. `overwrite=False` never replaces a file. A
-        status that is no success raises StatusError; with `any_status` its body is saved, as
-        curl does, though not in the place of a partial file. A coding that the file's name
-        announces (a.tar.gz) stays as it is. What the file system refuses is an
-        AsyncGetError with exit code 23.
+        `path` may be a function that gets the response and returns the path; then no earlier
+        call is resumed. `on_response` is called with each response before its body is read; an
+        error that it raises ends the call. `overwrite=False` never replaces a file. A status
+        that is no success raises StatusError; with `any_status` its body is saved, as curl
+        does, but not in place of a partial file. A coding that the file's name announces
+        (a.tar.gz) is kept. An error of the file system is an AsyncGetError with exit code 23.
         """
         return await Download(self, url, self._settled(options, DownloadSettings), path).run()
 
