@@ -2927,7 +2927,8 @@ class Session:
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
         # The lanes by origin and certificate, of all calls whose settings have this dictionary.
         self.settings = {**settings, "cookies": jar, "own_cookies": {}, "lanes": {}}
-        # Remembered: a route compares contexts by identity. The lambda: section 13 only if used.
+        # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
+        # (section 13) only when a URL with https needs it.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
         self.tls_version: ssl.TLSVersion | None = None  # at least
         self.connect_timeout: float | None = None  # where it is not as `timeout`
@@ -3225,13 +3226,13 @@ _asked: dict[Any, concurrent.futures.Future[Any]] = {}  # look-ups under way
 
 
 def ask_system(host: str, family: int) -> concurrent.futures.Future[Any]:
-    """getaddrinfo for a name, once for all who ask meanwhile, in a thread of its own.
+    """Look a name up with getaddrinfo in a thread of its own; whoever asks meanwhile shares it.
 
-    asyncio's own threads are few, and the program's, too: if a name server is down, a few names
-    would take them all, and hold up the others. And Python waits for those at its end; for a
-    daemon it does not.
+    asyncio has few threads, and the program needs them, too: if a name server is down, a few
+    names would hold them all. And at its end Python waits for those; for a daemon thread it
+    does not.
     """
-    key = os.getpid(), host, family  # a fork has no threads of its parent
+    key = os.getpid(), host, family  # the pid: a forked process has no threads of its parent
     answer = _asked.get(key)
     if answer is not None:
         return answer
@@ -3246,7 +3247,7 @@ def ask_system(host: str, family: int) -> concurrent.futures.Future[Any]:
         except Exception as error:  # UnicodeError, too
             answer.set_exception(error)
         finally:
-            _asked.pop(key, None)  # None: of two loops that asked at once, the other has
+            _asked.pop(key, None)  # None: another loop asked at the same time, and has removed it
 
     try:
         threading.Thread(target=work, daemon=True).start()
@@ -3264,7 +3265,7 @@ async def look_up(host: str, family: int = 0) -> list[str]:
         return host.split(",")
     try:
         found = await asyncio.wrap_future(ask_system(host, family))
-    except OSError as error:  # each caller needs one of its own: to raise it adds to it
+    except OSError as error:  # shared by all callers, and raising adds to it: so make a copy
         raise type(error)(*error.args) from None
     turns = {}  # of each address: how many of its kind come before it
     met = collections.Counter[int]()
@@ -3312,7 +3313,7 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
         failed = type(errors[0])("; ".join(map(str, errors)))
         failed.errno = errors[0].errno
         raise failed
-    finally:  # without an await, in which we could be cancelled, and the rest of this left undone
+    finally:  # no await here: we could be cancelled in it, and leave sockets open
         for attempt in attempts:
             if not (attempt.cancel() or attempt.cancelled() or attempt.exception()):
                 attempt.result().close()  # it was done in the same turn
@@ -3377,12 +3378,12 @@ def tls_context(verify: Any, cert: Any = None,
 
 
 def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
-    """The same, made anew.
+    """A new SSLContext for `verify` and `cert`; TLSError if they cannot be used.
 
     True trusts the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a folder is
-    trusted in place of these. That a certificate is for the host, OpenSSL checks.
+    trusted in their place. OpenSSL checks that a certificate is for the host.
     """
-    # With cert loaded, the caller's context would show it to all servers that it is used for.
+    # We load no cert into a caller's context: it would show that to all servers it is used for.
     if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
@@ -3499,8 +3500,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
     >>> print(parse_proxy("me:secret@proxy.corp:3128", "http_proxy"))
     http://proxy.corp:3128 (from http_proxy)
 
-    An unknown kind of proxy is an error: to go to the server directly might tell it, or the
-    network, what the proxy is there to hide.
+    Raises ProxyError, also for an unknown scheme: to go to the server directly might show it,
+    or the network, what the proxy is there to hide.
     """
     text = text.strip()
     try:
@@ -3524,8 +3525,8 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
 
         *                                everything, wherever it stands in the list
         corp.test .corp.test *.corp.test that domain and all below it, not notcorp.test
-        10.0.0.0/8  fd00::/8  ::1        addresses and networks, compared as such
-        corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
+        10.0.0.0/8  fd00::/8  ::1        addresses and networks, compared as numbers
+        corp.test:8080  [::1]:443        only with that port; https://[::1]/ has port 443
     """
     import ipaddress
     host = origin.host.rstrip(".")
@@ -3581,9 +3582,9 @@ def proxy_fields(proxy: Proxy) -> Fields:
 
 
 async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
-    """Connect to a proxy, and have it connect us to the origin.
+    """Connect to a proxy, and have it connect us to the origin. Raises ProxyError.
 
-    An HTTP proxy is not asked for http: the request itself goes to it later (Call.render).
+    For http:// an HTTP proxy is asked nothing here: it is sent the request (Call.render).
     """
     route = connection.route
     try:
@@ -3605,7 +3606,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         if route.tls and connection.rest:  # in plain text, as if encrypted: CVE-2021-22947
             raise ProxyError("sent bytes before the tunnel was in use: "
                              + shown(connection.rest), exit_code=56)
-    except ProxyError as error:  # which proxy did that, is said here for all of them
+    except ProxyError as error:  # put the proxy's name before all of these texts
         error.args = (f"proxy {proxy} {error}{after(connection)}",)
         raise
     if route.tls:
@@ -3704,10 +3705,10 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
 
 
 # ==== 15. Cookies =============================================================
-# Which cookies are kept, for how long, and with which requests they go out: the rules of RFC
-# 6265bis section 5, "6265bis" from here on. A server's text was decoded as UTF-8 with
-# surrogateescape (octets_text, section 4), so that a cookie's bytes go back as they came:
-# nothing in them is unquoted or mended, and lengths are counted in bytes.
+# Which cookies are kept, for how long, and with which requests they go out: the rules of
+# section 5 of RFC 6265bis (the draft after RFC 6265), below just "6265bis". A cookie's bytes go
+# back as they came: octets_text (section 4) decodes them so that this is possible, nothing is
+# unquoted or mended, and lengths are counted in bytes.
 
 MAX_SET_COOKIES = 50             # of one response; curl's figure
 MAX_COOKIE_BYTES = 4096          # name and value of one; RFC 6265bis 5.6
@@ -3716,9 +3717,9 @@ MAX_DOMAIN_COOKIES = 180         # kept of one site; Chrome's figure, 6265bis 6.
 MAX_COOKIES = 3000               # kept in all; 6265bis 6.1 asks for as many
 MAX_COOKIE_SECONDS = 34_560_000  # that one is kept at most: 400 days; 6265bis 5.5
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
-# A suffix (com, co.uk) and the label before it: below a suffix anybody can have a domain, so a
-# cookie for all of it would go to strangers. The list of all suffixes is long and changes by
-# the week; http.cookiejar has but a few, too. What begins with a digit ends an IP address.
+# A suffix (com, co.uk) and the label before it. Anybody can have a domain below a suffix, so a
+# cookie for the whole suffix would go to strangers. The list of all suffixes is long and changes
+# every week; here are a few, as in http.cookiejar. A last label like "1" ends an IP address.
 _SITE = re.compile(
     r"(?<![^.])[^.]+\.((ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}|[^.0-9][^.]*)\.?$")
 
@@ -3768,7 +3769,7 @@ class Cookie(NamedTuple):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What no two cookies of a jar have in common (6265bis 5.7)."""
+        """What tells the cookies of a jar apart: of one key, the last is kept (6265bis 5.7)."""
         return self.name, self.domain, self.path, self.host_only
 
     def lives(self) -> bool:
@@ -3882,18 +3883,18 @@ class Cookies(AskedJar):
     """
 
     def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
-        # By site, then by Cookie.key in the order in which they were first set: all that a host
-        # may be told is in its site's dict, so no other is looked at. The site that was last to
-        # set one stands last. Under "" are the caller's for the home origin.
+        # {site: {Cookie.key: cookie}}. All that a host may be told is in its site's dict, in the
+        # order in which they were first set. The site that was last to set one stands last. Under
+        # "" are the caller's own, for the home origin.
         self._sites: dict[str, dict[Any, Cookie]] = {}
         self.update(cookies or {})
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
-        """Put in what a response's Set-Cookie fields set; return the names that it could set.
+        """Keep the cookies of a response's Set-Cookie fields; return their names.
 
         If a site has more than MAX_DOMAIN_COOKIES, its oldest are removed, those without Secure
-        first. If the jar has more than MAX_COOKIES, all cookies of that site are removed which
-        has set none for longest. So endless subdomains push out only their own site's.
+        first. If the jar has more than MAX_COOKIES, it loses all cookies of the site that has
+        set none for the longest time. So endless subdomains push out only their own site's.
         """
         site = site_of(url.origin.host)
         safe = is_safe(url.origin)
@@ -3902,7 +3903,7 @@ class Cookies(AskedJar):
         for line in lines[:MAX_SET_COOKIES]:
             cookie = parse_set_cookie(line, url, time.time())
             if cookie and (safe or not any(overlays(cookie, old) for old in kept.values())):
-                kept[cookie.key] = cookie  # an expired one deletes it so
+                kept[cookie.key] = cookie  # also if it is expired: so a server deletes a cookie
                 names.append(cookie.name)
         # Those without Secure go first: http must not push out what only https may set.
         for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
@@ -4026,7 +4027,7 @@ _NETRC = re.compile(
 
 
 def netrc_entries(text: str) -> Iterator[dict[str, str]]:
-    r"""What stands before the first `machine`, between one and the next, and behind the last.
+    r"""The entries of a netrc file; the first is what stands before any `machine`, often {}.
 
     >>> list(netrc_entries('machine h login me password "a \\"b"  # mine\n'))[1]
     {'machine': 'h', 'login': 'me', 'password': 'a "b'}
@@ -4066,11 +4067,11 @@ def read_text(name: str) -> str:
 
 def netrc_auth(path: bool | str | os.PathLike[str], host: str,
                user: str = "") -> tuple[str, str] | None:
-    """The user and password of a netrc file's first entry for exactly this host, and this user.
+    """User and password of a netrc file's first entry for exactly this host (and `user`), or None.
 
-    Its `default` entry is not used: every server that is asked would get that password.
-    The standard library's reader is not used: it fails over a word that it does not know, and
-    reads backslashes, comments and a host's second entry otherwise than curl.
+    Its `default` entry is not used: every server that is asked would get that password. Nor
+    is the standard library's reader: it fails at a word that it does not know, and reads
+    backslashes, comments and a host's second entry in another way than curl.
     """
     name = os.path.expanduser("~/.netrc" if isinstance(path, bool) else path)
     text = read_text(os.path.join(".", name))  # so that "-" is a file, too
