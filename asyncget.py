@@ -4102,10 +4102,10 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
 #
 #     empty PATH.part   PATH.part.meta   the body   fsync   rename   PATH.part.meta away
 #
-# Whichever step was the last, there is a whole PATH, or bytes and beside them the name of
-# their version, or nothing that a later run would trust. A PATH.part that has bytes but no
-# sidecar was not made here: it is left alone, and the download ends with an error. What
-# to trust is decided first, from values alone; then comes the disk.
+# Whichever step was the last, there is a whole PATH, or bytes with the name of their version
+# beside them, or nothing that a later run would trust. A PATH.part that has bytes but no
+# sidecar was not made here: it is left alone, and the download ends with an error. First below
+# is the decision what to trust, from values alone; then comes the disk.
 
 SETTLED_SECONDS = 60.0           # from change to Date: RFC 7232's figure; 1 in RFC 9110 8.8.2.2
 # A validator names a version: a strong ETag, which is for the same bytes only (RFC 9110 8.8.3;
@@ -4176,7 +4176,7 @@ def leave_own_coding(response: Response, path: str) -> None:
 
 
 def is_coded(response: Response) -> bool:
-    """Whether the bytes on the wire are not the file's own, though decode=False keep them so."""
+    """Whether the bytes on the wire are compressed, not the file's own; even with decode=False."""
     codings = parse_list(response.headers.get("content-encoding", "").lower().encode())
     return response.coding != b"identity" and not _NO_CODINGS.issuperset(codings)
 
@@ -4187,12 +4187,12 @@ def body_length(response: Response) -> int | None:
 
 
 def length_of_rest(response: Response, known: Partial) -> int | None:
-    """How many bytes come behind ours, says a 206; 0, says a 416. None if it does not fit.
+    """How many bytes follow ours, as a 206 says; 0 for a 416; None if the response does not fit.
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes behind ours. So
-    if anything does not fit, nothing is written, and all of the file is asked for (RFC 9110
-    14.4, 15.3.7, 15.5.17); only a date may be left out, and in a 416 the ETag, too. For N bytes
-    there is one right Content-Range: compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
+    if anything does not fit, nothing is written, and the whole file is asked for (RFC 9110 14.4,
+    15.3.7, 15.5.17). Only a date may be missing, and in a 416 the ETag. There is one right
+    Content-Range. We compare with that, and parse none, so `5-4/11` or `+5-10/11` cannot pass.
     """
     length = {206: body_length(response), 416: 0}.get(response.status_code)
     if length is None:  # the rest could end anywhere, and look whole
@@ -4289,8 +4289,8 @@ def is_plain(path: str) -> bool:
 
 
 def check_target(path: str, overwrite: bool) -> None:
-    """Refuse a PATH that must not be replaced: a folder, a device, what is write-protected;
-    without overwrite, any file.
+    """Raise OSError for a PATH that must not be replaced: a folder, a device, a write-protected
+    file; without `overwrite`, any file.
     """
     special = exists(path) and not isfile(path)
     if special or not basename(path) or "\0" in path:
@@ -4302,10 +4302,10 @@ def check_target(path: str, overwrite: bool) -> None:
 
 
 def check_part(part: str) -> None:
-    """Refuse to write over a .part, or a .part.meta, that we have not made.
+    """Raise OSError for a .part or a .part.meta that we have not made.
 
-    Ours have a valid sidecar; an empty .part may have any, as a kill may have come before or
-    amid that.
+    Ours has a valid sidecar. Beside an empty .part any sidecar is allowed: a kill may have come
+    before it was written, or in the middle.
     """
     used = getsize(part) if isfile(part) else lexists(part + ".meta")
     if used and read_sidecar(part) is None:
@@ -4347,8 +4347,8 @@ def write_sidecar(part: str, response: Response) -> None:
 
 
 def keep_mode(part: str, path: str) -> None:
-    """Who may not read PATH must not read what replaces it."""
-    mode = os.stat(path).st_mode & 0o777 | 0o200  # so that we may go on
+    """Give a .part the mode of PATH: nobody who may not read PATH may read what replaces it."""
+    mode = os.stat(path).st_mode & 0o777 | 0o200  # the last bit lets us write it
     if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
         os.chmod(part, mode)
 
@@ -4474,7 +4474,7 @@ class Download(Call):
         else:
             # This comes from its start on: it replaces what is there, if anything.
             self.known, self.size = None, 0
-        self.resume = True  # for a next try: from now on what is there fits, or we wrote it
+        self.resume = True  # for a next try: our bytes fit, or this response wrote them
         if self.in_place and not (self.known and self.known.validator):
             self.validator = strong_validator(response.headers)
         async with self.target(response) as write:
@@ -4489,7 +4489,7 @@ class Download(Call):
 
     @contextlib.asynccontextmanager
     async def target(self, response: Response) -> AsyncIterator[Callable[[bytes], object]]:
-        """What writes a body behind what is known, or from the start. At the end all is there."""
+        """Give a function that writes the body, behind our bytes or anew; then publish the file."""
         if self.in_place:
             yield self.write
             return
@@ -4549,7 +4549,7 @@ def response_bars(response: Response) -> Iterator[Bar]:
     begun = response.started
     for hop in (*response.history, response):
         moments = [begun, *(hop.started + seconds for seconds in hop.timing[:4])]
-        # What never came is 0 in `timing`: max gives it the moment before.
+        # A step that never came is 0 in `timing`: max gives it the moment of the step before.
         _, connected, _, head, done = itertools.accumulate(moments, max)
         yield Bar(f"{hop.status_code} {hop.url.partition('://')[2]}", begun, connected, head, done,
                   hop.timing.reused, hop.received)
@@ -4870,7 +4870,7 @@ def header_fields(at_sign: str, text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def condition(minus: str, text: str) -> dict[str, str | None]:
-    """The header for -z: a date, or a file whose date is meant; "-" before it: not younger.
+    """The header for -z: newer than a date, or than a file; with "-" before it, not newer.
 
     >>> condition("", "1 Jan 2020"), condition("-", "2 Jan 2020 01:00:00 +0100")
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -5114,8 +5114,8 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) that a task carries out: by this what the library calls with a host and a
-# port, or with bytes of the wire, knows for whom it is.
+# The Transfer (below) of the task that runs. The library calls `connect` with a host and a port,
+# and `trace` with bytes of the wire; this tells them which URL that is for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
@@ -5186,9 +5186,9 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
 
 
 def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
-    """A file of cookies as curl writes it: those without an end are in it, too, with 0 for it.
+    """A file of cookies as curl writes it, also of those without an end (which is then 0).
 
-    Of the text before, what is no cookie is kept: comments, and lines of other programs.
+    Lines of the file `before` that are no cookies are kept: comments, and other programs' lines.
     """
     lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
     lines += [line for line in re.split("\r?\n", before)
@@ -5314,8 +5314,8 @@ def name_from_header(disposition: str) -> str | None:
 
 
 def is_direct(path: str) -> bool:
-    """Whether what a flag names has to be written in place: a device, a pipe, a descriptor, which
-    a rename would replace; a file in a folder where no .part can be made.
+    """Whether a path must be written in place: a device, a pipe or a descriptor, which a rename
+    would replace; or a file in a folder where we cannot make a .part.
     """
     return exists(path) and (
         bool(re.match("/dev(/fd)?$|/proc/", realpath(dirname(path))))
@@ -5401,8 +5401,8 @@ class Transfer(Download):
     error: Any = None      # the AsyncGetError of the last try, if that failed
     started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
     retries = 0
-    file: Any = io.BytesIO()  # `path`, once it is opened to be written in place; this is none
-    changed = _FOREVER     # when, if -C - goes on from it
+    file: Any = io.BytesIO()  # stands for none; later `path`, opened to be written in place
+    changed = _FOREVER     # when the file that -C - goes on from was last changed
 
     def __init__(self, command: Command, number: int, url: str, output: str | None) -> None:
         super().__init__(command.session, url, command.settled, "")
@@ -5441,7 +5441,7 @@ class Transfer(Download):
         if exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
             return
-        # A device or a pipe that -o names, others may have, too; of a link, the target is meant.
+        # Several URLs may go to a device or a pipe that -o names. A link means its target.
         if not self.output or not exists(path) or isfile(path):
             if self.output and islink(path):
                 path = realpath(path)
@@ -5499,8 +5499,8 @@ class Transfer(Download):
         return self.response
 
     async def exchange(self, request: Request) -> Response:
-        """As ever, but where --connect-to leads elsewhere there must be no proxy: what it leads
-        away would be the connection to that, and with it the proxy's password.
+        """As a Call does, but refuse a proxy if --connect-to leads elsewhere: it would lead the
+        connection to the proxy there, and with it the proxy's password.
         """
         origin = request.url.origin
         if led_to(self.flags, *origin[1:]) != origin[1:] and choose_proxy(origin):
@@ -5508,7 +5508,7 @@ class Transfer(Download):
         return await super().exchange(request)
 
     def look(self) -> Partial | None:
-        """What a try goes on from: a .part; what is out; with -C -, the file itself."""
+        """What a try goes on from: a .part, what was put out before, or, with -C -, the file."""
         flags, path, offset = self.flags, self.path, self.offset
         self.file.close()
         self.deadline = Deadline(self.session._time(), flags.max_time or _FOREVER)
@@ -5530,10 +5530,10 @@ class Transfer(Download):
         return None
 
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
-        """Seconds until the next try, as the --retry flags say; None for none.
+        """Seconds until the next try, as the --retry flags say; None for no more.
 
-        None, too, where a part of the body is out already, and no -C allows to go on behind it;
-        and where nobody reads what would come.
+        None, too, if a part of the body is out already and no -C allows us to go on behind it,
+        or if nobody reads our output any more.
         """
         flags = self.flags
         if (flags.retry_all_errors and isinstance(outcome, AsyncGetError)
@@ -5954,7 +5954,7 @@ async def run_command(options: Options) -> int:
 
 
 def interrupted(*_: object) -> None:
-    """Die by the signal, by which a shell's loop ends, too; what has come is written already."""
+    """Die by the signal, so that a shell's loop ends, too; all that has come is written already."""
     import signal
     if sys.stderr.isatty():
         os.write(2, WIPE.encode())  # the prompt belongs on a line of its own
