@@ -161,9 +161,9 @@ __all__ = [
 
 
 # #### Part I. One GET #########################################################
-# It shows what goes over the wire for a GET, and what Python does while it waits. The waiting
-# is what `asyncio` is for, so here are its words. This program counts while a slow server
-# thinks (`python -m asyncget --demo` plays it):
+# This part shows what goes over the wire for a GET, and what Python does while it waits. The
+# waiting is what `asyncio` is for, so here are its words. This program counts while a slow
+# server thinks (`python -m asyncget --demo` plays it):
 #
 #     async def count():                         async def main():
 #         while True:                                counter = asyncio.create_task(count())
@@ -233,7 +233,7 @@ class ConnectError(AsyncGetError, ConnectionError):
 
 
 class TLSError(ConnectError):
-    """The certificate is not trusted, the TLS handshake failed, or TLS did so after it."""
+    """The certificate is not trusted, or TLS failed, in its handshake or later."""
 
     exit_code = 35
 
@@ -692,7 +692,7 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs = tuple(pairs)  # all fields, as sent
-        self._values: dict[str, list[str]] = {}  # {"vary": ["Vary", "a", "b"]}: first its own name
+        self._values: dict[str, list[str]] = {}  # {"vary": ["Vary", "a", "b"]}: name, then values
         for name, value in self.pairs:
             self._values.setdefault(name.lower(), [name]).append(value)
 
@@ -883,7 +883,7 @@ class Timing(NamedTuple):
 
 
 class Body:
-    """The body of a response as it was sent, coded; at its end it lets go of its connection."""
+    """The body of a response, not decoded yet; at its end it lets go of its connection."""
 
     def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
         self._connection: Any = connection  # None: the body is here, or was given up
@@ -2654,7 +2654,7 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
 # the rule for retries says so. Call.exchange gets one response for one request. A call
 # without keywords of its own finds a lane (section 9) in the session's settings, and on it the
-# fields, rendered before: to render them again would be most of the work of a small GET.
+# fields, rendered before: nothing would slow down a small GET more than to render them again.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
