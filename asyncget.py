@@ -3,11 +3,11 @@
 A GET is a few lines of text sent, a few lines and some bytes received. What makes a client
 long is to find out where those bytes end, to use the connection again, and to get through
 networks and servers that were not made for it. This file does it in four parts, in the order
-of the data; one may stop behind each of them, having understood a whole client.
+of the data. You may stop after any of them, and have then read a whole client.
 
 I. One GET: what goes over the wire, and what Python does while it waits
 
-    1. Errors                  how it is said that something went wrong
+    1. Errors                  how a failure is told
     2. URLs                    text to URL
     3. Request bytes           the head that is sent
     4. Response head           status line and fields
@@ -70,8 +70,8 @@ Users need `get`, `get_all`, `as_completed`, `stream`, `download` and `Session`.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    # As a program it imports nothing from the folder that it is run in, nor from the one it
-    # lies in: a server may have named its file json.py, and it was saved there.
+    # As a program it imports nothing from the current folder, nor from its own: a file json.py
+    # may lie there, downloaded earlier from a server that chose this name.
     import sys
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
@@ -162,9 +162,9 @@ __all__ = [
 
 
 # #### Part I. One GET #########################################################
-# At its end one knows what goes over the wire for a GET, and what Python does while it waits.
-# The second is what `asyncio` is for, so here are its words. This program counts while a
-# slow server thinks (`python -m asyncget --demo` plays it):
+# This part shows what goes over the wire for a GET, and what Python does while it waits. The
+# waiting is what `asyncio` is for, so here are its words. This program counts while a slow
+# server thinks (`python -m asyncget --demo` plays it):
 #
 #     async def count():                         async def main():
 #         while True:                                counter = asyncio.create_task(count())
@@ -177,22 +177,22 @@ __all__ = [
 #     event loop       waits for all of them at once, and calls who is next
 #
 # A *coroutine* is a function that can stop in its middle: `await` says "until this is there,
-# let others run". The *event loop* is who runs meanwhile: it asks the kernel which sockets
-# have bytes and which moments have come, and goes on with whoever waits for that. Mostly one
-# coroutine awaits another, and that a third one; the innermost awaits a *future*, an object
-# whose result the loop will set when, say, bytes have come. A *task* is a coroutine that the
-# loop runs for itself, beside the others. To *cancel* a task is to have CancelledError raised
-# at the await where it stands. A *transport* is the loop's own end of a socket: it receives
-# whenever there is something and hands it to a *protocol*, which keeps it until we read (here
-# an Inbox, section 7); what we write it sends, as the kernel takes it.
+# let others run". The *event loop* decides who runs: it asks the operating system (the kernel)
+# which sockets have bytes and which timers are due, and resumes the coroutine that waits for
+# that. Mostly one coroutine awaits another, and that one a third; the innermost awaits a
+# *future*, an object whose result is set later, when bytes have come, say. A *task* is a
+# coroutine that the loop runs on its own, beside the others. To *cancel* a task raises
+# CancelledError in it, at the await where it stands. A *transport* is the loop's own end of a
+# socket. It sends what we write, as fast as the kernel takes it; it receives what comes and
+# hands it to a *protocol*, which keeps it until we read (here an Inbox, section 7).
 # All of it is one thread: between two awaits nobody else runs. So no coroutine becomes faster,
 # and if one computes for a second, all others wait for that second. But a thousand that only
 # wait cost hardly more than one.
 
 # ==== 1. Errors ===============================================================
-# Every failure, be it of a server, of a network or of a URL, is raised as one of the
-# exceptions below, whose text says what to do about it. Every size that a stranger could
-# choose has a MAX_ limit at the head of a section.
+# Every failure of a server, a network or a URL is raised as one of the exceptions below.
+# Its text says what to do about it. Every size that a stranger could choose has a limit,
+# a name in capitals at the head of a section.
 
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 _FOREVER = float("inf")
@@ -201,8 +201,8 @@ _FOREVER = float("inf")
 class AsyncGetError(Exception):
     """Whatever goes wrong is one of these; its text says what to do about it.
 
-    `url` is what was asked for, without credentials. `response` is there where one
-    had begun. `exit_code` is curl's, which the command line returns.
+    `url` is what was asked for, without user and password. `response` is None until a head
+    has come. `exit_code` is the code that curl would end with, as our command line does.
     """
 
     url: str = ""
@@ -234,7 +234,7 @@ class ConnectError(AsyncGetError, ConnectionError):
 
 
 class TLSError(ConnectError):
-    """The handshake failed, or the certificate is not to be trusted."""
+    """The certificate is not trusted, or TLS failed, in its handshake or later."""
 
     exit_code = 35
 
@@ -254,14 +254,14 @@ class TimedOut(AsyncGetError, TimeoutError):
 
 
 class ProtocolError(AsyncGetError):
-    """The server's bytes are not a response; they stand in the text."""
+    """The server's bytes are not a response; the text shows them."""
 
     exit_code = 8
-    payload: bytes = b""  # of the body, from just before the fault
+    payload: bytes = b""  # of the body: what came right before the fault
 
 
 class IncompleteBody(ProtocolError):
-    """The connection ended first: `received` of `expected` body bytes (None: unknown)."""
+    """The connection ended too early: `received` of `expected` body bytes (None: unknown)."""
 
     exit_code = 18
     expected: int | None = None
@@ -323,8 +323,8 @@ MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at leas
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
     r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])([^\t]*)")
-# What may go out, as a field's value or in a URL: no controls but the tab, and no half
-# characters but those that stand for octets (octets_text).
+# What may go out in a field's value or a URL: of the ASCII controls only the tab, and of the
+# surrogates ("half characters") only those that stand for single bytes: octets_text, section 4.
 _VALUE = re.compile("[^\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff]*")
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 _HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
@@ -415,9 +415,9 @@ def ascii_label(label: str) -> str:
     if label.isascii():
         return label.lower()
     from unicodedata import normalize
-    lower = normalize("NFC", "".join(map(str.lower, label)))  # of a word "Σ" would become "ς"
-    # Full-width '．', '／', '１' and the Kelvin sign, which is a 'k', would be other hosts; '。' is
-    # a dot to some; what cannot be seen (a soft hyphen, octets that are no UTF-8) is no letter.
+    lower = normalize("NFC", "".join(map(str.lower, label)))  # in a whole word, "Σ" may become "ς"
+    # Refused: full-width '．', '／', '１' and the Kelvin sign (a 'k'), which others read as ASCII;
+    # '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are no UTF-8).
     if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
             or "。" in lower or not lower.isprintable()):
         raise InvalidURL(f"not a host label: {masked(label)}")
@@ -430,8 +430,8 @@ def parse_host(text: str) -> str:
     >>> parse_host("BÜCHER.example")
     'xn--bcher-kva.example'
 
-    What getaddrinfo would take for another address is refused: 127.1, 0x7f.0.0.1. A name
-    may end in a number all the same: web.1 is how Docker Swarm calls a task.
+    Raises InvalidURL, also for 127.1 and 0x7f.0.0.1: getaddrinfo would take them for 127.0.0.1.
+    A name may still end in a number: Docker Swarm calls a task web.1.
     """
     if text.startswith("["):
         return parse_address(text[1:-1])
@@ -456,7 +456,7 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     scheme = scheme.lower()
     match = _HOST_PORT.fullmatch(host_port)
     if match is None or int(match[2] or 0) > 65535:
-        # Of http://me:p/w@h it is "me:p" that arrives here: hence the mask.
+        # http://me:p/w@h arrives here as "me:p", part of a password: hence the mask.
         host = re.sub(r":[^:\]]*$", ":***", host_port)
         raise InvalidURL(f"not a host and port (0 to 65535): {masked(host)}")
     return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
@@ -470,13 +470,13 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
     >>> str(parse_url("https://straße.test/a/../%2F"))
     'https://xn--strae-oqa.test/%2F'
 
-    Blanks around it are passed over, as browsers do. What may not stand on a request line is
-    percent-encoded; octets that were no UTF-8 go out as they came (RFC 9110 5.5): see
-    octets_text. Raises InvalidURL, with exit code 1 for a scheme that is not ours.
+    Blanks around it are dropped, as browsers do. What may not stand on a request line is
+    percent-encoded; bytes that were no UTF-8 keep their values: see octets_text (section 4).
+    Raises InvalidURL, with exit code 1 for a scheme that is not in `schemes`.
     """
     text = text.strip(" \t\r\n\f")
     match = _URL.fullmatch(text)
-    # urllib.parse deletes control bytes, and so asks for something else.
+    # Control characters are refused: to delete them, as urllib.parse does, makes another URL.
     if (match is None or len(text) > MAX_URL_CHARS
             or not text.isprintable() and not _VALUE.fullmatch(text)):
         raise InvalidURL(f"not an absolute URL of up to {MAX_URL_CHARS} characters: "
@@ -518,9 +518,9 @@ def remove_dots(target: str) -> str:
 
 
 # ==== 3. Request bytes ========================================================
-# All that a server is ever sent is one head, whose lines are made here alone. Text that
-# a caller or a redirect supplied could smuggle in a line of its own, so the grammar is
-# checked here, on what goes out, and nothing is mended.
+# A server is sent nothing but heads, and only this section makes their lines. Text from a
+# caller or a redirect could smuggle in a line of its own. So the grammar is checked here, on
+# what goes out: what does not fit is refused, never mended.
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
@@ -549,7 +549,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
             raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
         if name.lower() == "host":
             value = value or origin.authority
-            if lines or not _HOST_VALUE.fullmatch(value):  # RFC 9112 3.2: one, and 7.2: first
+            if lines or not _HOST_VALUE.fullmatch(value):  # one: RFC 9112 3.2; first: RFC 9110 7.2
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
     return "".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
@@ -571,19 +571,19 @@ def render_request(target: str, lines: bytes) -> bytes:
 
 
 # ==== 4. Response head ========================================================
-# One expression says what a head may look like, and it is asked once, about the whole
-# head. It is strict where laxity has been exploited (NUL, bare CR, a blank before the
-# colon) and lenient where servers need it: a bare LF ends a line, the reason may be
-# missing, a folded line is unfolded, a value may hold control bytes (but a Content-Length or
-# a coding that holds one is refused). Of the fields only the few that decide what we do next are
-# looked up at once; what users read is made when they ask for it.
+# One regular expression says what a head may look like; a whole head is matched at once. It is
+# strict where lenient clients were attacked (NUL, a CR without LF, a blank before the colon). It
+# is lenient where real servers need it: an LF alone ends a line; the reason may be missing; a
+# line that begins with a blank ("folded") continues the line before; a value may hold control
+# bytes (but not a Content-Length or a coding). Only the few fields that decide what we do next
+# are looked up at once; the others are parsed when a user asks for them.
 
 # One head, counted while it arrives (Connection.exchange and _read_long_head, section 7). A
 # line has no limit of its own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
 MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
-_FIELD_LINE = re.compile(  # without the ^, a reason with a colon would be one
+_FIELD_LINE = re.compile(  # without the ^, it would find one in "HTTP/1.1 200 not: this"
     rb"^(%b):(%b)\r?\n" % (TOKEN.encode(), _TEXT), re.M)
 _HEAD = re.compile(_STATUS_LINE + rb"(?:%b:%b\r?\n)*\r?\n" % (TOKEN.encode(), _TEXT))
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
@@ -594,12 +594,12 @@ _ELEMENT = re.compile(rb"[^, \t](?:[^,]*[^, \t])?")
 
 
 class Head(NamedTuple):
-    """A response head that passed."""
+    """A response head that parse_head has checked."""
 
     raw: bytes     # as received, but unfolded, with the empty line
     status: int    # 100 to 999
-    # Of the fields those alone that we decide from, five at most: in lower case, not stripped,
-    # repeats joined with commas (RFC 9110 5.3). Headers.parse gives all of them.
+    # Only the fields that we decide from, five at most: in lower case, blanks not stripped,
+    # repeats joined with commas (RFC 9110 5.3). Headers.parse gives all fields.
     fields: dict[bytes, bytes]
 
 
@@ -623,9 +623,9 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
 
 
 def check_fields(block: bytes) -> bytes:
-    """Unfold a block that ends in an empty line; raise for what in it is no field line.
+    """Unfold field lines that end in an empty line; raise ProtocolError with what is none.
 
-    Only for trailers (section 5), and for heads that _HEAD refused: it finds what is to blame.
+    Only for trailers (fields behind a body: section 5), and for heads that _HEAD did not match.
     """
     block = _FOLD.sub(b" ", block)
     left = _FIELD_LINE.sub(b"", block)
@@ -656,14 +656,14 @@ def parse_head(raw: bytes) -> Head:
 
 
 def octets_text(raw: bytes, name: str) -> list[str]:
-    r"""The values of a field as text from which its octets can be had back.
+    r"""The values of a field in a head, as text that can be turned back into the same bytes.
 
     >>> octets_text(b"HTTP/1.1 302 Found\r\nLocation: /caf\xe9\r\n\r\n", "location")
     ['/caf\udce9']
 
-    Octets that are no UTF-8 become half characters (surrogateescape), and encoding with it
-    makes the same octets again: what came in Latin-1 or GBK, in a Location or a cookie, is
-    sent back as it came.
+    Bytes ("octets") that are no UTF-8 become surrogates (surrogateescape), and encoding in the
+    same way makes the same bytes again. So a Location or a cookie in Latin-1 or GBK goes back
+    as it came.
     """
     return [value.strip(b" \t").decode("utf-8", "surrogateescape")
             for value in re.findall(rb"(?im)^%b:(%b)" % (name.encode(), _TEXT), raw)]
@@ -693,7 +693,7 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs = tuple(pairs)  # all fields, as sent
-        self._values: dict[str, list[str]] = {}  # of each field, behind its name as first sent
+        self._values: dict[str, list[str]] = {}  # {"vary": ["Vary", "a", "b"]}: name, then values
         for name, value in self.pairs:
             self._values.setdefault(name.lower(), [name]).append(value)
 
@@ -708,7 +708,7 @@ class Headers(Mapping[str, str]):
                    for name, value in _FIELD_LINE.findall(block))
 
     def get_all(self, name: str) -> list[str]:
-        """Each value of a field on its own: commas do not part Set-Cookie (RFC 9110 5.3)."""
+        """The values of a field, each on its own: commas cannot split Set-Cookie (RFC 9110 5.3)."""
         return self._values.get(name.lower(), [])[1:]
 
     def __getitem__(self, name: str) -> str:
@@ -725,21 +725,21 @@ class Headers(Mapping[str, str]):
 
 
 # ==== 5. Body framing =========================================================
-# TCP is a stream: nothing in it says where one response stops and the next one
-# starts. The head does, in one of three ways. Read it wrong by a byte, and the
-# next answer on this connection goes to the wrong question.
+# TCP is a stream: nothing in it says where one response stops and the next one starts. The
+# head does, in one of three ways: it gives the length of the body; or the body comes in chunks,
+# each behind its own length; or it ends when the server closes. Read it wrong by a byte, and
+# the next answer on this connection goes to the wrong question.
 #
-# Of a body with a length it is enough to count what is left (Body, section 6). The parser of
-# chunks is a generator: it is sent what arrived and yields the payload in it; when the body is
-# whole it returns the last payload, what lies behind the body, and the trailer lines. It needs
-# no variable that says how far it is: it stops at a `yield`, between any two bytes, and goes on
-# there with what arrives next. What the end of the connection means is Body's to know.
+# Body (section 6) counts down a length, and sees the connection end. The parser of chunks is a
+# generator: it is sent what arrived, and yields the payload in it (the body without the lengths).
+# It keeps no note of how far it is: it stops at a `yield`, between any two bytes, and goes on
+# there with what arrives next.
 
 MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
-MAX_EXTENSION_BYTES = 16_384     # of a body's chunk extensions, and of trailers; as hyper
+MAX_EXTENSION_BYTES = 16_384     # notes on chunk lengths, ";name=value"; and trailers; as hyper
 Framing = Union[int, str]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
-_sizes: dict[bytes, int] = {}  # of chunks, by what stands before them: many are alike
+_sizes: dict[bytes, int] = {}  # {b"\r\n1F\r\n": 31}: many chunks have the same size
 _LENGTH = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*")  # "5, 5" says 5
 
 
@@ -749,14 +749,14 @@ def body_framing(head: Head) -> Framing:
     >>> body_framing(parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"))
     5
 
-    The comments number the rules as RFC 9112 section 6.3 does. Rule 2, on CONNECT, is
-    the tunnel's own (section 14). Raises ProtocolError when the fields contradict.
+    The comments number the rules as RFC 9112 section 6.3 does: 2 is for CONNECT (section 14), 7
+    for requests. Raises ProtocolError where the fields are malformed or contradict each other.
     """
     if head.status < 200 or head.status in (204, 304):
         return 0                                         # 1: whatever the fields say
     transfer, length = head.fields.get(b"transfer-encoding"), head.fields.get(b"content-length")
     if transfer is not None:
-        if length is not None:                           # 3: two readers could differ
+        if length is not None:                           # 3: other readers may believe the other
             raise ProtocolError("both Transfer-Encoding and Content-Length")
         if parse_list(transfer) != [b"chunked"]:         # 4: we asked for no other
             raise ProtocolError(f"Transfer-Encoding is {shown(transfer)}, not just chunked")
@@ -774,7 +774,7 @@ def may_reuse(head: Head, framing: Framing) -> bool:
     options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
         return False
-    # A body that may not be there, and may come all the same (6.1, RFC 9110 8.6).
+    # No body is allowed, but the fields promise one, and it may come (RFC 9112 6.1, 9110 8.6).
     if framing == 0 and (b"transfer-encoding" in head.fields or head.status == 204
                          and head.fields.get(b"content-length", b"0").strip() != b"0"):
         return False
@@ -792,7 +792,7 @@ def remember(known: dict[Any, Any], key: Any, value: Any) -> Any:
 
 
 def parse_border(border: bytes) -> int:
-    r"""The size of a chunk, from what stands before it: the CRLF of the last one, then its line.
+    r"""The size of a chunk, from the bytes before it: the CRLF of the chunk before, then its line.
 
     >>> parse_border(b"\r\n1F ;name=value\r\n")
     31
@@ -806,11 +806,12 @@ def parse_border(border: bytes) -> int:
 
 
 def read_chunked() -> Generator[bytes, bytes, Any]:
-    r"""Take chunks until the empty one, then the trailer section (RFC 9112 7.1).
+    r"""Take chunks until the empty one, then trailers: fields behind the body (RFC 9112 7.1).
 
         5;extension CRLF hello CRLF  0 CRLF  Trailer: x CRLF  CRLF
 
-    Chunks that arrive together are yielded as one payload: their borders mean nothing.
+    Returns the last payload, the bytes behind the body, and the trailer lines. Raises
+    ProtocolError. Chunks that arrive together are yielded as one payload.
 
     >>> parser = read_chunked()
     >>> next(parser), parser.send(b"5\r\nhello\r\n6\r\n wor")
@@ -828,12 +829,12 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
             if size is None:
                 if (b"\r\n".startswith(border[:2]) and not border[2:].endswith(b"\n")
                         and len(border) <= MAX_EXTENSION_BYTES):
-                    left -= len(payload)  # it goes on in what is still to come
+                    left -= len(payload)  # the chunk, or this border, is not all here yet
                     arrived = io.BytesIO(border + (yield b"".join(pieces)))
                     pieces = []
                     continue
                 size = parse_border(border)
-                if len(border) <= 20:  # not longer than digits alone may be
+                if len(border) <= 20:  # as CRLF, 16 digits, CRLF: too short to need a limit
                     remember(_sizes, border, size)
                 # The size of the chunk is taken off: large chunks may have long extensions, but
                 # many long ones on small chunks come to the limit.
@@ -860,20 +861,19 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 
 
 # ==== 6. Response =============================================================
-# What the caller holds. It keeps the head as bytes and takes out of it what is
-# asked for: a hundred thousand responses kept are then mostly their bodies. The
-# body comes off a connection (section 7), which is handed in: it is asked for what
-# arrives, and told when the body is over. This section opens no socket and has no timer of its
-# own; what it awaits is what it was handed.
+# What the caller holds. A response keeps its head as bytes, and parses of it only what is asked
+# for: so a hundred thousand responses in memory are mostly their bodies. It is handed a
+# connection (section 7), asks that for the bytes of the body, and gives it back or closes it at
+# the end. This section itself opens no socket and sets no timer.
 
 MAX_LINE_BYTES = 16_777_216      # one line of a body, in iter_lines
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
 
 
 class Timing(NamedTuple):
-    """Seconds since the start of the call; `reused`: on a kept connection.
+    """Seconds from the start of the call to each step; `reused`: a kept connection was used.
 
-    `connected` is when the connection was there, and `sent` when the request was: the same.
+    `connected` and `sent` are equal: the request goes out as soon as there is a connection.
     """
 
     connected: float
@@ -884,7 +884,7 @@ class Timing(NamedTuple):
 
 
 class Body:
-    """The body of a response as it is sent, on a connection that it lets go of at its end."""
+    """The body of a response, not decoded yet; at its end it lets go of its connection."""
 
     def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
         self._connection: Any = connection  # None: the body is here, or was given up
@@ -900,7 +900,7 @@ class Body:
             self._chunks = read_chunked()
             next(self._chunks)  # to its first `yield`
         self._ready = b""      # payload that has come and was not asked for yet
-        self._fault: ProtocolError | None = None  # in the bytes behind it; raised after it
+        self._fault: ProtocolError | None = None  # in what came behind _ready; raised after that
         self._trailers = b""
         self.received = 0      # bytes of payload so far
         self._sent_at, self._head_at = connection.clock.since, connection.loop.time()
@@ -926,7 +926,7 @@ class Body:
         return piece
 
     def _take(self, data: bytes) -> None:
-        """Have ready what there is of payload in what has arrived."""
+        """Put the payload in `data` into _ready; at the end of the body let the connection go."""
         try:
             if self._chunks:
                 self._ready = self._chunks.send(data)
@@ -938,12 +938,12 @@ class Body:
         except StopIteration as end:
             self._ready, rest, self._trailers = end.value
             self._let_go(rest)
-        except ProtocolError as error:  # handed out is first what was right
+        except ProtocolError as error:  # what came before the fault is handed out first
             self._ready, self._fault = error.payload, error
         self.received += len(self._ready)
 
     def _ended(self) -> None:
-        """The connection has ended: that is an end of the body, too, or it is an error."""
+        """The connection has ended: so has a "close" body, if TLS agrees; any other is cut."""
         if self._chunks or self._length is not None:
             raise IncompleteBody(
                 f"the connection ended behind {self.received} bytes of the body"
@@ -973,10 +973,10 @@ _GIVEN_UP = "the body was given up, or handed out in pieces: nothing is left to 
 class Response(Body):
     """A response. After `get` its body is in `content`; in `stream` it is read as asked.
 
-        before it was read          content, text and json() raise, and say what to await
-        iter_bytes(), iter_lines()  may be left, and go on later where they stopped
+        before read()               content, text and json() raise, and say what to await
+        iter_bytes(), iter_lines()  a loop may be left; the next one goes on where it stopped
         once a piece was handed out content and read() raise: the whole is not kept
-        after get() or read()       all of them work as often as one likes
+        after get() or read()       all of them work, as often as you like
     """
 
     def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = True,
@@ -988,14 +988,14 @@ class Response(Body):
         self.addresses = connection.addresses  # the remote one and ours
         self.proxied = connection.route.proxy is not None
         self.request_bytes = connection.request_bytes  # sent for it
-        # What is to be undone; a download takes away one that is the file's own.
+        # The coding to undo, b"" for none; a download keeps one that belongs to the file.
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
         self._url = url
         self._encoding = ""
         self._content = b""                    # the whole body, once it was read
         self._missing = _UNREAD                # why it is not there; "" when it is
         self._decoder: Decoder | None = None   # while there is something to decode
-        self._cutter: LineCutter | None = None  # the same as lines, the last of them unfinished
+        self._cutter: LineCutter | None = None  # holds what iter_lines has not handed out yet
 
     # ---- the head
 
@@ -1125,7 +1125,7 @@ class Response(Body):
     async def iter_lines(self) -> AsyncIterator[str]:
         r"""Yield the body's lines as text, without their \n or \r\n.
 
-        What is left when the loop is left is there for the next one, of either kind.
+        If the loop is left early, the next one (iter_bytes, too) goes on where it stopped.
         """
         cutter = self._cutter or LineCutter(self.encoding, self._content)
         more = self._missing != ""
@@ -1156,7 +1156,7 @@ class Response(Body):
     async def _next_piece(self) -> bytes:
         """The next bytes of the body, decoded; b"" at its end."""
         try:
-            if self._missing == _GIVEN_UP:  # lest what was cut short look whole
+            if self._missing == _GIVEN_UP:  # b"" would make a body cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
             piece = await (self._decode_piece() if self.coding else self._read_piece())
         except BaseException as error:  # cancelled, too: the rest is lost
@@ -1190,7 +1190,7 @@ class Response(Body):
 
     @property
     def timing(self) -> Timing:
-        """When what was done, in seconds since the call began; 0 for what is not."""
+        """When each step was done, in seconds since the call began; 0 for one that was not."""
         sent, head, done = (max(0.0, moment - self.started)
                             for moment in (self._sent_at, self._head_at, self._done_at))
         return Timing(sent, sent, head, done, self._reused)
@@ -1205,24 +1205,24 @@ class Response(Body):
 
 
 # ==== 7. Connection ===========================================================
-# One TCP connection, from the first packet to the last: how it is opened, how one
-# request and its response go over it, the Inbox in which what has come waits to be
-# read, and the one clock that watches it all.
+# One TCP connection, from the first packet to the last. For https, TLS encrypts it and proves
+# who the server is; TCP and TLS each begin with a handshake, packets to and fro. Here is how a
+# connection is opened, how one request and its response go over it, and the one clock for it all.
 #
 #     new --open--> busy --exchange, Body--> idle --exchange--> busy ...   closed
 #
-# A new and a busy connection belong to one call, an idle one to the pool (section 9).
-# To use one again spares the handshakes of TCP and TLS. It becomes idle only if the body
-# is whole and did not end by closing, nothing came behind it, neither side said
-# Connection: close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). A body that was
-# left or broke off closes it, and so does the clock.
+# A new and a busy connection belong to one call, an idle one to the pool (section 9), which
+# uses it again and so saves the handshakes. A connection becomes idle only if the body is
+# whole and did not end by closing, nothing came behind it, and neither side said Connection:
+# close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). It is closed if a body is given
+# up or breaks off, and when the clock runs out.
 
 READ_BYTES = 262_144             # asked of a stream at once; asyncio receives as much
-INBOX_BYTES = 524_288            # that may wait to be read, before no more are taken; as asyncio
+INBOX_BYTES = 524_288            # unread; with more than that we stop receiving; as asyncio
 MAX_INTERIM = 10                 # 1xx responses before the real one
-LATE_SECONDS = 0.05              # a clock that rings later than this: the loop stood still
-LAST_TURNS = 12                  # of the loop, in which what has come gets to us, handshakes too
-# asyncio raises these, by a bug, for an error of TLS inside TLS (mended in 3.12.2).
+LATE_SECONDS = 0.05              # if a timer rings later than this, the program was busy
+LAST_TURNS = 12                  # of the loop: enough to bring in what the kernel has, TLS too
+# A bug of asyncio raises these for an error of TLS inside TLS (mended in 3.12.2).
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -1261,13 +1261,13 @@ class Deadline:
 
     def __init__(self, started: float = 0.0, seconds: float = _FOREVER) -> None:
         self.started = started
-        self.seconds = seconds    # that it may take
-        self.until = _FOREVER     # as long as it has no connection, its time does not run
+        self.seconds = seconds    # that the call may take
+        self.until = _FOREVER     # the moment of its end, set by its first Clock.watch
 
     async def breathe(self, seconds: float = 0.0) -> None:
-        """Give the loop a turn amid long work, or so many seconds; raise when the time is over.
+        """Let other tasks run amid long work, for a turn or so many seconds; may raise TimedOut.
 
-        The work is decoding (Response), and the command line's --limit-rate.
+        For decoding (Response), and for the command line's --limit-rate.
         """
         time = asyncio.get_running_loop().time
         await asyncio.sleep(min(seconds, self.until - time()))
@@ -1277,7 +1277,7 @@ class Deadline:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Allow what is done meanwhile so many seconds at most; it may also fail (section 12)."""
+        """Allow a `with` block so many seconds; drop its AsyncGetError (section 12: discard)."""
         until = self.until
         self.until = min(until, asyncio.get_running_loop().time() + seconds)
         try:
@@ -1294,9 +1294,9 @@ _NEVER = Deadline()  # of a connection that no call uses
 class Clock:
     """One timer for a connection's whole life, which watches one wait after another.
 
-    To watch the next wait is mostly to note a later moment: the timer is left as it is, rings
-    too early, finds the new moment and is set to that. asyncio.wait_for, or a timer for each
-    read, would cost a task or a handle each time: half the price of a small GET.
+    For a new wait we mostly just note its later end, and leave the timer alone: it rings too
+    early, sees the new end and is set to that. asyncio.wait_for would cost a task for each
+    wait, and a timer for each read a handle: half the price of a small GET.
     """
 
     def __init__(self, ring: Callable[[], None]) -> None:
@@ -1312,9 +1312,9 @@ class Clock:
         self.wakes_at = _FOREVER      # when it rings
 
     def watch(self, phase: str, seconds: float = 0.0) -> None:
-        """Allow phase so many seconds from now, or as many as the last one, within the deadline.
+        """Allow `phase` so many seconds from now (0: as many as the one before).
 
-        The time of a call runs from the first wait on its first connection on.
+        The deadline limits it, too; that starts to run when its call watches for the first time.
         """
         deadline, now = self.deadline, self.loop.time()
         if deadline.until == _FOREVER:
@@ -1336,11 +1336,11 @@ class Clock:
     def _wake(self, turns: int = LAST_TURNS) -> None:
         """The timer rings: end what is waited for, if its time is over.
 
-            late    the program was busy elsewhere, and we could not do our part of a
-                    handshake: once, as much time as was lost is allowed in addition
-            early   the moment was moved meanwhile: set the timer again
-            else    the answer may have come and lie in the kernel: let the loop have
-                    LAST_TURNS turns to bring it in, before the wait is ended
+            late    the program was busy, and we could not do our part of a handshake:
+                    once for each wait, give back the time that was lost
+            early   a newer wait ends later: set the timer again
+            else    the answer may lie in the kernel already: give the loop LAST_TURNS turns
+                    to bring it in, then end the wait
         """
         now, until = self.loop.time(), self.deadline.until
         late, moved = now - self.limit, self.limit != self.since + self.seconds
@@ -1365,20 +1365,20 @@ class Clock:
 class Inbox(asyncio.Protocol):
     """What has come on a connection, until it is read: asyncio's StreamReader in its simplest form.
 
-    A transport tells its protocol of what comes, by the first four methods. What this does
-    otherwise than the StreamReader: it copies no bytes, hands out those that came ahead of an
-    error, and can tell the pool of those that come while nothing was asked (section 9).
+    A transport calls the four methods after __init__. Unlike a StreamReader, an Inbox does not
+    copy what came in one piece, hands out the bytes that came before an error, and can tell the
+    pool when bytes come that nobody asked for (section 9).
     """
 
     def __init__(self, replaced: asyncio.Protocol | None = None) -> None:
-        self.replaced = replaced  # the protocol that was in its place: StreamWriter.wait_closed
+        self.replaced = replaced  # asyncio's protocol: StreamWriter.wait_closed waits for its end
         self.transport: Any = None
         self.pieces: list[bytes] = []
         self.size = 0         # of them
         self.ended = False
         self.error: Exception | None = None
-        self.waiter: asyncio.Future[None] | None = None      # of who reads
-        self.on_unasked: Callable[[], object] | None = None  # is told that anything has come
+        self.waiter: asyncio.Future[None] | None = None      # what `read` awaits
+        self.on_unasked: Callable[[], object] | None = None  # called when anything comes, once
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is connected."""
@@ -1418,8 +1418,8 @@ class Inbox(asyncio.Protocol):
             self.waiter.set_result(None)
 
     async def read(self, _: int) -> bytes:
-        """All that has come, or b"" at the end; an error only behind the last byte."""
-        if self.waiter:  # it may have been told already, and not have run yet
+        """All that has come, b"" at the end; raises the connection's error behind the last byte."""
+        if self.waiter:  # even if its result is set: its task has not run yet
             raise AsyncGetError("another task reads this response already")
         if not self.pieces and not self.ended:
             self.waiter = asyncio.get_running_loop().create_future()
@@ -1438,7 +1438,7 @@ class Inbox(asyncio.Protocol):
 
 
 def tls_options(host: str) -> dict[str, Any]:
-    """The name to certify, without the dot of the root (RFC 6066 3); and no clock but ours."""
+    """TLS keywords: the host without a final dot (RFC 6066 3); a time-out that ours precedes."""
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
 
 
@@ -1473,23 +1473,23 @@ class Connection:
 
         Raises ConnectError, TLSError, ProxyError or TimedOut; then the caller closes.
         """
-        if self.closed:  # with the session, since the pool has handed it over
+        if self.closed:  # by Session.close, after the pool had handed it over
             raise ended(self)
         self.clock.watch("connection", timeout or _FOREVER)
-        # A task of its own, which `close` can cancel. If we awaited it alone, that would look as if
-        # our caller were cancelled; gather hands out such an end as a value. If it is our caller,
-        # gather cancels the task, too, and waits until it has cleaned up.
+        # A task of its own, so that `close` can cancel it. If we awaited it directly, that would
+        # look as if our caller were cancelled; gather returns it as a value. If our caller really
+        # is cancelled, gather cancels the task, too, and waits until it has cleaned up.
         self.opener = asyncio.create_task(self._dial())
         try:
             await asyncio.gather(self.opener, return_exceptions=True)
             if self.closed:  # by the clock, or with the session
                 raise ended(self)
             self.opener.result()
-        except AsyncGetError:  # of which some are OSErrors, too
+        except AsyncGetError:  # before the next line: some of ours are OSErrors, too
             raise
         except Exception as error:
             raise failure(self, error) from error
-        finally:  # behind `failure`, which asks for it
+        finally:  # only now, since `failure` looks at it
             self.opener = None
         asked = self.writer.get_extra_info
         self.addresses = asked("peername"), asked("sockname")
@@ -1527,14 +1527,14 @@ class Connection:
     def take_over(self) -> None:
         """Put an Inbox in the place of asyncio's StreamReader, if nothing has come to that yet.
 
-        A coroutine that is sent None goes on to where it has to wait, or raises StopIteration with
-        what it returns: so the first step of a read tells whether there is anything.
+        To see that, we run a read by hand: send(None) runs a coroutine up to where it must wait;
+        if it need not wait, it ends, and StopIteration holds what it returns.
         """
         transport, protocol = self.writer.transport, None
         with contextlib.suppress(AttributeError, NotImplementedError):  # of a test's double, say
             protocol = transport.get_protocol()
-        # None, if the connection was lost meanwhile. To its reader asyncio's refers weakly, and
-        # nobody to one that a caller feeds: that may hold other bytes than come.
+        # A reader that a caller feeds stays: it may hold other bytes than the transport's. Only
+        # asyncio's own has a weak reference to it, from its protocol (None: connection lost).
         if (type(protocol) is not asyncio.StreamReaderProtocol
                 or type(self.reader) is not asyncio.StreamReader
                 or not weakref.getweakrefcount(self.reader)):
@@ -1556,10 +1556,10 @@ class Connection:
 
     async def exchange(self, request: bytes, timeout: float | None,
                        phase: str = "response head") -> Head:
-        """Send a head and read the head that answers it, past any interim ones.
+        """Send a head and read the head that answers it; interim ones (1xx) are skipped.
 
-        Its body is Body's to read. After an error the caller closes: only a body read to
-        its end keeps a connection.
+        Body reads its body. After an error the caller must close the connection: only a
+        body that was read to its end keeps it.
         """
         if self.trace:
             self.trace(">", request)
@@ -1568,7 +1568,7 @@ class Connection:
         self.silent = True
         self.clock.watch(phase, timeout or _FOREVER)
         try:
-            self.writer.write(request)  # no drain: there is no more to come, and little of it
+            self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except (*_STREAM_ERRORS, RuntimeError) as error:  # uvloop's, where the server has reset it
             raise failure(self, error) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
@@ -1590,7 +1590,7 @@ class Connection:
         raise ProtocolError(f"more than {MAX_INTERIM} interim responses")
 
     async def _read_long_head(self, data: bytearray) -> tuple[bytes, int]:
-        """Read on to the end of a head that did not come at once."""
+        """Read on to the end of a head that came in parts; return what came, and where it ends."""
         end = 0
         while not end and len(data) <= MAX_HEAD_BYTES:
             if data[:7] != b"HTTP/1."[:len(data)]:
@@ -1606,7 +1606,7 @@ class Connection:
         return bytes(data), end or MAX_HEAD_BYTES + 1
 
     async def receive(self) -> bytes:
-        """The next bytes, b"" at the end; errors are ours, and so is a clock that ran out."""
+        """The next bytes, b"" at the end. Raises our errors, TimedOut if the clock ran out."""
         try:
             data: bytes = await self.reader.read(READ_BYTES)
         except _STREAM_ERRORS as error:
@@ -1618,7 +1618,7 @@ class Connection:
         return data
 
     def ended_cleanly(self) -> bool:
-        """Whether the end that was read was meant: TLS says so, lest somebody cut it (9.8)."""
+        """Whether this end was meant: TLS tells (RFC 9112 9.8); without TLS it counts as meant."""
         tls = self.writer.get_extra_info("ssl_object")
         if tls is None:
             return True
@@ -1641,13 +1641,13 @@ class Connection:
         if self.opener is not None:
             self.opener.cancel()
         for writer in filter(None, (self.writer, self.outer)):
-            with contextlib.suppress(*_STREAM_ERRORS):  # lest one in a tunnel leave the outer open
+            with contextlib.suppress(*_STREAM_ERRORS):  # if the inner one fails, close the outer
                 writer.close()            # says close_notify (RFC 9112 9.8),
                 writer.transport.abort()  # and does not wait for the answer
         if isinstance(self.reader, (asyncio.StreamReader, Inbox)):
             self.reader.feed_eof()  # ends a read, whatever the transport does
-        # Garbage in a cycle goes in any order, and asyncio may then complain of an error that
-        # nobody asked for. Dropped here, they go at once, the inner one first.
+        # Left in a cycle of references, they would be freed in any order, and asyncio may then
+        # log an error. Dropped here, they are freed at once, the inner one first.
         self.writer = self.outer = None
         self.on_close(self)
 
@@ -1676,7 +1676,7 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
     if parts.origin.scheme == "https":
         context = tls or ssl.create_default_context()
     route = Route(parts.origin, context, None, None, None)
-    # There is no pool to be told that it is idle or closed: id() is as good as nothing.
+    # No pool wants to know that it is idle or closed: id() takes one argument and does nothing.
     connection = Connection(route, asyncio.open_connection, on_idle=id, on_close=id)
     connection.clock.deadline = Deadline(connection.loop.time())
     try:
@@ -1690,31 +1690,31 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
         connection.close()
 
 
-# You may stop here. What you have read is a whole client for one GET from an address (how a name
-# gets its addresses, and an error its words, stands in section 13); the rest makes it one for
-# many, for other people's networks, and for the shell. The later parts are reached from this
+# You may stop here. You have read a whole client for one GET from an address. (Section 13 tells
+# how a name gets its addresses, and an error its words.) The rest makes it a client for many
+# GETs, for other people's networks, and for the shell. The later parts are reached from this
 # one at a few places: `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
 # `open_first`, `open_unix` and `failure`, which has words for the system's errors (13), and
 # `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
-# At its end one knows how a client is fast and no burden to servers: connections are kept and
-# used again, and rules say who gets one and when it is closed; a call follows redirects and
-# tries again; its settings are checked once, when they are given.
+# How a client is fast, and no burden to servers. Connections are kept and used again; rules
+# say who gets one, and when it is closed. A call follows redirects and tries again. Its
+# settings are checked once, when they are given.
 
 # ==== 8. Decoding =============================================================
 # How a body's bytes become content: codings (compression) are undone, the charset is found,
 # text is cut into lines. A coding is undone in small steps, so that a bomb (a kilobyte that
-# becomes a gigabyte of zeros) is noticed while little was made of it. A coded stream that is
-# cut short is an error even where the framing (section 5) was whole: the framing says that what
-# the server sent is here, only the coding's own end says that the content is whole.
+# becomes a gigabyte of zeros) is noticed early. A compressed stream that is cut short is an
+# error even if the framing (section 5) was whole. The framing only says that all is here that
+# the server sent; the stream's own end says that the content is whole.
 
 MAX_CODINGS = 5                  # content codings of one body; curl and urllib3 allow 5, too
-MAX_DECODED_STEP_BYTES = 65_536  # taken, and made of it, in one step, before limits are checked
-MAX_CODED_BYTES = 1_048_576      # that all stages may take in, and 100 for each that arrived
-STEP_BYTES = 1024                # counted as work for a step, as one that makes nothing takes time
+MAX_DECODED_STEP_BYTES = 65_536  # in one step, at most: bytes taken in, and bytes made
+MAX_CODED_BYTES = 1_048_576      # taken in by all stages, and 100 more for each byte that arrives
+STEP_BYTES = 1024                # counted as work for each step, even if it makes nothing
 # The codings that we undo. A body in gzip or zstd may consist of several compressed members
-# (RFC 1952, RFC 8878 3.1): with each coding stand the bytes that a further one may begin with.
+# (RFC 1952, RFC 8878 3.1). Beside each coding: the bytes that a further member may begin with.
 _CODINGS = {b"gzip": b"\x1f", b"deflate": b""}
 if sys.version_info >= (3, 14):
     from importlib.util import find_spec
@@ -1729,9 +1729,9 @@ _NO_CODINGS = {b"identity", b"none", b"utf-8", b"utf8", b"binary", b"7bit", b"8b
 def decompressor(coding: bytes, first: int) -> Any:
     """A new decompressor, with .decompress, .eof and .unused_data; `first` is the first byte.
 
-    It is asked for with the first byte of a stream, so an empty body is whole in any coding.
-    Raises DecodingError for what we cannot undo: br, for one, is not in the standard
-    library. To hand out the bytes still coded would pass them off as the content.
+    None is made before a first byte comes, so an empty body is whole in any coding. Raises
+    DecodingError for a coding that the standard library cannot undo (br): its bytes, handed
+    out as they are, would pass for the content.
     """
     if coding not in _CODINGS:  # we asked for no other
         raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
@@ -1762,10 +1762,10 @@ class Decoder:
     """
 
     def __init__(self, coding: bytes) -> None:
-        self.budget = MAX_CODED_BYTES  # bytes that the stages may yet decode
+        self.budget = MAX_CODED_BYTES  # bytes that the stages may still take in
         self.work = 0                  # in bytes, since Response gave the loop a turn
-        self.arrived = b""             # to be set once `pieces` gave None; b"": no more comes
-        # The content; None asks for more, and b"" lets the caller look at `work`.
+        self.arrived = b""             # the caller sets it when `pieces` gives None; b"": the end
+        # Gives content; None to ask for more; b"" so that the caller may look at `work`.
         self.pieces = self.arriving()
         for name in reversed(content_codings(coding)):
             self.pieces = self.undo(name, self.pieces)
@@ -1782,12 +1782,12 @@ class Decoder:
     def undo(self, coding: bytes, pieces: Iterator[bytes | None]) -> Iterator[bytes | None]:
         """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
 
-        What lies behind a whole stream and is no further member (a line end, a comment, as
-        servers' templates leave it) is passed over: the content ended where the stream did.
-        Raises DecodingError if the body ends, and a stream has begun and not ended.
+        What follows a whole stream and is no further member is dropped (a line end, say, from a
+        server's template): the content ended where the stream did. Raises DecodingError for
+        bytes that do not decode, and if the body ends inside a stream.
         """
         stream: Any = None
-        over = full = False  # no further member comes; the last step may have held back more
+        over = full = False  # no member follows any more; the last step may have more to give
         for data in pieces:
             if data is None:
                 yield None
@@ -1836,9 +1836,9 @@ _TEXT_CODEC = re.compile(
     r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
     r"|tis-620|kz1048|ptcp154|johab")
 _CODEC_NAMES = {*aliases, *aliases.values()}  # most of them
-# Charsets that are decoded as a larger one, as browsers do: under the names of the Chinese,
-# Japanese and Korean standards, servers send texts with the characters that Windows added to
-# these. The last three are names that servers use and Python (or an older one) does not know.
+# Charsets that we decode as a larger one, as browsers do: servers name a Chinese, Japanese or
+# Korean standard, and send characters that only Windows added to it. The last three names
+# are unknown to Python, or to an older one.
 _WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
                "windows-31j": "cp932", "windows-874": "cp874", "iso-8859-8-i": "iso8859-8"}
 
@@ -1914,17 +1914,17 @@ class LineCutter:
 # ==== 9. Pool =================================================================
 # Which connection a request gets is decided without waiting: one that was kept on its route,
 # or a new one if the limits allow (the one idle for longest may be closed for it), or none
-# yet. Only then does the request wait, in the queue of its route. What comes free is handed
-# over to the next in turn: if that one were only woken, a request that has just come could
-# take the connection before it runs, again and again. A new connection is handed over before
-# it is opened: who gets it opens it. (When one may be kept at all stands in section 7.)
-# An idle one is closed at the first byte or the end that comes from the server, after
-# IDLE_SECONDS, or when its place is needed. If the server has closed it while our request
-# was on its way, Call.exchange (section 12) asks once more on a new one.
+# yet. Only then does the request wait, in the queue of its route. A connection that comes free
+# is handed to the next in turn. If that one were only woken, a request that has just come could
+# take the connection before it runs, again and again. A new connection is handed over unopened;
+# the request that gets it opens it. (Section 7 tells when a connection may be kept.)
+# An idle one is closed if a byte or the end comes from the server, after IDLE_SECONDS, or
+# when its place is needed. If the server closed it while our request was on its way,
+# Call.exchange (section 12) asks once more on a new one.
 
-IDLE_SECONDS = 60.0              # a kept connection; nginx keeps 75 s, Apache 5 s
-IDLE_MOMENT_SECONDS = 0.001      # idle for longer: look into the kernel before use
-TURN_EXCHANGES = 10              # on a connection, before another route may get its place
+IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
+IDLE_MOMENT_SECONDS = 0.001      # after a longer idle time, see what the kernel has before use
+TURN_EXCHANGES = 10              # of one connection, before another route may get its place
 
 
 class Lane:
@@ -1932,10 +1932,10 @@ class Lane:
 
     def __init__(self, route: Route) -> None:
         self.route = route
-        self.open = 0          # connections, those in use as well
-        self.idle: dict[Connection, None] = {}  # used last: last
+        self.open = 0          # how many connections, those in use as well
+        self.idle: dict[Connection, None] = {}  # the one used last stands last
         self.waiting = collections.OrderedDict[asyncio.Future[Connection], None]()  # longest: first
-        self.moved_at = 0.0    # on the loop's clock: when one of them was served
+        self.moved_at = 0.0    # on the loop's clock: when one who waited was last served
         self.paused = False    # `rate` allows no request yet
         self.lines = b""       # of the session's own fields, as they are sent there (Call.render)
 
@@ -1950,11 +1950,11 @@ class Pool:
         # Seconds between two requests on one route.
         self.interval = 1 / settings["rate"] if settings["rate"] else 0.0
         self.closed = False
-        self.all: dict[Connection, Lane] = {}  # used last: last
-        # As long as anyone uses a lane, there is no other for its route.
+        self.all: dict[Connection, Lane] = {}  # the one used last stands last
+        # Weak: a lane goes when nobody uses it; until then it is the only one of its route.
         self.lanes = weakref.WeakValueDictionary[Route, Lane]()
-        self.turns = collections.OrderedDict[Lane, None]()  # may be served, the next first
-        self.moved_at = 0.0                    # when anyone, on any route, was served
+        self.turns = collections.OrderedDict[Lane, None]()  # lanes that may be served, in turn
+        self.moved_at = 0.0                    # when one who waited on any route was last served
 
     def __repr__(self) -> str:
         idle = sum(len(lane.idle) for lane in self.lanes.values())
@@ -1964,9 +1964,9 @@ class Pool:
     # ---- which connection a request gets
 
     def take(self, lane: Lane) -> Connection | None:
-        """A connection that was in use a moment ago, or None; then `acquire` is asked.
+        """A connection that was in use a moment ago, or None: then ask `acquire`.
 
-        So short a time after use, `acquire`'s two turns of the loop would only cost time.
+        After so short a time the two turns of the loop in `acquire` would only cost time.
         """
         if lane.idle and not self.interval:
             connection = next(reversed(lane.idle))
@@ -1981,10 +1981,10 @@ class Pool:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
         `fresh`: only a new one will do; a kept one has just failed, so the others are closed.
-        Raises TimedOut when none that could serve this route came free for `timeout` seconds, or
-        what the deadline left; as long as those ahead are served, the wait goes on.
+        Raises TimedOut if for `timeout` seconds (or what the deadline leaves) no connection came
+        free that could serve this route. As long as those ahead are served, the wait goes on.
         """
-        if fresh:  # all at once: to be handed them one by one would cost a turn of `rate` each
+        if fresh:  # all at once: `decide` would hand them out singly, and count each for `rate`
             for kept in [*lane.idle]:
                 self.drop(kept)
         if lane.idle:
@@ -1997,8 +1997,8 @@ class Pool:
             new, reader = not connection.exchanges, connection.reader
             if new or not (fresh or connection.closed or reader.pieces or reader.ended):
                 return connection
-            # The server has ended it since `decide`, say. close() would give its place to the
-            # next in turn; drop() leaves it to us, and the turn by `rate` is ours, too.
+            # It has ended since `decide`, say. close() would give its place to the next in turn;
+            # drop() leaves the place to us, and `rate` has counted us already.
             if not connection.closed:
                 return self.add(self.drop(connection))
 
@@ -2008,8 +2008,8 @@ class Pool:
             raise AsyncGetError("the session is closed")
         if lane.idle and not lane.paused:
             connection, _ = lane.idle.popitem()
-            # Without this, if the server closes it now, `forget` would give its place to the next
-            # in turn, though it is promised already. `acquire` looks whether it lives.
+            # It is promised now: if the server closed it, on_unasked would close it here as well,
+            # and give its place to the next in turn. `acquire` sees whether it is alive.
             connection.reader.on_unasked = None
         elif self.is_full(lane):
             return None
@@ -2026,7 +2026,7 @@ class Pool:
         return connection
 
     def add(self, lane: Lane) -> Connection:
-        """A new connection, for whom there is a place."""
+        """A new connection on a lane; its caller has seen that there is a place."""
         connection = Connection(lane.route, self.connector, self.keep, self.forget)
         self.all[connection] = lane
         lane.open += 1
@@ -2049,7 +2049,7 @@ class Pool:
     async def _wait(self, lane: Lane, deadline: Deadline, timeout: float | None) -> Connection:
         """Wait in the queue of the route until `serve` hands a connection over.
 
-        As long as others are served, the wait is not the call's time.
+        The wait does not count for the call's deadline if a connection comes.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
@@ -2060,7 +2060,7 @@ class Pool:
         allowed = left = patience + self.interval  # a pause for `rate` is no standstill
         looks = LAST_TURNS
         try:
-            while looks:  # once time is up, LAST_TURNS more: what frees one may lie in the kernel
+            while looks:  # when time is up, LAST_TURNS more: a free one may be a turn or two away
                 await asyncio.wait([future], timeout=left)
                 if future.done():
                     deadline.until += loop.time() - came
@@ -2089,7 +2089,7 @@ class Pool:
         """A connection has finished an exchange: it may serve another, if the server is silent."""
         reader = connection.reader
         if not isinstance(reader, Inbox) or reader.pieces or reader.ended:
-            connection.close()  # anything has come; or, of a caller's reader, that cannot be told
+            connection.close()  # something has come; or a caller's reader, which cannot tell
             return
         reader.on_unasked = connection.close
         connection.clock.deadline = _NEVER
@@ -2110,12 +2110,12 @@ class Pool:
     def serve(self, lane: Lane, exchanges: int = 0) -> None:
         """A connection of a route, or the place of one, came free: hand it to who is next.
 
-        On one route that is who has waited longest. The routes take turns; but this route is
-        next behind all `exchanges` of a connection but each TURN_EXCHANGES-th (or, where
-        fewer connections are allowed, as many as these): to go to another route is to close a
-        connection and to open one, which costs all who wait more time than it gives to one. A
-        full route leaves `turns` until something of its own comes free, so that the work done
-        here does not grow with the number of routes that wait.
+        On one route, that is who has waited longest. Among routes, this one goes first again:
+        to serve another means to close a connection and to open one, which costs all who wait
+        more time than it gives to one. But after each TURN_EXCHANGES `exchanges` of a connection
+        (after each `limit`, if that is less) the others have their turn. A full route leaves
+        `turns` until something of its own comes free, so that the work here does not grow with
+        the number of routes that wait.
         """
         if lane.waiting:
             self.turns.setdefault(lane)
@@ -2154,9 +2154,9 @@ class Pool:
 
 MAX_HISTORY_BYTES = 262_144      # heads of one call's redirects, which are kept; two of the longest
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
-# Fields that say how a message is framed, or are for the next hop alone (RFC 9110 7.6.1). Those of
-# _FRAMING_FIELDS would mislead who reads our GET, and are refused, unless empty or 0. The others,
-# as browsers and other clients send them, say nothing new, and are dropped, except for "close".
+# Fields that frame a message, or are for the next machine on the way alone (RFC 9110 7.6.1).
+# _FRAMING_FIELDS would mislead the server about our GET, and are refused, unless empty or 0.
+# The others, copied from a browser, say, add nothing, and are dropped, except for "close".
 _FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
                    "transfer-encoding", "upgrade"}
 _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
@@ -2165,9 +2165,9 @@ Pairs = Sequence[tuple[Any, Any]]      # names and values, of cookies or paramet
 
 
 def merge_fields(base: Fields, headers: Any) -> Fields:
-    """Put headers, a mapping or pairs, in place of those of their names (RFC 9110 5.1).
+    """Lay headers, a mapping or pairs, over `base`: names match whatever their case.
 
-    A value of None removes.
+    A value of None removes a field. Raises InvalidHeader.
 
     >>> merge_fields((("Accept", "*/*"), ("X", "1")), {"accept": "text/html", "x": None})
     (('accept', 'text/html'),)
@@ -2192,7 +2192,7 @@ def merge_fields(base: Fields, headers: Any) -> Fields:
         elif lower not in _HOP_FIELDS:
             extra.append((name, value))
     kept = [pair for pair in base if pair[0].lower() not in named] + extra
-    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # 7.2: first
+    return tuple(sorted(kept, key=lambda pair: pair[0].lower() != "host"))  # RFC 9110 7.2: first
 
 
 class Request(NamedTuple):
@@ -2200,7 +2200,7 @@ class Request(NamedTuple):
 
     url: URL
     fields: Fields
-    # The call's own, for the first origin alone: None keeps the jar's of that name back.
+    # The call's own, only for its first origin. None: nor is the jar's cookie of that name sent.
     cookies: Mapping[str, str | None] = {}
     cert: Any = None  # the client's certificate
 
@@ -2208,9 +2208,9 @@ class Request(NamedTuple):
         return f"<Request {self.url}>"
 
     def with_cookies(self, cookies: Pairs) -> Request:
-        """The same with its own cookies, and behind them others, in one field (RFC 6265 5.4).
+        """The same request with all its cookies in one field (RFC 6265 5.4).
 
-        Of those of one name the first goes out: from the field, its own, then the others.
+        First what the field has, then the call's own, then `cookies`; each hides later namesakes.
 
         >>> Request(parse_url("http://h"), (("Cookie", "a=1"),)).with_cookies(
         ...     [("a", "old"), ("b", "2")]).fields
@@ -2224,7 +2224,7 @@ class Request(NamedTuple):
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
     def adding(self, name: str, value: str | None) -> Request:
-        """The same request with a field, in place of those of that name; with none for None."""
+        """The same request with this field in place of all of its name; None just removes them."""
         return self._replace(fields=merge_fields(self.fields, {name: value}))
 
 
@@ -2275,8 +2275,8 @@ def next_request(request: Request, response: Response,
                                             scheme and port are those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
 
-    What was dropped stays dropped if a later hop leads back. With the setting trust_redirects
-    nothing of this is dropped but Host.
+    What was dropped stays dropped, even if a later redirect leads back. With the setting
+    trust_redirects only Host is dropped. Raises InvalidURL, or ProtocolError for two Locations.
     """
     locations = set(octets_text(response.raw_head, "location"))
     if response.status_code not in (301, 302, 303, 307, 308) or not any(locations):
@@ -2288,7 +2288,7 @@ def next_request(request: Request, response: Response,
     following = request._replace(url=url)
     if url.origin == request.url.origin:
         return following
-    if "%" in url.origin.host:  # which of our networks is asked is not a server's to say
+    if "%" in url.origin.host:  # a server must not choose among this machine's networks
         raise InvalidURL(f"a redirect to a zone of this machine: {masked(str(url))}")
     if settings["trust_redirects"]:  # all but the caller's Host, which was the first origin's
         return following.adding("Host", "")
@@ -2353,17 +2353,17 @@ def parse_date(text: str) -> float | None:
 
 def retry_delay(attempt: int, outcome: Response | AsyncGetError,
                 retries: int) -> float | None:
-    """Seconds to wait before trying again; None: attempt (1 is the first) was the last.
+    """Seconds to wait before trying again; None: `attempt` (1 is the first) was the last.
 
         408 429 500 502 503 504             again, when Retry-After says; not again if that is
                                             in more than MAX_RETRY_AFTER_SECONDS
-        no connection, or none to be had    again; one that was lost in a handshake, too
-        silence, or the end, before a head  again: GET is idempotent (RFC 9110 9.2.2)
-        the same amid the body              again, for get and download
+        no connection, or none came free    again, also if it was lost in a handshake
+        silence or an end before the head   again: a GET may be repeated (RFC 9110 9.2.2)
+        the same in the body                again, for get and download
         TLS or a proxy refused, ...         not again: it would only repeat
 
-    Where no Retry-After says it, the wait doubles from half a second to 32 s; up to half of it is
-    taken off at random, so that clients which failed together do not come back together.
+    Without Retry-After the wait doubles, from half a second to 32 s. Up to half of it is taken
+    off at random, so that clients that failed together do not come back together.
     """
     if attempt > retries:
         return None
@@ -2371,7 +2371,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
         if outcome.status_code not in (408, 429, 500, 502, 503, 504):
             return None
         said = outcome.headers.get("retry-after")
-        if said:  # a date, or seconds (RFC 9110 10.2.3); not understood is not "at once"
+        if said:  # a date, or seconds (RFC 9110 10.2.3); anything else does not mean "at once"
             when = parse_date(said)
             asked = _FOREVER if when is None else max(0.0, when - time.time())
             if re.fullmatch("[0-9]+", said):
@@ -2386,17 +2386,17 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 # ==== 11. Settings ============================================================
 # The keywords of a session and of a call. Each is written down once, with its type: editors
 # show that line, type checkers read it, and `checked` compares with it what a caller gives.
-# Below, what the keywords put into a request.
+# Below stands what the keywords put into a request.
 
 class AskedJar:
-    """A cookie jar as a call asks it, by pairs_for() and store(): section 15 has both kinds."""
+    """What a call asks for cookies, by pairs_for() and store(): section 15 has two kinds."""
 
-    home: Origin | None = None  # whose the cookies without a domain are
+    home: Origin | None = None  # the origin that gets the cookies without a domain
 
 
 @runtime_checkable
 class Jar(Protocol):
-    """What a jar of the caller's must have, as http.cookiejar.CookieJar and requests' do."""
+    """What a caller's own jar must have; http.cookiejar.CookieJar and requests' jar have it."""
 
     add_cookie_header: Callable[..., object]
     extract_cookies: Callable[..., object]
@@ -2491,14 +2491,14 @@ _SEVERAL = (list, tuple, Set, range, ValuesView, Iterator)
 
 
 def plain(value: Any) -> Any:
-    """A text as what it holds: of an Enum's member, say, an f-string would show the name."""
+    """The value; a text as plain str, since an f-string of an Enum's member may show its name."""
     if isinstance(value, Mapping):
         raise TypeError
     return str.__str__(value) if isinstance(value, str) else value
 
 
 def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict[str, Any]:
-    """Keywords, checked, as calls use them; or an error that says what was expected.
+    """Keywords, checked and as calls use them; TypeError or ValueError says what was expected.
 
     >>> checked({"max_redirects": 5, "headers": {"a": "b"}, "secret_headers": "a"})
     {'max_redirects': 5, 'headers': (('a', 'b'),), 'secret_headers': ('a',)}
@@ -2566,7 +2566,7 @@ DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
 
 
 def merge_params(base: Pairs, extra: Pairs) -> Pairs:
-    """Lay a call's parameters over the session's, name by name; a value of None removes.
+    """Lay a call's parameters over the session's, name by name; None stays, for add_params.
 
     >>> merge_params((("key", "k"), ("page", 1)), (("page", None), ("q", [1, 2])))
     (('key', 'k'), ('page', None), ('q', [1, 2]))
@@ -2576,7 +2576,7 @@ def merge_params(base: Pairs, extra: Pairs) -> Pairs:
 
 
 def add_params(url: URL, params: Pairs) -> URL:
-    """Append parameters to the query that is there.
+    """Append parameters to the query that is there; those that are None are left out.
 
     >>> add_params(parse_url("http://h/?a=1"), (("b", [2, 3]), ("c", None), ("d", True))).target
     '/?a=1&b=2&b=3&d=true'
@@ -2632,7 +2632,7 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
 
 
 def with_codings(fields: Fields, decode: bool) -> Fields:
-    """The fields, which ask for no coding but those that will be undone; "identity" is none.
+    """The fields, asking for no coding that we would not undo; "identity" means uncoded.
 
     >>> with_codings((("Accept-Encoding", "gzip;q=0.5, br, *"),), decode=True)
     (('Accept-Encoding', 'gzip;q=0.5'),)
@@ -2654,13 +2654,13 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # The loop around it all. Call.run is one call: it makes a request, follows redirects to the
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
 # the rule for retries says so. Call.exchange gets one response for one request. A call
-# without keywords of its own finds the lane for its origin in the session's settings, and on it
-# the rendered fields: to make them anew each time would slow down small GETs most.
+# without keywords of its own finds a lane (section 9) in the session's settings, and on it the
+# fields, rendered before: nothing would slow down a small GET more than to render them again.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
-MAX_DISCARD_BYTES = 65_536       # of an unwanted body read to keep its connection
+MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
 MAX_DISCARD_SECONDS = 1.0        # that this may take
-# What a rule for retries is asked about: of errors those that the server, or the way to it, caused.
+# A rule for retries is asked about responses, and errors of the server or the way to it.
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's lanes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
@@ -2695,7 +2695,7 @@ class Call:
         self.deadline = Deadline(session._time(), seconds)
 
     async def run(self) -> Response:
-        """Begin a request, follow it, finish its response; all of it again as the rule says."""
+        """Send a request, follow redirects, finish the response; try again if the rule says so."""
         attempt = 1
         while True:
             request: Request | None = None
@@ -2791,9 +2791,9 @@ class Call:
     async def exchange(self, request: Request) -> Response:
         """A response for one request over one connection.
 
-        A kept connection may have been closed by the server while our request was on its
-        way: if not a byte came back, but for an alert of TLS, or no more than 408 and goodbye,
-        the request goes once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
+        The server may have closed a kept connection while our request was on its way. If no
+        byte of a response came back (but an alert of TLS, or a 408 that closes, may), the
+        request goes out once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings = self.session, self.settings
         pool, lane, timeout = session._pool, session._lane(request, settings), settings["timeout"]
@@ -2823,7 +2823,7 @@ class Call:
             connection = await pool.acquire(lane, self.deadline, timeout, fresh=True)
 
     def keep_cookies(self, request: Request, head: Head) -> None:
-        """Give the jar what a response sets; it goes out instead of the call's own of that name."""
+        """Give the jar the cookies that a response sets; they replace the call's of that name."""
         jar = self.settings["cookies"]
         if jar is not False:
             for name in jar.store(request.url, octets_text(head.raw, "set-cookie")):
@@ -2853,8 +2853,8 @@ class Call:
         """The request with the user and password of its URL, or those that netrc has for its host.
 
         netrc is asked only if scheme and port are those of the first request: a password meant
-        for https is not for whoever listens to http, or at another port. And not if the call has
-        an auth= of its own, be it None, nor for a user of whom the URL has the password.
+        for https must not go out over http, or to another port. Nor is netrc asked if the call
+        has an auth= of its own (None is one), or the URL has a password.
         """
         url, netrc = request.url, self.settings["netrc"]
         request = request._replace(url=url._replace(userinfo=""))
@@ -2898,7 +2898,7 @@ async def discard(response: Response) -> None:
 
 
 async def keep_short(response: Response) -> None:
-    """Read a body that is short and comes at once: the StatusError will hold the response."""
+    """Read a body if it is short and comes soon: who catches the StatusError can look at it."""
     with response._deadline.within(MAX_DISCARD_SECONDS):
         await response.read(MAX_DISCARD_BYTES)
 
@@ -2928,7 +2928,8 @@ class Session:
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
         # The lanes by origin and certificate, of all calls whose settings have this dictionary.
         self.settings = {**settings, "cookies": jar, "own_cookies": {}, "lanes": {}}
-        # Remembered, as routes are told apart by it; tls_context (section 13) is looked up late.
+        # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
+        # (section 13) only when a URL with https needs it.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
         self.tls_version: ssl.TLSVersion | None = None  # at least
         self.connect_timeout: float | None = None  # where it is not as `timeout`
@@ -3023,9 +3024,9 @@ class Session:
                      ) -> AsyncGenerator[tuple[str, Outcome], None]:
         """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
 
-        A URL is taken when one of the `limit` places is free, and a place comes free when its
-        outcome is taken: a million URLs from a generator need no more memory than a hundred.
-        The `async for` may be left at any time: what is under way is then cancelled.
+        Beyond these, a URL is taken only when you have taken an outcome: so a million URLs from
+        a generator need no more memory than a hundred. The `async for` may be left at any time;
+        what is under way is then cancelled.
         """
         return self._outcomes(urls, limit, self._settled(options))
 
@@ -3104,13 +3105,12 @@ class Session:
         next try of this one, gets only the rest if the server can tell that the file is still
         the same. The response is then a 206, or a 416 if all was there.
 
-        `path` may be a function of the response, for names that the server chooses; what an
-        earlier call has left is not resumed then. `on_response` sees each response before its
-        body is read; what it raises ends the call. `overwrite=False` never replaces a file. A
-        status that is no success raises StatusError; with `any_status` its body is saved, as
-        curl does, though not in the place of a partial file. A coding that the file's name
-        announces (a.tar.gz) stays as it is. What the file system refuses is an
-        AsyncGetError with exit code 23.
+        `path` may be a function that gets the response and returns the path; then no earlier
+        call is resumed. `on_response` is called with each response before its body is read; an
+        error that it raises ends the call. `overwrite=False` never replaces a file. A status
+        that is no success raises StatusError; with `any_status` its body is saved, as curl
+        does, but not in place of a partial file. A coding that the file's name announces
+        (a.tar.gz) is kept. An error of the file system is an AsyncGetError with exit code 23.
         """
         return await Download(self, url, self._settled(options, DownloadSettings), path).run()
 
@@ -3229,9 +3229,9 @@ _asked: dict[Any, concurrent.futures.Future[Any]] = {}  # look-ups under way
 def in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future[Any]:
     """Call a function that may take seconds, in a thread of its own, so that the loop runs on.
 
-    asyncio's own threads are few, and the program's, too: if a name server is down, a few names
-    would take them all, and hold up the others. And Python waits for those at its end; for a
-    daemon it does not.
+    asyncio has few threads, and the program needs them, too: if a name server is down, a few
+    names would hold them all. And at its end Python waits for those; for a daemon thread it
+    does not.
     """
     answer = concurrent.futures.Future[Any]()
     answer.set_running_or_notify_cancel()  # from now on nobody who gives up cancels it for others
@@ -3251,7 +3251,7 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futur
 
 def ask_system(host: str, family: int) -> concurrent.futures.Future[Any]:
     """getaddrinfo for a name, once for all who ask meanwhile."""
-    key = os.getpid(), host, family  # a fork has no threads of its parent
+    key = os.getpid(), host, family  # the pid: a forked process has no threads of its parent
     answer = _asked.get(key)
     if answer is None:
         if len(_asked) >= MAX_LOOK_UPS:
@@ -3271,7 +3271,7 @@ async def look_up(host: str, family: int = 0) -> list[str]:
         return host.split(",")
     try:
         found = await asyncio.wrap_future(ask_system(host, family))
-    except OSError as error:  # each caller needs one of its own: to raise it adds to it
+    except OSError as error:  # shared by all callers, and raising adds to it: so make a copy
         raise type(error)(*error.args) from None
     turns = {}  # of each address: how many of its kind come before it
     met = collections.Counter[int]()
@@ -3319,7 +3319,7 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
         failed = type(errors[0])("; ".join(map(str, errors)))
         failed.errno = errors[0].errno
         raise failed
-    finally:  # without an await, in which we could be cancelled, and the rest of this left undone
+    finally:  # no await here: we could be cancelled in it, and leave sockets open
         for attempt in attempts:
             if not (attempt.cancel() or attempt.cancelled() or attempt.exception()):
                 attempt.result().close()  # it was done in the same turn
@@ -3384,12 +3384,12 @@ def tls_context(verify: Any, cert: Any = None,
 
 
 def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
-    """The same, made anew.
+    """A new SSLContext for `verify` and `cert`; TLSError if they cannot be used.
 
     True trusts the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a folder is
-    trusted in place of these. That a certificate is for the host, OpenSSL checks.
+    trusted in their place. OpenSSL checks that a certificate is for the host.
     """
-    # With cert loaded, the caller's context would show it to all servers that it is used for.
+    # We load no cert into a caller's context: it would show that to all servers it is used for.
     if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
@@ -3508,8 +3508,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
     >>> print(parse_proxy("me:secret@proxy.corp:3128", "http_proxy"))
     http://proxy.corp:3128 (from http_proxy)
 
-    An unknown kind of proxy is an error: to go to the server directly might tell it, or the
-    network, what the proxy is there to hide.
+    Raises ProxyError, also for an unknown scheme: to go to the server directly might show it,
+    or the network, what the proxy is there to hide.
     """
     text = text.strip()
     try:
@@ -3533,8 +3533,8 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
 
         *                                everything, wherever it stands in the list
         corp.test .corp.test *.corp.test that domain and all below it, not notcorp.test
-        10.0.0.0/8  fd00::/8  ::1        addresses and networks, compared as such
-        corp.test:8080  [::1]:443        with that port alone, the scheme's own filled in
+        10.0.0.0/8  fd00::/8  ::1        addresses and networks, compared as numbers
+        corp.test:8080  [::1]:443        only with that port; https://[::1]/ has port 443
     """
     import ipaddress
     host = origin.host.rstrip(".")
@@ -3590,9 +3590,9 @@ def proxy_fields(proxy: Proxy) -> Fields:
 
 
 async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
-    """Connect to a proxy, and have it connect us to the origin.
+    """Connect to a proxy, and have it connect us to the origin. Raises ProxyError.
 
-    An HTTP proxy is not asked for http: the request itself goes to it later (Call.render).
+    For http:// an HTTP proxy is asked nothing here: it is sent the request (Call.render).
     """
     route = connection.route
     try:
@@ -3614,7 +3614,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         if route.tls and connection.rest:  # in plain text, as if encrypted: CVE-2021-22947
             raise ProxyError("sent bytes before the tunnel was in use: "
                              + shown(connection.rest), exit_code=56)
-    except ProxyError as error:  # which proxy did that, is said here for all of them
+    except ProxyError as error:  # put the proxy's name before all of these texts
         error.args = (f"proxy {proxy} {error}{after(connection)}",)
         raise
     if route.tls:
@@ -3713,10 +3713,10 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
 
 
 # ==== 15. Cookies =============================================================
-# Which cookies are kept, for how long, and with which requests they go out: the rules of RFC
-# 6265bis section 5, "6265bis" from here on. A server's text was decoded as UTF-8 with
-# surrogateescape (octets_text, section 4), so that a cookie's bytes go back as they came:
-# nothing in them is unquoted or mended, and lengths are counted in bytes.
+# Which cookies are kept, for how long, and with which requests they go out: the rules of
+# section 5 of RFC 6265bis (the draft after RFC 6265), below just "6265bis". A cookie's bytes go
+# back as they came: octets_text (section 4) decodes them so that this is possible, nothing is
+# unquoted or mended, and lengths are counted in bytes.
 
 MAX_SET_COOKIES = 50             # of one response; curl's figure
 MAX_COOKIE_BYTES = 4096          # name and value of one; RFC 6265bis 5.6
@@ -3725,9 +3725,9 @@ MAX_DOMAIN_COOKIES = 180         # kept of one site; Chrome's figure, 6265bis 6.
 MAX_COOKIES = 3000               # kept in all; 6265bis 6.1 asks for as many
 MAX_COOKIE_SECONDS = 34_560_000  # that one is kept at most: 400 days; 6265bis 5.5
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
-# A suffix (com, co.uk) and the label before it: below a suffix anybody can have a domain, so a
-# cookie for all of it would go to strangers. The list of all suffixes is long and changes by
-# the week; http.cookiejar has but a few, too. What begins with a digit ends an IP address.
+# A suffix (com, co.uk) and the label before it. Anybody can have a domain below a suffix, so a
+# cookie for the whole suffix would go to strangers. The list of all suffixes is long and changes
+# every week; here are a few, as in http.cookiejar. A last label like "1" ends an IP address.
 _SITE = re.compile(
     r"(?<![^.])[^.]+\.((ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}|[^.0-9][^.]*)\.?$")
 
@@ -3777,7 +3777,7 @@ class Cookie(NamedTuple):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What no two cookies of a jar have in common (6265bis 5.7)."""
+        """What tells the cookies of a jar apart: of one key, the last is kept (6265bis 5.7)."""
         return self.name, self.domain, self.path, self.host_only
 
     def lives(self) -> bool:
@@ -3891,18 +3891,18 @@ class Cookies(AskedJar):
     """
 
     def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
-        # By site, then by Cookie.key in the order in which they were first set: all that a host
-        # may be told is in its site's dict, so no other is looked at. The site that was last to
-        # set one stands last. Under "" are the caller's for the home origin.
+        # {site: {Cookie.key: cookie}}. All that a host may be told is in its site's dict, in the
+        # order in which they were first set. The site that was last to set one stands last. Under
+        # "" are the caller's own, for the home origin.
         self._sites: dict[str, dict[Any, Cookie]] = {}
         self.update(cookies or {})
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
-        """Put in what a response's Set-Cookie fields set; return the names that it could set.
+        """Keep the cookies of a response's Set-Cookie fields; return their names.
 
         If a site has more than MAX_DOMAIN_COOKIES, its oldest are removed, those without Secure
-        first. If the jar has more than MAX_COOKIES, all cookies of that site are removed which
-        has set none for longest. So endless subdomains push out only their own site's.
+        first. If the jar has more than MAX_COOKIES, it loses all cookies of the site that has
+        set none for the longest time. So endless subdomains push out only their own site's.
         """
         site = site_of(url.origin.host)
         safe = is_safe(url.origin)
@@ -3911,7 +3911,7 @@ class Cookies(AskedJar):
         for line in lines[:MAX_SET_COOKIES]:
             cookie = parse_set_cookie(line, url, time.time())
             if cookie and (safe or not any(overlays(cookie, old) for old in kept.values())):
-                kept[cookie.key] = cookie  # an expired one deletes it so
+                kept[cookie.key] = cookie  # also if it is expired: so a server deletes a cookie
                 names.append(cookie.name)
         # Those without Secure go first: http must not push out what only https may set.
         for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
@@ -4035,7 +4035,7 @@ _NETRC = re.compile(
 
 
 def netrc_entries(text: str) -> Iterator[dict[str, str]]:
-    r"""What stands before the first `machine`, between one and the next, and behind the last.
+    r"""The entries of a netrc file; the first is what stands before any `machine`, often {}.
 
     >>> list(netrc_entries('machine h login me password "a \\"b"  # mine\n'))[1]
     {'machine': 'h', 'login': 'me', 'password': 'a "b'}
@@ -4075,11 +4075,11 @@ def read_text(name: str) -> str:
 
 def netrc_auth(path: bool | str | os.PathLike[str], host: str,
                user: str = "") -> tuple[str, str] | None:
-    """The user and password of a netrc file's first entry for exactly this host, and this user.
+    """User and password of a netrc file's first entry for exactly this host (and `user`), or None.
 
-    Its `default` entry is not used: every server that is asked would get that password.
-    The standard library's reader is not used: it fails over a word that it does not know, and
-    reads backslashes, comments and a host's second entry otherwise than curl.
+    Its `default` entry is not used: every server that is asked would get that password. Nor
+    is the standard library's reader: it fails at a word that it does not know, and reads
+    backslashes, comments and a host's second entry in another way than curl.
     """
     name = os.path.expanduser("~/.netrc" if isinstance(path, bool) else path)
     text = read_text(os.path.join(".", name))  # so that "-" is a file, too
@@ -4110,10 +4110,10 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
 #
 #     empty PATH.part   PATH.part.meta   the body   fsync   rename   PATH.part.meta away
 #
-# Whichever step was the last, there is a whole PATH, or bytes and beside them the name of
-# their version, or nothing that a later run would trust. A PATH.part that has bytes but no
-# sidecar was not made here: it is left alone, and the download ends with an error. What
-# to trust is decided first, from values alone; then comes the disk.
+# Whichever step was the last, there is a whole PATH, or bytes with the name of their version
+# beside them, or nothing that a later run would trust. A PATH.part that has bytes but no
+# sidecar was not made here: it is left alone, and the download ends with an error. First below
+# is the decision what to trust, from values alone; then comes the disk.
 
 SETTLED_SECONDS = 60.0           # from change to Date: RFC 7232's figure; 1 in RFC 9110 8.8.2.2
 # A validator names a version: a strong ETag, which is for the same bytes only (RFC 9110 8.8.3;
@@ -4184,7 +4184,7 @@ def leave_own_coding(response: Response, path: str) -> None:
 
 
 def is_coded(response: Response) -> bool:
-    """Whether the bytes on the wire are not the file's own, though decode=False keep them so."""
+    """Whether the bytes on the wire are compressed, not the file's own; even with decode=False."""
     codings = parse_list(response.headers.get("content-encoding", "").lower().encode())
     return response.coding != b"identity" and not _NO_CODINGS.issuperset(codings)
 
@@ -4195,12 +4195,12 @@ def body_length(response: Response) -> int | None:
 
 
 def length_of_rest(response: Response, known: Partial) -> int | None:
-    """How many bytes come behind ours, says a 206; 0, says a 416. None if it does not fit.
+    """How many bytes follow ours, as a 206 says; 0 for a 416; None if the response does not fit.
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes behind ours. So
-    if anything does not fit, nothing is written, and all of the file is asked for (RFC 9110
-    14.4, 15.3.7, 15.5.17); only a date may be left out, and in a 416 the ETag, too. For N bytes
-    there is one right Content-Range: compared, not parsed, it lets no `5-4/11` or `+5-10/11` pass.
+    if anything does not fit, nothing is written, and the whole file is asked for (RFC 9110 14.4,
+    15.3.7, 15.5.17). Only a date may be missing, and in a 416 the ETag. There is one right
+    Content-Range. We compare with that, and parse none, so `5-4/11` or `+5-10/11` cannot pass.
     """
     length = {206: body_length(response), 416: 0}.get(response.status_code)
     if length is None:  # the rest could end anywhere, and look whole
@@ -4297,8 +4297,8 @@ def is_plain(path: str) -> bool:
 
 
 def check_target(path: str, overwrite: bool) -> None:
-    """Refuse a PATH that must not be replaced: a folder, a device, what is write-protected;
-    without overwrite, any file.
+    """Raise OSError for a PATH that must not be replaced: a folder, a device, a write-protected
+    file; without `overwrite`, any file.
     """
     special = exists(path) and not isfile(path)
     if special or not basename(path) or "\0" in path:
@@ -4310,10 +4310,10 @@ def check_target(path: str, overwrite: bool) -> None:
 
 
 def check_part(part: str) -> None:
-    """Refuse to write over a .part, or a .part.meta, that we have not made.
+    """Raise OSError for a .part or a .part.meta that we have not made.
 
-    Ours have a valid sidecar; an empty .part may have any, as a kill may have come before or
-    amid that.
+    Ours has a valid sidecar. Beside an empty .part any sidecar is allowed: a kill may have come
+    before it was written, or in the middle.
     """
     used = getsize(part) if isfile(part) else lexists(part + ".meta")
     if used and read_sidecar(part) is None:
@@ -4355,7 +4355,7 @@ def write_sidecar(part: str, response: Response) -> None:
 
 
 def keep_mode(part: str, path: str) -> None:
-    """Who may not read PATH must not read what replaces it."""
+    """Give a .part the mode of PATH: nobody who may not read PATH may read what replaces it."""
     mode = os.stat(path).st_mode & 0o777
     if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
         os.chmod(part, mode)
@@ -4482,7 +4482,7 @@ class Download(Call):
         else:
             # This comes from its start on: it replaces what is there, if anything.
             self.known, self.size = None, 0
-        self.resume = True  # for a next try: from now on what is there fits, or we wrote it
+        self.resume = True  # for a next try: our bytes fit, or this response wrote them
         if self.in_place and not (self.known and self.known.validator):
             self.validator = strong_validator(response.headers)
         async with self.target(response) as write:
@@ -4497,7 +4497,7 @@ class Download(Call):
 
     @contextlib.asynccontextmanager
     async def target(self, response: Response) -> AsyncIterator[Callable[[bytes], object]]:
-        """What writes a body behind what is known, or from the start. At the end all is there."""
+        """Give a function that writes the body, behind our bytes or anew; then publish the file."""
         if self.in_place:
             yield self.write
             return
@@ -4557,7 +4557,7 @@ def response_bars(response: Response) -> Iterator[Bar]:
     begun = response.started
     for hop in (*response.history, response):
         moments = [begun, *(hop.started + seconds for seconds in hop.timing[:4])]
-        # What never came is 0 in `timing`: max gives it the moment before.
+        # A step that never came is 0 in `timing`: max gives it the moment of the step before.
         _, connected, _, head, done = itertools.accumulate(moments, max)
         yield Bar(f"{hop.status_code} {hop.url.partition('://')[2]}", begun, connected, head, done,
                   hop.timing.reused, hop.received)
@@ -4878,7 +4878,7 @@ def header_fields(at_sign: str, text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def condition(minus: str, text: str) -> dict[str, str | None]:
-    """The header for -z: a date, or a file whose date is meant; "-" before it: not younger.
+    """The header for -z: newer than a date, or than a file; with "-" before it, not newer.
 
     >>> condition("", "1 Jan 2020"), condition("-", "2 Jan 2020 01:00:00 +0100")
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -5122,8 +5122,8 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) that a task carries out: by this what the library calls with a host and a
-# port, or with bytes of the wire, knows for whom it is.
+# The Transfer (below) of the task that runs. The library calls `connect` with a host and a port,
+# and `trace` with bytes of the wire; this tells them which URL that is for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
@@ -5194,9 +5194,9 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
 
 
 def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
-    """A file of cookies as curl writes it: those without an end are in it, too, with 0 for it.
+    """A file of cookies as curl writes it, also of those without an end (which is then 0).
 
-    Of the text before, what is no cookie is kept: comments, and lines of other programs.
+    Lines of the file `before` that are no cookies are kept: comments, and other programs' lines.
     """
     lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
     lines += [line for line in re.split("\r?\n", before)
@@ -5323,8 +5323,8 @@ def name_from_header(disposition: str) -> str | None:
 
 
 def is_direct(path: str) -> bool:
-    """Whether what a flag names has to be written in place: a device, a pipe, a descriptor, which
-    a rename would replace; a file in a folder where no .part can be made.
+    """Whether a path must be written in place: a device, a pipe or a descriptor, which a rename
+    would replace; or a file in a folder where we cannot make a .part.
     """
     return exists(path) and (
         bool(re.match("/dev(/fd)?$|/proc/", realpath(dirname(path))))
@@ -5409,8 +5409,8 @@ class Transfer(Download):
     error: Any = None      # the AsyncGetError of the last try, if that failed
     started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
     retries = 0
-    file: Any = io.BytesIO()  # `path`, once it is opened to be written in place; this is none
-    changed = _FOREVER     # when, if -C - goes on from it
+    file: Any = io.BytesIO()  # stands for none; later `path`, opened to be written in place
+    changed = _FOREVER     # when the file that -C - goes on from was last changed
 
     def __init__(self, command: Command, number: int, url: str, output: str | None) -> None:
         super().__init__(command.session, url, command.settled, "")
@@ -5450,7 +5450,7 @@ class Transfer(Download):
         if exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
             self.output = "-"
             return
-        # A device or a pipe that -o names, others may have, too; of a link, the target is meant.
+        # Several URLs may go to a device or a pipe that -o names. A link means its target.
         if not self.output or not exists(path) or isfile(path):
             if self.output and islink(path):
                 path = realpath(path)
@@ -5507,8 +5507,8 @@ class Transfer(Download):
         return self.response
 
     async def exchange(self, request: Request) -> Response:
-        """As ever, but where --connect-to leads elsewhere there must be no proxy: what it leads
-        away would be the connection to that, and with it the proxy's password.
+        """As a Call does, but refuse a proxy if --connect-to leads elsewhere: it would lead the
+        connection to the proxy there, and with it the proxy's password.
         """
         origin = request.url.origin
         if led_to(self.flags, *origin[1:]) != origin[1:] and choose_proxy(origin):
@@ -5516,7 +5516,7 @@ class Transfer(Download):
         return await super().exchange(request)
 
     def look(self) -> Partial | None:
-        """What a try goes on from: a .part; what is out; with -C -, the file itself."""
+        """What a try goes on from: a .part, what was put out before, or, with -C -, the file."""
         flags, path, offset = self.flags, self.path, self.offset
         self.file.close()
         self.deadline = Deadline(self.session._time(), flags.max_time or _FOREVER)
@@ -5538,10 +5538,10 @@ class Transfer(Download):
         return None
 
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
-        """Seconds until the next try, as the --retry flags say; None for none.
+        """Seconds until the next try, as the --retry flags say; None for no more.
 
-        None, too, where a part of the body is out already, and no -C allows to go on behind it;
-        and where nobody reads what would come.
+        None, too, if a part of the body is out already and no -C allows us to go on behind it,
+        or if nobody reads our output any more.
         """
         flags = self.flags
         if (flags.retry_all_errors and isinstance(outcome, AsyncGetError)
@@ -5952,7 +5952,7 @@ async def run_command(options: Options) -> int:
 
 
 def interrupted(*_: object) -> None:
-    """Die by the signal, by which a shell's loop ends, too; what has come is written already."""
+    """Die by the signal, so that a shell's loop ends, too; all that has come is written already."""
     import signal
     if sys.stderr.isatty():
         os.write(2, WIPE.encode())  # the prompt belongs on a line of its own
