@@ -1462,7 +1462,6 @@ class Connection:
         self.exchanges = 0            # requests sent so far
         self.request_bytes = 0        # in the last of them
         self.silent = True            # no byte of the current response has come
-        self.interim = 0              # 1xx responses ahead of it
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
 
@@ -1571,7 +1570,7 @@ class Connection:
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except (*_STREAM_ERRORS, RuntimeError) as error:  # uvloop's, where the server has reset it
             raise failure(self, error) from error
-        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
+        for _ in range(MAX_INTERIM + 1):
             data = self.rest or await self.receive()
             end = find_head_end(data)
             if not end:
@@ -2808,8 +2807,7 @@ class Call:
                 head = await connection.exchange(data, timeout)
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
-                if not (kept and head.status == 408 and not connection.interim
-                        and not may_reuse(head, 0)):
+                if not (kept and head.status == 408 and not may_reuse(head, 0)):
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
