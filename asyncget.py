@@ -866,7 +866,7 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 # connection (section 7), asks that for the bytes of the body, and gives it back or closes it at
 # the end. This section itself opens no socket and sets no timer.
 
-MAX_LINE_BYTES = 16_777_216      # one line of a body, in iter_lines
+MAX_LINE_CHARS = 16_777_216      # one line of a body, in iter_lines
 MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
 
 
@@ -967,6 +967,7 @@ class Body:
 # Why there is no `content`. Compared with ==: in a response that was pickled they are copies.
 _UNREAD = "the body was not read: await response.read()"
 _IN_PIECES = "the body was handed out in pieces, and is not kept: read() it instead"
+_AS_LINES = "the body was begun as lines: go on with iter_lines()"
 _GIVEN_UP = "the body was given up, or handed out in pieces: nothing is left to read"
 
 
@@ -974,7 +975,7 @@ class Response(Body):
     """A response. After `get` its body is in `content`; in `stream` it is read as asked.
 
         before read()               content, text and json() raise, and say what to await
-        iter_bytes(), iter_lines()  a loop may be left; the next one goes on where it stopped
+        iter_bytes(), iter_lines()  a loop may be left; the next of its kind goes on from there
         once a piece was handed out content and read() raise: the whole is not kept
         after get() or read()       all of them work, as often as you like
     """
@@ -1114,34 +1115,30 @@ class Response(Body):
             if self._content:
                 yield self._content
             return
-        while piece := self._take_pending() or await self._next_piece():
+        if self._cutter:  # what has come of the body is in there, as text
+            raise AsyncGetError(_AS_LINES, url=self.url, response=self)
+        while piece := await self._next_piece():
             yield piece
-
-    def _take_pending(self) -> bytes:
-        """What iter_lines has left of a piece."""
-        cutter, self._cutter = self._cutter, None
-        return bytes(cutter.pending) if cutter else b""
 
     async def iter_lines(self) -> AsyncIterator[str]:
         r"""Yield the body's lines as text, without their \n or \r\n.
 
-        If the loop is left early, the next one (iter_bytes, too) goes on where it stopped.
+        If the loop is left early, the next one goes on where it stopped.
         """
-        cutter = self._cutter or LineCutter(self.encoding, self._content)
-        more = self._missing != ""
-        if more:
+        cutter, at = self._cutter or LineCutter(self.encoding), 0
+        piece, streamed = None, self._missing != ""
+        if streamed:
             self._cutter = cutter
-        while True:
-            while line := cutter.take(not more):
-                self._check_size(len(line) - 1, MAX_LINE_BYTES, "bytes in a line")
-                yield cutter.decode(line).removesuffix("\n").removesuffix("\r")
-            if not more:
-                self._cutter = None  # some decoders do not pickle
-                return
-            self._check_size(len(cutter.pending), MAX_LINE_BYTES, "bytes in a line")
-            piece = await self._next_piece()
-            cutter.pending += piece
-            more = bool(piece)
+        while cutter.lines or piece != b"":
+            while cutter.lines:
+                line = cutter.lines.popleft()
+                self._check_size(len(line), MAX_LINE_CHARS, "characters in a line")
+                yield line
+            self._check_size(cutter.begun.tell(), MAX_LINE_CHARS, "characters in a line")
+            piece = await self._next_piece() if streamed else self._content[at:at + READ_BYTES]
+            at += READ_BYTES
+            cutter.add(piece)
+        self._cutter = None  # some decoders do not pickle
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
@@ -1867,47 +1864,37 @@ def charset_of(content_type: str) -> str:
 
 
 class LineCutter:
-    r"""Cut lines out of the bytes of a text as these arrive.
+    r"""Cut a text into lines as its bytes arrive.
 
-    >>> cutter = LineCutter("utf-16", "\ufeffé\nx".encode("utf-16-be"))
-    >>> cutter.decode(cutter.take(False)), cutter.take(False), cutter.decode(cutter.take(True))
-    ('é\n', b'', 'x')
-
-    A line ends at the byte 0x0A, which is nothing else in any codec here. In UTF-16 and -32 one
-    or three zeros stand before or behind it, whichever the byte order is: U+0A00, which would
-    look the same, is no character. Bytes are cut, not text, so that what lies behind the last
-    line taken can still be handed out as bytes.
+    >>> cutter = LineCutter("utf-16")
+    >>> for data in (b"\xff\xfeh\0i", b"\0\r\0\n\0x", b"\0", b""):
+    ...     cutter.add(data)
+    >>> list(cutter.lines)
+    ['hi', 'x']
     """
 
-    def __init__(self, encoding: str, data: bytes = b"") -> None:
+    def __init__(self, encoding: str) -> None:
         self.encoding = encoding
-        self.pending = bytearray(data)
-        self.searched = 0
-        self.width = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)  # bytes of a line end
-        zeros = bytes(self.width - 1)
-        self.ends = (b"\n" + zeros, zeros + b"\n")
         self.decoder = codecs.getincrementaldecoder(encoding)("replace")
+        self.begun = io.StringIO()               # a line without its end
+        self.lines = collections.deque[str]()    # to be handed out
 
-    def take(self, last: bool) -> bytes:
-        """The next line with its end, b"" for none yet; with `last`, what is left is one, too."""
-        size, at = len(self.pending) if last else 0, self.searched
-        while (found := self.pending.find(b"\n", at)) >= 0:
-            at = found - found % self.width + self.width
-            if self.pending[at - self.width:at] in self.ends:
-                size = at
-                break
-        self.searched = 0 if size else max(0, len(self.pending) - self.width)
-        line = bytes(self.pending[:size])
-        del self.pending[:size]
-        return line
-
-    def decode(self, line: bytes) -> str:
-        """A line as text; what does not decode is replaced."""
+    def add(self, data: bytes) -> None:
+        r"""Put the lines that end in data into `lines`, without \n or \r\n; b"" ends the text."""
         try:
-            return self.decoder.decode(line, True)
+            text = self.decoder.decode(data, not data)
         except UnicodeError:  # no byte order mark: browsers, too, take the low byte first
+            data = self.decoder.getstate()[0] + data
             self.decoder = codecs.getincrementaldecoder(self.encoding + "-le")("replace")
-            return self.decoder.decode(line, True)
+            text = self.decoder.decode(data)
+        if not data and (text or self.begun.tell()):
+            text += "\n"  # the last line may lack its end
+        self.begun.write(text)
+        if "\n" in text:
+            *lines, rest = self.begun.getvalue().split("\n")
+            self.lines.extend(line.removesuffix("\r") for line in lines)
+            self.begun = io.StringIO()
+            self.begun.write(rest)
 
 
 # ==== 9. Pool =================================================================
