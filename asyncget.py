@@ -886,6 +886,13 @@ class Timing(NamedTuple):
 class Body:
     """The body of a response, not decoded yet; at its end it lets go of its connection."""
 
+    received = 0           # bytes of payload so far
+    _chunks: Any = None    # their parser, which says where they end
+    _ready = b""           # payload that has come and was not asked for yet
+    _fault: ProtocolError | None = None  # in what came behind _ready; raised after that
+    _trailers = b""
+    _done_at = 0.0         # on the loop's clock, as are _sent_at and _head_at
+
     def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
         self._connection: Any = connection  # None: the body is here, or was given up
         self._deadline = connection.clock.deadline
@@ -895,16 +902,10 @@ class Body:
         self._reusable = keep and may_reuse(head, framing)
         self._length = framing if isinstance(framing, int) else None  # as the head has it
         self._left = sys.maxsize if self._length is None else self._length
-        self._chunks: Any = None  # their parser, which says where they end
         if framing == "chunked":
             self._chunks = read_chunked()
             next(self._chunks)  # to its first `yield`
-        self._ready = b""      # payload that has come and was not asked for yet
-        self._fault: ProtocolError | None = None  # in what came behind _ready; raised after that
-        self._trailers = b""
-        self.received = 0      # bytes of payload so far
         self._sent_at, self._head_at = connection.clock.since, connection.loop.time()
-        self._done_at = 0.0    # all of these moments are on the loop's clock
         self._reused = connection.exchanges > 1
         connection.clock.limit = _FOREVER  # the caller may think for as long as it likes
         data, connection.rest = connection.rest, b""
@@ -980,6 +981,12 @@ class Response(Body):
         after get() or read()       all of them work, as often as you like
     """
 
+    _encoding = ""
+    _content = b""                    # the whole body, once it was read
+    _missing = _UNREAD                # why it is not there; "" when it is
+    _decoder: Decoder | None = None   # while there is something to decode
+    _cutter: LineCutter | None = None  # holds what iter_lines has not handed out yet
+
     def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = True,
                  decode: bool = True) -> None:
         super().__init__(connection, head, keep)
@@ -992,11 +999,6 @@ class Response(Body):
         # The coding to undo, b"" for none; a download keeps one that belongs to the file.
         self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
         self._url = url
-        self._encoding = ""
-        self._content = b""                    # the whole body, once it was read
-        self._missing = _UNREAD                # why it is not there; "" when it is
-        self._decoder: Decoder | None = None   # while there is something to decode
-        self._cutter: LineCutter | None = None  # holds what iter_lines has not handed out yet
 
     # ---- the head
 
@@ -1367,15 +1369,16 @@ class Inbox(asyncio.Protocol):
     pool when bytes come that nobody asked for (section 9).
     """
 
+    transport: Any = None
+    size = 0              # of the pieces
+    ended = False
+    error: Exception | None = None
+    waiter: asyncio.Future[None] | None = None      # what `read` awaits
+    on_unasked: Callable[[], object] | None = None  # called when anything comes, once
+
     def __init__(self, replaced: asyncio.Protocol | None = None) -> None:
         self.replaced = replaced  # asyncio's protocol: StreamWriter.wait_closed waits for its end
-        self.transport: Any = None
         self.pieces: list[bytes] = []
-        self.size = 0         # of them
-        self.ended = False
-        self.error: Exception | None = None
-        self.waiter: asyncio.Future[None] | None = None      # what `read` awaits
-        self.on_unasked: Callable[[], object] | None = None  # called when anything comes, once
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is connected."""
@@ -1757,10 +1760,11 @@ class Decoder:
     (None, b'hello')
     """
 
+    budget = MAX_CODED_BYTES  # bytes that the stages may still take in
+    work = 0                  # in bytes, since Response gave the loop a turn
+    arrived = b""             # the caller sets it when `pieces` gives None; b"": the end
+
     def __init__(self, coding: bytes) -> None:
-        self.budget = MAX_CODED_BYTES  # bytes that the stages may still take in
-        self.work = 0                  # in bytes, since Response gave the loop a turn
-        self.arrived = b""             # the caller sets it when `pieces` gives None; b"": the end
         # Gives content; None to ask for more; b"" so that the caller may look at `work`.
         self.pieces = self.arriving()
         for name in reversed(content_codings(coding)):
@@ -1916,18 +1920,22 @@ TURN_EXCHANGES = 10              # of one connection, before another route may g
 class Lane:
     """One route: its connections, and who waits for one."""
 
+    open = 0          # how many connections, those in use as well
+    moved_at = 0.0    # on the loop's clock: when one who waited was last served
+    paused = False    # `rate` allows no request yet
+    lines = b""       # of the session's own fields, as they are sent there (Call.render)
+
     def __init__(self, route: Route) -> None:
         self.route = route
-        self.open = 0          # how many connections, those in use as well
         self.idle: dict[Connection, None] = {}  # the one used last stands last
         self.waiting = collections.OrderedDict[asyncio.Future[Connection], None]()  # longest: first
-        self.moved_at = 0.0    # on the loop's clock: when one who waited was last served
-        self.paused = False    # `rate` allows no request yet
-        self.lines = b""       # of the session's own fields, as they are sent there (Call.render)
 
 
 class Pool:
     """The connections of one session; a new one counts before it is open."""
+
+    closed = False
+    moved_at = 0.0  # when one who waited on any route was last served
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.limit = settings["limit"] or sys.maxsize
@@ -1935,12 +1943,10 @@ class Pool:
         self.connector = settings["open_connection"]
         # Seconds between two requests on one route.
         self.interval = 1 / settings["rate"] if settings["rate"] else 0.0
-        self.closed = False
         self.all: dict[Connection, Lane] = {}  # the one used last stands last
         # Weak: a lane goes when nobody uses it; until then it is the only one of its route.
         self.lanes = weakref.WeakValueDictionary[Route, Lane]()
         self.turns = collections.OrderedDict[Lane, None]()  # lanes that may be served, in turn
-        self.moved_at = 0.0                    # when one who waited on any route was last served
 
     def __repr__(self) -> str:
         idle = sum(len(lane.idle) for lane in self.lanes.values())
@@ -2898,11 +2904,15 @@ class Session:
     delete, iterate. A session belongs to the event loop in which it is first used.
     """
 
+    tls_version: ssl.TLSVersion | None = None  # at least
+    connect_timeout: float | None = None  # where it is not as `timeout`
+    _loop: asyncio.AbstractEventLoop | None = None
+    _base: URL | None = None
+
     @spelled_out
     def __init__(self, **keywords: Unpack[SessionSettings]) -> None:
         own = checked(keywords, SessionSettings)
         settings = {**DEFAULTS, **own}
-        self._base: URL | None = None
         if settings["base_url"]:
             base = parse_url(settings["base_url"])
             self._base = base._replace(target=base.path.removesuffix("/") + "/")
@@ -2916,9 +2926,6 @@ class Session:
         # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
         # (section 13) only when a URL with https needs it.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
-        self.tls_version: ssl.TLSVersion | None = None  # at least
-        self.connect_timeout: float | None = None  # where it is not as `timeout`
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._pool = Pool(settings)
         # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
         # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
