@@ -330,11 +330,11 @@ _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,
 _HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
     r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
 _NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
-_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]{1,63})?")  # its zone: RFC 6874
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%(?:25)?[A-Za-z0-9._~-]{1,63})?")  # with a zone: RFC 9844
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands in a URL: IPv6 in brackets, its zone behind %25 (RFC 6874)."""
+    """A host as it stands in a URL: IPv6 in brackets, its zone behind %25, as most read it."""
     return "[" + host.replace("%", "%25") + "]" if ":" in host else host
 
 
@@ -2209,7 +2209,7 @@ class Request(NamedTuple):
         (('Cookie', 'a=1; b=2'),)
         """
         own = Headers(self.fields).get_all("cookie")
-        named = re.findall(r"(?:^|;)\s*([^;=]*)", ";".join(own))
+        named = re.findall(r"(?:^|;)\s*([^;=]+)", ";".join(own))
         others = [pair for pair in cookies if pair[0] not in self.cookies]
         text = render_cookies([(name, value) for name, value in [*self.cookies.items(), *others]
                                if value is not None and name not in named])
@@ -2305,6 +2305,7 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
 
 # ---- retries
 
+_LOSSES = (OSError, EOFError, IncompleteBody)  # what may be behind a ConnectError, and pass
 # Each part of a date is the first token that looks like it and is no earlier part (RFC 6265bis
 # 5.1.1). Without re.A, re.I would take "ſep" for September.
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
@@ -2347,31 +2348,31 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
                 retries: int) -> float | None:
     """Seconds to wait before trying again; None: `attempt` (1 is the first) was the last.
 
-        408 429 500 502 503 504             again, when Retry-After says; not again if that is
-                                            in more than MAX_RETRY_AFTER_SECONDS
+        408 429 500 502 503 504             again; that of a proxy to CONNECT, too
         no connection, or none came free    again, also if it was lost in a handshake
         silence or an end before the head   again: a GET may be repeated (RFC 9110 9.2.2)
         the same in the body                again, for get and download
         TLS or a proxy refused, ...         not again: it would only repeat
 
-    Without Retry-After the wait doubles, from half a second to 32 s. Up to half of it is taken
-    off at random, so that clients that failed together do not come back together.
+    Retry-After is obeyed up to MAX_RETRY_AFTER_SECONDS; if it is longer, there is no further try.
+    Without it, and where it asks for no wait at all, the wait doubles, from half a second to 32 s.
+    Up to half of it is taken off at random, so that clients that failed together do not come back
+    together.
     """
     if attempt > retries:
         return None
-    if isinstance(outcome, Response):
-        if outcome.status_code not in (408, 429, 500, 502, 503, 504):
-            return None
-        said = outcome.headers.get("retry-after")
-        if said:  # a date, or seconds (RFC 9110 10.2.3); anything else does not mean "at once"
-            when = parse_date(said)
-            asked = _FOREVER if when is None else max(0.0, when - time.time())
-            if re.fullmatch("[0-9]+", said):
-                asked = float(said)
-            return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
-    elif type(outcome) not in (ConnectError, TimedOut, IncompleteBody) and not (
-            isinstance(outcome, ConnectError) and isinstance(outcome.__cause__, ConnectionError)):
+    status, cause = getattr(outcome, "status", None), getattr(outcome, "__cause__", None)
+    lost = (isinstance(outcome, ConnectError) and isinstance(cause, _LOSSES)
+            and not isinstance(cause, ssl.SSLError))
+    if not (lost or status in (408, 429, 500, 502, 503, 504)
+            or type(outcome) in (ConnectError, TimedOut, IncompleteBody)):
         return None
+    if isinstance(outcome, Response):
+        said = outcome.headers.get("retry-after", "")  # seconds, or a date (RFC 9110 10.2.3)
+        asked = (float(said) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", said) else
+                 (parse_date(said) or 0) - time.time())
+        if asked > 0:
+            return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
     return 0.5 * 2.0 ** min(attempt - 1, 6) * (1 - os.urandom(1)[0] / 512)
 
 
@@ -3261,6 +3262,8 @@ async def look_up(host: str, family: int = 0) -> list[str]:
     """
     if "," in host or is_address(host) and not family:
         return host.split(",")
+    if host.endswith(".localhost"):  # all of them are this machine (RFC 6761 6.3)
+        host = "localhost"
     try:
         found = await asyncio.wrap_future(ask_system(host, family))
     except OSError as error:  # shared by all callers, and raising adds to it: so make a copy
@@ -3408,12 +3411,13 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
 
 def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
     """What to do about a certificate that did not pass."""
-    if error.verify_code in range(80, 95):  # OpenSSL's codes for VERIFY_X509_STRICT's checks
+    code = getattr(error, "verify_code", 0)
+    if code in range(80, 95):  # OpenSSL's codes for VERIFY_X509_STRICT's checks
         return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
                 "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT "
                 "(-k believes any server)")
     # Not yet or no longer valid, host name, IP address: no other store would help.
-    if error.verify_code in (9, 10, 62, 64):
+    if code in (9, 10, 62, 64):
         return ""
     if verify is not True:
         return (f"; trusted are those in {verify!r}; if that is a folder, under the names "
@@ -3449,12 +3453,14 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     proxy, took = route.proxy if phase == "connection" else None, after(connection)
     asked, text = proxy or route.origin, str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
-        return TLSError(f"certificate of {where} refused: {error.verify_message}{took}"
+        refused = getattr(error, "verify_message", text)  # what a caller raises has none
+        return TLSError(f"certificate of {where} refused: {refused}{took}"
                         + certificate_hint(error, route.verify), exit_code=60)
-    if isinstance(error, ssl.SSLError):  # TLS 1.3 refuses a client behind the handshake
+    # TLS 1.3 refuses a client behind the handshake; damage amid a body is a loss, as below.
+    if isinstance(error, ssl.SSLError) and (connection.opener or connection.silent):
         what = "TLS handshake" if connection.opener else "TLS"
-        return TLSError(f"{what} with {where} failed: {error.reason or text}{took}"
-                        + handshake_hint(error.reason or ""))
+        reason = getattr(error, "reason", None) or text
+        return TLSError(f"{what} with {where} failed: {reason}{took}{handshake_hint(reason)}")
     if connection.opener is None:
         return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
     number = getattr(error, "errno", None)
@@ -3633,7 +3639,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
             text += f" (user and password in its URL {state}; it asks for {asked!r:.100})"
         said = re.sub(rb"(<[^<>]*>|\s)+", b" ", connection.rest).strip()  # its error page
         raise ProxyError(printable(text) + (f"; it says {shown(said)}" if said else ""),
-                         exit_code=56)
+                         exit_code=56, status=head.status)
 
 
 async def read_exactly(connection: Connection, size: int) -> bytes:
@@ -4000,7 +4006,7 @@ class OthersJar(AskedJar):
         """The names and values that a request is sent with."""
         request = self._request(url)
         self.jar.add_cookie_header(request)
-        return re.findall("(?:^|; )([^=;]+)=?([^;]*)", request.get_header("Cookie", ""))
+        return re.findall("(?:^|; )(?:([^=;]+)=)?([^;]*)", request.get_header("Cookie", ""))
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; no names, as such a jar tells none."""
@@ -4881,11 +4887,12 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
     """
     from email.utils import formatdate, mktime_tz, parsedate_tz
     name = "If-Unmodified-Since" if minus else "If-Modified-Since"
-    with contextlib.suppress(ValueError, OverflowError):  # in a year that no calendar has
+    with contextlib.suppress(ValueError, OverflowError, OSError):  # in a year that is in no calendar
         if exists(text):
             text = formatdate(getmtime(text))
         date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
-        if date:
+        # Of other names (IST, PM) parsedate_tz makes UTC. As curl, we then ask for the file.
+        if date and not re.search(r":\d\d +(?!GMT|UTC?|Z|[ECMP][SD]T)[A-Z]", text):
             return {name: formatdate(mktime_tz(date), usegmt=True)}
     return {}
 
@@ -4916,8 +4923,8 @@ VALUES: dict[str, Any] = {
     "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
     "NUMBER": ("([0-9]{1,18})", int),
     "LIMIT": ("(-1|[0-9]{1,18})", int),
-    "BYTES": ("([0-9]{1,18})([kKmMgG]?)",
-              lambda number, unit: int(number) << 10 * " kmg".index(unit.lower())),
+    "BYTES": (r"([0-9]{1,18}(?:\.[0-9]+)?)([bBkKmMgG]?)",
+              lambda number, unit: int(float(number) * 1024 ** "bkmg".index(unit.lower()))),
     "NUMBER/UNIT": (  # as so many a second; without a unit, curl means an hour
         "([1-9][0-9]{,9})(?:/([1-9][0-9]{,9})?([smhd]))?", lambda number, units, unit:
         int(number) / int(units or 1) / {"s": 1, "m": 60, "d": 86400}.get(unit, 3600)),
@@ -5041,6 +5048,8 @@ def check_options(options: Options) -> None:
     if options.continue_at and options.remote_header_name:
         raise AsyncGetError("-C has to know the name of the file, which with -J only the server "
                             "knows")
+    if len(options.url) > 1 and (options.etag_save or options.etag_compare):
+        raise AsyncGetError("--etag-save and --etag-compare are for one URL")
     if options.continue_at and options.range:
         raise AsyncGetError("-C and -r both ask for a range")
     if not options.url:
@@ -5218,7 +5227,7 @@ def open_jar(options: Options) -> Cookies | bool:
 def open_session(options: Options) -> Session:
     """A Session as the flags say, but for -H, which is each call's, and so wins."""
     headers = {
-        "Referer": options.referer or None,
+        "Referer": (options.referer or "").partition(";auto")[0] or None,  # curl's way to follow
         "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
         "Range": options.range,
         **(options.time_cond or {}),
@@ -5245,7 +5254,8 @@ def open_session(options: Options) -> Session:
                           if allows(options.proto, scheme)
                           and allows(options.proto_redir, scheme)],
         trust_redirects=bool(options.location_trusted),
-        verify=not options.insecure and (options.cacert or options.capath or True),
+        verify=not options.insecure and (
+            options.cacert or options.capath or os.getenv("CURL_CA_BUNDLE") or True),
         cert=options.cert and (certificate, options.key, password),
         # No part of a gzip unpacks; and -I is to tell the file's own length.
         decode=options.compressed and not options.range and not options.head,
@@ -5271,7 +5281,7 @@ def safe_name(name: str, hidden: bool) -> str:
     if not hidden:  # a server chose it: it must not make a sidecar that we believe later
         strange += r"|\.|.*\.part(\.meta)?$"
     if os.name == "nt":  # Windows' drives, streams and devices, and ends that it drops
-        strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|com\d|lpt\d) *(\.|$)'
+        strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$) *(\.|$)'
     with contextlib.suppress(UnicodeError):  # the locale has no such letters
         if (printable(name) == name and not re.match(strange, name, re.I)
                 and len(os.fsencode(name)) < 256):
