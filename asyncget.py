@@ -4887,7 +4887,7 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
     """
     from email.utils import formatdate, mktime_tz, parsedate_tz
     name = "If-Unmodified-Since" if minus else "If-Modified-Since"
-    with contextlib.suppress(ValueError, OverflowError, OSError):  # in a year that is in no calendar
+    with contextlib.suppress(ValueError, OverflowError, OSError):  # in a year of no calendar
         if exists(text):
             text = formatdate(getmtime(text))
         date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
