@@ -5527,7 +5527,7 @@ class LinearTime(Section):
     # the function of asyncget that it is for; where it reaches that by another, with its name.
     CALLS = r"""
         printable(t)  parse_host(t)  ascii_label(t)  split_userinfo(t)  charset_of(t)  parse_date(t)
-        site_of(t)  complete_url(t)  expand_glob(t)  parse_cookie_file(t)
+        site_of(t)  complete_url(t)  expand_glob(t)  parse_cookie_file(t)  condition("", t)
         name_from_header(t)  netrc_entries(t)  handshake_hint(t)  masked("http://" + t)
         without_userinfo("http://" + t)  parse_url("http://" + t)  parse_url("http://h/" + t)
         name_from_url("http://h/" + t)  remove_dots("/" + t)  charset_of("a;charset=" + t)
@@ -5551,7 +5551,7 @@ class LinearTime(Section):
         ask_for_tunnel: re.sub(rb"(<[^<>]*>|\s)+", b" ", b)
         next_request(Request(page, ()), got(b"Location: " + b, status=b"HTTP/1.1 302 F"), asyncget.DEFAULTS)
         with_cookies: Request(page, (("Cookie", t),)).with_cookies([("a", "1")])
-        pairs_for: re.findall("(?:^|; )([^=;]+)=?([^;]*)", t)
+        pairs_for: re.findall("(?:^|; )(?:([^=;]+)=)?([^;]*)", t)
         parse_set_cookie("a=1;" + t, page, NOW)  parse_set_cookie("a=1;domain=" + t, page, NOW)
         parse_set_cookie("a=1" + f";{t[:99]}" * (len(t) // 99), page, NOW)  check_cookie("a", t)
         store: (jar := Cookies()).store(page, many(t)), render_cookie_file(jar)
