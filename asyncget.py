@@ -321,6 +321,8 @@ def printable(text: str) -> str:
 
 MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
+# Here and below, expressions that each GET needs are compiled at once; `re` compiles the others
+# when they are first used.
 _URL = re.compile(  # scheme, user and password, host and port, and the rest
     r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])([^\t]*)")
 # What may go out in a field's value or a URL: of the ASCII controls only the tab, and of the
@@ -1831,7 +1833,7 @@ def content_codings(value: bytes) -> list[bytes]:
 # The codecs that may decode a text. Python's others are slow on input made for it (punycode,
 # idna), or no charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037, cp500 and such)
 # is left out, since lines are cut at the byte 0x0A, which is no line end there.
-_TEXT_CODEC = re.compile(
+_TEXT_CODEC = (
     r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
     r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
     r"|tis-620|kz1048|ptcp154|johab")
@@ -1864,7 +1866,7 @@ def charset_of(content_type: str) -> str:
     except LookupError:
         return "utf-8"
     codec = _WEB_CODECS.get(codec, codec)
-    return codec if _TEXT_CODEC.fullmatch(codec) else "utf-8"
+    return codec if re.fullmatch(_TEXT_CODEC, codec) else "utf-8"
 
 
 class LineCutter:
@@ -2307,14 +2309,14 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
 
 _LOSSES = (OSError, EOFError, IncompleteBody)  # what may be behind a ConnectError, and pass
 # Each part of a date is the first token that looks like it and is no earlier part (RFC 6265bis
-# 5.1.1). Without re.A, re.I would take "ſep" for September.
+# 5.1.1). Without the "a", "i" would take "ſep" for September, and \d other digits than ours.
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
-_DATE_PARTS = [re.compile(part, re.I | re.A) for part in (
-    f"({_MONTHS})",
-    r"(\d{1,2}):(\d{1,2}):(\d{1,2})(?!\d)",  # hour, minute, second
-    r"(\d{1,2})(?!\d)",                      # day of the month
-    r"(\d{2,4})(?!\d)",                      # year
-)]
+_DATE_PARTS = (
+    f"(?ia)({_MONTHS})",
+    r"(?a)(\d{1,2}):(\d{1,2}):(\d{1,2})(?!\d)",  # hour, minute, second
+    r"(?a)(\d{1,2})(?!\d)",                      # day of the month
+    r"(?a)(\d{2,4})(?!\d)",                      # year
+)
 
 
 def parse_date(text: str) -> float | None:
@@ -2330,7 +2332,7 @@ def parse_date(text: str) -> float | None:
     found: list[str] = []
     try:
         for part in _DATE_PARTS:
-            match = next(filter(None, map(part.match, tokens)))
+            match = next(filter(None, (re.match(part, token) for token in tokens)))
             tokens.remove(match.string)
             found.extend(match.groups())
         month, *numbers = found
@@ -3726,8 +3728,7 @@ MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
 # A suffix (com, co.uk) and the label before it. Anybody can have a domain below a suffix, so a
 # cookie for the whole suffix would go to strangers. The list of all suffixes is long and changes
 # every week; here are a few, as in http.cookiejar. A last label like "1" ends an IP address.
-_SITE = re.compile(
-    r"(?<![^.])[^.]+\.((ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}|[^.0-9][^.]*)\.?$")
+_SITE = r"(?<![^.])[^.]+\.((ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}|[^.0-9][^.]*)\.?$"
 
 
 def octets(text: str) -> int:
@@ -3741,7 +3742,7 @@ def site_of(host: str) -> str:
     >>> site_of("www.h.test"), site_of("a.b.co.uk"), site_of("10.0.0.1")
     ('h.test', 'b.co.uk', '10.0.0.1')
     """
-    match = _SITE.search(host)
+    match = re.search(_SITE, host)
     return match[0] if match else host
 
 
@@ -4025,11 +4026,11 @@ class OthersJar(AskedJar):
 _KEYWORD = "machine|login|password|account"
 _QUOTED = r'(?:[^"\\\n]|\\.)*'
 _ESCAPES = str.maketrans("nrt", "\n\r\t")
-_NETRC = re.compile(
-    r"#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*"  # a comment; commands for ftp, up to an empty line
+_NETRC = (
+    r"(?i)#.*|macdef[ \t](?:.*\S.*(?:\n|\Z))*"  # a comment; commands for ftp, up to an empty line
     # A keyword and its value, with comments between them; else what is wrong, or another word.
     rf'|({_KEYWORD})[ \t\n](?:[ \t\n]|#.*(?!.))*(?:"({_QUOTED})"|([^#" \t\n][^ \t\n]*))'
-    rf'|"{_QUOTED}"|((?:{_KEYWORD})(?![^ \t\n])|")|[^ \t\n]+', re.I)
+    rf'|"{_QUOTED}"|((?:{_KEYWORD})(?![^ \t\n])|")|[^ \t\n]+')
 
 
 def netrc_entries(text: str) -> Iterator[dict[str, str]]:
@@ -4042,7 +4043,7 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
     over: one that was written for another program must not make every use of the file fail.
     """
     entry: dict[str, str] = {}
-    for word in _NETRC.finditer(text):
+    for word in re.finditer(_NETRC, text):
         keyword, quoted, plain, wrong = word.groups()
         if wrong:
             line = text.count("\n", 0, word.start()) + 1  # never the file's own text
@@ -4118,7 +4119,7 @@ SETTLED_SECONDS = 60.0           # from change to Date: RFC 7232's figure; 1 in 
 # a weak one begins with W/), or the date of the last change.
 _VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
               r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
-_SIDECAR = re.compile(rf"({_VALIDATOR}|)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n")
+_SIDECAR = rf"({_VALIDATOR}|)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n"
 SIDECAR_BYTES = 1024             # read of a sidecar: ours have 587 at most
 
 
@@ -4282,7 +4283,7 @@ def read_sidecar(part: str) -> Partial | None:
     """What is on the disk of a file; None unless its sidecar is ours, and as we write it."""
     with contextlib.suppress(OSError), open(part + ".meta", "rb", opener=open_ours) as sidecar:
         size_of_ours(sidecar)
-        match = _SIDECAR.fullmatch(sidecar.read(SIDECAR_BYTES).decode("latin-1"))
+        match = re.fullmatch(_SIDECAR, sidecar.read(SIDECAR_BYTES).decode("latin-1"))
         if match:
             size = getsize(part) if exists(part) else 0
             return Partial(size, *match.groups())
@@ -4696,10 +4697,10 @@ REDRAW_SECONDS = 0.1     # between two states of the progress line; a Ctrl-C may
 SILENCE_SECONDS = 30.0   # without a byte, and we give up: the library's own `timeout`
 MAX_GLOB = 100_000       # URLs that one argument may stand for: all are made before the first goes
 # One field of a head, for -v, which shows it without secrets.
-_FIELD = re.compile(r"^([^\s:]+)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.M)
-SECRET_NAMES = re.compile(  # of fields whose values are secrets
-    r"(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
-    r"|credential|(api|auth|access|subscription|signature)[-_]?key)", re.I)
+_FIELD = r"(?m)^([^\s:]+)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)"
+SECRET_NAMES = (  # of fields whose values are secrets
+    r"(?i)(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
+    r"|credential|(api|auth|access|subscription|signature)[-_]?key)")
 WIPE = "\r\x1b[K"  # takes the progress line off a terminal
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
 # A line is a flag's definition as well as its help: `known_flags`, below, reads both texts. The
@@ -5071,8 +5072,8 @@ def complete_url(text: str, added: Iterable[str] = ()) -> str:
     return re.sub("^(?![A-Za-z0-9+.-]+://)", "http://", url) + hash_sign + fragment
 
 
-_GLOB = re.compile(r"(?<!\\)(\{[^{}]+\}|\[(?:[0-9]{1,18}-[0-9]{1,18}|[A-Za-z]-[A-Za-z])"
-                   r"(?::0*[1-9][0-9]{0,17})?\])")
+_GLOB = (r"(?<!\\)(\{[^{}]+\}|\[(?:[0-9]{1,18}-[0-9]{1,18}|[A-Za-z]-[A-Za-z])"
+         r"(?::0*[1-9][0-9]{0,17})?\])")
 
 
 def glob_values(pattern: str) -> Sequence[str]:
@@ -5095,7 +5096,7 @@ def expand_glob(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     >>> list(expand_glob("h/{a,b}[08-09:2]"))
     [('h/a08', {'#1': 'a', '#2': '08'}), ('h/b08', {'#1': 'b', '#2': '08'})]
     """
-    pieces = _GLOB.split(text)
+    pieces = re.split(_GLOB, text)
     choices = [*map(glob_values, pieces[1::2])]
     # [::1] as host, [] anywhere, and what stands behind a backslash
     literal = r"(([^/]*//)?\[[0-9A-Fa-f:.]*(%[^][{}]*)?\])?(\\[][{}]|[^][{}]|\[\])*"
@@ -5172,7 +5173,7 @@ def set_proxies(options: Options) -> None:
 
 
 _CELL = r"[^\0-\x1f\x7f]*"
-_COOKIE_LINE = re.compile(  # domain, below it too?, path, secure?, expires, name, value
+_COOKIE_LINE = (  # domain, below it too?, path, secure?, expires, name, value
     rf"(?im)^(#HttpOnly_)?\.?(?![\t#.])({_CELL})\t(?:(TRUE)|{_CELL})\t(?:(/{_CELL})|{_CELL})"
     rf"\t(?:(TRUE)|{_CELL})\t([0-9]{{0,18}}(?:\.[0-9]{{0,18}})?)\t({_CELL})(?:\t({_CELL}))?\r?$")
 
@@ -5186,7 +5187,7 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
             http_only=True, expires=None)]
     """
     for (http_only, domain, below, path, secure, expires, name,
-         value) in _COOKIE_LINE.findall(text):
+         value) in re.findall(_COOKIE_LINE, text):
         cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
                         http_only != "",
                         float(f"0{expires}") or None)  # 0, or http.cookiejar's "": no end
@@ -5565,7 +5566,7 @@ class Transfer(Download):
         options = self.flags
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
-            for line in _FIELD.sub(mask_field, text).removesuffix("\r\n").split("\r\n"):
+            for line in re.sub(_FIELD, mask_field, text).removesuffix("\r\n").split("\r\n"):
                 self.command.say(f"{kind} {line}")
         if kind != "<":
             return
@@ -5671,9 +5672,8 @@ def redirect_url(response: Response) -> str | None:
     return locations[0]  # what is no URL is told as it is
 
 
-_URL_PARTS = re.compile(r"((?P<scheme>[^:/?#]*)://([^/?#]*@)?(?P<host>\[[^]]*\]|[^:/?#]*)"
-                        r"(:(?P<port>[0-9]*))?)?(?P<path>[^?#]*)(\?(?P<query>[^#]*))?"
-                        r"(#(?P<fragment>.*))?", re.S)
+_URL_PARTS = (r"(?s)((?P<scheme>[^:/?#]*)://([^/?#]*@)?(?P<host>\[[^]]*\]|[^:/?#]*)"
+              r"(:(?P<port>[0-9]*))?)?(?P<path>[^?#]*)(\?(?P<query>[^#]*))?(#(?P<fragment>.*))?")
 
 
 def url_parts(url: str, prefix: str) -> dict[str, str]:
@@ -5682,7 +5682,7 @@ def url_parts(url: str, prefix: str) -> dict[str, str]:
     >>> list(url_parts("http://me@[::1]:81?b#c", "url").values())
     ['http', '[::1]', '81', '/', 'b', 'c']
     """
-    found = next(_URL_PARTS.finditer(url)).groupdict("")
+    found = next(re.finditer(_URL_PARTS, url)).groupdict("")
     found["port"] = found["port"] or str(DEFAULT_PORTS.get(found["scheme"], ""))
     found["path"] = found["path"] or "/"
     return {f"{prefix}.{name}": value for name, value in found.items()}
@@ -5793,7 +5793,7 @@ def terminal_width() -> int:
 def mask_field(match: re.Match[str]) -> str:
     """A field as -v shows it: no secrets, and no user and password in a Location."""
     name, value = match.groups()
-    if SECRET_NAMES.match(name):
+    if re.match(SECRET_NAMES, name):
         return f"{name}: ***"
     if name.lower() == "location":  # a password in it may have any character, even a slash
         value = re.sub(r"(?s)^([^/\\]*[/\\]{1,2}).*@", r"\1***@", value)

@@ -5560,12 +5560,12 @@ class LinearTime(Section):
         in_network: bypasses_proxy(t, Origin("http", "127.0.0.1", 80))  resolved({"h:80": t}, HERE)
         strong_validator(Headers([("etag", f'"{t}"')]))
         leave_own_coding(got(b"content-encoding: gzip", b"content-type: " + b), t)
-        url_parts("http://h/" + t, "")  read_sidecar: _SIDECAR.fullmatch(t)  safe_name(t, False)
+        url_parts("http://h/" + t, "")  read_sidecar: re.fullmatch(_SIDECAR, t)  safe_name(t, False)
         plan_transfers: planned("u/{a,b}", "-o", "#1" + t)  render_cookie_file([Cookie("a", t, "h")])
         render_write_out(t, {"exitcode": 0}, Headers())  read_lines: reading(t, read_lines)("")
-        netrc_auth: reading(t, netrc_auth)(True, "h")  trace: _FIELD.sub(mask_field, t)
-        mask_field: _FIELD.sub(mask_field, f"x{t.strip()}: {t}")
-        mask_field: _FIELD.sub(mask_field, "Location: http://" + t)"""
+        netrc_auth: reading(t, netrc_auth)(True, "h")  trace: re.sub(_FIELD, mask_field, t)
+        mask_field: re.sub(_FIELD, mask_field, f"x{t.strip()}: {t}")
+        mask_field: re.sub(_FIELD, mask_field, "Location: http://" + t)"""
     FLAGS = "-C -m -o -d -z --connect-to --max-filesize --rate --resolve".split()
 
     def calls(self) -> Iterator[tuple[str, Callable[[str, bytes], Any]]]:
