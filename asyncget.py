@@ -151,6 +151,8 @@ if sys.version_info >= (3, 11):
     from typing import Unpack
 elif TYPE_CHECKING:
     from typing_extensions import Unpack  # known to each type checker, and never imported
+else:
+    Unpack = Union  # for typing.get_type_hints
 
 __version__ = "0.2.0"
 __all__ = [
@@ -1379,6 +1381,7 @@ class Inbox(asyncio.Protocol):
     on_unasked: Callable[[], object] | None = None  # called when anything comes, once
 
     def __init__(self, replaced: asyncio.Protocol | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
         self.replaced = replaced  # asyncio's protocol: StreamWriter.wait_closed waits for its end
         self.pieces: list[bytes] = []
 
@@ -1424,7 +1427,7 @@ class Inbox(asyncio.Protocol):
         if self.waiter:  # even if its result is set: its task has not run yet
             raise AsyncGetError("another task reads this response already")
         if not self.pieces and not self.ended:
-            self.waiter = asyncio.get_running_loop().create_future()
+            self.waiter = self.loop.create_future()  # in another one asyncio raises
             try:
                 await self.waiter
             finally:
@@ -1479,8 +1482,9 @@ class Connection:
         self.clock.watch("connection", timeout or _FOREVER)
         # A task of its own, so that `close` can cancel it. If we awaited it directly, that would
         # look as if our caller were cancelled; gather returns it as a value. If our caller really
-        # is cancelled, gather cancels the task, too, and waits until it has cleaned up.
-        self.opener = asyncio.create_task(self._dial())
+        # is cancelled, gather cancels the task, too, and waits until it has cleaned up. (Made by
+        # create_task, it may run at once: it could not be told from an exchange.)
+        self.opener = asyncio.Task(self._dial())
         try:
             await asyncio.gather(self.opener, return_exceptions=True)
             if self.closed:  # by the clock, or with the session
@@ -2674,7 +2678,7 @@ class Anew(Exception):
 class Call:
     """One call of the caller's: its settings, and its one deadline over all hops and tries.
 
-    This is what `get` does; the other kinds, Unread and Download, begin or finish otherwise.
+    This is what `get` does; the other kinds, Streaming and Download, begin or finish otherwise.
     """
 
     usual = GET_DEADLINE_SECONDS  # where neither session nor call has a deadline=
@@ -2866,10 +2870,38 @@ class Call:
         await response.read(self.settings["max_size"])
 
 
-class Unread(Call):
-    """A call of `stream`: the caller reads the response."""
+class Streaming(Call):
+    """A call of `stream`: within `async with` the caller reads the response.
+
+    This is no generator: where one of the caller's around it is left early, asyncio closes all
+    generators at the end of the loop, ours from two sides at once, and logs an error.
+    """
 
     usual = _FOREVER
+    response: Any = None
+
+    def __init__(self, *asked: Any, lone: bool = False) -> None:
+        self.asked = asked
+        self.lone = lone  # its session goes with it
+
+    async def __aenter__(self) -> Response:
+        super().__init__(*self.asked)  # only here, as its time begins
+        try:
+            self.response = response = await self.run()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return response
+
+    async def __aexit__(self, _: object = None, error: object = None, __: object = None) -> None:
+        try:
+            if isinstance(error, StatusError) and error.response == self.response:
+                await keep_short(self.response)  # it says why
+        finally:
+            if self.response:
+                self.response.close()
+            if self.lone:
+                await self.session.close()
 
     async def finish(self, response: Response) -> None:
         """Leave it as it is."""
@@ -2970,22 +3002,13 @@ class Session:
         return await Call(self, url, self._settled(options)).run()
 
     @spelled_out
-    @contextlib.asynccontextmanager
-    async def stream(self, url: str, **options: Unpack[RequestSettings]) -> AsyncIterator[Response]:
+    def stream(self, url: str, **options: Unpack[RequestSettings]) -> Streaming:
         """GET a URL and hand out the response with its body unread.
 
             async with session.stream(url) as response:
                 async for piece in response.iter_bytes(): ...
         """
-        response = await Unread(self, url, self._settled(options)).run()
-        try:
-            yield response
-        except StatusError as error:
-            if error.response is response:  # an error's body says why, and is mostly short
-                await keep_short(response)
-            raise
-        finally:
-            response.close()
+        return Streaming(self, url, self._settled(options))
 
     @overload
     async def get_all(self, urls: Urls, *, limit: int = ...,
@@ -3166,11 +3189,10 @@ async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
 
 
 @spelled_out
-@contextlib.asynccontextmanager
-async def stream(url: str, **settings: Unpack[SessionSettings]) -> AsyncIterator[Response]:
+def stream(url: str, **settings: Unpack[SessionSettings]) -> Streaming:
     """GET a URL and hand out the response unread: see Session.stream."""
-    async with Session(**settings) as session, session.stream(url) as response:
-        yield response
+    session = Session(**settings)
+    return Streaming(session, url, session._settled({}), lone=True)
 
 
 @overload
@@ -3237,10 +3259,11 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futur
         except BaseException as error:  # whatever it is, somebody waits
             answer.set_exception(error)
 
-    try:
-        threading.Thread(target=work, daemon=True).start()
-    except RuntimeError:  # no thread is to be had, as some containers limit them: then all wait
-        work()
+    for daemon in (True, False):  # subinterpreters have no daemons
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=work, daemon=daemon).start()
+            return answer
+    work()  # no thread is to be had, as some containers limit them: then all wait
     return answer
 
 
@@ -5980,7 +6003,8 @@ def fill_descriptors() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: do what the arguments say, and return curl's exit code.
 
-    Called without any, it is the program: it takes those of the process, and ends it.
+    Called without any, it is the program: it takes those of the process, and ends it. It is for a
+    process of its own: -x sets variables for all of it, and Ctrl-C then ends it at once.
     """
     import signal
     if arguments is None:
