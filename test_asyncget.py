@@ -285,7 +285,7 @@ class Tables(unittest.TestCase):
             with self.subTest(given):
                 self.assertEqual(call(given), expected)
 
-    def refuses(self, error: type[AsyncGetError], said: str, call: Any, *args: Any, **facts: Any) -> Any:
+    def refuses(self, error: Any, said: str, call: Any, *args: Any, **facts: Any) -> Any:
         """Check that a call raises that error: this in its text, no secret, and these facts."""
         with self.assertRaises(error, msg=f"{said!r}, {args!r:.999}") as caught:
             call(*args)
