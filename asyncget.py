@@ -1465,6 +1465,7 @@ class Connection:
         self.addresses: Any = None    # the remote one and ours
         self.closed = False
         self.exchanges = 0            # requests sent so far
+        self.interim = 0              # 1xx responses ahead of the last one
         self.request_bytes = 0        # in the last of them
         self.silent = True            # no byte of the current response has come
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
@@ -1576,7 +1577,7 @@ class Connection:
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except (*_STREAM_ERRORS, RuntimeError) as error:  # uvloop's, where the server has reset it
             raise failure(self, error) from error
-        for _ in range(MAX_INTERIM + 1):
+        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data = self.rest or await self.receive()
             end = find_head_end(data)
             if not end:
@@ -2360,10 +2361,9 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
         the same in the body                again, for get and download
         TLS or a proxy refused, ...         not again: it would only repeat
 
-    Retry-After is obeyed up to MAX_RETRY_AFTER_SECONDS; if it is longer, there is no further try.
-    Without it, and where it asks for no wait at all, the wait doubles, from half a second to 32 s.
-    Up to half of it is taken off at random, so that clients that failed together do not come back
-    together.
+    The wait doubles, from half a second to 32 s. Up to half of it is taken off at random, so that
+    clients that failed together do not come back together. Retry-After can make it longer; if it
+    asks for more than MAX_RETRY_AFTER_SECONDS, or for something else, this was the last try.
     """
     if attempt > retries:
         return None
@@ -2373,13 +2373,15 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
     if not (lost or status in (408, 429, 500, 502, 503, 504)
             or type(outcome) in (ConnectError, TimedOut, IncompleteBody)):
         return None
-    if isinstance(outcome, Response):
-        said = outcome.headers.get("retry-after", "")  # seconds, or a date (RFC 9110 10.2.3)
-        asked = (float(said) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", said) else
-                 (parse_date(said) or 0) - time.time())
-        if asked > 0:
-            return asked if asked <= MAX_RETRY_AFTER_SECONDS else None
-    return 0.5 * 2.0 ** min(attempt - 1, 6) * (1 - os.urandom(1)[0] / 512)
+    delay = 0.5 * 2.0 ** min(attempt - 1, 6) * (1 - os.urandom(1)[0] / 512)
+    said = outcome.headers.get("retry-after") if isinstance(outcome, Response) else None
+    if not said:
+        return delay
+    when = parse_date(said)  # a date, or seconds (RFC 9110 10.2.3)
+    asked = _FOREVER if when is None else when - time.time()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", said):
+        asked = float(said)
+    return max(asked, delay) if asked <= MAX_RETRY_AFTER_SECONDS else None
 
 
 # ==== 11. Settings ============================================================
@@ -2807,7 +2809,8 @@ class Call:
                 head = await connection.exchange(data, timeout)
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
-                if not (kept and head.status == 408 and not may_reuse(head, 0)):
+                if not (kept and head.status == 408 and not connection.interim
+                        and not may_reuse(head, 0)):
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
