@@ -3448,12 +3448,12 @@ def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
     if code in (9, 10, 62, 64):
         return ""
     if verify is not True:
-        return (f"; trusted are those in {verify!r}; if that is a folder, under the names "
-                "that `openssl rehash` gives")
+        return (f"; trusted are those in {verify!r} (verify=, --cacert); if it is a folder, under "
+                "the names that `openssl rehash` gives")
     paths = ssl.get_default_verify_paths()
     return (f"; trusted are those in SSL_CERT_FILE ({paths.cafile or 'no such file'}) and "
             f"SSL_CERT_DIR ({paths.capath or 'no such folder'}); a private CA's file goes "
-            "into the first, or verify= (--cacert)")
+            "into the first, or verify= (--cacert; -k believes any server)")
 
 
 def handshake_hint(reason: str) -> str:

@@ -3299,7 +3299,7 @@ class Section13AddressesAndTLS(AsyncCase):
             ({"SSL_CERT_FILE": "/none/ca.pem", "SSL_CERT_DIR": "/"}, {},
              re.escape("SSL_CERT_FILE (no such file) and SSL_CERT_DIR (/)")),
             ({"SSL_CERT_FILE": pem("ca")}, {}, ""),
-            ({}, {"verify": folder}, f"'{folder}'; .* names that `openssl rehash` gives")]
+            ({}, {"verify": folder}, f"'{folder}' .* names that `openssl rehash` gives")]
         if shutil.which("openssl"):
             hashed = self.empty_folder()
             shutil.copy(pem("ca"), os.path.join(hashed, "ca.pem"))
