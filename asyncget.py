@@ -3364,8 +3364,7 @@ async def open_unix(path: str, **options: Any) -> Stream:
     """A connection to a unix socket, where the system has such."""
     if not hasattr(asyncio, "open_unix_connection"):
         raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    opened: Stream = await asyncio.open_unix_connection(path, **options)
-    return opened
+    return await asyncio.open_unix_connection(path, **options)
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -4820,6 +4819,7 @@ output
   --out-null                  throw away what has no -o
   --no-clobber                rather FILE.1 than overwrite FILE
   -R --remote-time            give the file the server's date
+  --remove-on-error           (on: it stays FILE.part; but not with -i, -I)
   --max-filesize BYTES        no more than so many (1k, 2M, 3G)
   --fail-with-body            as -f, with the body
   -# --progress-bar           the progress line, as ever
@@ -4844,7 +4844,6 @@ taken, and not needed
   --styled-output
   --happy-eyeballs-timeout-ms NUMBER
   --parallel-immediate
-  --remove-on-error
   -1 --tlsv1
 of curl's, and not here
    -K --config                write the flags on the command line
@@ -5065,19 +5064,15 @@ def check_options(options: Options) -> None:
     """Refuse flags that cannot be meant together, before anything is sent."""
     if options.data and not options.get:
         raise AsyncGetError("data would make it a POST; with -G it goes into the URL")
-    if options.include and options.remote_header_name:
-        raise AsyncGetError("-i would put heads into -J's file")
+    if options.remote_header_name and (options.include or options.continue_at):
+        raise AsyncGetError("-J goes neither with -i, which puts heads into the file, nor with -C, "
+                            "which has to know its name before the server does")
     if options.continue_at == "-" and (options.include or options.head):
         raise AsyncGetError("-C - goes on where a file ends: with -i or -I heads stand in it, too")
-    if options.continue_at and options.remote_header_name:
-        raise AsyncGetError("-C has to know the name of the file, which with -J only the server "
-                            "knows")
     if len(options.url) > 1 and (options.etag_save or options.etag_compare):
         raise AsyncGetError("--etag-save and --etag-compare are for one URL")
     if options.continue_at and options.range:
         raise AsyncGetError("-C and -r both ask for a range")
-    if not options.url:
-        raise AsyncGetError("no URL given; try --help")
 
 
 # ---- flags to settings
@@ -5152,14 +5147,6 @@ def allows(text: str | None, scheme: str) -> bool:
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
-def led_to(options: Options, host: str, port: int) -> tuple[str, int]:
-    """The host and port that --connect-to has in the place of others, or these."""
-    for old_host, old_port, new_host, new_port in options.connect_to:
-        if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
-            return new_host.strip("[]") or host, int(new_port or port)
-    return host, port
-
-
 async def connect(host: str, port: int, **how: Any) -> Any:
     """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
     transfer = TRANSFER.get()
@@ -5167,7 +5154,10 @@ async def connect(host: str, port: int, **how: Any) -> Any:
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
-    host, port = led_to(options, host, port)
+    for old_host, old_port, new_host, new_port in options.connect_to:
+        if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
+            host, port = new_host.strip("[]") or host, int(new_port or port)
+            break
     began = time.monotonic()
     addresses = await look_up(host, family)
     transfer.looked_up = time.monotonic() - began
@@ -5533,11 +5523,10 @@ class Transfer(Download):
         return self.response
 
     async def exchange(self, request: Request) -> Response:
-        """As a Call does, but refuse a proxy if --connect-to leads elsewhere: it would lead the
-        connection to the proxy there, and with it the proxy's password.
+        """As a Call does, but with --connect-to refuse a proxy: the connection to that could be
+        led elsewhere, and with it the proxy's password.
         """
-        origin = request.url.origin
-        if led_to(self.flags, *origin[1:]) != origin[1:] and choose_proxy(origin):
+        if self.flags.connect_to and choose_proxy(request.url.origin):
             raise AsyncGetError("--connect-to is not for what goes by a proxy; -x '' goes without")
         return await super().exchange(request)
 
@@ -5567,11 +5556,11 @@ class Transfer(Download):
         """Seconds until the next try, as the --retry flags say; None for no more.
 
         None, too, if a part of the body is out already and no -C allows us to go on behind it,
-        or if nobody reads our output any more.
+        or if the trouble is on this side (23): nobody reads our output, say, or the disk is full.
         """
         flags = self.flags
         if (flags.retry_all_errors and isinstance(outcome, AsyncGetError)
-                and not isinstance(outcome.__cause__, BrokenPipeError)):
+                and outcome.exit_code != 23):
             outcome = ConnectError()  # an error for which `retry_delay` tries again
         delay = retry_delay(attempt, outcome, flags.retry or 0)
         if delay is None or self.offset and not flags.continue_at:
@@ -5657,10 +5646,8 @@ class Transfer(Download):
         if flags.limit_rate and self.size:  # never beyond -m; below 0 is at once
             await self.deadline.breathe(since + came / flags.limit_rate - now)
         if len(self.held) > HELD_BYTES:
-            deadline, clock = self.deadline, self.session._time
-            left, deadline.until = deadline.until - clock(), _FOREVER  # the server cannot help it
+            self.deadline.until = _FOREVER  # set anew for what follows: the server cannot help it
             await self.turn.wait()
-            deadline.until = clock() + left
             self.window = time.monotonic(), self.response.received
 
 
@@ -5679,7 +5666,7 @@ def plan_transfers(command: Command) -> list[Transfer]:
                     put_in.get(part, part) for part in re.split("(#[0-9]+)", output))
                 transfers.append(Transfer(command, len(transfers), complete_url(url, added), name))
     if not transfers:
-        raise AsyncGetError("there is no URL in the list")
+        raise AsyncGetError("no URL given; try --help")
     return transfers
 
 
@@ -5906,7 +5893,6 @@ class Command:
         """Put out what comes after the body: what was held, the error, and what -w asks for."""
         self.wipe()
         template, of = self.options.write_out, f" [{transfer.shown_url}]"
-        transfer.turn.set()
         try:
             transfer.put_out(b"")
         except AsyncGetError as error:
@@ -6010,7 +5996,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         fill_descriptors()
         sys.exit(main(sys.argv[1:]))
-    code = 0
     try:
         options = parse_arguments(arguments)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -6021,14 +6006,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.help:
             write_named("-", (FLAGS + MORE_FLAGS if "all" in options.url else FLAGS).encode())
         else:
-            code = asyncio.run(run_command(options))
+            return asyncio.run(run_command(options))
     except KeyboardInterrupt:  # by getpass, which has switched the terminal's echo on again
         interrupted()
     except AsyncGetError as error:
         if not isinstance(error.__cause__, BrokenPipeError):
             tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
-        code = error.exit_code
-    return code
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
