@@ -5420,6 +5420,7 @@ class Transfer(Download):
     has its final name already.
     """
 
+    number: int            # its place in the order given
     path: str              # of the file; "" for stdout, and for -J while no head has come
     response: Response = NO_RESPONSE
     error: Any = None      # the AsyncGetError of the last try, if that failed
@@ -5428,11 +5429,10 @@ class Transfer(Download):
     file: Any = io.BytesIO()  # stands for none; later `path`, opened to be written in place
     changed = _FOREVER     # when the file that -C - goes on from was last changed
 
-    def __init__(self, command: Command, number: int, url: str, output: str | None) -> None:
+    def __init__(self, command: Command, url: str, output: str | None) -> None:
         super().__init__(command.session, url, command.settled, "")
         self.command = command
         self.flags = flags = command.options
-        self.number = number
         self.shown_url = printable(without_userinfo(url))
         self.output = output         # the name from -o; None: -O; "": neither, so stdout
         self.turn = asyncio.Event()  # set when all before it are reported: stdout is free
@@ -5651,9 +5651,8 @@ class Transfer(Download):
             self.window = time.monotonic(), self.response.received
 
 
-def plan_transfers(command: Command) -> list[Transfer]:
+def plan_transfers(command: Command) -> Iterator[Transfer]:
     """The URLs, each with its -o or -O; those from an @FILE are saved as by -O, as in curl."""
-    transfers: list[Transfer] = []
     options = command.options
     outputs, added = iter(options.output), options.data + options.url_query
     for entry in options.url:
@@ -5664,10 +5663,7 @@ def plan_transfers(command: Command) -> list[Transfer]:
             for url, put_in in [(text, {})] if listed or options.globoff else expand_glob(text):
                 name = output and "".join(
                     put_in.get(part, part) for part in re.split("(#[0-9]+)", output))
-                transfers.append(Transfer(command, len(transfers), complete_url(url, added), name))
-    if not transfers:
-        raise AsyncGetError("no URL given; try --help")
-    return transfers
+                yield Transfer(command, complete_url(url, added), name)
 
 
 # ---- -w
@@ -5845,7 +5841,9 @@ class Command:
         self.settled = self.session._settled({  # of each call, so that -H wins
             "headers": itertools.chain(*options.header), "any_status": True,
             "trace": lambda kind, data: TRANSFER.get().trace(kind, data)}, DownloadSettings)
-        self.transfers = plan_transfers(self)
+        self.transfers = [*plan_transfers(self)]
+        if not self.transfers:
+            raise AsyncGetError("no URL given; try --help")
         mixed = sys.stdout.isatty() and any(transfer.to_stdout for transfer in self.transfers)
         self.shown = sys.stderr.isatty() and os.getenv("TERM") != "dumb" and not (
             mixed or options.silent or options.no_progress_meter)
@@ -5922,6 +5920,7 @@ class Command:
         self.redraw()
 
         async def deliver(number: int, transfer: Any, _: object) -> None:
+            transfer.number = number
             over = options.fail_early and transfer.error
             if not over:  # until it is printed no other begins in its place: few bodies are held
                 await transfer.turn.wait()

@@ -5518,7 +5518,7 @@ def expressions() -> set[str]:
 def planned(*words: str) -> str:
     """The URLs of a run."""
     command: Any = types.SimpleNamespace(options=parse_arguments(words))
-    with mock.patch.object(asyncget, "Transfer", lambda _, __, url, ___: url):
+    with mock.patch.object(asyncget, "Transfer", lambda _, url, __: url):
         return " ".join(map(str, asyncget.plan_transfers(command)))
 
 
