@@ -4930,18 +4930,8 @@ def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
     return user, password
 
 
-def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
-    """--resolve as Session takes it; without addresses it takes back an earlier one."""
-    for address in addresses.split(",") if host else ():
-        try:
-            parse_address(address.strip("[] "))
-        except InvalidURL as error:
-            raise AsyncGetError(f"--resolve: {error}", exit_code=49) from None
-    return (gone or host).lower(), addresses
-
-
-# For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
-# A kind that is not here is any text, as it is.
+# For each kind of value the pattern of its text, and what makes the value of the pattern's groups;
+# a ValueError says that these are none. A kind that is not here is any text, as it is.
 VALUES: dict[str, Any] = {
     "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
     "NUMBER": ("([0-9]{1,18})", int),
@@ -4964,8 +4954,9 @@ VALUES: dict[str, Any] = {
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
-    "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one
-        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", resolution),
+    "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one: it has no address
+        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", lambda gone, host, text:
+        ((gone or host).lower(), ",".join(map(parse_address, re.findall(r"[^][,\s]+", text))))),
     "HOST1:PORT1:HOST2:PORT2": (
         r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
         lambda *parts: parts),
@@ -5005,11 +4996,14 @@ def store_flag(options: Options, flag: Flag, text: str) -> None:
     if flag.value:
         shape, make = VALUES.get(flag.value, ("(?s)(.*)", str))
         match = re.fullmatch(shape, text)
-        if match is None:
+        try:
+            if match is None:
+                raise ValueError
+            value = make(*match.groups(""))
+        except ValueError:
             raise AsyncGetError(
                 f"--{flag.name.replace('_', '-')} needs {flag.value}, not {text!r:.100}",
-                exit_code=49 if ":" in flag.value else 2)
-        value = make(*match.groups(""))
+                exit_code=49 if ":" in flag.value else 2) from None
     if flag.repeats:
         getattr(options, flag.name).append(value)
     else:
