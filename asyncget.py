@@ -3623,16 +3623,11 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
                              "https, too")
         await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
                                  tls=route.proxy_tls)
-        try:
-            if proxy.scheme.startswith("socks"):
-                connection.clock.watch("answer of the proxy")
-                await ask_socks(connection, proxy)
-            elif route.tls:
-                await ask_for_tunnel(connection, proxy)
-        except AsyncGetError:  # of which some are OSErrors, too
-            raise
-        except (OSError, EOFError) as error:
-            raise failure(connection, error) from error
+        if proxy.scheme.startswith("socks"):
+            connection.clock.watch("answer of the proxy")
+            await ask_socks(connection, proxy)
+        elif route.tls:
+            await ask_for_tunnel(connection, proxy)
         if route.tls and connection.rest:  # in plain text, as if encrypted: CVE-2021-22947
             raise ProxyError("sent bytes before the tunnel was in use: "
                              + shown(connection.rest), exit_code=56)
@@ -3671,7 +3666,9 @@ async def read_exactly(connection: Connection, size: int) -> bytes:
     while len(connection.rest) < size:
         arrived = await connection.receive()
         if not arrived:
-            raise EOFError(f"{len(connection.rest)} of {size} bytes came")
+            raise ProxyError(  # by its cause, a retry may help
+                f"closed the connection: {len(connection.rest)} of {size} bytes came"
+            ) from EOFError()
         connection.rest += arrived
     data, connection.rest = connection.rest[:size], connection.rest[size:]
     return data
@@ -5594,7 +5591,7 @@ class Transfer(Download):
         if is_unwanted(status, changed, flags):  # a file that is there stays
             await discard(response)
             return
-        complete = status == 416 and self.known is not None  # if it fits: Download.finish looks
+        complete = status == 416 and self.known  # if it fits: Download.finish looks
         if flags.fail and not complete:
             response.raise_for_status()
         self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
