@@ -5021,7 +5021,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     apart, and so loses in which order these and --url came.
     """
     flags = known_flags()
-    options = Options(location=True, compressed=True, max_redirs=50)
+    options = Options(location=True, compressed=True, max_redirs=50, time_cond={})
     for known in flags.values():
         vars(options).setdefault(known.name, [] if known.repeats else None)
     words = list(arguments)
@@ -5235,7 +5235,7 @@ def open_session(options: Options) -> Session:
         "Referer": (options.referer or "").partition(";auto")[0] or None,  # curl's way to follow
         "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
         "Range": options.range,
-        **(options.time_cond or {}),
+        **options.time_cond,
     }
     if options.user_agent is not None:
         headers["User-Agent"] = options.user_agent or None
@@ -5386,7 +5386,7 @@ def is_unwanted(status: int, changed: float, options: Options) -> bool:
     if status != 200 or not changed:
         return status == 304
     return any((changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
-               for name, date in (options.time_cond or {}).items())
+               for name, date in options.time_cond.items())
 
 
 class Enough(Exception):
@@ -5556,8 +5556,8 @@ class Transfer(Download):
         delay = retry_delay(attempt, outcome, flags.retry or 0)
         if delay is None or self.offset and not flags.continue_at:
             return None
-        said = isinstance(outcome, Response) and "retry-after" in outcome.headers
-        delay = max(flags.retry_delay or delay, delay if said else 0)
+        if flags.retry_delay and "retry-after" not in getattr(outcome, "headers", ""):
+            delay = flags.retry_delay
         if time.monotonic() + delay - self.started > (flags.retry_max_time or _FOREVER):
             return None
         self.retries = attempt
