@@ -5056,8 +5056,8 @@ def check_options(options: Options) -> None:
     if options.data and not options.get:
         raise AsyncGetError("data would make it a POST; with -G it goes into the URL")
     if options.remote_header_name and (options.include or options.continue_at):
-        raise AsyncGetError("-J goes neither with -i, which would put heads into the file, nor with "
-                            "-C, which has to know the file's name before the server tells it")
+        raise AsyncGetError("-J goes neither with -i, which would put heads into its file, nor "
+                            "with -C, which has to know the name before the server tells it")
     if options.continue_at == "-" and (options.include or options.head):
         raise AsyncGetError("-C - goes on where a file ends: with -i or -I heads stand in it, too")
     if len(options.url) > 1 and (options.etag_save or options.etag_compare):
@@ -5552,7 +5552,7 @@ class Transfer(Download):
         flags = self.flags
         if (flags.retry_all_errors and isinstance(outcome, AsyncGetError)
                 and outcome.exit_code != 23):
-            outcome = ConnectError()  # an error for which `retry_delay` tries again
+            outcome = ConnectError(str(outcome))  # one for which `retry_delay` tries again
         delay = retry_delay(attempt, outcome, flags.retry or 0)
         if delay is None or self.offset and not flags.continue_at:
             return None
