@@ -3533,9 +3533,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
     Raises ProxyError, also for an unknown scheme: to go to the server directly might show it,
     or the network, what the proxy is there to hide.
     """
-    text = text.strip()
     try:
-        url = parse_url(text if "://" in text else f"http://{text}", DEFAULT_PORTS)
+        url = parse_url(text if "://" in text else f"http://{text.strip()}", DEFAULT_PORTS)
     except InvalidURL as error:
         raise ProxyError(f"{source}: {error}", exit_code=7 if error.exit_code == 1 else 5) from None
     return Proxy(*url.origin, url.userinfo, source)
