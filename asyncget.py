@@ -3367,8 +3367,7 @@ async def open_unix(path: str, **options: Any) -> Stream:
     """A connection to a unix socket, where the system has such."""
     if not hasattr(asyncio, "open_unix_connection"):
         raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    opened: Stream = await asyncio.open_unix_connection(path, **options)
-    return opened
+    return await asyncio.open_unix_connection(path, **options)
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -3537,9 +3536,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
     Raises ProxyError, also for an unknown scheme: to go to the server directly might show it,
     or the network, what the proxy is there to hide.
     """
-    text = text.strip()
     try:
-        url = parse_url(text if "://" in text else f"http://{text}", DEFAULT_PORTS)
+        url = parse_url(text if "://" in text else f"http://{text.strip()}", DEFAULT_PORTS)
     except InvalidURL as error:
         raise ProxyError(f"{source}: {error}", exit_code=7 if error.exit_code == 1 else 5) from None
     return Proxy(*url.origin, url.userinfo, source)
@@ -3627,16 +3625,11 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
                              "https, too")
         await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
                                  tls=route.proxy_tls)
-        try:
-            if proxy.scheme.startswith("socks"):
-                connection.clock.watch("answer of the proxy")
-                await ask_socks(connection, proxy)
-            elif route.tls:
-                await ask_for_tunnel(connection, proxy)
-        except AsyncGetError:  # of which some are OSErrors, too
-            raise
-        except (OSError, EOFError) as error:
-            raise failure(connection, error) from error
+        if proxy.scheme.startswith("socks"):
+            connection.clock.watch("answer of the proxy")
+            await ask_socks(connection, proxy)
+        elif route.tls:
+            await ask_for_tunnel(connection, proxy)
         if route.tls and connection.rest:  # in plain text, as if encrypted: CVE-2021-22947
             raise ProxyError("sent bytes before the tunnel was in use: "
                              + shown(connection.rest), exit_code=56)
@@ -3675,7 +3668,9 @@ async def read_exactly(connection: Connection, size: int) -> bytes:
     while len(connection.rest) < size:
         arrived = await connection.receive()
         if not arrived:
-            raise EOFError(f"{len(connection.rest)} of {size} bytes came")
+            raise ProxyError(  # by its cause, a retry may help
+                f"closed the connection: {len(connection.rest)} of {size} bytes came"
+            ) from EOFError()
         connection.rest += arrived
     data, connection.rest = connection.rest[:size], connection.rest[size:]
     return data
@@ -4823,6 +4818,7 @@ output
   --out-null                  throw away what has no -o
   --no-clobber                rather FILE.1 than overwrite FILE
   -R --remote-time            give the file the server's date
+  --remove-on-error           (on: it stays FILE.part; but not with -i, -I)
   --max-filesize BYTES        no more than so many (1k, 2M, 3G)
   --fail-with-body            as -f, with the body
   -# --progress-bar           the progress line, as ever
@@ -4847,7 +4843,6 @@ taken, and not needed
   --styled-output
   --happy-eyeballs-timeout-ms NUMBER
   --parallel-immediate
-  --remove-on-error
   -1 --tlsv1
 of curl's, and not here
    -K --config                write the flags on the command line
@@ -4934,18 +4929,8 @@ def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
     return user, password
 
 
-def resolution(gone: str, host: str, addresses: str) -> tuple[str, str]:
-    """--resolve as Session takes it; without addresses it takes back an earlier one."""
-    for address in addresses.split(",") if host else ():
-        try:
-            parse_address(address.strip("[] "))
-        except InvalidURL as error:
-            raise AsyncGetError(f"--resolve: {error}", exit_code=49) from None
-    return (gone or host).lower(), addresses
-
-
-# For each kind of value the pattern of its text, and what makes the value of the pattern's groups.
-# A kind that is not here is any text, as it is.
+# For each kind of value the pattern of its text, and what makes the value of the pattern's groups;
+# a ValueError says that these are none. A kind that is not here is any text, as it is.
 VALUES: dict[str, Any] = {
     "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
     "NUMBER": ("([0-9]{1,18})", int),
@@ -4968,8 +4953,9 @@ VALUES: dict[str, Any] = {
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
-    "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one
-        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", resolution),
+    "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one: it has no address
+        r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", lambda gone, host, text:
+        ((gone or host).lower(), ",".join(map(parse_address, re.findall(r"[^][,\s]+", text))))),
     "HOST1:PORT1:HOST2:PORT2": (
         r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
         lambda *parts: parts),
@@ -5009,11 +4995,14 @@ def store_flag(options: Options, flag: Flag, text: str) -> None:
     if flag.value:
         shape, make = VALUES.get(flag.value, ("(?s)(.*)", str))
         match = re.fullmatch(shape, text)
-        if match is None:
+        try:
+            if match is None:
+                raise ValueError
+            value = make(*match.groups(""))
+        except ValueError:
             raise AsyncGetError(
                 f"--{flag.name.replace('_', '-')} needs {flag.value}, not {text!r:.100}",
-                exit_code=49 if ":" in flag.value else 2)
-        value = make(*match.groups(""))
+                exit_code=49 if ":" in flag.value else 2) from None
     if flag.repeats:
         getattr(options, flag.name).append(value)
     else:
@@ -5034,7 +5023,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     apart, and so loses in which order these and --url came.
     """
     flags = known_flags()
-    options = Options(location=True, compressed=True, max_redirs=50)
+    options = Options(location=True, compressed=True, max_redirs=50, time_cond={})
     for known in flags.values():
         vars(options).setdefault(known.name, [] if known.repeats else None)
     words = list(arguments)
@@ -5068,19 +5057,15 @@ def check_options(options: Options) -> None:
     """Refuse flags that cannot be meant together, before anything is sent."""
     if options.data and not options.get:
         raise AsyncGetError("data would make it a POST; with -G it goes into the URL")
-    if options.include and options.remote_header_name:
-        raise AsyncGetError("-i would put heads into -J's file")
+    if options.remote_header_name and (options.include or options.continue_at):
+        raise AsyncGetError("-J goes neither with -i, which would put heads into its file, nor "
+                            "with -C, which has to know the name before the server tells it")
     if options.continue_at == "-" and (options.include or options.head):
         raise AsyncGetError("-C - goes on where a file ends: with -i or -I heads stand in it, too")
-    if options.continue_at and options.remote_header_name:
-        raise AsyncGetError("-C has to know the name of the file, which with -J only the server "
-                            "knows")
     if len(options.url) > 1 and (options.etag_save or options.etag_compare):
         raise AsyncGetError("--etag-save and --etag-compare are for one URL")
     if options.continue_at and options.range:
         raise AsyncGetError("-C and -r both ask for a range")
-    if not options.url:
-        raise AsyncGetError("no URL given; try --help")
 
 
 # ---- flags to settings
@@ -5155,14 +5140,6 @@ def allows(text: str | None, scheme: str) -> bool:
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
-def led_to(options: Options, host: str, port: int) -> tuple[str, int]:
-    """The host and port that --connect-to has in the place of others, or these."""
-    for old_host, old_port, new_host, new_port in options.connect_to:
-        if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
-            return new_host.strip("[]") or host, int(new_port or port)
-    return host, port
-
-
 async def connect(host: str, port: int, **how: Any) -> Any:
     """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
     transfer = TRANSFER.get()
@@ -5170,7 +5147,10 @@ async def connect(host: str, port: int, **how: Any) -> Any:
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
-    host, port = led_to(options, host, port)
+    for old_host, old_port, new_host, new_port in options.connect_to:
+        if old_host.lower() in ("", bracketed(host)) and old_port in ("", str(port)):
+            host, port = new_host.strip("[]") or host, int(new_port or port)
+            break
     began = time.monotonic()
     addresses = await look_up(host, family)
     transfer.looked_up = time.monotonic() - began
@@ -5257,7 +5237,7 @@ def open_session(options: Options) -> Session:
         "Referer": (options.referer or "").partition(";auto")[0] or None,  # curl's way to follow
         "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
         "Range": options.range,
-        **(options.time_cond or {}),
+        **options.time_cond,
     }
     if options.user_agent is not None:
         headers["User-Agent"] = options.user_agent or None
@@ -5408,7 +5388,7 @@ def is_unwanted(status: int, changed: float, options: Options) -> bool:
     if status != 200 or not changed:
         return status == 304
     return any((changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
-               for name, date in (options.time_cond or {}).items())
+               for name, date in options.time_cond.items())
 
 
 class Enough(Exception):
@@ -5433,6 +5413,7 @@ class Transfer(Download):
     has its final name already.
     """
 
+    number: int            # its place in the order given
     path: str              # of the file; "" for stdout, and for -J while no head has come
     response: Response = NO_RESPONSE
     error: Any = None      # the AsyncGetError of the last try, if that failed
@@ -5441,11 +5422,10 @@ class Transfer(Download):
     file: Any = io.BytesIO()  # stands for none; later `path`, opened to be written in place
     changed = _FOREVER     # when the file that -C - goes on from was last changed
 
-    def __init__(self, command: Command, number: int, url: str, output: str | None) -> None:
+    def __init__(self, command: Command, url: str, output: str | None) -> None:
         super().__init__(command.session, url, command.settled, "")
         self.command = command
         self.flags = flags = command.options
-        self.number = number
         self.shown_url = printable(without_userinfo(url))
         self.output = output         # the name from -o; None: -O; "": neither, so stdout
         self.turn = asyncio.Event()  # set when all before it are reported: stdout is free
@@ -5536,11 +5516,10 @@ class Transfer(Download):
         return self.response
 
     async def exchange(self, request: Request) -> Response:
-        """As a Call does, but refuse a proxy if --connect-to leads elsewhere: it would lead the
-        connection to the proxy there, and with it the proxy's password.
+        """As a Call does, but with --connect-to refuse a proxy: the connection to that could be
+        led elsewhere, and with it the proxy's password.
         """
-        origin = request.url.origin
-        if led_to(self.flags, *origin[1:]) != origin[1:] and choose_proxy(origin):
+        if self.flags.connect_to and choose_proxy(request.url.origin):
             raise AsyncGetError("--connect-to is not for what goes by a proxy; -x '' goes without")
         return await super().exchange(request)
 
@@ -5570,17 +5549,17 @@ class Transfer(Download):
         """Seconds until the next try, as the --retry flags say; None for no more.
 
         None, too, if a part of the body is out already and no -C allows us to go on behind it,
-        or if nobody reads our output any more.
+        or if the trouble is on this side (23): nobody reads our output, say, or the disk is full.
         """
         flags = self.flags
         if (flags.retry_all_errors and isinstance(outcome, AsyncGetError)
-                and not isinstance(outcome.__cause__, BrokenPipeError)):
-            outcome = ConnectError()  # an error for which `retry_delay` tries again
+                and outcome.exit_code != 23):
+            outcome = ConnectError(str(outcome))  # one for which `retry_delay` tries again
         delay = retry_delay(attempt, outcome, flags.retry or 0)
         if delay is None or self.offset and not flags.continue_at:
             return None
-        said = isinstance(outcome, Response) and "retry-after" in outcome.headers
-        delay = max(flags.retry_delay or delay, delay if said else 0)
+        if flags.retry_delay and "retry-after" not in getattr(outcome, "headers", ""):
+            delay = flags.retry_delay
         if time.monotonic() + delay - self.started > (flags.retry_max_time or _FOREVER):
             return None
         self.retries = attempt
@@ -5614,7 +5593,7 @@ class Transfer(Download):
         if is_unwanted(status, changed, flags):  # a file that is there stays
             await discard(response)
             return
-        complete = status == 416 and self.known is not None  # if it fits: Download.finish looks
+        complete = status == 416 and self.known  # if it fits: Download.finish looks
         if flags.fail and not complete:
             response.raise_for_status()
         self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
@@ -5660,16 +5639,13 @@ class Transfer(Download):
         if flags.limit_rate and self.size:  # never beyond -m; below 0 is at once
             await self.deadline.breathe(since + came / flags.limit_rate - now)
         if len(self.held) > HELD_BYTES:
-            deadline, clock = self.deadline, self.session._time
-            left, deadline.until = deadline.until - clock(), _FOREVER  # the server cannot help it
+            self.deadline.until = _FOREVER  # set anew for what follows: the server cannot help it
             await self.turn.wait()
-            deadline.until = clock() + left
             self.window = time.monotonic(), self.response.received
 
 
-def plan_transfers(command: Command) -> list[Transfer]:
+def plan_transfers(command: Command) -> Iterator[Transfer]:
     """The URLs, each with its -o or -O; those from an @FILE are saved as by -O, as in curl."""
-    transfers: list[Transfer] = []
     options = command.options
     outputs, added = iter(options.output), options.data + options.url_query
     for entry in options.url:
@@ -5680,10 +5656,7 @@ def plan_transfers(command: Command) -> list[Transfer]:
             for url, put_in in [(text, {})] if listed or options.globoff else expand_glob(text):
                 name = output and "".join(
                     put_in.get(part, part) for part in re.split("(#[0-9]+)", output))
-                transfers.append(Transfer(command, len(transfers), complete_url(url, added), name))
-    if not transfers:
-        raise AsyncGetError("there is no URL in the list")
-    return transfers
+                yield Transfer(command, complete_url(url, added), name)
 
 
 # ---- -w
@@ -5861,7 +5834,9 @@ class Command:
         self.settled = self.session._settled({  # of each call, so that -H wins
             "headers": itertools.chain(*options.header), "any_status": True,
             "trace": lambda kind, data: TRANSFER.get().trace(kind, data)}, DownloadSettings)
-        self.transfers = plan_transfers(self)
+        self.transfers = [*plan_transfers(self)]
+        if not self.transfers:
+            raise AsyncGetError("no URL given; try --help")
         mixed = sys.stdout.isatty() and any(transfer.to_stdout for transfer in self.transfers)
         self.shown = sys.stderr.isatty() and os.getenv("TERM") != "dumb" and not (
             mixed or options.silent or options.no_progress_meter)
@@ -5909,7 +5884,6 @@ class Command:
         """Put out what comes after the body: what was held, the error, and what -w asks for."""
         self.wipe()
         template, of = self.options.write_out, f" [{transfer.shown_url}]"
-        transfer.turn.set()
         try:
             transfer.put_out(b"")
         except AsyncGetError as error:
@@ -5939,6 +5913,7 @@ class Command:
         self.redraw()
 
         async def deliver(number: int, transfer: Any, _: object) -> None:
+            transfer.number = number
             over = options.fail_early and transfer.error
             if not over:  # until it is printed no other begins in its place: few bodies are held
                 await transfer.turn.wait()
@@ -6013,7 +5988,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         fill_descriptors()
         sys.exit(main(sys.argv[1:]))
-    code = 0
     try:
         options = parse_arguments(arguments)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -6024,14 +5998,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.help:
             write_named("-", (FLAGS + MORE_FLAGS if "all" in options.url else FLAGS).encode())
         else:
-            code = asyncio.run(run_command(options))
+            return asyncio.run(run_command(options))
     except KeyboardInterrupt:  # by getpass, which has switched the terminal's echo on again
         interrupted()
     except AsyncGetError as error:
         if not isinstance(error.__cause__, BrokenPipeError):
             tell(f"asyncget: ({error.exit_code}) {printable(str(error))}\n")
-        code = error.exit_code
-    return code
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":

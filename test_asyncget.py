@@ -5518,7 +5518,7 @@ def expressions() -> set[str]:
 def planned(*words: str) -> str:
     """The URLs of a run."""
     command: Any = types.SimpleNamespace(options=parse_arguments(words))
-    with mock.patch.object(asyncget, "Transfer", lambda _, __, url, ___: url):
+    with mock.patch.object(asyncget, "Transfer", lambda _, url, __: url):
         return " ".join(map(str, asyncget.plan_transfers(command)))
 
 
@@ -7159,7 +7159,7 @@ class Section20CommandLine(Folder):
             ("u -o", "needs a value"), ("-m x u", "needs SECONDS"), ("-m -1 u", "SECONDS"),
             ("-m nan u", "SECONDS"), ("--retry 1.5 u", "NUMBER"), ("--max-filesize 1x u", "BYTES"),
             ("--no-output u", "no flag"), ("-X POST u", "GET"), ("-d a u", "-G"),
-            ("--data-urlencode a u", "-G"), ("-i -OJ u", "-J"), ("", "no URL"),
+            ("--data-urlencode a u", "-G"), ("-i -OJ u", "-J"),
             ("-C x u", "POSITION"), ("-C - -OJ u", "-J"), ("-C - -i -o f u", "-i"), ("-C - -I u", "-I"),
             ("-C 5 -r 5 u", "-r"), ("-m \u0661 u", "SECONDS"), ("--etag-save e u v", "one URL"),
             ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.M u", "BYTES")):
@@ -7319,7 +7319,7 @@ class Section20CommandLine(Folder):
         *((line, b"", rf"\({code}\)", code) for code, lines in {
             1: ["{u}/junk", "{u}/http2", "ftp://{host}/", "--proto =https {u}/",
                 "--proto-redir =https {u}/to"],
-            2: ["-H broken {u}/", "-o  {u}/", "-x {u} --connect-to ::127.0.0.1:1 {u}/"],
+            2: ["-s", "-H broken {u}/", "-o  {u}/", "-x {u} --connect-to ::127.0.0.1:1 {u}/"],
             5: ["-x http://[ {u}/"],
             3: ["http://a..b/", "{u}/[3-1]", "{u}/[1", "{u}/{a", "{u}/a}", "{u}/[1-3:0]", "{u}/{}"],
             6: ["--resolve h.test:{port}:127.0.0.1 --resolve -H.test:{port} http://h.test:{port}/"],
@@ -7403,6 +7403,7 @@ class Section20CommandLine(Folder):
          r"^asyncget: \(22\) .* \[\S+/404\]\nasyncget: \(18\) .* \[\S+/cut\]\n$", 22),
         ("-m 0.6 {u}/hang {u}/mega", b"y" * 3_000_000, r"^.*\(28\).*\n$", 28),  # its time stands still
         ("-m 9 -f --fail-early -w %{exitcode} {u}/hang {u}/404", b"22", r"^.*\(22\).*\n$", 22),
+        ("-m 9 --fail-early {u}/hang {u}/cut", b"", r"^.*\(18\).*\n$", 18),  # it was not its turn
         ("-f --fail-early --retry 3 127.0.0.1:1 {u}/404", b"", r"^.*\(22\).*\n$", 22),
         ("-m 0.3 --limit-rate 1 {u}/", b"hello\n", r"\(28\)", 28),
         ("http://u:secret@h/{a", b"", r"^((?!secret).)*\(3\)((?!secret).)*\n$", 3),
