@@ -3416,7 +3416,7 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
     authorities = {}
-    used, exit_code = f"{verify!r} as authorities", 77
+    used, exit_code = f"verify={verify!r} (--cacert)", 77
     try:
         if not isinstance(verify, bool):
             authorities["capath" if os.path.isdir(verify) else "cafile"] = verify
@@ -4677,7 +4677,10 @@ async def count_seconds() -> None:
 
 async def demo(port: str = "") -> None:
     """Show in seven seconds what asyncio is for, with a server; given a port, only serve there."""
-    server = await asyncio.start_server(serve_demo, "127.0.0.1", port)
+    try:
+        server = await asyncio.start_server(serve_demo, "127.0.0.1", port)
+    except (OSError, ValueError, OverflowError) as error:
+        raise AsyncGetError(f"--demo takes a port that is free: {error}") from None
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
     print(f"A small server answers on {origin}; nothing leaves this machine.")
     if port:
@@ -5945,10 +5948,11 @@ class Command:
 async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
-        try:
-            await demo(*options.url)
-        except (TypeError, ValueError, OverflowError, OSError) as error:
-            raise AsyncGetError(f"--demo takes a port that is free: {error}") from None
+        # What it prints goes past Python's buffer, so that a closed pipe is an error at once.
+        unbuffered: Any = Options(buffer=sys.stdout.buffer, flush=int,
+                                  write=lambda text: write_named("-", text.encode()))
+        with contextlib.redirect_stdout(unbuffered):
+            await demo(*options.url[:1])
         return 0
     check_options(options)
     return await Command(options).run()
