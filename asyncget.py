@@ -964,7 +964,7 @@ class Body:
         connection, self._connection, self._chunks = self._connection, None, None
         self._done_at = connection.loop.time()
         if self._reusable and not rest:
-            connection.on_idle(connection)
+            connection.owner.keep(connection)
         else:
             connection.close()
 
@@ -1230,7 +1230,6 @@ _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connector = Callable[..., Awaitable[Stream]]
-Trace = Callable[[str, Union[str, bytes]], object]
 
 
 class Route(NamedTuple):
@@ -1448,15 +1447,16 @@ def tls_options(host: str) -> dict[str, Any]:
 
 
 class Connection:
-    """A connection on a route: made, opened, used, kept or closed."""
+    """A connection on a route: made, opened, used, kept or closed.
 
-    def __init__(self, route: Route, connector: Connector,
-                 on_idle: Callable[[Connection], object],
-                 on_close: Callable[[Connection], object]) -> None:
+    Its owner, mostly the pool, has the `connector` that opens streams, and is told by `keep` that
+    the connection is idle, by `forget` that it is closed.
+    """
+
+    def __init__(self, route: Route, owner: Any) -> None:
         self.route = route
-        self.connector = connector
-        self.trace: Trace | None = None  # of the call that uses it
-        self.on_idle, self.on_close = on_idle, on_close
+        self.owner = owner
+        self.trace: Any = None        # the setting of the call that uses it
         self.loop = asyncio.get_running_loop()
         self.clock = Clock(self.close)
         self.reader: Any = None       # an Inbox and asyncio's StreamWriter, or a caller's own
@@ -1509,7 +1509,7 @@ class Connection:
         elif route.unix_socket:
             await self.connect(open_unix, origin.host, route.unix_socket, tls=route.tls)
         else:
-            await self.connect(self.connector, origin.host, route.address or origin.host,
+            await self.connect(self.owner.connector, origin.host, route.address or origin.host,
                                origin.port, tls=route.tls)
 
     async def connect(self, connector: Connector, host: str, *address: str | int,
@@ -1654,7 +1654,7 @@ class Connection:
         # Left in a cycle of references, they would be freed in any order, and asyncio may then
         # log an error. Dropped here, they are freed at once, the inner one first.
         self.writer = self.outer = None
-        self.on_close(self)
+        self.owner.forget(self)
 
 
 def hop(connection: Connection) -> str:
@@ -1681,8 +1681,9 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
     if parts.origin.scheme == "https":
         context = tls or ssl.create_default_context()
     route = Route(parts.origin, context, None, None, None)
-    # No pool wants to know that it is idle or closed: id() takes one argument and does nothing.
-    connection = Connection(route, asyncio.open_connection, on_idle=id, on_close=id)
+    # Nobody wants to know that it is idle or closed: id() takes one argument and does nothing.
+    alone = types.SimpleNamespace(connector=asyncio.open_connection, keep=id, forget=id)
+    connection = Connection(route, alone)
     connection.clock.deadline = Deadline(connection.loop.time())
     try:
         await connection.open(timeout)
@@ -2025,7 +2026,7 @@ class Pool:
 
     def add(self, lane: Lane) -> Connection:
         """A new connection on a lane; its caller has seen that there is a place."""
-        connection = Connection(lane.route, self.connector, self.keep, self.forget)
+        connection = Connection(lane.route, self)
         self.all[connection] = lane
         lane.open += 1
         return connection
@@ -3622,8 +3623,8 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         if route.proxy_tls and route.tls and sys.version_info < (3, 11):
             raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
                              "https, too")
-        await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
-                                 tls=route.proxy_tls)
+        await connection.connect(connection.owner.connector, proxy.host, proxy.host,
+                                 proxy.port, tls=route.proxy_tls)
         try:
             if proxy.scheme.startswith("socks"):
                 connection.clock.watch("answer of the proxy")

@@ -1251,7 +1251,7 @@ class Source:
     def __init__(self, *pieces: bytes | BaseException, rest: bytes = b"") -> None:
         self.pieces, self.rest = iter(pieces), rest
         self.asked = self.aborted = self.kept = 0
-        self.addresses, self.route = None, ROUTE
+        self.addresses, self.route, self.owner = None, ROUTE, self
         self.exchanges, self.request_bytes = 1, 0
         self.clock = types.SimpleNamespace(
             deadline=NoDeadline(), expired=False, since=0.0, watch=lambda phase: None)
@@ -1267,7 +1267,7 @@ class Source:
     def ended_cleanly(self) -> bool:
         return True
 
-    def on_idle(self, _: object) -> None:
+    def keep(self, _: object) -> None:
         self.kept += 1
 
     def close(self) -> None:
@@ -4736,7 +4736,8 @@ async def receive(pieces: Iterable[bytes]) -> tuple[tuple[Any, ...], Any]:
     """What becomes of pieces that answer a request: something to compare, and the Response."""
     kept: list[asyncget.Connection] = []
     double = Pieces(pieces)
-    connection = asyncget.Connection(ROUTE, double.connect, kept.append, lambda _: None)
+    owner = types.SimpleNamespace(connector=double.connect, keep=kept.append, forget=id)
+    connection = asyncget.Connection(ROUTE, owner)
     await connection.open(None)
     try:
         head = await connection.exchange(b"", None)
