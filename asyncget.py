@@ -137,7 +137,6 @@ from typing import (
     IO,
     TYPE_CHECKING,
     Any,
-    Literal,
     NamedTuple,
     Protocol,
     TypedDict,
@@ -331,10 +330,10 @@ _URL = re.compile(  # scheme, user and password, host and port, and the rest
 # surrogates ("half characters") only those that stand for single bytes: octets_text, section 4.
 _VALUE = re.compile("[^\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff]*")
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
-_HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
-    r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
-_NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
-_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%(?:25)?[A-Za-z0-9._~-]{1,63})?")  # with a zone: RFC 9844
+# 255 characters at most; "h.test." is the full name, up to the DNS root.
+_HOST = r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?"
+_NUMBERS = r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+"
+_ADDRESS = r"[0-9A-Fa-f:.]+(?:%(?:25)?[A-Za-z0-9._~-]{1,63})?"  # with a zone: RFC 9844
 
 
 def bracketed(host: str) -> str:
@@ -405,7 +404,7 @@ def parse_address(text: str) -> str:
     'fe80::1%eth0'
     """
     import ipaddress
-    if _ADDRESS.fullmatch(text):
+    if re.fullmatch(_ADDRESS, text):
         with contextlib.suppress(ValueError):
             return str(ipaddress.ip_address(text.replace("%25", "%")))
     raise InvalidURL(f"not an IP address: {masked(text)}")
@@ -440,9 +439,9 @@ def parse_host(text: str) -> str:
     if text.startswith("["):
         return parse_address(text[1:-1])
     host = ".".join(map(ascii_label, text.split("."))) if len(text) < 256 else ""
-    if not _HOST.fullmatch(host):
+    if not re.fullmatch(_HOST, host):
         raise InvalidURL(f"not a host: {masked(text)}")
-    return parse_address(text) if _NUMBERS.fullmatch(host) else host
+    return parse_address(text) if re.fullmatch(_NUMBERS, host) else host
 
 
 def is_address(host: str) -> bool:
@@ -528,8 +527,7 @@ def remove_dots(target: str) -> str:
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
-_NAME = re.compile(TOKEN)
-_HOST_VALUE = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+_HOST_VALUE = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 PLAIN_FIELDS = (
     ("Host", ""),  # empty: filled in with the authority of each URL
     ("User-Agent", f"asyncget/{__version__}"),
@@ -547,13 +545,13 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
     """
     lines: list[str] = []
     for name, value in fields:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(TOKEN, name):
             raise InvalidHeader(f"not a field name: {name.partition(':')[0]!r:.100}")
         if not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
         if name.lower() == "host":
             value = value or origin.authority
-            if lines or not _HOST_VALUE.fullmatch(value):  # one: RFC 9112 3.2; first: RFC 9110 7.2
+            if lines or not re.fullmatch(_HOST_VALUE, value):  # one: RFC 9112 3.2; first: RFC 9110 7.2
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
     return "".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
@@ -592,7 +590,7 @@ _FIELD_LINE = re.compile(  # without the ^, it would find one in "HTTP/1.1 200 n
 _HEAD = re.compile(_STATUS_LINE + rb"(?:%b:%b\r?\n)*\r?\n" % (TOKEN.encode(), _TEXT))
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
                        rb"|transfer-encoding):([^\r\n]*)")
-_FOLD = re.compile(rb"\r?\n[ \t]+")  # RFC 9112 5.2
+_FOLD = rb"\r?\n[ \t]+"  # RFC 9112 5.2
 _HEAD_END = re.compile(rb"\n\r?\n")
 _ELEMENT = re.compile(rb"[^, \t](?:[^,]*[^, \t])?")
 
@@ -631,7 +629,7 @@ def check_fields(block: bytes) -> bytes:
 
     Only for trailers (fields behind a body: section 5), and for heads that _HEAD did not match.
     """
-    block = _FOLD.sub(b" ", block)
+    block = re.sub(_FOLD, b" ", block)
     left = _FIELD_LINE.sub(b"", block)
     if left not in (b"\r\n", b"\n"):
         raise ProtocolError(f"not a field line: {shown(left)}")
@@ -1930,7 +1928,8 @@ class Lane:
     open = 0          # how many connections, those in use as well
     moved_at = 0.0    # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
-    lines = b""       # of the session's own fields, as they are sent there (Call.render)
+    fields: Any = None  # that were last sent there
+    lines = b""         # and their bytes (Call.render)
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -2840,13 +2839,10 @@ class Call:
         if proxy and origin.scheme == "http" and not proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(proxy))
-        own = fields is self.session._fields
-        lines = lane.lines if own else b""
-        if not lines:
-            lines = render_fields(with_codings(fields, self.settings["decode"]), origin)
-        if own:
-            lane.lines = lines
-        return render_request(target, lines)
+        if fields is not lane.fields:  # else they are the session's, rendered before
+            lane.lines = render_fields(with_codings(fields, self.settings["decode"]), origin)
+            lane.fields = fields
+        return render_request(target, lane.lines)
 
     def with_password(self, request: Request) -> Request:
         """The request with the user and password of its URL, or those that netrc has for its host.
@@ -3013,7 +3009,6 @@ class Session:
 
     @overload
     async def get_all(self, urls: Urls, *, limit: int = ...,
-                      return_exceptions: Literal[False] = ...,
                       **options: Unpack[RequestSettings]) -> list[Response]: ...
 
     @overload
@@ -3197,7 +3192,7 @@ def stream(url: str, **settings: Unpack[SessionSettings]) -> Streaming:
 
 
 @overload
-async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: Literal[False] = ...,
+async def get_all(urls: Urls, *, limit: int = ...,
                   **settings: Unpack[ClientSettings]) -> list[Response]: ...
 
 
@@ -3872,7 +3867,7 @@ def overlays(new: Cookie, old: Cookie) -> bool:
 
 def check_cookie(name: str, value: str) -> None:
     """Raise InvalidHeader for a caller's cookie that would not arrive as it is (RFC 6265 4.2.1)."""
-    if not (isinstance(name, str) and _NAME.fullmatch(name)
+    if not (isinstance(name, str) and re.fullmatch(TOKEN, name)
             and isinstance(value, str) and _VALUE.fullmatch(value) and ";" not in value
             and octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES):
         raise InvalidHeader(f"a cookie's name and value are text of {MAX_COOKIE_FIELD_BYTES} bytes "
