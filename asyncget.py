@@ -550,8 +550,8 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
         if not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
         if name.lower() == "host":
-            value = value or origin.authority
-            if lines or not re.fullmatch(_HOST_VALUE, value):  # one: RFC 9112 3.2; first: RFC 9110 7.2
+            value = value or origin.authority  # one: RFC 9112 3.2; first: RFC 9110 7.2
+            if lines or not re.fullmatch(_HOST_VALUE, value):
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
     return "".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
@@ -2663,7 +2663,7 @@ MAX_DISCARD_SECONDS = 1.0        # that this may take
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's lanes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
-Settled = tuple[dict[str, Any], dict[str, Any]]  # all settings of a call; those that are its own
+Settled = dict[str, Any]  # all settings of a call; under "own" those that it was called with
 Outcome = Union[Response, AsyncGetError]
 Urls = Union[Iterable[str], AsyncIterable[str]]
 
@@ -2688,7 +2688,7 @@ class Call:
             raise InvalidURL(f"a URL is text, not {type(url).__name__}")
         self.session = session
         self.url = url                                # as the caller gave it
-        self.settings, self.options = settled
+        self.settings = settled
         self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
         seconds = self.settings.get("deadline", self.usual) or _FOREVER
         self.deadline = Deadline(session._time(), seconds)
@@ -2768,7 +2768,7 @@ class Call:
 
     def first_request(self) -> Request:
         """The first request of a call, with all that the caller wants in it."""
-        session, settings, options = self.session, self.settings, self.options
+        session, settings, options = self.session, self.settings, self.settings["own"]
         base = session._base
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
         fields = session._fields
@@ -2782,8 +2782,8 @@ class Call:
             url = add_params(url, settings["params"])
         if options:
             fields = fields_of(fields, options)
-            for name, value in self.cookies.items():
-                check_cookie(name, "" if value is None else value)
+        for name, value in self.cookies.items():
+            check_cookie(name, "" if value is None else value)
         request = Request(url, fields, self.cookies, cert)
         return self.with_password(request) if url.userinfo else request
 
@@ -2858,7 +2858,7 @@ class Call:
         user, password = split_userinfo(url.userinfo)
         auth = (user, password) if url.userinfo else None
         same = self.first._replace(host=url.origin.host) == url.origin
-        if netrc and same and ":" not in url.userinfo and "auth" not in self.options:
+        if netrc and same and ":" not in url.userinfo and "auth" not in self.settings["own"]:
             auth = netrc_auth(netrc, url.origin.host, user) or auth
         return request.adding("Authorization", render_auth(auth)) if auth else request
 
@@ -2954,7 +2954,7 @@ class Session:
             jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
         # The lanes by origin and certificate, of all calls whose settings have this dictionary.
-        self.settings = {**settings, "cookies": jar, "own_cookies": {}, "lanes": {}}
+        self.settings = {**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}}
         # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
         # (section 13) only when a URL with https needs it.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
@@ -3133,18 +3133,18 @@ class Session:
     def _settled(self, options: Mapping[str, object], allowed: type = RequestSettings) -> Settled:
         """The settings of calls with these options, merged and checked once for all of them."""
         if not options:
-            return self.settings, {}
+            return self.settings
         own = checked(options, allowed)
-        settings = {**self.settings, **own}
+        cookies = own.pop("cookies", None)
+        settings = {**self.settings, **own, "own": own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         if not _ROUTING.isdisjoint(own):
             settings["lanes"] = {}
-        cookies = own.get("cookies")
-        if cookies is not False and not isinstance(cookies, AskedJar):
-            settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
-            if isinstance(cookies, Mapping):
-                settings["own_cookies"] = cookies
-        return settings, own
+        if cookies is False or isinstance(cookies, AskedJar):
+            settings["cookies"] = cookies
+        elif isinstance(cookies, Mapping):  # they go out beside the jar's
+            settings["own_cookies"] = cookies
+        return settings
 
     def _lane(self, request: Request, settings: Mapping[str, Any]) -> Lane:
         """The lane for a request of a call with these settings; remembered in them."""
@@ -3188,7 +3188,7 @@ async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
 def stream(url: str, **settings: Unpack[SessionSettings]) -> Streaming:
     """GET a URL and hand out the response unread: see Session.stream."""
     session = Session(**settings)
-    return Streaming(session, url, session._settled({}), lone=True)
+    return Streaming(session, url, session.settings, lone=True)
 
 
 @overload
@@ -3214,7 +3214,7 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
                  ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
     session = Session(limit=limit, **settings)
-    return session._outcomes(urls, limit, session._settled({}), close=True)
+    return session._outcomes(urls, limit, session.settings, close=True)
 
 
 # You may stop here, too: with cookies=False, trust_env=False and an SSLContext of your own all
