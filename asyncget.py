@@ -1955,9 +1955,7 @@ class Pool:
         self.turns = collections.OrderedDict[Lane, None]()  # lanes that may be served, in turn
 
     def __repr__(self) -> str:
-        idle = sum(len(lane.idle) for lane in self.lanes.values())
-        waiting = sum(len(lane.waiting) for lane in self.lanes.values())
-        return f"<Pool {len(self.all)} of {self.limit}, {idle} idle, {waiting} waiting>"
+        return f"<Pool {len(self.all)} of {self.limit}>"
 
     # ---- which connection a request gets
 
@@ -3164,8 +3162,7 @@ class Session:
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        route = Route(origin, tls, proxy, path, address, proxy_tls,
-                      verify if tls or proxy_tls else True)
+        route = Route(origin, tls, proxy, path, address, proxy_tls, verify)
         lane = self._pool.lanes.setdefault(route, Lane(route))
         remember(lanes, (origin, cert), lane)
         return lane
