@@ -1840,7 +1840,9 @@ _TEXT_CODEC = (
     r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
     r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
     r"|tis-620|kz1048|ptcp154|johab")
-_CODEC_NAMES = {*aliases, *aliases.values()}  # most of them
+_CODEC_NAMES = {*aliases, *aliases.values(), *(  # those of Python's that may be asked for
+    "cp720 cp737 cp856 cp874 cp1006 koi8_t koi8_u mac_arabic mac_croatian mac_farsi mac_romanian "
+    "utf_8_sig").split()}
 # Charsets that we decode as a larger one, as browsers do: servers name a Chinese, Japanese or
 # Korean standard, and send characters that only Windows added to it. The last three names
 # are unknown to Python, or to an older one.
@@ -1862,9 +1864,7 @@ def charset_of(content_type: str) -> str:
     name = re.sub("[^a-z0-9]+", "_", _WEB_CODECS.get(name, name))
     try:
         if name not in _CODEC_NAMES:  # `lookup` would keep each name that a server thinks of
-            from importlib.util import find_spec
-            if not find_spec("encodings." + name):
-                raise LookupError
+            raise LookupError
         codec = codecs.lookup(name).name
     except LookupError:
         return "utf-8"
