@@ -203,7 +203,7 @@ class AsyncGetError(Exception):
     """Whatever goes wrong is one of these; its text says what to do about it.
 
     `url` is what was asked for, without user and password. `response` is None until a head
-    has come. `exit_code` is the code that curl would end with, as our command line does.
+    has come; then its URL counts. `exit_code` is curl's for the same, as our command line has it.
     """
 
     url: str = ""
@@ -213,6 +213,8 @@ class AsyncGetError(Exception):
     def __init__(self, message: str = "", **facts: Any) -> None:
         super().__init__(message)
         vars(self).update(facts)
+        if self.response:
+            self.url = self.response.url
 
 
 class InvalidURL(AsyncGetError, ValueError):
@@ -1038,7 +1040,7 @@ class Response(Body):
         """Return self, or raise StatusError for a status of 400 and above."""
         if not self.ok:
             status = f"{self.status_code} {printable(self.reason[:MAX_SHOWN_BYTES])}".rstrip()
-            raise StatusError(f"{status} for {self.url}", url=self.url, response=self)
+            raise StatusError(f"{status} for {self.url}", response=self)
         return self
 
     @property
@@ -1062,7 +1064,7 @@ class Response(Body):
     def content(self) -> bytes:
         """The body, decoded."""
         if self._missing:
-            raise AsyncGetError(self._missing, url=self.url, response=self)
+            raise AsyncGetError(self._missing, response=self)
         return self._content
 
     @property
@@ -1090,7 +1092,7 @@ class Response(Body):
                               if self._encoding else self.content)
         except (ValueError, RecursionError) as error:
             raise DecodingError(f"not JSON ({printable(str(error))}): {shown(self.content)}",
-                                url=self.url, response=self) from None
+                                response=self) from None
 
     async def read(self, limit: int | None = None) -> bytes:
         """Read the body into `content`; raise TooLarge beyond limit."""
@@ -1111,7 +1113,7 @@ class Response(Body):
                     what: str = "bytes of body: raise max_size, or stream it") -> None:
         if limit is not None and size > limit:
             self.close()  # the pieces before are gone
-            raise TooLarge(f"more than {limit} {what}", limit=limit, url=self.url, response=self)
+            raise TooLarge(f"more than {limit} {what}", limit=limit, response=self)
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """Yield the body, decoded, in pieces as they arrive."""
@@ -1120,7 +1122,7 @@ class Response(Body):
                 yield self._content
             return
         if self._cutter:  # what has come of the body is in there, as text
-            raise AsyncGetError(_AS_LINES, url=self.url, response=self)
+            raise AsyncGetError(_AS_LINES, response=self)
         while piece := await self._next_piece():
             yield piece
 
@@ -1227,7 +1229,6 @@ LAST_TURNS = 12                  # of the loop: enough to bring in what the kern
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Connector = Callable[..., Awaitable[Stream]]
 
 
 class Route(NamedTuple):
@@ -1510,8 +1511,8 @@ class Connection:
             await self.connect(self.owner.connector, origin.host, route.address or origin.host,
                                origin.port, tls=route.tls)
 
-    async def connect(self, connector: Connector, host: str, *address: str | int,
-                      tls: ssl.SSLContext | None) -> None:
+    async def connect(self, connector: Callable[..., Awaitable[Stream]], host: str,
+                      *address: str | int, tls: ssl.SSLContext | None) -> None:
         """Open a stream to an address, and speak TLS there if asked to, with the name of host."""
         options: dict[str, Any] = {"limit": READ_BYTES}
         if tls:
@@ -3144,7 +3145,7 @@ class Session:
             settings["own_cookies"] = cookies
         return settings
 
-    def _lane(self, request: Request, settings: Mapping[str, Any]) -> Lane:
+    def _lane(self, request: Request, settings: Settled) -> Lane:
         """The lane for a request of a call with these settings; remembered in them."""
         origin, cert, lanes = request.url.origin, request.cert, settings["lanes"]
         lane: Lane | None = lanes.get((origin, cert))
