@@ -787,12 +787,11 @@ def may_reuse(head: Head, framing: Framing) -> bool:
             or b"keep-alive" in options and framing != "chunked")
 
 
-def remember(known: dict[Any, Any], key: Any, value: Any) -> Any:
-    """Put a value into a dictionary, which begins anew when it is full; return the value."""
+def remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    """Put a value into a dictionary, which begins anew when it is full."""
     if len(known) >= MAX_REMEMBERED:
         known.clear()
     known[key] = value
-    return value
 
 
 def parse_border(border: bytes) -> int:
@@ -994,7 +993,7 @@ class Response(Body):
     def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = True,
                  decode: bool = True) -> None:
         super().__init__(connection, head, keep)
-        self.status_code = head.status
+        self.status = self.status_code = head.status  # as aiohttp and requests call it
         self.raw_head = head.raw               # as received, without folds
         self.history: list[Response] = []
         self.addresses = connection.addresses  # the remote one and ours
@@ -1005,11 +1004,6 @@ class Response(Body):
         self._url = url
 
     # ---- the head
-
-    @property
-    def status(self) -> int:
-        """The status code, as aiohttp names it."""
-        return self.status_code
 
     @property
     def reason(self) -> str:
@@ -1956,7 +1950,7 @@ class Pool:
         self.turns = collections.OrderedDict[Lane, None]()  # lanes that may be served, in turn
 
     def __repr__(self) -> str:
-        return f"<Pool {len(self.all)} of {self.limit}>"
+        return "closed" if self.closed else f"{len(self.all)} of {self.limit} connections"
 
     # ---- which connection a request gets
 
@@ -2781,8 +2775,9 @@ class Call:
             url = add_params(url, settings["params"])
         if options:
             fields = fields_of(fields, options)
-        for name, value in self.cookies.items():
-            check_cookie(name, "" if value is None else value)
+        if self.cookies:
+            for name, value in self.cookies.items():
+                check_cookie(name, "" if value is None else value)
         request = Request(url, fields, self.cookies, cert)
         return self.with_password(request) if url.userinfo else request
 
@@ -2987,8 +2982,7 @@ class Session:
         return loop.time()
 
     def __repr__(self) -> str:
-        pool = getattr(self, "_pool", None)  # none, if __init__ has raised
-        return f"<Session {'closed' if pool is None or pool.closed else repr(pool)}>"
+        return f"<Session {getattr(self, '_pool', 'closed')}>"  # no pool, if __init__ has raised
 
     # ---- what users call
 

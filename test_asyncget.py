@@ -5181,7 +5181,7 @@ class LoopsThatEnd(Tables):
             get = functools.partial(session.get, url)
             for call in (session.close, session.__aexit__, get):
                 self.refuses(AsyncGetError, "another event loop", asyncio.run, call())
-            self.assertEqual(repr(session), "<Session <Pool 1 of 100>>")
+            self.assertEqual(repr(session), "<Session 1 of 100 connections>")
             loop.close()
             self.refuses(AsyncGetError, "another event loop", asyncio.run, get())
             asyncio.run(session.close())
