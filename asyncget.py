@@ -137,7 +137,6 @@ from typing import (
     IO,
     TYPE_CHECKING,
     Any,
-    Literal,
     NamedTuple,
     Protocol,
     TypedDict,
@@ -204,7 +203,7 @@ class AsyncGetError(Exception):
     """Whatever goes wrong is one of these; its text says what to do about it.
 
     `url` is what was asked for, without user and password. `response` is None until a head
-    has come. `exit_code` is the code that curl would end with, as our command line does.
+    has come; then its URL counts. `exit_code` is curl's for the same, as our command line has it.
     """
 
     url: str = ""
@@ -214,6 +213,8 @@ class AsyncGetError(Exception):
     def __init__(self, message: str = "", **facts: Any) -> None:
         super().__init__(message)
         vars(self).update(facts)
+        if self.response:
+            self.url = self.response.url
 
 
 class InvalidURL(AsyncGetError, ValueError):
@@ -331,10 +332,10 @@ _URL = re.compile(  # scheme, user and password, host and port, and the rest
 # surrogates ("half characters") only those that stand for single bytes: octets_text, section 4.
 _VALUE = re.compile("[^\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff]*")
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
-_HOST = re.compile(  # 255 characters at most; "h.test." is the full name, up to the DNS root
-    r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
-_NUMBERS = re.compile(r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+")
-_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%(?:25)?[A-Za-z0-9._~-]{1,63})?")  # with a zone: RFC 9844
+# 255 characters at most; "h.test." is the full name, up to the DNS root.
+_HOST = r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?"
+_NUMBERS = r"(?:(?:[0-9]+|0x[0-9a-f]*)(?:\.|$))+"
+_ADDRESS = r"[0-9A-Fa-f:.]+(?:%(?:25)?[A-Za-z0-9._~-]{1,63})?"  # with a zone: RFC 9844
 
 
 def bracketed(host: str) -> str:
@@ -405,7 +406,7 @@ def parse_address(text: str) -> str:
     'fe80::1%eth0'
     """
     import ipaddress
-    if _ADDRESS.fullmatch(text):
+    if re.fullmatch(_ADDRESS, text):
         with contextlib.suppress(ValueError):
             return str(ipaddress.ip_address(text.replace("%25", "%")))
     raise InvalidURL(f"not an IP address: {masked(text)}")
@@ -440,9 +441,9 @@ def parse_host(text: str) -> str:
     if text.startswith("["):
         return parse_address(text[1:-1])
     host = ".".join(map(ascii_label, text.split("."))) if len(text) < 256 else ""
-    if not _HOST.fullmatch(host):
+    if not re.fullmatch(_HOST, host):
         raise InvalidURL(f"not a host: {masked(text)}")
-    return parse_address(text) if _NUMBERS.fullmatch(host) else host
+    return parse_address(text) if re.fullmatch(_NUMBERS, host) else host
 
 
 def is_address(host: str) -> bool:
@@ -528,8 +529,7 @@ def remove_dots(target: str) -> str:
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
-_NAME = re.compile(TOKEN)
-_HOST_VALUE = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+_HOST_VALUE = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 PLAIN_FIELDS = (
     ("Host", ""),  # empty: filled in with the authority of each URL
     ("User-Agent", f"asyncget/{__version__}"),
@@ -547,13 +547,13 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
     """
     lines: list[str] = []
     for name, value in fields:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(TOKEN, name):
             raise InvalidHeader(f"not a field name: {name.partition(':')[0]!r:.100}")
         if not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
         if name.lower() == "host":
-            value = value or origin.authority
-            if lines or not _HOST_VALUE.fullmatch(value):  # one: RFC 9112 3.2; first: RFC 9110 7.2
+            value = value or origin.authority  # one: RFC 9112 3.2; first: RFC 9110 7.2
+            if lines or not re.fullmatch(_HOST_VALUE, value):
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
     return "".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
@@ -592,7 +592,7 @@ _FIELD_LINE = re.compile(  # without the ^, it would find one in "HTTP/1.1 200 n
 _HEAD = re.compile(_STATUS_LINE + rb"(?:%b:%b\r?\n)*\r?\n" % (TOKEN.encode(), _TEXT))
 _DECISIVE = re.compile(rb"\n(connection|content-encoding|content-length|set-cookie"
                        rb"|transfer-encoding):([^\r\n]*)")
-_FOLD = re.compile(rb"\r?\n[ \t]+")  # RFC 9112 5.2
+_FOLD = rb"\r?\n[ \t]+"  # RFC 9112 5.2
 _HEAD_END = re.compile(rb"\n\r?\n")
 _ELEMENT = re.compile(rb"[^, \t](?:[^,]*[^, \t])?")
 
@@ -631,7 +631,7 @@ def check_fields(block: bytes) -> bytes:
 
     Only for trailers (fields behind a body: section 5), and for heads that _HEAD did not match.
     """
-    block = _FOLD.sub(b" ", block)
+    block = re.sub(_FOLD, b" ", block)
     left = _FIELD_LINE.sub(b"", block)
     if left not in (b"\r\n", b"\n"):
         raise ProtocolError(f"not a field line: {shown(left)}")
@@ -787,12 +787,11 @@ def may_reuse(head: Head, framing: Framing) -> bool:
             or b"keep-alive" in options and framing != "chunked")
 
 
-def remember(known: dict[Any, Any], key: Any, value: Any) -> Any:
-    """Put a value into a dictionary, which begins anew when it is full; return the value."""
+def remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    """Put a value into a dictionary, which begins anew when it is full."""
     if len(known) >= MAX_REMEMBERED:
         known.clear()
     known[key] = value
-    return value
 
 
 def parse_border(border: bytes) -> int:
@@ -964,7 +963,7 @@ class Body:
         connection, self._connection, self._chunks = self._connection, None, None
         self._done_at = connection.loop.time()
         if self._reusable and not rest:
-            connection.on_idle(connection)
+            connection.owner.keep(connection)
         else:
             connection.close()
 
@@ -994,7 +993,7 @@ class Response(Body):
     def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = True,
                  decode: bool = True) -> None:
         super().__init__(connection, head, keep)
-        self.status_code = head.status
+        self.status = self.status_code = head.status  # as aiohttp and requests call it
         self.raw_head = head.raw               # as received, without folds
         self.history: list[Response] = []
         self.addresses = connection.addresses  # the remote one and ours
@@ -1005,11 +1004,6 @@ class Response(Body):
         self._url = url
 
     # ---- the head
-
-    @property
-    def status(self) -> int:
-        """The status code, as aiohttp names it."""
-        return self.status_code
 
     @property
     def reason(self) -> str:
@@ -1040,7 +1034,7 @@ class Response(Body):
         """Return self, or raise StatusError for a status of 400 and above."""
         if not self.ok:
             status = f"{self.status_code} {printable(self.reason[:MAX_SHOWN_BYTES])}".rstrip()
-            raise StatusError(f"{status} for {self.url}", url=self.url, response=self)
+            raise StatusError(f"{status} for {self.url}", response=self)
         return self
 
     @property
@@ -1064,7 +1058,7 @@ class Response(Body):
     def content(self) -> bytes:
         """The body, decoded."""
         if self._missing:
-            raise AsyncGetError(self._missing, url=self.url, response=self)
+            raise AsyncGetError(self._missing, response=self)
         return self._content
 
     @property
@@ -1092,7 +1086,7 @@ class Response(Body):
                               if self._encoding else self.content)
         except (ValueError, RecursionError) as error:
             raise DecodingError(f"not JSON ({printable(str(error))}): {shown(self.content)}",
-                                url=self.url, response=self) from None
+                                response=self) from None
 
     async def read(self, limit: int | None = None) -> bytes:
         """Read the body into `content`; raise TooLarge beyond limit."""
@@ -1113,7 +1107,7 @@ class Response(Body):
                     what: str = "bytes of body: raise max_size, or stream it") -> None:
         if limit is not None and size > limit:
             self.close()  # the pieces before are gone
-            raise TooLarge(f"more than {limit} {what}", limit=limit, url=self.url, response=self)
+            raise TooLarge(f"more than {limit} {what}", limit=limit, response=self)
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
         """Yield the body, decoded, in pieces as they arrive."""
@@ -1122,7 +1116,7 @@ class Response(Body):
                 yield self._content
             return
         if self._cutter:  # what has come of the body is in there, as text
-            raise AsyncGetError(_AS_LINES, url=self.url, response=self)
+            raise AsyncGetError(_AS_LINES, response=self)
         while piece := await self._next_piece():
             yield piece
 
@@ -1229,8 +1223,6 @@ LAST_TURNS = 12                  # of the loop: enough to bring in what the kern
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Connector = Callable[..., Awaitable[Stream]]
-Trace = Callable[[str, Union[str, bytes]], object]
 
 
 class Route(NamedTuple):
@@ -1448,15 +1440,16 @@ def tls_options(host: str) -> dict[str, Any]:
 
 
 class Connection:
-    """A connection on a route: made, opened, used, kept or closed."""
+    """A connection on a route: made, opened, used, kept or closed.
 
-    def __init__(self, route: Route, connector: Connector,
-                 on_idle: Callable[[Connection], object],
-                 on_close: Callable[[Connection], object]) -> None:
+    Its owner, mostly the pool, has the `connector` that opens streams, and is told by `keep` that
+    the connection is idle, by `forget` that it is closed.
+    """
+
+    def __init__(self, route: Route, owner: Any) -> None:
         self.route = route
-        self.connector = connector
-        self.trace: Trace | None = None  # of the call that uses it
-        self.on_idle, self.on_close = on_idle, on_close
+        self.owner = owner
+        self.trace: Any = None        # the setting of the call that uses it
         self.loop = asyncio.get_running_loop()
         self.clock = Clock(self.close)
         self.reader: Any = None       # an Inbox and asyncio's StreamWriter, or a caller's own
@@ -1510,11 +1503,11 @@ class Connection:
         elif route.unix_socket:
             await self.connect(open_unix, origin.host, route.unix_socket, tls=route.tls)
         else:
-            await self.connect(self.connector, origin.host, route.address or origin.host,
+            await self.connect(self.owner.connector, origin.host, route.address or origin.host,
                                origin.port, tls=route.tls)
 
-    async def connect(self, connector: Connector, host: str, *address: str | int,
-                      tls: ssl.SSLContext | None) -> None:
+    async def connect(self, connector: Callable[..., Awaitable[Stream]], host: str,
+                      *address: str | int, tls: ssl.SSLContext | None) -> None:
         """Open a stream to an address, and speak TLS there if asked to, with the name of host."""
         options: dict[str, Any] = {"limit": READ_BYTES}
         if tls:
@@ -1655,7 +1648,7 @@ class Connection:
         # Left in a cycle of references, they would be freed in any order, and asyncio may then
         # log an error. Dropped here, they are freed at once, the inner one first.
         self.writer = self.outer = None
-        self.on_close(self)
+        self.owner.forget(self)
 
 
 def hop(connection: Connection) -> str:
@@ -1682,8 +1675,9 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
     if parts.origin.scheme == "https":
         context = tls or ssl.create_default_context()
     route = Route(parts.origin, context, None, None, None)
-    # No pool wants to know that it is idle or closed: id() takes one argument and does nothing.
-    connection = Connection(route, asyncio.open_connection, on_idle=id, on_close=id)
+    # Nobody wants to know that it is idle or closed: id() takes one argument and does nothing.
+    alone = types.SimpleNamespace(connector=asyncio.open_connection, keep=id, forget=id)
+    connection = Connection(route, alone)
     connection.clock.deadline = Deadline(connection.loop.time())
     try:
         await connection.open(timeout)
@@ -1842,7 +1836,9 @@ _TEXT_CODEC = (
     r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
     r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
     r"|tis-620|kz1048|ptcp154|johab")
-_CODEC_NAMES = {*aliases, *aliases.values()}  # most of them
+_CODEC_NAMES = {*aliases, *aliases.values(), *(  # those of Python's that may be asked for
+    "cp720 cp737 cp856 cp874 cp1006 koi8_t koi8_u mac_arabic mac_croatian mac_farsi mac_romanian "
+    "utf_8_sig").split()}
 # Charsets that we decode as a larger one, as browsers do: servers name a Chinese, Japanese or
 # Korean standard, and send characters that only Windows added to it. The last three names
 # are unknown to Python, or to an older one.
@@ -1864,9 +1860,7 @@ def charset_of(content_type: str) -> str:
     name = re.sub("[^a-z0-9]+", "_", _WEB_CODECS.get(name, name))
     try:
         if name not in _CODEC_NAMES:  # `lookup` would keep each name that a server thinks of
-            from importlib.util import find_spec
-            if not find_spec("encodings." + name):
-                raise LookupError
+            raise LookupError
         codec = codecs.lookup(name).name
     except LookupError:
         return "utf-8"
@@ -1930,7 +1924,8 @@ class Lane:
     open = 0          # how many connections, those in use as well
     moved_at = 0.0    # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
-    lines = b""       # of the session's own fields, as they are sent there (Call.render)
+    fields: Any = None  # that were last sent there
+    lines = b""         # and their bytes (Call.render)
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -1956,9 +1951,7 @@ class Pool:
         self.turns = collections.OrderedDict[Lane, None]()  # lanes that may be served, in turn
 
     def __repr__(self) -> str:
-        idle = sum(len(lane.idle) for lane in self.lanes.values())
-        waiting = sum(len(lane.waiting) for lane in self.lanes.values())
-        return f"<Pool {len(self.all)} of {self.limit}, {idle} idle, {waiting} waiting>"
+        return "closed" if self.closed else f"{len(self.all)} of {self.limit} connections"
 
     # ---- which connection a request gets
 
@@ -2026,7 +2019,7 @@ class Pool:
 
     def add(self, lane: Lane) -> Connection:
         """A new connection on a lane; its caller has seen that there is a place."""
-        connection = Connection(lane.route, self.connector, self.keep, self.forget)
+        connection = Connection(lane.route, self)
         self.all[connection] = lane
         lane.open += 1
         return connection
@@ -2665,7 +2658,7 @@ MAX_DISCARD_SECONDS = 1.0        # that this may take
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords that change a route; a call without any of them uses the session's lanes.
 _ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
-Settled = tuple[dict[str, Any], dict[str, Any]]  # all settings of a call; those that are its own
+Settled = dict[str, Any]  # all settings of a call; under "own" those that it was called with
 Outcome = Union[Response, AsyncGetError]
 Urls = Union[Iterable[str], AsyncIterable[str]]
 
@@ -2690,7 +2683,7 @@ class Call:
             raise InvalidURL(f"a URL is text, not {type(url).__name__}")
         self.session = session
         self.url = url                                # as the caller gave it
-        self.settings, self.options = settled
+        self.settings = settled
         self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
         seconds = self.settings.get("deadline", self.usual) or _FOREVER
         self.deadline = Deadline(session._time(), seconds)
@@ -2770,7 +2763,7 @@ class Call:
 
     def first_request(self) -> Request:
         """The first request of a call, with all that the caller wants in it."""
-        session, settings, options = self.session, self.settings, self.options
+        session, settings, options = self.session, self.settings, self.settings["own"]
         base = session._base
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
         fields = session._fields
@@ -2784,6 +2777,7 @@ class Call:
             url = add_params(url, settings["params"])
         if options:
             fields = fields_of(fields, options)
+        if self.cookies:
             for name, value in self.cookies.items():
                 check_cookie(name, "" if value is None else value)
         request = Request(url, fields, self.cookies, cert)
@@ -2842,13 +2836,10 @@ class Call:
         if proxy and origin.scheme == "http" and not proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(proxy))
-        own = fields is self.session._fields
-        lines = lane.lines if own else b""
-        if not lines:
-            lines = render_fields(with_codings(fields, self.settings["decode"]), origin)
-        if own:
-            lane.lines = lines
-        return render_request(target, lines)
+        if fields is not lane.fields:  # else they are the session's, rendered before
+            lane.lines = render_fields(with_codings(fields, self.settings["decode"]), origin)
+            lane.fields = fields
+        return render_request(target, lane.lines)
 
     def with_password(self, request: Request) -> Request:
         """The request with the user and password of its URL, or those that netrc has for its host.
@@ -2864,7 +2855,7 @@ class Call:
         user, password = split_userinfo(url.userinfo)
         auth = (user, password) if url.userinfo else None
         same = self.first._replace(host=url.origin.host) == url.origin
-        if netrc and same and ":" not in url.userinfo and "auth" not in self.options:
+        if netrc and same and ":" not in url.userinfo and "auth" not in self.settings["own"]:
             auth = netrc_auth(netrc, url.origin.host, user) or auth
         return request.adding("Authorization", render_auth(auth)) if auth else request
 
@@ -2960,7 +2951,7 @@ class Session:
             jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
         # The lanes by origin and certificate, of all calls whose settings have this dictionary.
-        self.settings = {**settings, "cookies": jar, "own_cookies": {}, "lanes": {}}
+        self.settings = {**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}}
         # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
         # (section 13) only when a URL with https needs it.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
@@ -2994,8 +2985,7 @@ class Session:
         return loop.time()
 
     def __repr__(self) -> str:
-        pool = getattr(self, "_pool", None)  # none, if __init__ has raised
-        return f"<Session {'closed' if pool is None or pool.closed else repr(pool)}>"
+        return f"<Session {getattr(self, '_pool', 'closed')}>"  # no pool, if __init__ has raised
 
     # ---- what users call
 
@@ -3015,7 +3005,6 @@ class Session:
 
     @overload
     async def get_all(self, urls: Urls, *, limit: int = ...,
-                      return_exceptions: Literal[False] = ...,
                       **options: Unpack[RequestSettings]) -> list[Response]: ...
 
     @overload
@@ -3140,20 +3129,20 @@ class Session:
     def _settled(self, options: Mapping[str, object], allowed: type = RequestSettings) -> Settled:
         """The settings of calls with these options, merged and checked once for all of them."""
         if not options:
-            return self.settings, {}
+            return self.settings
         own = checked(options, allowed)
-        settings = {**self.settings, **own}
+        cookies = own.pop("cookies", None)
+        settings = {**self.settings, **own, "own": own}
         settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
         if not _ROUTING.isdisjoint(own):
             settings["lanes"] = {}
-        cookies = own.get("cookies")
-        if cookies is not False and not isinstance(cookies, AskedJar):
-            settings["cookies"] = self.settings["cookies"]  # a mapping goes beside the jar's
-            if isinstance(cookies, Mapping):
-                settings["own_cookies"] = cookies
-        return settings, own
+        if cookies is False or isinstance(cookies, AskedJar):
+            settings["cookies"] = cookies
+        elif isinstance(cookies, Mapping):  # they go out beside the jar's
+            settings["own_cookies"] = cookies
+        return settings
 
-    def _lane(self, request: Request, settings: Mapping[str, Any]) -> Lane:
+    def _lane(self, request: Request, settings: Settled) -> Lane:
         """The lane for a request of a call with these settings; remembered in them."""
         origin, cert, lanes = request.url.origin, request.cert, settings["lanes"]
         lane: Lane | None = lanes.get((origin, cert))
@@ -3171,8 +3160,7 @@ class Session:
         proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        route = Route(origin, tls, proxy, path, address, proxy_tls,
-                      verify if tls or proxy_tls else True)
+        route = Route(origin, tls, proxy, path, address, proxy_tls, verify)
         lane = self._pool.lanes.setdefault(route, Lane(route))
         remember(lanes, (origin, cert), lane)
         return lane
@@ -3195,11 +3183,11 @@ async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
 def stream(url: str, **settings: Unpack[SessionSettings]) -> Streaming:
     """GET a URL and hand out the response unread: see Session.stream."""
     session = Session(**settings)
-    return Streaming(session, url, session._settled({}), lone=True)
+    return Streaming(session, url, session.settings, lone=True)
 
 
 @overload
-async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: Literal[False] = ...,
+async def get_all(urls: Urls, *, limit: int = ...,
                   **settings: Unpack[ClientSettings]) -> list[Response]: ...
 
 
@@ -3221,7 +3209,7 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
                  ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
     session = Session(limit=limit, **settings)
-    return session._outcomes(urls, limit, session._settled({}), close=True)
+    return session._outcomes(urls, limit, session.settings, close=True)
 
 
 # You may stop here, too: with cookies=False, trust_env=False and an SSLContext of your own all
@@ -3623,8 +3611,8 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         if route.proxy_tls and route.tls and sys.version_info < (3, 11):
             raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
                              "https, too")
-        await connection.connect(connection.connector, proxy.host, proxy.host, proxy.port,
-                                 tls=route.proxy_tls)
+        await connection.connect(connection.owner.connector, proxy.host, proxy.host,
+                                 proxy.port, tls=route.proxy_tls)
         if proxy.scheme.startswith("socks"):
             connection.clock.watch("answer of the proxy")
             await ask_socks(connection, proxy)
@@ -3869,7 +3857,7 @@ def overlays(new: Cookie, old: Cookie) -> bool:
 
 def check_cookie(name: str, value: str) -> None:
     """Raise InvalidHeader for a caller's cookie that would not arrive as it is (RFC 6265 4.2.1)."""
-    if not (isinstance(name, str) and _NAME.fullmatch(name)
+    if not (isinstance(name, str) and re.fullmatch(TOKEN, name)
             and isinstance(value, str) and _VALUE.fullmatch(value) and ";" not in value
             and octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES):
         raise InvalidHeader(f"a cookie's name and value are text of {MAX_COOKIE_FIELD_BYTES} bytes "

@@ -1251,7 +1251,7 @@ class Source:
     def __init__(self, *pieces: bytes | BaseException, rest: bytes = b"") -> None:
         self.pieces, self.rest = iter(pieces), rest
         self.asked = self.aborted = self.kept = 0
-        self.addresses, self.route = None, ROUTE
+        self.addresses, self.route, self.owner = None, ROUTE, self
         self.exchanges, self.request_bytes = 1, 0
         self.clock = types.SimpleNamespace(
             deadline=NoDeadline(), expired=False, since=0.0, watch=lambda phase: None)
@@ -1267,7 +1267,7 @@ class Source:
     def ended_cleanly(self) -> bool:
         return True
 
-    def on_idle(self, _: object) -> None:
+    def keep(self, _: object) -> None:
         self.kept += 1
 
     def close(self) -> None:
@@ -1684,7 +1684,10 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 def count(session: Session) -> tuple[int, ...]:
     """Connections of a session: all, idle ones, and requests that wait for one."""
-    return tuple(map(int, re.findall(r"\d+(?= of| idle| waiting)", repr(session))))
+    pool = session._pool
+    lanes = [*pool.lanes.values()]
+    return (len(pool.all), sum(len(lane.idle) for lane in lanes),
+            sum(len(lane.waiting) for lane in lanes))
 
 
 async def code_of(call: Any) -> Any:
@@ -2089,7 +2092,7 @@ class Section9Pool(AsyncCase):
                     await asyncio.gather(*(use(pool, origin) for origin in origins))
                 finally:
                     sys.setprofile(None)
-                self.assertRegex(repr(pool), "Pool 0 of .*, 0 idle, 0 waiting")
+                self.assertFalse(pool.all or any(lane.waiting for lane in pool.lanes.values()))
                 steps.append(next(calls))
             self.assertLess(steps[1] / steps[0], 4 * 1.3, (hosts, limit, per_host, steps))
 
@@ -2271,7 +2274,7 @@ class Section9Pool(AsyncCase):
                         await self.raised(AsyncGetError, reading, "closed on our side|given up")
                         await self.raised(AsyncGetError, response.read())
                         await asyncio.sleep(0.06)  # the loop complains of what a timer raises
-                    self.assertRegex(repr(session._pool), "Pool 0 of .*, 0 idle, 0 waiting")
+                    self.assertEqual(count(session), (0, 0, 0))
 
     async def test_handed_over_and_closed(self) -> None:
         """By its clock, say, before who waited for it could run: then a new one is opened."""
@@ -4736,7 +4739,8 @@ async def receive(pieces: Iterable[bytes]) -> tuple[tuple[Any, ...], Any]:
     """What becomes of pieces that answer a request: something to compare, and the Response."""
     kept: list[asyncget.Connection] = []
     double = Pieces(pieces)
-    connection = asyncget.Connection(ROUTE, double.connect, kept.append, lambda _: None)
+    owner = types.SimpleNamespace(connector=double.connect, keep=kept.append, forget=id)
+    connection = asyncget.Connection(ROUTE, owner)
     await connection.open(None)
     try:
         head = await connection.exchange(b"", None)
@@ -5177,7 +5181,7 @@ class LoopsThatEnd(Tables):
             get = functools.partial(session.get, url)
             for call in (session.close, session.__aexit__, get):
                 self.refuses(AsyncGetError, "another event loop", asyncio.run, call())
-            self.assertEqual(repr(session), "<Session <Pool 1 of 100, 1 idle, 0 waiting>>")
+            self.assertEqual(repr(session), "<Session 1 of 100 connections>")
             loop.close()
             self.refuses(AsyncGetError, "another event loop", asyncio.run, get())
             asyncio.run(session.close())
