@@ -246,6 +246,7 @@ class ProxyError(ConnectError):
     """The proxy would not, or could not, let us through."""
 
     exit_code = 97
+    status: int | None = None  # of its answer to CONNECT
 
 
 class TimedOut(AsyncGetError, TimeoutError):
@@ -1516,9 +1517,10 @@ class Connection:
         if connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
-        opened = self.writer.get_extra_info("socket")
-        if opened:  # so that without a timeout we hear of a server that is gone
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        with contextlib.suppress(OSError, AttributeError):  # reset already; of a test's double
+            # So that without a timeout, too, we hear of a server that is gone.
+            self.writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.take_over()
         if self.closed:  # meanwhile, and the connector has passed over its cancellation
             self.writer.transport.abort()
@@ -1568,8 +1570,10 @@ class Connection:
         self.clock.watch(phase, timeout or _FOREVER)
         try:
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
-        except (*_STREAM_ERRORS, RuntimeError) as error:  # uvloop's, where the server has reset it
+        except _STREAM_ERRORS as error:
             raise failure(self, error) from error
+        except RuntimeError as error:  # uvloop's, where the server has reset it
+            raise failure(self, ConnectionResetError(str(error))) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data = self.rest or await self.receive()
             end = find_head_end(data)
@@ -1886,13 +1890,17 @@ class LineCutter:
 
     def add(self, data: bytes) -> None:
         r"""Put the lines that end in data into `lines`, without \n or \r\n; b"" ends the text."""
+        last = not data
         try:
-            text = self.decoder.decode(data, not data)
-        except UnicodeError:  # no byte order mark: browsers, too, take the low byte first
+            text = self.decoder.decode(data, last)
+        except UnicodeError:
+            # No byte order mark: browsers, too, take the low byte first. Or no end of an escape, in
+            # ISO-2022: then what has come is decoded as if nothing followed.
+            low = "-le" if self.encoding.startswith("utf") else ""
             data = self.decoder.getstate()[0] + data
-            self.decoder = codecs.getincrementaldecoder(self.encoding + "-le")("replace")
-            text = self.decoder.decode(data)
-        if not data and (text or self.begun.tell()):
+            self.decoder = codecs.getincrementaldecoder(self.encoding + low)("replace")
+            text = self.decoder.decode(data, last or not low)
+        if last and (text or self.begun.tell()):
             text += "\n"  # the last line may lack its end
         self.begun.write(text)
         if "\n" in text:
@@ -2879,7 +2887,8 @@ class Streaming(Call):
         self.lone = lone  # its session goes with it
 
     async def __aenter__(self) -> Response:
-        super().__init__(*self.asked)  # only here, as its time begins
+        asked, self.asked = self.asked, ()  # a second time is a TypeError
+        super().__init__(*asked)  # only here, as its time begins
         try:
             self.response = response = await self.run()
         except BaseException:
@@ -3462,8 +3471,8 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.closed:
         return ended(connection)
-    # OverflowError is port 99999's, and RuntimeError uvloop's.
-    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, RuntimeError)):
+    # OverflowError is port 99999's; in Python 3.10 asyncio.TimeoutError is no OSError yet.
+    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
         return error  # a slip in streams of the caller's own
     proxy, took = route.proxy if phase == "connection" else None, after(connection)
     asked, text = proxy or route.origin, str(error) or type(error).__name__
@@ -4016,7 +4025,7 @@ class OthersJar(AskedJar):
         """The names and values that a request is sent with."""
         request = self._request(url)
         self.jar.add_cookie_header(request)
-        return re.findall("(?:^|; )(?:([^=;]+)=)?([^;]*)", request.get_header("Cookie", ""))
+        return re.findall("(?:^|; )(?=.)(?:([^=;]+)=)?([^;]*)", request.get_header("Cookie", ""))
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; no names, as such a jar tells none."""
@@ -4364,7 +4373,7 @@ def write_sidecar(part: str, response: Response) -> None:
 
 def keep_mode(part: str, path: str) -> None:
     """Give a .part the mode of PATH: nobody who may not read PATH may read what replaces it."""
-    mode = os.stat(path).st_mode & 0o777
+    mode = os.stat(path).st_mode & 0o777 | 0o200  # so that we may go on with it
     if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
         os.chmod(part, mode)
 
@@ -4384,6 +4393,8 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         for owner in ((-1, old.st_gid), (old.st_uid, -1)):
             with contextlib.suppress(OSError):  # a service's file stays its own, if root renews it
                 os.chown(part, *owner)
+        with contextlib.suppress(OSError):  # some mounts refuse
+            os.chmod(part, old.st_mode & 0o777)
     try:
         if overwrite:
             os.replace(part, path)
@@ -4905,7 +4916,7 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
             text = formatdate(getmtime(text))
         date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
         # Of other names (IST, PM) parsedate_tz makes UTC. As curl, we then ask for the file.
-        if date and not re.search(r":\d\d +(?!GMT|UTC?|Z|[ECMP][SD]T)[A-Z]", text):
+        if date and not re.search(r":\d\d +(?!GMT|UTC?|Z|[AECMP][SD]T)[A-Z]", text):
             return {name: formatdate(mktime_tz(date), usegmt=True)}
     return {}
 
