@@ -4671,7 +4671,7 @@ async def count_seconds() -> None:
     """Count aloud, once a second, until somebody cancels."""
     for second in itertools.count(1):
         await asyncio.sleep(1)
-        print(f"   {second} s ... still waiting, still counting", flush=True)
+        print(f"   {second} s ... still waiting, still counting")
 
 
 async def demo(port: str = "") -> None:
@@ -4681,12 +4681,12 @@ async def demo(port: str = "") -> None:
     except (OSError, ValueError, OverflowError) as error:
         raise AsyncGetError(f"--demo takes a port that is free: {error}") from None
     origin = "http://{}:{}".format(*server.sockets[0].getsockname())
-    print(f"A small server answers on {origin}; nothing leaves this machine.")
-    if port:
-        print("Its pages:", *DEMO_PAGES, "(/delay/3 takes 3 seconds); Ctrl-C ends it.", flush=True)
-        await server.serve_forever()
     drawings = ["\nWhat 2 and 3 looked like, to scale"]
-    async with Session(base_url=origin, trust_env=False) as session:
+    async with server, Session(base_url=origin, trust_env=False) as session:
+        print(f"A small server answers on {origin}; nothing leaves this machine.")
+        if port:
+            print("Its pages:", *DEMO_PAGES, "(/delay/3 takes 3 seconds); Ctrl-C ends it.")
+            await server.serve_forever()
         print("\n1. One slow page, and a counter that runs while we wait for it")
         counter = asyncio.create_task(count_seconds())
         response = await session.get("/delay/3.2")
@@ -4703,7 +4703,6 @@ async def demo(port: str = "") -> None:
         for url in ("/length", "/chunked", "/close"):
             response = await session.get(url)
             print(f"   {response.raw_head.splitlines()[1].decode():28} {response.text.strip()}")
-    server.close()
     print("\n5. Then the next line of the program runs, an ordinary function")
     print(f"   add_two_numbers(2, 3) = {add_two_numbers(2, 3)}")
     print(*drawings, sep="\n\n")
@@ -5948,7 +5947,7 @@ async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
         # What it prints goes past Python's buffer, so that a closed pipe is an error at once.
-        unbuffered: Any = Options(buffer=sys.stdout.buffer, flush=int,
+        unbuffered: Any = Options(buffer=sys.stdout.buffer,
                                   write=lambda text: write_named("-", text.encode()))
         with contextlib.redirect_stdout(unbuffered):
             await demo(*options.url[:1])
