@@ -3364,7 +3364,8 @@ async def open_unix(path: str, **options: Any) -> Stream:
     """A connection to a unix socket, where the system has such."""
     if not hasattr(asyncio, "open_unix_connection"):
         raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    return await asyncio.open_unix_connection(path, **options)
+    opened: Stream = await asyncio.open_unix_connection(path, **options)
+    return opened
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
