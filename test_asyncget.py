@@ -4593,7 +4593,7 @@ REQUEST = re.compile(  # origin-form, or absolute-form; one Host, which is the f
     rb"(?P<fields>(?:(?!(?i:host:))[!#-'*+.0-9A-Z^-z|~-]+: [\t -~\x80-\xff]*\r\n)*)\r\n")
 WANTED = re.compile(  # RFC 3986, as far as it is ASCII; behind the path, all that is no control
     r"https?://(?:[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)?"
-    r"(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+(?:%25[\w.~-]+)?\])(?::0*\d{0,5})?"
+    r"(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+(?:%(?:25)?[\w.~-]+)?\])(?::0*\d{0,5})?"
     r"(?:[/?#][ -~]*)?\Z", re.I)
 
 
