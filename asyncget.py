@@ -530,6 +530,7 @@ def remove_dots(target: str) -> str:
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
+_NAME = re.compile(TOKEN)
 _HOST_VALUE = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 PLAIN_FIELDS = (
     ("Host", ""),  # empty: filled in with the authority of each URL
@@ -548,7 +549,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
     """
     lines: list[str] = []
     for name, value in fields:
-        if not re.fullmatch(TOKEN, name):
+        if not _NAME.fullmatch(name):
             raise InvalidHeader(f"not a field name: {name.partition(':')[0]!r:.100}")
         if not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
@@ -1862,9 +1863,9 @@ def charset_of(content_type: str) -> str:
                       re.I)
     name = match[1].lower() if match else "utf-8"
     name = re.sub("[^a-z0-9]+", "_", _WEB_CODECS.get(name, name))
+    if name not in _CODEC_NAMES:  # `lookup` would keep each name that a server thinks of
+        return "utf-8"
     try:
-        if name not in _CODEC_NAMES:  # `lookup` would keep each name that a server thinks of
-            raise LookupError
         codec = codecs.lookup(name).name
     except LookupError:
         return "utf-8"
@@ -3666,9 +3667,8 @@ async def read_exactly(connection: Connection, size: int) -> bytes:
     while len(connection.rest) < size:
         arrived = await connection.receive()
         if not arrived:
-            raise ProxyError(  # by its cause, a retry may help
-                f"closed the connection: {len(connection.rest)} of {size} bytes came"
-            ) from EOFError()
+            error = EOFError(f"{len(connection.rest)} of {size} bytes came")
+            raise failure(connection, error) from error
         connection.rest += arrived
     data, connection.rest = connection.rest[:size], connection.rest[size:]
     return data
@@ -3867,7 +3867,7 @@ def overlays(new: Cookie, old: Cookie) -> bool:
 
 def check_cookie(name: str, value: str) -> None:
     """Raise InvalidHeader for a caller's cookie that would not arrive as it is (RFC 6265 4.2.1)."""
-    if not (isinstance(name, str) and re.fullmatch(TOKEN, name)
+    if not (isinstance(name, str) and _NAME.fullmatch(name)
             and isinstance(value, str) and _VALUE.fullmatch(value) and ";" not in value
             and octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES):
         raise InvalidHeader(f"a cookie's name and value are text of {MAX_COOKIE_FIELD_BYTES} bytes "
