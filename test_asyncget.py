@@ -2739,20 +2739,20 @@ class Section12Session(AsyncCase):
         """While it waits, or when the wait is just over: nothing stays in use, nothing is lost."""
         gz, odd = answer(gzip.compress(b"ok"), "Content-Encoding: gzip"), itertools.count()
         plain, wire, moved = [READ, answer(), LOOP], answer(), redirect("/b")
-        cut, again = [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT], {"retries": 2}
+        cut = [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT]
+        again = {"retries": lambda attempt, _: 0.001 if attempt < 3 else None}
         for (name, script, options), race in table([
                 ("pieces", [READ, wire[:9], 0, wire[9:-2], 0, wire[-2:-1], 0, wire[-1:], LOOP], {}),
                 ("chunked", [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n0\r\n\r\n", LOOP], {}),
                 ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}), ("kept", plain, again),
                 ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
-                ("retry", [READ, answer(b"", "Retry-After: 0", status="503"), *plain], again),
+                ("retry", [READ, answer(b"", status="503"), *plain], again),
                 *((name, plain, {}) for name in ("tls", "tunnel", "socks", "name")),
                 ("stale", [READ, lambda head: answer() if b"/last" in head else [
                     answer(), READ, CLOSE], LOOP], again), ("paced", plain, {"rate": 1000}),
                 ("queued", plain, {**again, "limit": 1}), ("body again", [
                     READ, lambda head: answer() if b"/last" in head or next(odd) % 2 else cut,
-                    LOOP], {"retries": lambda attempt, _: 0.001 if attempt < 3 else None}),
-                ], (False, True)):
+                    LOOP], again)], (False, True)):
             number, done, tls = 0, False, server_tls() if name in ("tls", "tunnel") else None
             if name == "tunnel" and race and sys.version_info < (3, 11):
                 continue  # asyncio itself leaves a transport to the garbage collector
