@@ -3520,7 +3520,7 @@ class Proxy(NamedTuple):
     host: str
     port: int
     userinfo: str  # for the proxy alone; never in an error text
-    source: str    # "proxy=", the variable's name, or "the system's settings"
+    source: str    # "proxy=", "http_proxy or -x", say, or "the system's settings"
 
     def __repr__(self) -> str:
         return f"{self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
@@ -3594,7 +3594,7 @@ def choose_proxy(origin: Origin) -> Proxy | None:
     exempt = bypasses_proxy(found.get("no", ""), origin) if ours else proxy_bypass(origin.host)
     if exempt or kind not in found:
         return None
-    return parse_proxy(found[kind], f"{kind}_proxy" if ours else "the system's settings")
+    return parse_proxy(found[kind], f"{kind}_proxy or -x" if ours else "the system's settings")
 
 
 # ---- through it

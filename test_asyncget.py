@@ -3359,7 +3359,7 @@ class Section13AddressesAndTLS(AsyncCase):
         far, bare = "https://h.test", "http://no.test"
         for url, options, kind, code, text in table([
                 (far, {}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} "
-                 rf"\(from https_proxy\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
+                 rf"\(from https_proxy or -x\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
                 (far, {"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
                  "to h.test:443 at 127.0.0.1: .*after 0"),
                 (far, {"trust_env": False, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}},
@@ -3479,8 +3479,9 @@ class Section14Proxies(AsyncCase):
                               no_proxy in exempt, (no_proxy[:60], url))
 
     def test_choose_proxy(self) -> None:
-        http, https = "http://p:1 (from http_proxy)", "http://p:1 (from https_proxy)"
-        both = ["http://p:1 (from all_proxy)"] * 2
+        http, https, every = (f"http://p:1 (from {kind}_proxy or -x)" for kind in (
+            "http", "https", "all"))
+        both = [every] * 2
         rows: list[tuple[str, Sequence[str | None]]] = [  # environment; for http, for https
             ("", (None, None)), ("http_proxy=p:1", (http, None)), ("HTTP_PROXY=p:1", (http, None)),
             ("https_proxy=http://p:1", (None, https)),
@@ -3489,7 +3490,7 @@ class Section14Proxies(AsyncCase):
             ("http_proxy= HTTP_PROXY=p:1", (None, None)),
             ("http_proxy=p:1 REQUEST_METHOD=GET", (http, None)),
             ("HTTP_PROXY=q:1 REQUEST_METHOD=GET ALL_PROXY=p:1", both),  # httpoxy
-            ("all_proxy=socks5h://q https_proxy=p:1", ("socks5h://q:1080 (from all_proxy)", https)),
+            ("all_proxy=socks5h://p:1 https_proxy=p:1", (every.replace("http:", "socks5h:"), https)),
             ("all_proxy=p:1 https_proxy=", both),  # as curl has it
             ("all_proxy=p:1 NO_PROXY=h.test", (None, None)),
             ("all_proxy=p:1 NO_PROXY=h.test no_proxy=", both),
@@ -3655,7 +3656,7 @@ class Section14Proxies(AsyncCase):
             self.assertEqual(via.requests, [])
         async with scripted([1, b"HTTP/1.1 400 Bad Request\r\n\r\n", CLOSE], again=True) as plain:
             wrong = plain.url.replace("http", "https")
-            for asked, hop in (("http://h.test/", rf"proxy {wrong} \(from http_proxy\)"),
+            for asked, hop in (("http://h.test/", rf"proxy {wrong} \(from http_proxy or -x\)"),
                                (wrong, wrong[8:])):
                 with self.subTest(asked), mock.patch.dict(os.environ, http_proxy=wrong):
                     await self.raised(TLSError, asyncget.get(asked, verify=pem("ca")),
