@@ -272,7 +272,7 @@ class IncompleteBody(ProtocolError):
     received: int = 0
 
 
-class DecodingError(AsyncGetError):
+class DecodingError(AsyncGetError, ValueError):
     """The body is whole, but not in the coding, charset or JSON that it claims."""
 
     exit_code = 61
@@ -464,7 +464,8 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     if match is None or int(match[2] or 0) > 65535:
         # http://me:p/w@h arrives here as "me:p", part of a password: hence the mask.
         host = re.sub(r":[^:\]]*$", ":***", host_port)
-        raise InvalidURL(f"not a host and port (0 to 65535): {masked(host)}")
+        raise InvalidURL(f"not a host and port (0 to 65535): {masked(host)}; in a password write "
+                         "%23 for #, %2F for /, %3F for ?")
     return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
 
 
@@ -550,7 +551,8 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
     lines: list[str] = []
     for name, value in fields:
         if not _NAME.fullmatch(name):
-            raise InvalidHeader(f"not a field name: {name.partition(':')[0]!r:.100}")
+            raise InvalidHeader("not a field name, which has no blanks and no colon: "
+                                f"{name.partition(':')[0]!r:.100}")
         if not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
         if name.lower() == "host":
@@ -916,6 +918,12 @@ class Body:
         data, connection.rest = connection.rest, b""
         self._take(data)       # mostly all of it came with the head
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy."""
+        if self._connection is not None:  # two would read from it
+            raise TypeError("a response can be copied or pickled once it is read or closed")
+        return self.__dict__
+
     async def _read_piece(self) -> bytes:
         """The next bytes of the body as sent, b"" at its end."""
         while not self._ready and self._connection is not None:
@@ -1077,15 +1085,15 @@ class Response(Body):
         """The body as text; what does not decode is replaced."""
         return self.content.decode(self.encoding, "replace")
 
-    def json(self) -> Any:
+    def json(self, **options: Any) -> Any:
         """The body as JSON: in UTF-8, -16 or -32, or in the charset that was set as `encoding`.
 
-        Raises DecodingError where it is none.
+        The options are those of json.loads. Raises DecodingError where it is no JSON.
         """
         import json
         try:
             return json.loads(self.content.decode(self._encoding).removeprefix("\ufeff")
-                              if self._encoding else self.content)
+                              if self._encoding else self.content, **options)
         except (ValueError, RecursionError) as error:
             raise DecodingError(f"not JSON ({printable(str(error))}): {shown(self.content)}",
                                 response=self) from None
@@ -1099,9 +1107,13 @@ class Response(Body):
             content = self._ready
             self._check_size(len(content), limit)
         else:
-            while piece := await self._next_piece():
-                content += piece
-                self._check_size(len(content), limit)
+            try:
+                while piece := await self._next_piece():
+                    content += piece
+                    self._check_size(len(content), limit)
+            except BaseException:
+                content = piece = b""  # an error holds its frames: who keeps it would keep these
+                raise
         self._content, self._missing = bytes(content), ""
         return self._content
 
@@ -1387,14 +1399,17 @@ class Inbox(asyncio.Protocol):
         """Bytes have come. If nobody reads them, no more are taken: TCP makes the server wait."""
         self.pieces.append(data)
         self.size += len(data)
-        if self.size > INBOX_BYTES:
+        if self.size > INBOX_BYTES and self.transport:
             self.transport.pause_reading()
         self._wake()
 
     def eof_received(self) -> bool:
-        """The server sends no more. True leaves the transport open, which TLS does not allow."""
+        """The server sends no more. True leaves the transport open, which TLS does not allow.
+
+        In a tunnel this may come before `connection_made`: there start_tls gives the transport.
+        """
         self.feed_eof()
-        return self.transport.get_extra_info("ssl_object") is None
+        return bool(self.transport) and self.transport.get_extra_info("ssl_object") is None
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is closed, by us or, with an error, by the network."""
@@ -1726,9 +1741,12 @@ if sys.version_info >= (3, 14):
     if find_spec("_zstd"):  # not every build has it
         _CODINGS[b"zstd"] = b"(PQRSTUVWXYZ[\\]^_"
 ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
-# What servers send there, too, and what needs no undoing: charsets, MIME's encodings, and what
-# an upload to S3 was sent in.
-_NO_CODINGS = {b"identity", b"none", b"utf-8", b"utf8", b"binary", b"7bit", b"8bit", b"aws-chunked"}
+# What servers send there, too, and what needs no undoing: charsets, types, MIME's encodings, and
+# what an upload to S3 was sent in.
+_NO_CODINGS = {*(
+    b"identity none null undefined utf-8 utf8 us-ascii iso-8859-1 windows-1252 7bit 8bit binary "
+    b"base64 quoted-printable chunked aws-chunked amz-1.0 text/plain text/html application/json"
+    ).split()}
 
 
 def decompressor(coding: bytes, first: int) -> Any:
@@ -2057,9 +2075,9 @@ class Pool:
         lane.waiting[future] = None
         self.turns.setdefault(lane)
         came = loop.time()
-        patience = min(timeout or deadline.seconds, deadline.until - came)
+        patience = max(0.0, min(timeout or deadline.seconds, deadline.until - came))
         allowed = left = patience + self.interval  # a pause for `rate` is no standstill
-        looks = LAST_TURNS
+        looks, forgiven = LAST_TURNS, False
         try:
             while looks:  # when time is up, LAST_TURNS more: a free one may be a turn or two away
                 await asyncio.wait([future], timeout=left)
@@ -2068,8 +2086,10 @@ class Pool:
                     return future.result()
                 # A full route waits for its own connections; any other waits for a place in the
                 # pool, as all routes do.
-                moved_at = (lane if self.is_full(lane) else self).moved_at
+                moved_at = max(came, (lane if self.is_full(lane) else self).moved_at)
                 left = moved_at + allowed - loop.time()
+                if left < -LATE_SECONDS and not forgiven:  # the program was busy: see Clock._wake
+                    left, forgiven = min(-left, allowed), True
                 looks = LAST_TURNS if left > 0 else looks - 1
             raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the "
                            f"deadline left): {lane.open} to this host and {len(self.all)} "
@@ -2306,9 +2326,9 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
     pattern = r'<([^<>]*)>|;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"([^"]*)"|([^\s";,]+)))?'
     for url, name, quoted, token in re.findall(pattern, value):
         if not name:
-            links.append({"url": url})
+            links.append({"url": url.strip()})
         elif links:
-            links[-1].setdefault(name.lower(), quoted or token)
+            links[-1].setdefault(name.lower(), quoted or token.strip("'"))
     return {rel: link for link in links for rel in link.get("rel", "").split()}
 
 
@@ -2473,7 +2493,9 @@ DEFAULTS: dict[str, Any] = {
 # 0 is refused, as other libraries take a timeout of 0 for "none", or for "at once".
 _ABOVE_ZERO = {"timeout", "deadline", "limit", "limit_per_host", "rate"}
 _HINTS = {"proxy": "; for several kinds, leave it to the environment's http_proxy and no_proxy",
-          "params": "; a finished query goes into the URL",
+          "params": ", of texts, numbers, or lists of them; a finished query goes into the URL",
+          "timeout": ": seconds of silence; deadline= is for the whole call",
+          "resolve": ': {"host:port": "address"}',
           "cert": ": a path, (cert, key) or (cert, key, password)"}
 
 
@@ -2514,7 +2536,8 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
         name = {"allow_redirects": "follow_redirects"}.get(name, name)  # as requests calls it
         if name not in allowed.__annotations__:
             raise TypeError(f"unknown keyword {name!r}; there are "
-                            + ", ".join(allowed.__annotations__))
+                            + ", ".join(allowed.__annotations__)
+                            + "; a GET has no body, and stream() is another function")
         annotation = allowed.__annotations__[name].__forward_arg__
         try:
             if not isinstance(value, kinds_of(annotation)):
@@ -2565,7 +2588,8 @@ def spelled_out(function: Function) -> Function:
 
 # ---- what they put into a request
 
-DEFAULT_FIELDS = (*PLAIN_FIELDS, ("Accept-Encoding", ACCEPT_ENCODING))
+OUR_CODINGS = ("Accept-Encoding", ACCEPT_ENCODING)
+DEFAULT_FIELDS = (*PLAIN_FIELDS, OUR_CODINGS)
 
 
 def merge_params(base: Pairs, extra: Pairs) -> Pairs:
@@ -2634,6 +2658,11 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
     return base
 
 
+def asks_our_way(fields: Fields) -> bool:
+    """Whether the codings asked for are our choice: by identity, as a caller's may be equal."""
+    return any(pair is OUR_CODINGS for pair in fields)
+
+
 def with_codings(fields: Fields, decode: bool) -> Fields:
     """The fields, asking for no coding that we would not undo; "identity" means uncoded.
 
@@ -2642,9 +2671,10 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
     """
     headers = Headers(fields)
     asked = wanted = headers.get("accept-encoding")
-    if asked == ACCEPT_ENCODING and not decode:  # it is our default, and nobody would undo it
+    ours = asks_our_way(fields)
+    if ours and not decode:  # nobody would undo it
         wanted = None
-    elif asked == ACCEPT_ENCODING and "range" in headers:
+    elif ours and "range" in headers:
         wanted = "identity"  # a part of a gzip is no gzip
     elif asked and decode:
         kept = [item.strip() for item in asked.split(",")
@@ -2859,7 +2889,8 @@ class Call:
         """
         url, netrc = request.url, self.settings["netrc"]
         request = request._replace(url=url._replace(userinfo=""))
-        if "authorization" in Headers(request.fields):
+        fields = *request.fields, *(self.settings["headers"] or ())
+        if "authorization" in {name.lower() for name, _ in fields}:  # None: there is to be none
             return request
         user, password = split_userinfo(url.userinfo)
         auth = (user, password) if url.userinfo else None
@@ -2945,8 +2976,17 @@ class Session:
 
     tls_version: ssl.TLSVersion | None = None  # at least
     connect_timeout: float | None = None  # where it is not as `timeout`
+    settings: Settled  # of its calls
+    cookies: Any       # the jar, ours (section 15) or a caller's own; None where they are off
     _loop: asyncio.AbstractEventLoop | None = None
     _base: URL | None = None
+
+    if not TYPE_CHECKING:  # a checker would take it as leave to set anything
+        def __setattr__(self, name: str, value: object) -> None:
+            """Refuse `session.verify = False`: nobody would look at it."""
+            if name[0] != "_" and not hasattr(Session, name):
+                raise AttributeError(f"{name} is not set so: it is a keyword of Session and calls")
+            super().__setattr__(name, value)
 
     @spelled_out
     def __init__(self, **keywords: Unpack[SessionSettings]) -> None:
@@ -2959,9 +2999,10 @@ class Session:
         jar = settings["cookies"]
         if jar is not False and not isinstance(jar, AskedJar):
             jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
-        self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
-        # The lanes by origin and certificate, of all calls whose settings have this dictionary.
-        self.settings = {**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}}
+        # "lanes", by origin and certificate: of all calls whose settings have this dictionary.
+        vars(self).update(
+            cookies=None if jar is False else getattr(jar, "jar", jar),
+            settings={**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}})
         # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
         # (section 13) only when a URL with https needs it.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
@@ -2989,7 +3030,8 @@ class Session:
     def _time(self) -> float:
         """The time of the loop that all calls of the session run in; raises in another loop."""
         loop = asyncio.get_running_loop()
-        self._loop = self._loop or loop
+        if self._loop is None:
+            self._loop = loop
         if self._loop is not loop:
             raise AsyncGetError("this Session belongs to another event loop: make one in each")
         return loop.time()
@@ -3167,7 +3209,9 @@ class Session:
         if given and not path:
             proxy = choose_proxy(origin) if given is True else parse_proxy(given, "proxy=")
         tls = self._context(verify, cert) if origin.scheme == "https" else None
-        proxy_tls = self._context(verify) if proxy and proxy.scheme == "https" else None
+        proxy_tls = None
+        if proxy and proxy.scheme == "https":  # it gets a password: verify=False is not for it
+            proxy_tls = self._context(verify or True)
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
         route = Route(origin, tls, proxy, path, address, proxy_tls, verify)
@@ -3420,6 +3464,8 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
         if not isinstance(verify, bool):
             authorities["capath" if os.path.isdir(verify) else "cafile"] = verify
         context = ssl.create_default_context(**authorities)
+        if context.post_handshake_auth is False:  # some servers ask for `cert` by path alone
+            context.post_handshake_auth = True
         if verify is False:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -3451,7 +3497,7 @@ def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
     paths = ssl.get_default_verify_paths()
     return (f"; trusted are those in SSL_CERT_FILE ({paths.cafile or 'no such file'}) and "
             f"SSL_CERT_DIR ({paths.capath or 'no such folder'}); a private CA's file goes "
-            "into the first, or verify= (--cacert; -k believes any server)")
+            "into the first, or verify= (--cacert; -k believes any server, but no proxy)")
 
 
 def handshake_hint(reason: str) -> str:
@@ -3481,7 +3527,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     if isinstance(error, ssl.SSLCertVerificationError):
         refused = getattr(error, "verify_message", text)  # what a caller raises has none
         return TLSError(f"certificate of {where} refused: {refused}{took}"
-                        + certificate_hint(error, route.verify), exit_code=60)
+                        + certificate_hint(error, route.verify or True), exit_code=60)
     # TLS 1.3 refuses a client behind the handshake; damage amid a body is a loss, as below.
     if isinstance(error, ssl.SSLError) and (connection.opener or connection.silent):
         what = "TLS handshake" if connection.opener else "TLS"
@@ -4026,11 +4072,18 @@ class OthersJar(AskedJar):
         """The names and values that a request is sent with."""
         request = self._request(url)
         self.jar.add_cookie_header(request)
-        return re.findall("(?:^|; )(?=.)(?:([^=;]+)=)?([^;]*)", request.get_header("Cookie", ""))
+        text = request.get_header("Cookie", "")
+        with contextlib.suppress(UnicodeError):  # the caller's own, beyond Latin-1
+            text = text.encode("latin-1").decode("utf-8", "surrogateescape")
+        return re.findall("(?:^|; )(?=.)(?:([^=;]+)=)?([^;]*)", text)
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
-        """Put in what a response's Set-Cookie fields set; no names, as such a jar tells none."""
-        fit = [line for line in lines[:MAX_SET_COOKIES]
+        """Put in what a response's Set-Cookie fields set; no names, as such a jar tells none.
+
+        As Latin-1, like urllib: with a surrogate in it such a jar could not be saved.
+        """
+        fit = [line.encode("utf-8", "surrogateescape").decode("latin-1")
+               for line in lines[:MAX_SET_COOKIES]
                if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
         headers = types.SimpleNamespace(get_all={"Set-Cookie": fit}.get)
         self.jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), self._request(url))
@@ -4372,8 +4425,11 @@ def write_sidecar(part: str, response: Response) -> None:
         sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
 
 
-def keep_mode(part: str, path: str) -> None:
-    """Give a .part the mode of PATH: nobody who may not read PATH may read what replaces it."""
+def keep_mode(part: int, path: str) -> None:
+    """Give a .part the mode of PATH: nobody who may not read PATH may read what replaces it.
+
+    By its descriptor: to its name, others may have put a link to another file of ours meanwhile.
+    """
     mode = os.stat(path).st_mode & 0o777 | 0o200  # so that we may go on with it
     if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
         os.chmod(part, mode)
@@ -4393,9 +4449,9 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         old = os.stat(path)
         for owner in ((-1, old.st_gid), (old.st_uid, -1)):
             with contextlib.suppress(OSError):  # a service's file stays its own, if root renews it
-                os.chown(part, *owner)
+                os.chown(file.fileno(), *owner)
         with contextlib.suppress(OSError):  # some mounts refuse
-            os.chmod(part, old.st_mode & 0o777)
+            os.chmod(file.fileno(), old.st_mode & 0o777)
     try:
         if overwrite:
             os.replace(part, path)
@@ -4466,7 +4522,7 @@ class Download(Call):
         self.ranged = "range" in Headers(request.fields)
         self.known = self.look()
         self.size = self.known.size if self.known else 0
-        if not self.in_place:
+        if not self.in_place and (self.settings["decode"] or asks_our_way(request.fields)):
             request = request.adding("Accept-Encoding", "identity")
         if self.known:
             self.begun = True
@@ -4530,8 +4586,8 @@ class Download(Call):
         with file:
             with disk_errors(path):
                 claim_part(file, self.known)
-                if is_plain(path):
-                    keep_mode(part, path)
+                if sys.platform != "win32" and is_plain(path):
+                    keep_mode(file.fileno(), path)
                 if self.known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
@@ -4722,8 +4778,9 @@ MAX_GLOB = 100_000       # URLs that one argument may stand for: all are made be
 # One field of a head, for -v, which shows it without secrets.
 _FIELD = r"(?m)^([^\s:]+)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)"
 SECRET_NAMES = (  # of fields whose values are secrets
-    r"(?i)(proxy-)?auth(orization|entication-info)$|(set-)?cookie2?$|.*(token|secret|passw(or)?d"
-    r"|credential|(api|auth|access|subscription|signature)[-_]?key)")
+    r"(?i)(proxy-)?authentication-info$|(set-)?cookie2?$|.*(auth(orization)?$|token|secret|jwt"
+    r"|passw(or)?d|pwd$|credential"
+    r"|(api|auth|access|functions|master|private|subscription|signature)[-_]?key)")
 WIPE = "\r\x1b[K"  # takes the progress line off a terminal
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
 # A line is a flag's definition as well as its help: `known_flags`, below, reads both texts. The
@@ -4842,19 +4899,26 @@ taken, and not needed
   --alpn
   --sessionid
   --ssl-no-revoke
+  --cert-type PEM
+  --key-type PEM
   --styled-output
   --happy-eyeballs-timeout-ms NUMBER
   --parallel-immediate
   -1 --tlsv1
+  --tlsv1.0
+  --tlsv1.1
 of curl's, and not here
    -K --config                write the flags on the command line
    --interface                the system's routes decide
    --stderr                   the shell does it: 2>FILE
    --trace --trace-ascii      -v shows the wire
-   --ciphers --tls13-ciphers  OpenSSL's settings decide
+   --ciphers --tls13-ciphers --tls-max  OpenSSL's settings decide
+   --pass                     -E FILE:PASSWORD
+   --proxy-insecure --proxy-cacert  --cacert is for a proxy, too; -k is not
    --path-as-is               dot segments are taken out, as browsers do
    -F --form -T --upload-file --json  GET is the only method
    -: --next                  all flags are for all URLs
+   -O- -qO-                   wget's; here stdout is the default
    -0 --http1.0 --http2-prior-knowledge --http3  HTTP/1.1 is spoken
    --digest --ntlm --negotiate --anyauth  -u is Basic, --oauth2-bearer the rest
 """
@@ -4896,7 +4960,7 @@ def header_fields(at_sign: str, text: str) -> Iterator[tuple[str, str | None]]:
         elif line.endswith(";"):
             yield line[:-1], ""
         elif line and ";" not in line:
-            raise AsyncGetError(f"-H needs a colon: {line.split()[0]!r:.100} ...")
+            raise AsyncGetError("-H needs a colon")  # it may be a secret, or a file's
 
 
 def condition(minus: str, text: str) -> dict[str, str | None]:
@@ -4945,6 +5009,7 @@ VALUES: dict[str, Any] = {
     "RANGE": ("(?=.)([0-9]*)(.*)", lambda first, rest: f"bytes={first}{rest or '-'}"),
     "POSITION": ("(-|[0-9]{1,18})", str),
     "GET": ("(GET)", str),
+    "PEM": ("(?i)(PEM)", str),
     "FILE": ("(?s)(.+)", str),
     "TEXT": ("(?s)(@?)(.*)", lambda at_sign, text:
              re.sub("[\r\n]", "", read_text(text)) if at_sign else text),
@@ -5025,7 +5090,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     apart, and so loses in which order these and --url came.
     """
     flags = known_flags()
-    options = Options(location=True, compressed=True, max_redirs=50, time_cond={})
+    options = Options(location=True, max_redirs=50, time_cond={})
     for known in flags.values():
         vars(options).setdefault(known.name, [] if known.repeats else None)
     words = list(arguments)
@@ -5041,6 +5106,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         if spelling == "--":
             spelling, equals, stuck = word.partition("=")
         flag = flags.get(spelling)
+        if flag and not flag.value and stuck[:1] == "-":  # -sO- has no `--` in it
+            flag, spelling = None, word
         if flag is None or equals and not flag.value:
             from difflib import get_close_matches
             hints = [line.strip() for line in MORE_FLAGS.splitlines() if spelling in line.split()]
@@ -5201,6 +5268,9 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
                         float(f"0{expires}") or None)  # 0, or http.cookiejar's "": no end
         if (name or value) and keeps_prefix(cookie):
             yield cookie
+    # Heads, as -D writes them, do not tell whose they are: then they are for the first origin.
+    for name, value in re.findall(r"(?im)^Set-Cookie:[ \t]*([^=;\s]+)=([^;\0-\x1f\x7f]*)", text):
+        yield Cookie(name, value, "")
 
 
 def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
@@ -5236,7 +5306,7 @@ def open_jar(options: Options) -> Cookies | bool:
 def open_session(options: Options) -> Session:
     """A Session as the flags say, but for -H, which is each call's, and so wins."""
     headers = {
-        "Referer": (options.referer or "").partition(";auto")[0] or None,  # curl's way to follow
+        "Referer": options.referer,
         "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
         "Range": options.range,
         **options.time_cond,
@@ -5260,14 +5330,14 @@ def open_session(options: Options) -> Session:
         follow_redirects=options.location,
         max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
         redirect_schemes=[scheme for scheme in DEFAULTS["redirect_schemes"]
-                          if allows(options.proto, scheme)
-                          and allows(options.proto_redir, scheme)],
+                          if allows(options.proto, scheme) and allows(options.proto_redir, scheme)],
         trust_redirects=bool(options.location_trusted),
+        secret_headers=[name for name, _ in options.header if re.match(SECRET_NAMES, name)],
         verify=not options.insecure and (
             options.cacert or options.capath or os.getenv("CURL_CA_BUNDLE") or True),
         cert=options.cert and (certificate, options.key, password),
         # No part of a gzip unpacks; and -I is to tell the file's own length.
-        decode=options.compressed and not options.range and not options.head,
+        decode=options.compressed is not False and not options.range and not options.head,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),
         open_connection=connect,
@@ -5343,6 +5413,14 @@ def is_direct(path: str) -> bool:
         or not os.access(dirname(realpath(path)), os.W_OK))
 
 
+def fit_for(stream: Any, data: bytes) -> bytes:
+    """What a server sent, for a stream: if that is a terminal, with its controls made harmless."""
+    if not stream.isatty():
+        return data
+    text = data.decode("utf-8", "backslashreplace").replace("\r\n", "\n")
+    return re.sub(r"[^\t\n]+", lambda part: printable(part[0]), text).encode()
+
+
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
     """Write to a file that a flag names; for "-" to stdout, past Python's text layer."""
     if name == "-":
@@ -5358,7 +5436,7 @@ def save_jar(jar: Cookies, name: str) -> None:
     before = read_text(name) if name != "-" and isfile(name) else ""
     data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
     if name == "-" or is_direct(name):
-        write_named(name, data)
+        write_named(name, fit_for(sys.stdout, data) if name == "-" else data)
         return
     from shutil import copyfile, move
     from tempfile import TemporaryDirectory
@@ -5577,16 +5655,14 @@ class Transfer(Download):
                 self.command.say(f"{kind} {line}")
         if kind != "<":
             return
-        head = data
-        if sys.stdout.isatty():
-            head = "\n".join(map(printable, re.split("\r?\n", text))).encode()
+        head = fit_for(sys.stdout, data)
         if options.include or options.head:
             self.write(data if self.path else head)
         if options.dump_header == "-":
             self.put_out(head)
         elif options.dump_header:
             with disk_errors(options.dump_header):
-                write_all(self.command.heads, data)
+                write_all(self.command.heads, fit_for(self.command.heads, data))
 
     async def finish(self, response: Response) -> None:
         """Look at a head, save the body if that is wanted, and do what is due after it."""
@@ -5670,7 +5746,7 @@ def redirect_url(response: Response) -> str | None:
         return None
     with contextlib.suppress(AsyncGetError):
         return str(join_url(response._url, locations[0]))
-    return locations[0]  # what is no URL is told as it is
+    return masked(locations[0])[1:-1]  # what is no URL
 
 
 _URL_PARTS = (r"(?s)((?P<scheme>[^:/?#]*)://([^/?#]*@)?(?P<host>\[[^]]*\]|[^:/?#]*)"
@@ -5832,9 +5908,14 @@ class Command:
         self.began = time.monotonic()
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
         set_proxies(options)
+        options.header = [*itertools.chain(*options.header)]
+        if options.compressed is None and "accept-encoding" in {
+                name.lower() for name, _ in options.header}:
+            options.compressed = False  # who asks for a coding wants the bytes as they come
+        options.referer = (options.referer or "").partition(";auto")[0] or None  # to follow
         self.session = open_session(options)
         self.settled = self.session._settled({  # of each call, so that -H wins
-            "headers": itertools.chain(*options.header), "any_status": True,
+            "headers": options.header, "any_status": True,
             "trace": lambda kind, data: TRANSFER.get().trace(kind, data)}, DownloadSettings)
         self.transfers = [*plan_transfers(self)]
         if not self.transfers:
