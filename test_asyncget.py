@@ -70,6 +70,7 @@ from unittest import mock
 import asyncget
 from asyncget import (
     AsyncGetError,
+    Bar,
     ConnectError,
     DecodingError,
     Headers,
@@ -399,8 +400,8 @@ def guarded(test: Callable[..., Any]) -> Callable[..., Any]:
         tasks, files, complaints = asyncio.all_tasks(), open_files(), []
         loop.set_exception_handler(lambda _, context: complaints.extend(
             [repr(context)] if "incoming" not in context["message"] else []))  # of the server
-        with warnings.catch_warnings(), mock.patch.object(
-                sys, "unraisablehook", lambda what: complaints.append(repr(what))):
+        with warnings.catch_warnings(), mock.patch(
+                "sys.unraisablehook", lambda what: complaints.append(repr(what))):
             warnings.simplefilter("error")
             await asyncio.wait_for(test(self), self.seconds)
             for _ in range(100):  # what was aborted needs a few turns
@@ -686,7 +687,8 @@ class Section2URLs(Section):
         "percent-encode": ["http://A＃@B/", "http://A\\@B/"],  # CVE-2019-9636, aiohttp #12827
         "not a host label": [  # CVE-2019-9636, -10160 (NFKC: a/c), CVE-2022-42916, -43551
             "http://A＃B/", "http://A\u2100B/", "http://127．0．0．1/", "http://127｡0｡0｡1/",
-            "http://１２７.0.0.1/", "http://\u212a/", "http://ſ/", "http://h\udce9/", f"http://{'ü' * 64}/",
+            "http://１２７.0.0.1/", "http://\u212a/", "http://ſ/", "http://h\udce9/",
+            f"http://{'ü' * 64}/",
             "http://例。テスト/", "http://a\u00adb/", "http://a\u200bb/"],
         "not an IP address": [
             *[f"http://[{text}]/" for text in [  # CVE-2024-11168, CVE-2025-47912
@@ -765,12 +767,14 @@ class Section2URLs(Section):
                 ("/", {"a": None}, "/"), ("/", {"a": ""}, "/?a="), ("/#f", {"a": 1}, "/?a=1#f"),
                 ("/?a=1&", [("b", 2)], "/?a=1&&b=2"), ("/a&", {"b": 2}, "/a&?b=2"),
                 ("/", {"a": True, "b": False}, "/?a=true&b=false"),
-                ("/", {"a": [1, "x", None]}, "/?a=1&a=x"), ("/", {"a": (True, .5)}, "/?a=true&a=0.5"),
+                ("/", {"a": [1, "x", None]}, "/?a=1&a=x"),
+                ("/", {"a": (True, .5)}, "/?a=true&a=0.5"),
                 ("/", {"a b": "c&d=e#f/é+"}, "/?a+b=c%26d%3De%23f%2F%C3%A9%2B"),
                 ("/", {"a": b"\xff"}, "/?a=%FF"), ("/", {"a": "\r\n"}, "/?a=%0D%0A")]:
             made = asyncget.add_params(parse_url("http://h" + given), carried(params))
             self.assertEqual(str(made), "http://h" + target)
-        self.refuses(InvalidURL, "not Unicode", asyncget.add_params, parse_url("http://h"), (("a", "\ud800"),))
+        self.refuses(InvalidURL, "not Unicode", asyncget.add_params, parse_url("http://h"),
+                     (("a", "\ud800"),))
 
 
 class Section3RequestBytes(Section):
@@ -872,13 +876,15 @@ class Section4ResponseHead(Section):
             return int(parsed.raw[7:8]), parsed.status, asyncget.status_reason(parsed.raw)
 
         self.alike(parts, [
-            (b"HTTP/1.1 200 OK", (1, 200, "OK")), (b"HTTP/1.0 404 Not Found", (0, 404, "Not Found")),
+            (b"HTTP/1.1 200 OK", (1, 200, "OK")),
+            (b"HTTP/1.0 404 Not Found", (0, 404, "Not Found")),
             (b"HTTP/1.1 200 ", (1, 200, "")), (b"HTTP/1.1 200", (1, 200, "")),  # 9112 4: no reason
             (b"HTTP/1.2 200 OK", (2, 200, "OK")),                               # 9110 2.5: minor
             (b"HTTP/1.1 299 x", (1, 299, "x")), (b"HTTP/1.1 999", (1, 999, "")),  # 9110 15
             (b"HTTP/1.1 200 O\x1bK", (1, 200, "O\x1bK")), (b"HTTP/1.1 200 \xe9", (1, 200, "é"))])
         for line in [  # 9112 2.3, 4, CVE-2025-69225
-                b"http/1.1 200 OK", b"HTTP/1.10 200 OK", b"ICY 200 OK", b"HTTP/2 200", b"HTTP/2.0 200",
+                b"http/1.1 200 OK", b"HTTP/1.10 200 OK", b"ICY 200 OK", b"HTTP/2 200",
+                b"HTTP/2.0 200",
                 b"HTTP/1 200", b"HTTP/1.1 2000 OK", b"HTTP/1.1 20 OK", b"HTTP/1.1 +20 OK",
                 b"HTTP/1.1 099", "HTTP/1.1 ²²² OK".encode(), "HTTP/1.1 ٢٠٠".encode(),
                 b"HTTP/1.1  200 OK", b" HTTP/1.1 200", b"HTTP/1.1\t200 OK", b"HTTP/1.1 200OK", b"",
@@ -919,7 +925,8 @@ class Section4ResponseHead(Section):
                 self.assertEqual(asyncget.find_head_end(wire + extra), len(wire))
             for cut in range(len(wire)):
                 self.assertEqual(asyncget.find_head_end(wire[:cut]), 0)
-                self.assertEqual(asyncget.find_head_end(bytearray(wire), max(0, cut - 2)), len(wire))
+                end = asyncget.find_head_end(bytearray(wire), max(0, cut - 2))
+                self.assertEqual(end, len(wire))
 
     def test_octets(self) -> None:  # 9110 5.5, 6265 5.4
         for line, text, target in [
@@ -965,7 +972,7 @@ class Section5BodyFraming(Section):
             ([b"TRANSFER-ENCODING:", b"Transfer-Encoding: chunked"], "chunked"),
             ([b"X-Content-Length: 5"], "close"), ([b"TE: chunked"], "close"),
             ([b"X: content-length: 5"], "close")])
-        for status, field in itertools.product((b"100", b"103", b"204", b"304"), (
+        for status, field in table((b"100", b"103", b"204", b"304"), (
                 b"X: 1", b"Content-Length: 5", b"Content-Length: x", b"Transfer-Encoding: y")):
             top = head(field, status=b"HTTP/1.1 " + status)  # 9112 6.3-1: no body
             self.assertEqual(asyncget.body_framing(top), 0, top)
@@ -1014,7 +1021,8 @@ class Section5BodyFraming(Section):
         (b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", b"hello!", b"\r\n"),
         (b"b\r\nhello world\r\n00B\r\nhello world\r\n000\r\n\r\n", b"hello world" * 2, b"\r\n"),
         (b"4\r\n\r\n\r\n\r\n2\r\n0\r\r\n0\r\n\r\n", b"\r\n\r\n0\r", b"\r\n"),
-        (b"1f\r\n" + b"x" * 31 + b"\r\n00010\r\n" + b"y" * 16 + b"\r\n0\r\n\r\n", b"x" * 31 + b"y" * 16, b"\r\n"),
+        (b"1f\r\n" + b"x" * 31 + b"\r\n00010\r\n" + b"y" * 16 + b"\r\n0\r\n\r\n",
+         b"x" * 31 + b"y" * 16, b"\r\n"),
         (b'5;a="b"\r\nhello\r\n0;x\r\n\r\n', b"hello", b"\r\n"),               # 9112 7.1.1
         (b"5 \t;a = b ; c\t\r\nhello\r\n0 \r\n\r\n", b"hello", b"\r\n"),
         (b"0000000000000001\r\nx\r\n0000000000000000\r\n\r\n", b"x", b"\r\n"),
@@ -1032,13 +1040,6 @@ class Section5BodyFraming(Section):
                 found = {take(filter(None, pieces)) for pieces in cuts(wire[:end])}
                 (came, more, _), = found
                 self.assertEqual((payload[:len(came)], more), (came, None))
-
-    def test_payload_is_handed_out_as_it_arrives(self) -> None:  # CVE-2025-13836: no promise
-        huge = b"7FFFFFFFFFFFFFFF\r\nx"
-        for pieces, handed in table([
-                ([b"5", b"\r", b"\nh", b"el", b"lo", b"\r", b"\n1\r\n!\r\n2\r\nab\r\n6\r\n", b"w"],
-                 [b"", b"", b"h", b"el", b"lo", b"", b"!ab", b"w"]), ([huge, b"y"], [b"x", b"y"])]):
-            self.assertEqual([*map(chunks().send, pieces)], handed)
 
     def test_bad_chunks(self) -> None:
         for said, wires in {
@@ -1060,7 +1061,7 @@ class Section5BodyFraming(Section):
 
     def test_limits_are_the_same_in_any_cut(self) -> None:  # CVE-2026-34516, CVE-2023-39326
         line = b"1;%b\r\nx\r\n"
-        with mock.patch.object(asyncget, "MAX_EXTENSION_BYTES", 64):
+        with mock.patch("asyncget.MAX_EXTENSION_BYTES", 64):
             for wire, said in [
                     (line % (b"e" * 58) + b"0\r\n\r\n", ""), (line % (b"e" * 59), "chunk size"),
                     (b"5;" + b"a" * 64, "chunk size"), (b"z" * 64, "chunk size"),
@@ -1086,7 +1087,8 @@ class Section5BodyFraming(Section):
         trailers = b"a:\r\n" * 4_000 + b"\r\n"  # CVE-2026-54277
         for wire, taken in table([
                 (b"0\r\n" + trailers, (b"", b"", trailers)),
-                (b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", (b"x" * 10_000, b"", b"\r\n")),  # CVE-2025-69229
+                # CVE-2025-69229
+                (b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n", (b"x" * 10_000, b"", b"\r\n")),
                 (b"7530\r\n" + b"x" * 30_000 + b"\r\n0\r\n\r\n", (b"x" * 30_000, b"", b"\r\n"))]):
             for step in (1, len(wire)):
                 pieces = [wire[at:at + step] for at in range(0, len(wire), step)]
@@ -1113,7 +1115,8 @@ class Section8Decoding(Section):
             self.assertEqual(decode(codings, []), b"")
             whole = len(coded) - 12 * coded.endswith(b"\0" * 12)
             # A member less, and a byte behind it, is still a stream: only the framing could tell.
-            members = {at for at in range(18, whole) if coded[at:at + 2] == b"\x1f\x8b" and len(codings) == 1}
+            members = {at for at in range(18, whole)
+                       if coded[at:at + 2] == b"\x1f\x8b" and len(codings) == 1}
             for end in {*range(1, whole)} - members - {at + 1 for at in members}:
                 for step in (1, end):
                     pieces = [coded[at:min(at + step, end)] for at in range(0, end, step)]
@@ -1135,10 +1138,13 @@ class Section8Decoding(Section):
                 (b"gzip", zlib.compress(b"x"), "not gzip"), (b"deflate", good, "not deflate"),
                 (b"gzip", good[:-5] + b"\xff" + good[-4:], "not gzip"),  # the checksum, the length
                 (b"gzip", good[:-1] + b"\xff", "not gzip"),
-                (b"gzip", good + b"\x1f\x8bhello", "not gzip"), (b"gzip", good + good[:9], "too early"),
-                (b"deflate", b"\x78\xbb\0\0\0\1" + raw_deflate(b"x"), "not deflate")]:  # a dictionary
+                (b"gzip", good + b"\x1f\x8bhello", "not gzip"),
+                (b"gzip", good + good[:9], "too early"),
+                # a dictionary
+                (b"deflate", b"\x78\xbb\0\0\0\1" + raw_deflate(b"x"), "not deflate")]:
             for pieces in cuts(coded):
-                self.refuses(DecodingError, said if pieces == [coded] else "", decode, [coding], pieces)
+                self.refuses(DecodingError, said if pieces == [coded] else "",
+                             decode, [coding], pieces)
 
     def test_codings(self) -> None:
         def found(*fields: bytes) -> list[bytes]:
@@ -1147,7 +1153,8 @@ class Section8Decoding(Section):
         self.assertEqual(found(), [])
         self.alike(lambda value: found(b"Content-Encoding: " + value), [
             (b"deflate\r\ncontent-encoding: , gzip", [b"deflate", b"gzip"]),
-            *((name, []) for name in (b"", b"identity", b"None", b"UTF-8", b"binary", b"8bit", b"aws-chunked")),
+            *((name, []) for name in (
+                b"", b"identity", b"None", b"UTF-8", b"binary", b"8bit", b"aws-chunked")),
             (b"aws-chunked,gzip", [b"gzip"]), (b"GZIP", [b"gzip"]), (b"x-gzip", [b"gzip"]),
             (b"none, gzip,", [b"gzip"]), (b"gzip, identity,identity,gzip", [b"gzip", b"gzip"])])
         for value, said in [
@@ -1189,8 +1196,8 @@ class Section8Decoding(Section):
         "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp", "iso8859-11": "iso-8859-11",
         "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis"}
     NO_TEXT = """rot13 hex base64 zlib mbcs punycode idna undefined unicode_escape utf-7 quopri uu
-        oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x cp037 cp500 cp1026
-        ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-cn"""
+        oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x cp037 cp500
+        cp1026 ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-cn"""
 
     def test_charsets(self) -> None:
         self.alike(asyncget.charset_of, [
@@ -1215,7 +1222,8 @@ class Section8Decoding(Section):
 
     def test_a_server_cannot_fill_the_table_of_codecs(self) -> None:  # it keeps unknown names, too
         with mock.patch("codecs.lookup") as lookup:
-            for name in ("x" * 99_999, "iso8859" + "1" * 99_999, "x-" * 50_000, "iso_8859_77", "x", "-"):
+            for name in ("x" * 99_999, "iso8859" + "1" * 99_999, "x-" * 50_000, "iso_8859_77",
+                         "x", "-"):
                 self.assertEqual(asyncget.charset_of(f"a/b; charset={name}"), "utf-8")
         lookup.assert_not_called()
 
@@ -1366,7 +1374,8 @@ class Section6Response(Section):
             if got.ok:
                 self.assertIs(got.raise_for_status(), got)
             else:
-                self.refuses(StatusError, str(status), got.raise_for_status, url="http://h/", response=got)
+                self.refuses(StatusError, str(status), got.raise_for_status,
+                             url="http://h/", response=got)
 
     def test_read_and_close(self) -> None:
         coded, source = gzip.compress(b"hello"), Source(b"a", b"b")
@@ -1380,7 +1389,7 @@ class Section6Response(Section):
         self.assertEqual((source.aborted, run(whole.read())), (1, b"ab"))
 
     def test_content_before_a_read_says_what_to_do(self) -> None:
-        for done, touch in itertools.product((False, True), (
+        for done, touch in table((False, True), (
                 lambda r: r.content, lambda r: r.text, lambda r: r.json())):
             self.refuses(AsyncGetError, "await response.read()", touch,
                          response(b"x", done=done), url="http://h/")
@@ -1409,10 +1418,10 @@ class Section6Response(Section):
         outcomes = {(body, program): outcome for program, outcome in expected.items()}
         codings: dict[bytes, Any] = {
             b"identity": bytes, b"deflate, gzip": lambda data: gzip.compress(raw_deflate(data))}
-        for content, coding, framing in itertools.product((body, b""), codings, self.FRAMINGS):
+        for content, coding, framing in table((body, b""), codings, self.FRAMINGS):
             fields, wire = framed(codings[coding](content), framing)
             fields += [b"Content-Encoding: " + coding]
-            for (when, source), program in itertools.product(arrivals(wire).items(), programs):
+            for (when, source), program in table(arrivals(wire).items(), programs):
                 got = response(fields=fields, source=source())
                 rest = "lines" if "line" in program else "bytes"
                 outcome = perform(got, [*program.split(), rest])
@@ -1435,7 +1444,7 @@ class Section6Response(Section):
                 ([GZIP], coded + b"\x1f\x8bxxxxxxx", b"hello\nx", DecodingError, "not gzip"),
                 ([GZIP], b"hello", b"", DecodingError, "not gzip"),
                 ([b"Content-Encoding: br"], b"hello", b"", DecodingError, "'br'")]:
-            for pieces, came in itertools.product(cuts(wire), (0, 1)):
+            for pieces, came in table(cuts(wire), (0, 1)):
                 with self.subTest(said, pieces=pieces, came=came):
                     for word, part in [("bytes", handed), ("lines", handed[:6]), ("read", b"")]:
                         got = response(fields=fields, source=Source(
@@ -1470,7 +1479,7 @@ class Section6Response(Section):
                     KeyboardInterrupt(), asyncio.CancelledError(), ValueError("of a transport's"))),
                 *((asyncget.discard, None, response(b"hello", done=done, fields=fields))
                   for done in (False, True) for fields in ([], [GZIP]))]):
-            with mock.patch.object(asyncget, "MAX_LINE_CHARS", 3), \
+            with mock.patch("asyncget.MAX_LINE_CHARS", 3), \
                     self.assertRaises(kind) if kind else contextlib.nullcontext():
                 run(end(got))
             self.assertIsNone(got._connection)
@@ -1497,13 +1506,6 @@ class Section6Response(Section):
         run(asyncget.keep_short(broken))
         self.refuses(AsyncGetError, "given up", lambda: broken.content)
 
-    def test_limit(self) -> None:  # CVE-2017-14158
-        for done in (False, True):
-            self.assertEqual(run(response(b"hel", b"lo", done=done).read(5)), b"hello")
-            got = response(b"hel", b"lo!", done=done)
-            self.refuses(TooLarge, "max_size", lambda got: run(got.read(5)), got, limit=5, response=got)
-        self.assertEqual(run(response().read(0)), b"")
-
     def test_discard(self) -> None:
         """A short rest is read, undecoded; what cannot be kept is hung up on without a wait."""
         keep, close, bomb = b"X: y", b"Connection: close", gzip.compress(bytes(1 << 20))
@@ -1518,7 +1520,7 @@ class Section6Response(Section):
                 fields, wire = [b"Transfer-Encoding: chunked"], b"x\r\n"
             source = Source(*(wire[at:at + 1000] for at in range(0, len(wire), 1000)))
             got = response(fields=[*fields, field, GZIP], source=source)
-            with mock.patch.object(asyncget, "Decoder", side_effect=AssertionError("decoded")):
+            with mock.patch("asyncget.Decoder", side_effect=AssertionError("decoded")):
                 run(asyncget.discard(got))
             self.assertEqual((source.kept, source.aborted, source.asked),
                              (kept, 1 - kept, asked), (body[:9], framing, field))
@@ -1541,7 +1543,8 @@ class Section6Response(Section):
                   "utf-16 utf-16-le utf-32-be shift_jis iso2022_jp gb18030 utf-8-sig".split()],
                 ("utf-16", "a\nb\n".encode(native), ["a", "b"]),
                 ("utf-16-be", b"\x0a\x01\x0a\x0a\x00\x0a\x01", ["\u0a01\u0a0a", "\ufffd"]),
-                ("utf-16", b"\0\xd8", ["\ufffd"]), ("utf-16", b"\xfe\xff\0a\0\nx", ["a", "\ufffd"])]:
+                ("utf-16", b"\0\xd8", ["\ufffd"]),
+                ("utf-16", b"\xfe\xff\0a\0\nx", ["a", "\ufffd"])]:
             self.assertEqual(run(listed(of(codec, wire, read=True).iter_lines())), lines)
             for pieces in cuts(wire):
                 self.assertEqual(run(listed(of(codec, *pieces).iter_lines())), lines, pieces)
@@ -1551,7 +1554,7 @@ class Section6Response(Section):
 
     def test_long_lines(self) -> None:
         too_long = (b"1\n", ["TooLarge: more than 10 characters i"])
-        with mock.patch.object(asyncget, "MAX_LINE_CHARS", 10):
+        with mock.patch("asyncget.MAX_LINE_CHARS", 10):
             for wire, outcome in [(b"1\n1234567890\n1", (b"1\n1234567890\n1\n", [])),
                                   (b"1\n12345678901", too_long), (b"1\n12345678901\n1", too_long)]:
                 for pieces in cuts(wire):
@@ -1575,7 +1578,8 @@ class Section6Response(Section):
         for codec in ("utf-8", "utf-16", "utf-32", "utf-8-sig"):  # RFC 7159 8.1 allowed them all
             self.assertEqual(response(text.encode(codec), read=True).json(), json.loads(text))
         latin = [b"Content-Type: a; charset=latin-1"]
-        for body in [b"", b"<html>", b'"\xff"', b'{"a": ', b"1 2", b"[" * 200_000, b'{"":' * 200_000,
+        for body in [b"", b"<html>", b'"\xff"', b'{"a": ', b"1 2", b"[" * 200_000,
+                     b'{"":' * 200_000,
                      b'"\x1b[2J"', b"\x1b]0;x\x07", b"\0\0\0", b'["\xe9"]']:
             got = response(body, fields=latin, read=True)  # 8259 8.1: not the server's to say
             self.refuses(DecodingError, "not JSON", got.json, response=got, url="http://h/")
@@ -1660,7 +1664,8 @@ def count(session: Session) -> tuple[int, ...]:
     """Connections of a session: all, idle ones, and requests that wait for one."""
     pool = session._pool
     lanes = [*pool.lanes.values()]
-    return (len(pool.all), sum(len(lane.idle) for lane in lanes), sum(len(lane.waiting) for lane in lanes))
+    return (len(pool.all), sum(len(lane.idle) for lane in lanes),
+            sum(len(lane.waiting) for lane in lanes))
 
 
 async def code_of(call: Any) -> Any:
@@ -1844,7 +1849,7 @@ class Section7Connection(AsyncCase):
         zone, name = socket.if_nameindex()[0]
         found = [(socket.AF_INET6, 1, 6, "", ("fe80::1", 80, 0, zone))]
         loop = asyncio.get_running_loop()
-        with mock.patch.object(socket, "getaddrinfo", return_value=found), \
+        with mock.patch("socket.getaddrinfo", return_value=found), \
                 mock.patch.object(loop, "sock_connect", mock.AsyncMock()) as connected:
             opened = await asyncget.connect_first(await asyncget.look_up("h.test"), 80)
         opened.close()
@@ -1937,7 +1942,7 @@ class Section7Connection(AsyncCase):
     async def test_a_loop_that_stood_still(self) -> None:
         """A clock that ran out is believed when what lies in the kernel has been brought in."""
         start, body, seen = OK + b"Content-Length: 4\r\n\r\n", b"abcd", list[str]()
-        for tls, at in itertools.product((None, server_tls()), ("head", "body", "queue")):
+        for tls, at in table((None, server_tls()), ("head", "body", "queue")):
             go, there = threading.Event(), threading.Event()
             wire = [start, go, body] if at == "body" else [go, start + body]
             script = [READ, *wire, there.set, READ, start + body]
@@ -1955,7 +1960,7 @@ class Section7Connection(AsyncCase):
 
     async def test_a_loop_that_stood_still_while_connecting(self) -> None:
         """Then TLS, say, had no time of its own at all, however quick the server is."""
-        for tls, turns in itertools.product((None, server_tls()), (1, 2, 3, 5)):
+        for tls, turns in table((None, server_tls()), (1, 2, 3, 5)):
             go = threading.Event()
             with self.subTest(tls=tls, turns=turns), clock() as busy, beside(
                     [go, READ, answer()], tls=tls) as (url, _):
@@ -1993,8 +1998,8 @@ class Section7Connection(AsyncCase):
         """Collected in another order, asyncio would say that an exception was never retrieved."""
         with uncollected(), beside([READ, OK + b"\r\nx", RESET]) as (url, _):
             failed, = await asyncio.gather(asyncget.get(url), return_exceptions=True)
-            protocols = [one for one in gc.get_objects() if type(one) is asyncio.StreamReaderProtocol]
-            self.assertEqual((type(failed), protocols), (IncompleteBody, []))
+            self.assertIsInstance(failed, IncompleteBody)
+            self.assertNotIn(asyncio.StreamReaderProtocol, map(type, gc.get_objects()))
 
     async def test_a_fast_server_waits_for_a_slow_reader(self) -> None:
         """CVE-2024-24750, CVE-2024-12254: what is not asked for is not read."""
@@ -2024,9 +2029,10 @@ class Section7Connection(AsyncCase):
                     self.assertEqual((times.done, round(elapsed - times.head, 5)), (0, 0))
                     await response.read()
                 connected, sent, head, done, reused = response.timing
-                self.assertTrue(0 <= connected <= sent <= head - 0.04 <= done - 0.08, response.timing)
+                self.assertTrue(0 <= connected <= sent <= head - 0.04 <= done - 0.08)
                 self.assertAlmostEqual(response.elapsed.total_seconds(), done, 5)
-                self.assertEqual((reused, response.request_bytes), (was_reused, len(server.requests[0])))
+                self.assertEqual((reused, response.request_bytes),
+                                 (was_reused, len(server.requests[0])))
         marks, texts = zip(*lines)
         self.assertEqual(("".join(marks), texts[1]), ("*><><", server.requests[0]))
 
@@ -2075,7 +2081,8 @@ class Section9Pool(AsyncCase):
         for hosts, limit, per_host in ((1, 25, 4), (25, 5, None), (25, 10, 1), (8, 5, 4)):
             steps = []
             for waiting in (50, 200):
-                pool = asyncget.Pool({**asyncget.DEFAULTS, "limit": limit, "limit_per_host": per_host})
+                pool = asyncget.Pool({
+                    **asyncget.DEFAULTS, "limit": limit, "limit_per_host": per_host})
                 origins = [Origin("http", f"h{i % hosts}.test", 80) for i in range(waiting)]
                 calls = itertools.count()
                 sys.setprofile(lambda *_, calls=calls: next(calls) and None)
@@ -2096,7 +2103,8 @@ class Section9Pool(AsyncCase):
                     ({"limit": 2}, 2, b.url)]):
                 async with Session(**limits) as session:
                     with self.subTest(**limits):
-                        held = [asyncio.ensure_future(session.get(a.url + "/hold")) for _ in range(used)]
+                        held = [asyncio.ensure_future(session.get(a.url + "/hold"))
+                                for _ in range(used)]
                         await until(lambda: count(session)[0] == len(held))  # noqa: B023
                         await self.raised(TimedOut, session.get(wanted, timeout=0.05, deadline=9),
                                           phase="free connection", seconds=0.05)
@@ -2135,7 +2143,8 @@ class Section9Pool(AsyncCase):
                              HOLD], again=True) as server, Session(limit=1) as session:
             call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
             held = asyncio.ensure_future(session.get(server.url + "/hold"))
-            await self.raised(TimedOut, call, "deadline", url=server.url + "/end", phase="free connection")
+            await self.raised(TimedOut, call, "deadline", url=server.url + "/end",
+                              phase="free connection")
             await asyncget.cancel([held])
             self.assertEqual(count(session), (0, 0, 0))
 
@@ -2175,14 +2184,16 @@ class Section9Pool(AsyncCase):
             self.assertEqual((await session.get(server.url)).content, b"2")
 
     async def test_a_kept_connection_that_dies_unanswered(self) -> None:
-        first, again, early = [READ, answer(b"1"), READ], [READ, answer(b"2"), LOOP], b"HTTP/1.1 103 X\r\n\r\n"
+        first, again = [READ, answer(b"1"), READ], [READ, answer(b"2"), LOOP]
+        early = b"HTTP/1.1 103 X\r\n\r\n"
         late = answer(b"408", "Connection: close", status="408 X")
         for scripts, expected, requests in table([  # connections, outcome, requests
                 ([[*first, CLOSE], again], b"2", 3), ([[*first, RESET], again], b"2", 3),
                 ([[*first, late, CLOSE], again], b"2", 3), ([[*first, late], again], b"2", 3),
                 ([[*first, answer(b"408", status="408 X")], again], b"408", 2),  # it may be kept
                 ([[*first, CLOSE], [READ, CLOSE], again], 52, 3),
-                ([[*first, late], [READ, late]], b"408", 3), ([[*first, early, late], again], b"408", 2),
+                ([[*first, late], [READ, late]], b"408", 3),
+                ([[*first, early, late], again], b"408", 2),
                 ([[*first, b"H", CLOSE], again], 18, 2),
                 ([[*first, early, CLOSE], again], 52, 2),
                 ([[*first, answer(b"2")[:-1], CLOSE], again], 18, 2)]):
@@ -2199,7 +2210,7 @@ class Section9Pool(AsyncCase):
         """No timeout makes it live longer."""
         for timeout in (30, 3600, None):
             async with origin() as server, Session(timeout=timeout) as session:
-                with mock.patch.object(asyncget, "IDLE_SECONDS", 0.05):
+                with mock.patch("asyncget.IDLE_SECONDS", 0.05):
                     await session.get(server.url, deadline=300)
                     await until(lambda: not server.open)  # noqa: B023
                 self.assertEqual(count(session), (0, 0, 0))
@@ -2225,7 +2236,9 @@ class Section9Pool(AsyncCase):
             self.assertEqual(opened.fileno(), -1)
 
     async def test_streams_of_a_connector(self) -> None:
-        """What a caller feeds is read as it is; a writer tells of the end; one task reads at a time."""
+        """What a caller feeds is read as it is; a writer tells of the end; one task reads at
+        a time.
+        """
         fed, writers = asyncio.StreamReader(), list[asyncio.StreamWriter]()
 
         async def connect(*address: Any, **options: Any) -> Any:
@@ -2244,7 +2257,7 @@ class Section9Pool(AsyncCase):
 
     async def test_closed_in_the_turn_in_which_bytes_come(self) -> None:
         """By another task. What is closed is not kept, and no timer is set for it any more."""
-        for close, rest in itertools.product(("response", "session"), (b"1\r\nb\r\n", b"0\r\n\r\n")):
+        for close, rest in table(("response", "session"), (b"1\r\nb\r\n", b"0\r\n\r\n")):
             with self.subTest(close, rest=rest):
                 reader = asyncio.StreamReader()
                 connect = mock.AsyncMock(return_value=(reader, mock.MagicMock()))
@@ -2320,7 +2333,7 @@ class Section9Pool(AsyncCase):
                     await asyncio.wait([opening])
             return opening.result()
 
-        for connect, tls in itertools.product((asyncio.open_connection, stubborn), (None, server_tls())):
+        for connect, tls in table((asyncio.open_connection, stubborn), (None, server_tls())):
             async with scripted([READ, HOLD], again=True, tls=tls) as server:
                 for turns in range(16):
                     with self.subTest(connect.__name__, tls=tls, turns=turns):
@@ -2371,7 +2384,8 @@ class Model:
 
     def open(self) -> list[int]:
         """The ports to which connections are open."""
-        return [writer.get_extra_info("peername")[1] for writer in self.writers if not writer.is_closing()]
+        return [writer.get_extra_info("peername")[1]
+                for writer in self.writers if not writer.is_closing()]
 
     async def connect(self, *args: Any, **options: Any) -> Any:
         """open_connection, watching how many are open at once."""
@@ -2398,7 +2412,8 @@ class Model:
         except AsyncGetError as error:
             case.assertTrue(may_fail, f"{manner} {url}: {error!r}")
         else:
-            case.assertTrue(body == whole or manner == "early" and whole.startswith(body), (url, body))
+            came = body == whole or manner == "early" and whole.startswith(body)
+            case.assertTrue(came, (url, body))
 
     async def run(self, case: AsyncCase) -> None:
         pick, (limit, per_host) = self.random, self.limits
@@ -2410,7 +2425,8 @@ class Model:
                 for _ in range(pick.randrange(1, 12)):
                     kind, tag = pick.choice(self.GOOD + self.BAD), f"<{pick.randrange(10**9)}>"
                     url = f"{pick.choice((a, b)).url}/{tag}?{kind}"
-                    tasks.append(asyncio.ensure_future(self.one(case, session, url, kind, tag.encode())))
+                    call = self.one(case, session, url, kind, tag.encode())
+                    tasks.append(asyncio.ensure_future(call))
                     if pick.random() < 0.2:
                         asyncio.get_running_loop().call_later(pick.random() / 200, tasks[-1].cancel)
                 for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -2421,7 +2437,8 @@ class Model:
                 await self.one(case, session, a.url + "/last?late", "late", b"last")
                 await asyncio.sleep(pick.choice((0.006, 0.01)))
             case.assertEqual(Counter(session._pool.all.values()),
-                             {lane: lane.open for lane in session._pool.lanes.values() if lane.open})
+                             {lane: lane.open for lane in session._pool.lanes.values()
+                              if lane.open})
         case.assertLessEqual(self.most.pop(0), limit)
         case.assertLessEqual(max(self.most.values()), per_host or limit)
         case.assertEqual((self.open(), session._pool.all), ([], {}))
@@ -2494,17 +2511,21 @@ class Section10RedirectsAndRetries(AsyncCase):
                 "Fri, 31 Dec 2999 23:59:59 GMT", "Fri, 99 Dec 2999 99:59:59 GMT")),
             *((told(text), 0.5) for text in ("", "0", "0.1", "Fri, 31 Dec 1999 23:59:59 GMT")),
             *((error, 0.5) for error in (
-                ConnectError(), TimedOut(), IncompleteBody(), IncompleteBody("x", response=response()),
-                of(TLSError(), ConnectionResetError()), of(ProxyError(), socket.gaierror()),  # in a handshake
-                of(ProxyError(), EOFError()), of(ProxyError(), IncompleteBody()), ProxyError(status=503))),
+                ConnectError(), TimedOut(), IncompleteBody(),
+                IncompleteBody("x", response=response()),
+                of(TLSError(), ConnectionResetError()),  # in a handshake
+                of(ProxyError(), socket.gaierror()), of(ProxyError(), EOFError()),
+                of(ProxyError(), IncompleteBody()), ProxyError(status=503))),
             *((error, None) for error in (
-                DecodingError(), TLSError(), ProxyError(), ProtocolError(), InvalidURL(), TooLarge(),
+                DecodingError(), TLSError(), ProxyError(), ProtocolError(), InvalidURL(),
+                TooLarge(),
                 ProxyError(status=407), of(AsyncGetError(), BrokenPipeError()),  # nobody reads
                 of(TLSError(), ssl.SSLCertVerificationError()), of(ProxyError(), ProtocolError()))),
             *((response(status=b"HTTP/1.1 %d X" % status),
                0.5 if status in (408, 429, 500, 502, 503, 504) else None)
               for status in range(200, 600))])
-        self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2), [(1, 0.5), (2, 1.0), (3, None)])
+        self.alike(lambda attempt: asyncget.retry_delay(attempt, TimedOut(), 2),
+                   [(1, 0.5), (2, 1.0), (3, None)])
         self.assertEqual(asyncget.retry_delay(1025, TimedOut(), 1025), 32)  # 2.0**1024 is too much
 
 
@@ -2527,7 +2548,8 @@ class Section11Settings(AsyncCase):
                 wire, auth = Double.last.sent, asyncget.render_auth(("one", "one"))
                 self.assertNotIn(b"Word", wire)
                 self.assertEqual(wire.splitlines()[0], b"GET /?one=one HTTP/1.1")
-                self.assertEqual((field(wire, "one"), field(wire, "Cookie")), (["one"], ["one=one"]))
+                self.assertEqual(field(wire, "one"), ["one"])
+                self.assertEqual(field(wire, "Cookie"), ["one=one"])
                 self.assertIn(field(wire, "Authorization"), (["Bearer one"], [auth]))
 
     async def test_several_values_of_a_parameter(self) -> None:
@@ -2536,8 +2558,8 @@ class Section11Settings(AsyncCase):
         values: list[Any] = [[1, 2], (1, 2), range(1, 3), {1: 0, 2: 0}.keys(),
                              {0: 1, 1: 2}.values(), (n for n in (1, 2))]
         for value in values:
-            with self.subTest(value), mock.patch.object(
-                    asyncget, "render_request", side_effect=ConnectError) as rendered:
+            with self.subTest(value), mock.patch(
+                    "asyncget.render_request", side_effect=ConnectError) as rendered:
                 await self.raised(ConnectError, get(params={"a": value}, retries=tried(1)))
                 asked = [call.args[0] for call in rendered.call_args_list]
                 self.assertEqual(asked, ["/?a=1&a=2"] * 2)
@@ -2562,7 +2584,8 @@ class Section11Settings(AsyncCase):
             ("retries", ["3", None, 1.0], TypeError, r"int \| Callable\[\[int, Outcome"),
             ("proxy", [{"http": "p"}, b"p"], TypeError,
              r"str \| None; for several kinds.*environment's http_proxy"),
-            ("params", [b"a=b", "a=b", 5, [1], ["abc"], {"a": {"b": 1}}], TypeError, pairs + ".*the URL"),
+            ("params", [b"a=b", "a=b", 5, [1], ["abc"], {"a": {"b": 1}}], TypeError,
+             pairs + ".*the URL"),
             ("cert", [("a", ["b"])], TypeError, r"\(cert, key\)"),
             ("params", [{"a": "\ud800"}], InvalidURL, ""), ("base_url", ["h"], InvalidURL, ""),
             ("headers", ["a: b", b"x", 5, [1], [("a", "b", "c")]], TypeError, pairs),
@@ -2589,7 +2612,7 @@ class Section11Settings(AsyncCase):
         Double.made = 0
         async with Session(open_connection=Double.connect) as session:
             for names, values, kind, text in rows:
-                for name, value in itertools.product(names.split(), values):
+                for name, value in table(names.split(), values):
                     with self.subTest(value=value, setting=name):
                         options: dict[str, Any] = {"open_connection": Double.connect, name: value}
                         error = await self.raised(kind, asyncget.get(url, **options), text)
@@ -2616,7 +2639,8 @@ class Section11Settings(AsyncCase):
                 "get": {"url"}, "stream": {"url"}, "download": {"url", "path"} | load,
                 "as_completed": {"urls", "limit"},
                 "get_all": {"urls", "limit", "return_exceptions"}}.items():
-            rows += [(getattr(Session, name), calls | own | {"self"}), (getattr(asyncget, name), session | own)]
+            rows += [(getattr(Session, name), calls | own | {"self"}),
+                     (getattr(asyncget, name), session | own)]
         for function, expected in rows:
             parameters = inspect.signature(function).parameters
             timeout = parameters["timeout"]
@@ -2650,7 +2674,8 @@ class Section11Settings(AsyncCase):
                 got: Any = get(urls, params=iter([("q", 1)]), headers=iter([("Y", "1")]), limit=1)
                 await (listed(got) if inspect.isasyncgen(got) else got)
             self.assertEqual(server.targets(), [f"/{number}?k=1&q=1" for number in (1, 2, 3)] * 2)
-            self.assertEqual([field(head, "x") + field(head, "y") for head in server.requests], [["1", "1"]] * 6)
+            self.assertEqual([field(head, "x") + field(head, "y") for head in server.requests],
+                             [["1", "1"]] * 6)
             for one in table(["http://h/", b"x"]):
                 await self.raised(TypeError, session.get_all(one), "list of URLs")
 
@@ -2752,7 +2777,8 @@ class Section12Session(AsyncCase):
                     self.assertLess(number, 300)
             self.assertGreater(number, 2)
 
-    async def cancel_at(self, number: int, race: bool, name: str, session: Session, url: str) -> bool:
+    async def cancel_at(self, number: int, race: bool, name: str, session: Session,
+                        url: str) -> bool:
         """Cancel one GET at its n-th suspension, or its opener's; True if it was done before."""
         left, holder, dial = number, None, asyncget.Connection._dial
 
@@ -2803,7 +2829,8 @@ class Section12Session(AsyncCase):
             for url, off in table([("/", {}), *(("/a", {f"{name}_redirects": False})
                                                 for name in ("follow", "allow"))]):
                 response = await session.get(url, **off)
-                self.assertEqual((response.status_code, response.content, response.history), (302, b"gone", []))
+                self.assertEqual((response.status_code, response.content, response.history),
+                                 (302, b"gone", []))
             for url, kind in (("/file", InvalidURL), ("/two", ProtocolError)):
                 await self.raised(kind, session.get(url))
             self.assertEqual((await session.get("/c")).content, b"end")
@@ -2826,7 +2853,8 @@ class Section12Session(AsyncCase):
                                   (other.requests[0], server.requests[-1])], [[], ["sid=1"]])
 
     async def test_cookies_over_the_wire(self) -> None:
-        sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x", "SET-COOKIE: c=\xe9%0d",
+        sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x",
+                        "SET-COOKIE: c=\xe9%0d",
                         "Set-Cookie: d=\x01", "Set-Cookie: d=1; Domain=other.test")
         c, jar, bank = "c=(E9)%0d", JarAndMapping(), parse_url("http://bank.test/")
         plain = [[], [f"b=2; a=1; {c}"], [f"a=1; {c}"]]
@@ -2853,7 +2881,8 @@ class Section12Session(AsyncCase):
                     async with Session(**{**settings, "base_url": base}) as session:
                         await session.get(server.url, **options)
                         await session.get(server.url + "/y", **options)
-                    sent = [field(head.replace(b"\xe9", b"(E9)"), "cookie") for head in server.requests]
+                    sent = [field(head.replace(b"\xe9", b"(E9)"), "cookie")
+                            for head in server.requests]
                     self.assertNotIn(b"; \r\n", b"".join(server.requests))
                     self.assertEqual(sent, expected)
 
@@ -2887,7 +2916,7 @@ class Section12Session(AsyncCase):
                 ([[*no, *bad, *odd, *end]], b"ok", [503, 404, 400]),
                 ([[READ, redirect("/x"), READ, answer(b"204", status="204 X")]], b"", []),
                 ([[READ, redirect("")]], b"gone", []), ([[READ, redirect("ftp://h/")]], 1, []),
-                ([[READ, answer(status="399 X")]], b"ok", []),
+                ([[READ, answer(b"exact", status="399 X")]], b"exact", []),
                 ([cut, [READ, b"garbage", CLOSE],
                   [READ, answer(b"x", "Content-Encoding: gzip"), *end]],
                  b"ok", [IncompleteBody, ProtocolError, DecodingError]),
@@ -2965,7 +2994,7 @@ class Section12Session(AsyncCase):
             del context
             await until(lambda: not [lane for lane in session._pool.lanes.values() if lane.paused])
             await until(lambda: (gc.collect(), forgotten())[1] is None)  # PyPy takes two
-            with mock.patch.object(asyncget, "MAX_REMEMBERED", 50):
+            with mock.patch("asyncget.MAX_REMEMBERED", 50):
                 for url in (f"http://h{i}.test/" for i in range(75)):
                     await session.get(url, resolve={url[7:-1] + ":80": "127.0.0.1"})
                     await session.get(url)
@@ -3060,8 +3089,8 @@ class Section12Session(AsyncCase):
                     await asyncio.wait_for(leave(kept[-1], way), 0.05 if way == "late" else 9)
 
         kept, said = list[Any](), list[str]()
-        with mock.patch.object(sys, "unraisablehook", lambda what: said.append(repr(what))):
-            for way, inside in itertools.product("raises breaks wraps late".split(), (False, True)):
+        with mock.patch("sys.unraisablehook", lambda what: said.append(repr(what))):
+            for way, inside in table("raises breaks wraps late".split(), (False, True)):
                 with self.subTest(way, inside=inside), mock.patch.object(
                         Session, "close", autospec=True, side_effect=Session.close) as closed:
                     asyncio.run(main(way, inside))
@@ -3307,7 +3336,8 @@ class Section13AddressesAndTLS(AsyncCase):
                     for way in table([{"proxy": via.url}, {"resolve": {url[8:]: "127.0.0.1"}}]):
                         await self.raised(TLSError, asyncget.get(url, verify=pem("ca"), **way),
                                           "other.test:.*cert=", exit_code=35)
-                        self.assertTrue((await asyncget.get(url, cert=cert, verify=pem("ca"), **way)).ok)
+                        response = await asyncget.get(url, cert=cert, verify=pem("ca"), **way)
+                        self.assertTrue(response.ok)
 
     async def test_errors_of_the_way(self) -> None:
         """Which hop, after how long, at which address, from which variable."""
@@ -3340,7 +3370,8 @@ class Section13AddressesAndTLS(AsyncCase):
                 (bare, {"open_connection": nowhere}, ConnectError, 6, "'no.test', for no.test:80:"),
                 (bare, {"open_connection": refused}, TLSError, 35, "TLS with .*bad record"),
                 (bare, {"open_connection": slow}, ConnectError, 7, "too slow"),
-                (bare, {"open_connection": closed}, IncompleteBody, 56, "lost: .*handler is closed"),
+                (bare, {"open_connection": closed}, IncompleteBody, 56,
+                 "lost: .*handler is closed"),
                 (bare, {"open_connection": untrusted}, TLSError, 60, "refused: .*not mine"),
                 (bare, {"open_connection": damaged}, IncompleteBody, 56, "lost: .*bad record"),
                 (bare, {"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
@@ -3354,9 +3385,10 @@ class Section13AddressesAndTLS(AsyncCase):
                 self.assertIs(type(error), kind)
                 if "127.0.0.1" in text:
                     self.assertEqual(error.errno, errno.ECONNREFUSED)
-        with mock.patch.object(asyncio, "open_unix_connection"):
+        with mock.patch("asyncio.open_unix_connection"):
             del asyncio.open_unix_connection  # as on Windows
-            await self.raised(ConnectError, asyncget.get("http://h.test/", unix_socket="/x"), "no unix sockets")
+            call = asyncget.get("http://h.test/", unix_socket="/x")
+            await self.raised(ConnectError, call, "no unix sockets")
 
     # ---- the README's examples of open_connection=
 
@@ -3368,16 +3400,18 @@ class Section13AddressesAndTLS(AsyncCase):
                 self.assertEqual((await session.get(url)).text, "hello")
         self.assertEqual(re.findall(rb"GET (\S+)", double.asked), [b"/x", b"/y", b"/z"])
         cut = recipe("Answering")(answer(b"hello")[:-1])
-        await self.raised(IncompleteBody, asyncget.get("http://h.test/", open_connection=cut.open_connection))
+        await self.raised(IncompleteBody, asyncget.get(
+            "http://h.test/", open_connection=cut.open_connection))
 
     @with_readme
     async def test_at_a_unix_socket(self) -> None:
         for name, tls in (("http", None), ("https", server_tls("other"))):
             path = os.path.join(self.empty_folder(), "s")
-            async with serving(Server(([READ, answer(b"daemon")],), True), tls, path=path) as server:
+            daemon = Server(([READ, answer(b"daemon")],), True)
+            async with serving(daemon, tls, path=path):
                 response = await asyncget.get(f"{name}://other.test/v1", verify=pem("ca"),
                                               open_connection=recipe("at_unix_socket")(path))
-                self.assertEqual((response.text, server.targets()), ("daemon", ["/v1"]))
+                self.assertEqual((response.text, daemon.targets()), ("daemon", ["/v1"]))
 
     @with_readme
     async def test_public_addresses_alone(self) -> None:
@@ -3393,7 +3427,7 @@ class Section13AddressesAndTLS(AsyncCase):
 
         async with scripted([READ, redirect("http://127.0.0.1:9/")]) as server:
             with mock.patch.object(asyncio.get_running_loop(), "getaddrinfo", look_up), \
-                    mock.patch.object(asyncio, "open_connection", to_server):
+                    mock.patch("asyncio.open_connection", to_server):
                 for address in ("127.0.0.1", "10.0.0.1", "192.168.1.1", "172.16.0.1",
                                 "169.254.169.254", "0.0.0.0", "224.0.0.1", "::1", "fe80::1",
                                 "fd00::1", "::ffff:127.0.0.1", "64:ff9b::10.0.0.1", ""):
@@ -3546,8 +3580,8 @@ class Section14Proxies(AsyncCase):
         ok, asked, me = b"\x05\x00", [3, b"\x05\x00", 13], "me:s3cret@"
         tunnels: list[tuple[str, list[Any], str]] = [  # user and password, answer to CONNECT, text
             ("", [answer(b"no ticket\nmore", status="407 Proxy Authentication Required")],
-             r"refused a tunnel to h.test:443: 407 Proxy Authentication Required \(user and password "
-             r"in its URL are wanted; it asks for ''\); it says b'no ticket more' \(after 0.\d\d"),
+             r"refused a tunnel to h.test:443: 407 Proxy Authentication Required \(user and "
+             r"password in its URL are wanted; it asks for ''\); it says b'no ticket more' \(after 0.\d\d"),
             (me, [answer(b"", "Proxy-Authenticate: NTLM", "Proxy-Authenticate: Negotiate abc",
                          status="407 x")],
              r"407 x \(user and password in its URL were refused; it asks for 'NTLM, Nego"),
@@ -3606,7 +3640,8 @@ class Section14Proxies(AsyncCase):
     async def test_https_proxy(self) -> None:
         async with origin() as server, proxy(tls=asking()) as via:
             url, cert = f"http://h.test:{server.port}/", (pem("client"), pem("key"))
-            response = await asyncget.get(url, proxy=f"https://me:pw@{via.url}", verify=pem("ca"), cert=cert)
+            response = await asyncget.get(
+                url, proxy=f"https://me:pw@{via.url}", verify=pem("ca"), cert=cert)
             self.assertEqual(response.content, b"ok")
             self.assertIn(basic("me", "pw"), field(via.requests[0], "proxy-authorization"))
             await self.raised(TLSError, asyncget.get(url, proxy=f"https://{via.url}"),
@@ -3691,7 +3726,7 @@ class Section14Proxies(AsyncCase):
             self.assertEqual(field(server.requests[-1], "proxy-authorization"), [])
             found = [(2, 1, 6, "", ("127.0.0.7", 0))]  # socks5:// resolves here
             none = socket.gaierror(-2, "none")
-            with mock.patch.object(socket, "getaddrinfo", side_effect=[found, none]) as look_up:
+            with mock.patch("socket.getaddrinfo", side_effect=[found, none]) as look_up:
                 await asyncget.get(url, proxy=f"socks5://{via.url}")
                 self.assertEqual(look_up.call_args[0][0], "h.test")
                 self.assertEqual(via.requests[-1][3:8], b"\x01\x7f\x00\x00\x07")
@@ -3705,7 +3740,7 @@ class Section14Proxies(AsyncCase):
     async def each_its_own(self, url: str, ways: list[dict[str, Any]]) -> None:
         """Check that no two ways share a connection, and that each is used again."""
         async with Session() as session:
-            for expected, way in itertools.product((False, True), ways):
+            for expected, way in table((False, True), ways):
                 self.assertIs((await session.get(url, **way)).timing.reused, expected, way)
             self.assertEqual(count(session), (len(ways), len(ways), 0))
             for made in (one.writer.get_extra_info("socket") for one in session._pool.all):
@@ -3725,7 +3760,8 @@ class Section14Proxies(AsyncCase):
                 {}, {"resolve": {f"*:{server.port}": "127.0.0.1"}},
                 *({"unix_socket": path} for path in paths), *({"proxy": way} for way in (
                     one.url, "me:pw@" + one.url, "me:PW@" + one.url, two.url,
-                    f"socks5://{socks.url}", f"socks5h://{socks.url}", f"socks5h://me:pw@{socks.url}"))])
+                    f"socks5://{socks.url}", f"socks5h://{socks.url}",
+                    f"socks5h://me:pw@{socks.url}"))])
 
     async def test_same_host_with_other_tls(self) -> None:
         """CVE-2024-35195, CVE-2022-27782, CVE-2026-54275: the context's identity is the key."""
@@ -3850,7 +3886,8 @@ class Section15Cookies(Section):
         for pairs, stays in ((kept, True), (refused, False)):
             for host, domain in map(str.split, pairs.split(",")):
                 expected = (domain.lower().removeprefix("."), False) if stays else None
-                self.check_set(f"http://{host}/", [(f"a=1; Domain={domain}", expected)], "domain", "host_only")
+                self.check_set(f"http://{host}/", [(f"a=1; Domain={domain}", expected)],
+                               "domain", "host_only")
 
     def test_path(self) -> None:
         """6265bis 5.6.4 and 5.1.4."""
@@ -3885,7 +3922,8 @@ class Section15Cookies(Section):
                "__Host-a=1; Secure; Path=/x", "__Host-a=1; Secure; Path=/; Domain=h.test",
                "=__Host-a=1; Secure; Path=/", "__Host-; Secure; Path=/", "=__SECURE-a=1; Secure"]
         self.check_set("https://h.test/d/", [
-            *((line, line.partition("=")[0]) for line in good), *((line, None) for line in bad)], "name")
+            *((line, line.partition("=")[0]) for line in good),
+            *((line, None) for line in bad)], "name")
 
     # ---- the jar, as servers fill it
 
@@ -3927,12 +3965,13 @@ class Section15Cookies(Section):
 
     def test_nothing_is_left_behind(self) -> None:
         jar, url = asyncget.Cookies(), parse_url("http://a.test/")
-        with mock.patch.object(time, "time", lambda: NOW):
+        with mock.patch("time.time", lambda: NOW):
             names = jar.store(url, ["a=1; Max-Age=60", "b=2", "bad\0", "c=3; Max-Age=0"])
         self.assertEqual(names, ["a", "b", "c"])
         for at, sent in ((MINUTE - 1, "a=1; b=2"), (MINUTE, "b=2")):
-            with mock.patch.object(time, "time", lambda at=at: at):
-                self.assertEqual((sent_with(jar, "http://a.test/"), len(jar)), (sent, sent.count("=")))
+            with mock.patch("time.time", lambda at=at: at):
+                self.assertEqual(sent_with(jar, "http://a.test/"), sent)
+                self.assertEqual(len(jar), sent.count("="))
         self.assertEqual(jar.store(url, ["b=; Expires=Thu, 01 Jan 1970 00:00:00 GMT"]), ["b"])
         self.assertEqual((jar.store(url, ["bad\0"]), len(jar), jar._sites), ([], 0, {}))
 
@@ -3948,7 +3987,7 @@ class Section15Cookies(Section):
                 (https, old + "; Domain=a.test", "x=2", "http://s.a.test/", False),
                 ("https://s.a.test/", old, "x=2; Domain=a.test", http, False),
                 ("https://s.a.test/", old, "x=2", "http://t.a.test/", True)):
-            with mock.patch.object(time, "time", lambda: NOW):
+            with mock.patch("time.time", lambda: NOW):
                 jar = setting(setter, was)
             self.assertEqual(bool(jar.store(parse_url(url), [line])), allowed, (setter, line, url))
 
@@ -3957,12 +3996,11 @@ class Section15Cookies(Section):
         out), then the oldest; and endless subdomains push out nobody else's."""
         jar = setting("http://a.test/", *(f"a{i}=1" for i in range(100)))
         self.assertEqual(len(jar), asyncget.MAX_SET_COOKIES)
-        with mock.patch.object(asyncget, "MAX_DOMAIN_COOKIES", 10), \
-                mock.patch.object(time, "time", lambda: NOW):
+        with mock.patch("asyncget.MAX_DOMAIN_COOKIES", 10), mock.patch("time.time", lambda: NOW):
             jar = setting("http://victim.test/", "v=1")
             setting("https://a.test/", "old=1", "sid=1; Secure", jar=jar)
             setting("http://a.test/", *(f"gone{i}=1; Max-Age=9" for i in range(8)), jar=jar)
-            with mock.patch.object(time, "time", lambda: MINUTE):
+            with mock.patch("time.time", lambda: MINUTE):
                 setting("http://a.test/", *(f"b{i}=1" for i in range(8)), jar=jar)
             self.assertEqual((len(jar), "old" in jar), (11, True))
             for i in range(12):
@@ -3972,7 +4010,7 @@ class Section15Cookies(Section):
 
     def test_which_site_makes_room_or_is_looked_at(self) -> None:
         jar = setting("http://first.test/", "x=1")
-        with mock.patch.object(asyncget, "MAX_COOKIES", 30):
+        with mock.patch("asyncget.MAX_COOKIES", 30):
             for i in range(10):
                 setting(f"http://s{i}.test/", *(f"x{j}=1" for j in range(3)), jar=jar)
                 if i == 5:
@@ -3987,7 +4025,8 @@ class Section15Cookies(Section):
             self.assertEqual(looked_at, ["first.test"] * 2 + ["s1.test"] * 3 + ["s8.test"] * 3)
             for i in range(40):
                 setting(f"http://t{i}.test/", "x=1", jar=jar)
-            self.assertEqual((len(jar), len(jar._sites), sent_with(jar, "http://first.test/")), (30, 30, ""))
+            self.assertEqual((len(jar), len(jar._sites)), (30, 30))
+            self.assertEqual(sent_with(jar, "http://first.test/"), "")
 
     # ---- the jar, as the caller does
 
@@ -4024,9 +4063,11 @@ class Section15Cookies(Section):
     def test_the_caller_takes_the_place_of_a_server(self) -> None:
         jar = asyncget.Cookies()
         jar.home = Origin("http", "h.test", 80)
-        setting("http://h.test/p/", "sid=a", "sid=b; Path=/", "sid=c; Domain=h.test", "x=1; Path=/", jar=jar)
+        setting("http://h.test/p/", "sid=a", "sid=b; Path=/", "sid=c; Domain=h.test",
+                "x=1; Path=/", jar=jar)
         jar["sid"] = "mine"
-        self.assertEqual((sent_with(jar, "http://h.test/p/"), jar["sid"]), ("sid=mine; x=1", "mine"))
+        self.assertEqual(jar["sid"], "mine")
+        self.assertEqual(sent_with(jar, "http://h.test/p/"), "sid=mine; x=1")
         self.assertEqual(sent_with(jar, "http://h.test:81/p/"), "sid=a; sid=c; sid=b; x=1")
         jar.set("sid", "deep", path="/p")                      # two of the caller's are two
         self.assertEqual(sent_with(jar, "http://h.test/p/"), "sid=deep; sid=mine; x=1")
@@ -4039,8 +4080,10 @@ class Section15Cookies(Section):
         jar.set("ip", "6", domain="[::1]")
         jar.add(asyncget.Cookie("gone", "1", "h.test", expires=time.time() - 9))
         jar["b"] = ""
-        self.assertEqual([(c.name, c.value, c.domain, c.path, c.host_only, c.secure) for c in jar], [
-            ("a", "1", "h.test", "/p", False, False), ("a", "2", "xn--bcher-kva.test", "/", False, False),
+        told = [(c.name, c.value, c.domain, c.path, c.host_only, c.secure) for c in jar]
+        self.assertEqual(told, [
+            ("a", "1", "h.test", "/p", False, False),
+            ("a", "2", "xn--bcher-kva.test", "/", False, False),
             ("ip", "6", "::1", "/", False, False), ("b", "", "", "/", True, False)])
         self.assertEqual((len(jar), jar["b"], jar.get("c"), jar.get("c", "d")), (4, "", None, "d"))
         self.assertEqual(("a" in jar, "gone" in jar, 7 in jar), (True, False, False))
@@ -4060,7 +4103,8 @@ class Section15Cookies(Section):
         for host in ("a.h.com", "h.co.uk"):
             self.assertEqual(sent_with(jar, f"https://{host}/"), "")
         jar.clear()
-        self.assertEqual((len(jar), list(jar), bool(jar), repr(jar)), (0, [], False, "<Cookies []>"))
+        self.assertEqual((len(jar), list(jar), bool(jar)), (0, [], False))
+        self.assertEqual(repr(jar), "<Cookies []>")
 
     def test_what_cannot_be_sent(self) -> None:
         most = asyncget.MAX_COOKIE_FIELD_BYTES
@@ -4116,13 +4160,14 @@ class Section15Cookies(Section):
             *((line, None) for line in (".\tFALSE\t/\tFALSE\t0\ta\t1", "#" + start + "0\ta\t1", "",
                                         "# Netscape", "h.test FALSE / FALSE 0 a 1"))]
         for line, expected in rows:
-            with self.subTest(line), mock.patch.object(time, "time", lambda: NOW):
+            with self.subTest(line), mock.patch("time.time", lambda: NOW):
                 cookies = asyncget.parse_cookie_file(f"# x\n{line}\n")
                 living = [cookie for cookie in cookies if cookie.lives()]
                 self.assertEqual(living, [expected] * bool(expected))
 
     def test_written(self) -> None:
-        jar = setting("https://h.test/", "a=1; Secure; HttpOnly; Path=/p", "b=\u00e9\udcff; Domain=h.test",
+        jar = setting("https://h.test/", "a=1; Secure; HttpOnly; Path=/p",
+                      "b=\u00e9\udcff; Domain=h.test",
                       "c=x\ty", "nameless", "d=1; Max-Age=1000")
         jar["mine"] = "1"
         lines = asyncget.render_cookie_file(jar).split("\n")
@@ -4237,7 +4282,7 @@ class Section16Passwords(AsyncCase):
                 [READ, lead, LOOP], again=True, host="localhost",
                 tls=server_tls() if secure else None)) for secure in (False, False, True, True)]
             one, two = [await stack.enter_async_context(proxy()) for _ in range(2)]
-            for first, second, straight in itertools.product(range(4), range(4), ("", "03")):
+            for first, second, straight in table(range(4), range(4), ("", "03")):
                 for server in [*servers, one, two]:
                     server.requests.clear()
                 environ = {"http_proxy": f"one:1@{one.url}", "https_proxy": f"two:2@{two.url}",
@@ -4253,7 +4298,8 @@ class Section16Passwords(AsyncCase):
                         own = i == first
                         for name, values in (
                                 ("authorization", [basic("me", "pw")] * own), ("referer", []),
-                                ("cookie", ["a=b"] * own), ("x-key", ["k"] * own), ("x-public", ["p"]),
+                                ("cookie", ["a=b"] * own), ("x-key", ["k"] * own),
+                                ("x-public", ["p"]),
                                 ("host", ["odd.test" if own else servers[i].url.split("/")[2]]),
                                 ("proxy-authorization", [])):
                             self.assertEqual(field(head, name), values)
@@ -4386,7 +4432,7 @@ class RealServers(AsyncCase):
                 user = "me:secret@" * bool(login)
                 async with self.daemon("", "microsocks", "-i", "127.0.0.1", "-p", "{port}", *login
                                        ) as port, Session(verify=pem("ca")) as session:
-                    for kind, url, reused in itertools.product(("5", "5h"), urls, (False, True)):
+                    for kind, url, reused in table(("5", "5h"), urls, (False, True)):
                         via = f"socks{kind}://{user}127.0.0.1:{port}"
                         got = await session.get(url, proxy=via, resolve=resolve)
                         self.assertEqual((got.content, got.timing.reused), (b"ok", reused))
@@ -4409,7 +4455,7 @@ class RealServers(AsyncCase):
             bodies[f"{size}.txt"] = body
         async with self.daemon(conf, *command) as port, Session(
                 base_url=f"http://127.0.0.1:{port}", max_size=None) as session:
-            for name, decode in itertools.product(bodies, (True, False)):
+            for name, decode in table(bodies, (True, False)):
                 async with session.stream(name, decode=decode) as response:
                     codings.add(response.headers.get("content-encoding", ""))
                     seen = b"".join(await listed(response.iter_bytes()))
@@ -4453,7 +4499,8 @@ class RealServers(AsyncCase):
 #
 # And classes of them that tests hold without naming each:
 #
-#     credentials                      Section10RedirectsAndRetries.test_where_redirects_lead_and_with_what,
+#     credentials                      Section10RedirectsAndRetries.
+#                                      test_where_redirects_lead_and_with_what,
 #                                      Section16Passwords.test_every_redirect
 #     pool, 9112 9.2, 9.5, 9110 9.2.2  Section9Pool.test_what_comes_to_an_idle_connection,
 #                                      test_a_kept_connection_that_dies_unanswered, test_model,
@@ -4532,7 +4579,8 @@ def second_opinion(wire: bytes) -> tuple[int, bytes, bytes] | None:
         return (status, *found[:2]) if found else None
     if length:
         sizes = {size.strip(b" \t") for value in length for size in value.split(b",")}
-        if len(sizes) != 1 or not re.fullmatch(rb"\d{1,18}", size := sizes.pop()) or int(size) > len(wire):
+        size = sizes.pop()
+        if sizes or not re.fullmatch(rb"\d{1,18}", size) or int(size) > len(wire):
             return None
         wire = wire[:int(size)]
     return status, wire, b""
@@ -4544,7 +4592,8 @@ REQUEST = re.compile(  # origin-form, or absolute-form; one Host, which is the f
     rb"(?P<fields>(?:(?!(?i:host:))[!#-'*+.0-9A-Z^-z|~-]+: [\t -~\x80-\xff]*\r\n)*)\r\n")
 WANTED = re.compile(  # RFC 3986, as far as it is ASCII; behind the path, all that is no control
     r"https?://(?:[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)?"
-    r"(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+(?:%(?:25)?[\w.~-]+)?\])(?::0*\d{0,5})?"
+    r"(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+(?:%(?:25)?[\w.~-]+)?\])"
+    r"(?::0*\d{0,5})?"
     r"(?:[/?#][ -~]*)?\Z", re.I)
 
 
@@ -4718,7 +4767,8 @@ class HostileFuzz(Tables):
                 try:
                     check(given)
                 except Exception as error:
-                    raise AssertionError(f"ASYNCGET_FUZZ={FUZZ} ASYNCGET_SEED={SEED}, input {number}: "
+                    raise AssertionError(
+                        f"ASYNCGET_FUZZ={FUZZ} ASYNCGET_SEED={SEED}, input {number}: "
                                          f"{given!r}: {type(error).__name__}: {error}") from error
 
     def one_request(self, sent: bytes, fields: int) -> None:
@@ -4775,7 +4825,8 @@ class HostileFuzz(Tables):
             except AsyncGetError as error:
                 self.harmless(error)
         if isinstance(following, Request):
-            self.assertEqual("cookie" in Headers(following.fields), following.url.origin == BASE.origin)
+            self.assertEqual("cookie" in Headers(following.fields),
+                             following.url.origin == BASE.origin)
             self.one_request(render_request(following.url.target, render_fields(
                 following.fields, following.url.origin)), len(following.fields))
 
@@ -4809,7 +4860,8 @@ class HostileFuzz(Tables):
                                        r"|[0-9a-f:.]+(?:%[\w.~-]{1,63})?)\Z")
                 self.assertLessEqual(len(host), 255)
                 self.assertNotRegex(url.target, r"\A[^?]*/\.\.?(?:[/?]|\Z)")
-                self.one_request(render_request(url.target, render_fields((("Host", ""),), url.origin)), 1)
+                fields = render_fields((("Host", ""),), url.origin)
+                self.one_request(render_request(url.target, fields), 1)
                 self.assertEqual(parse_url(str(url)), url._replace(userinfo=""))
                 self.assertEqual(join_url(BASE, str(url)).target, url.target)
                 if text.isascii() and make is parse_url:
@@ -4867,16 +4919,19 @@ class Endless(AsyncCase):
                 ("a reason for ever", b"HTTP/1.1 200 ", b"y", ProtocolError, a_head),
                 ("GO-2025-4155: no HTTP", b"", b"y", ProtocolError, 0),
                 ("CVE-2021-3737: interim", b"", b"HTTP/1.1 100 C\r\n\r\n", ProtocolError, 11 * 18),
-                ("interim of a lot of fields", b"", b"HTTP/1.1 103 E\r\n" + b"X: y\r\n" * 128 + b"\r\n",
-                 ProtocolError, 11 * 800),
+                ("interim of a lot of fields", b"",
+                 b"HTTP/1.1 103 E\r\n" + b"X: y\r\n" * 128 + b"\r\n", ProtocolError, 11 * 800),
                 ("chunk line", CHUNKED + b"5;", b"e", ProtocolError, 16_400),
-                ("CVE-2023-39326: extensions", CHUNKED, b"1;" + b"e" * 30 + b"\r\nx\r\n", ProtocolError, 34_000),
-                ("CVE-2026-22815: trailers", CHUNKED + b"0\r\n", b"X: y\r\n", ProtocolError, a_head + 99),
+                ("CVE-2023-39326: extensions", CHUNKED, b"1;" + b"e" * 30 + b"\r\nx\r\n",
+                 ProtocolError, 34_000),
+                ("CVE-2026-22815: trailers", CHUNKED + b"0\r\n", b"X: y\r\n",
+                 ProtocolError, a_head + 99),
                 ("CVE-2017-14158: until close", OK + b"\r\n", b"y" * 999, TooLarge, 20_000),
                 ("chunks for ever", CHUNKED, b"1\r\nx\r\n", TooLarge, 120_000),
-                ("CVE-2025-13836: a length", OK + b"Content-Length: 999999999999999999\r\n\r\n", b"y" * 999,
-                 TooLarge, 20_000),
-                ("CVE-2025-69223: gzip", OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(10**7)),
+                ("CVE-2025-13836: a length", OK + b"Content-Length: 999999999999999999\r\n\r\n",
+                 b"y" * 999, TooLarge, 20_000),
+                ("CVE-2025-69223: gzip",
+                 OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(10**7)),
                  b"", TooLarge, 10**5)], (99, 65_536)):
             block, cut = again * size or start, range(0, len(again) * size or len(start), size)
             pieces = itertools.chain([start[at:at + size] for at in range(0, len(start), size)],
@@ -4885,7 +4940,8 @@ class Endless(AsyncCase):
             memory = self.within(3 * MIB) if size > 99 else contextlib.nullcontext()
             with self.subTest(why, size=size), memory:  # CVE-2026-54277
                 async with Session(open_connection=double.connect, max_size=20_000) as session:
-                    await self.raised(kind, session.get("http://h.test/"))
+                    error = await self.raised(kind, session.get("http://h.test/"))
+                    self.assertTrue(kind is ProtocolError or error.limit == 20_000)
                 self.assertLessEqual(double.taken, len(start) + most + 2 * size)
 
     async def test_heads_of_a_history(self) -> None:
@@ -4911,7 +4967,7 @@ class Endless(AsyncCase):
                 "BOMs": [OK + mark % b"utf-8", *[b"\xef\xbb\xbf" * 4096] * 9],
                 }.items(), ("get", "lines")):
             with self.subTest(name, call=call), self.within(3 * MIB // 2), \
-                    mock.patch.object(asyncget, "MAX_LINE_CHARS", 2**12), \
+                    mock.patch("asyncget.MAX_LINE_CHARS", 2**12), \
                     contextlib.nullcontext() if (name, call) == ("shifts", "lines") else \
                     self.assertRaises(TooLarge):
                 async with Session(open_connection=Pieces(wire).connect, max_size=2**12) as session:
@@ -4934,7 +4990,7 @@ class Faults(AsyncCase):
         moved = OK.replace(b"200", b"302") + b"Location: /x\r\nContent-Length: 99\r\n\r\n"
         for steps in ([moved + b"x"], [moved, *[b"x", 0.03] * 90]):
             async with scripted([READ, *steps], [READ, answer()]) as server, Session() as session:
-                with mock.patch.object(asyncget, "MAX_DISCARD_SECONDS", 0.05):
+                with mock.patch("asyncget.MAX_DISCARD_SECONDS", 0.05):
                     self.assertEqual((await session.get(server.url)).content, b"ok")
 
     async def test_several_addresses(self) -> None:
@@ -4961,10 +5017,10 @@ class Faults(AsyncCase):
             look_up = mock.Mock(return_value=found)
             tried.clear()
             with self.subTest(names[:2], flags=flags), \
-                    mock.patch.multiple(
-                        asyncget, connect_to=connect, HAPPY_EYEBALLS_SECONDS=0.02), \
-                    mock.patch.object(socket, "getnameinfo", lambda address, _: address), \
-                    mock.patch.object(socket, "getaddrinfo", look_up):
+                    mock.patch("asyncget.connect_to", connect), \
+                    mock.patch("asyncget.HAPPY_EYEBALLS_SECONDS", 0.02), \
+                    mock.patch("socket.getnameinfo", lambda address, _: address), \
+                    mock.patch("socket.getaddrinfo", look_up):
                 async with scripted([READ, answer()], [READ, answer()]) as server:
                     url = f"http://host.test:{server.port}/"
                     of_ours = Session(timeout=0.1 if said else 9)
@@ -4975,12 +5031,14 @@ class Faults(AsyncCase):
                         of_ours = asyncget.open_session(options)
                     async with of_ours as session:
                         if said:
-                            error = await self.raised((ConnectError, TimedOut), session.get(url), said)
+                            error = await self.raised(
+                                (ConnectError, TimedOut), session.get(url), said)
                             self.assertEqual(error.exit_code == 6, not names)
                         else:
                             self.assertEqual((await session.get(url)).content, b"ok")
                     self.assertEqual(len(tried), min(len(names), asyncget.MAX_ADDRESSES))
-                    self.assertEqual({"2" in name for name in tried}, {"2" in name for name in names})
+                    self.assertEqual({"2" in name for name in tried},
+                                     {"2" in name for name in names})
                     self.assertEqual(look_up.call_args.args[2], {
                         "-4": socket.AF_INET, "-6": socket.AF_INET6}.get(flags or "", 0))
 
@@ -4998,7 +5056,7 @@ class Faults(AsyncCase):
             return [(2, 1, 6, "", ("127.0.0.1", 0))]
 
         async with scripted([READ, answer(), LOOP], again=True) as server, Session() as session:
-            with mock.patch.object(socket, "getaddrinfo", look_up):
+            with mock.patch("socket.getaddrinfo", look_up):
                 urls = [f"http://{name}.test:{server.port}/" for name in (
                     *(f"dead{number}" for number in range(30)), *["slow"] * 30, "good", "late")]
                 waiting = [asyncio.ensure_future(session.get(url, timeout=wait))
@@ -5057,7 +5115,7 @@ class LoopsThatEnd(Tables):
         """The URL of a server that says this and then nothing; no file stays but its own end."""
         complaints: list[str] = []
         with beside([READ, said, threading.Event()]) as (url, _), warnings.catch_warnings(), \
-                mock.patch.object(sys, "unraisablehook", lambda it: complaints.append(repr(it))):
+                mock.patch("sys.unraisablehook", lambda it: complaints.append(repr(it))):
             warnings.simplefilter("ignore", ResourceWarning)  # asyncio's, on the transport
             gc.collect()
             files = len(open_files())
@@ -5069,7 +5127,7 @@ class LoopsThatEnd(Tables):
     @not_pypy
     def test_in_the_middle_of_a_call(self) -> None:
         """What is left of it vanishes without a word; `tidy`: as asyncio.run ends."""
-        for said, tidy in itertools.product((b"", HEAD + b"x"), (True, False)):
+        for said, tidy in table((b"", HEAD + b"x"), (True, False)):
             with self.subTest(said=said, tidy=tidy), self.left(said) as url:
                 loop = asyncio.new_event_loop()
                 loop.set_exception_handler(lambda *_: None)  # "Task was destroyed"
@@ -5238,7 +5296,7 @@ def working() -> Iterator[Work]:
     work, loop = Work(), asyncio.get_running_loop()
     ticking = loop.create_task(work.tick())
     try:
-        with mock.patch.object(asyncget, "decompressor", functools.partial(Counting, work)), \
+        with mock.patch("asyncget.decompressor", functools.partial(Counting, work)), \
                 mock.patch.object(loop, "time", lambda: work.made / work.SECOND):
             yield work
     finally:
@@ -5279,7 +5337,8 @@ class StrangersCost(AsyncCase):
         turns = deflating(*[gzip.compress(bytes(MIB)) + EMPTY * 5000] * 4)
         kinds = set()
         for number, (name, codings, wire) in enumerate(table([  # codings: gzips
-                ("zeros", 1, deflating(*zeros)), ("zeros, nested", 3, nested(deflating(*zeros * 2), 2)),
+                ("zeros", 1, deflating(*zeros)),
+                ("zeros, nested", 3, nested(deflating(*zeros * 2), 2)),
                 ("zeros, then members", 5, nested(deflating(deflating(*zeros), MEMBERS), 3)),
                 ("members of nothing", 1, MEMBERS),
                 ("members of nothing, in one", 2, deflating(MEMBERS)),
@@ -5339,10 +5398,11 @@ class StrangersCost(AsyncCase):
 
         async def use() -> None:
             own = {"X-Own": marker, "Cookie": f"a={marker}", "Authorization": f"Bearer {marker}"}
-            wire = answer(b"ok", f"Set-Cookie: b={marker}", f"Connection: {marker}", f"Link: <{marker}>",
-                          f"Content-Type: a/b; charset={marker}", f"Location: /{marker}", f"X: {marker}")
-            async with scripted([READ, wire, READ, wire[:40], wire[40:].partition(b"\r\n")[2], LOOP],
-                                again=True) as server:
+            wire = answer(b"ok", f"Set-Cookie: b={marker}", f"Connection: {marker}",
+                          f"Link: <{marker}>", f"Content-Type: a/b; charset={marker}",
+                          f"Location: /{marker}", f"X: {marker}")
+            odd = [READ, wire, READ, wire[:40], wire[40:].partition(b"\r\n")[2], LOOP]
+            async with scripted(odd, again=True) as server:
                 url = server.url.replace("//", f"//me:{marker}@") + f"/?token={marker}"
                 for settings in table([
                         {"headers": own}, {"auth": ("me", marker)}, {"params": {"key": marker}},
@@ -5358,7 +5418,8 @@ class StrangersCost(AsyncCase):
         gc.unfreeze()
         self.addCleanup(gc.freeze)  # again, for the tests that follow
         gc.collect()
-        caches = {name: thing for name, thing in vars(asyncget).items() if hasattr(thing, "cache_info")}
+        caches = {name: thing for name, thing in vars(asyncget).items()
+                  if hasattr(thing, "cache_info")}
         self.assertEqual(set(caches), {"kinds_of", "parse_origin", "system_context"})
         found = [one for thing in gc.get_objects() if isinstance(thing, (list, dict, tuple, set))
                  for one in (thing.items() if isinstance(thing, dict) else [thing])
@@ -5410,7 +5471,7 @@ def expressions() -> set[str]:
 def planned(*words: str) -> str:
     """The URLs of a run."""
     command: Any = types.SimpleNamespace(options=parse_arguments(words))
-    with mock.patch.object(asyncget, "Transfer", lambda _, url, __: url):
+    with mock.patch("asyncget.Transfer", lambda _, url, __: url):
         return " ".join(map(str, asyncget.plan_transfers(command)))
 
 
@@ -5454,7 +5515,7 @@ class LinearTime(Section):
         inflate: decode([b"gzip"], [EMPTY * (len(b) // 20)])
         iter_lines: run(listed(response(b).iter_lines()))
         ask_for_tunnel: re.sub(rb"(<[^<>]*>|\s)+", b" ", b)
-        next_request(Request(page, ()), got(b"Location: " + b, status=b"HTTP/1.1 302 F"), asyncget.DEFAULTS)
+        next_request(Request(page, ()), got(b"Location: " + b, status=b"HTTP/1.1 302 F"), DEFAULTS)
         with_cookies: Request(page, (("Cookie", t),)).with_cookies([("a", "1")])
         pairs_for: re.findall("(?:^|; )(?:([^=;]+)=)?([^;]*)", t)
         parse_set_cookie("a=1;" + t, page, NOW)  parse_set_cookie("a=1;domain=" + t, page, NOW)
@@ -5466,7 +5527,8 @@ class LinearTime(Section):
         strong_validator(Headers([("etag", f'"{t}"')]))
         leave_own_coding(got(b"content-encoding: gzip", b"content-type: " + b), t)
         url_parts("http://h/" + t, "")  read_sidecar: re.fullmatch(_SIDECAR, t)  safe_name(t, False)
-        plan_transfers: planned("u/{a,b}", "-o", "#1" + t)  render_cookie_file([Cookie("a", t, "h")])
+        plan_transfers: planned("u/{a,b}", "-o", "#1" + t)
+        render_cookie_file([Cookie("a", t, "h")])
         render_write_out(t, {"exitcode": 0}, Headers())  read_lines: reading(t, read_lines)("")
         netrc_auth: reading(t, netrc_auth)(True, "h")  trace: re.sub(_FIELD, mask_field, t)
         mask_field: re.sub(_FIELD, mask_field, f"x{t.strip()}: {t}")
@@ -5479,13 +5541,14 @@ class LinearTime(Section):
             **globals(), **vars(asyncget), "page": parse_url("http://h/"),
             "got": lambda *fields, **more: response(fields=fields, **more),
             "many": lambda t: [f"a{number}={t[:99]}" for number in range(len(t) // 99)],
-            "reading": lambda t, call: mock.patch.object(asyncget, "read_text", lambda _: t)(call)}
+            "reading": lambda t, call: mock.patch("asyncget.read_text", lambda _: t)(call)}
         flags = (f'store_flag: parse_arguments(["u", "{flag}", t])' for flag in self.FLAGS)
         for text in (*re.split(r"\n\s*|  ", self.CALLS.strip()), *flags):
             yield text, eval("lambda t, b: (" + re.sub(r"^\w+: ", "", text) + ")", known)
 
     def test_all_are_listed(self) -> None:
-        of_constants = {"known_flags", "kinds_of", "glob_values", "is_direct"}  # or the caller's own
+        # or the caller's own
+        of_constants = {"known_flags", "kinds_of", "glob_values", "is_direct"}
         listed = {re.split(r"\W", text)[0] for text, _ in self.calls()}
         self.assertEqual(expressions() - listed, of_constants)
 
@@ -5497,9 +5560,9 @@ class LinearTime(Section):
             self.assertEqual(slow, [], text)
 
     def is_linear(self, call: Callable[[str, bytes], Any], shape: str, size: int) -> bool:
-        """Three doublings cost 8 times if linear, 64 if quadratic; what is quick is not looked at."""
+        """Three doublings cost 8 times if linear, 64 if quadratic; what is quick is passed by."""
         def seconds(size: int) -> float:
-            text = shape * (size // len(shape))  # whole ones: cut off within one, it may be an error
+            text = shape * (size // len(shape))  # cut off within one, it may be an error
             octets = text.encode("utf-8", "surrogateescape")
             begun = time.process_time()
             with contextlib.suppress(AsyncGetError, ValueError, EOFError):
@@ -5532,7 +5595,8 @@ class TrustAndSecrets(AsyncCase):
 
             def write(head: bytes) -> None:
                 sent.append((*field(head, "Authorization"), None)[0])
-                writer.transport.protocol.data_received(redirect(moved.pop(name)) if name in moved else answer())
+                wire = redirect(moved.pop(name)) if name in moved else answer()
+                writer.transport.protocol.data_received(wire)
 
             writer.write = write
             return reader, writer
@@ -5554,10 +5618,13 @@ class TrustAndSecrets(AsyncCase):
                 ("another than the base", [(b, {})], {}, at_a, [(b, None)]),
                 ("no base: each its own", [(a, {}), (b, {})], {}, c, [(a, "c"), (b, "c")]),
                 ("redirect from http", [(plain, {})], {plain: a}, c, [(plain, None), (a, None)]),
-                ("trusted", [(a, {})], {a: b}, {**c, "trust_redirects": True}, [(a, "c"), (b, "c")]),
-                ("on the call, redirect", [(b, {"cert": "d"})], {b: a}, at_a, [(b, "d"), (a, None)]),
+                ("trusted", [(a, {})], {a: b}, {**c, "trust_redirects": True},
+                 [(a, "c"), (b, "c")]),
+                ("on the call, redirect", [(b, {"cert": "d"})], {b: a}, at_a,
+                 [(b, "d"), (a, None)]),
                 ("none on the call", [(a, {"cert": None})], {}, c, [(a, None)]),
-                ("with, then without", [(b, {}), (a, {})], {a: b}, c, [(b, "c"), (a, "c"), (b, None)]),
+                ("with, then without", [(b, {}), (a, {})], {a: b}, c,
+                 [(b, "c"), (a, "c"), (b, None)]),
                 ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")]),
                 *(("command", [(a, {})], {a: b}, {name: given[name] for name in ("verify", "cert")},
                    [(a, "c"), (b, None)]) for given in of_flags)]):
@@ -5600,14 +5667,14 @@ class TrustAndSecrets(AsyncCase):
             with self.subTest(settings), self.assertRaises((TypeError, ValueError)):
                 Session.__init__(session, **settings)
             self.assertEqual(repr(session), "<Session closed>")
-        for wrong, busy in itertools.product((float("nan"), -0.1, "1", [1]), (True, False)):
+        for wrong, busy in table((float("nan"), -0.1, "1", [1]), (True, False)):
             double = Pieces([answer(b"", status="503 X")] if busy else [])
             with self.subTest(wrong=wrong, busy=busy):
                 async with Session(open_connection=double.connect, deadline=None,
                                    retries=lambda *_, wrong=wrong: wrong) as session:
                     await self.raised(ValueError, session.get("http://h.test/"),
                                       "a rule for retries gives seconds")
-                    await asyncio.sleep(0)  # Pieces has ended: the listener is told in the next turn
+                    await asyncio.sleep(0)  # Pieces has ended: the listener is told then
                     self.assertEqual(count(session), (0, 0, 0))
 
     # ---- one marker in all that may hold a secret
@@ -5616,7 +5683,8 @@ class TrustAndSecrets(AsyncCase):
     WRITTEN = [
         *(f"http://me:{end}" for end in (
             "{}@h.test/", "a/{}@h.test/", "a#{}@h.test/", "a?{}@h.test/", "a@{}@h.test/",
-            "{}\\@h.test/", "{}@[::1/", "{}@", "{}%zz@h.test/", "{}@h.test:99999/", "{}@h.test/\x01",
+            "{}\\@h.test/", "{}@[::1/", "{}@", "{}%zz@h.test/", "{}@h.test:99999/",
+            "{}@h.test/\x01",
             "{}@h .test/", "é{}@h.test/", "{}@127.1/", "{}@h.test/" + "x" * 70_000,
             "\udc80{}@h.test/", "[{}]@h.test/", "{}@h:x/", "{}/x@h/", "{}?@h/")),
         "http://{}@h.test/", "http://{}:@h.test/", "ftp://me:{}@h.test/", "//me:{}@h.test/",
@@ -5625,12 +5693,14 @@ class TrustAndSecrets(AsyncCase):
 
     def assertHidden(self, *texts: Any) -> None:
         for text in texts:
-            self.assertNotIn(self.MARK.lower(), (text if isinstance(text, str) else repr(text)).lower())
+            shown = text if isinstance(text, str) else repr(text)
+            self.assertNotIn(self.MARK.lower(), shown.lower())
             self.assertNotIn(base64.b64encode(self.MARK.encode()).decode()[4:-4], repr(text))
 
     def hidden_error(self, error: BaseException) -> None:
         while error:
-            self.assertHidden(str(error), error, getattr(error, "url", ""), getattr(error, "response", ""))
+            self.assertHidden(str(error), error, getattr(error, "url", ""),
+                              getattr(error, "response", ""))
             error = error.__cause__  # type: ignore[assignment]
 
     async def asked(self, url: str, settings: dict[str, Any], own: bool = False) -> None:
@@ -5678,9 +5748,11 @@ class TrustAndSecrets(AsyncCase):
                         "X-Key", "Cookie", "Proxy-Authorization", "Connection")],
                     {"headers": value}, {"headers": {f"X: {value}": "y"}},
                     {"headers": {"X": value.encode("utf-8", "surrogatepass")}},
-                    *[{"auth": auth} for auth in (value, ("me", value), (value, "x"), [value], {value: 1})],
-                    {"cookies": {"a": value}}, {"params": {"key": value}}, {"params": [("key", value)]},
-                    {"params": value}, {"cert": ("c", "k", value)}, *[{"proxy": proxy} for proxy in (
+                    *[{"auth": auth} for auth in (
+                        value, ("me", value), (value, "x"), [value], {value: 1})],
+                    {"cookies": {"a": value}}, {"params": {"key": value}},
+                    {"params": [("key", value)]}, {"params": value}, {"cert": ("c", "k", value)},
+                    *[{"proxy": proxy} for proxy in (
                         f"http://me:{value}@p.test", f"socks5://me:{value * 30}@p.test",
                         f"gopher://me:{value}@p.test")]], (False, True)):
                 await self.asked("http://h.test/", settings, own)
@@ -5690,10 +5762,12 @@ class TrustAndSecrets(AsyncCase):
         session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
         self.assertHidden(there, str(there), route, route.proxy, str(route.proxy), session,
                           Request(there, (("Authorization", self.MARK),)),
-                          asyncget.Call(session, f"http://me:{self.MARK}@h.test/", session._settled({})))
+                          asyncget.Call(session, f"http://me:{self.MARK}@h.test/",
+                                        session._settled({})))
 
     SHOWN = [
-        "Set-Cookie: a={}", "Set-Cookie: a=b\r\n {}", "Set-Cookie: a\r\n \r\n {}", "Set-Cookie2: {}",
+        "Set-Cookie: a={}", "Set-Cookie: a=b\r\n {}", "Set-Cookie: a\r\n \r\n {}",
+        "Set-Cookie2: {}",
         "Cookie: {}", "Authorization: Bearer {}", "Proxy-Authorization: {}",
         "Authentication-Info: nextnonce={}", "X-Api-Key: {}", "APIKEY: {}", "Api_Key: {}",
         "X-Auth-Token: {}", "X-Secret: {}", "Location: http://me:{}@h/", "Location: //{}@h/",
@@ -5790,7 +5864,8 @@ def good_at_ranges(body: bytes = WHOLE, version: str = V1) -> Callable[[bytes], 
 
 def tried(times: int, delay: float = 0.0) -> Callable[[int, Any], float | None]:
     """A rule for retries: what broke is tried again; what was answered is answered."""
-    return lambda attempt, outcome: (None if attempt > times or isinstance(outcome, Response) else delay)
+    return lambda attempt, outcome: (
+        None if attempt > times or isinstance(outcome, Response) else delay)
 
 
 @contextlib.asynccontextmanager
@@ -5927,7 +6002,8 @@ class Section17Downloads(OnDisk):
                 (ours, unsized(b"", span, V1, "Transfer-Encoding: chunked", status="206 X")),
                 (ours, unsized(b"", span, V1, status="206 X")),
                 (untold, unsized(b"", V1, "Content-Range: bytes */5", status="206 X")),
-                (full, unmet("bytes */11", V2)), (full._replace(source=elsewhere), unmet("bytes */11")),
+                (full, unmet("bytes */11", V2)),
+                (full._replace(source=elsewhere), unmet("bytes */11")),
                 (ours, unmet("bytes */3")), (ours, unmet("bytes */11")),
                 (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))])])
 
@@ -5948,10 +6024,12 @@ class Section17Downloads(OnDisk):
         for (own, name, url, kind, coding), status in table([
                 (True, "a.tar.gz", "", "application/octet-stream", "gzip"),
                 (True, "A.TGZ", "", "", "GZIP"), (True, "a.svgz", "", "image/svg+xml", "gzip"),
-                (True, "a", "a.tar.gz?sign=1", "", "x-gzip"), (True, "a", "", "application/gzip", "gzip"),
+                (True, "a", "a.tar.gz?sign=1", "", "x-gzip"),
+                (True, "a", "", "application/gzip", "gzip"),
                 (True, "a", "", "Application/X-Gzip; x=y", "gzip"),
                 (True, "a", "", "application/x-tar", "gzip"), (True, "a.tzst", "", "", "zstd"),
-                (True, "a", "", "application/zstd", "zstd"), (False, "a.gz.html", "", "text/html", "gzip"),
+                (True, "a", "", "application/zstd", "zstd"),
+                (False, "a.gz.html", "", "text/html", "gzip"),
                 (False, "a.tar", "f?a.gz#b.gz", "text/plain", "x-gzip"),
                 (False, "a.zst", "", "application/zstd", "gzip")], ("200 OK", "404 X")):
             fields = f"Content-Type: {kind}", f"Content-Encoding: {coding}"
@@ -6003,20 +6081,23 @@ class Section17Downloads(OnDisk):
                 # What is not the file: for any_status it is, unless it was a piece of one.
                 (b"", [piece(0)], {}, [""], StatusError, None),
                 (b"", [piece(0)], any_status, [""], StatusError, None),
-                (b"", [gone], {}, [""], StatusError, None), (b"", [gone], any_status, [""], b"ok", None),
-                (b"", [none], {}, [""], StatusError, None), (b"", [none], any_status, [""], b"", None),
+                (b"", [gone], {}, [""], StatusError, None),
+                (b"", [gone], any_status, [""], b"ok", None),
+                (b"", [none], {}, [""], StatusError, None),
+                (b"", [none], any_status, [""], b"", None),
                 (half, [none], any_status, ["5-"], StatusError, WHOLE[:5]),
                 # Each retry goes on where the last one ended.
-                (b"", [begun[:-8], piece(3)[:-2], piece(9)], again(9), ["", "3-", "9-"], WHOLE, None),
-                (b"", [begun[:-8], piece(3)[:-2], piece(9)[:-1], piece(10)], again(2), ["", "3-", "9-"],
-                 IncompleteBody, WHOLE[:10]),
+                (b"", [begun[:-8], piece(3)[:-2], piece(9)], again(9),
+                 ["", "3-", "9-"], WHOLE, None),
+                (b"", [begun[:-8], piece(3)[:-2], piece(9)[:-1], piece(10)], again(2),
+                 ["", "3-", "9-"], IncompleteBody, WHOLE[:10]),
                 (b"", [begun[:-8], piece(3)], {}, [""], IncompleteBody, WHOLE[:3]),
                 (b"", [b"HTTP/1.1 20"], again(2), [""] * 3, IncompleteBody, None),
                 *((b"", [begun[:-8], busy, b"HTTP", piece(3)[:-2], piece(9)], {"retries": given},
                    ["", "3-", "3-", "3-", "9-"], WHOLE, None) for given in (4, lambda *_: 0)),
                 # resume=False is about what an earlier call has left, not about its own bytes
-                (half, [answer(OTHER, V1)[:-4], piece(8, OTHER)], again(9, resume=False), ["", "8-"],
-                 OTHER, None),
+                (half, [answer(OTHER, V1)[:-4], piece(8, OTHER)], again(9, resume=False),
+                 ["", "8-"], OTHER, None),
                 # To ask for all of the file is a part of the same try.
                 (b"", [begun[:-6], piece(4), begun[:-3], piece(8)], again(2), ["", "5-", "", "8-"],
                  WHOLE, None),
@@ -6050,7 +6131,8 @@ class Section17Downloads(OnDisk):
                     start = len(left) * (answers in ([piece(5)], [unmet("bytes */11")]))
                     self.assertEqual(seen[:2], [got, (start, total)])
                 for head in server.requests:
-                    self.assertEqual(field(head, "X-Tenant") + field(head, "Accept-Encoding"), ["7", "identity"])
+                    self.assertEqual(field(head, "X-Tenant"), ["7"])
+                    self.assertEqual(field(head, "Accept-Encoding"), ["identity"])
                     self.assertEqual(field(head, "If-Range"), ['"v1"'] * (
                         not own and field(head, "Range") != []))
         self.assertEqual(notes.count("trying again"), 2 * 4 + 12)
@@ -6063,7 +6145,8 @@ class Section17Downloads(OnDisk):
                 *((answer(WHOLE, V1)[:got - 11], {}, WHOLE[:got], '"v1"') for got in range(11)),
                 (answer(WHOLE, V1)[:-12], {}, None, ""),
                 (answer(WHOLE, date, f"Date: {self.later}")[:-6], {}, WHOLE[:5], self.monday),
-                (unsized(b"5\r\nhello\r\n6\r\n", V1, "Transfer-Encoding: chunked"), {}, WHOLE[:5], '"v1"'),
+                (unsized(b"5\r\nhello\r\n6\r\n", V1, "Transfer-Encoding: chunked"), {},
+                 WHOLE[:5], '"v1"'),
                 (answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], ""),
                 (answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], ""),
                 # With decode=False: the rest might come in another coding, or in none.
@@ -6164,9 +6247,9 @@ class Section17Files(OnDisk):
         for said, path in [("No such file", folder + "/absent/f"), ("irectory", folder + "/f"),
                            ("Not a directory", __file__ + "/f"), ("too long", folder + "x" * 256)]:
             await self.refused(said, path, asks=1)
-        with mock.patch.object(os, "open", side_effect=PermissionError(errno.EACCES, "Not you")):
+        with mock.patch("os.open", side_effect=PermissionError(errno.EACCES, "Not you")):
             await self.refused("Not you", asks=1)
-        with mock.patch.object(os, "access", return_value=False):  # root has it always
+        with mock.patch("os.access", return_value=False):  # root has it always
             await self.refused("write-protected", self.write("mine", b"old"))
         self.assertEqual(self.read("mine"), b"old")
         self.assertTrue(stat.S_ISFIFO(os.stat(pipe).st_mode))
@@ -6174,8 +6257,8 @@ class Section17Files(OnDisk):
 
     async def test_what_file_systems_lack(self) -> None:
         """Links, as on vfat, locks, threads, room for all that is written at once, or for another
-        file: where one file is mounted, as in a container, nothing can take its place; other modes; and
-        other owners than ours, as with bindfs, CIFS or a squashing NFS. In a folder like /tmp
+        file: where one file is mounted, as in a container, nothing can take its place; other modes;
+        and other owners than ours, as with bindfs, CIFS or a squashing NFS. In a folder like /tmp
         another's file, which all may write, cannot be replaced either.
         """
         class Slow(io.FileIO):
@@ -6190,13 +6273,13 @@ class Section17Files(OnDisk):
 
         for name, patch in table([
                 ("nothing", contextlib.nullcontext()),
-                ("links", mock.patch.object(os, "link", no(errno.EPERM))),
+                ("links", mock.patch("os.link", no(errno.EPERM))),
                 ("locks", mock.patch("fcntl.flock", no(errno.ENOLCK))),
-                ("room", mock.patch.object(asyncget, "open", slow, create=True)),
+                ("room", mock.patch("asyncget.open", slow, create=True)),
                 ("threads", mock.patch.object(threading.Thread, "start", side_effect=RuntimeError)),
-                ("owners", mock.patch.object(os, "geteuid", return_value=os.geteuid() + 1)),
-                ("modes", mock.patch.object(os, "chmod", no(errno.EPERM))), *(
-                    ("another", mock.patch.object(os, "replace", no(number)))
+                ("owners", mock.patch("os.geteuid", return_value=os.geteuid() + 1)),
+                ("modes", mock.patch("os.chmod", no(errno.EPERM))), *(
+                    ("another", mock.patch("os.replace", no(number)))
                     for number in (errno.EBUSY, errno.EPERM))]):
             with self.subTest(name), patch:
                 self.empty(f=b"mine")
@@ -6218,13 +6301,13 @@ class Section17Files(OnDisk):
     async def test_nothing_is_copied_but_into_a_plain_file(self) -> None:
         """Not through another's link in a folder like /tmp; nor where a .part can be renamed."""
         no = mock.Mock(side_effect=PermissionError(errno.EPERM, "No"))
-        with mock.patch.object(shutil, "copyfile", side_effect=AssertionError):
+        with mock.patch("shutil.copyfile", side_effect=AssertionError):
             self.empty(fictim=b"ours", f=b"->fictim")
-            with mock.patch.object(os, "replace", no):
+            with mock.patch("os.replace", no):
                 await self.refused("No", asks=1)
             self.empty()
             async with giving(answer(WHOLE)) as server:
-                with mock.patch.object(os, "link", no):
+                with mock.patch("os.link", no):
                     await self.get(server.url, overwrite=False)
         self.assert_whole()
 
@@ -6242,7 +6325,8 @@ class Section17Files(OnDisk):
         for (files, plant), options in table([
                 *((files, None) for files in (
                     mine, {part: b"|"}, {meta: b"|"}, {meta: b"mine"}, {part: b"->fictim"},
-                    {meta: b"->fictim"}, {**theirs, part: b"->fictim"}, {**theirs, part: b"=>fictim"},
+                    {meta: b"->fictim"}, {**theirs, part: b"->fictim"},
+                    {**theirs, part: b"=>fictim"},
                     {**ours, "f": b"=>f.part"})),  # killed between link and unlink
                 *(({**mine, meta: text}, None) for text in (
                     b"", valid[:-1], b"W/" + valid, bytes(range(256)), b"|")),
@@ -6269,14 +6353,16 @@ class Section17Files(OnDisk):
     def photo(self) -> dict[str, Any]:
         """All that is in the folder: kind, owner, size, the first bytes."""
         facts = {name: os.lstat(os.path.join(self.folder, name))[:7] for name in self.names()}
-        return {name: (told, self.read(name) if 0 < told[6] < 1 << 20 else b"") for name, told in facts.items()}
+        return {name: (told, self.read(name) if 0 < told[6] < 1 << 20 else b"")
+                for name, told in facts.items()}
 
     async def test_only_what_was_written_is_published(self) -> None:
         part, other, do = self.part, self.path + "2", functools.partial
         for steps, old in table([
                 [do(self.write, other, WHOLE), do(os.replace, other, part)],
                 [do(os.unlink, part)], [do(os.unlink, part), do(self.write, part, b"he")],
-                [do(os.rename, part, other), do(os.symlink, other, part)], [do(os.link, part, other)],
+                [do(os.rename, part, other), do(os.symlink, other, part)],
+                [do(os.link, part, other)],
                 [do(os.truncate, part, 12)], [do(os.truncate, part, 3)]], (b"old", None)):
             with self.subTest(steps, old=old):
                 self.empty(**({"f": old} if old else {}))
@@ -6369,7 +6455,7 @@ class Section17Files(OnDisk):
 
         async with giving(answer(WHOLE), more_there) as server:
             self.leave(server)
-            with mock.patch.object(fcntl, "flock", rename_and_lock):
+            with mock.patch("fcntl.flock", rename_and_lock):
                 await self.fails("", server.url, resume=False)
             self.assertEqual((self.read(self.victim), self.read(self.part)), (WHOLE[:5], b"hell"))
             self.leave(server)
@@ -6414,7 +6500,7 @@ class EveryStep(OnDisk):
         stepped: Any = {name: self.step(getattr(os, name))
                         for name in ("unlink", "replace", "link", "fsync", "chmod")}
         with contextlib.suppress(Killed), mock.patch.multiple(os, **stepped), \
-                mock.patch.object(asyncget, "open", self.open, create=True):
+                mock.patch("asyncget.open", self.open, create=True):
             await self.get(server.url, overwrite=overwrite)
         return self.left < 0
 
@@ -6422,7 +6508,8 @@ class EveryStep(OnDisk):
         for name, overwrite, old, left, body, version in [
                 ("fresh", True, None, False, WHOLE, V1), ("resumed", True, None, True, WHOLE, V1),
                 ("never replaced", False, None, False, WHOLE, V1),
-                ("replaced", True, b"old", False, WHOLE, V1), ("changed", True, None, True, OTHER, V2)]:
+                ("replaced", True, b"old", False, WHOLE, V1),
+                ("changed", True, None, True, OTHER, V2)]:
             with self.subTest(name):
                 async with giving(good_at_ranges(body, version)) as server:
                     for last in range(100):
@@ -6454,7 +6541,8 @@ class Kill(OnDisk):
 
         def slowly(head: bytes) -> list[Any]:
             wire = memoryview(play(head))
-            return [step for at in range(0, len(wire), 2**16) for step in (bytes(wire[at:at + 2**16]), pause)]
+            return [step for at in range(0, len(wire), 2**16)
+                    for step in (bytes(wire[at:at + 2**16]), pause)]
 
         async with giving(slowly) as server:
             for number in range(KILLS + 1):
@@ -6572,9 +6660,9 @@ def as_program(folder: str, *streams: int, **env: str) -> Iterator[None]:
     """This process as if just started: in a folder, with these descriptors as 0, 1 and 2."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, environment(**env), clear=True))
-        stack.enter_context(mock.patch.object(os, "_exit", side_effect=AssertionError))
+        stack.enter_context(mock.patch("os._exit", side_effect=AssertionError))
         quick = functools.partial(asyncio.run, debug=False)  # a stack per callback: half the time
-        stack.enter_context(mock.patch.object(asyncio, "run", quick))
+        stack.enter_context(mock.patch("asyncio.run", quick))
         stack.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         stack.callback(os.chdir, os.getcwd())
         os.chdir(folder)
@@ -6619,7 +6707,8 @@ class Folder(Tables):
                 gc.collect(1)  # what was left open is told on stderr
             for file in files:
                 file.seek(0)
-            return subprocess.CompletedProcess(line, code, files[1].read(), SLOW_STEP.sub(b"", files[2].read()))
+            out, err = files[1].read(), SLOW_STEP.sub(b"", files[2].read())
+            return subprocess.CompletedProcess(line, code, out, err)
 
     def leaves(self, line: str, before: Any, code: int, after: Any, **how: Any) -> Any:
         """Run a line where these files are; check the exit code, and what is there then."""
@@ -6700,7 +6789,7 @@ class Section20Files(Folder):
         mine = {"thesis.part": b"mine"}, {"thesis.part": b"mine", "thesis.part.meta": b"mine"}
         lines = ("-O {u}/thesis", "-O -C - {u}/thesis", "-O --no-clobber {u}/thesis",
                  "-o thesis {u}/thesis", "-OJ {u}/x")
-        for files, line in itertools.product(mine, lines):
+        for files, line in table(mine, lines):
             self.leaves(line, files, 23, files)
         for line in "-O {u}/thesis", "-OJ {u}/x", "-OC- {u}/thesis", "-OC- {u}/r/thesis":
             with self.subTest(line):  # no name of a URL's follows a link
@@ -6710,7 +6799,7 @@ class Section20Files(Folder):
 
     def test_a_folder_that_is_gone(self) -> None:
         self.server.plays({"/": ok(b"", "Content-Disposition: attachment; filename=x")})
-        with mock.patch.object(asyncget, "realpath", side_effect=FileNotFoundError(2, "Gone")):
+        with mock.patch("asyncget.realpath", side_effect=FileNotFoundError(2, "Gone")):
             for line in "-o x {u}", "-OJ {u}", "-c jar {u}":
                 self.assertIn(b"(23) cannot write", self.leaves(line, {}, 23, {}).stderr)
 
@@ -6733,7 +6822,7 @@ class Section20Files(Folder):
         reading, writing = os.pipe()  # as bash's >(...) gives it
         for name, outlet in ((f"/dev/fd/{writing}", reading), ("pipe", os.open(
                 self.path("pipe"), os.O_RDONLY | os.O_NONBLOCK))):
-            with mock.patch.object(os, "utime", side_effect=PermissionError("not yours")):
+            with mock.patch("os.utime", side_effect=PermissionError("not yours")):
                 self.assertEqual(self.get(f"-R -o {name} {{u}}").returncode, 0)
             self.assertEqual(os.read(outlet, 99), b"hello\n")
             os.close(outlet)
@@ -6766,7 +6855,8 @@ class Section20Files(Folder):
                     ("-o folder/f http://127.0.0.1:1/", 7, b"he"),
                     ("-c folder/f -o/dev/null {u}/cookie", 0, b"a\tb\n"),
                     # no name of a URL's is worth it
-                    ("--output-dir folder -O {u}/f", *((23, b"he") if readonly else (0, b"hello\n")))):
+                    ("--output-dir folder -O {u}/f",
+                     *((23, b"he") if readonly else (0, b"hello\n")))):
                 with self.subTest(line, readonly=readonly):
                     self.write("folder/f", b"he")
                     done = self.get(line)
@@ -6791,7 +6881,8 @@ class Section20Files(Folder):
         self.assertEqual((self.get("-m 0.3 -o f {u}/bomb").returncode, self.read("f")), (28, None))
         both = {"304": b"old", "304.part": b"mine", "tag": b'"v1"\n'}  # as nothing is written
         for code, before, left, lines in table([
-                (52, old, old, [f"{flags} -o f {{u}}/f" for flags in ("-i", "-I", "-C -", "-C 3", "-s")]),
+                (52, old, old, [f"{flags} -o f {{u}}/f"
+                                for flags in ("-i", "-I", "-C -", "-C 3", "-s")]),
                 (22, old, old, ["-f -o f {u}/404"]),
                 (0, old, old, ["-z f -o f {u}/old", "-z -f -o f {u}/new", "-z f -C - -o f {u}/old",
                                "-z f {u}/old"]),
@@ -6828,7 +6919,8 @@ class Section20Files(Folder):
 
     def test_going_on(self) -> None:
         """-C: the file in the end, the exit code, and the ranges that were asked for."""
-        dated = [f"Last-Modified: {formatdate(time.time() + after, usegmt=True)}" for after in (-3600, 3600)]
+        dated = [f"Last-Modified: {formatdate(time.time() + after, usegmt=True)}"
+                 for after in (-3600, 3600)]
         old, full, whole, begun = b"hello", WHOLE, ok(WHOLE), ok(WHOLE, V1)[:-6]
         busy, gone = ok(b"busy", status="503 No"), ok(b"gone", status="404 No")
         complete = ok(b"", "Content-Range: bytes */5", dated[1], status="416 No")
@@ -6846,7 +6938,8 @@ class Section20Files(Folder):
             ("-C 5", "-C 5", old, [piece(5)], 0, full, ["5"]),
             *(("all there", f"-C - {fail}", full, [unmet("bytes */11")], 0, full, ["11"])
               for fail in ("-f", "--fail-with-body")),
-            ("-f -C -, another file", "-f -C -", old, [unmet("bytes */3"), gone], 22, old, ["5", ""]),
+            ("-f -C -, another file", "-f -C -", old, [unmet("bytes */3"), gone], 22, old,
+             ["5", ""]),
             ("-C 5, ignored", "-C 5", old, [whole], 33, old, ["5"]),
             ("-C 5, other range", "-C 5", old, [piece(4)], 33, old, ["5"]),
             ("--retry, cut", "-C - --retry 1", old, [piece(5)[:-3], piece(8)], 0, full, ["5", "8"]),
@@ -6900,10 +6993,13 @@ class Section20Files(Folder):
         """-R and --etag-save, whichever way the body takes."""
         page = [ok(b"hello", "Last-Modified: Mon, 02 Jan 2023 10:00:00 GMT", V1)]
         for flags in "-O", "-o f", "-o f -C -", "-i -o f", "-OJ", "-o f --retry 1":
-            self.server.plays({"/f": [[ok(b"", status="503 No")], page] if "retry" in flags else [page]})
+            busy = [[ok(b"", status="503 No")]] if "retry" in flags else []
+            self.server.plays({"/f": [*busy, page]})
             left = {"f": page[0] if "-i" in flags else b"hello", "tag": b'"v1"\n'}
-            done = self.leaves(f"-R --etag-save tag {flags} --retry-delay 0.01 {{u}}/f", {}, 0, left)
-            self.assertEqual((os.path.getmtime(self.path("f")), done.stderr), (1672653600, b""), flags)
+            done = self.leaves(
+                f"-R --etag-save tag {flags} --retry-delay 0.01 {{u}}/f", {}, 0, left)
+            self.assertEqual(os.path.getmtime(self.path("f")), 1672653600, flags)
+            self.assertEqual(done.stderr, b"", flags)
         self.server.plays({"/cut": ok(b"hello", V1)[:-1]})  # later it would say: nothing new
         self.leaves("--etag-save tag {u}/cut", {}, 18, {})
 
@@ -6927,7 +7023,8 @@ class Section20Files(Folder):
                     done = self.get(f"{flags} {{u}}")
                     self.assertEqual((done.returncode, done.stderr), (0, b""))
                     lines = self.read("jar").split(b"\n")
-                    self.assertEqual([line for line in lines if line in unknown], unknown if mode else [])
+                    self.assertEqual([line for line in lines if line in unknown],
+                                     unknown if mode else [])
                     self.assertEqual(sum(line.endswith(b"\ta\tb") for line in lines), 1)
                     self.assertEqual(any(b"kept\t\xe9" in line for line in lines), "-b" in flags)
                 self.assertEqual(stat.S_IMODE(os.stat(self.path("jar")).st_mode), 0o600)
@@ -6938,12 +7035,12 @@ class Section18Timeline(AsyncCase):
     """What the example in render_timeline does not show."""
 
     def test_at_the_borders(self) -> None:
-        bars = [asyncget.Bar("200 " + "long/" * 50, 0, 1, 2, 3, size=10**12), asyncget.Bar("x", 3, 3, 3, 3)]
+        bars = [Bar("200 " + "long/" * 50, 0, 1, 2, 3, size=10**12), Bar("x", 3, 3, 3, 3)]
         for width in (40, 80, 200):
             rows = asyncget.render_timeline(bars, width).splitlines()[:2]
             self.assertEqual([len(row) for row in rows], [width, width])
             self.assertRegex(rows[0], r"^200.*\.\.\..*g/ \|")  # a URL says most at its ends
-        bars = [asyncget.Bar("x", 0, 0, 0, 0), asyncget.Bar("y", 0, 0, 0, 100), asyncget.Bar("z", 100, 100, 100, 100)]
+        bars = [Bar("x", 0, 0, 0, 0), Bar("y", 0, 0, 0, 100), Bar("z", 100, 100, 100, 100)]
         for some in (bars[:1], bars):
             for line in asyncget.render_timeline(some).splitlines()[:-2]:
                 self.assertIn("#", line)  # no request is too short to be seen
@@ -6989,14 +7086,15 @@ class Section19DemoServer(AsyncCase):
         """Eight times as fast."""
         self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         sleep = asyncio.sleep
-        with mock.patch.object(asyncio, "sleep", lambda seconds: sleep(seconds / 8)), \
-                mock.patch.object(asyncget, "render_timeline", wraps=asyncget.render_timeline) as drawn, \
+        with mock.patch("asyncio.sleep", lambda seconds: sleep(seconds / 8)), \
+                mock.patch("asyncget.render_timeline", wraps=asyncget.render_timeline) as drawn, \
                 contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())) as printed:
             self.assertEqual(asyncget.main(["--demo"]), 0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # its server's connections
             gc.collect()
-        story, drawings = printed.buffer.getvalue().decode().split("\nWhat 2 and 3 looked like, to scale\n")
+        said = printed.buffer.getvalue().decode()
+        story, drawings = said.split("\nWhat 2 and 3 looked like, to scale\n")
         places = [story.index(text) for text in (
             "1 s ... still", "2 s ... still", "I thought about it.", "add_two_numbers(2, 3) = 5")]
         self.assertEqual(places, sorted(places))
@@ -7031,7 +7129,8 @@ class Section20CommandLine(Folder):
 
     def test_wrong_flags_are_refused_with_a_hint(self) -> None:
         for arguments, text in (
-            ("--fial u", "try --fail"), ("--retrys 3 u", "try --retry"), ("--fai u", "try --fail"), ("-Q u", "no flag -Q"), ("--crlf u", "try --help all"),
+            ("--fial u", "try --fail"), ("--retrys 3 u", "try --retry"), ("--fai u", "try --fail"),
+            ("-Q u", "no flag -Q"), ("--crlf u", "try --help all"),
             ("-F a=b u", "-F"), ("-T f u", "GET"), ("--silent=1 u", "--silent="),
             ("-K f u", "command line"), ("--interface eth0 u", "routes"), ("--stderr f u", "2>"),
             ("--trace-ascii f u", "-v"), ("--ciphers X u", "OpenSSL"), ("--next u", "all URLs"),
@@ -7039,7 +7138,8 @@ class Section20CommandLine(Folder):
             ("-m nan u", "SECONDS"), ("--retry 1.5 u", "NUMBER"), ("--max-filesize 1x u", "BYTES"),
             ("--no-output u", "no flag"), ("-X POST u", "GET"), ("-d a u", "-G"),
             ("--data-urlencode a u", "-G"), ("-i -OJ u", "-J"),
-            ("-C x u", "POSITION"), ("-C - -OJ u", "-J"), ("-C - -i -o f u", "-i"), ("-C - -I u", "-I"),
+            ("-C x u", "POSITION"), ("-C - -OJ u", "-J"), ("-C - -i -o f u", "-i"),
+            ("-C - -I u", "-I"),
             ("-C 5 -r 5 u", "-r"), ("-m \u0661 u", "SECONDS"), ("--etag-save e u v", "one URL"),
             ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.M u", "BYTES")):
             self.refuses(AsyncGetError, text, lambda line: asyncget.check_options(
@@ -7048,7 +7148,8 @@ class Section20CommandLine(Folder):
     def test_every_flag_of_the_contract_is_there(self) -> None:
         """Those that stand in no other test; and no two do the same unawares, but for data."""
         flags = asyncget.known_flags()
-        names = """--user-agent --header --referer --cookie --cookie-jar --user --netrc --range --get
+        names = """--user-agent --header --referer --cookie --cookie-jar --user --netrc --range
+                --get
                 --location --proxy --proxy-user --cert --include --dump-header --write-out --head
                 --speed-limit --speed-time --netrc-optional --data-binary --basic --keepalive
                 --parallel-immediate --remove-on-error"""
@@ -7085,8 +7186,9 @@ class Section20CommandLine(Folder):
         """None is no name, and ... one that is refused."""
         self.alike(self.name_from, [
             ("attachment; filename=a.txt", "a.txt"), ('filename="a b.txt"', "a b.txt"),
-            ('attachment;FileName = "a;b.txt" ; size=3', "a;b.txt"), ("attachment", None), ("", None),
-            (r'attachment; filename="a\"b"', 'a"b'), ("attachment; filename=\u00c3\u00a9", "\u00e9"),
+            ('attachment;FileName = "a;b.txt" ; size=3', "a;b.txt"),
+            ("attachment", None), ("", None), (r'attachment; filename="a\"b"', 'a"b'),
+            ("attachment; filename=\u00c3\u00a9", "\u00e9"),
             ("attachment; filename*=UTF-8''%e2%82%ac", "\u20ac"), ("inline; xfilename=a", None),
             ("attachment; filename=x; filename*=UTF-8''y", "y"),
             ("attachment; filename*=UTF-8''y; filename=x", "y"),
@@ -7099,19 +7201,20 @@ class Section20CommandLine(Folder):
         self.alike(lambda name: self.name_from(f'attachment; filename="{name}"'), {
             "a b.txt": "a b.txt", "../../etc/passwd": "passwd", "/etc/passwd": "passwd",
             r"..\..\evil.exe": "evil.exe", "C:\\a\\b": "b", "..%2F..%2Fevil": "evil",
-            "%252e%252e%252fx": "%2e%2e%2fx", "": ..., "..": ..., ".": ..., "a/": ..., ".bashrc": ...,
+            "%252e%252e%252fx": "%2e%2e%2fx",
+            "": ..., "..": ..., ".": ..., "a/": ..., ".bashrc": ...,
             "a%0ab": ..., "a%1b[2Jb": ..., "n" * 255: "n" * 255, "n" * 256: ...,
             # what a later -C - of another URL believes: two versions were spliced
             "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts", "part": "part",
             "a.meta": "a.meta", "C:evil.dll": "C:evil.dll", "CON": "CON"}.items())
-        with mock.patch.object(os, "name", "nt"):  # CVE-2016-0754: devices, drives, streams
+        with mock.patch("os.name", "nt"):  # CVE-2016-0754: devices, drives, streams
             names = ("C:evil.dll", "a.txt:stream", "CON", "nul.txt", "com1", "LPT9.x", "aux .c",
                      "a.", "a b ?", "a*", "a<b", "a|b")
             self.alike(lambda name: self.name_from(f'attachment; filename="{name}"'), [
                 *((name, ...) for name in names),
                 *((name, name) for name in ("console", "a.b", "com", "xcon.txt"))])
         ascii_only = UnicodeEncodeError("ascii", "\u2603", 0, 1, "not there")  # the locale
-        with mock.patch.object(os, "fsencode", side_effect=ascii_only):
+        with mock.patch("os.fsencode", side_effect=ascii_only):
             self.assertEqual(self.name_from("attachment; filename=\u2603"), ...)
 
     def name_from(self, disposition: str) -> Any:
@@ -7133,7 +7236,8 @@ class Section20CommandLine(Folder):
 
         self.alike(found, (
             ("u", {}), ("-U a:b u", {}), ("--noproxy * u", {"no_proxy": "*"}),
-            ("--socks5 p:1 u", all_by("socks5://p:1")), ("--socks5-hostname p u", all_by("socks5h://p")),
+            ("--socks5 p:1 u", all_by("socks5://p:1")),
+            ("--socks5-hostname p u", all_by("socks5h://p")),
             ("-x p:1 u", all_by("p:1")), ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p")),
             ("-x http://p -U a:%40 u", all_by("http://a:%40@p"))))
         with mock.patch.dict(os.environ, {"ALL_PROXY": "p"}, clear=True):  # -x "" takes none
@@ -7172,7 +7276,8 @@ class Section20CommandLine(Folder):
         "/big": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b"x" * 5000,
         "/103": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(),
         "/503": [[BUSY], [AGAIN], [ok()]],
-        "/later": [[ok(b"later\n", "Retry-After: 60", status="503 Later")], [ok()]], "/204": b"HTTP/1.1 204 No Content\r\n\r\n",
+        "/later": [[ok(b"later\n", "Retry-After: 60", status="503 Later")], [ok()]],
+        "/204": b"HTTP/1.1 204 No Content\r\n\r\n",
         "/204-long": b"HTTP/1.1 204 No\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
         "/cookie": ok(b"b", "Set-Cookie: s=secret"),
         "/a": ok(b"A"), "/b": ok(b"B"), "/1": ok(b"1"), "/2": ok(b"2"),
@@ -7182,7 +7287,8 @@ class Section20CommandLine(Folder):
         **{f"/{page}": ok(b"N", f'Content-Disposition: attachment; filename="{name}"')
            for page, name in (("named", "../b c"), ("old", "old"), ("dot", ".bashrc"))},
         "/twice": [[ok(b"1", f"Content-Disposition: attachment; filename={name}")]
-                   for name in ("first", "second")], "/drips": [ok(b"x" * 30)[:-30], *([b"x", 0.1] * 30)]}
+                              for name in ("first", "second")],
+                   "/drips": [ok(b"x" * 30)[:-30], *([b"x", 0.1] * 30)]}
     FILES = {"old": b"x", "format": b"%{http_code}\r\n.\n",  # in the folder of each row
              "here": b"->.", "link": b"->to", "to": b"x", "dangling": b"->new"}
 
@@ -7191,7 +7297,8 @@ class Section20CommandLine(Folder):
             "{u}/", "--max-filesize 6.5B {u}/", "--parallel-max 0 {u}/", "--max-redirs -1 {u}/to",
             "-m 0 -y 0 --max-filesize 0 --connect-timeout 0 --retry 0 {u}/",
             "-m 0.3 --retry 1 --retry-delay 1 {u}/hangs", "--netrc-optional --netrc-file none {u}/",
-            "-x http://127.0.0.1:1 --noproxy 127.0.0.1 {u}/", "--proto =http,https x.localhost:{port}",
+            "-x http://127.0.0.1:1 --noproxy 127.0.0.1 {u}/",
+            "--proto =http,https x.localhost:{port}",
             "--connect-to h.test:80:127.0.0.1:{port} http://h.test/", "--connect-to other:::1 {u}/",
             "--resolve h.test:{port}:127.0.0.2,127.0.0.1 http://h.test:{port}/",
             "--resolve +h.test:{port}:127.0.0.1 --resolve -x:1 http://h.test:{port}/")),
@@ -7221,7 +7328,8 @@ class Section20CommandLine(Folder):
             "-s -w %{redirect_url} --no-location {u}/far": b"f\ngopher://h/",
             "-s -w %{redirect_url} --no-location {u}/to": b"moved\n{u}/",
             "-r 1-3 {u}/coded-piece": b"iec", "{u}/{a,b}": b"AB", "-g {u}/{a,b}": b"no page\n",
-            "--out-null {u}/a {u}/b -w .": b"..", "--no-remote-name {u}/a": b"A", "-J {u}/named": b"N",
+            "--out-null {u}/a {u}/b -w .": b"..", "--no-remote-name {u}/a": b"A",
+            "-J {u}/named": b"N",
             # heads as they come
             "-i {u}/103": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(),
             "-I {u}/to": TO[:-6] + HEAD, "-I --no-location {u}/to": TO[:-6],
@@ -7233,14 +7341,17 @@ class Section20CommandLine(Folder):
                 b"hello\n%{what}%{error_code}%{my_code_too}",
             r"-w \t\r\n\x\\100%%%d%{ {u}/": b"hello\n\t\r\n\\x\\\\100%%d%{",
             "-w %{content_type}%header{x-a}. {u}/": b"hello\n.",
-            "-w %{http_code}|%{size_download}|%{num_redirects}|%{url_effective}|%{exitcode}\\n {u}/to":
+            "-w %{http_code}|%{size_download}|%{num_redirects}|%{url_effective}|%{exitcode}\\n "
+            "{u}/to":
                 b"hello\n200|6|1|{u}/|0\n",
             "-w |%{size_delivered}|%{proxy_used}|%{tls_earlydata} {u}/": b"hello\n|6|0|0",
             "-w %header{etag}|%header{no}|%{num_headers}|%{size_header} {u}/etag": b'e\n"v1"||3|96',
-            "-o /dev/null -w %{url.host}|%{url.port}|%{url.path}|%{urle.query}|%{urle.scheme} {u}/to?q#f":
+            "-o /dev/null -w "
+            "%{url.host}|%{url.port}|%{url.path}|%{urle.query}|%{urle.scheme} {u}/to?q#f":
                 b"127.0.0.1|{port}|/to||http", "-o o -w %{filename_effective} {u}/": b"o",
             # lines of public Dockerfiles, health checks and installers, and of browsers
-            "-fLsS --compressed --http2 --tcp-nodelay --no-keepalive -4 -N -q {u}/gzip": b"unpacked",
+            "-fLsS --compressed --http2 --tcp-nodelay --no-keepalive -4 -N -q {u}/gzip":
+                b"unpacked",
             "{u}/ -X GET -H user-agent:Mozilla/5.0 -H accept-language:de -H Sec-Fetch-Dest:empty "
             "-b a=1;b=2 --compressed --insecure": b"hello\n",  # Chrome; Firefox writes -H Cookie
         }.items()),
@@ -7267,8 +7378,10 @@ class Section20CommandLine(Folder):
             "-o link {u}/": {"to": b"hello\n"}, "-o link -i {u}/": {"to": ok()},
             "-o dangling {u}/": {"new": b"hello\n"},
             "--remote-name-all {u}/a {u}/b": {"a": b"A", "b": b"B"}, "-o old {u}/b": {"old": b"B"},
-            "-o old --no-clobber {u}/b": {"old": b"x", "old.1": b"B"}, "-O {u}/404": {"404": b"gone\n"},
-            "-OJ {u}/named": {"b c": b"N"}, "-OJ {u}/a": {"a": b"A"}, "-O {u}/to?x#y": {"to": b"hello\n"},
+            "-o old --no-clobber {u}/b": {"old": b"x", "old.1": b"B"},
+            "-O {u}/404": {"404": b"gone\n"},
+            "-OJ {u}/named": {"b c": b"N"}, "-OJ {u}/a": {"a": b"A"},
+            "-O {u}/to?x#y": {"to": b"hello\n"},
             "-OJ --no-clobber {u}/old": {"old": b"x", "old.1": b"N"},
             "-O --create-dirs --output-dir n/m {u}/a": {"n/m/a": b"A"}}.items()),
         ("-f {u}/404", b"", r"^asyncget: \(22\) .*404.*\n$", 22),
@@ -7280,7 +7393,8 @@ class Section20CommandLine(Folder):
         ("{u}/nothing {u}/cut {u}/", b"fourhello\n", r"(?s)\(52\).*\(18\)", 52),
         ("-f {u}/ {u}/404 {u}/cut", b"hello\nfour",  # the first one's code, in the order given
          r"^asyncget: \(22\) .* \[\S+/404\]\nasyncget: \(18\) .* \[\S+/cut\]\n$", 22),
-        ("-m 0.6 {u}/hang {u}/mega", b"y" * 3_000_000, r"^.*\(28\).*\n$", 28),  # its time stands still
+        # its time stands still
+        ("-m 0.6 {u}/hang {u}/mega", b"y" * 3_000_000, r"^.*\(28\).*\n$", 28),
         ("-m 9 -f --fail-early -w %{exitcode} {u}/hang {u}/404", b"22", r"^.*\(22\).*\n$", 22),
         ("-m 9 --fail-early {u}/hang {u}/cut", b"", r"^.*\(18\).*\n$", 18),  # it was not its turn
         ("-f --fail-early --retry 3 127.0.0.1:1 {u}/404", b"", r"^.*\(22\).*\n$", 22),
@@ -7337,7 +7451,8 @@ class Section20CommandLine(Folder):
          b"1|302|2", "", 47),
         # what is told on stderr
         ("-v -u a:secret -b s=secret {u}/cookie", b"b",
-         r"(?s)^(?!.*secret)(?!.*YTpzZWNyZXQ)(?=.*\n> Authorization: \*\*\*\n)(?=.*\n> Cookie: \*\*\*\n)"
+         r"(?s)^(?!.*secret)(?!.*YTpzZWNyZXQ)"
+         r"(?=.*\n> Authorization: \*\*\*\n)(?=.*\n> Cookie: \*\*\*\n)"
          r"\* [^\n]*127\.0\.0\.1.*\n> GET /cookie HTTP/1\.1\n.*\n> \n.*< HTTP/1\.1 200 OK\n"
          r".*\n< Set-Cookie: \*\*\*\n< \n", 0),
         ("-s --waterfall {u}/ {u}/404 127.0.0.1:1", b"hello\ngone\n",
@@ -7347,7 +7462,8 @@ class Section20CommandLine(Folder):
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
         r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0|-o link|-o dangling|"
         r"/early|^-o f {u}/cut|-null|%output|url\.host|size_delivered|-long|coded-piece|"
-        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {|{what}|two URLs|-to ::|/mega|-optional|6\.5B")
+        r"^-o /dev/null --r|-early|/dot|-waterf|-save e {|{what}|two URLs|-to ::|/mega|"
+        r"-optional|6\.5B")
 
     def test_table(self) -> None:
         for line, stdout, told, code, files in ((*row, {})[:5] for row in self.ROWS):
@@ -7367,7 +7483,8 @@ class Section20CommandLine(Folder):
 
     @staticmethod
     def curl(words: Iterable[str], folder: str) -> subprocess.CompletedProcess[bytes]:
-        return completed("curl", *words, cwd=folder, stdin=subprocess.DEVNULL, env=environment(HOME=folder))
+        return completed("curl", *words, cwd=folder, stdin=subprocess.DEVNULL,
+                         env=environment(HOME=folder))
 
     @long  # of our code it says nothing that test_table does not
     @needs("curl")
@@ -7406,7 +7523,8 @@ class Section20CommandLine(Folder):
         ("-r 5", "Range: bytes=5-", ""), ("-r 0-1,3-4", "Range: bytes=0-1,3-4", ""),
         ("-b a=1;|b=2", "Cookie: a=1; b=2", ""), ("-b jar", "Cookie: j=1", ""),
         ("-H Cookie:|a=1 -b b=2", "Cookie: a=1", ""), ("-b none", "", ""),
-        ("-u a:b:c", "Authorization: Basic YTpiOmM=", ""), ("-u a:", "Authorization: Basic YTo=", ""),
+        ("-u a:b:c", "Authorization: Basic YTpiOmM=", ""),
+        ("-u a:", "Authorization: Basic YTo=", ""),
         ("-u a:b -H Authorization:|x", "Authorization: x", ""),
         ("--oauth2-bearer tok", "Authorization: Bearer tok", ""),
         *((f"-x {{host}} -U {user}",  # which may be any bytes
@@ -7419,11 +7537,13 @@ class Section20CommandLine(Folder):
         ("-G --data-urlencode n@d --data-urlencode @d --data-urlencode =a=b",
          "GET /?n=a%3Db%0D%0A%26c%0A&a%3Db%0D%0A%26c%0A&a%3Db HTTP/1.1", "GET"),
         ("--url-query a=b|c --url-query +d%20e", "GET /?a=b+c&d%20e HTTP/1.1", "GET"),
-        ("-z Sun,|06|Nov|1994|08:49:37|GMT", "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT", ""),
+        ("-z Sun,|06|Nov|1994|08:49:37|GMT",
+         "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT", ""),
         ("-z -heads", "If-Unmodified-Since: Sun, 09 Sep 2001 01:46:40 GMT", ""),
-        ("-z 1|Jan|2020", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT", ""), ("-e ;auto", "", ""),
-        *((f"-z {when}", "", "") for when in ("26|Nov|2026|9:30:49|IST", "26|Nov|2026|9:30:49|PM|EST",
-                                              "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
+        ("-z 1|Jan|2020", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT", ""),
+        ("-e ;auto", "", ""), *((f"-z {when}", "", "") for when in (
+            "26|Nov|2026|9:30:49|IST", "26|Nov|2026|9:30:49|PM|EST",
+            "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
         ("--etag-compare etag", 'If-None-Match: "v1"', ""), ("-C 3 -o old", "Range: bytes=3-", ""))
 
     def test_requests(self) -> None:
@@ -7443,7 +7563,7 @@ class Section20CommandLine(Folder):
         def curl(words: list[str]) -> Any:
             return self.curl(["-sS", *words], self.folder)
 
-        for program, (line, added, gone) in itertools.product((own, curl), self.REQUESTS):
+        for program, (line, added, gone) in table((own, curl), self.REQUESTS):
             if program is curl and not (LONG and shutil.which("curl") and not newer.search(line)):
                 continue
             self.server.plays({"/": [ok(), LOOP]})
@@ -7472,7 +7592,8 @@ class Section20CommandLine(Folder):
         client = f"-E {pem('client')} --key {pem('key')}"
         leaf, asking, named = server_tls(), server_tls(client_ca=True), server_tls("other")
         for context, line, codes in table([
-                (leaf, f"{ca} {client} {here}", (0,)), (leaf, f"-k {here}", (0,)), (leaf, here, (60,)),
+                (leaf, f"{ca} {client} {here}", (0,)),
+                (leaf, f"-k {here}", (0,)), (leaf, here, (60,)),
                 (leaf, f"--capath certs {here}", (0,)), (named, f"{ca} {here}", (60,)),
                 (named, f"{ca} {other}", (0,)), (leaf, f"-S {here}", (0,)),
                 (server_tls("self_signed"), f"-w %{{ssl_verify_result}} {here}", (60,)),
@@ -7494,7 +7615,8 @@ class Section20CommandLine(Folder):
             self.server.plays({"/": redirect(second.url + "/")})
             for flags in "-u a:b", "-u a:b --location-trusted":
                 self.get(f"{flags} {{u}}")
-        self.assertEqual([field(head, "Authorization") for head in second.requests], [[], ["Basic YTpi"]])
+        told = [field(head, "Authorization") for head in second.requests]
+        self.assertEqual(told, [[], ["Basic YTpi"]])
 
     def test_rates(self) -> None:
         self.server.plays({"/": ok()})
@@ -7519,8 +7641,8 @@ class Section20CommandLine(Folder):
                           b"127.0.0.1\tFALSE\t/\tFALSE\t0\tl\tcaf\xe9", b""])
         self.assertEqual(self.read("jar2"), self.read("jar"))
         sent = [b"".join(re.findall(rb"Cookie: (.*)\r", head)) for head in self.server.requests]
-        self.assertEqual(sent, [b"", b"id=7; l=caf\xe9", b"", b"",  # as curl: no jar unless asked for
-                                b"", b"l=caf\xe9", b"x=\xff"])
+        # as curl: no jar unless asked for
+        self.assertEqual(sent, [b"", b"id=7; l=caf\xe9", b"", b"", b"", b"l=caf\xe9", b"x=\xff"])
         self.assertIn(b"\tid\t7\n", result.stdout)
         self.assertIn(b"4102444800\tx\t\xff\n", late.stdout)
         self.assertEqual((result.stderr, late.stderr), (b"", b""))
@@ -7537,8 +7659,9 @@ class Section20CommandLine(Folder):
             return transfers
 
         plan, transfers = asyncget.plan_transfers, list[Any]()
-        self.server.plays({f"/{n}": [when_all_ask, 0.01 * (9 - n), ok(b"%d\n" % n)] for n in range(10)})
-        with mock.patch.object(asyncget, "plan_transfers", planned):
+        self.server.plays({f"/{n}": [when_all_ask, 0.01 * (9 - n), ok(b"%d\n" % n)]
+                           for n in range(10)})
+        with mock.patch("asyncget.plan_transfers", planned):
             done = self.get("-m 9 " + " ".join(f"{{u}}/{n}" for n in range(10)))
         self.assertEqual(done.stdout, b"".join(b"%d\n" % n for n in range(10)))
         self.assertEqual([bytes(transfer.held) for transfer in transfers], [b""] * 10)
@@ -7561,7 +7684,8 @@ class Section20CommandLine(Folder):
         """Nor does -m count how long it waits; one that fails costs the others nothing."""
         size = 16 << 20
         slow = [[0.9, ok(status="503 No")], [0.9, ok(b"a" * 20)]]
-        self.server.plays({"/a": slow, "/c": ok(b"c" * size), "/d": ok(b"d" * size)[:-1], "/e": ok(b"e")})
+        self.server.plays({"/a": slow, "/c": ok(b"c" * size), "/d": ok(b"d" * size)[:-1],
+                           "/e": ok(b"e")})
         code = ("import asyncget, sys; code = asyncget.main(sys.argv[1:]);"
                 "sys.stderr.write(open('/proc/self/status').read()); sys.exit(code)")
         line = "-m 1.5 --retry 1 --retry-delay 0.1 {u}/a {u}/c {u}/d {u}/e"
@@ -7627,7 +7751,8 @@ class Section20CommandLine(Folder):
                                   "-OJ"), ("/e", "/to")):
             with self.subTest(flags, path=path):
                 shown, _ = self.in_terminal(f"{flags} {{u}}{path}")
-                self.assertNotRegex(shown.replace(asyncget.WIPE, ""), "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+                self.assertNotRegex(shown.replace(asyncget.WIPE, ""),
+                                    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
                 if flags[:2] not in ("-i", "-D"):
                     done = self.get(f"{flags} {{u}}{path}")
                     self.assertNotRegex(done.stdout + done.stderr, b"[\x1b\x07]")
@@ -7638,7 +7763,7 @@ class Section20CommandLine(Folder):
         page = [ok(b"x" * 6000)[:-6000], *([b"x" * 300, 0.006] * 20)]
         self.server.plays({"/f": page, **{f"/{n}": [n * 0.08, ok()] for n in range(4)}})
         with open(self.path("out"), "wb") as out, \
-                mock.patch.object(asyncget, "REDRAW_SECONDS", 0.02) as seconds:
+                mock.patch("asyncget.REDRAW_SECONDS", 0.02) as seconds:
             for columns in 80, 20:
                 started = time.monotonic()
                 shown, code = self.in_terminal("{u}/f", stdout=out, columns=columns)
@@ -7658,7 +7783,7 @@ class Section20CommandLine(Folder):
             shown, _ = self.in_terminal(f"{many} 127.0.0.1:1", stdout=out)
             self.assertRegex(shown, r"[234]/5 done   ")
             self.assertRegex(shown, r"\r\x1b\[Kasyncget: \(7\)")
-            with mock.patch.object(asyncget, "REDRAW_SECONDS", 60):  # no line, none to wipe
+            with mock.patch("asyncget.REDRAW_SECONDS", 60):  # no line, none to wipe
                 self.assertEqual(self.in_terminal("{u}/f", stdout=out), ("", 0))
 
     def test_what_is_typed(self) -> None:
@@ -7677,7 +7802,8 @@ class Section20CommandLine(Folder):
                 command = [sys.executable, "-S", "-c", control, *COMMAND,
                            *self.server.filled(line).split()]  # in a terminal of its own
                 process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave,
-                                           cwd=self.folder, env=environment(), start_new_session=True)
+                                           cwd=self.folder, env=environment(),
+                                           start_new_session=True)
                 os.close(slave)
                 shown, to_type = b"", [typed]
                 for data in self.coming(master):
@@ -7724,7 +7850,8 @@ class Section20CommandLine(Folder):
                 theirs = json.loads(self.curl(line.split(" "), self.folder).stdout)
                 self.assertLessEqual(theirs.keys() - ours.keys(), later)
                 names = [name for name in theirs if name in ours and not varies.match(name)]
-                self.assertEqual({name: ours[name] for name in names}, {name: theirs[name] for name in names})
+                self.assertEqual({name: ours[name] for name in names},
+                                 {name: theirs[name] for name in names})
 
     # ---- processes: pipes, closed streams, signals
 
@@ -7738,14 +7865,16 @@ class Section20CommandLine(Folder):
         "($AG {u}/big 2>&3; echo $? >&3) | head -c1 >/dev/null": "23\n",
         "($AG --help 2>&3; echo $? >&3) | :": "23\n",
         # what is opened next must not become stdout
-        "$AG -v -o f {u} <&- >&- 2>&-; echo $?; cat f": "0\nhello\n", "$AG {u} >&-; echo $?": "23\n",
+        "$AG -v -o f {u} <&- >&- 2>&-; echo $?; cat f": "0\nhello\n",
+        "$AG {u} >&-; echo $?": "23\n",
         "$AG --out-null {u} >&-; echo $?": "0\n", "$AG -o /dev/null {u} >&-; echo $?": "0\n",
         "$AG -V >&-; echo $?": "23\n", "$AG -v -f {u}/404 2>&-; echo $?": "22\n",
         "$AG -o f -w %{http_code} {u} >&-; echo $?; cat f": "23\nhello\n",
         # the failure of stdout is that of one URL; nobody waits for what has nowhere to go
         "$AG -w '%{stderr}%{exitcode}.' -c jar -s -f -o - -o - -o f {u}/404 {u} {u}/late 2>&3"
         " >/dev/full; echo $?; cat f jar | wc -l": "22.23.0.22\n5\n",
-        "($AG -c jar -o - -o f {u}/big {u}/late {u} 2>&3; echo $? >&3) | :; cat f jar | wc -l": "23\n5\n",
+        "($AG -c jar -o - -o f {u}/big {u}/late {u} 2>&3; echo $? >&3) | :; cat f jar | wc -l":
+            "23\n5\n",
         "(timeout 9 $AG {u}/big {u}/hang 2>&3; echo $? >&3) | :": "23\n",
         "(timeout 9 $AG --retry 9 --retry-all-errors {u} 2>&3; echo $? >&3) | :": "23\n",
         # stdin is left alone
@@ -7812,7 +7941,8 @@ class Section20CommandLine(Folder):
         self.assertLess({"json", "hashlib", "random", "email", "urllib", "ssl"}, names)
         for name in names.difference(loaded, ["__future__"]):
             self.write(f"{name}.py", b"import os; os.write(2, b'EXECUTED %s')\n" % name.encode())
-        self.server.plays({"/": ok(b"x", 'ETag: "v"', 'Content-Disposition: attachment; filename="new.py"')})
+        named = 'Content-Disposition: attachment; filename="new.py"'
+        self.server.plays({"/": ok(b"x", 'ETag: "v"', named)})
         here = os.path.dirname(PROGRAM)
         os.mkdir(self.path("elsewhere"))  # there the folder of the program is not the current one
         most = "-w %{json}%{header_json} -n -u a:b -z asyncget.py -c jar -G --data-urlencode x -OJ"
@@ -7836,7 +7966,8 @@ class Section20CommandLine(Folder):
 
     def test_ways_to_start(self) -> None:
         source = Path(PROGRAM).read_bytes()
-        for name, file, main in (("app", "__main__.py", None), ("named", "asyncget.py", "asyncget:main")):
+        for name, file, main in (("app", "__main__.py", None),
+                                 ("named", "asyncget.py", "asyncget:main")):
             os.mkdir(self.path(name))
             self.write(f"{name}/{file}", source)
             zipapp.create_archive(self.path(name), self.path(name + ".pyz"), main=main)
@@ -7853,7 +7984,8 @@ class Section20CommandLine(Folder):
         result = completed(sys.executable, "-OO", PROGRAM, "-h")
         self.assertIn(b"--max-time SECONDS", result.stdout)
         self.assertEqual((result.returncode, result.stderr), (0, b""))
-        rows = [line[at:at + 80] for line in result.stdout.splitlines() for at in range(0, len(line) or 1, 80)]
+        rows = [line[at:at + 80] for line in result.stdout.splitlines()
+                for at in range(0, len(line) or 1, 80)]
         self.assertLessEqual(len(rows), 2 * 23)  # two screens, with a line for the pager
         everything = self.get("--help all").stdout.decode()
         self.assertTrue(everything.startswith(result.stdout.decode().rstrip()))
@@ -7925,12 +8057,14 @@ class TheParts(AsyncCase):
         for (wire, outcome), tls in table([
                 (answer(b"hello"), b"hello"), (b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello"),
                 (CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
-                (b"HTP/1.1 200 OK\r\n\r\n", one.ProtocolError), (answer(b"x")[:-1], one.IncompleteBody)], (None, server_tls())):
+                (b"HTP/1.1 200 OK\r\n\r\n", one.ProtocolError),
+                (answer(b"x")[:-1], one.IncompleteBody)], (None, server_tls())):
             with self.subTest(wire, tls=bool(tls)):
                 async with scripted([READ, wire, CLOSE], tls=tls) as server:
                     got: Any = (await asyncio.gather(one.fetch(server.url + "/x", tls=trusting),
                                                      return_exceptions=True))[0]
-                self.assertEqual([getattr(got, "content", type(got)), *server.targets()], [outcome, "/x"])
+                self.assertEqual(getattr(got, "content", type(got)), outcome)
+                self.assertEqual(server.targets(), ["/x"])
         async with scripted([READ, HOLD]) as server:
             await self.raised(one.TimedOut, one.fetch(server.url, timeout=0.05),
                               "no response head within 0.05 s")
@@ -7948,10 +8082,13 @@ class TheParts(AsyncCase):
         pages = [redirect("/there"), answer(gzip.compress(b"hello"), "Content-Encoding: gzip"),
                  answer(b"", status="503 x"), answer(b"again"), answer(b"1"), answer(b"2")]
         for tls in (None, server_tls()):
-            async with scripted([step for page in pages for step in (READ, page)], tls=tls) as server:
-                async with two.Session(base_url=server.url, retries=lambda *_: 0.0, **plain) as session:
+            script = [step for page in pages for step in (READ, page)]
+            async with scripted(script, tls=tls) as server:
+                async with two.Session(
+                        base_url=server.url, retries=lambda *_: 0.0, **plain) as session:
                     got = await session.get("here", params={"q": 1})
-                    self.assertEqual((got.text, [hop.status for hop in got.history]), ("hello", [302]))
+                    self.assertEqual(got.text, "hello")
+                    self.assertEqual([hop.status for hop in got.history], [302])
                     async with session.stream("again") as streamed:
                         self.assertEqual([line async for line in streamed.iter_lines()], ["again"])
                     many = await session.get_all(["a", "b"], limit=1)
@@ -7978,7 +8115,7 @@ class TheParts(AsyncCase):
                     calls.add(f"{frame.f_code.co_name}, line {frame.f_code.co_firstlineno}")
 
             no = mock.Mock(side_effect=AssertionError)
-            with mock.patch.object(asyncget, "IDLE_MOMENT_SECONDS", 9.0), \
+            with mock.patch("asyncget.IDLE_MOMENT_SECONDS", 9.0), \
                     mock.patch.multiple(loop, create_task=no, call_at=no):
                 sys.setprofile(profile)
                 try:
@@ -7990,8 +8127,8 @@ class TheParts(AsyncCase):
 
 
 MOST_CALLS, MOST_COROUTINES = 34, 6  # four of them, and one, in the place of asyncio's StreamReader
-# Lines of code and tokens of all up to the end of a part: what it may have at most. A feature that does
-# not fit is a reason to find the simpler idea, and what became shorter stays so.
+# Lines of code and tokens of all up to the end of a part: what it may have at most. A feature that
+# does not fit is a reason to find the simpler idea, and what became shorter stays so.
 SIZES = {"I": (985, 7680), "II": (1935, 16_730), "III": (2470, 22_060), "IV": (3790, 33_450)}
 
 
@@ -8004,10 +8141,12 @@ SIZES = {"I": (985, 7680), "II": (1935, 16_730), "III": (2470, 22_060), "IV": (3
 @functools.cache
 def tokens_of(source: str) -> list[tokenize.TokenInfo]:
     """The tokens of code: no comments, docstrings or blank lines."""
-    layout = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.COMMENT)
+    layout = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+              tokenize.ENDMARKER, tokenize.COMMENT)
+    documented = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
     told: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+        if isinstance(node, documented) and ast.get_docstring(node):
             told.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return [token for token in tokenize.generate_tokens(io.StringIO(source).readline)
             if token.type not in layout and token.start[0] not in told]
@@ -8019,12 +8158,13 @@ def lines_of(tokens: Iterable[tokenize.TokenInfo]) -> set[int]:
 
 
 def depth(node: ast.AST) -> int:
-    """How deep statements are nested in a function; elif is no step, a function within is its own."""
+    """How deep statements are nested in a function; elif is no step, a function has its own."""
     steps = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try)
     deepest = 0
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
-            elif_ = isinstance(node, ast.If) and node.orelse == [child] and isinstance(child, ast.If)
+            elif_ = (isinstance(node, ast.If) and node.orelse == [child]
+                     and isinstance(child, ast.If))
             deepest = max(deepest, depth(child) + (isinstance(child, steps) and not elif_))
     return deepest
 
@@ -8043,7 +8183,8 @@ class TheText(unittest.TestCase):
                 whole = isinstance(node, ast.ClassDef)
                 self.assertLessEqual(size, 200 if whole else 45, node.name)
                 if not whole:
-                    self.assertLessEqual(depth(node), 4 if node.name == "read_chunked" else 3, node.name)
+                    most = 4 if node.name == "read_chunked" else 3
+                    self.assertLessEqual(depth(node), most, node.name)
 
     def parts(self) -> list[str]:
         """What stands before the first part, and each of them."""
@@ -8061,11 +8202,13 @@ class TheText(unittest.TestCase):
             kinds: list[ast.AST] = [kind for node in ast.walk(tree) for kind in (
                 getattr(node, "annotation", None), getattr(node, "returns", None)) if kind]
             told_only = {name for kind in kinds for name in ast.walk(kind)}  # never evaluated
-            names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in told_only]
+            names = [node for node in ast.walk(tree)
+                     if isinstance(node, ast.Name) and node not in told_only]
             own = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
             own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
             used = {node.id for node in names} & set().union(*defined[number + 1:]) - own
-            told = part[part.rindex("# You may stop here"):].replace("\n# ", " ").partition("reached from this one")[2]
+            end = part[part.rindex("# You may stop here"):].replace("\n# ", " ")
+            told = end.partition("reached from this one")[2]
             self.assertEqual(set(re.findall(r"`(\w+)`", told)), used)
 
     def test_sizes(self) -> None:
@@ -8096,8 +8239,10 @@ class TheText(unittest.TestCase):
         """The map, as it is everywhere; and every public name and setting."""
         text = README.read_text(encoding="utf-8")
         titles = re.findall(r"^# ==== (\d+\. .+?) =+$", self.source, re.M)
-        self.assertEqual([int(title.split(".")[0]) for title in titles], list(range(1, len(titles) + 1)))
-        self.assertEqual(re.findall(r"^    (\d+\. \S+(?: \S+)*)  ", asyncget.__doc__ or "", re.M), titles)
+        numbers = [int(title.split(".")[0]) for title in titles]
+        self.assertEqual(numbers, list(range(1, len(titles) + 1)))
+        told = re.findall(r"^    (\d+\. \S+(?: \S+)*)  ", asyncget.__doc__ or "", re.M)
+        self.assertEqual(told, titles)
         self.assertEqual(re.findall(r"^\| (\d+\. [^|]+?) \|", text, re.M), titles)
         for name in asyncget.__all__:
             self.assertTrue(hasattr(asyncget, name), name)
@@ -8190,7 +8335,8 @@ class Recipes(OnDisk):
             self.assertEqual((done.returncode, done.stdout), (0, b"[1]ok"), done.stderr)
             names = await self.play(self.block(heading, "import ssl", url, *places))
         self.assertEqual(names["page"].text, "ok")
-        self.assertEqual(len(names["both"].get_ca_certs()), len(ssl.create_default_context().get_ca_certs()) + 1)
+        self.assertEqual(len(names["both"].get_ca_certs()),
+                         len(ssl.create_default_context().get_ca_certs()) + 1)
         self.assertEqual([field(head, "Proxy-Authorization") for head in via.requests
                           if head.startswith(b"CONNECT")], [[basic("me", "pass@word")]] * 2)
         self.assertEqual(daemon.targets(), ["/containers/json"])
@@ -8205,7 +8351,8 @@ class Recipes(OnDisk):
         self.assertEqual(names["items"], [1, 2, 3])
         self.assertEqual(server.targets(), ["/v1/items", "/v1/items?page=2", "/v1/items?page=2"])
         heads = server.requests + other.requests
-        self.assertEqual([field(head, "Authorization") for head in heads], [["Bearer token"]] * 3 + [[]])
+        self.assertEqual([field(head, "Authorization") for head in heads],
+                         [["Bearer token"]] * 3 + [[]])
 
     async def test_lines_and_events(self) -> None:
         rows, live = b'{"a": 1}\n{"a"', b': [2]}\n'
@@ -8349,11 +8496,13 @@ class TheReadme(Folder):
             ended = [*pool.map(lambda words: completed(
                 *words, cwd=self.folder, env=env, text=True, check=True), commands)]
         ran: list[Any] = [done.stdout + done.stderr for done in ended]
-        for part in ("200 Ada\n", "1\n2\n3\n4\n5\n200 I thought about it.\n\n", "{'id': 7, 'name': 'Ada'}\n",
+        for part in ("200 Ada\n", "1\n2\n3\n4\n5\n200 I thought about it.\n\n",
+                     "{'id': 7, 'name': 'Ada'}\n",
                      "delay/0.09 <Response 200 http", "\n0 22\n22 22\n", "healthy\n", "200 0."):
             self.assertTrue(any(part in text for text in ran), (part, ran))
         self.assertIn(". wait   # receive", ran[-1])
-        self.assertEqual((self.read("length"), self.read("length.txt")), (b"I end after 22 bytes.\n",) * 2)
+        for name in "length", "length.txt":
+            self.assertEqual(self.read(name), b"I end after 22 bytes.\n")
 
 
 def load_tests(_: Any, tests: unittest.TestSuite, __: Any) -> unittest.TestSuite:
