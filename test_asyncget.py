@@ -1505,7 +1505,8 @@ class Section6Response(Section):
 
     def test_discard(self) -> None:
         """A short rest is read, undecoded; what cannot be kept is hung up on without a wait."""
-        keep, close, bomb = b"X: y", b"Connection: close", gzip.compress(bytes(1 << 20))
+        keep, close = b"X: y", b"Connection: close"
+        bomb = gzip.compress(bytes(1 << 20))
         for body, framing, field, kept, asked in table([  # body, ..., kept, asked for more
                 (b"x" * 9000, 0, keep, 1, 9), (b"", 0, keep, 1, 0), (b"hello", 0, keep, 1, 1),
                 (b"x" * 900, "chunked", keep, 1, 1), (b"x" * 990_000, "chunked", keep, 0, 66),
@@ -1707,8 +1708,8 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
             elif callable(step):
                 step()
             elif step is RESET:
-                while not all_arrived(peer):
-                    time.sleep(0.001)
+                while fcntl.ioctl(peer, termios.TIOCOUTQ, b"\0" * 4) != b"\0" * 4:
+                    time.sleep(0.001)  # until the other side's kernel has all (Linux tells)
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 peer.close()
 
@@ -1734,11 +1735,6 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
             for peer in kept:
                 peer.close()
             thread.join()
-
-
-def all_arrived(peer: socket.socket) -> bool:
-    """Whether the other side's kernel has all that was sent (Linux tells)."""
-    return bool(fcntl.ioctl(peer, termios.TIOCOUTQ, b"\0" * 4) == b"\0" * 4)
 
 
 @contextlib.contextmanager
@@ -1860,7 +1856,8 @@ class Section7Connection(AsyncCase):
         idle: dict[str, Any] = {"open_connection": mock.AsyncMock(
             side_effect=lambda *_, **__: (asyncio.StreamReader(), mock.MagicMock()))}
         head, drip = OK + b"Content-Length: 10\r\n\r\n", [b"x", 0.05] * 10
-        silence, gone, ok = {"timeout": 0.1}, {"open_connection": never}, b"\x05\x00"
+        silence, gone = {"timeout": 0.1}, {"open_connection": never}
+        ok = b"\x05\x00"
         rows: list[tuple[str, list[Any], dict[str, Any], str]] = [  # schemes, steps, limit, phase
             ("https", [], silence, "connection"), ("http", [], {**silence, **gone}, "connection"),
             ("http", [], {"deadline": 0.1, **gone}, "connection"),
@@ -1937,7 +1934,8 @@ class Section7Connection(AsyncCase):
 
     async def test_a_loop_that_stood_still(self) -> None:
         """A clock that ran out is believed when what lies in the kernel has been brought in."""
-        start, body, seen = OK + b"Content-Length: 4\r\n\r\n", b"abcd", list[str]()
+        start, body = OK + b"Content-Length: 4\r\n\r\n", b"abcd"
+        seen: list[str] = []
         for tls, at in table((None, server_tls()), ("head", "body", "queue")):
             go, there = threading.Event(), threading.Event()
             wire = [start, go, body] if at == "body" else [go, start + body]
@@ -2358,7 +2356,7 @@ class Model:
 
     def __init__(self, seed: int, limit: int, limit_per_host: int | None) -> None:
         self.random = random.Random(seed)
-        self.limits = limit, limit_per_host
+        self.limit, self.per_host = limit, limit_per_host
         self.writers: list[asyncio.StreamWriter] = []
         self.most: Counter[int] = Counter()  # open at once to each port, and in all (0)
 
@@ -2411,10 +2409,11 @@ class Model:
             case.assertTrue(came, (url, body))
 
     async def run(self, case: AsyncCase) -> None:
-        pick, (limit, per_host) = self.random, self.limits
+        pick = self.random
         script = [READ, self.reply, LOOP]
         async with scripted(script, again=True) as a, scripted(script, again=True) as b, Session(
-                limit=limit, limit_per_host=per_host, open_connection=self.connect) as session:
+                limit=self.limit, limit_per_host=self.per_host,
+                open_connection=self.connect) as session:
             for _ in range(6):
                 tasks = []
                 for _ in range(pick.randrange(1, 12)):
@@ -2434,8 +2433,8 @@ class Model:
             case.assertEqual(Counter(session._pool.all.values()),
                              {lane: lane.open for lane in session._pool.lanes.values()
                               if lane.open})
-        case.assertLessEqual(self.most.pop(0), limit)
-        case.assertLessEqual(max(self.most.values()), per_host or limit)
+        case.assertLessEqual(self.most.pop(0), self.limit)
+        case.assertLessEqual(max(self.most.values()), self.per_host or self.limit)
         case.assertEqual((self.open(), session._pool.all), ([], {}))
 
 
@@ -2534,11 +2533,11 @@ class Section11Settings(AsyncCase):
 
     async def test_a_text_is_what_it_holds(self) -> None:
         """Not what its class shows: what was checked is what is sent."""
-        one, url = Word.ONE, "http://h.test/"
+        one = Word.ONE
         async with Session(open_connection=Double.connect, cookies={one: one}) as session:
             for options in ({"headers": {one: one}, "params": {one: [one]}, "auth": one},
                             {"headers": [(one, one)], "params": [(one, one)], "auth": (one, one)}):
-                await session.get(url, **options)
+                await session.get("http://h.test/", **options)
                 wire, auth = Double.last.sent, asyncget.render_auth(("one", "one"))
                 self.assertNotIn(b"Word", wire)
                 self.assertEqual(wire.splitlines()[0], b"GET /?one=one HTTP/1.1")
@@ -2566,7 +2565,8 @@ class Section11Settings(AsyncCase):
     async def test_wrong_settings(self) -> None:
         """They are told where they are given, and with what is expected."""
         calls = asyncget.RequestSettings.__annotations__
-        pairs, cut, url = r"Mapping.*Iterable", "1\r\nY: 2", "http://h.test/"
+        url, cut = "http://h.test/", "1\r\nY: 2"
+        pairs = r"Mapping.*Iterable"
         rows: list[tuple[str, list[Any], type[Exception], str]] = [  # names, values, error, text
             ("timout", [5], TypeError, "unknown keyword 'timout'; there are params, headers, auth"),
             ("timeout deadline rate", ["5", (3, 5)], TypeError, r"be float \| None: not "),
@@ -2674,9 +2674,11 @@ class Section11Settings(AsyncCase):
                 await self.raised(TypeError, session.get_all(one), "list of URLs")
 
     async def test_what_a_call_adds(self) -> None:
-        inside, plain, me = "http://u:p%3Aw@h.test/", "http://h.test", basic("me", "p@ss")
-        token, told, secret = {"auth": "t0ken"}, "Bearer t0ken", ["c=1", "SECRET"]
-        every, far = ["1", "1", me, *secret], "http://b.test"
+        inside, plain, far = "http://u:p%3Aw@h.test/", "http://h.test", "http://b.test"
+        token, told = {"auth": "t0ken"}, "Bearer t0ken"
+        me = basic("me", "p@ss")
+        secret = ["c=1", "SECRET"]
+        every = ["1", "1", me, *secret]
         base = {"base_url": "http://me:p%40ss@h.test/v1", "params": {"k": 1}, "secret_headers": "Z",
                 "headers": {"X": "1", "Y": "1", "Cookie": "c=1", "Z": "SECRET"}}
         for own, url, options, target, values in table([  # values: of X, Y, Authorization, ...
@@ -2739,8 +2741,10 @@ class Section12Session(AsyncCase):
 
     async def test_cancelled_at_every_await(self) -> None:
         """While it waits, or when the wait is just over: nothing stays in use, nothing is lost."""
-        gz, odd = answer(gzip.compress(b"ok"), "Content-Encoding: gzip"), itertools.count()
-        plain, wire, moved = [READ, answer(), LOOP], answer(), redirect("/b")
+        wire, moved = answer(), redirect("/b")
+        gz = answer(gzip.compress(b"ok"), "Content-Encoding: gzip")
+        plain = [READ, wire, LOOP]
+        odd = itertools.count()
         cut = [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT]
         again = {"retries": lambda attempt, _: 0.001 if attempt < 3 else None}
         for (name, script, options), race in table([
@@ -2774,7 +2778,8 @@ class Section12Session(AsyncCase):
     async def cancel_at(self, number: int, race: bool, name: str, session: Session,
                         url: str) -> bool:
         """Cancel one GET at its n-th suspension, or its opener's; True if it was done before."""
-        left, holder, dial = number, None, asyncget.Connection._dial
+        left, holder = number, None
+        dial = asyncget.Connection._dial
 
         def notice(future: Any) -> None:
             nonlocal left
@@ -2850,7 +2855,8 @@ class Section12Session(AsyncCase):
         sets = redirect("/x/", "Set-Cookie: a=1", "Set-Cookie: b=2; Path=/x",
                         "SET-COOKIE: c=\xe9%0d",
                         "Set-Cookie: d=\x01", "Set-Cookie: d=1; Domain=other.test")
-        c, jar, bank = "c=(E9)%0d", JarAndMapping(), parse_url("http://bank.test/")
+        jar, bank = JarAndMapping(), parse_url("http://bank.test/")
+        c = "c=(E9)%0d"
         plain = [[], [f"b=2; a=1; {c}"], [f"a=1; {c}"]]
         seeded = [["a=0; m=1"], [f"b=2; m=1; a=1; {c}"], [f"m=1; a=1; {c}"]]
         own = [["m=1; a=0"], [f"m=1; b=2; a=1; {c}"], [f"m=1; a=0; {c}"]]
@@ -3059,7 +3065,6 @@ class Section12Session(AsyncCase):
             await until(lambda: len(asyncio.all_tasks()) - server.open == tasks)
             self.assertEqual(count(session)[0], count(session)[1])
             self.assertLess(server.targets().count("/slow"), 8)
-            self.assertEqual(len(await listed(asyncget.as_completed([server.url] * 2))), 2)
 
     def test_left_early(self) -> None:
         """However the loop over as_completed is left, the program ends, and says nothing."""
@@ -3306,12 +3311,12 @@ class Section13AddressesAndTLS(AsyncCase):
     async def test_name_asked_for_wherever_it_leads(self) -> None:
         """SNI and check are for the URL's host, by resolve, unix socket and tunnel alike."""
         names: list[str | None] = []
-        path, context = os.path.join(self.empty_folder(), "s"), server_tls("other")
+        context = server_tls("other")
         context.sni_callback = lambda _, name, __: names.append(name)
         async with origin(tls=context) as server, proxy() as via, \
-                serving(Server(server.scripts, True), context, path=path):
+                serving(Server(server.scripts, True), context, path=self.folder + "/s"):
             for way in table([{"resolve": {f"*:{server.port}": "127.0.0.1"}}, {"proxy": via.url},
-                              {"unix_socket": path, "proxy": "http://p.test"}]):
+                              {"unix_socket": self.folder + "/s", "proxy": "http://p.test"}]):
                 options = {"verify": pem("ca"), "headers": {"Host": "odd.test"}, **way}
                 for dot in ("", "."):  # RFC 6066 3
                     await asyncget.get(f"https://other.test{dot}:{server.port}/", **options)
@@ -3400,7 +3405,7 @@ class Section13AddressesAndTLS(AsyncCase):
     @with_readme
     async def test_at_a_unix_socket(self) -> None:
         for name, tls in (("http", None), ("https", server_tls("other"))):
-            path = os.path.join(self.empty_folder(), "s")
+            path = self.empty_folder() + "/s"
             daemon = Server(([READ, answer(b"daemon")],), True)
             async with serving(daemon, tls, path=path):
                 response = await asyncget.get(f"{name}://other.test/v1", verify=pem("ca"),
@@ -3571,7 +3576,8 @@ class Section14Proxies(AsyncCase):
     async def test_refusals(self) -> None:
         """What a proxy says is told, short and printable; a password is not."""
         html = b"<html><style></style>\n<head><title>ERROR: blocked</title></head>\n"
-        ok, asked, me = b"\x05\x00", [3, b"\x05\x00", 13], "me:s3cret@"
+        me = "me:s3cret@"
+        ok, asked = b"\x05\x00", [3, b"\x05\x00", 13]
         tunnels: list[tuple[str, list[Any], str]] = [  # user and password, answer to CONNECT, text
             ("", [answer(b"no ticket\nmore", status="407 Proxy Authentication Required")],
              r"refused a tunnel to h.test:443: 407 Proxy Authentication Required \(user and password"
@@ -3597,7 +3603,6 @@ class Section14Proxies(AsyncCase):
             ([0.02, RESET], TLSError, "handshake with h.test:443 through proxy")]
         socks: list[tuple[str, list[Any], str]] = [
             ("", [3, b"\x05\xff"], "wants credentials that are not in its URL"),
-            ("", [3, b"\x05\x02"], "wants credentials"),
             (me, [4, b"\x05\x01"], "wants credentials"),
             (f"me:{'s' * 256}@", [4, b"\x05\x02", CLOSE], "more than 255 bytes"),
             (me, [4, b"\x05\x02", 11, b"\x01\x01"], "refused the user and password in its URL"),
@@ -4441,7 +4446,8 @@ class RealServers(AsyncCase):
 
     async def compare(self, conf: str, *command: str) -> set[str]:
         """Read files around each buffer's limit, coded and not, and side by side: the codings."""
-        bodies, codings, chance = dict[str, bytes](), set[str](), random.Random(5)
+        bodies, codings = dict[str, bytes](), set[str]()
+        chance = random.Random(5)
         for size in BODY_SIZES:
             body = chance.randbytes(size // 2) + bytes(size - size // 2)  # half of it compresses
             Path(self.folder, f"{size}.txt").write_bytes(body)
@@ -4622,16 +4628,13 @@ def corpus() -> list[bytes]:
         b"HTTP/1.1 200\r\n\r\nuntil close",
         b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\nContent-Length: 2\n\n\r\n",
-        CHUNKED + b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n",
-        CHUNKED + b"5;a=\"b\"\r\nhello\r\n0;x\r\nX-T: 1\r\nY: 2\r\n 3\r\n\r\n",
-        CHUNKED + b"00005 \r\nhello\r\n000\r\n\r\n", CHUNKED + b"0\r\nX: y\nZ: \r\n\t\r\n\r\n",
-        CHUNKED + b"1;" + b"e" * 4094 + b"\r\nx\r\n0\r\n\r\n",
-        answer(gz, coded), answer(gz + gz + bytes(5), "Content-Encoding: x-gzip"),
-        answer(gz + b"\n", coded), answer(gz + b"\0<!-- 7 -->", coded),
-        answer(zlib.compress(JSON), "Content-Encoding: deflate"),
-        answer(raw_deflate(JSON), "Content-Encoding: DEFLATE"),
-        answer(zlib.compress(gz), coded, "content-encoding: deflate"),
-        answer(gzip.compress(gz), "Content-Encoding: gzip, identity, gzip"), answer(b"", coded),
+        *(CHUNKED + wire for wire, *_ in Section5BodyFraming.CHUNKED),
+        CHUNKED + b"0\r\nX: y\nZ: \r\n\t\r\n\r\n", CHUNKED + b"1;" + b"e" * 4094 + b"\r\nx\r\n0\r\n\r\n",
+        *(answer(wire, f"Content-Encoding: {b', '.join(codings).decode()}")
+          for codings, wire in Section8Decoding.CODED),
+        answer(gz, coded), answer(gz + b"\n", coded), answer(gz + b"\0<!-- 7 -->", coded),
+        answer(zlib.compress(gz), coded, "content-encoding: DEFLATE"), answer(b"", coded),
+        answer(gzip.compress(gz), "Content-Encoding: gzip, identity, x-gzip"),
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: </s.css>; rel=preload\r\n\r\n"
         + answer(b"hi"),
         answer(b"gone", "Location: ../c?x=1#y", status="302 Found"),
@@ -5339,7 +5342,6 @@ class StrangersCost(AsyncCase):
                 ("padding", 2, deflating(EMPTY, *zeros)),
                 # What has arrived gives credit for what is made of it, but not for standing still.
                 ("credit, then padding", 2, deflating(honest, *zeros)),
-                ("credit, then padding, in one more", 3, nested(deflating(honest, *zeros), 1)),
                 ("credit, then blocks", 2, deflating(honest, EMPTY[:10], *[BLOCKS] * 10)),
                 ("credit, then a comment", 2, deflating(honest, comment, *[b"c" * MIB] * 10))])):
             for call in ("stream", "get", "download") if number < 3 else ("stream",):
@@ -6059,19 +6061,17 @@ class Section17Downloads(OnDisk):
                 (half, [other, busy], any_status, ["5-", ""], StatusError, WHOLE[:5]),
                 (WHOLE, [unmet("bytes */11")], {}, ["11-"], WHOLE, None),
                 (half, [answer(b"", status="416 X"), begun], {}, ["5-", ""], WHOLE, None),
-                (half, [gone], any_status, ["5-"], StatusError, WHOLE[:5]),
-                (half, [unsized(b"", status="304 X")], any_status, ["5-"], StatusError, WHOLE[:5]),
+                *((half, [one], any_status, ["5-"], StatusError, WHOLE[:5])
+                  for one in (gone, none, unsized(b"", status="304 X"))),
                 (half, [b"HTTP/1.1 20"], any_status, ["5-"], IncompleteBody, WHOLE[:5]),
                 (half, [answer(OTHER, V1)], {"resume": False}, [""], OTHER, None),
                 (half, [gone], {"resume": False, **any_status}, [""], b"ok", None),
                 (half, [piece(6)], {"headers": {"range": "bytes=6-"}}, ["6-"], b"world", None),
                 # What is not the file: for any_status it is, unless it was a piece of one.
-                (b"", [piece(0)], {}, [""], StatusError, None),
+                *((b"", [one], {}, [""], StatusError, None) for one in (piece(0), gone, none)),
                 (b"", [piece(0)], any_status, [""], StatusError, None),
-                *((b"", [one], {}, [""], StatusError, None) for one in (gone, none)),
                 *((b"", [one], any_status, [""], body, None)
                   for one, body in ((gone, b"ok"), (none, b""))),
-                (half, [none], any_status, ["5-"], StatusError, WHOLE[:5]),
                 # Each retry goes on where the last one ended.
                 (b"", [begun[:-8], piece(3)[:-2], piece(9)], again(9),
                  ["", "3-", "9-"], WHOLE, None),
@@ -6511,10 +6511,10 @@ class Kill(OnDisk):
 
     async def test_kill(self) -> None:
         body, pause = random.Random(1).randbytes(KILL_BYTES), KILL_SECONDS * 2**16 / KILL_BYTES
-        play, chance = good_at_ranges(body), random.Random(SEED)
+        chance = random.Random(SEED)
 
         def slowly(head: bytes) -> list[Any]:
-            wire = memoryview(play(head))
+            wire = memoryview(good_at_ranges(body)(head))
             return [step for at in range(0, len(wire), 2**16)
                     for step in (bytes(wire[at:at + 2**16]), pause)]
 
@@ -6921,7 +6921,6 @@ class Section20Files(Folder):
               for fail in ("-f", "--fail-with-body")),
             ("-f, another file", "-f -C -", old, [unmet("bytes */3"), gone], 22, old, ["5", ""]),
             ("-C 5, ignored", "-C 5", old, [whole], 33, old, ["5"]),
-            ("-C 5, other range", "-C 5", old, [piece(4)], 33, old, ["5"]),
             ("--retry, cut", "-C - --retry 1", old, [piece(5)[:-3], piece(8)], 0, full, ["5", "8"]),
             ("--retry, the other version, cut", "-C - --retry 2", old,
              [piece(5)[:-3], piece(8, version=V2), ok(full.upper(), V2)[:-6],
@@ -7387,7 +7386,6 @@ class Section20CommandLine(Folder):
             ("early-reset", 56, b"four")) for flags, stdout, files in (
                 ("-sS", body, {}), ("-o f", b"", {"f": None, "f.part": body}),
                 ("-o /dev/stdout", body, {}))),
-        ("-i -o f {u}/cut", b"", r"\(18\)", 18, {"f": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour"}),
         # heads as they come
         ("-D f {u}/103", b"hello\n", "", 0, {"f": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + HEAD}),
         ("-D - -o o {u}/to", TO[:-6] + HEAD, "", 0, {"o": b"hello\n"}),
