@@ -1563,20 +1563,14 @@ class Section6Response(Section):
         slow = response(*[b"\x0a", b"\x01"] * 2500, fields=[b"Content-Type: a; charset=utf-16-be"])
         self.assertEqual(self.quick(run, listed(slow.iter_lines())), ["\u0a01" * 2500])
 
-    def test_text(self) -> None:
-        for content_type, encoding, body, text in [
-                (b"text/plain", "utf-8", b"caf\xc3\xa9 \xe9", "café \ufffd"),
-                (b"text/plain; charset=latin-1", "iso8859-1", b"caf\xe9", "café"),
-                (b"text/plain; charset=utf-16", "utf-16", "\ufeffé".encode("utf-16-be"), "é"),
-                (b"t; charset=utf-8-sig", "utf-8-sig", b"\xef\xbb\xbfa", "a")]:
-            got = response(body, fields=[b"Content-Type: " + content_type], read=True)
-            self.assertEqual((got.encoding, got.text), (encoding, text))
-
-    def test_json(self) -> None:
+    def test_text_and_json(self) -> None:
         text = ' {"a": [1, 2.5, null, true], "b": "é\\u00e9\\ud83d\\ude00"} \n'
         for codec in ("utf-8", "utf-16", "utf-32", "utf-8-sig"):  # RFC 7159 8.1 allowed them all
             self.assertEqual(response(text.encode(codec), read=True).json(), json.loads(text))
         latin = [b"Content-Type: a; charset=latin-1"]
+        got = response(b"caf\xe9", fields=latin, read=True)
+        self.assertEqual((got.encoding, got.text), ("iso8859-1", "café"))
+        self.assertEqual(response(b"caf\xe9", read=True).text, "caf\ufffd")
         for body in [b"", b"<html>", b'"\xff"', b'{"a": ', b"1 2", b"[" * 200_000,
                      b'{"":' * 200_000, b'"\x1b[2J"', b"\x1b]0;x\x07", b"\0\0\0", b'["\xe9"]']:
             got = response(body, fields=latin, read=True)  # 8259 8.1: not the server's to say
@@ -3964,7 +3958,8 @@ class Section15Cookies(Section):
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=4; X=1; x=/; x=2")
 
     def test_nothing_is_left_behind(self) -> None:
-        jar, url = asyncget.Cookies(), parse_url("http://a.test/")
+        url = parse_url("http://a.test/")
+        jar = asyncget.Cookies()
         with mock.patch("time.time", lambda: NOW):
             names = jar.store(url, ["a=1; Max-Age=60", "b=2", "bad\0", "c=3; Max-Age=0"])
         self.assertEqual(names, ["a", "b", "c"])
@@ -3977,7 +3972,8 @@ class Section15Cookies(Section):
 
     def test_secure_cookies_are_left_alone(self) -> None:
         """5.7 step 16."""
-        http, https, old = "http://a.test/", "https://a.test/", "x=1; Secure"
+        http, https = "http://a.test/", "https://a.test/"
+        old = "x=1; Secure"
         for setter, was, line, url, allowed in (
                 (https, old + "; Path=/p", "x=2; Path=/p", http, False),
                 (https, old + "; Path=/p", "x=2; Path=/p/q", http, False),
@@ -6757,7 +6753,7 @@ class Section20Files(Folder):
                 with open(reading, "rb", buffering=0) as pipe:
                     while piece := pipe.read(50_000):
                         got += piece
-                        time.sleep(0.05)  # for the pipe to be full
+                        time.sleep(0.02)  # for the pipe to be full
                         process.send_signal(signal.SIGSTOP)
                         process.send_signal(signal.SIGCONT)
                 self.assertEqual((process.wait(PATIENCE), got == page + b"end" * 9999), (0, True))
@@ -6903,7 +6899,8 @@ class Section20Files(Folder):
         """-C: the file in the end, the exit code, and the ranges that were asked for."""
         dated = [f"Last-Modified: {formatdate(time.time() + after, usegmt=True)}"
                  for after in (-3600, 3600)]
-        old, full, whole, begun = b"hello", WHOLE, ok(WHOLE), ok(WHOLE, V1)[:-6]
+        old, full = b"hello", WHOLE
+        whole, begun = ok(WHOLE), ok(WHOLE, V1)[:-6]
         busy, gone = ok(b"busy", status="503 No"), ok(b"gone", status="404 No")
         complete = ok(b"", "Content-Range: bytes */5", dated[1], status="416 No")
         for name, flags, before, answers, code, body, ranges in [
@@ -7618,7 +7615,8 @@ class Section20CommandLine(Folder):
             transfers.extend(plan(command))
             return transfers
 
-        plan, transfers = asyncget.plan_transfers, list[Any]()
+        plan = asyncget.plan_transfers
+        transfers: list[Any] = []
         self.server.plays({f"/{n}": [when_all_ask, 0.01 * (9 - n), ok(b"%d\n" % n)]
                            for n in range(10)})
         with mock.patch("asyncget.plan_transfers", planned):
@@ -7643,12 +7641,12 @@ class Section20CommandLine(Folder):
     def test_a_body_that_waits_is_not_held_in_memory(self) -> None:
         """Nor does -m count how long it waits; one that fails costs the others nothing."""
         size = 16 << 20
-        slow = [[0.9, ok(status="503 No")], [0.9, ok(b"a" * 20)]]
+        slow = [[0.7, ok(status="503 No")], [0.7, ok(b"a" * 20)]]
         self.server.plays({"/a": slow, "/c": ok(b"c" * size), "/d": ok(b"d" * size)[:-1],
                            "/e": ok(b"e")})
         code = ("import asyncget, sys; code = asyncget.main(sys.argv[1:]);"
                 "sys.stderr.write(open('/proc/self/status').read()); sys.exit(code)")
-        line = "-m 1.5 --retry 1 --retry-delay 0.1 {u}/a {u}/c {u}/d {u}/e"
+        line = "-m 1.3 --retry 1 --retry-delay 0.1 {u}/a {u}/c {u}/d {u}/e"
         process = completed(sys.executable, "-c", code, *self.server.filled(line).split())
         self.assertEqual(process.returncode, 18, process.stderr)
         self.assertTrue(process.stdout == b"a" * 20 + b"c" * size + b"d" * (size - 1) + b"e")
@@ -7781,7 +7779,7 @@ class Section20CommandLine(Folder):
             self.assertEqual(self.get("-u me {u}").returncode, 2)
 
     def test_json_report(self) -> None:
-        late = [0.2, ok(b"", "Location: /", status="302 Found"), LOOP]
+        late = [0.1, ok(b"", "Location: /", status="302 Found"), LOOP]
         self.server.plays({"/": ok(b"b", "Content-Type: text/plain"), "/late": late})
         done = self.get("--out-null -w %{json}\\n {u} http://u:secret@127.0.0.1:1/ {u}/late")
         first, second, third = map(json.loads, done.stdout.splitlines())
@@ -8437,7 +8435,8 @@ class TheReadme(Folder):
         shutil.copytree(compiled(), self.folder, dirs_exist_ok=True)
         for name in "python", "python3":
             os.chmod(self.write(name, f'#!/bin/sh\nexec {sys.executable} "$@"\n'.encode()), 0o755)
-        port, commands = free_port(), list[list[str]]()
+        port = free_port()
+        commands: list[list[str]] = []
         env = environment(PATH=self.folder + os.pathsep + os.environ["PATH"])
         server = subprocess.Popen(["./python", "asyncget.py", "--demo", str(port)], cwd=self.folder,
                                   env=env, stdout=subprocess.PIPE)
