@@ -4947,7 +4947,8 @@ class Endless(AsyncCase):
         """Up to a limit of 4 KiB a body is held in little more, however small its pieces are; of
         bytes that no character comes of, nothing is held.
         """
-        size, mark = 2**13, b"Content-Type: a/b; charset=%b\r\n\r\n"
+        size = 2**13
+        mark = b"Content-Type: a/b; charset=%b\r\n\r\n"
         for (name, wire), call in table({
                 "members": [*gzipped(gzip.compress(b"x", 1) * size)],
                 "members amid nothing": [*gzipped((EMPTY + gzip.compress(b"x", 1)) * size)],
@@ -4987,7 +4988,8 @@ class Faults(AsyncCase):
         """RFC 8305: what refuses or is silent is passed by; who loses the race is closed.
         By the command, too, where a first address that swallows all cost the whole timeout.
         """
-        real, tried = asyncget.connect_to, list[str]()
+        real = asyncget.connect_to
+        tried: list[str] = []
 
         async def connect(host: str, port: int) -> socket.socket:
             tried.append(host)
@@ -5253,10 +5255,6 @@ class Work:
         self.made += size
         self.since += size
         self.most = max(self.most, self.since)
-
-    async def elapse(self) -> None:
-        """A second goes by with something else."""
-        self.made += self.SECOND
 
     async def tick(self) -> None:
         """Somebody else in the loop."""
