@@ -2976,15 +2976,13 @@ class Session:
 
     tls_version: ssl.TLSVersion | None = None  # at least
     connect_timeout: float | None = None  # where it is not as `timeout`
-    settings: Settled  # of its calls
-    cookies: Any       # the jar, ours (section 15) or a caller's own; None where they are off
     _loop: asyncio.AbstractEventLoop | None = None
     _base: URL | None = None
 
     if not TYPE_CHECKING:  # a checker would take it as leave to set anything
         def __setattr__(self, name: str, value: object) -> None:
             """Refuse `session.verify = False`: nobody would look at it."""
-            if name[0] != "_" and not hasattr(Session, name):
+            if hasattr(self, "_pool") and name[0] != "_" and not hasattr(Session, name):
                 raise AttributeError(f"{name} is not set so: it is a keyword of Session and calls")
             super().__setattr__(name, value)
 
@@ -2999,10 +2997,9 @@ class Session:
         jar = settings["cookies"]
         if jar is not False and not isinstance(jar, AskedJar):
             jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
-        # "lanes", by origin and certificate: of all calls whose settings have this dictionary.
-        vars(self).update(
-            cookies=None if jar is False else getattr(jar, "jar", jar),
-            settings={**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}})
+        self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
+        # The lanes by origin and certificate, of all calls whose settings have this dictionary.
+        self.settings = {**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}}
         # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
         # (section 13) only when a URL with https needs it.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
@@ -3030,10 +3027,10 @@ class Session:
     def _time(self) -> float:
         """The time of the loop that all calls of the session run in; raises in another loop."""
         loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
         if self._loop is not loop:
-            raise AsyncGetError("this Session belongs to another event loop: make one in each")
+            if self._loop:
+                raise AsyncGetError("this Session belongs to another event loop: make one in each")
+            self._loop = loop
         return loop.time()
 
     def __repr__(self) -> str:
