@@ -1094,7 +1094,7 @@ class Response(Body):
         try:
             return json.loads(self.content.decode(self._encoding).removeprefix("\ufeff")
                               if self._encoding else self.content, **options)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, ArithmeticError, RecursionError) as error:
             raise DecodingError(f"not JSON ({printable(str(error))}): {shown(self.content)}",
                                 response=self) from None
 
@@ -1353,7 +1353,7 @@ class Clock:
         """
         now, until = self.loop.time(), self.deadline.until
         late, moved = now - self.limit, self.limit != self.since + self.seconds
-        if late > LATE_SECONDS and self.limit < until and not moved:
+        if late > LATE_SECONDS and not moved:
             self.limit = now + min(late, self.seconds)
         if now < min(self.limit, until):
             self.set_timer()
@@ -2077,7 +2077,7 @@ class Pool:
         came = loop.time()
         patience = max(0.0, min(timeout or deadline.seconds, deadline.until - came))
         allowed = left = patience + self.interval  # a pause for `rate` is no standstill
-        looks, forgiven = LAST_TURNS, False
+        looks, forgiven = LAST_TURNS, 0.0
         try:
             while looks:  # when time is up, LAST_TURNS more: a free one may be a turn or two away
                 await asyncio.wait([future], timeout=left)
@@ -2088,8 +2088,9 @@ class Pool:
                 # pool, as all routes do.
                 moved_at = max(came, (lane if self.is_full(lane) else self).moved_at)
                 left = moved_at + allowed - loop.time()
-                if left < -LATE_SECONDS and not forgiven:  # the program was busy: see Clock._wake
-                    left, forgiven = min(-left, allowed), True
+                if left < -LATE_SECONDS and forgiven != moved_at:
+                    # The program was busy: once for each time that it moves, as in Clock._wake.
+                    left, forgiven = min(-left, allowed), moved_at
                 looks = LAST_TURNS if left > 0 else looks - 1
             raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the "
                            f"deadline left): {lane.open} to this host and {len(self.all)} "
@@ -2885,12 +2886,14 @@ class Call:
 
         netrc is asked only if scheme and port are those of the first request: a password meant
         for https must not go out over http, or to another port. Nor is netrc asked if the call
-        has an auth= of its own (None is one), or the URL has a password.
+        has an auth= of its own (None is one), or the URL has a password. Neither counts if the
+        caller's headers say that there is to be no Authorization, by None.
         """
         url, netrc = request.url, self.settings["netrc"]
         request = request._replace(url=url._replace(userinfo=""))
-        fields = *request.fields, *(self.settings["headers"] or ())
-        if "authorization" in {name.lower() for name, _ in fields}:  # None: there is to be none
+        asked = *(self.session.settings["headers"] or ()), *(self.settings["headers"] or ())
+        if ("authorization" in Headers(request.fields) or any(
+                name.lower() == "authorization" and value is None for name, value in asked)):
             return request
         user, password = split_userinfo(url.userinfo)
         auth = (user, password) if url.userinfo else None
@@ -2982,7 +2985,7 @@ class Session:
     if not TYPE_CHECKING:  # a checker would take it as leave to set anything
         def __setattr__(self, name: str, value: object) -> None:
             """Refuse `session.verify = False`: nobody would look at it."""
-            if hasattr(self, "_pool") and name[0] != "_" and not hasattr(Session, name):
+            if hasattr(self, "_pool") and name in {*SessionSettings.__annotations__, "proxies"}:
                 raise AttributeError(f"{name} is not set so: it is a keyword of Session and calls")
             super().__setattr__(name, value)
 
@@ -3211,7 +3214,7 @@ class Session:
             proxy_tls = self._context(verify or True)
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        route = Route(origin, tls, proxy, path, address, proxy_tls, verify)
+        route = Route(origin, tls, proxy, path, address, proxy_tls, verify or True)
         lane = self._pool.lanes.setdefault(route, Lane(route))
         remember(lanes, (origin, cert), lane)
         return lane
@@ -3524,7 +3527,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     if isinstance(error, ssl.SSLCertVerificationError):
         refused = getattr(error, "verify_message", text)  # what a caller raises has none
         return TLSError(f"certificate of {where} refused: {refused}{took}"
-                        + certificate_hint(error, route.verify or True), exit_code=60)
+                        + certificate_hint(error, route.verify), exit_code=60)
     # TLS 1.3 refuses a client behind the handshake; damage amid a body is a loss, as below.
     if isinstance(error, ssl.SSLError) and (connection.opener or connection.silent):
         what = "TLS handshake" if connection.opener else "TLS"
@@ -3609,7 +3612,7 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
         exempt = name == "*" or domain_match(host, name.removeprefix("*.").strip("."))
         with contextlib.suppress(ValueError):  # one of them is a name
             network = ipaddress.ip_network(name.strip("[]"), strict=False)
-            exempt = exempt or ipaddress.ip_address(host) in network
+            exempt = ipaddress.ip_address(host) in network
         if exempt and int(port or origin.port) == origin.port:
             return True
     return False
@@ -4069,18 +4072,11 @@ class OthersJar(AskedJar):
         """The names and values that a request is sent with."""
         request = self._request(url)
         self.jar.add_cookie_header(request)
-        text = request.get_header("Cookie", "")
-        with contextlib.suppress(UnicodeError):  # the caller's own, beyond Latin-1
-            text = text.encode("latin-1").decode("utf-8", "surrogateescape")
-        return re.findall("(?:^|; )(?=.)(?:([^=;]+)=)?([^;]*)", text)
+        return re.findall("(?:^|; )(?=.)(?:([^=;]+)=)?([^;]*)", request.get_header("Cookie", ""))
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
-        """Put in what a response's Set-Cookie fields set; no names, as such a jar tells none.
-
-        As Latin-1, like urllib: with a surrogate in it such a jar could not be saved.
-        """
-        fit = [line.encode("utf-8", "surrogateescape").decode("latin-1")
-               for line in lines[:MAX_SET_COOKIES]
+        """Put in what a response's Set-Cookie fields set; no names, as such a jar tells none."""
+        fit = [line for line in lines[:MAX_SET_COOKIES]
                if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
         headers = types.SimpleNamespace(get_all={"Set-Cookie": fit}.get)
         self.jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), self._request(url))
@@ -5265,9 +5261,6 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
                         float(f"0{expires}") or None)  # 0, or http.cookiejar's "": no end
         if (name or value) and keeps_prefix(cookie):
             yield cookie
-    # Heads, as -D writes them, do not tell whose they are: then they are for the first origin.
-    for name, value in re.findall(r"(?im)^Set-Cookie:[ \t]*([^=;\s]+)=([^;\0-\x1f\x7f]*)", text):
-        yield Cookie(name, value, "")
 
 
 def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
@@ -5743,7 +5736,7 @@ def redirect_url(response: Response) -> str | None:
         return None
     with contextlib.suppress(AsyncGetError):
         return str(join_url(response._url, locations[0]))
-    return masked(locations[0])[1:-1]  # what is no URL
+    return re.sub("//[^/?#]*@", "//", locations[0])  # myapp://code?x, say
 
 
 _URL_PARTS = (r"(?s)((?P<scheme>[^:/?#]*)://([^/?#]*@)?(?P<host>\[[^]]*\]|[^:/?#]*)"
