@@ -5948,7 +5948,7 @@ class Command:
     def fail(self, error: AsyncGetError, of: str = "") -> None:
         """Tell of an error; the first one's code is that of the run. A closed pipe ends quietly."""
         self.code = self.code or error.exit_code
-        if isinstance(error.__cause__, BrokenPipeError):
+        if isinstance(error.__cause__, BrokenPipeError) and "write stdout" in str(error):
             self.unread = True
         elif self.options.show_error or not self.options.silent:
             self.say(f"asyncget: ({error.exit_code}) {error}{of}")
@@ -6047,9 +6047,9 @@ def fill_descriptors() -> None:
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            _, writing = os.pipe()  # the first of them has the lowest number that is free
+            reading, writing = os.pipe()  # the first of them has the lowest number that is free
             os.close(writing)
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+            setattr(sys, name, open(reading, "w" if number else "r", closefd=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -6073,7 +6073,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_named("-", (FLAGS + MORE_FLAGS if "all" in options.url else FLAGS).encode())
         else:
             return asyncio.run(run_command(options))
-    except KeyboardInterrupt:  # by getpass, which has switched the terminal's echo on again
+    except (KeyboardInterrupt, EOFError):  # by getpass, which has switched the echo on again
         interrupted()
     except AsyncGetError as error:
         if not isinstance(error.__cause__, BrokenPipeError):

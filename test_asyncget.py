@@ -7972,6 +7972,10 @@ class Section20CommandLine(Folder):
         # what is opened next must not become stdout
         "$AG -v -o f {u} <&- >&- 2>&-; echo $?; cat f": "0\nhello\n",
         "$AG {u} >&-; echo $?": "23\n",
+        # Something that starts with Python has the number of stdout.
+        "echo 'log = open(\"log\", \"a\")' > sitecustomize.py; "
+        "PYTHONPATH=$PYTHONPATH:. ${AG/ -S/} {u} >&-; echo $?; cat log": "23\n",
+        "mkfifo p; head -c 1 p >/dev/null & $AG -s -o p {u}/big -o - {u}; echo $?": "hello\n23\n",
         "$AG --out-null {u} >&-; echo $?": "0\n", "$AG -o /dev/null {u} >&-; echo $?": "0\n",
         "$AG -V >&-; echo $?": "23\n", "$AG -v -f {u}/404 2>&-; echo $?": "22\n",
         "$AG -o f -w %{http_code} {u} >&-; echo $?; cat f": "23\nhello\n",
