@@ -4430,7 +4430,7 @@ def keep_mode(part: int, path: str) -> None:
 
     By its descriptor: to its name, others may have put a link to another file of ours meanwhile.
     """
-    mode = os.stat(path).st_mode & 0o777 | 0o200  # so that we may go on with it
+    mode = os.stat(path).st_mode & 0o777
     if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
         os.chmod(part, mode)
 
@@ -4450,8 +4450,6 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         for owner in ((-1, old.st_gid), (old.st_uid, -1)):
             with contextlib.suppress(OSError):  # a service's file stays its own, if root renews it
                 os.chown(file.fileno(), *owner)
-        with contextlib.suppress(OSError):  # some mounts refuse
-            os.chmod(file.fileno(), old.st_mode & 0o777)
     try:
         if overwrite:
             os.replace(part, path)
