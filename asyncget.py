@@ -4490,9 +4490,9 @@ class Download(Call):
     begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller's own headers ask for a range: then that is the file
     size = 0               # of the file so far
-    in_place = False       # no .part, and any coding: each piece goes to `write` (section 20)
+    file: Any = io.BytesIO()  # where they go: PATH.part, once that is open
+    in_place = False       # no .part, and any coding: `write` knows where to (section 20)
     validator = ""         # of what has gone there
-    write: Any
 
     def __init__(self, session: Session, url: str, settled: Settled,
                  path: FilePath | PathRule) -> None:
@@ -4559,28 +4559,33 @@ class Download(Call):
         self.resume = True  # for a next try: our bytes fit, or this response wrote them
         if self.in_place and not (self.known and self.known.validator):
             self.validator = strong_validator(response.headers)
-        async with self.target(response) as write:
+        async with self.target(response):
             await self.advance(expected)
             if self.size != expected:  # else this was a 416
                 # The loop stands still while a piece is written: mostly of 256 KiB, which the
                 # kernel takes in 0.1 ms. A thread for each would cost more.
                 async for piece in response.iter_bytes():
-                    write(piece)
+                    self.write(piece)
                     self.size += len(piece)
                     await self.advance(expected)
 
+    def write(self, data: bytes) -> None:
+        """Write a piece of the body."""
+        with disk_errors(self.path):
+            write_all(self.file, data)
+
     @contextlib.asynccontextmanager
-    async def target(self, response: Response) -> AsyncIterator[Callable[[bytes], object]]:
-        """Give a function that writes the body, behind our bytes or anew; then publish the file."""
+    async def target(self, response: Response) -> AsyncIterator[None]:
+        """Open PATH.part, to go on behind our bytes or anew; when it is whole, publish it."""
         if self.in_place:
-            yield self.write
+            yield
             return
         path, part = self.path, part_of(self.path)
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path):
             check_target(path, self.overwrite)
             check_part(part)  # only now: a 304, say, writes nothing
-            file = open(part, "ab", buffering=0, opener=open_ours)
+            self.file = file = open(part, "ab", buffering=0, opener=open_ours)
         with file:
             with disk_errors(path):
                 claim_part(file, self.known)
@@ -4589,8 +4594,7 @@ class Download(Call):
                 if self.known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
-            # Each piece alone is for disk_errors: what `progress` raises is no error of the disk.
-            yield functools.partial(disk_errors(part)(write_all), file)
+            yield  # outside of disk_errors: what `progress` raises is no error of the disk
             with disk_errors(path):
                 # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
@@ -5497,7 +5501,6 @@ class Transfer(Download):
     error: Any = None      # the AsyncGetError of the last try, if that failed
     started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
     retries = 0
-    file: Any = io.BytesIO()  # stands for none; later `path`, opened to be written in place
     changed = _FOREVER     # when the file that -C - goes on from was last changed
 
     def __init__(self, command: Command, url: str, output: str | None) -> None:
@@ -5555,15 +5558,15 @@ class Transfer(Download):
         self.path = path
 
     def write(self, data: bytes) -> None:
-        """Write in place: to the file, or to stdout."""
+        """Write to the .part, or in place: to the file, or to stdout."""
         if not self.path:
             self.put_out(data)
             return
-        with disk_errors(self.path):
+        if self.file.closed:
             opener = None if self.output else open_ours
-            if self.file.closed:
+            with disk_errors(self.path):
                 self.file = open(self.path, "ab" if self.known else "wb", opener=opener)
-            write_all(self.file, data)
+        super().write(data)
 
     def put_out(self, data: bytes) -> None:
         """Write to stdout, where data may have to wait for its turn."""
