@@ -5206,8 +5206,8 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) of the task that runs. The library calls `connect` with a host and a port,
-# and `trace` with bytes of the wire; this tells them which URL that is for.
+# The Transfer (below) of the task that runs. The library calls `connect` with a host and a port;
+# this tells it which URL that is for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
@@ -5482,7 +5482,7 @@ class Enough(Exception):
 # Stands for the response where none has come: -w finds its attributes. In its timing `reused` is
 # True, as no connection was opened for it.
 NO_RESPONSE: Any = Options(
-    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None), proxied=False,
+    started=0.0, history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None), proxied=False,
     raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(), received=0,
     request_bytes=0, url="")
 
@@ -5504,7 +5504,7 @@ class Transfer(Download):
     changed = _FOREVER     # when the file that -C - goes on from was last changed
 
     def __init__(self, command: Command, url: str, output: str | None) -> None:
-        super().__init__(command.session, url, command.settled, "")
+        super().__init__(command.session, url, {**command.settled, "trace": self.trace}, "")
         self.command = command
         self.flags = flags = command.options
         self.shown_url = printable(without_userinfo(url))
@@ -5516,10 +5516,7 @@ class Transfer(Download):
         # Where in the body the next try has to go on: none of what is out goes out twice.
         self.offset = int((flags.continue_at or "").strip("-") or 0)
         name = output
-        scheme = url.partition("://")[0].lower()
         try:
-            if not allows(flags.proto, scheme):
-                raise AsyncGetError(f"{scheme} is not allowed by --proto", exit_code=1)
             if name is None and not flags.remote_header_name:
                 name = name_from_url(url)
             if name and name != "-":
@@ -5597,10 +5594,13 @@ class Transfer(Download):
         return self.response
 
     async def exchange(self, request: Request) -> Response:
-        """As a Call does, but with --connect-to refuse a proxy: the connection to that could be
-        led elsewhere, and with it the proxy's password.
+        """As a Call does, but as --proto allows; and with --connect-to refuse a proxy: the
+        connection to that could be led elsewhere, and with it the proxy's password.
         """
-        if self.flags.connect_to and choose_proxy(request.url.origin):
+        origin = request.url.origin
+        if not allows(self.flags.proto, origin.scheme):
+            raise AsyncGetError(f"{origin.scheme} is not allowed by --proto", exit_code=1)
+        if self.flags.connect_to and choose_proxy(origin):
             raise AsyncGetError("--connect-to is not for what goes by a proxy; -x '' goes without")
         return await super().exchange(request)
 
@@ -5769,10 +5769,8 @@ def url_parts(url: str, prefix: str) -> dict[str, str]:
 def write_out_values(transfer: Transfer) -> dict[str, Any]:
     """What -w can tell, under curl's names: times in seconds, sizes in bytes."""
     response, error = transfer.response, transfer.error
-    hops = *response.history, response
-    starts = [0.0, *(hop.timing.done for hop in hops)]  # of each hop: the end of the one before
-    connect, first_byte = (sum(max(0.0, hop.timing[moment] - start)
-                               for hop, start in zip(hops, starts)) for moment in (0, 2))
+    hops, bars = [*response.history, response], [*response_bars(response)]
+    connect = sum(bar.connected - bar.started for bar in bars)
     remote, local = (address if isinstance(address, tuple) else (None, 0)
                      for address in response.addresses)
     url, seconds = response.url or transfer.shown_url, transfer.ended - transfer.started
@@ -5805,7 +5803,8 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "time_connect": connect, "time_pretransfer": connect,
         "time_namelookup": transfer.looked_up,
         "time_queue": transfer.started - transfer.command.began,
-        "time_redirect": starts[-2], "time_starttransfer": first_byte,
+        "time_redirect": bars[-1].started - bars[0].started,
+        "time_starttransfer": sum(bar.head - bar.started for bar in bars),
         "time_total": seconds,
         "url": transfer.shown_url, "url_effective": url,
         "urlnum": transfer.number,
@@ -5910,14 +5909,12 @@ class Command:
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
         set_proxies(options)
         options.header = [*itertools.chain(*options.header)]
-        if options.compressed is None and "accept-encoding" in {
-                name.lower() for name, _ in options.header}:
+        if options.compressed is None and "accept-encoding" in Headers(options.header):
             options.compressed = False  # who asks for a coding wants the bytes as they come
         options.referer = (options.referer or "").partition(";auto")[0] or None  # to follow
         self.session = open_session(options)
-        self.settled = self.session._settled({  # of each call, so that -H wins
-            "headers": options.header, "any_status": True,
-            "trace": lambda kind, data: TRANSFER.get().trace(kind, data)}, DownloadSettings)
+        self.settled = self.session._settled(  # of each call, so that -H wins
+            {"headers": options.header, "any_status": True}, DownloadSettings)
         self.transfers = [*plan_transfers(self)]
         if not self.transfers:
             raise AsyncGetError("no URL given; try --help")
