@@ -4392,10 +4392,12 @@ def check_part(part: str) -> None:
                       "move it away, or choose another name")
 
 
-def claim_part(file: io.FileIO, known: Partial | None) -> None:
-    """Lock an open .part; refuse it if it is not ours, or not what `known` says.
+def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
+    """Lock an open .part; refuse it if it is not ours, or not what `known` says; give it the mode
+    of PATH: nobody who may not read PATH may read what replaces it.
 
-    The lock keeps other downloads off, and ends with our process.
+    The lock keeps other downloads off, and ends with our process. The mode is set by the
+    descriptor: to the name, others may have put a link to another file of ours meanwhile.
     """
     if sys.platform != "win32":
         import fcntl
@@ -4410,6 +4412,10 @@ def claim_part(file: io.FileIO, known: Partial | None) -> None:
     size_of_ours(file)
     if known not in (None, read_sidecar(file.name)):
         raise OSError("another download has changed what there was")
+    if sys.platform != "win32" and is_plain(path):
+        mode = os.stat(path).st_mode & 0o777
+        if os.stat(file.fileno()).st_mode & 0o777 != mode:  # some mounts refuse any change
+            os.chmod(file.fileno(), mode)
 
 
 def write_sidecar(part: str, response: Response) -> None:
@@ -4423,16 +4429,6 @@ def write_sidecar(part: str, response: Response) -> None:
         size_of_ours(sidecar)
         sidecar.truncate(0)
         sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
-
-
-def keep_mode(part: int, path: str) -> None:
-    """Give a .part the mode of PATH: nobody who may not read PATH may read what replaces it.
-
-    By its descriptor: to its name, others may have put a link to another file of ours meanwhile.
-    """
-    mode = os.stat(path).st_mode & 0o777
-    if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
-        os.chmod(part, mode)
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
@@ -4588,9 +4584,7 @@ class Download(Call):
             self.file = file = open(part, "ab", buffering=0, opener=open_ours)
         with file:
             with disk_errors(path):
-                claim_part(file, self.known)
-                if sys.platform != "win32" and is_plain(path):
-                    keep_mode(file.fileno(), path)
+                claim_part(file, self.known, path)
                 if self.known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
@@ -4832,7 +4826,7 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
 """
 MORE_FLAGS = """\
 request
-  -e --referer URL            say where the link was
+  -e --referer LINK           say where the link was
   --netrc-file FILE           as --netrc, from another file
   --netrc-optional            as --netrc
   -G --get                    take data into the URL
@@ -5011,6 +5005,7 @@ VALUES: dict[str, Any] = {
     "RANGE": ("(?=.)([0-9]*)(.*)", lambda first, rest: f"bytes={first}{rest or '-'}"),
     "POSITION": ("(-|[0-9]{1,18})", str),
     "GET": ("(GET)", str),
+    "LINK": ("(?s)(.*?)(?:;auto.*)?", str),  # ;auto asks to follow, as we do
     "PEM": ("(?i)(PEM)", str),
     "FILE": ("(?s)(.+)", str),
     "TEXT": ("(?s)(@?)(.*)", lambda at_sign, text:
@@ -5308,7 +5303,7 @@ def open_jar(options: Options) -> Cookies | bool:
 def open_session(options: Options) -> Session:
     """A Session as the flags say, but for -H, which is each call's, and so wins."""
     headers = {
-        "Referer": options.referer,
+        "Referer": options.referer or None,
         "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
         "Range": options.range,
         **options.time_cond,
@@ -5338,8 +5333,11 @@ def open_session(options: Options) -> Session:
         verify=not options.insecure and (
             options.cacert or options.capath or os.getenv("CURL_CA_BUNDLE") or True),
         cert=options.cert and (certificate, options.key, password),
-        # No part of a gzip unpacks; and -I is to tell the file's own length.
-        decode=options.compressed is not False and not options.range and not options.head,
+        # Who asks for a coding by -H wants the bytes as they come. No part of a gzip unpacks; and
+        # -I is to tell the file's own length.
+        decode=(options.compressed or options.compressed is None
+                and "accept-encoding" not in Headers(options.header)
+                ) and not options.range and not options.head,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),
         open_connection=connect,
@@ -5465,14 +5463,6 @@ def without_userinfo(text: str) -> str:
     return text.replace(f"://{userinfo}@", "://", 1)
 
 
-def is_unwanted(status: int, changed: float, options: Options) -> bool:
-    """Whether it is a 304, or what -z does not want, sent by a server that ignores it."""
-    if status != 200 or not changed:
-        return status == 304
-    return any((changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
-               for name, date in options.time_cond.items())
-
-
 class Enough(Exception):
     """Ends the run early: with --fail-early, as a URL has failed, and is reported; or as all that
     is left would go into a closed pipe.
@@ -5515,13 +5505,12 @@ class Transfer(Download):
         self.overwrite = not (flags.no_clobber or flags.remote_header_name and not output)
         # Where in the body the next try has to go on: none of what is out goes out twice.
         self.offset = int((flags.continue_at or "").strip("-") or 0)
-        name = output
         try:
-            if name is None and not flags.remote_header_name:
-                name = name_from_url(url)
-            if name and name != "-":
-                with disk_errors(name):
-                    self.place(name)
+            if output is None and not flags.remote_header_name:
+                output = name_from_url(url)
+            if output and output != "-":
+                with disk_errors(output):
+                    self.place(output)
         except AsyncGetError as failed:
             if failed.exit_code == 2:  # two URLs for one file: then nothing at all is sent
                 raise
@@ -5669,7 +5658,10 @@ class Transfer(Download):
         """Look at a head, save the body if that is wanted, and do what is due after it."""
         flags, headers, self.response = self.flags, response.headers, response
         status, changed = response.status_code, parse_date(headers.get("last-modified", "")) or 0
-        if is_unwanted(status, changed, flags):  # a file that is there stays
+        unwanted = status == 304 or status == 200 and changed and any(  # by -z: it may be ignored
+            (changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
+            for name, date in flags.time_cond.items())
+        if unwanted:  # a file that is there stays
             await discard(response)
             return
         complete = status == 416 and self.known  # if it fits: Download.finish looks
@@ -5909,9 +5901,6 @@ class Command:
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
         set_proxies(options)
         options.header = [*itertools.chain(*options.header)]
-        if options.compressed is None and "accept-encoding" in Headers(options.header):
-            options.compressed = False  # who asks for a coding wants the bytes as they come
-        options.referer = (options.referer or "").partition(";auto")[0] or None  # to follow
         self.session = open_session(options)
         self.settled = self.session._settled(  # of each call, so that -H wins
             {"headers": options.header, "any_status": True}, DownloadSettings)
