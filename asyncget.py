@@ -4524,10 +4524,6 @@ class Download(Call):
                 "If-Range", self.known.validator or None)
         return request
 
-    async def advance(self, expected: int | None) -> None:
-        """Called when the file is open, and after each piece."""
-        await inform(self.settings["progress"], self.size, expected)
-
     async def finish(self, response: Response) -> None:
         """Save the body of a response; if it is a rest that does not fit, ask for all (Anew)."""
         await inform(self.settings["on_response"], response)
@@ -4555,15 +4551,16 @@ class Download(Call):
         self.resume = True  # for a next try: our bytes fit, or this response wrote them
         if self.in_place and not (self.known and self.known.validator):
             self.validator = strong_validator(response.headers)
+        progress = self.settings["progress"]
         async with self.target(response):
-            await self.advance(expected)
+            await inform(progress, self.size, expected)
             if self.size != expected:  # else this was a 416
                 # The loop stands still while a piece is written: mostly of 256 KiB, which the
                 # kernel takes in 0.1 ms. A thread for each would cost more.
                 async for piece in response.iter_bytes():
                     self.write(piece)
                     self.size += len(piece)
-                    await self.advance(expected)
+                    await inform(progress, self.size, expected)
 
     def write(self, data: bytes) -> None:
         """Write a piece of the body."""
@@ -5472,9 +5469,9 @@ class Enough(Exception):
 # Stands for the response where none has come: -w finds its attributes. In its timing `reused` is
 # True, as no connection was opened for it.
 NO_RESPONSE: Any = Options(
-    started=0.0, history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None), proxied=False,
-    raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(), received=0,
-    request_bytes=0, url="")
+    started=0.0, history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None),
+    proxied=False, raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(),
+    received=0, request_bytes=0, url="")
 
 
 class Transfer(Download):
@@ -5494,7 +5491,8 @@ class Transfer(Download):
     changed = _FOREVER     # when the file that -C - goes on from was last changed
 
     def __init__(self, command: Command, url: str, output: str | None) -> None:
-        super().__init__(command.session, url, {**command.settled, "trace": self.trace}, "")
+        super().__init__(command.session, url, {
+            **command.settled, "trace": self.trace, "progress": self.advance}, "")
         self.command = command
         self.flags = flags = command.options
         self.shown_url = printable(without_userinfo(url))
@@ -5677,7 +5675,7 @@ class Transfer(Download):
             self.resume = False
             response.close()
             raise Anew
-        await self.advance(body_length(response))
+        await self.advance(self.size, body_length(response))
         if flags.head:
             response.close()
         else:
@@ -5692,12 +5690,14 @@ class Transfer(Download):
         if flags.fail_with_body and not complete:
             response.raise_for_status()
 
-    async def advance(self, expected: int | None) -> None:
-        """Note how much of a body is put out; slow it down, or give it up, as the flags say."""
+    async def advance(self, size: int, expected: int | None) -> None:
+        """The `progress` of each call: note how much of a body is put out; slow it down, or give
+        it up, as the flags say.
+        """
         flags, now = self.flags, time.monotonic()
         if self.in_place and (self.known or self.file.closed or not self.file.seekable()):
-            self.offset = self.size  # else a next try begins with an empty file
-        if flags.max_filesize and max(self.size, expected or 0) > flags.max_filesize:
+            self.offset = size  # else a next try begins with an empty file
+        if flags.max_filesize and max(size, expected or 0) > flags.max_filesize:
             raise TooLarge(f"larger than --max-filesize, {flags.max_filesize} bytes")
         since, before = self.window
         came = self.response.received - before
@@ -5707,7 +5707,7 @@ class Transfer(Download):
                 raise TimedOut(f"slower than --speed-limit, {flags.speed_limit} bytes a second, "
                                f"for {span:g} s")
             self.window = now, before + came
-        if flags.limit_rate and self.size:  # never beyond -m; below 0 is at once
+        if flags.limit_rate and size:  # never beyond -m; below 0 is at once
             await self.deadline.breathe(since + came / flags.limit_rate - now)
         if len(self.held) > HELD_BYTES:
             self.deadline.until = _FOREVER  # set anew for what follows: the server cannot help it
