@@ -4454,13 +4454,12 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.unlink(part)
     except OSError as error:
         check_target(path, overwrite)  # something may be there by now: this says so
-        # PATH is a mount of one file, as containers have them, or another's, in a folder like /tmp.
-        if overwrite and not islink(path) and error.errno in (errno.EBUSY, errno.EPERM):
-            import shutil
-            shutil.copyfile(part, path)
-            os.unlink(part)
-        else:
-            os.replace(part, path)  # it may only be that the file system has no links
+        if overwrite and (islink(path) or error.errno not in (errno.EBUSY, errno.EPERM)):
+            raise
+        # It may only be that the file system has no links. Else PATH is a mount of one file, as
+        # containers have them, or another's, in a folder like /tmp: then this copies.
+        from shutil import copyfile, move
+        move(part, path, copyfile)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(part + ".meta")
 

@@ -6420,7 +6420,7 @@ class Section17Files(OnDisk):
                 ("threads", mock.patch.object(threading.Thread, "start", side_effect=RuntimeError)),
                 ("owners", mock.patch.object(os, "geteuid", return_value=os.geteuid() + 1)),
                 ("modes", mock.patch.object(os, "chmod", no(errno.EPERM))), *(
-                    ("another", mock.patch.object(os, "replace", no(number)))
+                    ("another", mock.patch.multiple(os, replace=no(number), rename=no(number)))
                     for number in (errno.EBUSY, errno.EPERM))]):
             with self.subTest(name), patch:
                 self.empty(f=b"mine")
