@@ -5418,13 +5418,10 @@ def fit_for(stream: Any, data: bytes) -> bytes:
 
 
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
-    """Write to a file that a flag names; for "-" to stdout, past Python's text layer."""
-    if name == "-":
-        with disk_errors("stdout"):
-            write_all(sys.stdout.buffer, data)
-        return
-    with disk_errors(name), open(name, mode) as file:
-        write_all(file, data)
+    """Write to a file that a flag names; for "-" to stdout, past Python's own buffer."""
+    file: Any = 1 if name == "-" else name
+    with disk_errors(name), open(file, mode, closefd=name != "-") as stream:
+        write_all(stream, data)
 
 
 def save_jar(jar: Cookies, name: str) -> None:
@@ -6015,8 +6012,7 @@ async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
         # What it prints goes past Python's buffer, so that a closed pipe is an error at once.
-        unbuffered: Any = Options(buffer=sys.stdout.buffer,
-                                  write=lambda text: write_named("-", text.encode()))
+        unbuffered: Any = Options(write=lambda text: write_named("-", text.encode()))
         with contextlib.redirect_stdout(unbuffered):
             await demo(*options.url[:1])
         return 0

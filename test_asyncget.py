@@ -7241,16 +7241,18 @@ class Section19DemoServer(AsyncCase):
 
     def test_the_story(self) -> None:
         """Eight times as fast."""
-        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         sleep = asyncio.sleep
         with mock.patch.object(asyncio, "sleep", lambda seconds: sleep(seconds / 8)), \
                 mock.patch.object(asyncget, "render_timeline", wraps=asyncget.render_timeline) as drawn, \
-                contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())) as printed:
-            self.assertEqual(asyncget.main(["--demo"]), 0)
+                tempfile.TemporaryFile() as printed:
+            with as_program(".", 0, printed.fileno(), 2):
+                self.assertEqual(asyncget.main(["--demo"]), 0)
+            printed.seek(0)
+            told = printed.read().decode()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # its server's connections
             gc.collect()
-        story, drawings = printed.buffer.getvalue().decode().split("\nWhat 2 and 3 looked like, to scale\n")
+        story, drawings = told.split("\nWhat 2 and 3 looked like, to scale\n")
         places = [story.index(text) for text in (
             "1 s ... still", "2 s ... still", "I thought about it.", "add_two_numbers(2, 3) = 5")]
         self.assertEqual(places, sorted(places))
