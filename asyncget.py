@@ -5387,8 +5387,8 @@ def name_from_header(disposition: str) -> str | None:
     It is decoded first and then cut to its last part, so that %2F leads to no other folder.
     """
     from urllib.parse import unquote
-    fields = re.findall(r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', ";" + disposition)
-    found = {name.strip().lower(): value.strip() for name, value in fields}
+    found = {name.strip().lower(): value.strip() for name, value in re.findall(
+        r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', ";" + disposition)}
     coded = re.fullmatch("(?i)utf-8'[^']*'(.*)", found.get("filename*", ""))
     name = coded[1] if coded else found.get("filename")
     if name is None:
@@ -5860,9 +5860,10 @@ def mask_field(match: re.Match[str]) -> str:
     name, value = match.groups()
     if re.match(SECRET_NAMES, name):
         return f"{name}: ***"
+    userinfo = r"([/\\])[^/\\\s?#<>@]*@"
     if name.lower() == "location":  # a password in it may have any character, even a slash
-        value = re.sub(r"(?s)^([^/\\]*[/\\]{1,2}).*@", r"\1***@", value)
-    return f"{name}:" + re.sub(r"([/\\])[^/\\\s?#<>@]*@", r"\1***@", value)
+        userinfo = r"(?s)^([^/\\]*[/\\]{1,2}).*@"
+    return f"{name}:" + re.sub(userinfo, r"\1***@", value)
 
 
 def tell(text: str) -> None:
