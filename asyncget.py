@@ -5341,10 +5341,8 @@ def open_session(options: Options) -> Session:
         limit=options.parallel_max or 50,
     )
     session.connect_timeout = options.connect_timeout
-    if options.tlsv1_2:
-        session.tls_version = ssl.TLSVersion.TLSv1_2
-    if options.tlsv1_3:
-        session.tls_version = ssl.TLSVersion.TLSv1_3
+    session.tls_version = (options.tlsv1_3 and ssl.TLSVersion.TLSv1_3
+                           or options.tlsv1_2 and ssl.TLSVersion.TLSv1_2 or None)
     return session
 
 
