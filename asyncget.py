@@ -4300,18 +4300,18 @@ def disk_errors(path: str) -> Iterator[None]:
 
 
 def write_all(stream: Any, data: bytes | bytearray) -> None:
-    """Write all of data at once, past Python's buffer: who reads a pipe need not wait for more.
+    """Write all of data to a stream that is opened unbuffered: who reads a pipe need not wait.
 
     The kernel may take a part of it, or, where a full pipe does not block, nothing: then
     `select` waits until there is room.
     """
-    raw, unwritten = getattr(stream, "raw", stream), memoryview(data)
+    unwritten = memoryview(data)
     while unwritten:
-        count = raw.write(unwritten)
+        count = stream.write(unwritten)
         if count:
             unwritten = unwritten[count:]
         else:
-            select.select([], [raw], [])
+            select.select([], [stream], [])
 
 
 def part_of(path: str) -> str:
@@ -5418,7 +5418,7 @@ def fit_for(stream: Any, data: bytes) -> bytes:
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
     """Write to a file that a flag names; for "-" to stdout, past Python's own buffer."""
     file: Any = 1 if name == "-" else name
-    with disk_errors(name), open(file, mode, closefd=name != "-") as stream:
+    with disk_errors(name), open(file, mode, 0, closefd=name != "-") as stream:
         write_all(stream, data)
 
 
@@ -5543,7 +5543,7 @@ class Transfer(Download):
         if self.file.closed:
             opener = None if self.output else open_ours
             with disk_errors(self.path):
-                self.file = open(self.path, "ab" if self.known else "wb", opener=opener)
+                self.file = open(self.path, "ab" if self.known else "wb", 0, opener=opener)
         super().write(data)
 
     def put_out(self, data: bytes) -> None:
