@@ -4485,7 +4485,7 @@ class Download(Call):
     begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller's own headers ask for a range: then that is the file
     size = 0               # of the file so far
-    file: Any = io.BytesIO()  # where they go: PATH.part, once that is open
+    file: Any = io.BytesIO()  # what `write` writes to: PATH.part, once that is open
     in_place = False       # no .part, and any coding: `write` knows where to (section 20)
     validator = ""         # of what has gone there
 
@@ -5038,8 +5038,8 @@ def known_flags() -> dict[str, Flag]:
     Flag(name='max_time', value='SECONDS', repeats=False, on=True)
     """
     flags = {}
-    pattern = r"^  (?:(-\S) )?(--(data)?\S+) ?([A-Z0-9:/]*)(\.\.\.)?"
-    for short, name, data, value, dots in re.findall(pattern, FLAGS + MORE_FLAGS, re.M):
+    for short, name, data, value, dots in re.findall(
+            r"(?m)^  (?:(-\S) )?(--(data)?\S+) ?([A-Z0-9:/]*)(\.\.\.)?", FLAGS + MORE_FLAGS):
         # All of --data-X share one name, so that their values stay in the order given.
         flag = Flag(data or re.sub("[-.]", "_", name[2:]), value, bool(dots))
         flags[short or name] = flags[name] = flag
@@ -5350,13 +5350,13 @@ def open_session(options: Options) -> Session:
 
 def safe_name(name: str, hidden: bool) -> str:
     """The name, if it is a file's in this very folder; `hidden`: it may begin with a dot."""
-    strange = r"\.{0,2}$"
+    strange = r"(?i)\.{0,2}$"
     if not hidden:  # a server chose it: it must not make a sidecar that we believe later
         strange += r"|\.|.*\.part(\.meta)?$"
     if os.name == "nt":  # Windows' drives, streams and devices, and ends that it drops
         strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$) *(\.|$)'
     with contextlib.suppress(UnicodeError):  # the locale has no such letters
-        if (printable(name) == name and not re.match(strange, name, re.I)
+        if (printable(name) == name and not re.match(strange, name)
                 and len(os.fsencode(name)) < 256):
             return name
     raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
@@ -5650,7 +5650,7 @@ class Transfer(Download):
         """Look at a head, save the body if that is wanted, and do what is due after it."""
         flags, headers, self.response = self.flags, response.headers, response
         status, changed = response.status_code, parse_date(headers.get("last-modified", "")) or 0
-        unwanted = status == 304 or status == 200 and changed and any(  # by -z: it may be ignored
+        unwanted = status == 304 or status == 200 and changed and any(  # a server may ignore -z
             (changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
             for name, date in flags.time_cond.items())
         if unwanted:  # a file that is there stays
