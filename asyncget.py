@@ -4287,24 +4287,24 @@ def disk_errors(path: str) -> Iterator[None]:
     """Turn what the file system raises into an AsyncGetError, with curl's exit code."""
     try:
         yield
-    except OSError as error:
-        raise AsyncGetError(f"cannot write {printable(path)}: {error.strerror or error}",
-                            exit_code=23) from error
+    except (OSError, UnicodeError) as error:  # the second: a name that the locale cannot spell
+        reason = getattr(error, "strerror", None) or error
+        raise AsyncGetError(f"cannot write {printable(path)}: {reason}", exit_code=23) from error
 
 
 def write_all(stream: Any, data: bytes | bytearray) -> None:
-    """Write all of data at once, past Python's buffer: who reads a pipe need not wait for more.
+    """Write all of data to a stream that is opened unbuffered: who reads a pipe need not wait.
 
     The kernel may take a part of it, or, where a full pipe does not block, nothing: then
     `select` waits until there is room.
     """
-    raw, unwritten = getattr(stream, "raw", stream), memoryview(data)
+    unwritten = memoryview(data)
     while unwritten:
-        count = raw.write(unwritten)
+        count = stream.write(unwritten)
         if count:
             unwritten = unwritten[count:]
         else:
-            select.select([], [raw], [])
+            select.select([], [stream], [])
 
 
 def part_of(path: str) -> str:
@@ -4365,7 +4365,7 @@ def check_target(path: str, overwrite: bool) -> None:
     file; without `overwrite`, any file.
     """
     special = exists(path) and not isfile(path)
-    if special or not basename(path) or "\0" in path:
+    if special or not basename(path) or b"\0" in os.fsencode(path):
         raise OSError("not the name of a file")
     if lexists(path) and not overwrite:
         raise OSError("it exists")
@@ -4385,10 +4385,12 @@ def check_part(part: str) -> None:
                       "move it away, or choose another name")
 
 
-def claim_part(file: io.FileIO, known: Partial | None) -> None:
-    """Lock an open .part; refuse it if it is not ours, or not what `known` says.
+def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
+    """Lock an open .part; refuse it if it is not ours, or not what `known` says; give it the mode
+    of PATH: nobody who may not read PATH may read what replaces it.
 
-    The lock keeps other downloads off, and ends with our process.
+    The lock keeps other downloads off, and ends with our process. The mode is set by the
+    descriptor: to the name, others may have put a link to another file of ours meanwhile.
     """
     if sys.platform != "win32":
         import fcntl
@@ -4403,6 +4405,14 @@ def claim_part(file: io.FileIO, known: Partial | None) -> None:
     size_of_ours(file)
     if known not in (None, read_sidecar(file.name)):
         raise OSError("another download has changed what there was")
+    if sys.platform != "win32" and is_plain(path):
+        mode = os.stat(path).st_mode & 0o777
+        if os.stat(file.fileno()).st_mode & 0o777 != mode:  # some mounts refuse any change
+            os.chmod(file.fileno(), mode)
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # beside a list of users, group bits are a mask
+                acl = "system.posix_acl_access"
+                os.setxattr(file.fileno(), acl, os.getxattr(path, acl))
 
 
 def write_sidecar(part: str, response: Response) -> None:
@@ -4416,16 +4426,6 @@ def write_sidecar(part: str, response: Response) -> None:
         size_of_ours(sidecar)
         sidecar.truncate(0)
         sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
-
-
-def keep_mode(part: int, path: str) -> None:
-    """Give a .part the mode of PATH: nobody who may not read PATH may read what replaces it.
-
-    By its descriptor: to its name, others may have put a link to another file of ours meanwhile.
-    """
-    mode = os.stat(path).st_mode & 0o777 | 0o200  # so that we may go on with it
-    if os.stat(part).st_mode & 0o777 != mode:  # some mounts refuse any change
-        os.chmod(part, mode)
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
@@ -4443,8 +4443,6 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         for owner in ((-1, old.st_gid), (old.st_uid, -1)):
             with contextlib.suppress(OSError):  # a service's file stays its own, if root renews it
                 os.chown(file.fileno(), *owner)
-        with contextlib.suppress(OSError):  # some mounts refuse
-            os.chmod(file.fileno(), old.st_mode & 0o777)
     try:
         if overwrite:
             os.replace(part, path)
@@ -4453,13 +4451,12 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.unlink(part)
     except OSError as error:
         check_target(path, overwrite)  # something may be there by now: this says so
-        # PATH is a mount of one file, as containers have them, or another's, in a folder like /tmp.
-        if overwrite and not islink(path) and error.errno in (errno.EBUSY, errno.EPERM):
-            import shutil
-            shutil.copyfile(part, path)
-            os.unlink(part)
-        else:
-            os.replace(part, path)  # it may only be that the file system has no links
+        if overwrite and (islink(path) or error.errno not in (errno.EBUSY, errno.EPERM)):
+            raise
+        # It may only be that the file system has no links. Else PATH is a mount of one file, as
+        # containers have them, or another's, in a folder like /tmp: then this copies.
+        from shutil import copyfile, move
+        move(part, path, copyfile)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(part + ".meta")
 
@@ -4485,9 +4482,9 @@ class Download(Call):
     begun = False          # whether there was anything to go on from, in any try
     ranged: bool           # the caller's own headers ask for a range: then that is the file
     size = 0               # of the file so far
-    in_place = False       # no .part, and any coding: each piece goes to `write` (section 20)
+    file: Any = io.BytesIO()  # what `write` writes to: PATH.part, once that is open
+    in_place = False       # no .part, and any coding: `write` knows where to (section 20)
     validator = ""         # of what has gone there
-    write: Any
 
     def __init__(self, session: Session, url: str, settled: Settled,
                  path: FilePath | PathRule) -> None:
@@ -4523,10 +4520,6 @@ class Download(Call):
                 "If-Range", self.known.validator or None)
         return request
 
-    async def advance(self, expected: int | None) -> None:
-        """Called when the file is open, and after each piece."""
-        await inform(self.settings["progress"], self.size, expected)
-
     async def finish(self, response: Response) -> None:
         """Save the body of a response; if it is a rest that does not fit, ask for all (Anew)."""
         await inform(self.settings["on_response"], response)
@@ -4554,43 +4547,50 @@ class Download(Call):
         self.resume = True  # for a next try: our bytes fit, or this response wrote them
         if self.in_place and not (self.known and self.known.validator):
             self.validator = strong_validator(response.headers)
-        async with self.target(response) as write:
-            await self.advance(expected)
+        progress = self.settings["progress"]
+        async with self.target(response):
+            await inform(progress, self.size, expected)
             if self.size != expected:  # else this was a 416
                 # The loop stands still while a piece is written: mostly of 256 KiB, which the
                 # kernel takes in 0.1 ms. A thread for each would cost more.
                 async for piece in response.iter_bytes():
-                    write(piece)
+                    self.write(piece)
                     self.size += len(piece)
-                    await self.advance(expected)
+                    await inform(progress, self.size, expected)
+
+    def write(self, data: bytes) -> None:
+        """Write a piece of the body."""
+        with disk_errors(self.path):
+            write_all(self.file, data)
 
     @contextlib.asynccontextmanager
-    async def target(self, response: Response) -> AsyncIterator[Callable[[bytes], object]]:
-        """Give a function that writes the body, behind our bytes or anew; then publish the file."""
+    async def target(self, response: Response) -> AsyncIterator[None]:
+        """Open PATH.part, to go on behind our bytes or anew; when it is whole, publish it."""
         if self.in_place:
-            yield self.write
+            yield
             return
-        path, part = self.path, part_of(self.path)
+        path = self.path
         # Unbuffered: what has arrived is with the kernel at once, so that a kill loses none of it.
         with disk_errors(path):
             check_target(path, self.overwrite)
+            part = part_of(path)
             check_part(part)  # only now: a 304, say, writes nothing
-            file = open(part, "ab", buffering=0, opener=open_ours)
-        with file:
+            self.file = file = open(part, "ab", buffering=0, opener=open_ours)
+        try:
             with disk_errors(path):
-                claim_part(file, self.known)
-                if sys.platform != "win32" and is_plain(path):
-                    keep_mode(file.fileno(), path)
+                claim_part(file, self.known, path)
                 if self.known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
-            # Each piece alone is for disk_errors: what `progress` raises is no error of the disk.
-            yield functools.partial(disk_errors(part)(write_all), file)
+            yield  # outside of disk_errors: what `progress` raises is no error of the disk
             with disk_errors(path):
                 # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
                 await asyncio.wrap_future(in_thread(os.fsync, file.fileno()))
                 publish_part(file, path, self.size, self.overwrite)
+        finally:
+            with contextlib.suppress(OSError):  # network file systems tell errors here, too
+                file.close()
 
 
 @spelled_out
@@ -4823,7 +4823,7 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
 """
 MORE_FLAGS = """\
 request
-  -e --referer URL            say where the link was
+  -e --referer LINK           say where the link was
   --netrc-file FILE           as --netrc, from another file
   --netrc-optional            as --netrc
   -G --get                    take data into the URL
@@ -5002,6 +5002,7 @@ VALUES: dict[str, Any] = {
     "RANGE": ("(?=.)([0-9]*)(.*)", lambda first, rest: f"bytes={first}{rest or '-'}"),
     "POSITION": ("(-|[0-9]{1,18})", str),
     "GET": ("(GET)", str),
+    "LINK": ("(?s)(.*?)(?:;auto.*)?", str),  # ;auto asks to follow, as we do
     "PEM": ("(?i)(PEM)", str),
     "FILE": ("(?s)(.+)", str),
     "TEXT": ("(?s)(@?)(.*)", lambda at_sign, text:
@@ -5038,8 +5039,8 @@ def known_flags() -> dict[str, Flag]:
     Flag(name='max_time', value='SECONDS', repeats=False, on=True)
     """
     flags = {}
-    pattern = r"^  (?:(-\S) )?(--(data)?\S+) ?([A-Z0-9:/]*)(\.\.\.)?"
-    for short, name, data, value, dots in re.findall(pattern, FLAGS + MORE_FLAGS, re.M):
+    for short, name, data, value, dots in re.findall(
+            r"(?m)^  (?:(-\S) )?(--(data)?\S+) ?([A-Z0-9:/]*)(\.\.\.)?", FLAGS + MORE_FLAGS):
         # All of --data-X share one name, so that their values stay in the order given.
         flag = Flag(data or re.sub("[-.]", "_", name[2:]), value, bool(dots))
         flags[short or name] = flags[name] = flag
@@ -5197,8 +5198,8 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) of the task that runs. The library calls `connect` with a host and a port,
-# and `trace` with bytes of the wire; this tells them which URL that is for.
+# The Transfer (below) of the task that runs. The library calls `connect` with a host and a port;
+# this tells it which URL that is for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
@@ -5296,7 +5297,7 @@ def open_jar(options: Options) -> Cookies | bool:
 def open_session(options: Options) -> Session:
     """A Session as the flags say, but for -H, which is each call's, and so wins."""
     headers = {
-        "Referer": options.referer,
+        "Referer": options.referer or None,
         "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
         "Range": options.range,
         **options.time_cond,
@@ -5326,8 +5327,11 @@ def open_session(options: Options) -> Session:
         verify=not options.insecure and (
             options.cacert or options.capath or os.getenv("CURL_CA_BUNDLE") or True),
         cert=options.cert and (certificate, options.key, password),
-        # No part of a gzip unpacks; and -I is to tell the file's own length.
-        decode=options.compressed is not False and not options.range and not options.head,
+        # Who asks for a coding by -H wants the bytes as they come. No part of a gzip unpacks; and
+        # -I is to tell the file's own length.
+        decode=(options.compressed or options.compressed is None
+                and "accept-encoding" not in Headers(options.header)
+                ) and not options.range and not options.head,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),
         open_connection=connect,
@@ -5335,10 +5339,8 @@ def open_session(options: Options) -> Session:
         limit=options.parallel_max or 50,
     )
     session.connect_timeout = options.connect_timeout
-    if options.tlsv1_2:
-        session.tls_version = ssl.TLSVersion.TLSv1_2
-    if options.tlsv1_3:
-        session.tls_version = ssl.TLSVersion.TLSv1_3
+    session.tls_version = (options.tlsv1_3 and ssl.TLSVersion.TLSv1_3
+                           or options.tlsv1_2 and ssl.TLSVersion.TLSv1_2 or None)
     return session
 
 
@@ -5346,13 +5348,13 @@ def open_session(options: Options) -> Session:
 
 def safe_name(name: str, hidden: bool) -> str:
     """The name, if it is a file's in this very folder; `hidden`: it may begin with a dot."""
-    strange = r"\.{0,2}$"
+    strange = r"(?i)\.{0,2}$"
     if not hidden:  # a server chose it: it must not make a sidecar that we believe later
         strange += r"|\.|.*\.part(\.meta)?$"
     if os.name == "nt":  # Windows' drives, streams and devices, and ends that it drops
         strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$) *(\.|$)'
     with contextlib.suppress(UnicodeError):  # the locale has no such letters
-        if (printable(name) == name and not re.match(strange, name, re.I)
+        if (printable(name) == name and not re.match(strange, name)
                 and len(os.fsencode(name)) < 256):
             return name
     raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
@@ -5381,8 +5383,8 @@ def name_from_header(disposition: str) -> str | None:
     It is decoded first and then cut to its last part, so that %2F leads to no other folder.
     """
     from urllib.parse import unquote
-    fields = re.findall(r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', ";" + disposition)
-    found = {name.strip().lower(): value.strip() for name, value in fields}
+    found = {name.strip().lower(): value.strip() for name, value in re.findall(
+        r';([^;=]*)=\s*("(?:[^"\\]|\\.)*"?|[^;]*)', ";" + disposition)}
     coded = re.fullmatch("(?i)utf-8'[^']*'(.*)", found.get("filename*", ""))
     name = coded[1] if coded else found.get("filename")
     if name is None:
@@ -5412,13 +5414,10 @@ def fit_for(stream: Any, data: bytes) -> bytes:
 
 
 def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
-    """Write to a file that a flag names; for "-" to stdout, past Python's text layer."""
-    if name == "-":
-        with disk_errors("stdout"):
-            write_all(sys.stdout.buffer, data)
-        return
-    with disk_errors(name), open(name, mode) as file:
-        write_all(file, data)
+    """Write to a file that a flag names; for "-" to stdout, past Python's own buffer."""
+    shown, file = ("stdout", sys.stdout.fileno()) if name == "-" else (name, name)
+    with disk_errors(shown), open(file, mode, 0, closefd=name != "-") as stream:
+        write_all(stream, data)
 
 
 def save_jar(jar: Cookies, name: str) -> None:
@@ -5453,14 +5452,6 @@ def without_userinfo(text: str) -> str:
     return text.replace(f"://{userinfo}@", "://", 1)
 
 
-def is_unwanted(status: int, changed: float, options: Options) -> bool:
-    """Whether it is a 304, or what -z does not want, sent by a server that ignores it."""
-    if status != 200 or not changed:
-        return status == 304
-    return any((changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
-               for name, date in options.time_cond.items())
-
-
 class Enough(Exception):
     """Ends the run early: with --fail-early, as a URL has failed, and is reported; or as all that
     is left would go into a closed pipe.
@@ -5470,9 +5461,9 @@ class Enough(Exception):
 # Stands for the response where none has come: -w finds its attributes. In its timing `reused` is
 # True, as no connection was opened for it.
 NO_RESPONSE: Any = Options(
-    history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None), proxied=False,
-    raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(), received=0,
-    request_bytes=0, url="")
+    started=0.0, history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None),
+    proxied=False, raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(),
+    received=0, request_bytes=0, url="")
 
 
 class Transfer(Download):
@@ -5489,11 +5480,11 @@ class Transfer(Download):
     error: Any = None      # the AsyncGetError of the last try, if that failed
     started = ended = looked_up = 0.0  # two moments, and the seconds of the last name look-up
     retries = 0
-    file: Any = io.BytesIO()  # stands for none; later `path`, opened to be written in place
     changed = _FOREVER     # when the file that -C - goes on from was last changed
 
     def __init__(self, command: Command, url: str, output: str | None) -> None:
-        super().__init__(command.session, url, command.settled, "")
+        super().__init__(command.session, url, {
+            **command.settled, "trace": self.trace, "progress": self.advance}, "")
         self.command = command
         self.flags = flags = command.options
         self.shown_url = printable(without_userinfo(url))
@@ -5504,16 +5495,12 @@ class Transfer(Download):
         self.overwrite = not (flags.no_clobber or flags.remote_header_name and not output)
         # Where in the body the next try has to go on: none of what is out goes out twice.
         self.offset = int((flags.continue_at or "").strip("-") or 0)
-        name = output
-        scheme = url.partition("://")[0].lower()
         try:
-            if not allows(flags.proto, scheme):
-                raise AsyncGetError(f"{scheme} is not allowed by --proto", exit_code=1)
-            if name is None and not flags.remote_header_name:
-                name = name_from_url(url)
-            if name and name != "-":
-                with disk_errors(name):
-                    self.place(name)
+            if output is None and not flags.remote_header_name:
+                output = name_from_url(url)
+            if output and output != "-":
+                with disk_errors(output):
+                    self.place(output)
         except AsyncGetError as failed:
             if failed.exit_code == 2:  # two URLs for one file: then nothing at all is sent
                 raise
@@ -5534,8 +5521,7 @@ class Transfer(Download):
             if self.output and islink(path):
                 path = realpath(path)
             wanted, number = path, 0
-            while options.no_clobber and (
-                    lexists(path) or realpath(path) in claimed):
+            while options.no_clobber and (lexists(path) or realpath(path) in claimed):
                 number += 1
                 path = f"{wanted}.{number}"
             part = part_of(path)
@@ -5547,15 +5533,15 @@ class Transfer(Download):
         self.path = path
 
     def write(self, data: bytes) -> None:
-        """Write in place: to the file, or to stdout."""
+        """Write to the .part, or in place: to the file, or to stdout."""
         if not self.path:
             self.put_out(data)
             return
-        with disk_errors(self.path):
+        if self.file.closed:
             opener = None if self.output else open_ours
-            if self.file.closed:
-                self.file = open(self.path, "ab" if self.known else "wb", opener=opener)
-            write_all(self.file, data)
+            with disk_errors(self.path):
+                self.file = open(self.path, "ab" if self.known else "wb", 0, opener=opener)
+        super().write(data)
 
     def put_out(self, data: bytes) -> None:
         """Write to stdout, where data may have to wait for its turn."""
@@ -5581,22 +5567,27 @@ class Transfer(Download):
             self.error = error
             self.response = error.response or self.response
         finally:
-            self.file.close()
+            with contextlib.suppress(OSError):
+                self.file.close()
         self.ended = time.monotonic()
         return self.response
 
     async def exchange(self, request: Request) -> Response:
-        """As a Call does, but with --connect-to refuse a proxy: the connection to that could be
-        led elsewhere, and with it the proxy's password.
+        """As a Call does, but as --proto allows; and with --connect-to refuse a proxy: the
+        connection to that could be led elsewhere, and with it the proxy's password.
         """
-        if self.flags.connect_to and choose_proxy(request.url.origin):
+        origin = request.url.origin
+        if not allows(self.flags.proto, origin.scheme):
+            raise AsyncGetError(f"{origin.scheme} is not allowed by --proto", exit_code=1)
+        if self.flags.connect_to and choose_proxy(origin):
             raise AsyncGetError("--connect-to is not for what goes by a proxy; -x '' goes without")
         return await super().exchange(request)
 
     def look(self) -> Partial | None:
         """What a try goes on from: a .part, what was put out before, or, with -C -, the file."""
         flags, path, offset = self.flags, self.path, self.offset
-        self.file.close()
+        with disk_errors(path):
+            self.file.close()
         self.deadline = Deadline(self.session._time(), flags.max_time or _FOREVER)
         self.in_place = bool(
             self.to_stdout or flags.include or flags.head
@@ -5658,7 +5649,10 @@ class Transfer(Download):
         """Look at a head, save the body if that is wanted, and do what is due after it."""
         flags, headers, self.response = self.flags, response.headers, response
         status, changed = response.status_code, parse_date(headers.get("last-modified", "")) or 0
-        if is_unwanted(status, changed, flags):  # a file that is there stays
+        unwanted = status == 304 or status == 200 and changed and any(  # a server may ignore -z
+            (changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
+            for name, date in flags.time_cond.items())
+        if unwanted:  # a file that is there stays
             await discard(response)
             return
         complete = status == 416 and self.known  # if it fits: Download.finish looks
@@ -5674,13 +5668,15 @@ class Transfer(Download):
             self.resume = False
             response.close()
             raise Anew
-        await self.advance(body_length(response))
+        await self.advance(self.size, body_length(response))
         if flags.head:
             response.close()
         else:
             await super().finish(response)
         if self.in_place:
             self.write(b"")  # an empty body makes a file, too
+            with disk_errors(self.path):
+                self.file.close()  # some file systems tell only now that there was no room
         if flags.etag_save and status == 200:
             write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
         if flags.remote_time and isfile(self.path) and changed:
@@ -5689,12 +5685,14 @@ class Transfer(Download):
         if flags.fail_with_body and not complete:
             response.raise_for_status()
 
-    async def advance(self, expected: int | None) -> None:
-        """Note how much of a body is put out; slow it down, or give it up, as the flags say."""
+    async def advance(self, size: int, expected: int | None) -> None:
+        """The `progress` of each call: note how much of a body is put out; slow it down, or give
+        it up, as the flags say.
+        """
         flags, now = self.flags, time.monotonic()
         if self.in_place and (self.known or self.file.closed or not self.file.seekable()):
-            self.offset = self.size  # else a next try begins with an empty file
-        if flags.max_filesize and max(self.size, expected or 0) > flags.max_filesize:
+            self.offset = size  # else a next try begins with an empty file
+        if flags.max_filesize and max(size, expected or 0) > flags.max_filesize:
             raise TooLarge(f"larger than --max-filesize, {flags.max_filesize} bytes")
         since, before = self.window
         came = self.response.received - before
@@ -5704,7 +5702,7 @@ class Transfer(Download):
                 raise TimedOut(f"slower than --speed-limit, {flags.speed_limit} bytes a second, "
                                f"for {span:g} s")
             self.window = now, before + came
-        if flags.limit_rate and self.size:  # never beyond -m; below 0 is at once
+        if flags.limit_rate and size:  # never beyond -m; below 0 is at once
             await self.deadline.breathe(since + came / flags.limit_rate - now)
         if len(self.held) > HELD_BYTES:
             self.deadline.until = _FOREVER  # set anew for what follows: the server cannot help it
@@ -5758,10 +5756,8 @@ def url_parts(url: str, prefix: str) -> dict[str, str]:
 def write_out_values(transfer: Transfer) -> dict[str, Any]:
     """What -w can tell, under curl's names: times in seconds, sizes in bytes."""
     response, error = transfer.response, transfer.error
-    hops = *response.history, response
-    starts = [0.0, *(hop.timing.done for hop in hops)]  # of each hop: the end of the one before
-    connect, first_byte = (sum(max(0.0, hop.timing[moment] - start)
-                               for hop, start in zip(hops, starts)) for moment in (0, 2))
+    hops, bars = [*response.history, response], [*response_bars(response)]
+    connect = sum(bar.connected - bar.started for bar in bars)
     remote, local = (address if isinstance(address, tuple) else (None, 0)
                      for address in response.addresses)
     url, seconds = response.url or transfer.shown_url, transfer.ended - transfer.started
@@ -5794,7 +5790,8 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "time_connect": connect, "time_pretransfer": connect,
         "time_namelookup": transfer.looked_up,
         "time_queue": transfer.started - transfer.command.began,
-        "time_redirect": starts[-2], "time_starttransfer": first_byte,
+        "time_redirect": bars[-1].started - bars[0].started,
+        "time_starttransfer": sum(bar.head - bar.started for bar in bars),
         "time_total": seconds,
         "url": transfer.shown_url, "url_effective": url,
         "urlnum": transfer.number,
@@ -5862,9 +5859,10 @@ def mask_field(match: re.Match[str]) -> str:
     name, value = match.groups()
     if re.match(SECRET_NAMES, name):
         return f"{name}: ***"
+    userinfo = r"([/\\])[^/\\\s?#<>@]*@"
     if name.lower() == "location":  # a password in it may have any character, even a slash
-        value = re.sub(r"(?s)^([^/\\]*[/\\]{1,2}).*@", r"\1***@", value)
-    return f"{name}:" + re.sub(r"([/\\])[^/\\\s?#<>@]*@", r"\1***@", value)
+        userinfo = r"(?s)^([^/\\]*[/\\]{1,2}).*@"
+    return f"{name}:" + re.sub(userinfo, r"\1***@", value)
 
 
 def tell(text: str) -> None:
@@ -5899,14 +5897,9 @@ class Command:
         self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
         set_proxies(options)
         options.header = [*itertools.chain(*options.header)]
-        if options.compressed is None and "accept-encoding" in {
-                name.lower() for name, _ in options.header}:
-            options.compressed = False  # who asks for a coding wants the bytes as they come
-        options.referer = (options.referer or "").partition(";auto")[0] or None  # to follow
         self.session = open_session(options)
-        self.settled = self.session._settled({  # of each call, so that -H wins
-            "headers": options.header, "any_status": True,
-            "trace": lambda kind, data: TRANSFER.get().trace(kind, data)}, DownloadSettings)
+        self.settled = self.session._settled(  # of each call, so that -H wins
+            {"headers": options.header, "any_status": True}, DownloadSettings)
         self.transfers = [*plan_transfers(self)]
         if not self.transfers:
             raise AsyncGetError("no URL given; try --help")
@@ -6001,14 +5994,15 @@ class Command:
                     transfers, options.parallel_max or 50, self.settled, deliver)
         self.wipe()
         self.shown = False
-        if self.heads:
-            self.heads.close()
-        if options.cookie_jar:
-            try:
+        try:
+            if self.heads:
+                with disk_errors(options.dump_header):
+                    self.heads.close()
+            if options.cookie_jar:
                 with disk_errors(options.cookie_jar):
                     save_jar(self.session.cookies, options.cookie_jar)
-            except AsyncGetError as error:
-                self.fail(error)
+        except AsyncGetError as error:
+            self.fail(error)
         if options.waterfall:
             bars = [bar for transfer in transfers if transfer.ended for bar in bars_of(transfer)]
             tell(render_timeline(bars, terminal_width() - 1) + "\n")
@@ -6019,7 +6013,7 @@ async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
         # What it prints goes past Python's buffer, so that a closed pipe is an error at once.
-        unbuffered: Any = Options(buffer=sys.stdout.buffer,
+        unbuffered: Any = Options(fileno=sys.stdout.fileno,
                                   write=lambda text: write_named("-", text.encode()))
         with contextlib.redirect_stdout(unbuffered):
             await demo(*options.url[:1])
