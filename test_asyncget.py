@@ -139,7 +139,7 @@ class Do(enum.Enum):
 
 READ, LOOP, HOLD, CLOSE, CUT, RESET = Do
 # Of Do, bytes to send, seconds to pause (0, or a float), a number of bytes to read, or a function
-Script = Sequence[Any]  # of the last head.
+Script = Sequence[Any]  # of the last head, or of the bytes read last.
 
 
 class Server:
@@ -192,7 +192,7 @@ class Server:
             elif isinstance(step, float) or step == 0:
                 await asyncio.sleep(step)
             elif isinstance(step, int):
-                await reader.readexactly(step)
+                head = await reader.readexactly(step)
             elif step is LOOP:
                 to_do = [HOLD, *reversed(script)]
             elif step is CLOSE:
@@ -234,6 +234,11 @@ def scripted(*scripts: Script, again: bool = False, tls: ssl.SSLContext | None =
              host: str = "127.0.0.1") -> Any:
     """A raw server whose n-th connection plays the n-th script; `again`: the last for all more."""
     return serving(Server(scripts, again), tls, f"http{'s' * bool(tls)}://{host}")
+
+
+def always(*steps: Any, **how: Any) -> Any:
+    """A raw server that does this behind each request, on as many connections as come."""
+    return scripted([READ, *steps, LOOP], again=True, **how)
 
 
 def answer(body: bytes = b"ok", *fields: str, status: str = "200 OK") -> bytes:
@@ -2065,7 +2070,7 @@ class Section9Pool(AsyncCase):
 
     async def test_a_busy_host_leaves_others_their_turn(self) -> None:
         """And its connections are used again all the same."""
-        async with scripted([READ, 0.001, answer(), LOOP], again=True) as server, Session(
+        async with always(0.001, answer()) as server, Session(
                 limit=5, resolve={f"*:{server.port}": "127.0.0.1"}) as session:
             urls = [f"http://{host}.test:{server.port}/a" for host in "ab" * 200]
             busy = asyncio.ensure_future(session.get_all(urls, limit=50))
@@ -2103,8 +2108,7 @@ class Section9Pool(AsyncCase):
 
     async def test_standing_still(self) -> None:
         """A queue that moves may take as long as it takes; one that does not, times out."""
-        async with scripted([READ, lambda head: HOLD if b"/hold" in head else answer(), LOOP],
-                            again=True) as a, origin() as b:
+        async with always(lambda head: HOLD if b"/hold" in head else answer()) as a, origin() as b:
             for limits, used, wanted in table([  # limits, in use, wanted
                     ({"limit": 1}, 1, a.url), ({"limit_per_host": 1}, 1, a.url),
                     ({"limit": 2}, 2, b.url)]):
@@ -2122,7 +2126,7 @@ class Section9Pool(AsyncCase):
                         await asyncget.cancel(held)
                         self.assertEqual(count(session)[:2], (1, 1))
             with clock() as busy:  # one host stands still while the other moves
-                async with Session(limit_per_host=1, timeout=1) as session:
+                async with Session(limit=2, limit_per_host=1, timeout=1) as session:
                     hold = asyncio.ensure_future(session.get(a.url + "/hold", timeout=None))
                     await until(lambda: count(session)[0] == 1)
                     still = asyncio.ensure_future(session.get(a.url))
@@ -2136,12 +2140,11 @@ class Section9Pool(AsyncCase):
     async def test_a_program_that_was_busy_gives_the_queue_its_time_back(self) -> None:
         """As to the request under way; and what a deadline has left is never below nothing."""
         with clock() as busy:
-            async with scripted([READ, 0.01, answer(), LOOP], again=True) as server, Session(
-                    limit=1, timeout=1) as session:
-                calls = [asyncio.ensure_future(session.get(server.url)) for _ in range(4)]
+            async with always(0.01, answer()) as server, Session(limit=1, timeout=1) as session:
+                calls = asyncio.ensure_future(session.get_all([server.url] * 4))
                 await until(lambda: count(session) == (1, 0, 3))
                 busy(2.5)
-                await asyncio.gather(*calls)
+                await calls
             script = [READ, lambda head: redirect("/b") if b"/a" in head else HOLD, LOOP]
             async with scripted(script) as server, Session(limit=1) as session:
                 first = asyncio.ensure_future(session.get(
@@ -2154,14 +2157,13 @@ class Section9Pool(AsyncCase):
     async def test_the_deadline_does_not_run_in_the_queue(self) -> None:
         """Save for later hops, but there not because of others who came later."""
         with clock() as busy:
-            script = [READ, 0.005, lambda _: busy(0.6) or answer(), LOOP]
-            async with scripted(script, again=True) as server, Session(
+            async with always(0.005, lambda _: busy(0.6) or answer()) as server, Session(
                     limit=1, timeout=1, resolve={f"*:{server.port}": "127.0.0.1"}) as session:
-                urls = [server.url] * 12 + [f"http://h.test:{server.port}"]
+                urls = [server.url] * 6 + [f"http://h{n}.test:{server.port}" for n in range(7)]
                 await asyncio.gather(*(session.get(url, deadline=1) for url in urls))
                 await asyncget.get_all([server.url] * 4, limit_per_host=1, timeout=1)
-            async with scripted([READ, 0.002, lambda head: busy(0.1) or (
-                    answer() if b"/end" in head else redirect("/end")), LOOP]) as server, \
+            async with always(0.002, lambda head: busy(0.1) or (
+                    answer() if b"/end" in head else redirect("/end"))) as server, \
                     Session(limit=1) as session:
                 await asyncio.gather(*(session.get(server.url, deadline=2) for _ in range(30)))
         async with scripted([READ, lambda head: redirect("/end") if b"/hold" not in head else HOLD,
@@ -2441,8 +2443,7 @@ class Model:
 
     async def run(self, case: AsyncCase) -> None:
         pick = self.random
-        script = [READ, self.reply, LOOP]
-        async with scripted(script, again=True) as a, scripted(script, again=True) as b, Session(
+        async with always(self.reply) as a, always(self.reply) as b, Session(
                 limit=self.limit, limit_per_host=self.per_host,
                 open_connection=self.connect) as session:
             for _ in range(6):
@@ -2928,8 +2929,7 @@ class Section12Session(AsyncCase):
             ({}, {"cookies": {"m": "1", "a": "0"}}, own),
             ({"cookies": {"a": "0"}}, {"cookies": {"a": None}}, [[], [f"b=2; a=1; {c}"], [c]]),
             ({"headers": {"Cookie": "a=9"}}, {}, [["a=9"], [f"a=9; b=2; {c}"], [f"a=9; {c}"]])]
-        async with scripted([READ, lambda head: sets if b" / " in head else answer(), LOOP],
-                            again=True) as server:
+        async with always(lambda head: sets if b" / " in head else answer()) as server:
             for settings, options, expected in rows:
                 jar.clear()
                 asyncget.OthersJar(jar).store(bank, ["its=own"])  # RFC 6265 5.4: for no other
@@ -3018,7 +3018,7 @@ class Section12Session(AsyncCase):
                 self.assertGreaterEqual(when - begun, i / 50 - 0.001)
             came.clear()
 
-        async with scripted([READ, note, LOOP], again=True, host="localhost") as a, origin() as b:
+        async with always(note, host="localhost") as a, origin() as b:
             for paths in (["/"] * 5, ["/r"] * 2, ["/busy"]):
                 with mock.patch("os.urandom", return_value=[512]):
                     begun = loop.time()
@@ -3080,9 +3080,9 @@ class Section12Session(AsyncCase):
             yield "/hang"
             raise KeyError("of the caller's")
 
-        async with scripted([READ, lambda head: {
+        async with always(lambda head: {
                 b"/slow": [0.05, answer(b"/slow")], b"/bad": b"garbage", b"/hang": HOLD,
-                }.get(head.split()[1], answer(head.split()[1])), LOOP], again=True) as server, \
+                }.get(head.split()[1], answer(head.split()[1]))) as server, \
                 Session(base_url=server.url) as session:
             paths = ["/slow", *(f"/{i}" for i in range(30))]
             urls = [server.url + path for path in paths]
@@ -3111,8 +3111,8 @@ class Section12Session(AsyncCase):
     @not_pypy
     async def test_as_completed(self) -> None:
         replies: dict[bytes, Any] = {b"/slow": [0.05, answer()], b"/bad": b"garbage"}
-        async with scripted([READ, lambda head: replies.get(head.split()[1], answer()), LOOP],
-                            again=True) as server, Session(base_url=server.url) as session:
+        async with always(lambda head: replies.get(head.split()[1], answer())) as server, \
+                Session(base_url=server.url) as session:
             urls = ["/slow", "/1", "/bad", "/2"]
             seen = await listed(session.as_completed(urls))
             self.assertEqual((seen[-1][0], {url for url, _ in seen}), ("/slow", set(urls)))
@@ -3248,7 +3248,7 @@ def proxy(kind: type[Server] = HTTPProxy, tls: ssl.SSLContext | None = None) -> 
 def origin(tls: str | ssl.SSLContext = "", body: bytes = b"ok") -> Any:
     """A running origin that answers all; tls: its context, or the name of its certificate."""
     context = server_tls(tls) if tls and isinstance(tls, str) else tls or None
-    return scripted([READ, answer(body), LOOP], again=True, tls=context)
+    return always(answer(body), tls=context)
 
 
 def demanding(version: ssl.TLSVersion) -> Any:
@@ -3313,20 +3313,19 @@ class Section13AddressesAndTLS(AsyncCase):
 
     async def test_a_certificate_that_is_asked_for_behind_the_handshake(self) -> None:
         """As Apache does for some paths (RFC 8446 4.6.2): it may, if the client has offered that."""
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.closing(writer):
-                await reader.readuntil(b"\r\n\r\n")
-                tls = writer.get_extra_info("ssl_object")
-                tls.verify_client_post_handshake()
-                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # with it goes the wish
-                await until(tls.getpeercert)
-                writer.write(answer())
+        def ask(_: bytes) -> bytes:
+            opened[0].verify_client_post_handshake()
+            return b"HTTP/1.1 100 Continue\r\n\r\n"  # with it goes the wish
 
+        def shown(_: bytes) -> Any:
+            return answer() if opened[0].getpeercert() else [0.001, shown]
+
+        opened: list[ssl.SSLObject] = []
         context = server_tls(client_ca=True)
         context.post_handshake_auth = True
-        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
-            port = server.sockets[0].getsockname()[1]
-            response = await asyncget.get(f"https://127.0.0.1:{port}/", verify=pem("ca"),
+        context.sni_callback = lambda tls, *_: opened.append(tls)  # type: ignore[arg-type]
+        async with always(ask, shown, tls=context, host="localhost") as server:
+            response = await asyncget.get(server.url, verify=pem("ca"),
                                           cert=(pem("client"), pem("key")))
             self.assertEqual(response.content, b"ok")
 
@@ -3741,25 +3740,18 @@ class Section14Proxies(AsyncCase):
         """In a tunnel it is there before the Inbox knows its transport."""
         tls = server_tls()
         tls.maximum_version = ssl.TLSVersion.TLSv1_2  # in 1.3 the last word is not the server's
+        came, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        inner = tls.wrap_bio(came, to_send, server_side=True)
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            came, to_send, done = ssl.MemoryBIO(), ssl.MemoryBIO(), False
-            inner = tls.wrap_bio(came, to_send, server_side=True)
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            with contextlib.closing(writer):
-                while not done:
-                    came.write(await reader.read(65536))
-                    with contextlib.suppress(ssl.SSLWantReadError):
-                        inner.do_handshake()
-                        done = True
-                        inner.unwrap()
-                    writer.write(to_send.read())
-                await reader.read()
+        def shake(octet: bytes) -> list[Any]:
+            came.write(octet)
+            with contextlib.suppress(ssl.SSLError):  # it wants more, or has ended
+                inner.do_handshake()
+                inner.unwrap()
+            return [to_send.read(), 1, shake]
 
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            via = "http://127.0.0.1:{1}".format(*server.sockets[0].getsockname())
-            await code_of(asyncget.get("https://localhost/", proxy=via, verify=pem("ca")))
+        async with scripted([READ, OPENED, 1, shake]) as server:
+            await code_of(asyncget.get("https://localhost/", proxy=server.url, verify=pem("ca")))
 
     async def test_tls_in_tls(self) -> None:
         loop = asyncio.get_running_loop()
@@ -4384,9 +4376,8 @@ class Section16Passwords(AsyncCase):
             "auth": ("me", "pw"), "cookies": {"a": "b"}, "secret_headers": ["x-key"],
             "headers": {"X-Key": "k", "X-Public": "p", "Host": "odd.test"}, "verify": pem("ca")}
         async with contextlib.AsyncExitStack() as stack:
-            servers = [await stack.enter_async_context(scripted(
-                [READ, lead, LOOP], again=True, host="localhost",
-                tls=server_tls() if secure else None)) for secure in (False, False, True, True)]
+            servers = [await stack.enter_async_context(always(lead, host="localhost", tls=tls))
+                       for tls in (None, None, server_tls(), server_tls())]
             one, two = [await stack.enter_async_context(proxy()) for _ in range(2)]
             for first, second, straight in table(range(4), range(4), ("", "03")):
                 for server in [*servers, one, two]:
@@ -5158,7 +5149,7 @@ class Faults(AsyncCase):
                 go.wait()
             return [(2, 1, 6, "", ("127.0.0.1", 0))]
 
-        async with scripted([READ, answer(), LOOP], again=True) as server, Session() as session:
+        async with origin() as server, Session() as session:
             with mock.patch("socket.getaddrinfo", look_up):
                 urls = [f"http://{name}.test:{server.port}/" for name in (
                     *(f"dead{number}" for number in range(30)), *["slow"] * 30, "good", "late")]
@@ -5197,8 +5188,7 @@ class Faults(AsyncCase):
 
     async def test_too_many_open_files(self) -> None:
         """A clear error for those that find no descriptor, and the rest goes on."""
-        async with scripted([READ, answer(), LOOP], again=True) as server, \
-                Session(limit=100, timeout=0.15) as session:
+        async with origin() as server, Session(limit=100, timeout=0.15) as session:
             with socket.create_server(("127.0.0.1", 0), backlog=100) as mute:
                 free = sorted(set(range(999)) - set(map(int, open_files())))
                 self.limit("RLIMIT_NOFILE", free[25])
@@ -6694,7 +6684,7 @@ class Scripted:
 
     def __init__(self, pages: Mapping[str, Any], tls: ssl.SSLContext | None = None) -> None:
         self.plays(pages)
-        self.running = scripted([READ, self.page], again=True, tls=tls)
+        self.running = always(self.page, tls=tls)
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(lambda *_: None)  # of handshakes that were broken off
         self.loop.set_debug(False)  # a stack per callback: half the time
@@ -8133,7 +8123,7 @@ class AcrossSections(AsyncCase):
             await until(lambda: seam.call_count == 150)
             await asyncget.cancel(tasks)
         pages = iter([*(redirect(f"/{n}") for n in range(99)), answer()])
-        async with scripted([READ, lambda _: next(pages), LOOP]) as server:
+        async with always(lambda _: next(pages)) as server:
             self.assertEqual(len((await asyncget.get(server.url, max_redirects=None)).history), 99)
 
     async def test_as_completed_ends_when_somebody_cancels_what_the_urls_wait_for(self) -> None:
@@ -8490,7 +8480,7 @@ class Recipes(OnDisk):
             return {7: [b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", CLOSE],
                     9: answer(status="404 X")}.get(number, answer())
 
-        async with scripted([READ, play, LOOP], again=True) as server:
+        async with always(play) as server:
             await self.play(self.block("100,000", "import csv", server.url, ("100_000", "300")))
         rows = sorted(Path("items.csv").read_text(encoding="utf-8").splitlines())
         self.assertEqual(len(rows), 300)
@@ -8519,7 +8509,7 @@ class Recipes(OnDisk):
     async def test_web_application(self) -> None:
         """Two requests on one kept connection, which is closed where the application ends."""
         uvicorn = importlib.import_module("uvicorn")
-        async with scripted([READ, answer(b'{"name": "Ann"}'), LOOP]) as server:
+        async with origin(body=b'{"name": "Ann"}') as server:
             names = await self.play(self.block("One session", "import contextlib", server.url))
             web = uvicorn.Server(uvicorn.Config(names["app"], port=0, log_level="warning"))
             serving = asyncio.ensure_future(web.serve())
@@ -8546,7 +8536,7 @@ class Recipes(OnDisk):
         heading, place = "Beyond one machine", (
             '"scheduler:8786"', "n_workers=2, threads_per_worker=1, dashboard_address=None, "
             "local_directory='dask'")
-        async with scripted([READ, answer(), LOOP], again=True) as server:
+        async with origin() as server:
             gone = f"http://127.0.0.1:{free_port()}/"
             self.write("it.py", f"""
 urls = [f"{server.url}/{{number}}" for number in range(40)] + [{gone!r}]
