@@ -71,7 +71,6 @@ from unittest import mock
 import asyncget
 from asyncget import (
     AsyncGetError,
-    Bar,
     ConnectError,
     DecodingError,
     Headers,
@@ -2137,25 +2136,10 @@ class Section9Pool(AsyncCase):
                     self.assertIsInstance(still.exception(), TimedOut)
                     await asyncget.cancel([hold])
 
-    async def test_a_program_that_was_busy_gives_the_queue_its_time_back(self) -> None:
-        """As to the request under way; and what a deadline has left is never below nothing."""
-        with clock() as busy:
-            async with always(0.01, answer()) as server, Session(limit=1, timeout=1) as session:
-                calls = asyncio.ensure_future(session.get_all([server.url] * 4))
-                await until(lambda: count(session) == (1, 0, 3))
-                busy(2.5)
-                await calls
-            script = [READ, lambda head: redirect("/b") if b"/a" in head else HOLD, LOOP]
-            async with scripted(script) as server, Session(limit=1) as session:
-                first = asyncio.ensure_future(session.get(
-                    server.url + "/a", deadline=1, trace=lambda kind, _: busy(2 * (kind == "<"))))
-                await asyncio.sleep(0)
-                second = asyncio.ensure_future(session.get(server.url + "/hold", deadline=9))
-                await self.raised(TimedOut, first, phase="free connection", seconds=0.0)
-                await asyncget.cancel([second])
-
     async def test_the_deadline_does_not_run_in_the_queue(self) -> None:
-        """Save for later hops, but there not because of others who came later."""
+        """Save for later hops, but there not because of others who came later. A program that was
+        busy gives the queue its time back, as to the request under way.
+        """
         with clock() as busy:
             async with always(0.005, lambda _: busy(0.6) or answer()) as server, Session(
                     limit=1, timeout=1, resolve={f"*:{server.port}": "127.0.0.1"}) as session:
@@ -2166,14 +2150,21 @@ class Section9Pool(AsyncCase):
                     answer() if b"/end" in head else redirect("/end"))) as server, \
                     Session(limit=1) as session:
                 await asyncio.gather(*(session.get(server.url, deadline=2) for _ in range(30)))
-        async with scripted([READ, lambda head: redirect("/end") if b"/hold" not in head else HOLD,
-                             HOLD], again=True) as server, Session(limit=1) as session:
-            call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
-            held = asyncio.ensure_future(session.get(server.url + "/hold"))
-            await self.raised(TimedOut, call, "deadline", url=server.url + "/end",
-                              phase="free connection")
-            await asyncget.cancel([held])
-            self.assertEqual(count(session), (0, 0, 0))
+            async with always(0.01, answer()) as server, Session(limit=1, timeout=1) as session:
+                calls = asyncio.ensure_future(session.get_all([server.url] * 4))
+                await until(lambda: count(session) == (1, 0, 3))
+                busy(2.5)
+                await calls
+            for late in (0, 2):  # what a deadline has left is never below nothing
+                async with scripted([READ, redirect("/end")]) as server, Session(
+                        limit=1, trace=lambda kind, _: busy(late * (kind == "<"))) as session:
+                    call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
+                    held = asyncio.ensure_future(session.get(server.url + "/hold"))
+                    error = await self.raised(TimedOut, call, "deadline", url=server.url + "/end",
+                                              phase="free connection")
+                    self.assertEqual(error.seconds == 0.0, late > 0)
+                    await asyncget.cancel([held])
+                    self.assertEqual(count(session), (0, 0, 0))
 
     async def test_idle_ones_make_room_for_other_routes(self) -> None:
         async with origin() as server, Session(
@@ -2284,23 +2275,22 @@ class Section9Pool(AsyncCase):
     async def test_closed_in_the_turn_in_which_bytes_come(self) -> None:
         """By another task. What is closed is not kept, and no timer is set for it any more."""
         for close, rest in table(("response", "session"), (b"1\r\nb\r\n", b"0\r\n\r\n")):
-            with self.subTest(close, rest=rest):
-                reader = asyncio.StreamReader()
-                connect = mock.AsyncMock(return_value=(reader, mock.MagicMock()))
-                reader.feed_data(CHUNKED + b"1\r\na\r\n")
-                async with Session(open_connection=connect, timeout=0.05) as session:
-                    async with session.stream("http://h.test/") as response:
-                        reading = asyncio.ensure_future(response.read())
-                        for _ in range(3):  # turns: well within the timeout
-                            await asyncio.sleep(0)
-                        reader.feed_data(rest)
-                        if close == "session":
-                            await session.close()
-                        response.close()
-                        await self.raised(AsyncGetError, reading, "closed on our side|given up")
-                        await self.raised(AsyncGetError, response.read())
-                        await asyncio.sleep(0.06)  # the loop complains of what a timer raises
-                    self.assertEqual(count(session), (0, 0, 0))
+            reader = asyncio.StreamReader()
+            connect = mock.AsyncMock(return_value=(reader, mock.MagicMock()))
+            reader.feed_data(CHUNKED + b"1\r\na\r\n")
+            async with Session(open_connection=connect, timeout=0.05) as session:
+                async with session.stream("http://h.test/") as response:
+                    reading = asyncio.ensure_future(response.read())
+                    for _ in range(3):  # turns: well within the timeout
+                        await asyncio.sleep(0)
+                    reader.feed_data(rest)
+                    if close == "session":
+                        await session.close()
+                    response.close()
+                    await self.raised(AsyncGetError, reading, "closed on our side|given up")
+                    await self.raised(AsyncGetError, response.read())
+                    await asyncio.sleep(0.06)  # the loop complains of what a timer raises
+                self.assertEqual(count(session), (0, 0, 0), (close, rest))
 
     async def test_handed_over_and_closed(self) -> None:
         """By its clock, say, before who waited for it could run: then a new one is opened."""
@@ -2377,8 +2367,7 @@ class Section9Pool(AsyncCase):
     async def test_model(self) -> None:
         """Whatever happens in whatever order: each body is its own request's."""
         for seed, limits in enumerate(((3, 2), (1, None), (4, 1), (5, 3))):
-            with self.subTest(seed=seed, limits=limits):
-                await Model(seed, *limits).run(self)
+            await Model(seed, *limits).run(self)
 
 
 class Model:
@@ -4521,24 +4510,18 @@ class RealServers(AsyncCase):
     async def test_microsocks(self) -> None:
         async with origin("leaf") as secure, origin() as plain:
             urls = f"http://localhost:{plain.port}/", f"https://localhost:{secure.port}/"
-            resolve = {f"*:{server.port}": "127.0.0.1" for server in (plain, secure)}
             for login in ([], ["-u", "me", "-P", "secret"]):
-                user = "me:secret@" * bool(login)
                 async with self.daemon("", "microsocks", "-i", "127.0.0.1", "-p", "{port}", *login
                                        ) as port, Session(verify=pem("ca")) as session:
-                    for kind, url, reused in table(("5", "5h"), urls, (False, True)):
-                        via = f"socks{kind}://{user}127.0.0.1:{port}"
-                        got = await session.get(url, proxy=via, resolve=resolve)
+                    at, user = f"127.0.0.1:{port}", "me:secret@" * bool(login)
+                    for url, reused in table(urls, (False, True)):
+                        got = await session.get(url, proxy=f"socks5h://{user}{at}")
                         self.assertEqual((got.content, got.timing.reused), (b"ok", reused))
-                    nowhere = f"http://127.0.0.1:{free_port()}/"
-                    for url, name, text in [
-                            (nowhere, user, "cannot connect to 127.*refused"),
-                            (urls[0], "", "wants credentials"),
-                            (urls[0], "me:wrong@", "refused the user and password")
-                            ][:3 if login else 1]:
-                        error = await self.raised(ProxyError, session.get(
-                            url, proxy=f"socks5h://{name}127.0.0.1:{port}"), text)
-                        self.assertNotIn("wrong", str(error))
+                    for name, text in [(user, "cannot connect to 127.*refused"),
+                                       ("me:wrong@", "refused the user and pass")][:1 + bool(login)]:
+                        nowhere = f"http://127.0.0.1:{free_port()}/"
+                        await self.raised(ProxyError, session.get(
+                            nowhere, proxy=f"socks5h://{name}{at}"), text)
 
     async def compare(self, conf: str, *command: str) -> set[str]:
         """Read files around each buffer's limit, coded and not, and side by side: the codings."""
@@ -5714,8 +5697,8 @@ class TrustAndSecrets(AsyncCase):
                 ("shared", [(a, {}), (b, {}), (a, {})], {a: b}, c, [(a, "c"), (b, None), (b, "c")]),
                 *(("command", [(a, {})], {a: b}, {name: given[name] for name in ("verify", "cert")},
                    [(a, "c"), (b, None)]) for given in of_flags)]):
-            with self.subTest(name):
-                self.assertEqual((await self.shown(calls, moved, **settings))[0], expected)
+            opened, _ = await self.shown(calls, moved, **settings)
+            self.assertEqual(opened, expected, name)
 
     async def test_netrc(self) -> None:
         """Opt-in, bound to scheme and port; and what counts before it."""
@@ -5738,10 +5721,9 @@ class TrustAndSecrets(AsyncCase):
                 (plain, "", {"headers": {"authorization": None}}, [None]),
                 (plain, b, {"auth": "token"}, [told, theirs]),
                 (plain, c, {"auth": "token"}, [told, None])]):        # CVE-2025-14524
-            with self.subTest(url, to=to, own=own):
-                moved = {re.sub("//.*@", "//", url): to} if to else {}
-                _, found = await self.shown([(url, {})], moved, **{"netrc": netrc, **own})
-                self.assertEqual(found, sent)
+            moved = {re.sub("//.*@", "//", url): to} if to else {}
+            _, found = await self.shown([(url, {})], moved, **{"netrc": netrc, **own})
+            self.assertEqual(found, sent, (url, to, own))
         _, found = await self.shown([(plain, {"auth": None})], {}, netrc=netrc)
         self.assertEqual(found, [None])  # a call that says so itself has none
 
@@ -6117,10 +6099,10 @@ class Section17Downloads(OnDisk):
                 (False, "a.tar", "f?a.gz#b.gz", "text/plain", "x-gzip"),
                 (False, "a.zst", "", "application/zstd", "gzip")], ("200 OK", "404 X")):
             fields = f"Content-Type: {kind}", f"Content-Encoding: {coding}"
-            with self.subTest(name, url=url, fields=fields, status=status):
-                response = parsed(answer(b"", *fields, status=status), "http://h.test/" + url)
-                asyncget.leave_own_coding(response, f"/b/{name}")
-                self.assertEqual(not asyncget.is_coded(response), own and status == "200 OK")
+            response = parsed(answer(b"", *fields, status=status), "http://h.test/" + url)
+            asyncget.leave_own_coding(response, f"/b/{name}")
+            self.assertEqual(not asyncget.is_coded(response), own and status == "200 OK",
+                             (name, url, fields, status))
 
     async def test_answers(self) -> None:
         """Whatever comes, the end is one version, or a partial file that has lost nothing; and
@@ -6169,11 +6151,8 @@ class Section17Downloads(OnDisk):
                 *((b"", [one], any_status, [""], body, None)
                   for one, body in ((gone, b"ok"), (none, b""))),
                 # Each retry goes on where the last one ended.
-                (b"", [begun[:-8], piece(3)[:-2], piece(9)], again(9),
-                 ["", "3-", "9-"], WHOLE, None),
                 (b"", [begun[:-8], piece(3)[:-2], piece(9)[:-1], piece(10)], again(2),
                  ["", "3-", "9-"], IncompleteBody, WHOLE[:10]),
-                (b"", [begun[:-8], piece(3)], {}, [""], IncompleteBody, WHOLE[:3]),
                 (b"", [b"HTTP/1.1 20"], again(2), [""] * 3, IncompleteBody, None),
                 *((b"", [begun[:-8], busy, b"HTTP", piece(3)[:-2], piece(9)], {"retries": given},
                    ["", "3-", "3-", "3-", "9-"], WHOLE, None) for given in (4, lambda *_: 0)),
@@ -6217,7 +6196,7 @@ class Section17Downloads(OnDisk):
                     self.assertEqual(field(head, "Accept-Encoding"), ["identity"])
                     self.assertEqual(field(head, "If-Range"), ['"v1"'] * (
                         not own and field(head, "Range") != []))
-        self.assertEqual(notes.count("trying again"), 2 * 4 + 12)
+        self.assertEqual(notes.count("trying again"), 2 * 4 + 10)
 
     async def test_cut(self) -> None:
         """What is kept of an answer that ends early, and whether it is gone on from."""
@@ -7137,6 +7116,7 @@ class Section18Timeline(AsyncCase):
     """What the example in render_timeline does not show."""
 
     def test_at_the_borders(self) -> None:
+        Bar = asyncget.Bar
         bars = [Bar("200 " + "long/" * 50, 0, 1, 2, 3, size=10**12), Bar("x", 3, 3, 3, 3)]
         for width in (40, 80, 200):
             rows = asyncget.render_timeline(bars, width).splitlines()[:2]
@@ -7992,8 +7972,7 @@ class Section20CommandLine(Folder):
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for line, said in zip(self.SHELL, pool.map(one, self.SHELL)):
-                with self.subTest(line):
-                    self.assertEqual(said, self.SHELL[line])
+                self.assertEqual(said, self.SHELL[line], line)
 
     def test_ctrl_c(self) -> None:
         """It ends the look-up of a name, as -m does; a shell's loop; and process 1."""
@@ -8049,9 +8028,8 @@ class Section20CommandLine(Folder):
             (["-m", "asyncget"], b"", here), (["asyncget.py"], b"", "."), ([program], b"", ""),
             (["-"], source, ""), (["-"], source, f":{here}:"))]
         for command, result in self.started(ways):
-            with self.subTest(command):
-                self.assertNotIn(b"EXECUTED", result.stderr)
-                self.assertIn(result.returncode, (0, 23), result.stderr)
+            self.assertNotIn(b"EXECUTED", result.stderr)
+            self.assertIn(result.returncode, (0, 23), (command, result.stderr))
 
     def started(self, ways: list[tuple[list[str], bytes, str]]) -> Iterator[tuple[list[str], Any]]:
         """Run Python with arguments, a stdin and a path, some at once."""
@@ -8076,8 +8054,8 @@ class Section20CommandLine(Folder):
             [*bare, PROGRAM], [*bare, "-"], ["app.pyz"], ["named.pyz"],
             ["-c", "from asyncget import main; main()"])]
         for command, result in self.started(ways):
-            with self.subTest(command):
-                self.assertEqual((result.returncode, result.stdout), (7, b"hello\n"), result.stderr)
+            self.assertEqual((result.returncode, result.stdout), (7, b"hello\n"),
+                             (command, result.stderr))
 
     def test_help_and_version(self) -> None:
         result = completed(sys.executable, "-OO", PROGRAM, "-h")
@@ -8158,12 +8136,11 @@ class TheParts(AsyncCase):
                 (CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
                 (b"HTP/1.1 200 OK\r\n\r\n", one.ProtocolError),
                 (answer(b"x")[:-1], one.IncompleteBody)], (None, server_tls())):
-            with self.subTest(wire, tls=bool(tls)):
-                async with scripted([READ, wire, CLOSE], tls=tls) as server:
-                    got: Any = (await asyncio.gather(one.fetch(server.url + "/x", tls=trusting),
-                                                     return_exceptions=True))[0]
-                self.assertEqual(getattr(got, "content", type(got)), outcome)
-                self.assertEqual(server.targets(), ["/x"])
+            async with scripted([READ, wire, CLOSE], tls=tls) as server:
+                got: Any = (await asyncio.gather(one.fetch(server.url + "/x", tls=trusting),
+                                                 return_exceptions=True))[0]
+            self.assertEqual(getattr(got, "content", type(got)), outcome, wire)
+            self.assertEqual(server.targets(), ["/x"])
         async with scripted([READ, HOLD]) as server:
             await self.raised(one.TimedOut, one.fetch(server.url, timeout=0.05),
                               "no response head within 0.05 s")
