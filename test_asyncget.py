@@ -156,7 +156,7 @@ class Server:
         """What was asked for: the second word of each request."""
         return [head.split(b" ")[1].decode() for head in self.requests]
 
-    async def play(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def play(self, reader: Any, writer: Any) -> None:
         """Play the script of one connection; there is none for one too many."""
         task = asyncio.current_task()
         assert task
@@ -175,8 +175,7 @@ class Server:
             writer.close()
             writer.transport.abort()
 
-    async def steps(self, script: Script, reader: asyncio.StreamReader,
-                    writer: asyncio.StreamWriter) -> None:
+    async def steps(self, script: Script, reader: Any, writer: Any) -> None:
         """Do what a script says; a function in it gives a further step, or a list of them."""
         to_do: list[Any] = [HOLD, *reversed(script)]
         head = b""
@@ -481,9 +480,11 @@ def pem(name: str) -> str:
     return path
 
 
-def server_tls(name: str = "leaf", client_ca: bool = False) -> ssl.SSLContext:
+def server_tls(name: str = "leaf", client_ca: bool = False,
+               newest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED) -> ssl.SSLContext:
     """A server's context with one of the certificates; client_ca: asks for a client's, too."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = newest
     context.load_cert_chain(pem(name))
     if client_ca:
         context.verify_mode = ssl.CERT_REQUIRED
@@ -1827,7 +1828,6 @@ class Section7Connection(AsyncCase):
                     self.assertEqual(server.connections, 1 if kept else len(ways))
 
     async def test_broken_responses(self) -> None:
-        cut = gzip.compress(b"hello")[:-4]
         for steps, kind, code, text in table([
                 ([CLOSE], IncompleteBody, 52, "empty reply"), ([RESET], IncompleteBody, 56, "lost"),
                 ([OK, CLOSE], IncompleteBody, 18, "inside the head"),
@@ -1835,17 +1835,14 @@ class Section7Connection(AsyncCase):
                 ([OK + b"\r\nhello", CUT], IncompleteBody, 18, "TLS was cut off"),
                 ([b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
                 ([b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
-                ([OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072"),
-                ([CHUNKED + b"5\nhello\r\n"], ProtocolError, 56, "a chunk size"),
-                ([answer(cut, "Content-Encoding: gzip")], DecodingError, 61, "cut short")]):
+                ([OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072")]):
             async with scripted([READ, *steps], tls=server_tls() if CUT in steps else None
                                 ) as server, Session(verify=False) as session:
                 error = await self.raised(kind, session.get(server.url + "/x"), text,
                                           exit_code=code, url=server.url + "/x")
                 self.assertEqual((type(error), server.connections), (kind, 1))
-                if kind is not DecodingError:  # those came whole
-                    await until(lambda: not server.open)
-                    self.assertEqual(count(session), (0, 0, 0))
+                await until(lambda: not server.open)
+                self.assertEqual(count(session), (0, 0, 0))
 
     @not_pypy
     async def test_addresses_with_a_scope(self) -> None:
@@ -2157,7 +2154,8 @@ class Section9Pool(AsyncCase):
                 await calls
             for late in (0, 2):  # what a deadline has left is never below nothing
                 async with scripted([READ, redirect("/end")]) as server, Session(
-                        limit=1, trace=lambda kind, _: busy(late * (kind == "<"))) as session:
+                        limit=1, trace=lambda kind, _: busy(late * (kind == "<"))  # noqa: B023
+                        ) as session:
                     call = asyncio.ensure_future(session.get(server.url, deadline=0.2))
                     held = asyncio.ensure_future(session.get(server.url + "/hold"))
                     error = await self.raised(TimedOut, call, "deadline", url=server.url + "/end",
@@ -3150,6 +3148,7 @@ class Section12Session(AsyncCase):
 OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 Test = TypeVar("Test", bound=Callable[..., Any])
 TLS_VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+HASHED = "/56c899cd.0"  # the name of PEMS["ca"] in a folder, as `openssl x509 -hash` gives it
 
 
 def basic(user: str, password: str) -> str:
@@ -3159,8 +3158,7 @@ def basic(user: str, password: str) -> str:
 
 # ---- doubles of proxies
 
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
-               heads: list[bytes], end: bytes = b"") -> None:
+async def pump(reader: Any, writer: Any, heads: list[bytes], end: bytes = b"") -> None:
     """Pass on all that comes, and write it down; what is for the proxy stays here.
 
     end: goes out behind what comes first, and then nothing.
@@ -3173,8 +3171,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
             break
 
 
-async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int,
-                heads: list[bytes], end: bytes = b"") -> None:
+async def relay(reader: Any, writer: Any, port: int, heads: list[bytes], end: bytes) -> None:
     """Pass on both directions between a client and a port of this machine."""
     far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
     pumps = [asyncio.ensure_future(pump(reader, far_writer, heads)),
@@ -3201,7 +3198,7 @@ class HTTPProxy(Server):
             await relay(reader, writer, port, [], self.end)
         else:
             reader.feed_data(head)  # back to where it was
-            await relay(reader, writer, port, self.requests)
+            await relay(reader, writer, port, self.requests, b"")
 
 
 class SocksProxy(Server):
@@ -3223,7 +3220,7 @@ class SocksProxy(Server):
         address = await reader.readexactly(size + 2)
         self.requests.append(asked + address)
         writer.write(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x01")
-        await relay(reader, writer, int.from_bytes(address[-2:], "big"), [])
+        await relay(reader, writer, int.from_bytes(address[-2:], "big"), [], b"")
 
 
 def proxy(kind: type[Server] = HTTPProxy, tls: ssl.SSLContext | None = None) -> Any:
@@ -3239,9 +3236,7 @@ def origin(tls: str | ssl.SSLContext = "", body: bytes = b"ok") -> Any:
 
 def demanding(version: ssl.TLSVersion) -> Any:
     """other.test, which wants a client certificate; asyncio's tells nobody why it refuses one."""
-    context = server_tls("other", client_ca=True)
-    context.maximum_version = version
-    return beside(*[[READ, answer()]] * 4, tls=context)
+    return beside(*[[READ, answer()]] * 4, tls=server_tls("other", True, version))
 
 
 # ---- 13. Addresses and TLS
@@ -3309,7 +3304,7 @@ class Section13AddressesAndTLS(AsyncCase):
         opened: list[ssl.SSLObject] = []
         context = server_tls(client_ca=True)
         context.post_handshake_auth = True
-        context.sni_callback = lambda tls, *_: opened.append(tls)  # type: ignore[arg-type]
+        context.sni_callback = lambda tls, *_: opened.append(tls)
         async with always(ask, shown, tls=context, host="localhost") as server:
             response = await asyncget.get(server.url, verify=pem("ca"),
                                           cert=(pem("client"), pem("key")))
@@ -3350,19 +3345,15 @@ class Section13AddressesAndTLS(AsyncCase):
                     server.requests.clear()
 
     async def test_where_the_authorities_come_from(self) -> None:
-        folder = self.empty_folder()
-        rows: list[tuple[dict[str, str], dict[str, Any], str]] = [  # environment, settings, error
-            ({"SSL_CERT_FILE": "/none/ca.pem", "SSL_CERT_DIR": "/"}, {},
-             re.escape("SSL_CERT_FILE (no such file) and SSL_CERT_DIR (/)")),
-            ({"SSL_CERT_FILE": pem("ca")}, {}, ""),
-            ({}, {"verify": folder}, f"'{folder}' .* names that `openssl rehash` gives")]
-        if shutil.which("openssl"):
-            hashed = self.empty_folder()
-            shutil.copy(pem("ca"), os.path.join(hashed, "ca.pem"))
-            subprocess.run(["openssl", "rehash", hashed], check=True)
-            rows += [({}, {"verify": hashed}, ""), ({"SSL_CERT_DIR": hashed}, {}, "")]
+        folder, hashed = self.empty_folder(), self.empty_folder()
+        shutil.copy(pem("ca"), hashed + HASHED)
         async with origin("leaf") as server:
-            for environ, options, said in rows:
+            for environ, options, said in table([
+                    ({"SSL_CERT_FILE": "/none/ca.pem", "SSL_CERT_DIR": "/"}, {},
+                     re.escape("SSL_CERT_FILE (no such file) and SSL_CERT_DIR (/)")),
+                    ({}, {"verify": folder}, f"'{folder}' .* names that `openssl rehash` gives"),
+                    ({"SSL_CERT_FILE": pem("ca")}, {}, ""), ({"SSL_CERT_DIR": hashed}, {}, ""),
+                    ({}, {"verify": hashed}, "")]):
                 with self.subTest(environ, **options), mock.patch.dict(os.environ, environ):
                     call = asyncget.get(f"https://localhost:{server.port}/", **options)
                     if said:
@@ -3403,11 +3394,9 @@ class Section13AddressesAndTLS(AsyncCase):
     async def test_errors_of_the_way(self) -> None:
         """Which hop, after how long, at which address, from which variable."""
         port = free_port()
-        nowhere, odd, slow, reset = (mock.AsyncMock(side_effect=error) for error in (
-            socket.gaierror(-2, "Name or service not known"), UnicodeError("label too long"),
-            asyncio.TimeoutError("too slow"),
-            ConnectionResetError("in the handshake")))
-        untrusted = mock.AsyncMock(side_effect=ssl.SSLCertVerificationError("not mine"))
+        nowhere = mock.AsyncMock(side_effect=socket.gaierror(-2, "Name or service not known"))
+        odd, slow, reset, untrusted = (mock.AsyncMock(side_effect=kind("said so")) for kind in (
+            UnicodeError, asyncio.TimeoutError, ConnectionResetError, ssl.SSLCertVerificationError))
         closed = mock.AsyncMock(return_value=(mock.Mock(), mock.MagicMock(
             write=mock.Mock(side_effect=RuntimeError("the handler is closed")))))
         refused, damaged = (mock.AsyncMock(return_value=(mock.Mock(read=mock.AsyncMock(
@@ -3426,14 +3415,13 @@ class Section13AddressesAndTLS(AsyncCase):
                     ("/" + "x" * 200, "cannot connect"), ("a\0b", "cannot connect"))),
                 (far, {"proxy": "", "open_connection": nowhere}, ConnectError, 6,
                  "resolve 'h.test', for h.test:443: .*not known.*after"),
-                (far, {"proxy": None, "open_connection": odd}, ConnectError, 6, "too long"),
-                (far, {"proxy": None, "open_connection": reset}, TLSError, 35, "in the handshake"),
+                (far, {"proxy": None, "open_connection": odd}, ConnectError, 6, "said so"),
+                (far, {"proxy": None, "open_connection": reset}, TLSError, 35, "said so"),
                 (bare, {"open_connection": nowhere}, ConnectError, 6, "'no.test', for no.test:80:"),
                 (bare, {"open_connection": refused}, TLSError, 35, "TLS with .*bad record"),
-                (bare, {"open_connection": slow}, ConnectError, 7, "too slow"),
-                (bare, {"open_connection": closed}, IncompleteBody, 56,
-                 "lost: .*handler is closed"),
-                (bare, {"open_connection": untrusted}, TLSError, 60, "refused: .*not mine"),
+                (bare, {"open_connection": slow}, ConnectError, 7, "said so"),
+                (bare, {"open_connection": closed}, IncompleteBody, 56, "lost: .*closed"),
+                (bare, {"open_connection": untrusted}, TLSError, 60, "refused: .*said so"),
                 (bare, {"open_connection": damaged}, IncompleteBody, 56, "lost: .*bad record"),
                 (bare, {"proxy": "p.test", "open_connection": nowhere}, ProxyError, 5,
                  "resolve 'p.test', for proxy http://p.test:80"),
@@ -3724,9 +3712,8 @@ class Section14Proxies(AsyncCase):
 
     async def test_an_end_right_behind_the_handshake(self) -> None:
         """In a tunnel it is there before the Inbox knows its transport."""
-        tls = server_tls()
-        tls.maximum_version = ssl.TLSVersion.TLSv1_2  # in 1.3 the last word is not the server's
         came, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = server_tls(newest=TLS_VERSIONS[0])  # in 1.3 the last word is not the server's
         inner = tls.wrap_bio(came, to_send, server_side=True)
 
         def shake(octet: bytes) -> list[Any]:
@@ -4442,16 +4429,13 @@ http_access deny !known; http_access deny CONNECT !tunnels; http_access allow al
 class RealServers(AsyncCase):
     """squid, tinyproxy, microsocks and nginx, as Debian has them."""
 
-    def setUp(self) -> None:
-        super().setUp()
-        os.chmod(self.folder, 0o755)  # for servers that leave root behind
-
     @contextlib.asynccontextmanager
     async def daemon(self, conf: str, *command: str, **known: object) -> AsyncIterator[int]:
         """Run a program for a while, from when it answers on its port; its settings are in conf.
 
         In these and in the command, {port}, {folder} and what else is known are put in.
         """
+        os.chmod(self.folder, 0o755)  # for servers that leave root behind
         port = free_port()
         settings, program, *words = (
             text.format(port=port, folder=self.folder, **known) for text in (conf, *command))
@@ -4479,9 +4463,6 @@ class RealServers(AsyncCase):
                 self.assertEqual((await session.get(url)).content, b"ok")
                 response = await session.get(tunnelled)
                 self.assertEqual((response.content, response.timing.reused), (b"inside", reused))
-                self.assertEqual(response.headers.get("via"), None)  # a tunnel is not rewritten
-            self.assertEqual(plain.targets()[0], "/x")
-            self.assertEqual(field(plain.requests[0], "proxy-authorization"), [])
             await self.raised(ProxyError, session.get(f"https://127.0.0.1:{secure.port}/"),
                               f"refused a tunnel .*403.*{denied}", exit_code=56)
             for user in ("", "me:wrong@"):
@@ -4493,11 +4474,9 @@ class RealServers(AsyncCase):
             await self.raised(TLSError, session.get(tunnelled, verify=True),
                               "certificate of 127.0.0.1:.* through proxy")
 
-    @needs("squid", "openssl")
+    @needs("squid")
     async def test_squid(self) -> None:
-        hashed = subprocess.run(["openssl", "passwd", "-apr1", "secret"], check=True,
-                                capture_output=True, text=True).stdout
-        Path(self.folder, "passwords").write_text("me:" + hashed, encoding="utf-8")
+        self.write("passwords", b"me:$apr1$abcdefgh$h9FWgUz3n9YxylKLlR5SQ/\n")  # by openssl passwd -apr1
         await self.through("could not be retrieved", SQUID_CONF.replace("; ", "\n"),
                            "squid", "-N", "-f", "{folder}/conf")
 
@@ -5011,9 +4990,9 @@ class Endless(AsyncCase):
             double = Pieces(pieces)
             memory = self.within(3 * MIB) if size > 99 else contextlib.nullcontext()
             with self.subTest(why, size=size), memory:  # CVE-2026-54277
-                async with Session(open_connection=double.connect, max_size=20_000) as session:
-                    error = await self.raised(kind, session.get("http://h.test/"))
-                    self.assertTrue(kind is ProtocolError or error.limit == 20_000)
+                error = await self.raised(kind, asyncget.get(
+                    "http://h.test/", open_connection=double.connect, max_size=20_000))
+                self.assertTrue(kind is ProtocolError or error.limit == 20_000)
                 self.assertLessEqual(double.taken, len(start) + most + 2 * size)
 
     async def test_heads_of_a_history(self) -> None:
@@ -5450,11 +5429,10 @@ class StrangersCost(AsyncCase):
     async def test_the_body_of_an_error_is_read_for_a_second_at_most(self) -> None:
         """MAX_DISCARD_SECONDS are for its decoding, too."""
         wire = b"".join(gzipped(deflating(MEMBERS), 2)).replace(b"200 OK", b"500 No", 1)
-        with working() as work:
-            async with Session(open_connection=Pieces([wire]).connect) as session:
-                with self.assertRaises(StatusError):
-                    async with session.stream("http://h.test/") as got:
-                        got.raise_for_status()
+        with working() as work, self.assertRaises(StatusError):
+            async with asyncget.stream(
+                    "http://h.test/", open_connection=Pieces([wire]).connect) as got:
+                got.raise_for_status()
         self.assertLess(work.made, 2 * work.SECOND)
 
     # ---- what is held for ever, and for how long
@@ -5498,28 +5476,21 @@ class StrangersCost(AsyncCase):
     @not_pypy
     async def test_outcomes_that_nobody_has_taken(self) -> None:
         """as_completed holds one for each place, and what was just handed out."""
-        pulled = Double.made = 0
-
-        def urls() -> Iterator[str]:
-            nonlocal pulled
-            while True:
-                pulled += 1
-                yield "http://h.test/"
-
         def alive() -> int:
             gc.collect()
             return sum(type(one) is Response for one in gc.get_objects())
 
-        before = alive()
+        Double.made, before = 0, alive()
         async with Session(open_connection=Double.connect) as session:
             for limit in (1, 4):
-                pulled, outcomes = 0, session.as_completed(urls(), limit=limit)
+                numbers = iter(range(999))  # of the URLs that were pulled
+                outcomes = session.as_completed(map("http://h.test/{}".format, numbers), limit=limit)
                 for taken in range(9):
                     await outcomes.__anext__()
                     for _turn in range(20):
                         await asyncio.sleep(0)
                     self.assertLessEqual(alive() - before, limit + 1)
-                    self.assertLessEqual(pulled - taken, 2 * limit + 2)
+                    self.assertLessEqual(next(copy.copy(numbers)) - taken, 2 * limit + 2)
                 await outcomes.aclose()
         self.assertLessEqual(Double.made, 4)
 
@@ -7661,11 +7632,10 @@ class Section20CommandLine(Folder):
         ca, here = f"--cacert {pem('ca')}", "https://localhost:{port}"
         other = "https://OTHER.test:{port} --resolve other.TEST:{port}:127.0.0.1"
         os.mkdir(self.path("certs"))
-        shutil.copy(pem("ca"), self.path("certs/56c899cd.0"))  # openssl x509 -hash
-        old = server_tls()
-        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        shutil.copy(pem("ca"), self.path("certs") + HASHED)
         client = f"-E {pem('client')} --key {pem('key')}"
         leaf, asking, named = server_tls(), server_tls(client_ca=True), server_tls("other")
+        old = server_tls(newest=TLS_VERSIONS[0])
         for context, line, codes in table([
                 (leaf, f"{ca} {client} {here}", (0,)), (leaf, here, (60,)),
                 (leaf, f"-k {here}", (0,)), (leaf, f"--capath certs {here}", (0,)),
