@@ -2190,8 +2190,8 @@ class Section9Pool(AsyncCase):
                     await until(lambda: count(session) == (0, 0, 0))
                     self.assertEqual((await session.get(server.url)).content, b"2")
                     self.assertEqual((server.connections, len(server.requests)), (2, 2))
-        scripts: list[list[Any]] = [[READ, answer(), 0.01, answer(b"EVIL!")], [READ, answer(b"2")]]
-        async with scripted(*scripts) as server, Session() as session:
+        async with scripted([READ, answer(), 0.01, answer(b"EVIL!")], [READ, answer(b"2")]
+                            ) as server, Session() as session:
             await session.get(server.url)
             writer = next(iter(session._pool.all)).writer
             writer.transport.pause_reading()  # it lies in the kernel: the loop was elsewhere
@@ -2567,17 +2567,13 @@ class Section11Settings(AsyncCase):
     async def test_several_values_of_a_parameter(self) -> None:
         """Whatever gives them, and however often they are needed; a mapping is none."""
         get = functools.partial(asyncget.get, "http://h.test/", open_connection=Double.connect)
-        values: list[Any] = [[1, 2], (1, 2), range(1, 3), {1: 0, 2: 0}.keys(),
-                             {0: 1, 1: 2}.values(), (n for n in (1, 2))]
-        for value in values:
-            with self.subTest(value), mock.patch(
-                    "asyncget.render_request", side_effect=ConnectError) as rendered:
+        for value in table([[1, 2], (1, 2), range(1, 3), {1: 0, 2: 0}.keys(),
+                            {0: 1, 1: 2}.values(), (n for n in (1, 2))]):
+            with mock.patch("asyncget.render_request", side_effect=ConnectError) as rendered:
                 await self.raised(ConnectError, get(params={"a": value}, retries=tried(1)))
-                asked = [call.args[0] for call in rendered.call_args_list]
-                self.assertEqual(asked, ["/?a=1&a=2"] * 2)
-        one_value: list[Any] = [
-            re.RegexFlag.A, ipaddress.ip_network("10.0.0.0/30"), UserString("ab")]
-        for value in one_value:
+            asked = [call.args[0] for call in rendered.call_args_list]
+            self.assertEqual(asked, ["/?a=1&a=2"] * 2, value)
+        for value in (re.RegexFlag.A, ipaddress.ip_network("10.0.0.0/30"), UserString("ab")):
             await get(params=[("a", value)])
             self.assertEqual(Double.last.sent.count(b"a="), 1, value)
 
@@ -2674,20 +2670,19 @@ class Section11Settings(AsyncCase):
         codings = f"Accept-Encoding: {asyncget.ACCEPT_ENCODING}\r\n"
         agent = f"User-Agent: asyncget/{asyncget.__version__}\r\n"
         rest, host = f"{agent}Accept: */*\r\n{codings}\r\n", "HTTP/1.1\r\nHost: h.test\r\n"
-        cases: list[tuple[str, dict[str, Any], str]] = [
-            ("?q#f", {}, f"GET /?q {host}{rest}"),
-            ("/%2e/a b%0d", {"params": {"x": [1, 2]}}, f"GET /%2e/a%20b%0d?x=1&x=2 {host}{rest}"),
-            ("", {"decode": False}, f"GET / {host}{agent}Accept: */*\r\n\r\n"),
-            ("", {"decode": False, "headers": {"Accept-Encoding": asyncget.ACCEPT_ENCODING}},
-             f"GET / {host}{rest}"),
-            ("", {"headers": dict.fromkeys(("User-agent", "ACCEPT", "accept-encoding"))},
-             f"GET / {host}\r\n"), ("", {"headers": {"Host": None}}, f"GET / HTTP/1.1\r\n{rest}"),
-            ("", {"headers": {"host": "front:1", "Accept": "x", "X": "é"}},
-             f"GET / HTTP/1.1\r\nhost: front:1\r\n{agent}{codings}Accept: x\r\nX: é\r\n\r\n")]
-        async with Session(open_connection=Double.connect) as session:
-            for target, options, wire in cases:
-                await session.get("http://h.test" + target, **options)
-                self.assertEqual(Double.last.sent.decode(), wire)
+        for target, options, wire in table([
+                ("?q#f", {}, f"GET /?q {host}{rest}"), ("/%2e/a b%0d", {"params": {"x": [1, 2]}},
+                                                        f"GET /%2e/a%20b%0d?x=1&x=2 {host}{rest}"),
+                ("", {"decode": False}, f"GET / {host}{agent}Accept: */*\r\n\r\n"),
+                ("", {"decode": False, "headers": {"Accept-Encoding": asyncget.ACCEPT_ENCODING}},
+                 f"GET / {host}{rest}"), ("", {"headers": {"Host": None}},
+                                          f"GET / HTTP/1.1\r\n{rest}"),
+                ("", {"headers": dict.fromkeys(("User-agent", "ACCEPT", "accept-encoding"))},
+                 f"GET / {host}\r\n"),
+                ("", {"headers": {"host": "front:1", "Accept": "x", "X": "é"}}, "GET / HTTP/1.1\r\n"
+                 f"host: front:1\r\n{agent}{codings}Accept: x\r\nX: é\r\n\r\n")]):
+            await asyncget.get("http://h.test" + target, open_connection=Double.connect, **options)
+            self.assertEqual(Double.last.sent.decode(), wire)
 
     async def test_settings_that_can_be_read_but_once_serve_every_url(self) -> None:
         async with origin() as server, Session(params=iter([("k", 1)]), headers=iter([("X", "1")]),
@@ -3241,6 +3236,7 @@ def demanding(version: ssl.TLSVersion) -> Any:
 
 # ---- 13. Addresses and TLS
 
+@with_readme
 def recipe(name: str) -> Any:
     """What a block of the README defines by this name; how it is used there is left out."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
@@ -3441,7 +3437,6 @@ class Section13AddressesAndTLS(AsyncCase):
 
     # ---- the README's examples of open_connection=
 
-    @with_readme
     async def test_answers_from_bytes(self) -> None:
         double = recipe("Answering")(answer(b"hello"))
         async with Session(open_connection=double.open_connection) as session:
@@ -3452,7 +3447,6 @@ class Section13AddressesAndTLS(AsyncCase):
         await self.raised(IncompleteBody, asyncget.get(
             "http://h.test/", open_connection=cut.open_connection))
 
-    @with_readme
     async def test_at_a_unix_socket(self) -> None:
         for name, tls in (("http", None), ("https", server_tls("other"))):
             path = self.empty_folder() + "/s"
@@ -3462,7 +3456,6 @@ class Section13AddressesAndTLS(AsyncCase):
                                               open_connection=recipe("at_unix_socket")(path))
                 self.assertEqual((response.text, daemon.targets()), ("daemon", ["/v1"]))
 
-    @with_readme
     async def test_public_addresses_alone(self) -> None:
         real, open_public = asyncio.open_connection, recipe("open_public")
         at: list[str] = []
@@ -3501,7 +3494,7 @@ class Section14Proxies(AsyncCase):
 
     def test_no_proxy_table(self) -> None:
         """The superset of what clients agree on."""
-        rows: list[tuple[str, list[str], list[str]]] = [  # URL, exempt by these, and not by those
+        for url, exempt, other in table([  # URL, exempt by these, and not by those
             ("http://x.corp.test", [
                 "CORP.TEST", "foo, corp.test", ".corp.test", "*.corp.test", "test", "*", "foo,*",
                 "foo corp.test",                   # blanks, as in libproxy and Go
@@ -3519,8 +3512,7 @@ class Section14Proxies(AsyncCase):
             ("http://10.1.2.3", ["10.0.0.0/8:80"], []),
             ("http://[::1]", ["::1"], []),  # undici #5623
             ("https://[fd00::1]", ["*,foo", "fd00::/8", "[fd00::1]", "FD00:0::1", "[fd00::1]:443"],
-             ["[fd00::1]:80"])]
-        for url, exempt, other in rows:
+             ["[fd00::1]:80"])]):
             for no_proxy in exempt + other:
                 self.assertIs(asyncget.bypasses_proxy(no_proxy, parse_url(url).origin),
                               no_proxy in exempt, (no_proxy[:60], url))
@@ -3528,8 +3520,9 @@ class Section14Proxies(AsyncCase):
     def test_choose_proxy(self) -> None:
         http, https, every = (f"http://p:1 (from {kind}_proxy or -x)" for kind in (
             "http", "https", "all"))
-        both = [every] * 2
-        rows: list[tuple[str, Sequence[str | None]]] = [  # environment; for http, for https
+        both = every, every
+        origins = Origin("http", "h.test", 80), Origin("https", "h.test", 443)
+        for text, expected in table([  # environment; for http, for https
             ("", (None, None)), ("http_proxy=p:1", (http, None)), ("HTTP_PROXY=p:1", (http, None)),
             ("https_proxy=http://p:1", (None, https)),
             ("HTTPS_PROXY=p:1 REQUEST_METHOD=GET", (None, https)),
@@ -3542,13 +3535,11 @@ class Section14Proxies(AsyncCase):
             ("all_proxy=p:1 NO_PROXY=h.test", (None, None)),
             ("all_proxy=p:1 NO_PROXY=h.test no_proxy=", both),
             ("all_proxy=p:1 no_proxy=x NO_PROXY=*", both),
-            ("all_proxy=p:1 no_proxy=h.test:80", (None, both[1]))]
-        origins = Origin("http", "h.test", 80), Origin("https", "h.test", 443)
-        for text, expected in rows:
+            ("all_proxy=p:1 no_proxy=h.test:80", (None, every))]):
             environ = dict(pair.split("=") for pair in text.split())
             with mock.patch.dict(os.environ, environ, clear=True):
                 found = [chosen and str(chosen) for chosen in map(asyncget.choose_proxy, origins)]
-                self.assertEqual(found, [*expected], text)
+                self.assertEqual(tuple(found), expected, text)
         with mock.patch.dict(os.environ, clear=True), mock.patch("sys.platform", "darwin"), \
                 mock.patch("urllib.request.getproxies", lambda: {"https": "http://mac:8080"}), \
                 mock.patch("urllib.request.proxy_bypass", lambda host: host == "inside.test"):
@@ -3556,7 +3547,7 @@ class Section14Proxies(AsyncCase):
             self.assertEqual([*map(str, chosen)], [
                 "None", "http://mac:8080 (from the system's settings)", "None"])
             os.environ["ALL_PROXY"] = "p:1"
-            self.assertEqual(str(asyncget.choose_proxy(origins[1])), both[1])
+            self.assertEqual(str(asyncget.choose_proxy(origins[1])), every)
 
     def test_parse_proxy(self) -> None:
         self.alike(lambda text: tuple(asyncget.parse_proxy(text, "x")), [
@@ -4207,7 +4198,7 @@ class Section15Cookies(Section):
     def test_read(self) -> None:
         """As curl 7.88.1 reads them, but where a comment says otherwise."""
         plain, start = asyncget.Cookie("a", "1", "h.test"), "h.test\tFALSE\t/\tFALSE\t"
-        rows: list[tuple[str, Any]] = [
+        for line, expected in table([
             (start + "0\ta\t1\r", plain), ("H.TEST\tfalse\t/\tfalse\t0\ta\t1", plain),
             (start + "0\ta", plain._replace(value="")),
             (start + "0\ta\t x y ", plain._replace(value=" x y ")),
@@ -4230,12 +4221,11 @@ class Section15Cookies(Section):
                 "0\t__Secure-a\t1", "1700000000\ta\t1", "-1\ta\t1", "1e9\ta\t1", "0\ta\t1\t2", "0",
                 "0\t\t", "0\ta\tx\x01")),                     # curl keeps it in a file
             *((line, None) for line in (".\tFALSE\t/\tFALSE\t0\ta\t1", "#" + start + "0\ta\t1", "",
-                                        "# Netscape", "h.test FALSE / FALSE 0 a 1"))]
-        for line, expected in rows:
-            with self.subTest(line), mock.patch("time.time", lambda: NOW):
+                                        "# Netscape", "h.test FALSE / FALSE 0 a 1"))]):
+            with mock.patch("time.time", lambda: NOW):
                 cookies = asyncget.parse_cookie_file(f"# x\n{line}\n")
                 living = [cookie for cookie in cookies if cookie.lives()]
-                self.assertEqual(living, [expected] * bool(expected))
+            self.assertEqual(living, [expected] * bool(expected), line)
 
     def test_written(self) -> None:
         jar = setting("https://h.test/", "a=1; Secure; HttpOnly; Path=/p",
@@ -6812,21 +6802,21 @@ class Section20Files(Folder):
         page = ok(os.urandom(300_000).replace(b"\0", b"0"), "X: y")
         self.server.plays({"/": page})
         for unbuffered, blocking in ("", False), ("1", True):
-            with self.subTest(unbuffered=unbuffered, blocking=blocking):
-                reading, writing = os.pipe()
-                os.set_blocking(writing, blocking)
-                process = subprocess.Popen(
-                    [*COMMAND, "-i", "-w", "end" * 9999, self.server.url], stdout=writing,
-                    cwd=self.folder, env=environment(PYTHONUNBUFFERED=unbuffered))
-                os.close(writing)
-                got = b""
-                with open(reading, "rb", buffering=0) as pipe:
-                    while piece := pipe.read(50_000):
-                        got += piece
-                        time.sleep(0.02)  # for the pipe to be full
-                        process.send_signal(signal.SIGSTOP)
-                        process.send_signal(signal.SIGCONT)
-                self.assertEqual((process.wait(PATIENCE), got == page + b"end" * 9999), (0, True))
+            reading, writing = os.pipe()
+            os.set_blocking(writing, blocking)
+            process = subprocess.Popen(
+                [*COMMAND, "-i", "-w", "end" * 9999, self.server.url], stdout=writing,
+                cwd=self.folder, env=environment(PYTHONUNBUFFERED=unbuffered))
+            os.close(writing)
+            got = b""
+            with open(reading, "rb", buffering=0) as pipe:
+                while piece := pipe.read(50_000):
+                    got += piece
+                    time.sleep(0.02)  # for the pipe to be full
+                    process.send_signal(signal.SIGSTOP)
+                    process.send_signal(signal.SIGCONT)
+            self.assertEqual((process.wait(PATIENCE), got == page + b"end" * 9999), (0, True),
+                             (unbuffered, blocking))
 
     # ---- names
 
@@ -8436,10 +8426,9 @@ class Recipes(OnDisk):
                 block = self.block("A download with a bar", start, server.url)
                 await self.raised(IncompleteBody, self.play(block))
                 names = await self.play(block)
-            with self.subTest(start):
-                self.assertEqual(asked_for(server), ["", f"{half}-"])
-                self.assertEqual((self.read("a.iso"), self.names()), (body, ["a.iso"]))
-                self.assertEqual(eval(state, names), (len(body), len(body)))
+            self.assertEqual(asked_for(server), ["", f"{half}-"], start)
+            self.assertEqual((self.read("a.iso"), self.names()), (body, ["a.iso"]))
+            self.assertEqual(eval(state, names), (len(body), len(body)))
             os.unlink("a.iso")
 
     @needs(modules=["fastapi", "uvicorn"])
