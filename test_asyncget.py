@@ -1819,12 +1819,11 @@ class Section7Connection(AsyncCase):
             if data not in behind:
                 ways += [bytewise(data), *([data[:i], 0, 0, data[i:]] for i in range(1, len(data)))]
             scripts = [[READ, *way, *rest] for way in ways]
-            with self.subTest(data):
-                async with scripted(*([list(itertools.chain(*scripts))] if kept else scripts)
-                                    ) as server, Session() as session:
-                    for _ in ways:
-                        self.assertEqual((await session.get(server.url)).content, b"hello")
-                    self.assertEqual(server.connections, 1 if kept else len(ways))
+            async with scripted(*([list(itertools.chain(*scripts))] if kept else scripts)
+                                ) as server, Session() as session:
+                for way in ways:
+                    self.assertEqual((await session.get(server.url)).content, b"hello", way)
+                self.assertEqual(server.connections, 1 if kept else len(ways), data)
 
     async def test_broken_responses(self) -> None:
         for steps, kind, code, text in table([
@@ -2052,15 +2051,15 @@ class Section9Pool(AsyncCase):
                 (3, 1, {"limit": 1}), (3, 3, {"limit": 3, "limit_per_host": 2})], (LOOP, CLOSE)):
             async with scripted([READ, 0.003, answer(), end], again=True) as server, Session(
                     resolve={f"*:{server.port}": "127.0.0.1"}, **limits) as session:
-                with self.subTest(hosts=hosts, end=end, **limits):
-                    await asyncio.gather(*(session.get(
-                        f"http://h{i % hosts}.test:{server.port}/{i}") for i in range(15)))
-                    order = [int(target[1:]) for target in server.targets()]
-                    self.assertLess(max(abs(i - n) for i, n in enumerate(order)), most + (most > 1))
-                    if end is LOOP:
-                        self.assertEqual(server.most, most)
-                    if end is LOOP and hosts == 1:
-                        self.assertEqual([server.connections, *count(session)], [most] * 3 + [0])
+                await asyncio.gather(*(session.get(
+                    f"http://h{i % hosts}.test:{server.port}/{i}") for i in range(15)))
+                order = [int(target[1:]) for target in server.targets()]
+                self.assertLess(max(abs(i - n) for i, n in enumerate(order)), most + (most > 1),
+                                (hosts, end, limits))
+                if end is LOOP:
+                    self.assertEqual(server.most, most, (hosts, limits))
+                if end is LOOP and hosts == 1:
+                    self.assertEqual([server.connections, *count(session)], [most] * 3 + [0])
 
     async def test_a_busy_host_leaves_others_their_turn(self) -> None:
         """And its connections are used again all the same."""
@@ -2737,11 +2736,10 @@ class Section11Settings(AsyncCase):
                 ({}, inside, {}, "/", [basic("u", "p:w")]),
                 ({}, inside, {"headers": {"authorization": "X"}}, "/", ["X"])]):
             async with Session(open_connection=Double.connect, **own) as session:
-                with self.subTest(own=own, url=url, **options):
-                    response, head = await session.get(url, **options), Double.last.sent
-                    self.assertEqual([response.text, response.url[13:]], [target] * 2)
-                    self.assertEqual([value for name in ("x", "y", "authorization", "cookie", "z")
-                                      for value in field(head, name)], values)
+                response, head = await session.get(url, **options), Double.last.sent
+            self.assertEqual([response.text, response.url[13:]], [target] * 2, (own, url, options))
+            self.assertEqual([value for name in ("x", "y", "authorization", "cookie", "z")
+                              for value in field(head, name)], values, (own, url, options))
         error = await self.raised(ConnectError, asyncget.get(inside, unix_socket="/x"), "unix:/x")
         self.assertNotIn("p%3Aw", f"{error} {error!r} {error.url} {error.response}")
 
@@ -4767,9 +4765,6 @@ class Pieces(Double):
         asyncio.Transport.__init__(self)
         self.pieces, self.transport, self.taken = iter(pieces), self, 0
 
-    async def readexactly(self, size: int) -> bytes:
-        raise asyncio.IncompleteReadError(b"", size)  # it is no SOCKS proxy
-
     async def read(self, size: int) -> bytes:
         """The next piece."""
         piece = next(self.pieces, b"")
@@ -5074,13 +5069,10 @@ class Faults(AsyncCase):
                     mock.patch("socket.getaddrinfo", look_up):
                 async with scripted([READ, answer()], [READ, answer()]) as server:
                     url = f"http://host.test:{server.port}/"
-                    of_ours = Session(timeout=0.1 if said else 9)
-                    if flags:
-                        options = parse_arguments([url, *flags.split()])
-                        transfer: Any = types.SimpleNamespace(flags=options)
-                        asyncget.TRANSFER.set(transfer)
-                        of_ours = asyncget.open_session(options)
-                    async with of_ours as session:
+                    options: Any = parse_arguments([url, *(flags or "").split()])
+                    asyncget.TRANSFER.set(mock.Mock(flags=options))
+                    async with asyncget.open_session(options) if flags else Session(
+                            timeout=0.1 if said else 9) as session:
                         if said:
                             error = await self.raised(
                                 (ConnectError, TimedOut), session.get(url), said)
@@ -5389,10 +5381,8 @@ class StrangersCost(AsyncCase):
                 ("members of nothing", 1, MEMBERS),
                 ("members of nothing, in one", 2, deflating(MEMBERS)),
                 ("members of a byte", 2, deflating(gzip.compress(b"x") * 40_000)),
-                ("zeros and members by turns", 2, turns), ("in one more", 3, nested(turns, 1)),
+                ("zeros and members by turns", 2, turns),
                 ("blocks of nothing", 2, deflating(EMPTY[:10], *[BLOCKS] * 10)),
-                ("a long comment", 2, deflating(comment, *[b"c" * MIB] * 10)),
-                ("padding", 2, deflating(EMPTY, *zeros)),
                 # What has arrived gives credit for what is made of it, but not for standing still.
                 ("credit, then padding", 2, deflating(honest, *zeros)),
                 ("credit, then blocks", 2, deflating(honest, EMPTY[:10], *[BLOCKS] * 10)),
@@ -7488,7 +7478,6 @@ class Section20CommandLine(Folder):
             "-o f {u}/1 -o here/f {u}/2", "-o /dev/shm/asyncget {u}/1 -o /dev/shm/asyncget {u}/2")),
         ("-o link {u}/cut", b"", r"\(18\)", 18, {"to": b"x"}),
         ("-o x -O {u}/a {u}/b {u}/1", b"1", "", 0, {"x": b"A", "b": b"B"}),
-        ("-D f -s {u}/a {u}/b", b"AB", "", 0, {"f": 2 * ok(b"A")[:-1]}),
         ("--fail-with-body -o y {u}/404", b"", r"\(22\)", 22, {"y": b"gone\n"}),
         ("-OJ {u}/old", b"", r"\(23\)", 23, {"old": b"x"}),
         # -w
@@ -8060,7 +8049,6 @@ class TheParts(AsyncCase):
         one: Any = up_to("II")
         trusting = ssl.create_default_context(cafile=pem("ca"))
         for (wire, outcome), tls in table([
-                (answer(b"hello"), b"hello"), (b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello"),
                 (CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
                 (b"HTP/1.1 200 OK\r\n\r\n", one.ProtocolError),
                 (answer(b"x")[:-1], one.IncompleteBody)], (None, server_tls())):
@@ -8454,18 +8442,15 @@ if __name__ == "__main__":
         os.makedirs("yours/_vendor")
         self.write("yours/__init__.py", b"")
         self.write("yours/_vendor/__init__.py", b"")
-        self.write("yours/program.py", b"""from yours._vendor import asyncget
-async def main() -> None:
-    print((await asyncget.get("http://h/", timeout=5)).text.upper())
-    await asyncget.get("http://h/", timeouts=5)
-""")
+        self.write("yours/program.py", b"from yours._vendor.asyncget import get\n"
+                   b"async def main() -> str:\n  return (await get('http://h/', timeouts=5)).text\n")
         shutil.copy(*shlex.split(cp)[1:])
         self.assertEqual(await self.program(*doctests.split()[1:]), (0, b""), self.said)
         if importlib.util.find_spec("mypy") is None:
             self.skipTest("not installed: mypy")
         end, said = await self.program("-m", *mypy.split())
         self.assertEqual(re.findall(rb"\S+: error: .*\[", said), [
-            b'yours/program.py:4: error: Unexpected keyword argument "timeouts" for "get"; '
+            b'yours/program.py:3: error: Unexpected keyword argument "timeouts" for "get"; '
             b'did you mean "timeout"?  ['])
 
 
