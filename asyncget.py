@@ -902,7 +902,7 @@ class Body:
 
     def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
         self._connection: Any = connection  # None: the body is here, or was given up
-        self._deadline = connection.clock.deadline
+        self._deadline = connection.deadline
         self.started = self._deadline.started  # when the call began
         framing = body_framing(head)
         # Both sides must want it: `keep` is False where our request said Connection: close.
@@ -912,9 +912,9 @@ class Body:
         if framing == "chunked":
             self._chunks = read_chunked()
             next(self._chunks)  # to its first `yield`
-        self._sent_at, self._head_at = connection.clock.since, connection.loop.time()
+        self._sent_at, self._head_at = connection.since, connection.loop.time()
         self._reused = connection.exchanges > 1
-        connection.clock.limit = _FOREVER  # the caller may think for as long as it likes
+        connection.limit = _FOREVER  # the caller may think for as long as it likes
         data, connection.rest = connection.rest, b""
         self._take(data)       # mostly all of it came with the head
 
@@ -929,9 +929,9 @@ class Body:
         while not self._ready and self._connection is not None:
             if self._fault:
                 raise self._fault
-            self._connection.clock.watch("more of the body")
+            self._connection.watch("more of the body")
             data = await self._connection.receive()
-            self._connection.clock.limit = _FOREVER
+            self._connection.limit = _FOREVER
             if data:
                 self._take(data)
             else:
@@ -1305,12 +1305,12 @@ class Clock:
 
     For a new wait we mostly just note its later end, and leave the timer alone: it rings too
     early, sees the new end and is set to that. asyncio.wait_for would cost a task for each
-    wait, and a timer for each read a handle: half the price of a small GET.
+    wait, and a timer for each read a handle: half the price of a small GET. A wait whose time
+    is over is ended by `close`, which Connection extends.
     """
 
-    def __init__(self, ring: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.ring = ring              # ends whatever waits on the connection
         self.phase = "connection"     # what is waited for
         self.since = 0.0              # the moment when that began
         self.seconds = _FOREVER       # how long that may take
@@ -1362,9 +1362,9 @@ class Clock:
             self.timer = self.loop.call_soon(self._wake, turns - 1)
         else:
             self.expired = True
-            self.ring()
+            self.close()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Watch nothing any more."""
         if self.timer is not None:
             self.timer.cancel()
@@ -1456,19 +1456,18 @@ def tls_options(host: str) -> dict[str, Any]:
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
 
 
-class Connection:
-    """A connection on a route: made, opened, used, kept or closed.
+class Connection(Clock):
+    """A connection on a route, with its clock: made, opened, used, kept or closed.
 
     Its owner, mostly the pool, has the `connector` that opens streams, and is told by `keep` that
     the connection is idle, by `forget` that it is closed.
     """
 
     def __init__(self, route: Route, owner: Any) -> None:
+        super().__init__()
         self.route = route
         self.owner = owner
         self.trace: Any = None        # the setting of the call that uses it
-        self.loop = asyncio.get_running_loop()
-        self.clock = Clock(self.close)
         self.reader: Any = None       # an Inbox and asyncio's StreamWriter, or a caller's own
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
@@ -1490,7 +1489,7 @@ class Connection:
         """
         if self.closed:  # by Session.close, after the pool had handed it over
             raise ended(self)
-        self.clock.watch("connection", timeout or _FOREVER)
+        self.watch("connection", timeout or _FOREVER)
         # A task of its own, so that `close` can cancel it. If we awaited it directly, that would
         # look as if our caller were cancelled; gather returns it as a value. If our caller really
         # is cancelled, gather cancels the task, too, and waits until it has cleaned up. (Made by
@@ -1583,7 +1582,7 @@ class Connection:
         self.exchanges += 1
         self.request_bytes = len(request)
         self.silent = True
-        self.clock.watch(phase, timeout or _FOREVER)
+        self.watch(phase, timeout or _FOREVER)
         try:
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except _STREAM_ERRORS as error:
@@ -1656,7 +1655,7 @@ class Connection:
         self.closed = True
         if self.loop.is_closed():
             return  # all that was open went with it
-        self.clock.stop()
+        super().close()
         if self.opener is not None:
             self.opener.cancel()
         for writer in filter(None, (self.writer, self.outer)):
@@ -1673,19 +1672,18 @@ class Connection:
 
 def hop(connection: Connection) -> str:
     """The route, for error texts; the proxy alone while we are not even there."""
-    proxy, phase = connection.route.proxy, connection.clock.phase
+    proxy, phase = connection.route.proxy, connection.phase
     return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
 
 
 def ended(connection: Connection) -> AsyncGetError:
     """The error for a clock that ran out, or a session closed by someone else."""
-    clock = connection.clock
-    if not clock.expired:
+    if not connection.expired:
         return AsyncGetError(f"the connection to {connection.route} was closed on our side")
-    seconds, what = clock.seconds, clock.phase
-    if clock.limit >= clock.deadline.until:
-        seconds, what = clock.deadline.seconds, f"{what} (the whole call's deadline)"
-    return TimedOut(f"no {what} within {seconds:g} s: {hop(connection)}", phase=clock.phase,
+    deadline, seconds, what = connection.deadline, connection.seconds, connection.phase
+    if connection.limit >= deadline.until:
+        seconds, what = deadline.seconds, f"{what} (the whole call's deadline)"
+    return TimedOut(f"no {what} within {seconds:g} s: {hop(connection)}", phase=connection.phase,
                     seconds=seconds)
 
 
@@ -1698,7 +1696,7 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
     # Nobody wants to know that it is idle or closed: id() takes one argument and does nothing.
     alone = types.SimpleNamespace(connector=asyncio.open_connection, keep=id, forget=id)
     connection = Connection(route, alone)
-    connection.clock.deadline = Deadline(connection.loop.time())
+    connection.deadline = Deadline(connection.loop.time())
     try:
         await connection.open(timeout)
         lines = render_fields(PLAIN_FIELDS, parts.origin)
@@ -1989,7 +1987,7 @@ class Pool:
         """
         if lane.idle and not self.interval:
             connection = next(reversed(lane.idle))
-            if connection.loop.time() - connection.clock.since <= IDLE_MOMENT_SECONDS:
+            if connection.loop.time() - connection.since <= IDLE_MOMENT_SECONDS:
                 del lane.idle[connection]
                 connection.reader.on_unasked = None
                 return connection
@@ -2113,8 +2111,8 @@ class Pool:
             connection.close()  # something has come; or a caller's reader, which cannot tell
             return
         reader.on_unasked = connection.close
-        connection.clock.deadline = _NEVER
-        connection.clock.watch("idle", IDLE_SECONDS)
+        connection.deadline = _NEVER
+        connection.watch("idle", IDLE_SECONDS)
         lane = self.all[connection] = self.all.pop(connection)
         lane.idle[connection] = None
         self.serve(lane, connection.exchanges)
@@ -2834,7 +2832,7 @@ class Call:
         data = self.render(request, lane)
         connection = pool.take(lane) or await pool.acquire(lane, self.deadline, timeout)
         while True:
-            connection.clock.deadline, connection.trace = self.deadline, settings["trace"]
+            connection.deadline, connection.trace = self.deadline, settings["trace"]
             kept = connection.exchanges > 0
             try:
                 if not kept:
@@ -3514,7 +3512,7 @@ def handshake_hint(reason: str) -> str:
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
-    route, phase, where = connection.route, connection.clock.phase, hop(connection)
+    route, phase, where = connection.route, connection.phase, hop(connection)
     if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.closed:
@@ -3549,7 +3547,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
 
 def after(connection: Connection) -> str:
     """How long the last step of opening took, for the error texts."""
-    seconds = connection.loop.time() - connection.clock.since
+    seconds = connection.loop.time() - connection.since
     return f" (after {seconds:.2f} s)" if connection.opener else ""
 
 
@@ -3671,7 +3669,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         await connection.connect(connection.owner.connector, proxy.host, proxy.host,
                                  proxy.port, tls=route.proxy_tls)
         if proxy.scheme.startswith("socks"):
-            connection.clock.watch("answer of the proxy")
+            connection.watch("answer of the proxy")
             await ask_socks(connection, proxy)
         elif route.tls:
             await ask_for_tunnel(connection, proxy)
@@ -3682,7 +3680,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         error.args = (f"proxy {proxy} {error}{after(connection)}",)
         raise
     if route.tls:
-        connection.clock.watch("TLS handshake")
+        connection.watch("TLS handshake")
         await start_tls(connection, route.tls)
 
 
@@ -3693,7 +3691,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
     request = f"CONNECT {target} HTTP/1.1\r\n".encode("ascii") + render_fields(fields, origin)
     try:
-        head = await connection.exchange(request, connection.clock.seconds, "answer of the proxy")
+        head = await connection.exchange(request, connection.seconds, "answer of the proxy")
     except ProtocolError as error:
         raise ProxyError(f"did not answer CONNECT {target}: {error}") from error
     connection.exchanges = 0  # with the origin there was none yet

@@ -1254,9 +1254,11 @@ class Source:
         self.asked = self.aborted = self.kept = 0
         self.addresses, self.route, self.owner = None, ROUTE, self
         self.exchanges, self.request_bytes = 1, 0
-        self.clock = types.SimpleNamespace(
-            deadline=NoDeadline(), expired=False, since=0.0, watch=lambda phase: None)
+        self.deadline, self.expired, self.since = NoDeadline(), False, 0.0
         self.loop = types.SimpleNamespace(time=lambda: 9.0)
+
+    def watch(self, phase: str) -> None:
+        pass
 
     async def receive(self) -> bytes:
         self.asked += 1
@@ -4858,8 +4860,8 @@ async def receive(pieces: Iterable[bytes]) -> tuple[tuple[Any, ...], Any]:
         connection.close()
         return (type(error), error.exit_code), error
     finally:
-        if connection.clock.timer:
-            connection.clock.timer.cancel()
+        if connection.timer:
+            connection.timer.cancel()
     left = next(double.pieces, b"")  # came too late for the response to see: a pool would
     return (response.status_code, response.raw_head, content, response.trailers.pairs,
             bool(kept and not left)), response
