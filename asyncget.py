@@ -874,7 +874,7 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 # the end. This section itself opens no socket and sets no timer.
 
 MAX_LINE_CHARS = 16_777_216      # one line of a body, in iter_lines
-MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
+MAX_PIECES = 10                  # decoded before the loop has a turn: some 3 ms
 
 
 class Timing(NamedTuple):
@@ -908,7 +908,6 @@ class Body:
         # Both sides must want it: `keep` is False where our request said Connection: close.
         self._reusable = keep and may_reuse(head, framing)
         self._length = framing if isinstance(framing, int) else None  # as the head has it
-        self._left = sys.maxsize if self._length is None else self._length
         if framing == "chunked":
             self._chunks = read_chunked()
             next(self._chunks)  # to its first `yield`
@@ -944,10 +943,12 @@ class Body:
         try:
             if self._chunks:
                 self._ready = self._chunks.send(data)
+            elif self._length is None:
+                self._ready = data
             else:
-                self._ready, rest = data[:self._left], data[self._left:]
-                self._left -= len(self._ready)
-                if not self._left:
+                left = self._length - self.received
+                self._ready, rest = data[:left], data[left:]
+                if len(data) >= left:
                     self._let_go(rest)
         except StopIteration as end:
             self._ready, rest, self._trailers = end.value
@@ -995,7 +996,7 @@ class Response(Body):
     """
 
     _encoding = ""
-    _content = b""                    # the whole body, once it was read
+    _content: Any = b""               # the whole body, once it was read
     _missing = _UNREAD                # why it is not there; "" when it is
     _decoder: Decoder | None = None   # while there is something to decode
     _cutter: LineCutter | None = None  # holds what iter_lines has not handed out yet
@@ -1069,7 +1070,7 @@ class Response(Body):
         """The body, decoded."""
         if self._missing:
             raise AsyncGetError(self._missing, response=self)
-        return self._content
+        return bytes(self._content)
 
     @property
     def encoding(self) -> str:
@@ -1102,20 +1103,19 @@ class Response(Body):
         """Read the body into `content`; raise TooLarge beyond limit."""
         if self._missing != _UNREAD:
             return self.content
-        content: bytes | bytearray = bytearray()
         if self._connection is None and not self.coding:  # it came with the head: no copies
-            content = self._ready
-            self._check_size(len(content), limit)
+            self._content = self._ready
+            self._check_size(len(self._content), limit)
         else:
-            try:
-                while piece := await self._next_piece():
-                    content += piece
-                    self._check_size(len(content), limit)
-            except BaseException:
-                content = piece = b""  # an error holds its frames: who keeps it would keep these
-                raise
-        self._content, self._missing = bytes(content), ""
-        return self._content
+            # In no variable of this function: an error, which may be kept, would keep those.
+            self._content, size = bytearray(), -1
+            while size < len(self._content):
+                size = len(self._content)
+                self._check_size(size, limit)
+                self._content += await self._next_piece()
+        self._content = content = bytes(self._content)
+        self._missing = ""
+        return content
 
     def _check_size(self, size: int, limit: int | None,
                     what: str = "bytes of body: raise max_size, or stream it") -> None:
@@ -1157,7 +1157,7 @@ class Response(Body):
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
         if self._missing:
-            self._missing = _GIVEN_UP
+            self._missing, self._content = _GIVEN_UP, b""
         if self._connection is not None:
             self._connection.close()
             self._connection = self._chunks = None
@@ -1181,9 +1181,8 @@ class Response(Body):
 
     async def _decode_piece(self) -> bytes:
         decoder = self._decoder = self._decoder or Decoder(self.coding)
-        for piece in decoder.pieces:
-            if decoder.work > MAX_WORK_BYTES:
-                decoder.work = 0
+        for count, piece in decoder.pieces:
+            if not count % MAX_PIECES:
                 await self._deadline.breathe()
             if piece:
                 return piece
@@ -1517,19 +1516,20 @@ class Connection(Clock):
         if route.proxy:
             await pass_proxy(self, route.proxy)
         elif route.unix_socket:
-            await self.connect(open_unix, origin.host, route.unix_socket, tls=route.tls)
+            await self.connect(origin.host, route.unix_socket, tls=route.tls)
         else:
-            await self.connect(self.owner.connector, origin.host, route.address or origin.host,
-                               origin.port, tls=route.tls)
+            await self.connect(origin.host, route.address or origin.host, origin.port,
+                               tls=route.tls)
 
-    async def connect(self, connector: Callable[..., Awaitable[Stream]], host: str,
-                      *address: str | int, tls: ssl.SSLContext | None) -> None:
+    async def connect(self, host: str, *address: str | int, tls: ssl.SSLContext | None) -> None:
         """Open a stream to an address, and speak TLS there if asked to, with the name of host."""
         options: dict[str, Any] = {"limit": READ_BYTES}
         if tls:
             options.update(tls_options(host), ssl=tls)
-        where = str(address[0])
-        if connector is asyncio.open_connection and ("," in where or not is_address(where)):
+        connector, where = self.owner.connector, str(address[0])
+        if self.route.unix_socket:
+            connector = open_unix
+        elif connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
         with contextlib.suppress(OSError, AttributeError):  # reset already; of a test's double
@@ -1585,10 +1585,8 @@ class Connection(Clock):
         self.watch(phase, timeout or _FOREVER)
         try:
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
-        except _STREAM_ERRORS as error:
+        except (*_STREAM_ERRORS, RuntimeError) as error:  # the last is uvloop's, for a reset
             raise failure(self, error) from error
-        except RuntimeError as error:  # uvloop's, where the server has reset it
-            raise failure(self, ConnectionResetError(str(error))) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data = self.rest or await self.receive()
             end = find_head_end(data)
@@ -1687,12 +1685,11 @@ def ended(connection: Connection) -> AsyncGetError:
                     seconds=seconds)
 
 
-async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> Response:
+async def fetch(url: str, timeout: float = 30.0) -> Response:
     """One GET over a connection of its own, of at most 64 MiB: all of this part in a row."""
-    parts, context = parse_url(url), None
-    if parts.origin.scheme == "https":
-        context = tls or ssl.create_default_context()
-    route = Route(parts.origin, context, None, None, None)
+    parts = parse_url(url)
+    tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
+    route = Route(parts.origin, tls, None, None, None)
     # Nobody wants to know that it is idle or closed: id() takes one argument and does nothing.
     alone = types.SimpleNamespace(connector=asyncio.open_connection, keep=id, forget=id)
     connection = Connection(route, alone)
@@ -1730,7 +1727,6 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
 MAX_CODINGS = 5                  # content codings of one body; curl and urllib3 allow 5, too
 MAX_DECODED_STEP_BYTES = 65_536  # in one step, at most: bytes taken in, and bytes made
 MAX_CODED_BYTES = 1_048_576      # taken in by all stages, and 100 more for each byte that arrives
-STEP_BYTES = 1024                # counted as work for each step, even if it makes nothing
 # The codings that we undo. A body in gzip or zstd may consist of several compressed members
 # (RFC 1952, RFC 8878 3.1). Beside each coding: the bytes that a further member may begin with.
 _CODINGS = {b"gzip": b"\x1f", b"deflate": b""}
@@ -1779,18 +1775,18 @@ class Decoder:
     >>> decoder = Decoder(b"gzip")
     >>> first, decoder.arrived = next(decoder.pieces), gzip.compress(b"hello")
     >>> first, next(decoder.pieces)
-    (None, b'hello')
+    ((1, None), (2, b'hello'))
     """
 
     budget = MAX_CODED_BYTES  # bytes that the stages may still take in
-    work = 0                  # in bytes, since Response gave the loop a turn
     arrived = b""             # the caller sets it when `pieces` gives None; b"": the end
 
     def __init__(self, coding: bytes) -> None:
-        # Gives content; None to ask for more; b"" so that the caller may look at `work`.
-        self.pieces = self.arriving()
+        pieces = self.arriving()
         for name in reversed(content_codings(coding)):
-            self.pieces = self.undo(name, self.pieces)
+            pieces = self.undo(name, pieces)
+        # Content; None to ask for more; b"" where nothing was made: counted, as each is some work.
+        self.pieces = enumerate(pieces, start=1)
 
     def arriving(self) -> Iterator[bytes | None]:
         """What has arrived, in slices: behind each member, zlib copies the rest of its slice."""
@@ -1829,7 +1825,6 @@ class Decoder:
                 data = (stream.unused_data if stream.eof else
                         getattr(stream, "unconsumed_tail", b""))  # zstd's keeps it inside
                 full = len(piece) == MAX_DECODED_STEP_BYTES and not stream.eof
-                self.work += STEP_BYTES + len(piece)
                 yield piece
             yield b""
         if stream and not stream.eof:
@@ -2929,7 +2924,8 @@ class Streaming(Call):
     async def __aexit__(self, _: object = None, error: object = None, __: object = None) -> None:
         try:
             if isinstance(error, StatusError) and error.response == self.response:
-                await keep_short(self.response)  # it says why
+                with self.deadline.within(MAX_DISCARD_SECONDS):  # it says why, if it is short
+                    await self.response.read(MAX_DISCARD_BYTES)
         finally:
             if self.response:
                 self.response.close()
@@ -2954,12 +2950,6 @@ async def discard(response: Response) -> None:
             while response._connection and response.received <= MAX_DISCARD_BYTES:
                 await response._read_piece()
     response.close()
-
-
-async def keep_short(response: Response) -> None:
-    """Read a body if it is short and comes soon: who catches the StatusError can look at it."""
-    with response._deadline.within(MAX_DISCARD_SECONDS):
-        await response.read(MAX_DISCARD_BYTES)
 
 
 class Session:
@@ -3518,7 +3508,8 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     if connection.closed:
         return ended(connection)
     # OverflowError is port 99999's; in Python 3.10 asyncio.TimeoutError is no OSError yet.
-    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
+    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, RuntimeError,
+                              asyncio.TimeoutError)):
         return error  # a slip in streams of the caller's own
     proxy, took = route.proxy if phase == "connection" else None, after(connection)
     asked, text = proxy or route.origin, str(error) or type(error).__name__
@@ -3666,8 +3657,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         if route.proxy_tls and route.tls and sys.version_info < (3, 11):
             raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
                              "https, too")
-        await connection.connect(connection.owner.connector, proxy.host, proxy.host,
-                                 proxy.port, tls=route.proxy_tls)
+        await connection.connect(proxy.host, proxy.host, proxy.port, tls=route.proxy_tls)
         if proxy.scheme.startswith("socks"):
             connection.watch("answer of the proxy")
             await ask_socks(connection, proxy)
