@@ -1473,9 +1473,6 @@ class Connection(Clock):
         self.addresses: Any = None    # the remote one and ours
         self.closed = False
         self.exchanges = 0            # requests sent so far
-        self.interim = 0              # 1xx responses ahead of the last one
-        self.request_bytes = 0        # in the last of them
-        self.silent = True            # no byte of the current response has come
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
 
@@ -1528,7 +1525,7 @@ class Connection(Clock):
             options.update(tls_options(host), ssl=tls)
         connector, where = self.owner.connector, str(address[0])
         if self.route.unix_socket:
-            connector = open_unix
+            connector = getattr(asyncio, "open_unix_connection", None)
         elif connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
@@ -1581,13 +1578,13 @@ class Connection(Clock):
             self.trace(">", request)
         self.exchanges += 1
         self.request_bytes = len(request)
-        self.silent = True
+        self.silent = True  # no byte of the response has come
         self.watch(phase, timeout or _FOREVER)
         try:
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except (*_STREAM_ERRORS, RuntimeError) as error:  # the last is uvloop's, for a reset
             raise failure(self, error) from error
-        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
+        for self.interim in range(MAX_INTERIM + 1):  # how many came: Call.exchange asks for it
             data = self.rest or await self.receive()
             end = find_head_end(data)
             if not end:
@@ -1709,8 +1706,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 # how a name gets its addresses, and an error its words.) The rest makes it a client for many
 # GETs, for other people's networks, and for the shell. The later parts are reached from this
 # one at a few places: `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
-# `open_first`, `open_unix` and `failure`, which has words for the system's errors (13), and
-# `pass_proxy` (14).
+# `open_first` and `failure`, which has words for the system's errors (13), and `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
 # How a client is fast, and no burden to servers. Connections are kept and used again; rules
@@ -2150,6 +2146,7 @@ class Pool:
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and wait until their sockets are closed."""
+        self.closed = True
         self.turns.clear()
         for lane in self.lanes.values():
             while lane.waiting:
@@ -2809,9 +2806,8 @@ class Call:
             url = add_params(url, settings["params"])
         if options:
             fields = fields_of(fields, options)
-        if self.cookies:
-            for name, value in self.cookies.items():
-                check_cookie(name, "" if value is None else value)
+        for name, value in self.cookies.items():
+            check_cookie(name, "" if value is None else value)
         request = Request(url, fields, self.cookies, cert)
         return self.with_password(request) if url.userinfo else request
 
@@ -3008,12 +3004,9 @@ class Session:
 
     async def close(self) -> None:
         """Close all connections, those in use as well."""
-        running = self._loop is not None and not self._loop.is_closed()
-        if running:
+        if self._loop is not None and not self._loop.is_closed():
             self._time()
-        self._pool.closed = True
-        if running:
-            await self._pool.close()
+        await self._pool.close()
 
     def _time(self) -> float:
         """The time of the loop that all calls of the session run in; raises in another loop."""
@@ -3192,6 +3185,8 @@ class Session:
         if jar is not False:  # its cookies without a domain are for the first origin of all
             jar.home = jar.home or (self._base or request.url).origin
         path, verify = settings["unix_socket"], settings["verify"]
+        if path and not hasattr(asyncio, "open_unix_connection"):
+            raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
         proxy: Proxy | None = None
         given = settings.get("proxy", settings["trust_env"])  # True: ask the environment
         if given and not path:
@@ -3391,14 +3386,6 @@ async def connect_to(address: str, port: int) -> socket.socket:
         made.close()
         raise
     return made
-
-
-async def open_unix(path: str, **options: Any) -> Stream:
-    """A connection to a unix socket, where the system has such."""
-    if not hasattr(asyncio, "open_unix_connection"):
-        raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    opened: Stream = await asyncio.open_unix_connection(path, **options)
-    return opened
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
