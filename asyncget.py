@@ -1473,6 +1473,9 @@ class Connection(Clock):
         self.addresses: Any = None    # the remote one and ours
         self.closed = False
         self.exchanges = 0            # requests sent so far
+        self.interim = 0              # 1xx responses ahead of the last one
+        self.request_bytes = 0        # in the last of them
+        self.silent = True            # no byte of the current response has come
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
 
@@ -1578,13 +1581,13 @@ class Connection(Clock):
             self.trace(">", request)
         self.exchanges += 1
         self.request_bytes = len(request)
-        self.silent = True  # no byte of the response has come
+        self.silent = True
         self.watch(phase, timeout or _FOREVER)
         try:
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except (*_STREAM_ERRORS, RuntimeError) as error:  # the last is uvloop's, for a reset
             raise failure(self, error) from error
-        for self.interim in range(MAX_INTERIM + 1):  # how many came: Call.exchange asks for it
+        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data = self.rest or await self.receive()
             end = find_head_end(data)
             if not end:
