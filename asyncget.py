@@ -1402,14 +1402,6 @@ class Inbox(asyncio.Protocol):
             self.transport.pause_reading()
         self._wake()
 
-    def eof_received(self) -> bool:
-        """The server sends no more. True leaves the transport open, which TLS does not allow.
-
-        In a tunnel this may come before `connection_made`: there start_tls gives the transport.
-        """
-        self.feed_eof()
-        return bool(self.transport) and self.transport.get_extra_info("ssl_object") is None
-
     def connection_lost(self, error: Exception | None) -> None:
         """It is closed, by us or, with an error, by the network."""
         self.error = error
@@ -1422,6 +1414,8 @@ class Inbox(asyncio.Protocol):
         """Nothing more will come; the name is StreamReader's."""
         self.ended = True
         self._wake()
+
+    eof_received = feed_eof  # from the server; the transport then closes itself
 
     def _wake(self) -> None:
         on_unasked, self.on_unasked = self.on_unasked, None
@@ -1481,14 +1475,14 @@ class Connection(Clock):
 
     # ---- opening
 
-    async def open(self, timeout: float | None) -> None:
+    async def open(self, timeout: float) -> None:
         """Connect, through the proxy if there is one, and encrypt if the origin asks.
 
         Raises ConnectError, TLSError, ProxyError or TimedOut; then the caller closes.
         """
         if self.closed:  # by Session.close, after the pool had handed it over
             raise ended(self)
-        self.watch("connection", timeout or _FOREVER)
+        self.watch("connection", timeout)
         # A task of its own, so that `close` can cancel it. If we awaited it directly, that would
         # look as if our caller were cancelled; gather returns it as a value. If our caller really
         # is cancelled, gather cancels the task, too, and waits until it has cleaned up. (Made by
@@ -1570,7 +1564,7 @@ class Connection(Clock):
 
     # ---- one exchange
 
-    async def exchange(self, request: bytes, timeout: float | None,
+    async def exchange(self, request: bytes, timeout: float,
                        phase: str = "response head") -> Head:
         """Send a head and read the head that answers it; interim ones (1xx) are skipped.
 
@@ -1582,7 +1576,7 @@ class Connection(Clock):
         self.exchanges += 1
         self.request_bytes = len(request)
         self.silent = True
-        self.watch(phase, timeout or _FOREVER)
+        self.watch(phase, timeout)
         try:
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except (*_STREAM_ERRORS, RuntimeError) as error:  # the last is uvloop's, for a reset
@@ -1591,8 +1585,9 @@ class Connection(Clock):
             data = self.rest or await self.receive()
             end = find_head_end(data)
             if not end:
-                data, end = await self._read_long_head(bytearray(data))
-            if end > MAX_HEAD_BYTES:
+                data = await self._read_long_head(bytearray(data))
+                end = find_head_end(data)
+            if not 0 < end <= MAX_HEAD_BYTES:
                 raise ProtocolError(f"response head: more than {MAX_HEAD_BYTES} bytes",
                                     exit_code=56)
             self.rest = data[end:]
@@ -1605,10 +1600,10 @@ class Connection(Clock):
                 raise ProtocolError("101 Switching Protocols, which was not asked for")
         raise ProtocolError(f"more than {MAX_INTERIM} interim responses")
 
-    async def _read_long_head(self, data: bytearray) -> tuple[bytes, int]:
-        """Read on to the end of a head that came in parts; return what came, and where it ends."""
-        end = 0
-        while not end and len(data) <= MAX_HEAD_BYTES:
+    async def _read_long_head(self, data: bytearray) -> bytes:
+        """Read on to the end of a head that came in parts, or up to the limit."""
+        searched = 0
+        while not find_head_end(data, searched) and len(data) <= MAX_HEAD_BYTES:
             if data[:7] != b"HTTP/1."[:len(data)]:
                 raise ProtocolError(f"not an HTTP/1 response: {shown(data)}", exit_code=1)
             arrived = await self.receive()
@@ -1618,8 +1613,7 @@ class Connection(Clock):
                 raise IncompleteBody(f"the connection ended inside the head: {shown(data)}")
             searched = max(0, len(data) - 2)
             data += arrived
-            end = find_head_end(data, searched)
-        return bytes(data), end or MAX_HEAD_BYTES + 1
+        return bytes(data)
 
     async def receive(self) -> bytes:
         """The next bytes, b"" at the end. Raises our errors, TimedOut if the clock ran out."""
@@ -1987,7 +1981,7 @@ class Pool:
                 return connection
         return None
 
-    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float | None,
+    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float,
                       fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
@@ -2057,7 +2051,7 @@ class Pool:
 
     # ---- who waits
 
-    async def _wait(self, lane: Lane, deadline: Deadline, timeout: float | None) -> Connection:
+    async def _wait(self, lane: Lane, deadline: Deadline, timeout: float) -> Connection:
         """Wait in the queue of the route until `serve` hands a connection over.
 
         The wait does not count for the call's deadline if a connection comes.
@@ -2067,7 +2061,7 @@ class Pool:
         lane.waiting[future] = None
         self.turns.setdefault(lane)
         came = loop.time()
-        patience = max(0.0, min(timeout or deadline.seconds, deadline.until - came))
+        patience = max(0.0, min(timeout, deadline.until - came))
         allowed = left = patience + self.interval  # a pause for `rate` is no standstill
         looks, forgiven = LAST_TURNS, False
         try:
@@ -2822,7 +2816,8 @@ class Call:
         request goes out once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings = self.session, self.settings
-        pool, lane, timeout = session._pool, session._lane(request, settings), settings["timeout"]
+        pool, lane = session._pool, session._lane(request, settings)
+        timeout = settings["timeout"] or self.deadline.seconds
         data = self.render(request, lane)
         connection = pool.take(lane) or await pool.acquire(lane, self.deadline, timeout)
         while True:

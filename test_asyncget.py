@@ -4856,9 +4856,9 @@ async def receive(pieces: Iterable[bytes]) -> tuple[tuple[Any, ...], Any]:
     double = Pieces(pieces)
     owner = types.SimpleNamespace(connector=double.connect, keep=kept.append, forget=id)
     connection = asyncget.Connection(ROUTE, owner)
-    await connection.open(None)
+    await connection.open(9.0)
     try:
-        head = await connection.exchange(b"", None)
+        head = await connection.exchange(b"", 9.0)
         response = Response(head, BASE, connection)
         content = await response.read(100_000)
     except AsyncGetError as error:
