@@ -85,7 +85,6 @@ import asyncio
 import base64
 import codecs
 import collections
-import concurrent.futures
 import contextlib
 import contextvars
 import datetime
@@ -121,6 +120,7 @@ from collections.abc import (
     Sized,
     ValuesView,
 )
+from concurrent.futures import Future
 from encodings.aliases import aliases
 from os.path import (
     basename,
@@ -1586,8 +1586,8 @@ class Connection(Clock):
             end = find_head_end(data)
             if not end:
                 data = await self._read_long_head(bytearray(data))
-                end = find_head_end(data)
-            if not 0 < end <= MAX_HEAD_BYTES:
+                end = find_head_end(data) or MAX_HEAD_BYTES + 1
+            if end > MAX_HEAD_BYTES:
                 raise ProtocolError(f"response head: more than {MAX_HEAD_BYTES} bytes",
                                     exit_code=56)
             self.rest = data[end:]
@@ -3266,17 +3266,17 @@ MAX_LOOK_UPS = 1000              # at once; each has a thread for as long as no 
 MAX_ADDRESSES = 32               # of a name that are tried; each may hold a socket meanwhile
 HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, too (RFC 8305 5)
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
-_asked: dict[Any, concurrent.futures.Future[Any]] = {}  # look-ups under way
+_asked: dict[Any, Future[Any]] = {}  # look-ups under way
 
 
-def in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future[Any]:
+def in_thread(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     """Call a function that may take seconds, in a thread of its own, so that the loop runs on.
 
     asyncio has few threads, and the program needs them, too: if a name server is down, a few
     names would hold them all. And at its end Python waits for those; for a daemon thread it
     does not.
     """
-    answer = concurrent.futures.Future[Any]()
+    answer = Future[Any]()
     answer.set_running_or_notify_cancel()  # from now on nobody who gives up cancels it for others
 
     def work() -> None:
@@ -3293,7 +3293,7 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futur
     return answer
 
 
-def ask_system(host: str, family: int) -> concurrent.futures.Future[Any]:
+def ask_system(host: str, family: int) -> Future[Any]:
     """getaddrinfo for a name, once for all who ask meanwhile."""
     key = os.getpid(), host, family  # the pid: a forked process has no threads of its parent
     answer = _asked.get(key)
