@@ -961,9 +961,8 @@ class Body:
         """The connection has ended: so has a "close" body, if TLS agrees; any other is cut."""
         if self._chunks or self._length is not None:
             raise IncompleteBody(
-                f"the connection ended behind {self.received} bytes of the body"
-                + ("" if self._chunks else f", which has {self._length}"),
-                expected=self._length, received=self.received)
+                f"the connection ended behind {self.received} bytes of the body, which has "
+                f"{self._length or 'more'}", expected=self._length, received=self.received)
         if not self._connection.ended_cleanly():
             raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
                                  received=self.received)
@@ -1373,26 +1372,22 @@ class Clock:
 class Inbox(asyncio.Protocol):
     """What has come on a connection, until it is read: asyncio's StreamReader in its simplest form.
 
-    A transport calls the four methods after __init__. Unlike a StreamReader, an Inbox does not
-    copy what came in one piece, hands out the bytes that came before an error, and can tell the
-    pool when bytes come that nobody asked for (section 9).
+    A transport calls data_received, eof_received and connection_lost. Unlike a StreamReader, an
+    Inbox does not copy what came in one piece, hands out the bytes that came before an error, and
+    can tell the pool when bytes come that nobody asked for (section 9).
     """
 
     transport: Any = None
+    replaced: Any = None  # asyncio's protocol: StreamWriter.wait_closed waits for its end
     size = 0              # of the pieces
     ended = False
     error: Exception | None = None
     waiter: asyncio.Future[None] | None = None      # what `read` awaits
     on_unasked: Callable[[], object] | None = None  # called when anything comes, once
 
-    def __init__(self, replaced: asyncio.Protocol | None = None) -> None:
+    def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.replaced = replaced  # asyncio's protocol: StreamWriter.wait_closed waits for its end
         self.pieces: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The socket is connected."""
-        self.transport = transport
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come. If nobody reads them, no more are taken: TCP makes the server wait."""
@@ -1557,9 +1552,9 @@ class Connection(Clock):
         except _STREAM_ERRORS:
             pass  # it will be raised again
         else:
-            self.reader = Inbox(protocol)
+            self.reader = Inbox()
+            self.reader.transport, self.reader.replaced = transport, protocol
             transport.set_protocol(self.reader)
-            self.reader.connection_made(transport)
         early.close()
 
     # ---- one exchange
@@ -2063,9 +2058,9 @@ class Pool:
         came = loop.time()
         patience = max(0.0, min(timeout, deadline.until - came))
         allowed = left = patience + self.interval  # a pause for `rate` is no standstill
-        looks, forgiven = LAST_TURNS, False
+        looks = 0  # since time was up
         try:
-            while looks:  # when time is up, LAST_TURNS more: a free one may be a turn or two away
+            while looks < LAST_TURNS:  # that many more: a free one may be a turn or two away
                 await asyncio.wait([future], timeout=left)
                 if future.done():
                     deadline.until += loop.time() - came
@@ -2074,9 +2069,9 @@ class Pool:
                 # pool, as all routes do.
                 moved_at = max(came, (lane if self.is_full(lane) else self).moved_at)
                 left = moved_at + allowed - loop.time()
-                if left < -LATE_SECONDS and not forgiven:  # the program was busy: see Clock._wake
-                    left, forgiven = min(-left, allowed), True
-                looks = LAST_TURNS if left > 0 else looks - 1
+                looks = 0 if left > 0 else looks + 1
+                if looks == 1 and left < -LATE_SECONDS:  # the program was busy: see Clock._wake
+                    left = min(-left, allowed)
             raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the "
                            f"deadline left): {lane.open} to this host and {len(self.all)} "
                            "in all are in use",
@@ -3746,7 +3741,7 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
                                      **tls_options(connection.route.origin.host))
     if transport is None or transport.is_closing():  # the connection ended meanwhile
         raise ConnectionResetError("closed during the handshake")
-    inbox.connection_made(transport)
+    inbox.transport = transport
     connection.writer = asyncio.StreamWriter(transport, inbox, None, loop)
 
 
