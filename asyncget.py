@@ -1000,8 +1000,8 @@ class Response(Body):
     _decoder: Decoder | None = None   # while there is something to decode
     _cutter: LineCutter | None = None  # holds what iter_lines has not handed out yet
 
-    def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = True,
-                 decode: bool = True) -> None:
+    def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = False,
+                 decode: bool = False) -> None:
         super().__init__(connection, head, keep)
         self.status = self.status_code = head.status  # as aiohttp and requests call it
         self.raw_head = head.raw               # as received, without folds
@@ -1679,15 +1679,15 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
     parts = parse_url(url)
     tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
     route = Route(parts.origin, tls, None, None, None)
-    # Nobody wants to know that it is idle or closed: id() takes one argument and does nothing.
-    alone = types.SimpleNamespace(connector=asyncio.open_connection, keep=id, forget=id)
+    # Nobody wants to know that it is closed: id() takes one argument and does nothing.
+    alone = types.SimpleNamespace(connector=asyncio.open_connection, forget=id)
     connection = Connection(route, alone)
     connection.deadline = Deadline(connection.loop.time())
     try:
         await connection.open(timeout)
         lines = render_fields(PLAIN_FIELDS, parts.origin)
         head = await connection.exchange(render_request(parts.target, lines), timeout)
-        response = Response(head, parts, connection, keep=False, decode=False)
+        response = Response(head, parts, connection)
         await response.read(64 * 2**20)
         return response
     finally:

@@ -4859,7 +4859,7 @@ async def receive(pieces: Iterable[bytes]) -> tuple[tuple[Any, ...], Any]:
     await connection.open(9.0)
     try:
         head = await connection.exchange(b"", 9.0)
-        response = Response(head, BASE, connection)
+        response = Response(head, BASE, connection, keep=True, decode=True)
         content = await response.read(100_000)
     except AsyncGetError as error:
         connection.close()
