@@ -1250,17 +1250,15 @@ class Route(NamedTuple):
     origin: Origin
     tls: ssl.SSLContext | None
     proxy: Proxy | None
-    unix_socket: str | None
-    address: str | None  # where to connect instead of looking the host up
+    address: str | None  # where to connect instead of looking the host up; "unix:" and a path
     proxy_tls: ssl.SSLContext | None = None  # the client's certificate is not in it
     verify: Any = True   # as the caller gave it, for the error texts
 
     def __str__(self) -> str:
         """Which address this is, and by which way."""
-        address = f"unix:{self.unix_socket}" if self.unix_socket else (
-            f"{bracketed(self.origin.host)}:{self.origin.port}"
-            + (f" at {self.address}" if self.address else ""))
-        return address + (f" through proxy {self.proxy}" if self.proxy else "")
+        return (f"{bracketed(self.origin.host)}:{self.origin.port}"
+                + (f" at {self.address}" if self.address else "")
+                + (f" through proxy {self.proxy}" if self.proxy else ""))
 
 
 class Deadline:
@@ -1504,20 +1502,17 @@ class Connection(Clock):
         route, origin = self.route, self.route.origin
         if route.proxy:
             await pass_proxy(self, route.proxy)
-        elif route.unix_socket:
-            await self.connect(origin.host, route.unix_socket, tls=route.tls)
         else:
-            await self.connect(origin.host, route.address or origin.host, origin.port,
-                               tls=route.tls)
+            await self.connect(origin.host, route.address or origin.host, origin.port, route.tls)
 
-    async def connect(self, host: str, *address: str | int, tls: ssl.SSLContext | None) -> None:
+    async def connect(self, host: str, where: str, port: int, tls: ssl.SSLContext | None) -> None:
         """Open a stream to an address, and speak TLS there if asked to, with the name of host."""
         options: dict[str, Any] = {"limit": READ_BYTES}
         if tls:
             options.update(tls_options(host), ssl=tls)
-        connector, where = self.owner.connector, str(address[0])
-        if self.route.unix_socket:
-            connector = getattr(asyncio, "open_unix_connection", None)
+        connector, address = self.owner.connector, [where, port]
+        if where.startswith("unix:"):
+            connector, address = getattr(asyncio, "open_unix_connection", None), [where[5:]]
         elif connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
@@ -1678,7 +1673,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
     """One GET over a connection of its own, of at most 64 MiB: all of this part in a row."""
     parts = parse_url(url)
     tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
-    route = Route(parts.origin, tls, None, None, None)
+    route = Route(parts.origin, tls, None, None)
     # Nobody wants to know that it is closed: id() takes one argument and does nothing.
     alone = types.SimpleNamespace(connector=asyncio.open_connection, forget=id)
     connection = Connection(route, alone)
@@ -3190,7 +3185,9 @@ class Session:
             proxy_tls = self._context(verify or True)
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        route = Route(origin, tls, proxy, path, address, proxy_tls, verify)
+        if path:
+            address = f"unix:{path}"
+        route = Route(origin, tls, proxy, address, proxy_tls, verify)
         lane = self._pool.lanes.setdefault(route, Lane(route))
         remember(lanes, (origin, cert), lane)
         return lane
@@ -3637,7 +3634,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         if route.proxy_tls and route.tls and sys.version_info < (3, 11):
             raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
                              "https, too")
-        await connection.connect(proxy.host, proxy.host, proxy.port, tls=route.proxy_tls)
+        await connection.connect(proxy.host, proxy.host, proxy.port, route.proxy_tls)
         if proxy.scheme.startswith("socks"):
             connection.watch("answer of the proxy")
             await ask_socks(connection, proxy)

@@ -1232,7 +1232,7 @@ class Section8Decoding(Section):
         lookup.assert_not_called()
 
 
-ROUTE = asyncget.Route(Origin("http", "h", 80), None, None, None, None)
+ROUTE = asyncget.Route(Origin("http", "h", 80), None, None, None)
 
 
 class NoDeadline(asyncget.Deadline):
@@ -2099,7 +2099,7 @@ class Section9Pool(AsyncCase):
     @not_pypy
     async def test_the_work_of_a_release_does_not_grow_with_the_queue(self) -> None:
         async def use(pool: asyncget.Pool, origin: Origin) -> None:
-            route = asyncget.Route(origin, None, None, None, None)
+            route = asyncget.Route(origin, None, None, None)
             lane = pool.lanes.setdefault(route, asyncget.Lane(route))
             connection = await pool.acquire(lane, asyncget.Deadline(), 9.0)
             await asyncio.sleep(0)
@@ -5916,7 +5916,7 @@ class TrustAndSecrets(AsyncCase):
                         f"gopher://me:{value}@p.test")]], (False, True)):
                 await self.asked("http://h.test/", settings, own)
         there = parse_url(f"http://me:{self.MARK}@h.test/")
-        route = asyncget.Route(there.origin, None, parse_proxy(f"me:{self.MARK}@p", "x"), None, None)
+        route = asyncget.Route(there.origin, None, parse_proxy(f"me:{self.MARK}@p", "x"), None)
         session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
         self.assertHidden(there, str(there), route, route.proxy, str(route.proxy), session,
                           Request(there, (("Authorization", self.MARK),)),
