@@ -1569,8 +1569,10 @@ class Connection(Clock):
         self.watch(phase, timeout)
         try:
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
-        except (*_STREAM_ERRORS, RuntimeError) as error:  # the last is uvloop's, for a reset
+        except _STREAM_ERRORS as error:
             raise failure(self, error) from error
+        except RuntimeError as error:  # uvloop's, where the server has reset it
+            raise failure(self, ConnectionResetError(str(error))) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data = self.rest or await self.receive()
             end = find_head_end(data)
@@ -2994,7 +2996,8 @@ class Session:
         """Close all connections, those in use as well."""
         if self._loop is not None and not self._loop.is_closed():
             self._time()
-        await self._pool.close()
+            await self._pool.close()
+        self._pool.closed = True
 
     def _time(self) -> float:
         """The time of the loop that all calls of the session run in; raises in another loop."""
@@ -3485,8 +3488,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     if connection.closed:
         return ended(connection)
     # OverflowError is port 99999's; in Python 3.10 asyncio.TimeoutError is no OSError yet.
-    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, RuntimeError,
-                              asyncio.TimeoutError)):
+    if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
         return error  # a slip in streams of the caller's own
     proxy, took = route.proxy if phase == "connection" else None, after(connection)
     asked, text = proxy or route.origin, str(error) or type(error).__name__
