@@ -2994,10 +2994,9 @@ class Session:
 
     async def close(self) -> None:
         """Close all connections, those in use as well."""
-        if self._loop is not None and not self._loop.is_closed():
+        if self._loop is None or not self._loop.is_closed():  # else all went with it
             self._time()
             await self._pool.close()
-        self._pool.closed = True
 
     def _time(self) -> float:
         """The time of the loop that all calls of the session run in; raises in another loop."""
