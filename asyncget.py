@@ -1554,8 +1554,7 @@ class Connection(Clock):
 
     # ---- one exchange
 
-    async def exchange(self, request: bytes, timeout: float,
-                       phase: str = "response head") -> Head:
+    async def exchange(self, request: bytes, timeout: float, phase: str = "response head") -> Head:
         """Send a head and read the head that answers it; interim ones (1xx) are skipped.
 
         Body reads its body. After an error the caller must close the connection: only a
@@ -1680,15 +1679,13 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
     alone = types.SimpleNamespace(connector=asyncio.open_connection, forget=id)
     connection = Connection(route, alone)
     connection.deadline = Deadline(connection.loop.time())
-    try:
+    with contextlib.closing(connection):
         await connection.open(timeout)
         lines = render_fields(PLAIN_FIELDS, parts.origin)
         head = await connection.exchange(render_request(parts.target, lines), timeout)
         response = Response(head, parts, connection)
         await response.read(64 * 2**20)
         return response
-    finally:
-        connection.close()
 
 
 # You may stop here. You have read a whole client for one GET from an address. (Section 13 tells
@@ -3070,7 +3067,7 @@ class Session:
         The function as_completed returns this, not a generator around it: where that was left
         early asyncio would close both at once, and fail at the outer one.
         """
-        finished: asyncio.Queue[Any] = asyncio.Queue()
+        finished = asyncio.Queue[Any]()
         taken = asyncio.Semaphore(0)
 
         async def deliver(_: int, url: str, outcome: Outcome) -> None:
@@ -3935,12 +3932,12 @@ class Cookies(AskedJar):
         set none for the longest time. So endless subdomains push out only their own site's.
         """
         site = site_of(url.origin.host)
-        safe = is_safe(url.origin)
         names = []
         kept = {key: old for key, old in self._sites.pop(site, {}).items() if old.lives()}
         for line in lines[:MAX_SET_COOKIES]:
             cookie = parse_set_cookie(line, url, time.time())
-            if cookie and (safe or not any(overlays(cookie, old) for old in kept.values())):
+            if cookie and (is_safe(url.origin)
+                           or not any(overlays(cookie, old) for old in kept.values())):
                 kept[cookie.key] = cookie  # also if it is expired: so a server deletes a cookie
                 names.append(cookie.name)
         # Those without Secure go first: http must not push out what only https may set.
