@@ -1347,11 +1347,11 @@ class Clock:
             else    the answer may lie in the kernel already: give the loop LAST_TURNS turns
                     to bring it in, then end the wait
         """
-        now, until = self.loop.time(), self.deadline.until
-        late, moved = now - self.limit, self.limit != self.since + self.seconds
-        if late > LATE_SECONDS and self.limit < until and not moved:
+        now = self.loop.time()
+        late = now - self.limit
+        if late > LATE_SECONDS and self.limit == self.since + self.seconds:  # not moved yet
             self.limit = now + min(late, self.seconds)
-        if now < min(self.limit, until):
+        if now < min(self.limit, self.deadline.until):
             self.set_timer()
         elif turns:
             self.wakes_at = -_FOREVER  # so that `watch` sets no second timer meanwhile
