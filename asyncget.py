@@ -85,7 +85,6 @@ import asyncio
 import base64
 import codecs
 import collections
-import concurrent.futures
 import contextlib
 import contextvars
 import datetime
@@ -121,6 +120,7 @@ from collections.abc import (
     Sized,
     ValuesView,
 )
+from concurrent.futures import Future
 from encodings.aliases import aliases
 from os.path import (
     basename,
@@ -874,7 +874,7 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 # the end. This section itself opens no socket and sets no timer.
 
 MAX_LINE_CHARS = 16_777_216      # one line of a body, in iter_lines
-MAX_WORK_BYTES = 2_097_152       # decoded before the loop has a turn: some 10 ms
+MAX_PIECES = 10                  # decoded before the loop has a turn: some 3 ms
 
 
 class Timing(NamedTuple):
@@ -902,19 +902,18 @@ class Body:
 
     def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
         self._connection: Any = connection  # None: the body is here, or was given up
-        self._deadline = connection.clock.deadline
+        self._deadline = connection.deadline
         self.started = self._deadline.started  # when the call began
         framing = body_framing(head)
         # Both sides must want it: `keep` is False where our request said Connection: close.
         self._reusable = keep and may_reuse(head, framing)
         self._length = framing if isinstance(framing, int) else None  # as the head has it
-        self._left = sys.maxsize if self._length is None else self._length
         if framing == "chunked":
             self._chunks = read_chunked()
             next(self._chunks)  # to its first `yield`
-        self._sent_at, self._head_at = connection.clock.since, connection.loop.time()
+        self._sent_at, self._head_at = connection.since, connection.loop.time()
         self._reused = connection.exchanges > 1
-        connection.clock.limit = _FOREVER  # the caller may think for as long as it likes
+        connection.limit = _FOREVER  # the caller may think for as long as it likes
         data, connection.rest = connection.rest, b""
         self._take(data)       # mostly all of it came with the head
 
@@ -929,9 +928,9 @@ class Body:
         while not self._ready and self._connection is not None:
             if self._fault:
                 raise self._fault
-            self._connection.clock.watch("more of the body")
+            self._connection.watch("more of the body")
             data = await self._connection.receive()
-            self._connection.clock.limit = _FOREVER
+            self._connection.limit = _FOREVER
             if data:
                 self._take(data)
             else:
@@ -944,10 +943,12 @@ class Body:
         try:
             if self._chunks:
                 self._ready = self._chunks.send(data)
+            elif self._length is None:
+                self._ready = data
             else:
-                self._ready, rest = data[:self._left], data[self._left:]
-                self._left -= len(self._ready)
-                if not self._left:
+                left = self._length - self.received
+                self._ready, rest = data[:left], data[left:]
+                if len(data) >= left:
                     self._let_go(rest)
         except StopIteration as end:
             self._ready, rest, self._trailers = end.value
@@ -960,9 +961,8 @@ class Body:
         """The connection has ended: so has a "close" body, if TLS agrees; any other is cut."""
         if self._chunks or self._length is not None:
             raise IncompleteBody(
-                f"the connection ended behind {self.received} bytes of the body"
-                + ("" if self._chunks else f", which has {self._length}"),
-                expected=self._length, received=self.received)
+                f"the connection ended behind {self.received} bytes of the body, which has "
+                f"{self._length or 'more'}", expected=self._length, received=self.received)
         if not self._connection.ended_cleanly():
             raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
                                  received=self.received)
@@ -995,13 +995,13 @@ class Response(Body):
     """
 
     _encoding = ""
-    _content = b""                    # the whole body, once it was read
+    _content: Any = b""               # the whole body, once it was read
     _missing = _UNREAD                # why it is not there; "" when it is
     _decoder: Decoder | None = None   # while there is something to decode
     _cutter: LineCutter | None = None  # holds what iter_lines has not handed out yet
 
-    def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = True,
-                 decode: bool = True) -> None:
+    def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = False,
+                 decode: bool = False) -> None:
         super().__init__(connection, head, keep)
         self.status = self.status_code = head.status  # as aiohttp and requests call it
         self.raw_head = head.raw               # as received, without folds
@@ -1069,7 +1069,7 @@ class Response(Body):
         """The body, decoded."""
         if self._missing:
             raise AsyncGetError(self._missing, response=self)
-        return self._content
+        return bytes(self._content)
 
     @property
     def encoding(self) -> str:
@@ -1102,20 +1102,19 @@ class Response(Body):
         """Read the body into `content`; raise TooLarge beyond limit."""
         if self._missing != _UNREAD:
             return self.content
-        content: bytes | bytearray = bytearray()
         if self._connection is None and not self.coding:  # it came with the head: no copies
-            content = self._ready
-            self._check_size(len(content), limit)
+            self._content = self._ready
+            self._check_size(len(self._content), limit)
         else:
-            try:
-                while piece := await self._next_piece():
-                    content += piece
-                    self._check_size(len(content), limit)
-            except BaseException:
-                content = piece = b""  # an error holds its frames: who keeps it would keep these
-                raise
-        self._content, self._missing = bytes(content), ""
-        return self._content
+            # In no variable of this function: an error, which may be kept, would keep those.
+            self._content, size = bytearray(), -1
+            while size < len(self._content):
+                size = len(self._content)
+                self._check_size(size, limit)
+                self._content += await self._next_piece()
+        self._content = content = bytes(self._content)
+        self._missing = ""
+        return content
 
     def _check_size(self, size: int, limit: int | None,
                     what: str = "bytes of body: raise max_size, or stream it") -> None:
@@ -1157,7 +1156,7 @@ class Response(Body):
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
         if self._missing:
-            self._missing = _GIVEN_UP
+            self._missing, self._content = _GIVEN_UP, b""
         if self._connection is not None:
             self._connection.close()
             self._connection = self._chunks = None
@@ -1181,9 +1180,8 @@ class Response(Body):
 
     async def _decode_piece(self) -> bytes:
         decoder = self._decoder = self._decoder or Decoder(self.coding)
-        for piece in decoder.pieces:
-            if decoder.work > MAX_WORK_BYTES:
-                decoder.work = 0
+        for count, piece in decoder.pieces:
+            if not count % MAX_PIECES:
                 await self._deadline.breathe()
             if piece:
                 return piece
@@ -1252,17 +1250,15 @@ class Route(NamedTuple):
     origin: Origin
     tls: ssl.SSLContext | None
     proxy: Proxy | None
-    unix_socket: str | None
-    address: str | None  # where to connect instead of looking the host up
+    address: str | None  # where to connect instead of looking the host up; "unix:" and a path
     proxy_tls: ssl.SSLContext | None = None  # the client's certificate is not in it
     verify: Any = True   # as the caller gave it, for the error texts
 
     def __str__(self) -> str:
         """Which address this is, and by which way."""
-        address = f"unix:{self.unix_socket}" if self.unix_socket else (
-            f"{bracketed(self.origin.host)}:{self.origin.port}"
-            + (f" at {self.address}" if self.address else ""))
-        return address + (f" through proxy {self.proxy}" if self.proxy else "")
+        return (f"{bracketed(self.origin.host)}:{self.origin.port}"
+                + (f" at {self.address}" if self.address else "")
+                + (f" through proxy {self.proxy}" if self.proxy else ""))
 
 
 class Deadline:
@@ -1305,12 +1301,12 @@ class Clock:
 
     For a new wait we mostly just note its later end, and leave the timer alone: it rings too
     early, sees the new end and is set to that. asyncio.wait_for would cost a task for each
-    wait, and a timer for each read a handle: half the price of a small GET.
+    wait, and a timer for each read a handle: half the price of a small GET. A wait whose time
+    is over is ended by `close`, which Connection extends.
     """
 
-    def __init__(self, ring: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.ring = ring              # ends whatever waits on the connection
         self.phase = "connection"     # what is waited for
         self.since = 0.0              # the moment when that began
         self.seconds = _FOREVER       # how long that may take
@@ -1351,20 +1347,20 @@ class Clock:
             else    the answer may lie in the kernel already: give the loop LAST_TURNS turns
                     to bring it in, then end the wait
         """
-        now, until = self.loop.time(), self.deadline.until
-        late, moved = now - self.limit, self.limit != self.since + self.seconds
-        if late > LATE_SECONDS and not moved:
+        now = self.loop.time()
+        late = now - self.limit
+        if late > LATE_SECONDS and self.limit == self.since + self.seconds:  # not moved yet
             self.limit = now + min(late, self.seconds)
-        if now < min(self.limit, until):
+        if now < min(self.limit, self.deadline.until):
             self.set_timer()
         elif turns:
             self.wakes_at = -_FOREVER  # so that `watch` sets no second timer meanwhile
             self.timer = self.loop.call_soon(self._wake, turns - 1)
         else:
             self.expired = True
-            self.ring()
+            self.close()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Watch nothing any more."""
         if self.timer is not None:
             self.timer.cancel()
@@ -1374,26 +1370,22 @@ class Clock:
 class Inbox(asyncio.Protocol):
     """What has come on a connection, until it is read: asyncio's StreamReader in its simplest form.
 
-    A transport calls the four methods after __init__. Unlike a StreamReader, an Inbox does not
-    copy what came in one piece, hands out the bytes that came before an error, and can tell the
-    pool when bytes come that nobody asked for (section 9).
+    A transport calls data_received, eof_received and connection_lost. Unlike a StreamReader, an
+    Inbox does not copy what came in one piece, hands out the bytes that came before an error, and
+    can tell the pool when bytes come that nobody asked for (section 9).
     """
 
     transport: Any = None
+    replaced: Any = None  # asyncio's protocol: StreamWriter.wait_closed waits for its end
     size = 0              # of the pieces
     ended = False
     error: Exception | None = None
     waiter: asyncio.Future[None] | None = None      # what `read` awaits
     on_unasked: Callable[[], object] | None = None  # called when anything comes, once
 
-    def __init__(self, replaced: asyncio.Protocol | None = None) -> None:
+    def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.replaced = replaced  # asyncio's protocol: StreamWriter.wait_closed waits for its end
         self.pieces: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The socket is connected."""
-        self.transport = transport
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come. If nobody reads them, no more are taken: TCP makes the server wait."""
@@ -1402,14 +1394,6 @@ class Inbox(asyncio.Protocol):
         if self.size > INBOX_BYTES and self.transport:
             self.transport.pause_reading()
         self._wake()
-
-    def eof_received(self) -> bool:
-        """The server sends no more. True leaves the transport open, which TLS does not allow.
-
-        In a tunnel this may come before `connection_made`: there start_tls gives the transport.
-        """
-        self.feed_eof()
-        return bool(self.transport) and self.transport.get_extra_info("ssl_object") is None
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is closed, by us or, with an error, by the network."""
@@ -1423,6 +1407,8 @@ class Inbox(asyncio.Protocol):
         """Nothing more will come; the name is StreamReader's."""
         self.ended = True
         self._wake()
+
+    eof_received = feed_eof  # from the server; the transport then closes itself
 
     def _wake(self) -> None:
         on_unasked, self.on_unasked = self.on_unasked, None
@@ -1456,19 +1442,18 @@ def tls_options(host: str) -> dict[str, Any]:
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
 
 
-class Connection:
-    """A connection on a route: made, opened, used, kept or closed.
+class Connection(Clock):
+    """A connection on a route, with its clock: made, opened, used, kept or closed.
 
     Its owner, mostly the pool, has the `connector` that opens streams, and is told by `keep` that
     the connection is idle, by `forget` that it is closed.
     """
 
     def __init__(self, route: Route, owner: Any) -> None:
+        super().__init__()
         self.route = route
         self.owner = owner
         self.trace: Any = None        # the setting of the call that uses it
-        self.loop = asyncio.get_running_loop()
-        self.clock = Clock(self.close)
         self.reader: Any = None       # an Inbox and asyncio's StreamWriter, or a caller's own
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
@@ -1483,14 +1468,14 @@ class Connection:
 
     # ---- opening
 
-    async def open(self, timeout: float | None) -> None:
+    async def open(self, timeout: float) -> None:
         """Connect, through the proxy if there is one, and encrypt if the origin asks.
 
         Raises ConnectError, TLSError, ProxyError or TimedOut; then the caller closes.
         """
         if self.closed:  # by Session.close, after the pool had handed it over
             raise ended(self)
-        self.clock.watch("connection", timeout or _FOREVER)
+        self.watch("connection", timeout)
         # A task of its own, so that `close` can cancel it. If we awaited it directly, that would
         # look as if our caller were cancelled; gather returns it as a value. If our caller really
         # is cancelled, gather cancels the task, too, and waits until it has cleaned up. (Made by
@@ -1517,20 +1502,18 @@ class Connection:
         route, origin = self.route, self.route.origin
         if route.proxy:
             await pass_proxy(self, route.proxy)
-        elif route.unix_socket:
-            await self.connect(open_unix, origin.host, route.unix_socket, tls=route.tls)
         else:
-            await self.connect(self.owner.connector, origin.host, route.address or origin.host,
-                               origin.port, tls=route.tls)
+            await self.connect(origin.host, route.address or origin.host, origin.port, route.tls)
 
-    async def connect(self, connector: Callable[..., Awaitable[Stream]], host: str,
-                      *address: str | int, tls: ssl.SSLContext | None) -> None:
+    async def connect(self, host: str, where: str, port: int, tls: ssl.SSLContext | None) -> None:
         """Open a stream to an address, and speak TLS there if asked to, with the name of host."""
         options: dict[str, Any] = {"limit": READ_BYTES}
         if tls:
             options.update(tls_options(host), ssl=tls)
-        where = str(address[0])
-        if connector is asyncio.open_connection and ("," in where or not is_address(where)):
+        connector, address = self.owner.connector, [where, port]
+        if where.startswith("unix:"):
+            connector, address = getattr(asyncio, "open_unix_connection", None), [where[5:]]
+        elif connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
         with contextlib.suppress(OSError, AttributeError):  # reset already; of a test's double
@@ -1564,15 +1547,14 @@ class Connection:
         except _STREAM_ERRORS:
             pass  # it will be raised again
         else:
-            self.reader = Inbox(protocol)
+            self.reader = Inbox()
+            self.reader.transport, self.reader.replaced = transport, protocol
             transport.set_protocol(self.reader)
-            self.reader.connection_made(transport)
         early.close()
 
     # ---- one exchange
 
-    async def exchange(self, request: bytes, timeout: float | None,
-                       phase: str = "response head") -> Head:
+    async def exchange(self, request: bytes, timeout: float, phase: str = "response head") -> Head:
         """Send a head and read the head that answers it; interim ones (1xx) are skipped.
 
         Body reads its body. After an error the caller must close the connection: only a
@@ -1583,7 +1565,7 @@ class Connection:
         self.exchanges += 1
         self.request_bytes = len(request)
         self.silent = True
-        self.clock.watch(phase, timeout or _FOREVER)
+        self.watch(phase, timeout)
         try:
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except _STREAM_ERRORS as error:
@@ -1594,7 +1576,8 @@ class Connection:
             data = self.rest or await self.receive()
             end = find_head_end(data)
             if not end:
-                data, end = await self._read_long_head(bytearray(data))
+                data = await self._read_long_head(bytearray(data))
+                end = find_head_end(data) or MAX_HEAD_BYTES + 1
             if end > MAX_HEAD_BYTES:
                 raise ProtocolError(f"response head: more than {MAX_HEAD_BYTES} bytes",
                                     exit_code=56)
@@ -1608,10 +1591,10 @@ class Connection:
                 raise ProtocolError("101 Switching Protocols, which was not asked for")
         raise ProtocolError(f"more than {MAX_INTERIM} interim responses")
 
-    async def _read_long_head(self, data: bytearray) -> tuple[bytes, int]:
-        """Read on to the end of a head that came in parts; return what came, and where it ends."""
-        end = 0
-        while not end and len(data) <= MAX_HEAD_BYTES:
+    async def _read_long_head(self, data: bytearray) -> bytes:
+        """Read on to the end of a head that came in parts, or up to the limit."""
+        searched = 0
+        while not find_head_end(data, searched) and len(data) <= MAX_HEAD_BYTES:
             if data[:7] != b"HTTP/1."[:len(data)]:
                 raise ProtocolError(f"not an HTTP/1 response: {shown(data)}", exit_code=1)
             arrived = await self.receive()
@@ -1621,8 +1604,7 @@ class Connection:
                 raise IncompleteBody(f"the connection ended inside the head: {shown(data)}")
             searched = max(0, len(data) - 2)
             data += arrived
-            end = find_head_end(data, searched)
-        return bytes(data), end or MAX_HEAD_BYTES + 1
+        return bytes(data)
 
     async def receive(self) -> bytes:
         """The next bytes, b"" at the end. Raises our errors, TimedOut if the clock ran out."""
@@ -1656,7 +1638,7 @@ class Connection:
         self.closed = True
         if self.loop.is_closed():
             return  # all that was open went with it
-        self.clock.stop()
+        super().close()
         if self.opener is not None:
             self.opener.cancel()
         for writer in filter(None, (self.writer, self.outer)):
@@ -1673,49 +1655,44 @@ class Connection:
 
 def hop(connection: Connection) -> str:
     """The route, for error texts; the proxy alone while we are not even there."""
-    proxy, phase = connection.route.proxy, connection.clock.phase
+    proxy, phase = connection.route.proxy, connection.phase
     return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
 
 
 def ended(connection: Connection) -> AsyncGetError:
     """The error for a clock that ran out, or a session closed by someone else."""
-    clock = connection.clock
-    if not clock.expired:
+    if not connection.expired:
         return AsyncGetError(f"the connection to {connection.route} was closed on our side")
-    seconds, what = clock.seconds, clock.phase
-    if clock.limit >= clock.deadline.until:
-        seconds, what = clock.deadline.seconds, f"{what} (the whole call's deadline)"
-    return TimedOut(f"no {what} within {seconds:g} s: {hop(connection)}", phase=clock.phase,
+    deadline, seconds, what = connection.deadline, connection.seconds, connection.phase
+    if connection.limit >= deadline.until:
+        seconds, what = deadline.seconds, f"{what} (the whole call's deadline)"
+    return TimedOut(f"no {what} within {seconds:g} s: {hop(connection)}", phase=connection.phase,
                     seconds=seconds)
 
 
-async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> Response:
+async def fetch(url: str, timeout: float = 30.0) -> Response:
     """One GET over a connection of its own, of at most 64 MiB: all of this part in a row."""
-    parts, context = parse_url(url), None
-    if parts.origin.scheme == "https":
-        context = tls or ssl.create_default_context()
-    route = Route(parts.origin, context, None, None, None)
-    # Nobody wants to know that it is idle or closed: id() takes one argument and does nothing.
-    alone = types.SimpleNamespace(connector=asyncio.open_connection, keep=id, forget=id)
+    parts = parse_url(url)
+    tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
+    route = Route(parts.origin, tls, None, None)
+    # Nobody wants to know that it is closed: id() takes one argument and does nothing.
+    alone = types.SimpleNamespace(connector=asyncio.open_connection, forget=id)
     connection = Connection(route, alone)
-    connection.clock.deadline = Deadline(connection.loop.time())
-    try:
+    connection.deadline = Deadline(connection.loop.time())
+    with contextlib.closing(connection):
         await connection.open(timeout)
         lines = render_fields(PLAIN_FIELDS, parts.origin)
         head = await connection.exchange(render_request(parts.target, lines), timeout)
-        response = Response(head, parts, connection, keep=False, decode=False)
+        response = Response(head, parts, connection)
         await response.read(64 * 2**20)
         return response
-    finally:
-        connection.close()
 
 
 # You may stop here. You have read a whole client for one GET from an address. (Section 13 tells
 # how a name gets its addresses, and an error its words.) The rest makes it a client for many
 # GETs, for other people's networks, and for the shell. The later parts are reached from this
 # one at a few places: `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
-# `open_first`, `open_unix` and `failure`, which has words for the system's errors (13), and
-# `pass_proxy` (14).
+# `open_first` and `failure`, which has words for the system's errors (13), and `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
 # How a client is fast, and no burden to servers. Connections are kept and used again; rules
@@ -1732,7 +1709,6 @@ async def fetch(url: str, timeout: float = 30.0, tls: ssl.SSLContext | None = No
 MAX_CODINGS = 5                  # content codings of one body; curl and urllib3 allow 5, too
 MAX_DECODED_STEP_BYTES = 65_536  # in one step, at most: bytes taken in, and bytes made
 MAX_CODED_BYTES = 1_048_576      # taken in by all stages, and 100 more for each byte that arrives
-STEP_BYTES = 1024                # counted as work for each step, even if it makes nothing
 # The codings that we undo. A body in gzip or zstd may consist of several compressed members
 # (RFC 1952, RFC 8878 3.1). Beside each coding: the bytes that a further member may begin with.
 _CODINGS = {b"gzip": b"\x1f", b"deflate": b""}
@@ -1781,18 +1757,18 @@ class Decoder:
     >>> decoder = Decoder(b"gzip")
     >>> first, decoder.arrived = next(decoder.pieces), gzip.compress(b"hello")
     >>> first, next(decoder.pieces)
-    (None, b'hello')
+    ((1, None), (2, b'hello'))
     """
 
     budget = MAX_CODED_BYTES  # bytes that the stages may still take in
-    work = 0                  # in bytes, since Response gave the loop a turn
     arrived = b""             # the caller sets it when `pieces` gives None; b"": the end
 
     def __init__(self, coding: bytes) -> None:
-        # Gives content; None to ask for more; b"" so that the caller may look at `work`.
-        self.pieces = self.arriving()
+        pieces = self.arriving()
         for name in reversed(content_codings(coding)):
-            self.pieces = self.undo(name, self.pieces)
+            pieces = self.undo(name, pieces)
+        # Content; None to ask for more; b"" where nothing was made: counted, as each is some work.
+        self.pieces = enumerate(pieces, start=1)
 
     def arriving(self) -> Iterator[bytes | None]:
         """What has arrived, in slices: behind each member, zlib copies the rest of its slice."""
@@ -1831,7 +1807,6 @@ class Decoder:
                 data = (stream.unused_data if stream.eof else
                         getattr(stream, "unconsumed_tail", b""))  # zstd's keeps it inside
                 full = len(piece) == MAX_DECODED_STEP_BYTES and not stream.eof
-                self.work += STEP_BYTES + len(piece)
                 yield piece
             yield b""
         if stream and not stream.eof:
@@ -1989,13 +1964,13 @@ class Pool:
         """
         if lane.idle and not self.interval:
             connection = next(reversed(lane.idle))
-            if connection.loop.time() - connection.clock.since <= IDLE_MOMENT_SECONDS:
+            if connection.loop.time() - connection.since <= IDLE_MOMENT_SECONDS:
                 del lane.idle[connection]
                 connection.reader.on_unasked = None
                 return connection
         return None
 
-    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float | None,
+    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float,
                       fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
@@ -2065,7 +2040,7 @@ class Pool:
 
     # ---- who waits
 
-    async def _wait(self, lane: Lane, deadline: Deadline, timeout: float | None) -> Connection:
+    async def _wait(self, lane: Lane, deadline: Deadline, timeout: float) -> Connection:
         """Wait in the queue of the route until `serve` hands a connection over.
 
         The wait does not count for the call's deadline if a connection comes.
@@ -2075,11 +2050,11 @@ class Pool:
         lane.waiting[future] = None
         self.turns.setdefault(lane)
         came = loop.time()
-        patience = max(0.0, min(timeout or deadline.seconds, deadline.until - came))
+        patience = max(0.0, min(timeout, deadline.until - came))
         allowed = left = patience + self.interval  # a pause for `rate` is no standstill
-        looks, forgiven = LAST_TURNS, 0.0
+        looks = 0  # since time was up
         try:
-            while looks:  # when time is up, LAST_TURNS more: a free one may be a turn or two away
+            while looks < LAST_TURNS:  # that many more: a free one may be a turn or two away
                 await asyncio.wait([future], timeout=left)
                 if future.done():
                     deadline.until += loop.time() - came
@@ -2088,10 +2063,9 @@ class Pool:
                 # pool, as all routes do.
                 moved_at = max(came, (lane if self.is_full(lane) else self).moved_at)
                 left = moved_at + allowed - loop.time()
-                if left < -LATE_SECONDS and forgiven != moved_at:
-                    # The program was busy: once for each time that it moves, as in Clock._wake.
-                    left, forgiven = min(-left, allowed), moved_at
-                looks = LAST_TURNS if left > 0 else looks - 1
+                looks = 0 if left > 0 else looks + 1
+                if looks == 1 and left < -LATE_SECONDS:  # the program was busy: see Clock._wake
+                    left = min(-left, allowed)
             raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the "
                            f"deadline left): {lane.open} to this host and {len(self.all)} "
                            "in all are in use",
@@ -2114,8 +2088,8 @@ class Pool:
             connection.close()  # something has come; or a caller's reader, which cannot tell
             return
         reader.on_unasked = connection.close
-        connection.clock.deadline = _NEVER
-        connection.clock.watch("idle", IDLE_SECONDS)
+        connection.deadline = _NEVER
+        connection.watch("idle", IDLE_SECONDS)
         lane = self.all[connection] = self.all.pop(connection)
         lane.idle[connection] = None
         self.serve(lane, connection.exchanges)
@@ -2158,6 +2132,7 @@ class Pool:
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and wait until their sockets are closed."""
+        self.closed = True
         self.turns.clear()
         for lane in self.lanes.values():
             while lane.waiting:
@@ -2817,9 +2792,8 @@ class Call:
             url = add_params(url, settings["params"])
         if options:
             fields = fields_of(fields, options)
-        if self.cookies:
-            for name, value in self.cookies.items():
-                check_cookie(name, "" if value is None else value)
+        for name, value in self.cookies.items():
+            check_cookie(name, "" if value is None else value)
         request = Request(url, fields, self.cookies, cert)
         return self.with_password(request) if url.userinfo else request
 
@@ -2831,11 +2805,12 @@ class Call:
         request goes out once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings = self.session, self.settings
-        pool, lane, timeout = session._pool, session._lane(request, settings), settings["timeout"]
+        pool, lane = session._pool, session._lane(request, settings)
+        timeout = settings["timeout"] or self.deadline.seconds
         data = self.render(request, lane)
         connection = pool.take(lane) or await pool.acquire(lane, self.deadline, timeout)
         while True:
-            connection.clock.deadline, connection.trace = self.deadline, settings["trace"]
+            connection.deadline, connection.trace = self.deadline, settings["trace"]
             kept = connection.exchanges > 0
             try:
                 if not kept:
@@ -2934,7 +2909,8 @@ class Streaming(Call):
     async def __aexit__(self, _: object = None, error: object = None, __: object = None) -> None:
         try:
             if isinstance(error, StatusError) and error.response == self.response:
-                await keep_short(self.response)  # it says why
+                with self.deadline.within(MAX_DISCARD_SECONDS):  # it says why, if it is short
+                    await self.response.read(MAX_DISCARD_BYTES)
         finally:
             if self.response:
                 self.response.close()
@@ -2959,12 +2935,6 @@ async def discard(response: Response) -> None:
             while response._connection and response.received <= MAX_DISCARD_BYTES:
                 await response._read_piece()
     response.close()
-
-
-async def keep_short(response: Response) -> None:
-    """Read a body if it is short and comes soon: who catches the StatusError can look at it."""
-    with response._deadline.within(MAX_DISCARD_SECONDS):
-        await response.read(MAX_DISCARD_BYTES)
 
 
 class Session:
@@ -3020,11 +2990,8 @@ class Session:
 
     async def close(self) -> None:
         """Close all connections, those in use as well."""
-        running = self._loop is not None and not self._loop.is_closed()
-        if running:
+        if self._loop is None or not self._loop.is_closed():  # else all went with it
             self._time()
-        self._pool.closed = True
-        if running:
             await self._pool.close()
 
     def _time(self) -> float:
@@ -3099,7 +3066,7 @@ class Session:
         The function as_completed returns this, not a generator around it: where that was left
         early asyncio would close both at once, and fail at the outer one.
         """
-        finished: asyncio.Queue[Any] = asyncio.Queue()
+        finished = asyncio.Queue[Any]()
         taken = asyncio.Semaphore(0)
 
         async def deliver(_: int, url: str, outcome: Outcome) -> None:
@@ -3204,6 +3171,8 @@ class Session:
         if jar is not False:  # its cookies without a domain are for the first origin of all
             jar.home = jar.home or (self._base or request.url).origin
         path, verify = settings["unix_socket"], settings["verify"]
+        if path and not hasattr(asyncio, "open_unix_connection"):
+            raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
         proxy: Proxy | None = None
         given = settings.get("proxy", settings["trust_env"])  # True: ask the environment
         if given and not path:
@@ -3214,7 +3183,9 @@ class Session:
             proxy_tls = self._context(verify or True)
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
-        route = Route(origin, tls, proxy, path, address, proxy_tls, verify or True)
+        if path:
+            address = f"unix:{path}"
+        route = Route(origin, tls, proxy, address, proxy_tls, verify or True)
         lane = self._pool.lanes.setdefault(route, Lane(route))
         remember(lanes, (origin, cert), lane)
         return lane
@@ -3285,17 +3256,17 @@ MAX_LOOK_UPS = 1000              # at once; each has a thread for as long as no 
 MAX_ADDRESSES = 32               # of a name that are tried; each may hold a socket meanwhile
 HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, too (RFC 8305 5)
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
-_asked: dict[Any, concurrent.futures.Future[Any]] = {}  # look-ups under way
+_asked: dict[Any, Future[Any]] = {}  # look-ups under way
 
 
-def in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future[Any]:
+def in_thread(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     """Call a function that may take seconds, in a thread of its own, so that the loop runs on.
 
     asyncio has few threads, and the program needs them, too: if a name server is down, a few
     names would hold them all. And at its end Python waits for those; for a daemon thread it
     does not.
     """
-    answer = concurrent.futures.Future[Any]()
+    answer = Future[Any]()
     answer.set_running_or_notify_cancel()  # from now on nobody who gives up cancels it for others
 
     def work() -> None:
@@ -3312,7 +3283,7 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> concurrent.futur
     return answer
 
 
-def ask_system(host: str, family: int) -> concurrent.futures.Future[Any]:
+def ask_system(host: str, family: int) -> Future[Any]:
     """getaddrinfo for a name, once for all who ask meanwhile."""
     key = os.getpid(), host, family  # the pid: a forked process has no threads of its parent
     answer = _asked.get(key)
@@ -3403,14 +3374,6 @@ async def connect_to(address: str, port: int) -> socket.socket:
         made.close()
         raise
     return made
-
-
-async def open_unix(path: str, **options: Any) -> Stream:
-    """A connection to a unix socket, where the system has such."""
-    if not hasattr(asyncio, "open_unix_connection"):
-        raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
-    opened: Stream = await asyncio.open_unix_connection(path, **options)
-    return opened
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -3514,7 +3477,7 @@ def handshake_hint(reason: str) -> str:
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
-    route, phase, where = connection.route, connection.clock.phase, hop(connection)
+    route, phase, where = connection.route, connection.phase, hop(connection)
     if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.closed:
@@ -3549,7 +3512,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
 
 def after(connection: Connection) -> str:
     """How long the last step of opening took, for the error texts."""
-    seconds = connection.loop.time() - connection.clock.since
+    seconds = connection.loop.time() - connection.since
     return f" (after {seconds:.2f} s)" if connection.opener else ""
 
 
@@ -3668,10 +3631,9 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         if route.proxy_tls and route.tls and sys.version_info < (3, 11):
             raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
                              "https, too")
-        await connection.connect(connection.owner.connector, proxy.host, proxy.host,
-                                 proxy.port, tls=route.proxy_tls)
+        await connection.connect(proxy.host, proxy.host, proxy.port, route.proxy_tls)
         if proxy.scheme.startswith("socks"):
-            connection.clock.watch("answer of the proxy")
+            connection.watch("answer of the proxy")
             await ask_socks(connection, proxy)
         elif route.tls:
             await ask_for_tunnel(connection, proxy)
@@ -3682,7 +3644,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         error.args = (f"proxy {proxy} {error}{after(connection)}",)
         raise
     if route.tls:
-        connection.clock.watch("TLS handshake")
+        connection.watch("TLS handshake")
         await start_tls(connection, route.tls)
 
 
@@ -3693,7 +3655,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
     request = f"CONNECT {target} HTTP/1.1\r\n".encode("ascii") + render_fields(fields, origin)
     try:
-        head = await connection.exchange(request, connection.clock.seconds, "answer of the proxy")
+        head = await connection.exchange(request, connection.seconds, "answer of the proxy")
     except ProtocolError as error:
         raise ProxyError(f"did not answer CONNECT {target}: {error}") from error
     connection.exchanges = 0  # with the origin there was none yet
@@ -3773,7 +3735,7 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
                                      **tls_options(connection.route.origin.host))
     if transport is None or transport.is_closing():  # the connection ended meanwhile
         raise ConnectionResetError("closed during the handshake")
-    inbox.connection_made(transport)
+    inbox.transport = transport
     connection.writer = asyncio.StreamWriter(transport, inbox, None, loop)
 
 
@@ -3969,12 +3931,12 @@ class Cookies(AskedJar):
         set none for the longest time. So endless subdomains push out only their own site's.
         """
         site = site_of(url.origin.host)
-        safe = is_safe(url.origin)
         names = []
         kept = {key: old for key, old in self._sites.pop(site, {}).items() if old.lives()}
         for line in lines[:MAX_SET_COOKIES]:
             cookie = parse_set_cookie(line, url, time.time())
-            if cookie and (safe or not any(overlays(cookie, old) for old in kept.values())):
+            if cookie and (is_safe(url.origin)
+                           or not any(overlays(cookie, old) for old in kept.values())):
                 kept[cookie.key] = cookie  # also if it is expired: so a server deletes a cookie
                 names.append(cookie.name)
         # Those without Secure go first: http must not push out what only https may set.
