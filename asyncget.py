@@ -1940,6 +1940,7 @@ class Pool:
 
     closed = False
     moved_at = 0.0  # when one who waited on any route was last served
+    agent: Fields   # the session's User-Agent, if it has one: for proxies that look at it
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.limit = settings["limit"] or sys.maxsize
@@ -2819,7 +2820,7 @@ class Call:
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
                 if not (kept and head.status == 408 and not connection.interim
-                        and not may_reuse(head, 0)):
+                        and not may_reuse(head, 1)):
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
@@ -2977,6 +2978,7 @@ class Session:
         # (section 13) only when a URL with https needs it.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
         self._pool = Pool(settings)
+        self._pool.agent = tuple(one for one in self._fields if one[0].lower() == "user-agent")
         # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
         # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
         # Without that a small GET takes twice the time.
@@ -3652,7 +3654,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); it learns only the host and port."""
     origin = connection.route.origin
     target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
-    fields = (("Host", target), ("User-Agent", f"asyncget/{__version__}"), *proxy_fields(proxy))
+    fields = (("Host", target), *connection.owner.agent, *proxy_fields(proxy))
     request = f"CONNECT {target} HTTP/1.1\r\n".encode("ascii") + render_fields(fields, origin)
     try:
         head = await connection.exchange(request, connection.seconds, "answer of the proxy")
@@ -4478,8 +4480,9 @@ class Download(Call):
             request = request.adding("Accept-Encoding", "identity")
         if self.known:
             self.begun = True
-            request = request.adding("Range", f"bytes={self.size}-").adding(
-                "If-Range", self.known.validator or None)
+            request = request.adding("Range", f"bytes={self.size}-")
+            if self.known.validator:
+                request = request.adding("If-Range", self.known.validator)
         return request
 
     async def finish(self, response: Response) -> None:
@@ -4829,7 +4832,7 @@ time
   --retry-connrefused         (on)
 output
   --remote-name-all           -O for each URL
-  --out-null                  throw away what has no -o
+  --out-null                  throw it away, in the place of an -o
   --no-clobber                rather FILE.1 than overwrite FILE
   -R --remote-time            give the file the server's date
   --remove-on-error           (on: it stays FILE.part; but not with -i, -I)
@@ -4980,7 +4983,7 @@ VALUES: dict[str, Any] = {
         r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", lambda gone, host, text:
         ((gone or host).lower(), ",".join(map(parse_address, re.findall(r"[^][,\s]+", text))))),
     "HOST1:PORT1:HOST2:PORT2": (
-        r"(\[[^]]*\]|[^:]*):([0-9]{,5}):(\[[^]]*\]|[^:]*):([0-9]{,5})",
+        r"(\[[^]]*\]|[^:]*):?([0-9]{,5}):?(\[[^]]*\]|[^:]*):?([0-9]{,5})",
         lambda *parts: parts),
 }
 
@@ -5030,8 +5033,9 @@ def store_flag(options: Options, flag: Flag, text: str) -> None:
         getattr(options, flag.name).append(value)
     else:
         setattr(options, flag.name, value)
-    if flag.name == "remote_name" and flag.on:
-        options.output.append(None)  # the n-th of all -o and -O is for the n-th URL
+    outputs = {"remote_name": None, "out_null": os.devnull}
+    if flag.name in outputs and flag.on:
+        options.output.append(outputs[flag.name])  # the n-th of these and -o is for the n-th URL
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -5680,7 +5684,7 @@ def plan_transfers(command: Command) -> Iterator[Transfer]:
         listed = isinstance(entry, list)  # the lines of a file
         for text in entry if listed else [entry]:
             unnamed = None if listed or options.remote_name_all else ""
-            output = next(outputs, os.devnull if options.out_null else unnamed)
+            output = next(outputs, unnamed)
             for url, put_in in [(text, {})] if listed or options.globoff else expand_glob(text):
                 name = output and "".join(
                     put_in.get(part, part) for part in re.split("(#[0-9]+)", output))
