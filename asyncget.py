@@ -5296,7 +5296,7 @@ def open_session(options: Options) -> Session:
         # Who asks for a coding by -H wants the bytes as they come. No part of a gzip unpacks; and
         # -I is to tell the file's own length.
         decode=(options.compressed or options.compressed is None
-                and "accept-encoding" not in Headers(options.header)
+                and "accept-encoding" not in {name.lower() for name, _ in options.header}
                 ) and not options.range and not options.head,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),

@@ -7315,7 +7315,7 @@ class Section20CommandLine(Folder):
             "-x http://127.0.0.1:1 --noproxy 127.0.0.1 {u}/",
             "--proto =http,https x.localhost:{port}",
             "--connect-to h.test:80:127.0.0.1:{port} http://h.test/", "--connect-to other:::1 {u}/",
-            "--connect-to  {u}/", "--connect-to ::127.0.0.1 {u}/",
+            "--connect-to  {u}/", "--connect-to ::127.0.0.1 {u}/", "-H Accept-Encoding: {u}/",
             "--resolve h.test:{port}:127.0.0.2,127.0.0.1 http://h.test:{port}/",
             "--resolve +h.test:{port}:127.0.0.1 --resolve -x:1 http://h.test:{port}/")),
         *((line, b"", rf"\({code}\)", code) for code, lines in {
