@@ -7558,7 +7558,7 @@ class Section20CommandLine(Folder):
         os.chmod(self.path("net"), 0o600)
         usual = ["GET / HTTP/1.1", "Host: H", "User-Agent: U", "Accept: */*"]
         # than 7.88, or a BOM, or %0a for %0A, or with Proxy-Connection
-        newer = re.compile("url-query|@heads|-C 3|-H @-|n@d|-x")
+        newer = re.compile("agent=|url-query|@heads|-C 3|-H @-|n@d|-x")
 
         for (line, added, gone), by_curl in table(self.REQUESTS, (False, True)):
             if by_curl and (not WITH_CURL or newer.search(line)):
