@@ -1252,7 +1252,7 @@ class Route(NamedTuple):
     proxy: Proxy | None
     address: str | None  # where to connect instead of looking the host up; "unix:" and a path
     proxy_tls: ssl.SSLContext | None = None  # the client's certificate is not in it
-    verify: Any = True   # as the caller gave it, for the error texts
+    verify: Any = True   # whom certificates have to be from, for the error texts
 
     def __str__(self) -> str:
         """Which address this is, and by which way."""
@@ -1375,7 +1375,7 @@ class Inbox(asyncio.Protocol):
     can tell the pool when bytes come that nobody asked for (section 9).
     """
 
-    transport: Any = None
+    transport: Any = None  # in a tunnel it is not known yet when the first bytes come
     replaced: Any = None  # asyncio's protocol: StreamWriter.wait_closed waits for its end
     size = 0              # of the pieces
     ended = False
@@ -2820,7 +2820,7 @@ class Call:
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
                 if not (kept and head.status == 408 and not connection.interim
-                        and not may_reuse(head, 1)):
+                        and not may_reuse(head, 1)):  # whatever its body is like
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
@@ -3180,14 +3180,14 @@ class Session:
         if given and not path:
             proxy = choose_proxy(origin) if given is True else parse_proxy(given, "proxy=")
         tls = self._context(verify, cert) if origin.scheme == "https" else None
-        proxy_tls = None
-        if proxy and proxy.scheme == "https":  # it gets a password: verify=False is not for it
-            proxy_tls = self._context(verify or True)
+        # A proxy gets a password, so it is verified: False is not for it.
+        trusted = verify or True
+        proxy_tls = self._context(trusted) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
         address = resolved(settings["resolve"], origin) if settings["resolve"] and here else None
         if path:
             address = f"unix:{path}"
-        route = Route(origin, tls, proxy, address, proxy_tls, verify or True)
+        route = Route(origin, tls, proxy, address, proxy_tls, trusted)
         lane = self._pool.lanes.setdefault(route, Lane(route))
         remember(lanes, (origin, cert), lane)
         return lane
@@ -5164,8 +5164,8 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) of the task that runs. The library calls `connect` with a host and a port;
-# this tells it which URL that is for.
+# The Transfer (below) of the task that runs. The library calls `connect` with a host and a port,
+# `trace` with bytes of the wire, `progress` with a size; this tells them which URL that is for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
@@ -5449,8 +5449,7 @@ class Transfer(Download):
     changed = _FOREVER     # when the file that -C - goes on from was last changed
 
     def __init__(self, command: Command, url: str, output: str | None) -> None:
-        super().__init__(command.session, url, {
-            **command.settled, "trace": self.trace, "progress": self.advance}, "")
+        super().__init__(command.session, url, command.settled, "")
         self.command = command
         self.flags = flags = command.options
         self.shown_url = printable(without_userinfo(url))
@@ -5864,8 +5863,10 @@ class Command:
         set_proxies(options)
         options.header = [*itertools.chain(*options.header)]
         self.session = open_session(options)
-        self.settled = self.session._settled(  # of each call, so that -H wins
-            {"headers": options.header, "any_status": True}, DownloadSettings)
+        self.settled = self.session._settled({  # of each call, so that -H wins; shared by them all
+            "headers": options.header, "any_status": True,
+            "trace": lambda *told: TRANSFER.get().trace(*told),
+            "progress": lambda *told: TRANSFER.get().advance(*told)}, DownloadSettings)
         self.transfers = [*plan_transfers(self)]
         if not self.transfers:
             raise AsyncGetError("no URL given; try --help")
