@@ -323,7 +323,6 @@ def printable(text: str) -> str:
 # disagree about the host. What is asked for goes out byte for byte; only what
 # cannot be on a request line (blanks, non-ASCII) is percent-encoded.
 
-MAX_URL_CHARS = 65_536           # as hyper; RFC 9110 4.1 asks for 8,000 at least
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 # Here and below, expressions that each GET needs are compiled at once; `re` compiles the others
 # when they are first used.
@@ -484,12 +483,10 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
     text = text.strip(" \t\r\n\f")
     match = _URL.fullmatch(text)
     # Control characters are refused: to delete them, as urllib.parse does, makes another URL.
-    if (match is None or len(text) > MAX_URL_CHARS
-            or not text.isprintable() and not _VALUE.fullmatch(text)):
-        raise InvalidURL(f"not an absolute URL of up to {MAX_URL_CHARS} characters: "
-                         f"{masked(text)}; write http://host/path, and percent-encode control "
-                         "characters, and in user and password all but letters, digits and "
-                         "-._~!$&'()*+,;=")
+    if match is None or not text.isprintable() and not _VALUE.fullmatch(text):
+        raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path, and "
+                         "percent-encode control characters, and in user and password all but "
+                         "letters, digits and -._~!$&'()*+,;=")
     scheme, userinfo, host_port, rest = match.groups()
     if scheme.lower() not in schemes:
         raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only {', '.join(schemes)}",
@@ -531,6 +528,7 @@ def remove_dots(target: str) -> str:
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
+MAX_TARGET_CHARS = 65_536  # as hyper; RFC 9110 4.1 asks for 8,000 at least
 _NAME = re.compile(TOKEN)
 _HOST_VALUE = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 PLAIN_FIELDS = (
@@ -573,8 +571,10 @@ def render_request(target: str, lines: bytes) -> bytes:
     >>> render_request("/x", render_fields((("Host", ""),), Origin("http", "h", 80)))
     b'GET /x HTTP/1.1\r\nHost: h\r\n\r\n'
     """
-    if not target.isascii() or not target.isprintable() or " " in target:
-        raise InvalidURL(f"not a request target: {masked(target)}")
+    if (len(target) > MAX_TARGET_CHARS or not target.isascii() or not target.isprintable()
+            or " " in target):
+        raise InvalidURL(f"not a request target of up to {MAX_TARGET_CHARS} characters: "
+                         f"{masked(target)}")
     return b"GET %b HTTP/1.1\r\n%b" % (target.encode("ascii"), lines)
 
 
