@@ -586,7 +586,7 @@ def render_request(target: str, lines: bytes) -> bytes:
 # bytes (but not a Content-Length or a coding). Only the few fields that decide what we do next
 # are looked up at once; the others are parsed when a user asks for them.
 
-# One head, counted while it arrives (Connection.exchange and _read_long_head, section 7). A
+# One head, counted while it arrives (Connection.exchange, section 7). A
 # line has no limit of its own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
 MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
@@ -618,16 +618,6 @@ def parse_list(value: bytes) -> list[bytes]:
     [b'close', b'x']
     """
     return _ELEMENT.findall(value)
-
-
-def find_head_end(data: bytes | bytearray, start: int = 0) -> int:
-    r"""The index behind the first empty line, or 0.
-
-    >>> find_head_end(b"HTTP/1.1 200 OK\r\n\r\nhello"), find_head_end(b"HTTP/1.1 200 OK\r\n")
-    (19, 0)
-    """
-    match = _HEAD_END.search(data, start)
-    return match.end() if match else 0
 
 
 def check_fields(block: bytes) -> bytes:
@@ -1573,38 +1563,29 @@ class Connection(Clock):
         except RuntimeError as error:  # uvloop's, where the server has reset it
             raise failure(self, ConnectionResetError(str(error))) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
-            data = self.rest or await self.receive()
-            end = find_head_end(data)
-            if not end:
-                data = await self._read_long_head(bytearray(data))
-                end = find_head_end(data) or MAX_HEAD_BYTES + 1
-            if end > MAX_HEAD_BYTES:
+            data, start = self.rest or await self.receive(), 0
+            while not (end := _HEAD_END.search(data, start)) and len(data) <= MAX_HEAD_BYTES:
+                if data[:7] != b"HTTP/1."[:len(data)]:
+                    raise ProtocolError(f"not an HTTP/1 response: {shown(data)}", exit_code=1)
+                arrived = await self.receive()
+                if not arrived and not data:
+                    raise IncompleteBody(f"empty reply from {self.route}", exit_code=52)
+                if not arrived:
+                    raise IncompleteBody(f"the connection ended inside the head: {shown(data)}")
+                start = max(0, len(data) - 2)  # its end may have begun already
+                data += arrived
+            if not end or end.end() > MAX_HEAD_BYTES:
                 raise ProtocolError(f"response head: more than {MAX_HEAD_BYTES} bytes",
                                     exit_code=56)
-            self.rest = data[end:]
+            data, self.rest = data[:end.end()], data[end.end():]
             if self.trace:
-                self.trace("<", data[:end])
-            head = parse_head(data[:end])
+                self.trace("<", data)
+            head = parse_head(data)
             if head.status >= 200:
                 return head
             if head.status == 101:
                 raise ProtocolError("101 Switching Protocols, which was not asked for")
         raise ProtocolError(f"more than {MAX_INTERIM} interim responses")
-
-    async def _read_long_head(self, data: bytearray) -> bytes:
-        """Read on to the end of a head that came in parts, or up to the limit."""
-        searched = 0
-        while not find_head_end(data, searched) and len(data) <= MAX_HEAD_BYTES:
-            if data[:7] != b"HTTP/1."[:len(data)]:
-                raise ProtocolError(f"not an HTTP/1 response: {shown(data)}", exit_code=1)
-            arrived = await self.receive()
-            if not arrived and not data:
-                raise IncompleteBody(f"empty reply from {self.route}", exit_code=52)
-            if not arrived:
-                raise IncompleteBody(f"the connection ended inside the head: {shown(data)}")
-            searched = max(0, len(data) - 2)
-            data += arrived
-        return bytes(data)
 
     async def receive(self) -> bytes:
         """The next bytes, b"" at the end. Raises our errors, TimedOut if the clock ran out."""
