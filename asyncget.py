@@ -1466,11 +1466,14 @@ class Connection(Clock):
         if self.closed:  # by Session.close, after the pool had handed it over
             raise ended(self)
         self.watch("connection", timeout)
+        route = self.route
         # A task of its own, so that `close` can cancel it. If we awaited it directly, that would
         # look as if our caller were cancelled; gather returns it as a value. If our caller really
         # is cancelled, gather cancels the task, too, and waits until it has cleaned up. (Made by
         # create_task, it may run at once: it could not be told from an exchange.)
-        self.opener = asyncio.Task(self._dial())
+        self.opener = asyncio.Task(
+            pass_proxy(self, route.proxy) if route.proxy else
+            self.connect(route.origin, route.address, route.tls))
         try:
             await asyncio.gather(self.opener, return_exceptions=True)
             if self.closed:  # by the clock, or with the session
@@ -1485,27 +1488,21 @@ class Connection(Clock):
         asked = self.writer.get_extra_info
         self.addresses = asked("peername"), asked("sockname")
         if self.trace:
-            self.trace("*", f"connected to {self.route}")
+            self.trace("*", f"connected to {route}")
 
-    async def _dial(self) -> None:
-        """Open the stream to the origin, or to what stands in for it."""
-        route, origin = self.route, self.route.origin
-        if route.proxy:
-            await pass_proxy(self, route.proxy)
-        else:
-            await self.connect(origin.host, route.address or origin.host, origin.port, route.tls)
-
-    async def connect(self, host: str, where: str, port: int, tls: ssl.SSLContext | None) -> None:
-        """Open a stream to an address, and speak TLS there if asked to, with the name of host."""
+    async def connect(self, server: Origin | Proxy, address: str | None,
+                      tls: ssl.SSLContext | None) -> None:
+        """Open a stream to the origin or a proxy, or to what stands in for it, by TLS if asked."""
+        where = address or server.host
         options: dict[str, Any] = {"limit": READ_BYTES}
         if tls:
-            options.update(tls_options(host), ssl=tls)
-        connector, address = self.owner.connector, [where, port]
+            options.update(tls_options(server.host), ssl=tls)
+        connector, place = self.owner.connector, [where, server.port]
         if where.startswith("unix:"):
-            connector, address = getattr(asyncio, "open_unix_connection", None), [where[5:]]
+            connector, place = getattr(asyncio, "open_unix_connection", None), [where[5:]]
         elif connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
-        self.reader, self.writer = await connector(*address, **options)
+        self.reader, self.writer = await connector(*place, **options)
         with contextlib.suppress(OSError, AttributeError):  # reset already; of a test's double
             # So that without a timeout, too, we hear of a server that is gone.
             self.writer.get_extra_info("socket").setsockopt(
@@ -3614,7 +3611,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         if route.proxy_tls and route.tls and sys.version_info < (3, 11):
             raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
                              "https, too")
-        await connection.connect(proxy.host, proxy.host, proxy.port, route.proxy_tls)
+        await connection.connect(proxy, None, route.proxy_tls)
         if proxy.scheme.startswith("socks"):
             connection.watch("answer of the proxy")
             await ask_socks(connection, proxy)
