@@ -3655,8 +3655,8 @@ async def read_exactly(connection: Connection, size: int) -> bytes:
     while len(connection.rest) < size:
         arrived = await connection.receive()
         if not arrived:
-            error = EOFError(f"{len(connection.rest)} of {size} bytes came")
-            raise failure(connection, error) from error
+            raise ProxyError(f"closed the connection: {len(connection.rest)} of {size} bytes came"
+                             ) from EOFError()
         connection.rest += arrived
     data, connection.rest = connection.rest[:size], connection.rest[size:]
     return data
