@@ -326,11 +326,13 @@ def printable(text: str) -> str:
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 # Here and below, expressions that each GET needs are compiled at once; `re` compiles the others
 # when they are first used.
-_URL = re.compile(  # scheme, user and password, host and port, and the rest
-    r"([^:/?#]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@]*)(?![^/?#])([^\t]*)")
-# What may go out in a field's value or a URL: of the ASCII controls only the tab, and of the
-# surrogates ("half characters") only those that stand for single bytes: octets_text, section 4.
-_VALUE = re.compile("[^\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff]*")
+# What may not go out in a field's value or a URL: the ASCII controls but the tab, and surrogates
+# ("half characters") but those that stand for single bytes: octets_text, section 4.
+_BAD = "\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff"
+_VALUE = re.compile(f"[^{_BAD}]*")
+_URL = re.compile(  # scheme, user and password, host and port, and the rest; and no tab
+    rf"([^:/?#\t{_BAD}]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@\t{_BAD}]*)(?![^/?#])"
+    rf"([^\t{_BAD}]*)")
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 # 255 characters at most; "h.test." is the full name, up to the DNS root.
 _HOST = r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?"
@@ -483,7 +485,7 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
     text = text.strip(" \t\r\n\f")
     match = _URL.fullmatch(text)
     # Control characters are refused: to delete them, as urllib.parse does, makes another URL.
-    if match is None or not text.isprintable() and not _VALUE.fullmatch(text):
+    if match is None:
         raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path, and "
                          "percent-encode control characters, and in user and password all but "
                          "letters, digits and -._~!$&'()*+,;=")
@@ -529,6 +531,7 @@ def remove_dots(target: str) -> str:
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 MAX_TARGET_CHARS = 65_536  # as hyper; RFC 9110 4.1 asks for 8,000 at least
+_TARGET = re.compile(f"[!-~]{{1,{MAX_TARGET_CHARS}}}")  # visible ASCII
 _NAME = re.compile(TOKEN)
 _HOST_VALUE = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 PLAIN_FIELDS = (
@@ -571,8 +574,7 @@ def render_request(target: str, lines: bytes) -> bytes:
     >>> render_request("/x", render_fields((("Host", ""),), Origin("http", "h", 80)))
     b'GET /x HTTP/1.1\r\nHost: h\r\n\r\n'
     """
-    if (len(target) > MAX_TARGET_CHARS or not target.isascii() or not target.isprintable()
-            or " " in target):
+    if not _TARGET.fullmatch(target):
         raise InvalidURL(f"not a request target of up to {MAX_TARGET_CHARS} characters: "
                          f"{masked(target)}")
     return b"GET %b HTTP/1.1\r\n%b" % (target.encode("ascii"), lines)

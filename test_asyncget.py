@@ -5536,7 +5536,7 @@ class LinearTime(Section):
         render_fields((("X", t),), HERE)  render_auth((t, t))  check_fields(b + b"\n\n")
         parse_head(b"HTTP/1.1 200 " + b + b"\r\n\r\n")  parse_head(OK + b + b"\r\n\r\n")
         octets_text(OK + b"x:" + b + b"\r\n", "x")  may_reuse(head(b"Connection: " + b), 0)
-        parse_border(b"\r\n1;" + b)  read_chunked: take([b])
+        parse_border(b"\r\n1;" + b)  read_chunked: take([b])  render_request(t, b"")
         read_chunked: take([b"0\r\n" + b])  inflate: decode([b"gzip"], [EMPTY + b])
         inflate: decode([b"gzip"], [EMPTY * (len(b) // 20)])
         iter_lines: run(listed(response(b).iter_lines()))
