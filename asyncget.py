@@ -1319,16 +1319,17 @@ class Clock:
         self.phase, self.since = phase, now
         self.seconds = seconds or self.seconds
         self.limit = now + self.seconds
-        if min(self.limit, deadline.until) < self.wakes_at:
-            self.set_timer()
+        until = min(self.limit, deadline.until)
+        if until < self.wakes_at:
+            self.set_timer(until)
 
-    def set_timer(self) -> None:
-        """Have the timer ring when the time for the phase, or for the call, is over."""
+    def set_timer(self, moment: float) -> None:
+        """Have the timer ring at a moment, and not at the one that it was set to."""
         if self.timer is not None:
             self.timer.cancel()
-        self.wakes_at = min(self.limit, self.deadline.until)
-        if self.wakes_at < _FOREVER:
-            self.timer = self.loop.call_at(self.wakes_at, self._wake)
+        self.wakes_at = moment
+        if math.isfinite(moment):
+            self.timer = self.loop.call_at(moment, self._wake)
 
     def _wake(self, turns: int = LAST_TURNS) -> None:
         """The timer rings: end what is waited for, if its time is over.
@@ -1343,8 +1344,9 @@ class Clock:
         late = now - self.limit
         if late > LATE_SECONDS and self.limit == self.since + self.seconds:  # not moved yet
             self.limit = now + min(late, self.seconds)
-        if now < min(self.limit, self.deadline.until):
-            self.set_timer()
+        until = min(self.limit, self.deadline.until)
+        if now < until:
+            self.set_timer(until)
         elif turns:
             self.wakes_at = -_FOREVER  # so that `watch` sets no second timer meanwhile
             self.timer = self.loop.call_soon(self._wake, turns - 1)
@@ -1354,9 +1356,7 @@ class Clock:
 
     def close(self) -> None:
         """Watch nothing any more."""
-        if self.timer is not None:
-            self.timer.cancel()
-        self.wakes_at = -_FOREVER  # so that `watch` does not set it again
+        self.set_timer(-_FOREVER)  # so that `watch` does not set it again
 
 
 class Inbox(asyncio.Protocol):
