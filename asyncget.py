@@ -905,7 +905,6 @@ class Body:
             next(self._chunks)  # to its first `yield`
         self._sent_at, self._head_at = connection.since, connection.loop.time()
         self._reused = connection.exchanges > 1
-        connection.limit = _FOREVER  # the caller may think for as long as it likes
         data, connection.rest = connection.rest, b""
         self._take(data)       # mostly all of it came with the head
 
@@ -922,7 +921,6 @@ class Body:
                 raise self._fault
             self._connection.watch("more of the body")
             data = await self._connection.receive()
-            self._connection.limit = _FOREVER
             if data:
                 self._take(data)
             else:
@@ -932,6 +930,7 @@ class Body:
 
     def _take(self, data: bytes) -> None:
         """Put the payload in `data` into _ready; at the end of the body let the connection go."""
+        self._connection.limit = _FOREVER  # the caller may think for as long as it likes
         try:
             if self._chunks:
                 self._ready = self._chunks.send(data)
