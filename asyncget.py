@@ -3329,10 +3329,10 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
                 continue
             attempt = done.pop()
             attempts.remove(attempt)
-            error = attempt.exception()
-            if not isinstance(error, OSError):
+            try:
                 return attempt.result()
-            errors.append(error)
+            except OSError as error:
+                errors.append(error)
         failed = type(errors[0])("; ".join(map(str, errors)))
         failed.errno = errors[0].errno
         raise failed
