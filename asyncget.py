@@ -4286,13 +4286,6 @@ def open_ours(name: str, flags: int) -> int:
     return os.open(name, flags, 0o666)
 
 
-def shown_owner(folder: str) -> int:
-    """The owner that our files show in a folder: on some mounts that is not who we are."""
-    from tempfile import TemporaryFile
-    with TemporaryFile(dir=folder) as file:
-        return os.fstat(file.fileno()).st_uid
-
-
 def size_of_ours(file: IO[bytes]) -> int:
     """The size of an open file; OSError unless it is ours, and this is its only name.
 
@@ -4300,8 +4293,11 @@ def size_of_ours(file: IO[bytes]) -> int:
     we write into another file of ours; or a file of theirs, which they can change afterwards.
     """
     found = os.fstat(file.fileno())
-    theirs = (sys.platform != "win32" and found.st_uid != os.geteuid()
-              and found.st_uid != shown_owner(dirname(file.name) or "."))
+    theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
+    if theirs:  # or on a mount whose files show another owner: then a new one of ours does, too
+        from tempfile import TemporaryFile
+        with TemporaryFile(dir=dirname(file.name) or ".") as ours:
+            theirs = found.st_uid != os.fstat(ours.fileno()).st_uid
     if (theirs or found.st_nlink > 1 or not isfile(file.name)
             or not os.path.samestat(found, os.lstat(file.name))):
         raise OSError(f"{basename(file.name)} is a link, no plain file, or somebody else's")
@@ -5296,7 +5292,7 @@ def open_session(options: Options) -> Session:
         # Who asks for a coding by -H wants the bytes as they come. No part of a gzip unpacks; and
         # -I is to tell the file's own length.
         decode=(options.compressed or options.compressed is None
-                and "accept-encoding" not in {name.lower() for name, _ in options.header}
+                and not Headers(options.header).get_all("accept-encoding")
                 ) and not options.range and not options.head,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),
