@@ -2700,6 +2700,7 @@ class Call:
         self.session = session
         self.url = url                                # as the caller gave it
         self.settings = settled
+        self.trace: Any = settled["trace"]
         self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
         seconds = self.settings.get("deadline", self.usual) or _FOREVER
         self.deadline = Deadline(session._time(), seconds)
@@ -2752,8 +2753,8 @@ class Call:
             raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
         if self.session._time() + delay >= self.deadline.until:  # which may be never
             return None
-        if self.settings["trace"]:
-            self.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
+        if self.trace:
+            self.trace("*", f"trying again in {delay:.1f} s: {outcome}")
         return delay
 
     def redirected(self, request: Request, response: Response,
@@ -2811,7 +2812,7 @@ class Call:
         data = self.render(request, lane)
         connection = pool.take(lane) or await pool.acquire(lane, self.deadline, timeout)
         while True:
-            connection.deadline, connection.trace = self.deadline, settings["trace"]
+            connection.deadline, connection.trace = self.deadline, self.trace
             kept = connection.exchanges > 0
             try:
                 if not kept:
@@ -4449,7 +4450,8 @@ class Download(Call):
     def __init__(self, session: Session, url: str, settled: Settled,
                  path: FilePath | PathRule) -> None:
         super().__init__(session, url, settled)
-        self.resume, self.overwrite = self.settings["resume"], self.settings["overwrite"]
+        self.resume, self.overwrite = settled["resume"], settled["overwrite"]
+        self.progress = settled["progress"]
         self.path: Any = path if callable(path) else os.fsdecode(path)
 
     def look(self) -> Partial | None:
@@ -4508,16 +4510,15 @@ class Download(Call):
         self.resume = True  # for a next try: our bytes fit, or this response wrote them
         if self.in_place and not (self.known and self.known.validator):
             self.validator = strong_validator(response.headers)
-        progress = self.settings["progress"]
         async with self.target(response):
-            await inform(progress, self.size, expected)
+            await inform(self.progress, self.size, expected)
             if self.size != expected:  # else this was a 416
                 # The loop stands still while a piece is written: mostly of 256 KiB, which the
                 # kernel takes in 0.1 ms. A thread for each would cost more.
                 async for piece in response.iter_bytes():
                     self.write(piece)
                     self.size += len(piece)
-                    await inform(progress, self.size, expected)
+                    await inform(self.progress, self.size, expected)
 
     def write(self, data: bytes) -> None:
         """Write a piece of the body."""
@@ -5160,8 +5161,8 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) of the task that runs. The library calls `connect` with a host and a port,
-# `trace` with bytes of the wire, `progress` with a size; this tells them which URL that is for.
+# The Transfer (below) of the task that runs: the library calls `connect` with a host and a port,
+# and this tells it which URL that is for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
@@ -5446,6 +5447,7 @@ class Transfer(Download):
 
     def __init__(self, command: Command, url: str, output: str | None) -> None:
         super().__init__(command.session, url, command.settled, "")
+        self.trace, self.progress = self.show, self.advance
         self.command = command
         self.flags = flags = command.options
         self.shown_url = printable(without_userinfo(url))
@@ -5588,8 +5590,8 @@ class Transfer(Download):
         self.trace("*", f"trying again in {delay:.1f} s: {outcome}")
         return delay
 
-    def trace(self, kind: str, data: Any) -> None:
-        """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
+    def show(self, kind: str, data: Any) -> None:
+        """What it does as `trace`: show all for -v; put out heads as they come, for -i, -I, -D."""
         options = self.flags
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
@@ -5647,7 +5649,7 @@ class Transfer(Download):
             response.raise_for_status()
 
     async def advance(self, size: int, expected: int | None) -> None:
-        """The `progress` of each call: note how much of a body is put out; slow it down, or give
+        """What it does as `progress`: note how much of a body is put out; slow it down, or give
         it up, as the flags say.
         """
         flags, now = self.flags, time.monotonic()
@@ -5860,9 +5862,7 @@ class Command:
         options.header = [*itertools.chain(*options.header)]
         self.session = open_session(options)
         self.settled = self.session._settled({  # of each call, so that -H wins; shared by them all
-            "headers": options.header, "any_status": True,
-            "trace": lambda *told: TRANSFER.get().trace(*told),
-            "progress": lambda *told: TRANSFER.get().advance(*told)}, DownloadSettings)
+            "headers": options.header, "any_status": True}, DownloadSettings)
         self.transfers = [*plan_transfers(self)]
         if not self.transfers:
             raise AsyncGetError("no URL given; try --help")

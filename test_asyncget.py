@@ -5803,7 +5803,7 @@ class TrustAndSecrets(AsyncCase):
         for line, kind in table(self.SHOWN, (str, str.encode)):
             wire = f"HTTP/1.1 302 F\r\nX: 1\r\n{line.format(self.MARK)}\r\nX-Cookie: 2\r\n\r\n"
             said.clear()
-            asyncget.Transfer.trace(transfer, "<", kind(wire))
+            asyncget.Transfer.show(transfer, "<", kind(wire))
             self.assertHidden(*said)
             self.assertIn("< X-Cookie: 2", said, line)
 
