@@ -5501,9 +5501,9 @@ class Transfer(Download):
             self.put_out(data)
             return
         if self.file.closed:
-            opener = None if self.output else open_ours
             with disk_errors(self.path):
-                self.file = open(self.path, "ab" if self.known else "wb", 0, opener=opener)
+                self.file = open(self.path, "ab" if self.known else "wb", 0,
+                                 opener=None if self.output else open_ours)
         super().write(data)
 
     def put_out(self, data: bytes) -> None:
@@ -5852,7 +5852,7 @@ class Command:
     code = 0               # of the first URL that has failed
     drawn = False          # whether there is a progress line
     unread = False         # nobody reads stdout any more
-    heads: Any = None      # the file of -D
+    heads: Any = io.BytesIO()  # the file of -D
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -5958,9 +5958,8 @@ class Command:
         self.wipe()
         self.shown = False
         try:
-            if self.heads:
-                with disk_errors(options.dump_header):
-                    self.heads.close()
+            with disk_errors(options.dump_header):
+                self.heads.close()
             if options.cookie_jar:
                 with disk_errors(options.cookie_jar):
                     save_jar(self.session.cookies, options.cookie_jar)
