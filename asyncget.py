@@ -5636,15 +5636,14 @@ class Transfer(Download):
             response.close()
         else:
             await super().finish(response)
-        if self.in_place:
-            self.write(b"")  # an empty body makes a file, too
-            with disk_errors(self.path):
-                self.file.close()  # some file systems tell only now that there was no room
+        with disk_errors(self.path):
+            if self.in_place:
+                self.write(b"")  # an empty body makes a file, too
+            self.file.close()  # some file systems tell only now that there was no room
+            if flags.remote_time and isfile(self.path) and changed:
+                os.utime(self.path, (changed, changed))
         if flags.etag_save and status == 200:
             write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
-        if flags.remote_time and isfile(self.path) and changed:
-            with disk_errors(self.path):
-                os.utime(self.path, (changed, changed))
         if flags.fail_with_body and not complete:
             response.raise_for_status()
 
@@ -5680,8 +5679,7 @@ def plan_transfers(command: Command) -> Iterator[Transfer]:
     for entry in options.url:
         listed = isinstance(entry, list)  # the lines of a file
         for text in entry if listed else [entry]:
-            unnamed = None if listed or options.remote_name_all else ""
-            output = next(outputs, unnamed)
+            output = next(outputs, None if listed or options.remote_name_all else "")
             for url, put_in in [(text, {})] if listed or options.globoff else expand_glob(text):
                 name = output and "".join(
                     put_in.get(part, part) for part in re.split("(#[0-9]+)", output))
