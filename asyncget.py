@@ -4252,7 +4252,7 @@ def disk_errors(path: str) -> Iterator[None]:
     """Turn what the file system raises into an AsyncGetError, with curl's exit code."""
     try:
         yield
-    except (OSError, UnicodeError) as error:  # the second: a name that the locale cannot spell
+    except (OSError, ValueError) as error:  # the second: NUL, or what the locale cannot spell
         reason = getattr(error, "strerror", None) or error
         raise AsyncGetError(f"cannot write {printable(path)}: {reason}", exit_code=23) from error
 
@@ -4326,7 +4326,7 @@ def check_target(path: str, overwrite: bool) -> None:
     file; without `overwrite`, any file.
     """
     special = exists(path) and not isfile(path)
-    if special or not basename(path) or b"\0" in os.fsencode(path):
+    if special or not basename(path):
         raise OSError("not the name of a file")
     if lexists(path) and not overwrite:
         raise OSError("it exists")
@@ -4460,7 +4460,7 @@ class Download(Call):
             return None
         with disk_errors(self.path):
             check_target(self.path, self.overwrite)
-        known = read_sidecar(part_of(self.path))
+            known = read_sidecar(part_of(self.path))
         useful = known and known.size and known.validator and self.resume and not self.ranged
         return known if useful else None
 

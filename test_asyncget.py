@@ -6246,8 +6246,9 @@ class Section17Files(OnDisk):
         os.makedirs(os.path.join(folder, "f.part"))
         await self.refused("exists", dangling, overwrite=False)  # it is something, too
         for path in (folder, folder + "/", link, pipe, self.folder + "/new/", "a\0b"):
-            await self.refused("not the name of a file", path)
-            await self.refused("not the name of a file", lambda _, path=path: path, asks=1)
+            said = "embedded null byte" if path == "a\0b" else "not the name of a file"
+            await self.refused(said, path)
+            await self.refused(said, lambda _, path=path: path, asks=1)
         await self.refused("not the name of a file", lambda _: "", asks=1)
         for said, path in [("No such file", folder + "/absent/f"), ("irectory", folder + "/f"),
                            ("Not a directory", __file__ + "/f"), ("too long", folder + "x" * 256)]:
