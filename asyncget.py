@@ -5317,8 +5317,7 @@ def safe_name(name: str, hidden: bool) -> str:
     if os.name == "nt":  # Windows' drives, streams and devices, and ends that it drops
         strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$) *(\.|$)'
     with contextlib.suppress(UnicodeError):  # the locale has no such letters
-        if (printable(name) == name and not re.match(strange, name)
-                and len(os.fsencode(name)) < 256):
+        if name.isprintable() and not re.match(strange, name) and len(os.fsencode(name)) < 256:
             return name
     raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
 
