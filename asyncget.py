@@ -2679,6 +2679,7 @@ class Call:
         self.session = session
         self.url = url                                # as the caller gave it
         self.settings = settled
+        self.trace: Any = settled["trace"]
         self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
         seconds = self.settings.get("deadline", self.usual) or _FOREVER
         self.deadline = Deadline(session._time(), seconds)
@@ -2731,8 +2732,8 @@ class Call:
             raise ValueError(f"a rule for retries gives seconds, or None: not {delay!r}")
         if self.session._time() + delay >= self.deadline.until:  # which may be never
             return None
-        if self.settings["trace"]:
-            self.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
+        if self.trace:
+            self.trace("*", f"trying again in {delay:.1f} s: {outcome}")
         return delay
 
     def redirected(self, request: Request, response: Response,
@@ -2790,7 +2791,7 @@ class Call:
         data = self.render(request, lane)
         connection = pool.take(lane) or await pool.acquire(lane, self.deadline, timeout)
         while True:
-            connection.deadline, connection.trace = self.deadline, settings["trace"]
+            connection.deadline, connection.trace = self.deadline, self.trace
             kept = connection.exchanges > 0
             try:
                 if not kept:
@@ -4230,7 +4231,7 @@ def disk_errors(path: str) -> Iterator[None]:
     """Turn what the file system raises into an AsyncGetError, with curl's exit code."""
     try:
         yield
-    except (OSError, UnicodeError) as error:  # the second: a name that the locale cannot spell
+    except (OSError, ValueError) as error:  # the second: NUL, or what the locale cannot spell
         reason = getattr(error, "strerror", None) or error
         raise AsyncGetError(f"cannot write {printable(path)}: {reason}", exit_code=23) from error
 
@@ -4265,13 +4266,6 @@ def open_ours(name: str, flags: int) -> int:
     return os.open(name, flags, 0o666)
 
 
-def shown_owner(folder: str) -> int:
-    """The owner that our files show in a folder: on some mounts that is not who we are."""
-    from tempfile import TemporaryFile
-    with TemporaryFile(dir=folder) as file:
-        return os.fstat(file.fileno()).st_uid
-
-
 def size_of_ours(file: IO[bytes]) -> int:
     """The size of an open file; OSError unless it is ours, and this is its only name.
 
@@ -4279,8 +4273,11 @@ def size_of_ours(file: IO[bytes]) -> int:
     we write into another file of ours; or a file of theirs, which they can change afterwards.
     """
     found = os.fstat(file.fileno())
-    theirs = (sys.platform != "win32" and found.st_uid != os.geteuid()
-              and found.st_uid != shown_owner(dirname(file.name) or "."))
+    theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
+    if theirs:  # or on a mount whose files show another owner: then a new one of ours does, too
+        from tempfile import TemporaryFile
+        with TemporaryFile(dir=dirname(file.name) or ".") as ours:
+            theirs = found.st_uid != os.fstat(ours.fileno()).st_uid
     if (theirs or found.st_nlink > 1 or not isfile(file.name)
             or not os.path.samestat(found, os.lstat(file.name))):
         raise OSError(f"{basename(file.name)} is a link, no plain file, or somebody else's")
@@ -4308,7 +4305,7 @@ def check_target(path: str, overwrite: bool) -> None:
     file; without `overwrite`, any file.
     """
     special = exists(path) and not isfile(path)
-    if special or not basename(path) or b"\0" in os.fsencode(path):
+    if special or not basename(path):
         raise OSError("not the name of a file")
     if lexists(path) and not overwrite:
         raise OSError("it exists")
@@ -4432,7 +4429,8 @@ class Download(Call):
     def __init__(self, session: Session, url: str, settled: Settled,
                  path: FilePath | PathRule) -> None:
         super().__init__(session, url, settled)
-        self.resume, self.overwrite = self.settings["resume"], self.settings["overwrite"]
+        self.resume, self.overwrite = settled["resume"], settled["overwrite"]
+        self.progress = settled["progress"]
         self.path: Any = path if callable(path) else os.fsdecode(path)
 
     def look(self) -> Partial | None:
@@ -4441,7 +4439,7 @@ class Download(Call):
             return None
         with disk_errors(self.path):
             check_target(self.path, self.overwrite)
-        known = read_sidecar(part_of(self.path))
+            known = read_sidecar(part_of(self.path))
         useful = known and known.size and known.validator and self.resume and not self.ranged
         return known if useful else None
 
@@ -4491,16 +4489,15 @@ class Download(Call):
         self.resume = True  # for a next try: our bytes fit, or this response wrote them
         if self.in_place and not (self.known and self.known.validator):
             self.validator = strong_validator(response.headers)
-        progress = self.settings["progress"]
         async with self.target(response):
-            await inform(progress, self.size, expected)
+            await inform(self.progress, self.size, expected)
             if self.size != expected:  # else this was a 416
                 # The loop stands still while a piece is written: mostly of 256 KiB, which the
                 # kernel takes in 0.1 ms. A thread for each would cost more.
                 async for piece in response.iter_bytes():
                     self.write(piece)
                     self.size += len(piece)
-                    await inform(progress, self.size, expected)
+                    await inform(self.progress, self.size, expected)
 
     def write(self, data: bytes) -> None:
         """Write a piece of the body."""
@@ -5143,8 +5140,8 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) of the task that runs. The library calls `connect` with a host and a port,
-# `trace` with bytes of the wire, `progress` with a size; this tells them which URL that is for.
+# The Transfer (below) of the task that runs: the library calls `connect` with a host and a port,
+# and this tells it which URL that is for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
@@ -5275,7 +5272,7 @@ def open_session(options: Options) -> Session:
         # Who asks for a coding by -H wants the bytes as they come. No part of a gzip unpacks; and
         # -I is to tell the file's own length.
         decode=(options.compressed or options.compressed is None
-                and "accept-encoding" not in {name.lower() for name, _ in options.header}
+                and not Headers(options.header).get_all("accept-encoding")
                 ) and not options.range and not options.head,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),
@@ -5299,8 +5296,7 @@ def safe_name(name: str, hidden: bool) -> str:
     if os.name == "nt":  # Windows' drives, streams and devices, and ends that it drops
         strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$) *(\.|$)'
     with contextlib.suppress(UnicodeError):  # the locale has no such letters
-        if (printable(name) == name and not re.match(strange, name)
-                and len(os.fsencode(name)) < 256):
+        if name.isprintable() and not re.match(strange, name) and len(os.fsencode(name)) < 256:
             return name
     raise AsyncGetError(f"not a safe file name: {name!r:.80}; use -o", exit_code=23)
 
@@ -5429,6 +5425,7 @@ class Transfer(Download):
 
     def __init__(self, command: Command, url: str, output: str | None) -> None:
         super().__init__(command.session, url, command.settled, "")
+        self.trace, self.progress = self.show, self.advance
         self.command = command
         self.flags = flags = command.options
         self.shown_url = printable(without_userinfo(url))
@@ -5482,9 +5479,9 @@ class Transfer(Download):
             self.put_out(data)
             return
         if self.file.closed:
-            opener = None if self.output else open_ours
             with disk_errors(self.path):
-                self.file = open(self.path, "ab" if self.known else "wb", 0, opener=opener)
+                self.file = open(self.path, "ab" if self.known else "wb", 0,
+                                 opener=None if self.output else open_ours)
         super().write(data)
 
     def put_out(self, data: bytes) -> None:
@@ -5571,8 +5568,8 @@ class Transfer(Download):
         self.trace("*", f"trying again in {delay:.1f} s: {outcome}")
         return delay
 
-    def trace(self, kind: str, data: Any) -> None:
-        """The `trace` of each call: show all for -v; put out heads as they come, for -i, -I, -D."""
+    def show(self, kind: str, data: Any) -> None:
+        """What it does as `trace`: show all for -v; put out heads as they come, for -i, -I, -D."""
         options = self.flags
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
@@ -5617,20 +5614,19 @@ class Transfer(Download):
             response.close()
         else:
             await super().finish(response)
-        if self.in_place:
-            self.write(b"")  # an empty body makes a file, too
-            with disk_errors(self.path):
-                self.file.close()  # some file systems tell only now that there was no room
+        with disk_errors(self.path):
+            if self.in_place:
+                self.write(b"")  # an empty body makes a file, too
+            self.file.close()  # some file systems tell only now that there was no room
+            if flags.remote_time and isfile(self.path) and changed:
+                os.utime(self.path, (changed, changed))
         if flags.etag_save and status == 200:
             write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
-        if flags.remote_time and isfile(self.path) and changed:
-            with disk_errors(self.path):
-                os.utime(self.path, (changed, changed))
         if flags.fail_with_body and not complete:
             response.raise_for_status()
 
     async def advance(self, size: int, expected: int | None) -> None:
-        """The `progress` of each call: note how much of a body is put out; slow it down, or give
+        """What it does as `progress`: note how much of a body is put out; slow it down, or give
         it up, as the flags say.
         """
         flags, now = self.flags, time.monotonic()
@@ -5661,8 +5657,7 @@ def plan_transfers(command: Command) -> Iterator[Transfer]:
     for entry in options.url:
         listed = isinstance(entry, list)  # the lines of a file
         for text in entry if listed else [entry]:
-            unnamed = None if listed or options.remote_name_all else ""
-            output = next(outputs, unnamed)
+            output = next(outputs, None if listed or options.remote_name_all else "")
             for url, put_in in [(text, {})] if listed or options.globoff else expand_glob(text):
                 name = output and "".join(
                     put_in.get(part, part) for part in re.split("(#[0-9]+)", output))
@@ -5833,7 +5828,7 @@ class Command:
     code = 0               # of the first URL that has failed
     drawn = False          # whether there is a progress line
     unread = False         # nobody reads stdout any more
-    heads: Any = None      # the file of -D
+    heads: Any = io.BytesIO()  # the file of -D
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -5843,9 +5838,7 @@ class Command:
         options.header = [*itertools.chain(*options.header)]
         self.session = open_session(options)
         self.settled = self.session._settled({  # of each call, so that -H wins; shared by them all
-            "headers": options.header, "any_status": True,
-            "trace": lambda *told: TRANSFER.get().trace(*told),
-            "progress": lambda *told: TRANSFER.get().advance(*told)}, DownloadSettings)
+            "headers": options.header, "any_status": True}, DownloadSettings)
         self.transfers = [*plan_transfers(self)]
         if not self.transfers:
             raise AsyncGetError("no URL given; try --help")
@@ -5941,9 +5934,8 @@ class Command:
         self.wipe()
         self.shown = False
         try:
-            if self.heads:
-                with disk_errors(options.dump_header):
-                    self.heads.close()
+            with disk_errors(options.dump_header):
+                self.heads.close()
             if options.cookie_jar:
                 with disk_errors(options.cookie_jar):
                     save_jar(self.session.cookies, options.cookie_jar)
