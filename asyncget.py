@@ -5618,6 +5618,7 @@ class Transfer(Download):
             (changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
             for name, date in flags.time_cond.items())
         if unwanted:  # a file that is there stays
+            response.status_code = 304  # for -w: so curl calls it, too
             await discard(response)
             return
         complete = status == 416 and self.known  # if it fits: Download.finish looks

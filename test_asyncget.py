@@ -7414,6 +7414,7 @@ class Section20CommandLine(Folder):
         ("-if {u}/404", GONE[:-5], r"\(22\)", 22), ("-sfI {u}/404", GONE[:-5], "", 22),
         ("-m 0.3 {u}/stall", b"x", r"\(28\)", 28), ("--demo x", b"", r"^.*\(2\).*\n$", 2),
         ("-w %{http_code} --proto-redir =https {u}/to", b"302", "--proto-redir", 1),
+        ("-z old -w %{http_code} {u}/etag", b"304", "", 0),  # though the server ignores -z
         ("{u}/nothing {u}/cut {u}/", b"fourhello\n", r"(?s)\(52\).*\(18\)", 52),
         ("-f {u}/ {u}/404 {u}/cut", b"hello\nfour",  # the first one's code, in the order given
          r"^asyncget: \(22\) .* \[\S+/404\]\nasyncget: \(18\) .* \[\S+/cut\]\n$", 22),
