@@ -4937,8 +4937,10 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
         if exists(text):
             text = formatdate(getmtime(text))
         date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
-        # Of other names (IST, PM) parsedate_tz makes UTC. As curl, we then ask for the file.
-        if date and not re.search(r":\d\d +(?!GMT|UTC?|Z|[AECMP][SD]T)[A-Z]", text):
+        # Of other names (IST, PM) parsedate_tz makes UTC, of "2026 Jan 5" the year 2010. We then
+        # ask for the file.
+        if date and date[2] < 32 and not re.search(
+                r":\d\d +(?!GMT|UTC?|Z|[AECMP][SD]T)[A-Z]", text):
             return {name: formatdate(mktime_tz(date), usegmt=True)}
     return {}
 
