@@ -4940,7 +4940,7 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
         # Of other names (IST, PM) parsedate_tz makes UTC, of "2026 Jan 5" the year 2010. We then
         # ask for the file.
         if date and date[2] < 32 and not re.search(
-                r":\d\d +(?!GMT|UTC?|Z|[AECMP][SD]T)[A-Z]", text):
+                r"(?i):\d\d +(?!GMT|UTC?|Z|[AECMP][SD]T)[A-Z]", text):
             return {name: formatdate(mktime_tz(date), usegmt=True)}
     return {}
 

@@ -7555,7 +7555,7 @@ class Section20CommandLine(Folder):
         ("-z 1|Jan|2020", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT", ""),
         ("-e ;auto", "", ""), *((f"-z {when}", "", "") for when in (
             "26|Nov|2026|9:30:49|IST", "26|Nov|2026|9:30:49|PM|EST", "32|Jan|2026",
-            "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
+            "1|Jan|2026|9:30:49|pm", "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
         ("--etag-compare etag", 'If-None-Match: "v1"', ""), ("-C 3 -o old", "Range: bytes=3-", ""),
         ("-C 3 -o old -H If-Range:1", "Range: bytes=3-,If-Range: 1", ""))
 
