@@ -4913,8 +4913,10 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
         if exists(text):
             text = formatdate(getmtime(text))
         date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
-        # Of other names (IST, PM) parsedate_tz makes UTC. As curl, we then ask for the file.
-        if date and not re.search(r":\d\d +(?!GMT|UTC?|Z|[AECMP][SD]T)[A-Z]", text):
+        # Of other names (IST, PM) parsedate_tz makes UTC, of "2026 Jan 5" the year 2010. We then
+        # ask for the file.
+        if date and date[2] < 32 and not re.search(
+                r"(?i):\d\d +(?!GMT|UTC?|Z|[AECMP][SD]T)[A-Z]", text):
             return {name: formatdate(mktime_tz(date), usegmt=True)}
     return {}
 
@@ -5594,6 +5596,7 @@ class Transfer(Download):
             (changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
             for name, date in flags.time_cond.items())
         if unwanted:  # a file that is there stays
+            response.status_code = 304  # for -w: so curl calls it, too
             await discard(response)
             return
         complete = status == 416 and self.known  # if it fits: Download.finish looks

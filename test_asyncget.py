@@ -7419,6 +7419,7 @@ class Section20CommandLine(Folder):
         ("-if {u}/404", GONE[:-5], r"\(22\)", 22), ("-sfI {u}/404", GONE[:-5], "", 22),
         ("-m 0.3 {u}/stall", b"x", r"\(28\)", 28), ("--demo x", b"", r"^.*\(2\).*\n$", 2),
         ("-w %{http_code} --proto-redir =https {u}/to", b"302", "--proto-redir", 1),
+        ("-z old -w %{http_code} {u}/etag", b"304", "", 0),  # though the server ignores -z
         ("{u}/nothing {u}/cut {u}/", b"fourhello\n", r"(?s)\(52\).*\(18\)", 52),
         ("-f {u}/ {u}/404 {u}/cut", b"hello\nfour",  # the first one's code, in the order given
          r"^asyncget: \(22\) .* \[\S+/404\]\nasyncget: \(18\) .* \[\S+/cut\]\n$", 22),
@@ -7558,8 +7559,8 @@ class Section20CommandLine(Folder):
         ("-z -heads", "If-Unmodified-Since: Sun, 09 Sep 2001 01:46:40 GMT", ""),
         ("-z 1|Jan|2020", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT", ""),
         ("-e ;auto", "", ""), *((f"-z {when}", "", "") for when in (
-            "26|Nov|2026|9:30:49|IST", "26|Nov|2026|9:30:49|PM|EST",
-            "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
+            "26|Nov|2026|9:30:49|IST", "26|Nov|2026|9:30:49|PM|EST", "32|Jan|2026",
+            "1|Jan|2026|9:30:49|pm", "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
         ("--etag-compare etag", 'If-None-Match: "v1"', ""), ("-C 3 -o old", "Range: bytes=3-", ""),
         ("-C 3 -o old -H If-Range:1", "Range: bytes=3-,If-Range: 1", ""))
 
