@@ -2701,11 +2701,11 @@ class Call:
         self.url = url                                # as the caller gave it
         self.settings = settled
         self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
-        seconds = self.settings.get("deadline", self.usual) or _FOREVER
-        self.deadline = Deadline(session._time(), seconds)
 
     async def run(self) -> Response:
         """Send a request, follow redirects, finish the response; try again if the rule says so."""
+        seconds = self.settings.get("deadline", self.usual) or _FOREVER
+        self.deadline = Deadline(self.session._time(), seconds)
         attempt = 1
         while True:
             request: Request | None = None
@@ -2893,13 +2893,7 @@ class Streaming(Call):
     usual = _FOREVER
     response: Any = None
 
-    def __init__(self, *asked: Any, lone: bool = False) -> None:
-        self.asked = asked
-        self.lone = lone  # its session goes with it
-
     async def __aenter__(self) -> Response:
-        asked, self.asked = self.asked, ()  # a second time is a TypeError
-        super().__init__(*asked)  # only here, as its time begins
         try:
             self.response = response = await self.run()
         except BaseException:
@@ -2915,7 +2909,7 @@ class Streaming(Call):
         finally:
             if self.response:
                 self.response.close()
-            if self.lone:
+            if self.session._lone:
                 await self.session.close()
 
     async def finish(self, response: Response) -> None:
@@ -2950,6 +2944,7 @@ class Session:
 
     tls_version: ssl.TLSVersion | None = None  # at least
     connect_timeout: float | None = None  # where it is not as `timeout`
+    _lone = False  # for one `stream` or `as_completed`, which closes it
     _loop: asyncio.AbstractEventLoop | None = None
     _base: URL | None = None
 
@@ -3061,11 +3056,11 @@ class Session:
         """
         return self._outcomes(urls, limit, self._settled(options))
 
-    async def _outcomes(self, urls: Urls, limit: int, settled: Settled,
-                       close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
-        """What as_completed gives; `close`: the session is closed at its end.
+    async def _outcomes(self, urls: Urls, limit: int,
+                        settled: Settled) -> AsyncGenerator[tuple[str, Outcome], None]:
+        """What as_completed gives.
 
-        The function as_completed returns this, not a generator around it: where that was left
+        The functions of that name return this, not a generator around it: where that was left
         early asyncio would close both at once, and fail at the outer one.
         """
         finished = asyncio.Queue[Any]()
@@ -3075,17 +3070,10 @@ class Session:
             finished.put_nowait((url, outcome))
             await taken.acquire()
 
-        async def get_each_and_close() -> None:
-            try:
-                await self._get_each(urls, limit, settled, deliver)
-            finally:  # in the task: asyncio may drop a generator before its `finally`
-                if close:
-                    await self.close()
-
-        getting = asyncio.create_task(get_each_and_close())
-        getting.add_done_callback(lambda _: finished.put_nowait(None))
+        getting = asyncio.create_task(self._get_each(urls, limit, settled, deliver))
+        getting.add_done_callback(finished.put_nowait)
         try:
-            while (item := await finished.get()) is not None:
+            while (item := await finished.get()) is not getting:
                 taken.release()
                 yield item
             await getting
@@ -3124,6 +3112,8 @@ class Session:
             await asyncio.gather(*workers)
         finally:
             await cancel(workers)
+            if self._lone:  # here, since asyncio may drop _outcomes before its `finally`
+                await self.close()
 
     @spelled_out
     async def download(self, url: str, path: FilePath | PathRule,
@@ -3199,6 +3189,12 @@ class Session:
         return self._contexts(verify, cert, self.tls_version)
 
 
+class LoneSession(Session):
+    """One that its only call closes."""
+
+    _lone = True
+
+
 @spelled_out
 async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
     """GET a URL and read its body, with a session of its own."""
@@ -3209,8 +3205,7 @@ async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
 @spelled_out
 def stream(url: str, **settings: Unpack[SessionSettings]) -> Streaming:
     """GET a URL and hand out the response unread: see Session.stream."""
-    session = Session(**settings)
-    return Streaming(session, url, session.settings, lone=True)
+    return LoneSession(**settings).stream(url)
 
 
 @overload
@@ -3235,8 +3230,7 @@ async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = Fals
 def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
                  ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
-    session = Session(limit=limit, **settings)
-    return session._outcomes(urls, limit, session.settings, close=True)
+    return LoneSession(limit=limit, **settings).as_completed(urls, limit=limit)
 
 
 # You may stop here, too: with cookies=False, trust_env=False and an SSLContext of your own all

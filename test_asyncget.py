@@ -1506,11 +1506,11 @@ class Section6Response(Section):
 
     def test_a_short_body_behind_a_status_error(self) -> None:
         async def leave(got: Response) -> None:
-            call = asyncget.Streaming()
+            call = asyncget.Streaming(session, "", session.settings)
             call.response, call.deadline = got, NoDeadline()
             await call.__aexit__(None, StatusError(response=got))
 
-        limit = asyncget.MAX_DISCARD_BYTES
+        limit, session = asyncget.MAX_DISCARD_BYTES, Session()
         for (body, before, told), framing, coded in table([  # before: what was done
                 *((self.BODY, before, self.BODY.decode()) for before in ([], ["read"])),
                 (self.BODY, ["piece"], self.GIVEN_UP), (self.BODY, ["line"], self.GIVEN_UP),
