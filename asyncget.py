@@ -1513,6 +1513,8 @@ class Connection(Clock):
         connector, address = self.owner.connector, [where, port]
         if where.startswith("unix:"):
             connector, address = getattr(asyncio, "open_unix_connection", None), [where[5:]]
+            if connector is None:
+                raise OSError("no unix sockets on this system")
         elif connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*address, **options)
@@ -1947,7 +1949,7 @@ class Pool:
         self.limit_per_host = settings["limit_per_host"] or sys.maxsize
         self.connector = settings["open_connection"]
         # Seconds between two requests on one route.
-        self.interval = 1 / settings["rate"] if settings["rate"] else 0.0
+        self.interval = 1 / (settings["rate"] or _FOREVER)
         self.all: dict[Connection, Lane] = {}  # the one used last stands last
         # Weak: a lane goes when nobody uses it; until then it is the only one of its route.
         self.lanes = weakref.WeakValueDictionary[Route, Lane]()
@@ -2251,7 +2253,7 @@ def join_url(base: URL, reference: str) -> URL:
 
 def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
     """The fields that another origin may see: no credentials, and not the caller's Host."""
-    secret = ("Authorization", "Cookie", "Proxy-Authorization", *secret_headers)
+    secret = ("Authorization", "Cookie", *secret_headers)
     return merge_fields(fields, {**dict.fromkeys(secret), "Host": ""})
 
 
@@ -2264,8 +2266,8 @@ def next_request(request: Request, response: Response,
         300 304 305 306, or no Location     not followed: the response is the caller's; an
                                             empty Location is none
         to another origin                   (another scheme or port is another origin, too)
-          Authorization (auth=, or user     dropped, and so are the fields Cookie and
-          and password of the URL)          Proxy-Authorization, secret_headers, and Host
+          Authorization (auth=, or user     dropped, and so are the fields Cookie,
+          and password of the URL)          secret_headers, and Host
           cookies= of the call, cert=       dropped, too
           the jar's cookies (each Session   asked for anew at each hop, by Call.render: what
           has one, with its cookies=)       fits is told by domain, not by origin
@@ -2462,7 +2464,7 @@ class LoneDownloadSettings(SessionSettings, DownloadSettings, total=False):
 # are not given, the environment and the kind of call decide, while None means that there is none.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(LoneDownloadSettings.__annotations__.keys() - {"proxy", "deadline"}),
-    "params": (), "cookies": True, "timeout": 30.0, "follow_redirects": True, "max_redirects": 20,
+    "params": (), "headers": (), "cookies": True, "timeout": 30.0, "follow_redirects": True, "max_redirects": 20,
     "retries": 0, "verify": True, "trust_env": True, "max_size": 64 * 2**20, "decode": True,
     "secret_headers": (), "netrc": False, "redirect_schemes": ("http", "https"),
     "trust_redirects": False, "resume": True, "overwrite": True, "any_status": False,
@@ -2510,7 +2512,8 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
     """
     settings = {}
     for name, value in options.items():
-        name = {"allow_redirects": "follow_redirects"}.get(name, name)  # as requests calls it
+        if name == "allow_redirects":  # as requests calls it
+            name = "follow_redirects"
         if name not in allowed.__annotations__:
             raise TypeError(f"unknown keyword {name!r}; there are "
                             + ", ".join(allowed.__annotations__)
@@ -2867,7 +2870,7 @@ class Call:
         """
         url, netrc = request.url, self.settings["netrc"]
         request = request._replace(url=url._replace(userinfo=""))
-        asked = *(self.session.settings["headers"] or ()), *(self.settings["headers"] or ())
+        asked = *self.session.settings["headers"], *self.settings["headers"]
         if ("authorization" in Headers(request.fields) or any(
                 name.lower() == "authorization" and value is None for name, value in asked)):
             return request
@@ -2944,7 +2947,7 @@ class Session:
 
     tls_version: ssl.TLSVersion | None = None  # at least
     connect_timeout: float | None = None  # where it is not as `timeout`
-    _lone = False  # for one `stream` or `as_completed`, which closes it
+    _lone = False  # made for one call, which closes it
     _loop: asyncio.AbstractEventLoop | None = None
     _base: URL | None = None
 
@@ -2965,7 +2968,7 @@ class Session:
         self._fields = fields_of(DEFAULT_FIELDS, own)
         jar = settings["cookies"]
         if jar is not False and not isinstance(jar, AskedJar):
-            jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
+            jar = Cookies(None if jar is True else jar)  # section 15
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
         # The lanes by origin and certificate, of all calls whose settings have this dictionary.
         self.settings = {**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}}
@@ -3085,8 +3088,7 @@ class Session:
         """Have `limit` workers GET URLs from one iterator; what `deliver` raises ends them all."""
         if isinstance(urls, (str, bytes)):
             raise TypeError("urls are a list of URLs, or another iterable of them, not one")
-        if not isinstance(limit, int) or limit < 1:
-            raise ValueError("limit must be at least 1: it is how many are fetched at once")
+        checked({"limit": limit}, SessionSettings)
         source: Any = urls.__aiter__() if isinstance(urls, AsyncIterable) else iter(urls)
         numbers, lock = itertools.count(), asyncio.Lock()
 
@@ -3163,8 +3165,6 @@ class Session:
         if jar is not False:  # its cookies without a domain are for the first origin of all
             jar.home = jar.home or (self._base or request.url).origin
         path, verify = settings["unix_socket"], settings["verify"]
-        if path and not hasattr(asyncio, "open_unix_connection"):
-            raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
         proxy: Proxy | None = None
         given = settings.get("proxy", settings["trust_env"])  # True: ask the environment
         if given and not path:
@@ -3222,8 +3222,8 @@ async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: bool,
 async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
                   **settings: Unpack[ClientSettings]) -> Any:
     """GET many URLs, `limit` at once, in their order: see Session.get_all."""
-    async with Session(limit=limit, **settings) as session:
-        return await session.get_all(urls, limit=limit, return_exceptions=return_exceptions)
+    return await LoneSession(limit=limit, **settings).get_all(
+        urls, limit=limit, return_exceptions=return_exceptions)
 
 
 @spelled_out
