@@ -1960,19 +1960,6 @@ class Pool:
 
     # ---- which connection a request gets
 
-    def take(self, lane: Lane) -> Connection | None:
-        """A connection that was in use a moment ago, or None: then ask `acquire`.
-
-        After so short a time the two turns of the loop in `acquire` would only cost time.
-        """
-        if lane.idle and not self.interval:
-            connection = next(reversed(lane.idle))
-            if connection.loop.time() - connection.since <= IDLE_MOMENT_SECONDS:
-                del lane.idle[connection]
-                connection.reader.on_unasked = None
-                return connection
-        return None
-
     async def acquire(self, lane: Lane, deadline: Deadline, timeout: float,
                       fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened.
@@ -2464,9 +2451,9 @@ class LoneDownloadSettings(SessionSettings, DownloadSettings, total=False):
 # are not given, the environment and the kind of call decide, while None means that there is none.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(LoneDownloadSettings.__annotations__.keys() - {"proxy", "deadline"}),
-    "params": (), "headers": (), "cookies": True, "timeout": 30.0, "follow_redirects": True, "max_redirects": 20,
-    "retries": 0, "verify": True, "trust_env": True, "max_size": 64 * 2**20, "decode": True,
-    "secret_headers": (), "netrc": False, "redirect_schemes": ("http", "https"),
+    "params": (), "headers": (), "cookies": True, "timeout": 30.0, "follow_redirects": True,
+    "max_redirects": 20, "retries": 0, "verify": True, "trust_env": True, "max_size": 64 * 2**20,
+    "decode": True, "secret_headers": (), "netrc": False, "redirect_schemes": ("http", "https"),
     "trust_redirects": False, "resume": True, "overwrite": True, "any_status": False,
     "base_url": "", "open_connection": asyncio.open_connection, "limit": 100}
 # 0 is refused, as other libraries take a timeout of 0 for "none", or for "at once".
@@ -2812,22 +2799,26 @@ class Call:
         pool, lane = session._pool, session._lane(request, settings)
         timeout = settings["timeout"] or self.deadline.seconds
         data = self.render(request, lane)
-        connection = pool.take(lane) or await pool.acquire(lane, self.deadline, timeout)
+        kept = next(reversed(lane.idle), None)
+        # If it was in use a moment ago, the loop's two turns in `acquire` would only cost time.
+        warm = kept and kept.loop.time() - kept.since <= IDLE_MOMENT_SECONDS
+        connection = (pool.decide(lane) if warm else None) or await pool.acquire(
+            lane, self.deadline, timeout)
         while True:
             connection.deadline, connection.trace = self.deadline, settings["trace"]
-            kept = connection.exchanges > 0
+            used = connection.exchanges > 0
             try:
-                if not kept:
+                if not used:
                     await connection.open(session.connect_timeout or timeout)
                 head = await connection.exchange(data, timeout)
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
-                if not (kept and head.status == 408 and not connection.interim
+                if not (used and head.status == 408 and not connection.interim
                         and not may_reuse(head, 1)):  # whatever its body is like
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
-                if not (kept and connection.silent
+                if not (used and connection.silent
                         and isinstance(error, (IncompleteBody, TLSError))):
                     connection.close()
                     raise
