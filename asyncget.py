@@ -2559,16 +2559,6 @@ OUR_CODINGS = ("Accept-Encoding", ACCEPT_ENCODING)
 DEFAULT_FIELDS = (*PLAIN_FIELDS, OUR_CODINGS)
 
 
-def merge_params(base: Pairs, extra: Pairs) -> Pairs:
-    """Lay a call's parameters over the session's, name by name; None stays, for add_params.
-
-    >>> merge_params((("key", "k"), ("page", 1)), (("page", None), ("q", [1, 2])))
-    (('key', 'k'), ('page', None), ('q', [1, 2]))
-    """
-    named = {name for name, _ in extra}
-    return (*(pair for pair in base if pair[0] not in named), *extra)
-
-
 def add_params(url: URL, params: Pairs) -> URL:
     """Append parameters to the query that is there; those that are None are left out.
 
@@ -3137,7 +3127,10 @@ class Session:
         own = checked(options, allowed)
         cookies = own.pop("cookies", None)
         settings = {**self.settings, **own, "own": own}
-        settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
+        params = own.get("params", ())
+        named = dict(params)  # the session's of these names do not count
+        settings["params"] = (
+            *(pair for pair in self.settings["params"] if pair[0] not in named), *params)
         if not _ROUTING.isdisjoint(own):
             settings["lanes"] = {}
         if cookies is False or isinstance(cookies, AskedJar):

@@ -759,8 +759,9 @@ class Section2URLs(Section):
 
     def test_merged_params(self) -> None:
         base = (("key", "k"), ("page", 1), ("page", 2))
+        session = Session(params=base)
         self.alike(lambda params: asyncget.add_params(
-            parse_url("http://h"), asyncget.merge_params(base, carried(params))).target[2:], [
+            parse_url("http://h"), session._settled({"params": params})["params"]).target[2:], [
             ((), "key=k&page=1&page=2"), ({"q": 1}, "key=k&page=1&page=2&q=1"),
             ({"page": 3}, "key=k&page=3"), ({"key": None}, "page=1&page=2"),
             ([("q", 1), ("q", None), ("q", 2), ("key", "l")], "page=1&page=2&q=1&q=2&key=l"),
