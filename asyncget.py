@@ -2244,9 +2244,9 @@ def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
     return merge_fields(fields, {**dict.fromkeys(secret), "Host": ""})
 
 
-def next_request(request: Request, response: Response,
+def next_request(request: Request, hops: list[Response],
                  settings: Mapping[str, Any]) -> Request | None:
-    """The request that a redirect asks for, None where the response is none (RFC 9110 15.4).
+    """The request that the last of the responses so far leads to, if any (RFC 9110 15.4).
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
                                             are no UTF-8 are asked for as they came
@@ -2263,15 +2263,27 @@ def next_request(request: Request, response: Response,
         user and password in Location       ignored (RFC 9110 4.2.4)
 
     What was dropped stays dropped, even if a later redirect leads back. With the setting
-    trust_redirects only Host is dropped. Raises InvalidURL, or ProtocolError for two Locations.
+    trust_redirects only Host is dropped. Raises InvalidURL, ProtocolError for two Locations, and
+    TooManyRedirects, or TooLarge, since all of `hops` are kept.
     """
+    response, limit = hops[-1], settings["max_redirects"]
     locations = set(octets_text(response.raw_head, "location"))
-    if response.status_code not in (301, 302, 303, 307, 308) or not any(locations):
+    if (not settings["follow_redirects"] or not any(locations)
+            or response.status_code not in (301, 302, 303, 307, 308)):
         return None
     if len(locations) > 1:
         raise ProtocolError("a redirect to several places: "
                             + ", ".join(map(masked, sorted(locations))))
     url = join_url(request.url, locations.pop())._replace(userinfo="")
+    if url.origin.scheme not in settings["redirect_schemes"]:
+        raise InvalidURL(f"a redirect to {url}, whose scheme is not among redirect_schemes "
+                         "(--proto-redir)", exit_code=1, response=response)
+    if sum(len(hop.raw_head) for hop in hops) > MAX_HISTORY_BYTES:
+        raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
+                       limit=MAX_HISTORY_BYTES, response=response)
+    if limit is not None and len(hops) > limit:
+        response.history = hops[:-1]
+        raise TooManyRedirects(f"more than {limit} redirects", history=hops, response=response)
     following = request._replace(url=url)
     if url.origin == request.url.origin:
         return following
@@ -2694,8 +2706,9 @@ class Call:
             try:
                 request = self.first_request()
                 response = await self.exchange(request)
-                while response.status_code // 100 == 3 and (
-                        following := self.redirected(request, response, history)):
+                while response.status_code // 100 == 3 and (following := next_request(
+                        request, [*history, response], self.settings)):
+                    history.append(response)
                     await discard(response)
                     request = following
                     response = await self.exchange(request)
@@ -2735,27 +2748,6 @@ class Call:
         if self.settings["trace"]:
             self.settings["trace"]("*", f"trying again in {delay:.1f} s: {outcome}")
         return delay
-
-    def redirected(self, request: Request, response: Response,
-                   history: list[Response]) -> Request | None:
-        """The request that a response leads to (it joins the history), or None."""
-        settings = self.settings
-        following = settings["follow_redirects"] and next_request(request, response, settings)
-        if not following:
-            return None
-        if following.url.origin.scheme not in settings["redirect_schemes"]:
-            raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
-                             "redirect_schemes (--proto-redir)", exit_code=1, response=response)
-        history.append(response)
-        if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
-            raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
-                           limit=MAX_HISTORY_BYTES, response=response)
-        limit = settings["max_redirects"]
-        if limit is not None and len(history) > limit:
-            response.history = history[:-1]
-            raise TooManyRedirects(f"more than {limit} redirects", history=history,
-                                   response=response)
-        return following
 
     def first_request(self) -> Request:
         """The first request of a call, with all that the caller wants in it."""
