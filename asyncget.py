@@ -1945,8 +1945,8 @@ class Pool:
     agent: Fields   # the session's User-Agent, if it has one: for proxies that look at it
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.limit = settings["limit"] or sys.maxsize
-        self.limit_per_host = settings["limit_per_host"] or sys.maxsize
+        self.limit = settings["limit"] or _FOREVER
+        self.limit_per_host = settings["limit_per_host"] or _FOREVER
         self.connector = settings["open_connection"]
         # Seconds between two requests on one route.
         self.interval = 1 / (settings["rate"] or _FOREVER)
@@ -2784,9 +2784,11 @@ class Call:
         kept = next(reversed(lane.idle), None)
         # If it was in use a moment ago, the loop's two turns in `acquire` would only cost time.
         warm = kept and kept.loop.time() - kept.since <= IDLE_MOMENT_SECONDS
-        connection = (pool.decide(lane) if warm else None) or await pool.acquire(
-            lane, self.deadline, timeout)
+        connection = pool.decide(lane) if warm else None
+        used = False
         while True:
+            # The second time a new one: the first was used before.
+            connection = connection or await pool.acquire(lane, self.deadline, timeout, fresh=used)
             connection.deadline, connection.trace = self.deadline, settings["trace"]
             used = connection.exchanges > 0
             try:
@@ -2807,7 +2809,7 @@ class Call:
             connection.close()
             if connection.trace:
                 connection.trace("*", "the kept connection ended unanswered: again, on a new one")
-            connection = await pool.acquire(lane, self.deadline, timeout, fresh=True)
+            connection = None
 
     def keep_cookies(self, request: Request, head: Head) -> None:
         """Give the jar the cookies that a response sets; they replace the call's of that name."""
