@@ -1829,21 +1829,20 @@ def content_codings(value: bytes) -> list[bytes]:
     return codings
 
 
-# The codecs that may decode a text. Python's others are slow on input made for it (punycode,
-# idna), or no charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037, cp500 and such)
-# is left out, since lines are cut at the byte 0x0A, which is no line end there.
+# The codecs that may decode a text, as Python's modules are called. Others are slow on input made
+# for it (punycode, idna), or no charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037,
+# cp500 and such) is left out, since lines are cut at the byte 0x0A, which is no line end there.
 _TEXT_CODEC = (
-    r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
-    r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
-    r"|tis-620|kz1048|ptcp154|johab")
-_CODEC_NAMES = {*aliases, *aliases.values(), *(  # those of Python's that may be asked for
-    "cp720 cp737 cp856 cp874 cp1006 koi8_t koi8_u mac_arabic mac_croatian mac_farsi mac_romanian "
-    "utf_8_sig").split()}
+    r"ascii|latin_1|utf_8(_sig)?|utf_(16|32)(_[bl]e)?|iso8859_([2-9]|1[013-6])|cp(437|720|737|775"
+    r"|85[025-8]|86[0-69]|874|932|949|950|1006|1125|125[0-8])|koi8_[rtu]|big5(hkscs)?|johab"
+    r"|gb(2312|k|18030)|euc_(kr|jp|jis_2004|jisx0213)|shift_jis(_2004|x0213)?|tis_620|kz1048"
+    r"|iso2022_(kr|jp(_[123]|_2004|_ext)?)|ptcp154"
+    r"|mac_(arabic|croatian|cyrillic|farsi|greek|iceland|latin2|roman|romanian|turkish)")
 # Charsets that we decode as a larger one, as browsers do: servers name a Chinese, Japanese or
 # Korean standard, and send characters that only Windows added to it. The last three names
 # are unknown to Python, or to an older one.
 _WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
-               "windows-31j": "cp932", "windows-874": "cp874", "iso-8859-8-i": "iso8859-8"}
+               "windows-31j": "cp932", "windows-874": "cp874", "iso-8859-8-i": "iso8859_8"}
 
 
 def charset_of(content_type: str) -> str:
@@ -1858,14 +1857,10 @@ def charset_of(content_type: str) -> str:
                       re.I)
     name = match[1].lower() if match else "utf-8"
     name = re.sub("[^a-z0-9]+", "_", _WEB_CODECS.get(name, name))
-    if name not in _CODEC_NAMES:  # `lookup` would keep each name that a server thinks of
-        return "utf-8"
-    try:
-        codec = codecs.lookup(name).name
-    except LookupError:
-        return "utf-8"
+    codec = aliases.get(name, name)
     codec = _WEB_CODECS.get(codec, codec)
-    return codec if re.fullmatch(_TEXT_CODEC, codec) else "utf-8"
+    # Only what is known is looked up: `lookup` would keep each name that a server thinks of.
+    return codecs.lookup(codec).name if re.fullmatch(_TEXT_CODEC, codec) else "utf-8"
 
 
 class LineCutter:
