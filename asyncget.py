@@ -1842,7 +1842,7 @@ _TEXT_CODEC = (
 # Korean standard, and send characters that only Windows added to it. The last three names
 # are unknown to Python, or to an older one.
 _WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
-               "windows-31j": "cp932", "windows-874": "cp874", "iso-8859-8-i": "iso8859_8"}
+               "windows_31j": "cp932", "windows_874": "cp874", "iso_8859_8_i": "iso8859_8"}
 
 
 def charset_of(content_type: str) -> str:
@@ -1855,8 +1855,7 @@ def charset_of(content_type: str) -> str:
     """
     match = re.search(r";\s*charset\s*=\s*[\"']?(?:x-)?([A-Za-z0-9._:+-]{1,40})", content_type,
                       re.I)
-    name = match[1].lower() if match else "utf-8"
-    name = re.sub("[^a-z0-9]+", "_", _WEB_CODECS.get(name, name))
+    name = re.sub("[^a-z0-9]+", "_", match[1].lower()) if match else "utf_8"
     codec = aliases.get(name, name)
     codec = _WEB_CODECS.get(codec, codec)
     # Only what is known is looked up: `lookup` would keep each name that a server thinks of.
