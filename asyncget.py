@@ -2368,9 +2368,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
             or type(outcome) in (ConnectError, TimedOut, IncompleteBody)):
         return None
     delay = 0.5 * 2.0 ** min(attempt - 1, 6) * (1 - os.urandom(1)[0] / 512)
-    said = outcome.headers.get("retry-after") if isinstance(outcome, Response) else None
-    if not said:
-        return delay
+    said = getattr(outcome, "headers", {}).get("retry-after") or "0"
     when = parse_date(said)  # a date, or seconds (RFC 9110 10.2.3)
     asked = _FOREVER if when is None else when - time.time()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", said):
@@ -2729,7 +2727,7 @@ class Call:
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds to wait before trying again, None for no more."""
         rule = self.settings["retries"]
-        if not rule or not isinstance(outcome, _MAY_PASS):
+        if not isinstance(outcome, _MAY_PASS):
             return None
         delay = (rule(attempt, outcome) if callable(rule) else
                  retry_delay(attempt, outcome, rule))
@@ -2866,6 +2864,8 @@ class Streaming(Call):
     response: Any = None
 
     async def __aenter__(self) -> Response:
+        if self.response:  # nobody would close the first one
+            raise TypeError("a stream is entered once; call stream() for each")
         try:
             self.response = response = await self.run()
         except BaseException:
