@@ -2656,8 +2656,8 @@ MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep it
 MAX_DISCARD_SECONDS = 1.0        # that this may take
 # A rule for retries is asked about responses, and errors of the server or the way to it.
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
-# The keywords that change a route; a call without any of them uses the session's lanes.
-_ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
+# The keywords, beside cert, that change a route; a call without them uses the session's lanes.
+_ROUTING = {"verify", "proxy", "trust_env", "unix_socket", "resolve"}
 Settled = dict[str, Any]  # all settings of a call; under "own" those that it was called with
 Outcome = Union[Response, AsyncGetError]
 Urls = Union[Iterable[str], AsyncIterable[str]]
@@ -2867,11 +2867,10 @@ class Streaming(Call):
         if self.response:  # nobody would close the first one
             raise TypeError("a stream is entered once; call stream() for each")
         try:
-            self.response = response = await self.run()
+            return await self.run()
         except BaseException:
             await self.__aexit__()
             raise
-        return response
 
     async def __aexit__(self, _: object = None, error: object = None, __: object = None) -> None:
         try:
@@ -2885,7 +2884,8 @@ class Streaming(Call):
                 await self.session.close()
 
     async def finish(self, response: Response) -> None:
-        """Leave it as it is."""
+        """Leave its body to the caller."""
+        self.response = response
 
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
