@@ -3057,7 +3057,7 @@ class Session:
         """Have `limit` workers GET URLs from one iterator; what `deliver` raises ends them all."""
         if isinstance(urls, (str, bytes)):
             raise TypeError("urls are a list of URLs, or another iterable of them, not one")
-        checked({"limit": limit}, SessionSettings)
+        checked({"limit": limit or 0}, SessionSettings)  # None is for a Session alone
         source: Any = urls.__aiter__() if isinstance(urls, AsyncIterable) else iter(urls)
         numbers, lock = itertools.count(), asyncio.Lock()
 
