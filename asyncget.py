@@ -1501,6 +1501,8 @@ class Connection(Clock):
         connector, place = self.owner.connector, [where, server.port]
         if where.startswith("unix:"):
             connector, place = getattr(asyncio, "open_unix_connection", None), [where[5:]]
+            if connector is None:
+                raise OSError("no unix sockets on this system")
         elif connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*place, **options)
@@ -1806,21 +1808,20 @@ def content_codings(value: bytes) -> list[bytes]:
     return codings
 
 
-# The codecs that may decode a text. Python's others are slow on input made for it (punycode,
-# idna), or no charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037, cp500 and such)
-# is left out, since lines are cut at the byte 0x0A, which is no line end there.
+# The codecs that may decode a text, as Python's modules are called. Others are slow on input made
+# for it (punycode, idna), or no charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037,
+# cp500 and such) is left out, since lines are cut at the byte 0x0A, which is no line end there.
 _TEXT_CODEC = (
-    r"ascii|utf-(8|16|32)(-[a-z]+)?|iso8859-\d+|cp(437|720|737|775|8[56]\d|874|9[345]\d|1006|1125"
-    r"|125\d)|koi8-[rtu]|big5(hkscs)?|gb(2312|k|18030)|euc_\w+|shift_jis\w*|iso2022_\w+|mac-\w+"
-    r"|tis-620|kz1048|ptcp154|johab")
-_CODEC_NAMES = {*aliases, *aliases.values(), *(  # those of Python's that may be asked for
-    "cp720 cp737 cp856 cp874 cp1006 koi8_t koi8_u mac_arabic mac_croatian mac_farsi mac_romanian "
-    "utf_8_sig").split()}
+    r"ascii|latin_1|utf_8(_sig)?|utf_(16|32)(_[bl]e)?|iso8859_([2-9]|1[013-6])|cp(437|720|737|775"
+    r"|85[025-8]|86[0-69]|874|932|949|950|1006|1125|125[0-8])|koi8_[rtu]|big5(hkscs)?|johab"
+    r"|gb(2312|k|18030)|euc_(kr|jp|jis_2004|jisx0213)|shift_jis(_2004|x0213)?|tis_620|kz1048"
+    r"|iso2022_(kr|jp(_[123]|_2004|_ext)?)|ptcp154"
+    r"|mac_(arabic|croatian|cyrillic|farsi|greek|iceland|latin2|roman|romanian|turkish)")
 # Charsets that we decode as a larger one, as browsers do: servers name a Chinese, Japanese or
 # Korean standard, and send characters that only Windows added to it. The last three names
 # are unknown to Python, or to an older one.
 _WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
-               "windows-31j": "cp932", "windows-874": "cp874", "iso-8859-8-i": "iso8859-8"}
+               "windows_31j": "cp932", "windows_874": "cp874", "iso_8859_8_i": "iso8859_8"}
 
 
 def charset_of(content_type: str) -> str:
@@ -1833,16 +1834,11 @@ def charset_of(content_type: str) -> str:
     """
     match = re.search(r";\s*charset\s*=\s*[\"']?(?:x-)?([A-Za-z0-9._:+-]{1,40})", content_type,
                       re.I)
-    name = match[1].lower() if match else "utf-8"
-    name = re.sub("[^a-z0-9]+", "_", _WEB_CODECS.get(name, name))
-    if name not in _CODEC_NAMES:  # `lookup` would keep each name that a server thinks of
-        return "utf-8"
-    try:
-        codec = codecs.lookup(name).name
-    except LookupError:
-        return "utf-8"
+    name = re.sub("[^a-z0-9]+", "_", match[1].lower()) if match else "utf_8"
+    codec = aliases.get(name, name)
     codec = _WEB_CODECS.get(codec, codec)
-    return codec if re.fullmatch(_TEXT_CODEC, codec) else "utf-8"
+    # Only what is known is looked up: `lookup` would keep each name that a server thinks of.
+    return codecs.lookup(codec).name if re.fullmatch(_TEXT_CODEC, codec) else "utf-8"
 
 
 class LineCutter:
@@ -1922,11 +1918,11 @@ class Pool:
     agent: Fields   # the session's User-Agent, if it has one: for proxies that look at it
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.limit = settings["limit"] or sys.maxsize
-        self.limit_per_host = settings["limit_per_host"] or sys.maxsize
+        self.limit = settings["limit"] or _FOREVER
+        self.limit_per_host = settings["limit_per_host"] or _FOREVER
         self.connector = settings["open_connection"]
         # Seconds between two requests on one route.
-        self.interval = 1 / settings["rate"] if settings["rate"] else 0.0
+        self.interval = 1 / (settings["rate"] or _FOREVER)
         self.all: dict[Connection, Lane] = {}  # the one used last stands last
         # Weak: a lane goes when nobody uses it; until then it is the only one of its route.
         self.lanes = weakref.WeakValueDictionary[Route, Lane]()
@@ -1936,19 +1932,6 @@ class Pool:
         return "closed" if self.closed else f"{len(self.all)} of {self.limit} connections"
 
     # ---- which connection a request gets
-
-    def take(self, lane: Lane) -> Connection | None:
-        """A connection that was in use a moment ago, or None: then ask `acquire`.
-
-        After so short a time the two turns of the loop in `acquire` would only cost time.
-        """
-        if lane.idle and not self.interval:
-            connection = next(reversed(lane.idle))
-            if connection.loop.time() - connection.since <= IDLE_MOMENT_SECONDS:
-                del lane.idle[connection]
-                connection.reader.on_unasked = None
-                return connection
-        return None
 
     async def acquire(self, lane: Lane, deadline: Deadline, timeout: float,
                       fresh: bool = False) -> Connection:
@@ -2230,21 +2213,21 @@ def join_url(base: URL, reference: str) -> URL:
 
 def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
     """The fields that another origin may see: no credentials, and not the caller's Host."""
-    secret = ("Authorization", "Cookie", "Proxy-Authorization", *secret_headers)
+    secret = ("Authorization", "Cookie", *secret_headers)
     return merge_fields(fields, {**dict.fromkeys(secret), "Host": ""})
 
 
-def next_request(request: Request, response: Response,
+def next_request(request: Request, hops: list[Response],
                  settings: Mapping[str, Any]) -> Request | None:
-    """The request that a redirect asks for, None where the response is none (RFC 9110 15.4).
+    """The request that the last of the responses so far leads to, if any (RFC 9110 15.4).
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
                                             are no UTF-8 are asked for as they came
         300 304 305 306, or no Location     not followed: the response is the caller's; an
                                             empty Location is none
         to another origin                   (another scheme or port is another origin, too)
-          Authorization (auth=, or user     dropped, and so are the fields Cookie and
-          and password of the URL)          Proxy-Authorization, secret_headers, and Host
+          Authorization (auth=, or user     dropped, and so are the fields Cookie,
+          and password of the URL)          secret_headers, and Host
           cookies= of the call, cert=       dropped, too
           the jar's cookies (each Session   asked for anew at each hop, by Call.render: what
           has one, with its cookies=)       fits is told by domain, not by origin
@@ -2253,15 +2236,27 @@ def next_request(request: Request, response: Response,
         user and password in Location       ignored (RFC 9110 4.2.4)
 
     What was dropped stays dropped, even if a later redirect leads back. With the setting
-    trust_redirects only Host is dropped. Raises InvalidURL, or ProtocolError for two Locations.
+    trust_redirects only Host is dropped. Raises InvalidURL, ProtocolError for two Locations, and
+    TooManyRedirects, or TooLarge, since all of `hops` are kept.
     """
+    response, limit = hops[-1], settings["max_redirects"]
     locations = set(octets_text(response.raw_head, "location"))
-    if response.status_code not in (301, 302, 303, 307, 308) or not any(locations):
+    if (not settings["follow_redirects"] or not any(locations)
+            or response.status_code not in (301, 302, 303, 307, 308)):
         return None
     if len(locations) > 1:
         raise ProtocolError("a redirect to several places: "
                             + ", ".join(map(masked, sorted(locations))))
     url = join_url(request.url, locations.pop())._replace(userinfo="")
+    if url.origin.scheme not in settings["redirect_schemes"]:
+        raise InvalidURL(f"a redirect to {url}, whose scheme is not among redirect_schemes "
+                         "(--proto-redir)", exit_code=1, response=response)
+    if sum(len(hop.raw_head) for hop in hops) > MAX_HISTORY_BYTES:
+        raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
+                       limit=MAX_HISTORY_BYTES, response=response)
+    if limit is not None and len(hops) > limit:
+        response.history = hops[:-1]
+        raise TooManyRedirects(f"more than {limit} redirects", history=hops, response=response)
     following = request._replace(url=url)
     if url.origin == request.url.origin:
         return following
@@ -2352,9 +2347,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
             or type(outcome) in (ConnectError, TimedOut, IncompleteBody)):
         return None
     delay = 0.5 * 2.0 ** min(attempt - 1, 6) * (1 - os.urandom(1)[0] / 512)
-    said = outcome.headers.get("retry-after") if isinstance(outcome, Response) else None
-    if not said:
-        return delay
+    said = getattr(outcome, "headers", {}).get("retry-after") or "0"
     when = parse_date(said)  # a date, or seconds (RFC 9110 10.2.3)
     asked = _FOREVER if when is None else when - time.time()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", said):
@@ -2441,9 +2434,9 @@ class LoneDownloadSettings(SessionSettings, DownloadSettings, total=False):
 # are not given, the environment and the kind of call decide, while None means that there is none.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(LoneDownloadSettings.__annotations__.keys() - {"proxy", "deadline"}),
-    "params": (), "cookies": True, "timeout": 30.0, "follow_redirects": True, "max_redirects": 20,
-    "retries": 0, "verify": True, "trust_env": True, "max_size": 64 * 2**20, "decode": True,
-    "secret_headers": (), "netrc": False, "redirect_schemes": ("http", "https"),
+    "params": (), "headers": (), "cookies": True, "timeout": 30.0, "follow_redirects": True,
+    "max_redirects": 20, "retries": 0, "verify": True, "trust_env": True, "max_size": 64 * 2**20,
+    "decode": True, "secret_headers": (), "netrc": False, "redirect_schemes": ("http", "https"),
     "trust_redirects": False, "resume": True, "overwrite": True, "any_status": False,
     "base_url": "", "open_connection": asyncio.open_connection, "limit": 100}
 # 0 is refused, as other libraries take a timeout of 0 for "none", or for "at once".
@@ -2489,7 +2482,8 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
     """
     settings = {}
     for name, value in options.items():
-        name = {"allow_redirects": "follow_redirects"}.get(name, name)  # as requests calls it
+        if name == "allow_redirects":  # as requests calls it
+            name = "follow_redirects"
         if name not in allowed.__annotations__:
             raise TypeError(f"unknown keyword {name!r}; there are "
                             + ", ".join(allowed.__annotations__)
@@ -2546,16 +2540,6 @@ def spelled_out(function: Function) -> Function:
 
 OUR_CODINGS = ("Accept-Encoding", ACCEPT_ENCODING)
 DEFAULT_FIELDS = (*PLAIN_FIELDS, OUR_CODINGS)
-
-
-def merge_params(base: Pairs, extra: Pairs) -> Pairs:
-    """Lay a call's parameters over the session's, name by name; None stays, for add_params.
-
-    >>> merge_params((("key", "k"), ("page", 1)), (("page", None), ("q", [1, 2])))
-    (('key', 'k'), ('page', None), ('q', [1, 2]))
-    """
-    named = {name for name, _ in extra}
-    return (*(pair for pair in base if pair[0] not in named), *extra)
 
 
 def add_params(url: URL, params: Pairs) -> URL:
@@ -2651,8 +2635,8 @@ MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep it
 MAX_DISCARD_SECONDS = 1.0        # that this may take
 # A rule for retries is asked about responses, and errors of the server or the way to it.
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
-# The keywords that change a route; a call without any of them uses the session's lanes.
-_ROUTING = {"verify", "cert", "proxy", "trust_env", "unix_socket", "resolve"}
+# The keywords, beside cert, that change a route; a call without them uses the session's lanes.
+_ROUTING = {"verify", "proxy", "trust_env", "unix_socket", "resolve"}
 Settled = dict[str, Any]  # all settings of a call; under "own" those that it was called with
 Outcome = Union[Response, AsyncGetError]
 Urls = Union[Iterable[str], AsyncIterable[str]]
@@ -2681,11 +2665,11 @@ class Call:
         self.settings = settled
         self.trace: Any = settled["trace"]
         self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
-        seconds = self.settings.get("deadline", self.usual) or _FOREVER
-        self.deadline = Deadline(session._time(), seconds)
 
     async def run(self) -> Response:
         """Send a request, follow redirects, finish the response; try again if the rule says so."""
+        seconds = self.settings.get("deadline", self.usual) or _FOREVER
+        self.deadline = Deadline(self.session._time(), seconds)
         attempt = 1
         while True:
             request: Request | None = None
@@ -2694,8 +2678,9 @@ class Call:
             try:
                 request = self.first_request()
                 response = await self.exchange(request)
-                while response.status_code // 100 == 3 and (
-                        following := self.redirected(request, response, history)):
+                while response.status_code // 100 == 3 and (following := next_request(
+                        request, [*history, response], self.settings)):
+                    history.append(response)
                     await discard(response)
                     request = following
                     response = await self.exchange(request)
@@ -2722,7 +2707,7 @@ class Call:
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds to wait before trying again, None for no more."""
         rule = self.settings["retries"]
-        if not rule or not isinstance(outcome, _MAY_PASS):
+        if not isinstance(outcome, _MAY_PASS):
             return None
         delay = (rule(attempt, outcome) if callable(rule) else
                  retry_delay(attempt, outcome, rule))
@@ -2735,27 +2720,6 @@ class Call:
         if self.trace:
             self.trace("*", f"trying again in {delay:.1f} s: {outcome}")
         return delay
-
-    def redirected(self, request: Request, response: Response,
-                   history: list[Response]) -> Request | None:
-        """The request that a response leads to (it joins the history), or None."""
-        settings = self.settings
-        following = settings["follow_redirects"] and next_request(request, response, settings)
-        if not following:
-            return None
-        if following.url.origin.scheme not in settings["redirect_schemes"]:
-            raise InvalidURL(f"a redirect to {following.url}, whose scheme is not among "
-                             "redirect_schemes (--proto-redir)", exit_code=1, response=response)
-        history.append(response)
-        if sum(len(hop.raw_head) for hop in history) > MAX_HISTORY_BYTES:
-            raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
-                           limit=MAX_HISTORY_BYTES, response=response)
-        limit = settings["max_redirects"]
-        if limit is not None and len(history) > limit:
-            response.history = history[:-1]
-            raise TooManyRedirects(f"more than {limit} redirects", history=history,
-                                   response=response)
-        return following
 
     def first_request(self) -> Request:
         """The first request of a call, with all that the caller wants in it."""
@@ -2789,29 +2753,35 @@ class Call:
         pool, lane = session._pool, session._lane(request, settings)
         timeout = settings["timeout"] or self.deadline.seconds
         data = self.render(request, lane)
-        connection = pool.take(lane) or await pool.acquire(lane, self.deadline, timeout)
+        kept = next(reversed(lane.idle), None)
+        # If it was in use a moment ago, the loop's two turns in `acquire` would only cost time.
+        warm = kept and kept.loop.time() - kept.since <= IDLE_MOMENT_SECONDS
+        connection = pool.decide(lane) if warm else None
+        used = False
         while True:
+            # The second time a new one: the first was used before.
+            connection = connection or await pool.acquire(lane, self.deadline, timeout, fresh=used)
             connection.deadline, connection.trace = self.deadline, self.trace
-            kept = connection.exchanges > 0
+            used = connection.exchanges > 0
             try:
-                if not kept:
+                if not used:
                     await connection.open(session.connect_timeout or timeout)
                 head = await connection.exchange(data, timeout)
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
-                if not (kept and head.status == 408 and not connection.interim
+                if not (used and head.status == 408 and not connection.interim
                         and not may_reuse(head, 1)):  # whatever its body is like
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
-                if not (kept and connection.silent
+                if not (used and connection.silent
                         and isinstance(error, (IncompleteBody, TLSError))):
                     connection.close()
                     raise
             connection.close()
             if connection.trace:
                 connection.trace("*", "the kept connection ended unanswered: again, on a new one")
-            connection = await pool.acquire(lane, self.deadline, timeout, fresh=True)
+            connection = None
 
     def keep_cookies(self, request: Request, head: Head) -> None:
         """Give the jar the cookies that a response sets; they replace the call's of that name."""
@@ -2847,7 +2817,7 @@ class Call:
         """
         url, netrc = request.url, self.settings["netrc"]
         request = request._replace(url=url._replace(userinfo=""))
-        asked = *(self.session.settings["headers"] or ()), *(self.settings["headers"] or ())
+        asked = *self.session.settings["headers"], *self.settings["headers"]
         if ("authorization" in Headers(request.fields) or any(
                 name.lower() == "authorization" and value is None for name, value in asked)):
             return request
@@ -2873,19 +2843,14 @@ class Streaming(Call):
     usual = _FOREVER
     response: Any = None
 
-    def __init__(self, *asked: Any, lone: bool = False) -> None:
-        self.asked = asked
-        self.lone = lone  # its session goes with it
-
     async def __aenter__(self) -> Response:
-        asked, self.asked = self.asked, ()  # a second time is a TypeError
-        super().__init__(*asked)  # only here, as its time begins
+        if self.response:  # nobody would close the first one
+            raise TypeError("a stream is entered once; call stream() for each")
         try:
-            self.response = response = await self.run()
+            return await self.run()
         except BaseException:
             await self.__aexit__()
             raise
-        return response
 
     async def __aexit__(self, _: object = None, error: object = None, __: object = None) -> None:
         try:
@@ -2895,11 +2860,12 @@ class Streaming(Call):
         finally:
             if self.response:
                 self.response.close()
-            if self.lone:
+            if self.session._lone:
                 await self.session.close()
 
     async def finish(self, response: Response) -> None:
-        """Leave it as it is."""
+        """Leave its body to the caller."""
+        self.response = response
 
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
@@ -2930,6 +2896,7 @@ class Session:
 
     tls_version: ssl.TLSVersion | None = None  # at least
     connect_timeout: float | None = None  # where it is not as `timeout`
+    _lone = False  # made for one call, which closes it
     _loop: asyncio.AbstractEventLoop | None = None
     _base: URL | None = None
 
@@ -2950,7 +2917,7 @@ class Session:
         self._fields = fields_of(DEFAULT_FIELDS, own)
         jar = settings["cookies"]
         if jar is not False and not isinstance(jar, AskedJar):
-            jar = Cookies(jar if isinstance(jar, Mapping) else {})  # section 15
+            jar = Cookies(None if jar is True else jar)  # section 15
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
         # The lanes by origin and certificate, of all calls whose settings have this dictionary.
         self.settings = {**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}}
@@ -3041,11 +3008,11 @@ class Session:
         """
         return self._outcomes(urls, limit, self._settled(options))
 
-    async def _outcomes(self, urls: Urls, limit: int, settled: Settled,
-                       close: bool = False) -> AsyncGenerator[tuple[str, Outcome], None]:
-        """What as_completed gives; `close`: the session is closed at its end.
+    async def _outcomes(self, urls: Urls, limit: int,
+                        settled: Settled) -> AsyncGenerator[tuple[str, Outcome], None]:
+        """What as_completed gives.
 
-        The function as_completed returns this, not a generator around it: where that was left
+        The functions of that name return this, not a generator around it: where that was left
         early asyncio would close both at once, and fail at the outer one.
         """
         finished = asyncio.Queue[Any]()
@@ -3055,17 +3022,10 @@ class Session:
             finished.put_nowait((url, outcome))
             await taken.acquire()
 
-        async def get_each_and_close() -> None:
-            try:
-                await self._get_each(urls, limit, settled, deliver)
-            finally:  # in the task: asyncio may drop a generator before its `finally`
-                if close:
-                    await self.close()
-
-        getting = asyncio.create_task(get_each_and_close())
-        getting.add_done_callback(lambda _: finished.put_nowait(None))
+        getting = asyncio.create_task(self._get_each(urls, limit, settled, deliver))
+        getting.add_done_callback(finished.put_nowait)
         try:
-            while (item := await finished.get()) is not None:
+            while (item := await finished.get()) is not getting:
                 taken.release()
                 yield item
             await getting
@@ -3077,8 +3037,7 @@ class Session:
         """Have `limit` workers GET URLs from one iterator; what `deliver` raises ends them all."""
         if isinstance(urls, (str, bytes)):
             raise TypeError("urls are a list of URLs, or another iterable of them, not one")
-        if not isinstance(limit, int) or limit < 1:
-            raise ValueError("limit must be at least 1: it is how many are fetched at once")
+        checked({"limit": limit or 0}, SessionSettings)  # None is for a Session alone
         source: Any = urls.__aiter__() if isinstance(urls, AsyncIterable) else iter(urls)
         numbers, lock = itertools.count(), asyncio.Lock()
 
@@ -3104,6 +3063,8 @@ class Session:
             await asyncio.gather(*workers)
         finally:
             await cancel(workers)
+            if self._lone:  # here, since asyncio may drop _outcomes before its `finally`
+                await self.close()
 
     @spelled_out
     async def download(self, url: str, path: FilePath | PathRule,
@@ -3134,7 +3095,10 @@ class Session:
         own = checked(options, allowed)
         cookies = own.pop("cookies", None)
         settings = {**self.settings, **own, "own": own}
-        settings["params"] = merge_params(self.settings["params"], own.get("params", ()))
+        params = own.get("params", ())
+        named = dict(params)  # the session's of these names do not count
+        settings["params"] = (
+            *(pair for pair in self.settings["params"] if pair[0] not in named), *params)
         if not _ROUTING.isdisjoint(own):
             settings["lanes"] = {}
         if cookies is False or isinstance(cookies, AskedJar):
@@ -3153,8 +3117,6 @@ class Session:
         if jar is not False:  # its cookies without a domain are for the first origin of all
             jar.home = jar.home or (self._base or request.url).origin
         path, verify = settings["unix_socket"], settings["verify"]
-        if path and not hasattr(asyncio, "open_unix_connection"):
-            raise ConnectError(f"no unix sockets on {sys.platform}: {path!r}")
         proxy: Proxy | None = None
         given = settings.get("proxy", settings["trust_env"])  # True: ask the environment
         if given and not path:
@@ -3179,6 +3141,12 @@ class Session:
         return self._contexts(verify, cert, self.tls_version)
 
 
+class LoneSession(Session):
+    """One that its only call closes."""
+
+    _lone = True
+
+
 @spelled_out
 async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
     """GET a URL and read its body, with a session of its own."""
@@ -3189,8 +3157,7 @@ async def get(url: str, **settings: Unpack[SessionSettings]) -> Response:
 @spelled_out
 def stream(url: str, **settings: Unpack[SessionSettings]) -> Streaming:
     """GET a URL and hand out the response unread: see Session.stream."""
-    session = Session(**settings)
-    return Streaming(session, url, session.settings, lone=True)
+    return LoneSession(**settings).stream(url)
 
 
 @overload
@@ -3207,16 +3174,15 @@ async def get_all(urls: Urls, *, limit: int = ..., return_exceptions: bool,
 async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = False,
                   **settings: Unpack[ClientSettings]) -> Any:
     """GET many URLs, `limit` at once, in their order: see Session.get_all."""
-    async with Session(limit=limit, **settings) as session:
-        return await session.get_all(urls, limit=limit, return_exceptions=return_exceptions)
+    return await LoneSession(limit=limit, **settings).get_all(
+        urls, limit=limit, return_exceptions=return_exceptions)
 
 
 @spelled_out
 def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
                  ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
-    session = Session(limit=limit, **settings)
-    return session._outcomes(urls, limit, session.settings, close=True)
+    return LoneSession(limit=limit, **settings).as_completed(urls, limit=limit)
 
 
 # You may stop here, too: with cookies=False, trust_env=False and an SSLContext of your own all
