@@ -3640,10 +3640,11 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         elif route.tls:
             await ask_for_tunnel(connection, proxy)
         if route.tls and connection.rest:  # in plain text, as if encrypted: CVE-2021-22947
-            raise ProxyError("sent bytes before the tunnel was in use: "
-                             + shown(connection.rest), exit_code=56)
+            raise ProxyError("sent bytes before the tunnel was in use: " + shown(connection.rest))
     except ProxyError as error:  # put the proxy's name before all of these texts
         error.args = (f"proxy {proxy} {error}{after(connection)}",)
+        if not proxy.scheme.startswith("socks"):
+            error.exit_code = 56  # curl's 97 is for SOCKS alone
         raise
     if route.tls:
         connection.watch("TLS handshake")
@@ -3669,7 +3670,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
             text += f" (user and password in its URL {state}; it asks for {asked!r:.100})"
         said = re.sub(rb"(<[^<>]*>|\s)+", b" ", connection.rest).strip()  # its error page
         raise ProxyError(printable(text) + (f"; it says {shown(said)}" if said else ""),
-                         exit_code=56, status=head.status)
+                         status=head.status)
 
 
 async def read_exactly(connection: Connection, size: int) -> bytes:
