@@ -420,7 +420,8 @@ def ascii_label(label: str) -> str:
     if label.isascii():
         return label.lower()
     from unicodedata import normalize
-    lower = normalize("NFC", "".join(map(str.lower, label)))  # in a whole word, "Σ" may become "ς"
+    # Letter by letter: in a whole word, "Σ" may become "ς". Phones write U+FE0F behind an emoji.
+    lower = normalize("NFC", "".join(c.lower() for c in label if c not in "\u034f\ufe0e\ufe0f"))
     # Refused: full-width '．', '／', '１' and the Kelvin sign (a 'k'), which others read as ASCII;
     # '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are no UTF-8).
     if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63

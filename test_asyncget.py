@@ -670,6 +670,7 @@ class Section2URLs(Section):
             "bu\u0308cher.example": "xn--bcher-kva.example",   # NFC
             "ΟΔΟΣ.gr": "xn--pxavbq.gr",                        # not with a ς at its end
             "日本.test": "xn--wgv71a.test", "XN--WGV71A.test": "xn--wgv71a.test",
+            "i\u2764\ufe0f.test": "xn--i-7iq.test",            # an emoji as keyboards write it
             "xn--example-.com": "xn--example-.com",            # RUSTSEC-2024-0421: opaque
             "a" * 63 + ".test": "a" * 63 + ".test"}
         self.alike(asyncget.parse_host, hosts.items())
@@ -698,7 +699,8 @@ class Section2URLs(Section):
         "not a host label": [  # CVE-2019-9636, -10160 (NFKC: a/c), CVE-2022-42916, -43551
             "http://A＃B/", "http://A\u2100B/", "http://127．0．0．1/", "http://127｡0｡0｡1/",
             "http://１２７.0.0.1/", "http://\u212a/", "http://ſ/", "http://h\udce9/",
-            f"http://{'ü' * 64}/", "http://例。テスト/", "http://a\u00adb/", "http://a\u200bb/"],
+            f"http://{'ü' * 64}/", "http://例。テスト/", "http://a\u00adb/", "http://a\u200bb/",
+            "http://a\u034fb/"],
         "not an IP address": [
             *[f"http://[{text}]/" for text in [  # CVE-2024-11168, CVE-2025-47912
                 "fe80::1%", "fe80::1%25", "fe80::1%25a%25b", "fe80::1%25a%0d",
