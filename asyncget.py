@@ -3878,12 +3878,16 @@ def overlays(new: Cookie, old: Cookie) -> bool:
 
 
 def check_cookie(name: str, value: str) -> None:
-    """Raise InvalidHeader for a caller's cookie that would not arrive as it is (RFC 6265 4.2.1)."""
-    if not (isinstance(name, str) and _NAME.fullmatch(name)
+    """Raise InvalidHeader for a caller's cookie that would not arrive as it is.
+
+    RFC 6265 4.2.1 has only tokens for names, but servers set others, too: PHP's "user[name]".
+    """
+    if not (isinstance(name, str) and re.fullmatch("[!-:<>-~]+", name)
             and isinstance(value, str) and _VALUE.fullmatch(value) and ";" not in value
             and octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES):
-        raise InvalidHeader(f"a cookie's name and value are text of {MAX_COOKIE_FIELD_BYTES} bytes "
-                            f"at most, without ';' and controls: not those of {name!r:.100}")
+        raise InvalidHeader("a cookie's name (in ASCII, no blanks, no '=') and value are text of "
+                            f"{MAX_COOKIE_FIELD_BYTES} bytes at most, without ';' and controls: "
+                            f"not those of {name!r:.100}")
 
 
 def render_cookies(pairs: Pairs) -> str:

@@ -4196,6 +4196,7 @@ class Section15Cookies(Section):
         self.refuses(InvalidURL, "", lambda: Cookies().set("a", "1", domain="h test"))
         for value in ("", "a=b, c", '"q"', "\u00e9", "\udcff", " x\ty ", "x" * (most - 18)):
             asyncget.check_cookie("!#$%&'*+-.^_`|~a0", value)
+        asyncget.check_cookie("user[name]{}()<>@,:/?\\\"", "1")
 
     def test_field(self) -> None:
         """6265bis 5.8.3 step 4."""
