@@ -1842,7 +1842,8 @@ _CODEC_NAMES = {*aliases, *aliases.values(), *(  # those of Python's that may be
 # Korean standard, and send characters that only Windows added to it. The last three names
 # are unknown to Python, or to an older one.
 _WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
-               "windows-31j": "cp932", "windows-874": "cp874", "iso-8859-8-i": "iso8859-8"}
+               "big5": "cp950", "windows-31j": "cp932", "windows-874": "cp874",
+               "iso-8859-8-i": "iso8859-8"}
 
 
 def charset_of(content_type: str) -> str:

@@ -1199,7 +1199,7 @@ class Section8Decoding(Section):
         "ascii": "us-ascii", "iso8859-8": "hebrew ISO-8859-8-I", "koi8-r": "cskoi8r",
         "mac-roman": "x-mac-roman", "mac-cyrillic": "x-mac-cyrillic", "iso8859-1": "latin1",
         "cp874": "windows-874 Windows-874", "cp1250": "windows-1250 x-cp1250",
-        "cp1252": "windows-1252 x-cp1252", "iso8859-9": "iso-8859-9 l5", "big5": "big5 x-big5",
+        "cp1252": "windows-1252 x-cp1252", "iso8859-9": "iso-8859-9 l5", "cp950": "big5 x-big5",
         "gb18030": "chinese gb2312 gbk x-gbk gb18030", "cp949": "euc-kr korean ks_c_5601-1987",
         "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp", "iso8859-11": "iso-8859-11",
         "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis"}
