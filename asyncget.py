@@ -490,8 +490,8 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
                          "letters, digits and -._~!$&'()*+,;=")
     scheme, userinfo, host_port, rest = match.groups()
     if scheme.lower() not in schemes:
-        raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only {', '.join(schemes)}",
-                         exit_code=1)
+        raise InvalidURL(f"unsupported scheme {scheme[:20]!r} in {masked(text)}: "
+                         f"only {', '.join(schemes)}", exit_code=1)
     if not rest.isascii() or " " in rest:
         from string import punctuation
         from urllib.parse import quote

@@ -695,6 +695,7 @@ class Section2URLs(Section):
         "unsupported scheme ": [
             " file://h", "\xa0http://h", "file:///etc/passwd", "local_file://h/x", "scp://h/x",
             "httpſ://h", "https+unix://h", "://h"],
+        "unsupported scheme 'app' in 'app://***@h/?code=1'": ["app://u:p@h/?code=1"],
         "percent-encode": ["http://A＃@B/", "http://A\\@B/"],  # CVE-2019-9636, aiohttp #12827
         "not a host label": [  # CVE-2019-9636, -10160 (NFKC: a/c), CVE-2022-42916, -43551
             "http://A＃B/", "http://A\u2100B/", "http://127．0．0．1/", "http://127｡0｡0｡1/",
