@@ -3696,7 +3696,11 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     import ipaddress
     origin = connection.route.origin
     read = functools.partial(read_exactly, connection)
-    write = connection.writer.write
+
+    def write(data: bytes) -> None:
+        with contextlib.suppress(RuntimeError):  # uvloop's, at a closed end: `read` tells of it
+            connection.writer.write(data)
+
     write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
     version, method = start = await read(2)
     if version != 5:
