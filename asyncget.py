@@ -1487,14 +1487,14 @@ class Connection(Clock):
             if self.closed:  # by the clock, or with the session
                 raise ended(self)
             self.opener.result()
+            asked = self.writer.get_extra_info  # uvloop's raises, if it was reset already
+            self.addresses = asked("peername"), asked("sockname")
         except AsyncGetError:  # before the next line: some of ours are OSErrors, too
             raise
         except Exception as error:
             raise failure(self, error) from error
         finally:  # only now, since `failure` looks at it
             self.opener = None
-        asked = self.writer.get_extra_info
-        self.addresses = asked("peername"), asked("sockname")
         if self.trace:
             self.trace("*", f"connected to {self.route}")
 

@@ -3425,6 +3425,8 @@ class Section13AddressesAndTLS(AsyncCase):
         closed = mock.AsyncMock(return_value=(
             mock.Mock(read=mock.AsyncMock(return_value=b"")), mock.MagicMock(  # uvloop's writer
                 write=mock.Mock(side_effect=RuntimeError("the handler is closed")))))
+        gone = mock.AsyncMock(return_value=(mock.Mock(), mock.MagicMock(  # and its socket
+            get_extra_info=mock.Mock(side_effect=[mock.Mock(), ValueError("negative")]))))
         refused, damaged = (mock.AsyncMock(return_value=(mock.Mock(read=mock.AsyncMock(
             side_effect=[*came, ssl.SSLError(1, "bad record")])), mock.MagicMock()))
             for came in ([], [answer(b"half")[:-1]]))
@@ -3447,6 +3449,7 @@ class Section13AddressesAndTLS(AsyncCase):
                 (bare, {"open_connection": refused}, TLSError, 35, "TLS with .*bad record"),
                 (bare, {"open_connection": slow}, ConnectError, 7, "said so"),
                 (bare, {"open_connection": closed}, IncompleteBody, 56, "lost: .*closed"),
+                (bare, {"open_connection": gone}, ConnectError, 7, "no.test:80: negative"),
                 (bare, {"open_connection": closed, "proxy": "socks5h://p"}, ProxyError, 97,
                  "closed the connection"),
                 (bare, {"open_connection": untrusted}, TLSError, 60, "refused: .*said so"),
