@@ -422,7 +422,8 @@ def ascii_label(label: str) -> str:
     if label.isascii():
         return label.lower()
     from unicodedata import normalize
-    lower = normalize("NFC", "".join(map(str.lower, label)))  # in a whole word, "Σ" may become "ς"
+    # Letter by letter: in a whole word, "Σ" may become "ς". Phones write U+FE0F behind an emoji.
+    lower = normalize("NFC", "".join(c.lower() for c in label if c not in "\u034f\ufe0e\ufe0f"))
     # Refused: full-width '．', '／', '１' and the Kelvin sign (a 'k'), which others read as ASCII;
     # '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are no UTF-8).
     if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
@@ -491,8 +492,8 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
                          "letters, digits and -._~!$&'()*+,;=")
     scheme, userinfo, host_port, rest = match.groups()
     if scheme.lower() not in schemes:
-        raise InvalidURL(f"unsupported scheme {scheme[:20]!r}: only {', '.join(schemes)}",
-                         exit_code=1)
+        raise InvalidURL(f"unsupported scheme {scheme[:20]!r} in {masked(text)}: "
+                         f"only {', '.join(schemes)}", exit_code=1)
     if not rest.isascii() or " " in rest:
         from string import punctuation
         from urllib.parse import quote
@@ -1480,14 +1481,14 @@ class Connection(Clock):
             if self.closed:  # by the clock, or with the session
                 raise ended(self)
             self.opener.result()
+            asked = self.writer.get_extra_info  # uvloop's raises, if it was reset already
+            self.addresses = asked("peername"), asked("sockname")
         except AsyncGetError:  # before the next line: some of ours are OSErrors, too
             raise
         except Exception as error:
             raise failure(self, error) from error
         finally:  # only now, since `failure` looks at it
             self.opener = None
-        asked = self.writer.get_extra_info
-        self.addresses = asked("peername"), asked("sockname")
         if self.trace:
             self.trace("*", f"connected to {route}")
 
@@ -1821,7 +1822,8 @@ _TEXT_CODEC = (
 # Korean standard, and send characters that only Windows added to it. The last three names
 # are unknown to Python, or to an older one.
 _WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
-               "windows_31j": "cp932", "windows_874": "cp874", "iso_8859_8_i": "iso8859_8"}
+               "big5": "cp950", "windows_31j": "cp932", "windows_874": "cp874",
+               "iso_8859_8_i": "iso8859_8"}
 
 
 def charset_of(content_type: str) -> str:
@@ -3586,10 +3588,11 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         elif route.tls:
             await ask_for_tunnel(connection, proxy)
         if route.tls and connection.rest:  # in plain text, as if encrypted: CVE-2021-22947
-            raise ProxyError("sent bytes before the tunnel was in use: "
-                             + shown(connection.rest), exit_code=56)
+            raise ProxyError("sent bytes before the tunnel was in use: " + shown(connection.rest))
     except ProxyError as error:  # put the proxy's name before all of these texts
         error.args = (f"proxy {proxy} {error}{after(connection)}",)
+        if not proxy.scheme.startswith("socks"):
+            error.exit_code = 56  # curl's 97 is for SOCKS alone
         raise
     if route.tls:
         connection.watch("TLS handshake")
@@ -3615,7 +3618,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
             text += f" (user and password in its URL {state}; it asks for {asked!r:.100})"
         said = re.sub(rb"(<[^<>]*>|\s)+", b" ", connection.rest).strip()  # its error page
         raise ProxyError(printable(text) + (f"; it says {shown(said)}" if said else ""),
-                         exit_code=56, status=head.status)
+                         status=head.status)
 
 
 async def read_exactly(connection: Connection, size: int) -> bytes:
@@ -3639,7 +3642,11 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     import ipaddress
     origin = connection.route.origin
     read = functools.partial(read_exactly, connection)
-    write = connection.writer.write
+
+    def write(data: bytes) -> None:
+        with contextlib.suppress(RuntimeError):  # uvloop's, at a closed end: `read` tells of it
+            connection.writer.write(data)
+
     write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
     version, method = start = await read(2)
     if version != 5:
@@ -3822,12 +3829,16 @@ def overlays(new: Cookie, old: Cookie) -> bool:
 
 
 def check_cookie(name: str, value: str) -> None:
-    """Raise InvalidHeader for a caller's cookie that would not arrive as it is (RFC 6265 4.2.1)."""
-    if not (isinstance(name, str) and _NAME.fullmatch(name)
+    """Raise InvalidHeader for a caller's cookie that would not arrive as it is.
+
+    RFC 6265 4.2.1 has only tokens for names, but servers set others, too: PHP's "user[name]".
+    """
+    if not (isinstance(name, str) and re.fullmatch("[!-:<>-~]+", name)
             and isinstance(value, str) and _VALUE.fullmatch(value) and ";" not in value
             and octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES):
-        raise InvalidHeader(f"a cookie's name and value are text of {MAX_COOKIE_FIELD_BYTES} bytes "
-                            f"at most, without ';' and controls: not those of {name!r:.100}")
+        raise InvalidHeader("a cookie's name (in ASCII, no blanks, no '=') and value are text of "
+                            f"{MAX_COOKIE_FIELD_BYTES} bytes at most, without ';' and controls: "
+                            f"not those of {name!r:.100}")
 
 
 def render_cookies(pairs: Pairs) -> str:
