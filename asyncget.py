@@ -1903,8 +1903,9 @@ class Lane:
     open = 0          # how many connections, those in use as well
     moved_at = 0.0    # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
-    fields: Any = None  # that were last sent there
-    lines = b""         # and their bytes (Call.render)
+    fields: Any = None  # that were last sent there, and how: their bytes are `lines`
+    decode = True
+    lines = b""         # see Call.render
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -2593,7 +2594,8 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 
 def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
     """The fields of a request: over base what `headers` and `auth` ask for."""
-    base = merge_fields(base, options.get("headers", ()))
+    if "headers" in options:
+        base = merge_fields(base, options["headers"])
     if "auth" in options:  # None takes the session's away
         auth = options["auth"]
         base = merge_fields(base, {"Authorization": render_auth(auth) if auth else None})
@@ -2804,9 +2806,10 @@ class Call:
         if proxy and origin.scheme == "http" and not proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(proxy))
-        if fields is not lane.fields:  # else they are the session's, rendered before
-            lane.lines = render_fields(with_codings(fields, self.settings["decode"]), origin)
-            lane.fields = fields
+        decode = self.settings["decode"]
+        if fields is not lane.fields or decode != lane.decode:  # else they were rendered before
+            lane.lines = render_fields(with_codings(fields, decode), origin)
+            lane.fields, lane.decode = fields, decode
         return render_request(target, lane.lines)
 
     def with_password(self, request: Request) -> Request:
