@@ -2758,8 +2758,9 @@ class Call:
         timeout = settings["timeout"] or self.deadline.seconds
         data = self.render(request, lane)
         kept = next(reversed(lane.idle), None)
-        # If it was in use a moment ago, the loop's two turns in `acquire` would only cost time.
-        warm = kept and kept.loop.time() - kept.since <= IDLE_MOMENT_SECONDS
+        # If it was in use a moment ago, the loop's two turns in `acquire` would only cost time. (0
+        # tells nothing: some clocks, Windows' up to Python 3.12, tick each 16 ms.)
+        warm = kept and 0 < kept.loop.time() - kept.since <= IDLE_MOMENT_SECONDS
         connection = pool.decide(lane) if warm else None
         used = False
         while True:
@@ -3322,7 +3323,8 @@ async def connect_to(address: str, port: int) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         made.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(made, (address, port))
+        more = (0, 0) if ":" in address else ()  # without it, Windows' loop would expect IPv4
+        await asyncio.get_running_loop().sock_connect(made, (address, port, *more))
     except BaseException:
         made.close()
         raise
@@ -4312,14 +4314,20 @@ def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
     The lock keeps other downloads off, and ends with our process. The mode is set by the
     descriptor: to the name, others may have put a link to another file of ours meanwhile.
     """
-    if sys.platform != "win32":
-        import fcntl
-        try:
+    busy: type[OSError] = BlockingIOError
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+            busy = PermissionError
+            file.seek(2**31 - 1)  # one byte is locked; what we write is added at the end anyway
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError("another download is writing it") from None
-        except OSError:  # a file system without locks
-            pass
+    except busy:
+        raise OSError("another download is writing it") from None
+    except OSError:  # a file system without locks
+        pass
     # `known` was read before the lock was ours: another download may have had it since, and
     # have added to the file, or renamed it.
     size_of_ours(file)
@@ -4377,7 +4385,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         # containers have them, or another's, in a folder like /tmp: then this copies.
         from shutil import copyfile, move
         move(part, path, copyfile)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # left there, it does no harm; on Windows a scanner has it
         os.unlink(part + ".meta")
 
 
@@ -4717,7 +4725,7 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   --noproxy HOSTS             go straight to these: a,b.c; * is all
   -k --insecure               believe any server
   --cacert FILE               believe these authorities
-  -E --cert FILE              client certificate; FILE:PASSWORD if it has one
+  -E --cert FILE:PASSWORD     client certificate, and its password if it has one
   --key FILE                  and its key
   -m --max-time SECONDS       for one try, all in all
   --connect-timeout SECONDS   to connect
@@ -4935,6 +4943,8 @@ VALUES: dict[str, Any] = {
     "TARGET": ("(?s)(@?)(.*)", lambda at_sign, text: read_lines(text) if at_sign else text),
     "LINE": ("(?s)(@?)(.*)", header_fields),
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
+    "FILE:PASSWORD": (  # the file may begin with a drive of Windows'
+        r"(?s)((?:[A-Za-z]:(?=[\\/]))?[^:]*):?(.*)", lambda *parts: parts),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
     "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one: it has no address
@@ -5153,8 +5163,9 @@ def set_proxies(options: Options) -> None:
         proxy = f"socks5h://{options.socks5_hostname}"
     if proxy is not None:
         os.environ.update(dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy))
-    if options.noproxy is not None:
-        os.environ["no_proxy"] = options.noproxy
+    noproxy = "*" if proxy == "" else options.noproxy  # "*": nor by the system's settings
+    if noproxy is not None:
+        os.environ["no_proxy"] = noproxy
     if options.proxy_user:
         from urllib.parse import quote
         from urllib.request import getproxies_environment
@@ -5233,7 +5244,6 @@ def open_session(options: Options) -> Session:
     silence = options.speed_time
     if silence is None:
         silence = max(SILENCE_SECONDS, options.max_time or 0)
-    certificate, _, password = (options.cert or "").partition(":")
     netrc = options.netrc_file or (options.netrc or options.netrc_optional) and "~/.netrc"
     session = Session(
         headers=headers,
@@ -5250,7 +5260,7 @@ def open_session(options: Options) -> Session:
         secret_headers=[name for name, _ in options.header if re.match(SECRET_NAMES, name)],
         verify=not options.insecure and (
             options.cacert or options.capath or os.getenv("CURL_CA_BUNDLE") or True),
-        cert=options.cert and (certificate, options.key, password),
+        cert=options.cert and (options.cert[0], options.key, options.cert[1]),
         # Who asks for a coding by -H wants the bytes as they come. No part of a gzip unpacks; and
         # -I is to tell the file's own length.
         decode=(options.compressed or options.compressed is None
@@ -5436,7 +5446,8 @@ class Transfer(Download):
         """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
         options, claimed = self.flags, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
-        if exists(path) and os.path.samefile(path, 1):  # /dev/stdout, say
+        # /dev/stdout, say. (For Windows all pipes and devices are one file, with the number 0.)
+        if exists(path) and os.stat(path).st_ino and os.path.samefile(path, 1):
             self.output = "-"
             return
         # Several URLs may go to a device or a pipe that -o names. A link means its target.
@@ -5828,6 +5839,8 @@ class Command:
         mixed = sys.stdout.isatty() and any(transfer.to_stdout for transfer in self.transfers)
         self.shown = sys.stderr.isatty() and os.getenv("TERM") != "dumb" and not (
             mixed or options.silent or options.no_progress_meter)
+        if self.shown and sys.platform == "win32":
+            os.system("")  # from then on the console understands WIPE
         if options.dump_header not in (None, "-"):
             with disk_errors(options.dump_header):
                 self.heads = open(options.dump_header, "ab", buffering=0)
@@ -5863,7 +5876,8 @@ class Command:
     def fail(self, error: AsyncGetError, of: str = "") -> None:
         """Tell of an error; the first one's code is that of the run. A closed pipe ends quietly."""
         self.code = self.code or error.exit_code
-        if isinstance(error.__cause__, BrokenPipeError) and "write stdout" in str(error):
+        closed = getattr(error.__cause__, "errno", None) in (errno.EPIPE, errno.EINVAL)  # Windows'
+        if closed and "write stdout" in str(error):
             self.unread = True
         elif self.options.show_error or not self.options.silent:
             self.say(f"asyncget: ({error.exit_code}) {error}{of}")
@@ -5948,6 +5962,8 @@ def interrupted(*_: object) -> None:
     import signal
     if sys.stderr.isatty():
         os.write(2, WIPE.encode())  # the prompt belongs on a line of its own
+    if sys.platform == "win32":
+        os._exit(0xC000013A - 2**32)  # as Ctrl-C ends all there; the signal's 3 is a bad URL's code
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.raise_signal(signal.SIGINT)
     os._exit(130)  # the first process of a container, which this signal does not end
