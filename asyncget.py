@@ -1,7 +1,7 @@
 """HTTP GET over asyncio in one file, with nothing but the standard library.
 
 A GET is a few lines of text sent, a few lines and some bytes received. What makes a client
-long is to find out where those bytes end, to use the connection again, and to get through
+long is finding out where those bytes end, using the connection again, and getting through
 networks and servers that were not made for it. This file does it in four parts, in the order
 of the data. You may stop after any of them, and have then read a whole client.
 
@@ -25,7 +25,7 @@ II. Many GETs: connections used again, and the loop around it all
 
 III. In somebody else's network: what a corporate machine adds
 
-    13. Addresses and TLS      names with many addresses, certificates, what to do about them
+    13. Addresses and TLS      names with many addresses, certificates, errors in words
     14. Proxies                tunnels, SOCKS, NO_PROXY
     15. Cookies                RFC 6265bis: what may be kept, and who is told
     16. Passwords              netrc
@@ -58,9 +58,10 @@ Words, and what they look like here:
     target    "/search?q=x"                    what is asked for
     field     ("Accept", "*/*")                one line of a head
     head      b"HTTP/1.1 200 OK\\r\\n...\\r\\n\\r\\n"  all up to the empty line
-    framing   5, "chunked" or "close"          how the end of a body is told
+    framing   5, "chunked" or "close"          how the end of a body is known
     coding    "gzip"                           how a body was compressed
     route     Route(origin, tls, proxy, ...)   what must be equal to share a connection
+    RFC       RFC 9112 6.3                     a standard, its section; 9110 and 9112 are HTTP
 
 Users need `get`, `get_all`, `as_completed`, `stream`, `download` and `Session`.
 """
@@ -164,8 +165,8 @@ __all__ = [
 
 # #### Part I. One GET #########################################################
 # This part shows what goes over the wire for a GET, and what Python does while it waits. The
-# waiting is what `asyncio` is for, so here are its words. This program counts while a slow
-# server thinks (`python -m asyncget --demo` plays it):
+# waiting is what `asyncio` is for; here are its terms. Started by asyncio.run(main()), this
+# program counts while a slow server thinks (`python -m asyncget --demo` shows it):
 #
 #     async def count():                         async def main():
 #         while True:                                counter = asyncio.create_task(count())
@@ -177,15 +178,15 @@ __all__ = [
 #     count()    await ...........  print, await ...  print, await .........  is cancelled
 #     event loop       waits for all of them at once, and calls who is next
 #
-# A *coroutine* is a function that can stop in its middle: `await` says "until this is there,
-# let others run". The *event loop* decides who runs: it asks the operating system (the kernel)
-# which sockets have bytes and which timers are due, and resumes the coroutine that waits for
-# that. Mostly one coroutine awaits another, and that one a third; the innermost awaits a
-# *future*, an object whose result is set later, when bytes have come, say. A *task* is a
-# coroutine that the loop runs on its own, beside the others. To *cancel* a task raises
-# CancelledError in it, at the await where it stands. A *transport* is the loop's own end of a
-# socket. It sends what we write, as fast as the kernel takes it; it receives what comes and
-# hands it to a *protocol*, which keeps it until we read (here an Inbox, section 7).
+# A *coroutine* is a function that can stop half-way: `await` says "until this is there, let
+# others run" (`async for` and `async with` await, too). The *event loop* decides who runs: in
+# each *turn* it asks the operating system (the kernel) which sockets have bytes, sees which
+# timers are due, and resumes the coroutines that wait for these. Usually one coroutine awaits
+# another, that one a third; the innermost awaits a *future*, whose result is set later, when
+# bytes have come, say. A *task* is a coroutine that the loop runs beside the others.
+# *Cancelling* a task raises CancelledError in it, at the await where it stands. A *transport* is
+# the loop's own end of a socket: it sends what we write, as fast as the kernel takes it, and
+# hands what comes to a *protocol*, which keeps it until we read (here an Inbox, section 7).
 # All of it is one thread: between two awaits nobody else runs. So no coroutine becomes faster,
 # and if one computes for a second, all others wait for that second. But a thousand that only
 # wait cost hardly more than one.
