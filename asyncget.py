@@ -583,12 +583,12 @@ def render_request(target: str, lines: bytes) -> bytes:
 
 
 # ==== 4. Response head ========================================================
-# One regular expression says what a head may look like; a whole head is matched at once. It is
+# One regular expression says what a head may look like; a whole head is matched in one go. It is
 # strict where lenient clients were attacked (NUL, a CR without LF, a blank before the colon). It
-# is lenient where real servers need it: an LF alone ends a line; the reason may be missing; a
-# line that begins with a blank ("folded") continues the line before; a value may hold control
+# is lenient where real servers need it: an LF alone ends a line; the reason ("OK") may be missing;
+# a line that begins with a blank ("folded") continues the line before; a value may hold control
 # bytes (but not a Content-Length or a coding). Only the few fields that decide what we do next
-# are looked up at once; the others are parsed when a user asks for them.
+# are looked up now; the others are parsed when a user asks for them.
 
 # One head, counted while it arrives (Connection.exchange, section 7). A
 # line has no limit of its own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
@@ -625,9 +625,9 @@ def parse_list(value: bytes) -> list[bytes]:
 
 
 def check_fields(block: bytes) -> bytes:
-    """Unfold field lines that end in an empty line; raise ProtocolError with what is none.
+    """Unfold field lines that end in an empty line; raise ProtocolError with what is not one.
 
-    Only for trailers (fields behind a body: section 5), and for heads that _HEAD did not match.
+    Only for trailers (fields after a body: section 5), and for heads that _HEAD did not match.
     """
     block = re.sub(_FOLD, b" ", block)
     left = _FIELD_LINE.sub(b"", block)
@@ -663,7 +663,7 @@ def octets_text(raw: bytes, name: str) -> list[str]:
     >>> octets_text(b"HTTP/1.1 302 Found\r\nLocation: /caf\xe9\r\n\r\n", "location")
     ['/caf\udce9']
 
-    Bytes ("octets") that are no UTF-8 become surrogates (surrogateescape), and encoding in the
+    Bytes ("octets") that are not UTF-8 become surrogates (surrogateescape), and encoding in the
     same way makes the same bytes again. So a Location or a cookie in Latin-1 or GBK goes back
     as it came.
     """
@@ -672,7 +672,7 @@ def octets_text(raw: bytes, name: str) -> list[str]:
 
 
 def field_text(value: bytes) -> str:
-    """A value as text: UTF-8 where it is that, else its bytes as latin-1."""
+    """A value as text, to be read, not sent again: UTF-8 if it is that, else latin-1."""
     value = value.strip(b" \t\r")
     try:
         return value.decode("utf-8")
@@ -701,7 +701,7 @@ class Headers(Mapping[str, str]):
 
     @classmethod
     def parse(cls, block: bytes) -> Headers:
-        r"""The fields in a head, or in trailers, that passed.
+        r"""The fields of a head, or of trailers, already checked.
 
         >>> Headers.parse(b"HTTP/1.1 200 OK\r\nA: 1\r\nB:\t2 \r\n\r\n")
         Headers([('A', '1'), ('B', '2')])
@@ -710,7 +710,7 @@ class Headers(Mapping[str, str]):
                    for name, value in _FIELD_LINE.findall(block))
 
     def get_all(self, name: str) -> list[str]:
-        """The values of a field, each on its own: commas cannot split Set-Cookie (RFC 9110 5.3)."""
+        """The values of a field, each on its own: Set-Cookie must not be joined (RFC 9110 5.3)."""
         return self._values.get(name.lower(), [])[1:]
 
     def __getitem__(self, name: str) -> str:
@@ -729,7 +729,7 @@ class Headers(Mapping[str, str]):
 # ==== 5. Body framing =========================================================
 # TCP is a stream: nothing in it says where one response stops and the next one starts. The
 # head does, in one of three ways: it gives the length of the body; or the body comes in chunks,
-# each behind its own length; or it ends when the server closes. Read it wrong by a byte, and
+# each after its own length; or it ends when the server closes. Read it wrong by a byte, and
 # the next answer on this connection goes to the wrong question.
 #
 # Body (section 6) counts down a length, and sees the connection end. The parser of chunks is a
@@ -738,7 +738,7 @@ class Headers(Mapping[str, str]):
 # there with what arrives next.
 
 MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
-MAX_EXTENSION_BYTES = 16_384     # notes on chunk lengths, ";name=value"; and trailers; as hyper
+MAX_EXTENSION_BYTES = 16_384     # notes on chunk lengths, ";name=value", or trailers; as hyper
 Framing = Union[int, str]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _sizes: dict[bytes, int] = {}  # {b"\r\n1F\r\n": 31}: many chunks have the same size
@@ -758,7 +758,7 @@ def body_framing(head: Head) -> Framing:
         return 0                                         # 1: whatever the fields say
     transfer, length = head.fields.get(b"transfer-encoding"), head.fields.get(b"content-length")
     if transfer is not None:
-        if length is not None:                           # 3: other readers may believe the other
+        if length is not None:                           # 3: a proxy may believe the other one
             raise ProtocolError("both Transfer-Encoding and Content-Length")
         if parse_list(transfer) != [b"chunked"]:         # 4: we asked for no other
             raise ProtocolError(f"Transfer-Encoding is {shown(transfer)}, not just chunked")
@@ -772,7 +772,7 @@ def body_framing(head: Head) -> Framing:
 
 
 def may_reuse(head: Head, framing: Framing) -> bool:
-    """Whether the connection stays open behind this response (RFC 9112 9.3)."""
+    """Whether the connection stays open after this response (RFC 9112 9.3)."""
     options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
         return False
@@ -786,7 +786,7 @@ def may_reuse(head: Head, framing: Framing) -> bool:
 
 
 def remember(known: dict[Any, Any], key: Any, value: Any) -> None:
-    """Put a value into a dictionary, which begins anew when it is full."""
+    """Put a value into a dictionary, which is emptied first if it is full."""
     if len(known) >= MAX_REMEMBERED:
         known.clear()
     known[key] = value
@@ -807,11 +807,11 @@ def parse_border(border: bytes) -> int:
 
 
 def read_chunked() -> Generator[bytes, bytes, Any]:
-    r"""Take chunks until the empty one, then trailers: fields behind the body (RFC 9112 7.1).
+    r"""Take chunks until the empty one, then trailers: fields after the body (RFC 9112 7.1).
 
         5;extension CRLF hello CRLF  0 CRLF  Trailer: x CRLF  CRLF
 
-    Returns the last payload, the bytes behind the body, and the trailer lines. Raises
+    Returns the last payload, the bytes after the body, and the trailer lines. Raises
     ProtocolError. Chunks that arrive together are yielded as one payload.
 
     >>> parser = read_chunked()
@@ -835,18 +835,17 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
                     pieces = []
                     continue
                 size = parse_border(border)
-                if len(border) <= 20:  # as CRLF, 16 digits, CRLF: too short to need a limit
+                if len(border) <= 20:  # CRLF, 16 digits, CRLF: too short to be counted again
                     remember(_sizes, border, size)
-                # The size of the chunk is taken off: large chunks may have long extensions, but
-                # many long ones on small chunks come to the limit.
+                # Less the size of the chunk: large chunks may have long extensions, but many long
+                # ones on small chunks reach the limit.
                 extensions = max(0, extensions + len(border) - size)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
                 break
             left = size
-        # With the CRLF of the line "0" before them, trailers end in CRLF CRLF, and so does
-        # the body that has none.
+        # The CRLF of the line "0" is put back: then CRLF CRLF is the end, with trailers or without.
         data = b"\r\n" + arrived.read()
         while (end := data.find(b"\r\n\r\n", 0, MAX_EXTENSION_BYTES)) < 0:
             if len(data) >= MAX_EXTENSION_BYTES:
