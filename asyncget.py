@@ -192,9 +192,8 @@ __all__ = [
 # wait cost hardly more than one.
 
 # ==== 1. Errors ===============================================================
-# Every failure of a server, a network or a URL is raised as one of the exceptions below.
-# Its text says what to do about it. Every size that a stranger could choose has a limit,
-# a name in capitals at the head of a section.
+# Every failure of a server, a network or a URL is raised as one of the exceptions below. Every
+# size that a stranger could choose has a limit, a name in capitals at the head of a section.
 
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 _FOREVER = float("inf")
@@ -203,8 +202,8 @@ _FOREVER = float("inf")
 class AsyncGetError(Exception):
     """Whatever goes wrong is one of these; its text says what to do about it.
 
-    `url` is what was asked for, without user and password. `response` is None until a head
-    has come; then its URL counts. `exit_code` is curl's for the same, as our command line has it.
+    `url` is what was asked for, without user and password, or the URL of `response`, which is
+    None until a head has come. `exit_code` is curl's for it, and our command line's.
     """
 
     url: str = ""
@@ -238,7 +237,7 @@ class ConnectError(AsyncGetError, ConnectionError):
 
 
 class TLSError(ConnectError):
-    """The certificate is not trusted, or TLS failed, in its handshake or later."""
+    """The certificate is not trusted, or TLS (https encryption) failed, at its start or later."""
 
     exit_code = 35
 
@@ -262,7 +261,7 @@ class ProtocolError(AsyncGetError):
     """The server's bytes are not a response; the text shows them."""
 
     exit_code = 8
-    payload: bytes = b""  # of the body: what came right before the fault
+    payload: bytes = b""  # of the body: what came intact before the fault
 
 
 class IncompleteBody(ProtocolError):
@@ -294,7 +293,7 @@ class TooManyRedirects(AsyncGetError):
 
 
 class StatusError(AsyncGetError):
-    """From raise_for_status, for 400 and above; from a download, for what is not the file."""
+    """From raise_for_status, for 400 and above; from a download, for any answer but the file."""
 
     exit_code = 22
 
@@ -319,16 +318,16 @@ def printable(text: str) -> str:
 
 
 # ==== 2. URLs =================================================================
-# A URL is cut into parts once, by this section alone, and never put together
-# again for another parser to read: most published leaks begin where two parsers
-# disagree about the host. What is asked for goes out byte for byte; only what
-# cannot be on a request line (blanks, non-ASCII) is percent-encoded.
+# A URL is cut into parts once, by this section alone, and never put together again for another
+# parser to read: many published attacks begin where two parsers disagree about the host. What is
+# asked for goes out byte for byte; only the segments "." and ".." are resolved, and what cannot
+# be on a request line (blanks, non-ASCII) is percent-encoded.
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
-# Here and below, expressions that each GET needs are compiled at once; `re` compiles the others
-# when they are first used.
-# What may not go out in a field's value or a URL: the ASCII controls but the tab, and surrogates
-# ("half characters") but those that stand for single bytes: octets_text, section 4.
+# Here and below, expressions that each GET needs are compiled on import, the others by `re` when
+# they are first used.
+# What may not go out in a field's value or a URL: ASCII controls except the tab, and surrogates
+# (halves of characters) except those that stand for single bytes: octets_text, section 4.
 _BAD = "\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff"
 _VALUE = re.compile(f"[^{_BAD}]*")
 _URL = re.compile(  # scheme, user and password, host and port, and the rest; and no tab
@@ -342,7 +341,7 @@ _ADDRESS = r"[0-9A-Fa-f:.]+(?:%(?:25)?[A-Za-z0-9._~-]{1,63})?"  # with a zone: R
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands in a URL: IPv6 in brackets, its zone behind %25, as most read it."""
+    """A host as it stands in a URL: IPv6 in brackets, its zone after %25, as most parse it."""
     return "[" + host.replace("%", "%25") + "]" if ":" in host else host
 
 
@@ -426,7 +425,7 @@ def ascii_label(label: str) -> str:
     # Letter by letter: in a whole word, "Σ" may become "ς". Phones write U+FE0F behind an emoji.
     lower = normalize("NFC", "".join(c.lower() for c in label if c not in "\u034f\ufe0e\ufe0f"))
     # Refused: full-width '．', '／', '１' and the Kelvin sign (a 'k'), which others read as ASCII;
-    # '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are no UTF-8).
+    # '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are not UTF-8).
     if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
             or "。" in lower or not lower.isprintable()):
         raise InvalidURL(f"not a host label: {masked(label)}")
@@ -481,12 +480,12 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
     'https://xn--strae-oqa.test/%2F'
 
     Blanks around it are dropped, as browsers do. What may not stand on a request line is
-    percent-encoded; bytes that were no UTF-8 keep their values: see octets_text (section 4).
+    percent-encoded; bytes that are not UTF-8 keep their values: see octets_text (section 4).
     Raises InvalidURL, with exit code 1 for a scheme that is not in `schemes`.
     """
     text = text.strip(" \t\r\n\f")
     match = _URL.fullmatch(text)
-    # Control characters are refused: to delete them, as urllib.parse does, makes another URL.
+    # Control characters are refused: deleting them, as urllib.parse does, makes another URL.
     if match is None:
         raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path, and "
                          "percent-encode control characters, and in user and password all but "
@@ -532,7 +531,7 @@ def remove_dots(target: str) -> str:
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
-MAX_TARGET_CHARS = 65_536  # as hyper; RFC 9110 4.1 asks for 8,000 at least
+MAX_TARGET_CHARS = 65_536  # as hyper (Rust); RFC 9110 4.1 asks for 8,000 at least
 _TARGET = re.compile(f"[!-~]{{1,{MAX_TARGET_CHARS}}}")  # visible ASCII
 _NAME = re.compile(TOKEN)
 _HOST_VALUE = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
@@ -559,7 +558,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
         if not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
         if name.lower() == "host":
-            value = value or origin.authority  # one: RFC 9112 3.2; first: RFC 9110 7.2
+            value = value or origin.authority  # only one (RFC 9112 3.2), and first (9110 7.2)
             if lines or not re.fullmatch(_HOST_VALUE, value):
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
