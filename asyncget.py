@@ -866,7 +866,7 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 # the end. This section itself opens no socket and sets no timer.
 
 MAX_LINE_CHARS = 16_777_216      # one line of a body, in iter_lines
-MAX_PIECES = 10                  # decoded before the loop has a turn: some 3 ms
+MAX_PIECES = 10                  # decoded before other tasks may run: some 3 ms
 
 
 class Timing(NamedTuple):
@@ -888,7 +888,7 @@ class Body:
     received = 0           # bytes of payload so far
     _chunks: Any = None    # their parser, which says where they end
     _ready = b""           # payload that has come and was not asked for yet
-    _fault: ProtocolError | None = None  # in what came behind _ready; raised after that
+    _fault: ProtocolError | None = None  # in what came after _ready; raised once that is read
     _trailers = b""
     _done_at = 0.0         # on the loop's clock, as are _sent_at and _head_at
 
@@ -906,7 +906,7 @@ class Body:
         self._sent_at, self._head_at = connection.since, connection.loop.time()
         self._reused = connection.exchanges > 1
         data, connection.rest = connection.rest, b""
-        self._take(data)       # mostly all of it came with the head
+        self._take(data)       # often all of it came with the head
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy."""
@@ -930,7 +930,7 @@ class Body:
 
     def _take(self, data: bytes) -> None:
         """Put the payload in `data` into _ready; at the end of the body let the connection go."""
-        self._connection.limit = _FOREVER  # the caller may think for as long as it likes
+        self._connection.limit = _FOREVER  # none (section 7) while the caller is busy
         try:
             if self._chunks:
                 self._ready = self._chunks.send(data)
@@ -949,7 +949,7 @@ class Body:
         self.received += len(self._ready)
 
     def _ended(self) -> None:
-        """The connection has ended: so has a "close" body, if TLS agrees; any other is cut."""
+        """The connection has ended: a "close" body is whole, if TLS agrees; any other is cut."""
         if self._chunks or self._length is not None:
             raise IncompleteBody(
                 f"the connection ended behind {self.received} bytes of the body, which has "
@@ -960,7 +960,7 @@ class Body:
         self._let_go(b"")
 
     def _let_go(self, rest: bytes) -> None:
-        """The body is whole: keep the connection, unless anything came behind the body."""
+        """The body is whole: keep the connection, unless anything came after it."""
         connection, self._connection, self._chunks = self._connection, None, None
         self._done_at = connection.loop.time()
         if self._reusable and not rest:
@@ -980,8 +980,8 @@ class Response(Body):
     """A response. After `get` its body is in `content`; in `stream` it is read as asked.
 
         before read()               content, text and json() raise, and say what to await
-        iter_bytes(), iter_lines()  a loop may be left; the next of its kind goes on from there
-        once a piece was handed out content and read() raise: the whole is not kept
+        iter_bytes(), iter_lines()  you may leave a loop; the next of its kind goes on from there
+        once a piece is handed out  content and read() raise: the whole is not kept
         after get() or read()       all of them work, as often as you like
     """
 
@@ -1079,7 +1079,7 @@ class Response(Body):
     def json(self, **options: Any) -> Any:
         """The body as JSON: in UTF-8, -16 or -32, or in the charset that was set as `encoding`.
 
-        The options are those of json.loads. Raises DecodingError where it is no JSON.
+        The options are those of json.loads. Raises DecodingError if it is not JSON.
         """
         import json
         try:
@@ -1097,7 +1097,7 @@ class Response(Body):
             self._content = self._ready
             self._check_size(len(self._content), limit)
         else:
-            # In no variable of this function: an error, which may be kept, would keep those.
+            # Not in a local variable: an error holds those, for as long as somebody keeps it.
             self._content, size = bytearray(), -1
             while size < len(self._content):
                 size = len(self._content)
@@ -1110,7 +1110,7 @@ class Response(Body):
     def _check_size(self, size: int, limit: int | None,
                     what: str = "bytes of body: raise max_size, or stream it") -> None:
         if limit is not None and size > limit:
-            self.close()  # the pieces before are gone
+            self.close()  # what was read of it is lost anyway
             raise TooLarge(f"more than {limit} {what}", limit=limit, response=self)
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
@@ -1177,13 +1177,13 @@ class Response(Body):
             if piece:
                 return piece
             if piece is None:
-                decoder.arrived = await self._read_piece()
+                decoder.arrived = await self._read_piece()  # it asks for more
         self._decoder = None
         return b""
 
     @property
     def trailers(self) -> Headers:
-        """The fields behind a chunked body, once it is read."""
+        """The fields after a chunked body, once it is read."""
         return Headers.parse(self._trailers)
 
     # ---- the clock
