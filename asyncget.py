@@ -1213,12 +1213,12 @@ class Response(Body):
 #
 # A new and a busy connection belong to one call, an idle one to the pool (section 9), which
 # uses it again and so saves the handshakes. A connection becomes idle only if the body is
-# whole and did not end by closing, nothing came behind it, and neither side said Connection:
+# whole and did not end by closing, nothing came after it, and neither side said Connection:
 # close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). It is closed if a body is given
 # up or breaks off, and when the clock runs out.
 
 READ_BYTES = 262_144             # asked of a stream at once; asyncio receives as much
-INBOX_BYTES = 524_288            # unread; with more than that we stop receiving; as asyncio
+INBOX_BYTES = 524_288            # unread; beyond that we stop receiving; as asyncio
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # if a timer rings later than this, the program was busy
 LAST_TURNS = 12                  # of the loop: enough to bring in what the kernel has, TLS too
@@ -1239,21 +1239,21 @@ class Route(NamedTuple):
     """
 
     origin: Origin
-    tls: ssl.SSLContext | None
+    tls: ssl.SSLContext | None  # Python's settings for TLS
     proxy: Proxy | None
     address: str | None  # where to connect instead of looking the host up; "unix:" and a path
     proxy_tls: ssl.SSLContext | None = None  # the client's certificate is not in it
     verify: Any = True   # whom certificates have to be from, for the error texts
 
     def __str__(self) -> str:
-        """Which address this is, and by which way."""
+        """The host, and the way to it, for errors and traces."""
         return (f"{bracketed(self.origin.host)}:{self.origin.port}"
                 + (f" at {self.address}" if self.address else "")
                 + (f" through proxy {self.proxy}" if self.proxy else ""))
 
 
 class Deadline:
-    """When a call must be over: one for all of its hops, tries and waits."""
+    """When a call must be over: one for all of its redirects, tries and waits."""
 
     def __init__(self, started: float = 0.0, seconds: float = _FOREVER) -> None:
         self.started = started
@@ -1261,19 +1261,19 @@ class Deadline:
         self.until = _FOREVER     # the moment of its end, set by its first Clock.watch
 
     async def breathe(self, seconds: float = 0.0) -> None:
-        """Let other tasks run amid long work, for a turn or so many seconds; may raise TimedOut.
+        """Let other tasks run amid long work, for a turn or some seconds; may raise TimedOut.
 
         For decoding (Response), and for the command line's --limit-rate.
         """
-        time = asyncio.get_running_loop().time
-        await asyncio.sleep(min(seconds, self.until - time()))
-        if time() >= self.until:
+        now = asyncio.get_running_loop().time
+        await asyncio.sleep(min(seconds, self.until - now()))
+        if now() >= self.until:
             raise TimedOut("the body was not finished within the whole call's deadline",
                            phase="more of the body", seconds=self.seconds)
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Allow a `with` block so many seconds; drop its AsyncGetError (section 12: discard)."""
+        """Give a `with` block that many seconds; drop its AsyncGetError (section 12: discard)."""
         until = self.until
         self.until = min(until, asyncio.get_running_loop().time() + seconds)
         try:
@@ -1290,9 +1290,9 @@ _NEVER = Deadline()  # of a connection that no call uses
 class Clock:
     """One timer for a connection's whole life, which watches one wait after another.
 
-    For a new wait we mostly just note its later end, and leave the timer alone: it rings too
-    early, sees the new end and is set to that. asyncio.wait_for would cost a task for each
-    wait, and a timer for each read a handle: half the price of a small GET. A wait whose time
+    For a new wait we usually just note its later end, and leave the timer alone: it rings too
+    early, sees the new end and is set to that. A task for each wait (asyncio.wait_for, before
+    Python 3.12) costs a quarter of a small GET, a timer for each a twentieth. A wait whose time
     is over is ended by `close`, which Connection extends.
     """
 
@@ -1301,16 +1301,16 @@ class Clock:
         self.phase = "connection"     # what is waited for
         self.since = 0.0              # the moment when that began
         self.seconds = _FOREVER       # how long that may take
-        self.limit = _FOREVER         # the moment when that is over; never, if the caller thinks
+        self.limit = _FOREVER         # when that is over; never, while the caller is busy
         self.deadline = _NEVER        # of the call that uses the connection
         self.expired = False
         self.timer: asyncio.Handle | None = None
         self.wakes_at = _FOREVER      # when it rings
 
     def watch(self, phase: str, seconds: float = 0.0) -> None:
-        """Allow `phase` so many seconds from now (0: as many as the one before).
+        """Give `phase` that many seconds from now (0: as many as the one before).
 
-        The deadline limits it, too; that starts to run when its call watches for the first time.
+        The deadline limits it, too, and starts to run when its call watches for the first time.
         """
         deadline, now = self.deadline, self.loop.time()
         if deadline.until == _FOREVER:
@@ -1409,11 +1409,11 @@ class Inbox(asyncio.Protocol):
             self.waiter.set_result(None)
 
     async def read(self, _: int) -> bytes:
-        """All that has come, b"" at the end; raises the connection's error behind the last byte."""
+        """All that has come, b"" at the end; raises the connection's error after the last byte."""
         if self.waiter:  # even if its result is set: its task has not run yet
             raise AsyncGetError("another task reads this response already")
         if not self.pieces and not self.ended:
-            self.waiter = self.loop.create_future()  # in another one asyncio raises
+            self.waiter = self.loop.create_future()  # awaited in another loop, it raises
             try:
                 await self.waiter
             finally:
@@ -1429,14 +1429,14 @@ class Inbox(asyncio.Protocol):
 
 
 def tls_options(host: str) -> dict[str, Any]:
-    """TLS keywords: the host without a final dot (RFC 6066 3); a time-out that ours precedes."""
+    """TLS keywords: the host without a final dot (RFC 6066 3); a timeout that ours comes before."""
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
 
 
 class Connection(Clock):
     """A connection on a route, with its clock: made, opened, used, kept or closed.
 
-    Its owner, mostly the pool, has the `connector` that opens streams, and is told by `keep` that
+    Its owner, usually the pool, has the `connector` that opens streams, and is told by `keep` that
     the connection is idle, by `forget` that it is closed.
     """
 
@@ -1451,8 +1451,8 @@ class Connection(Clock):
         self.addresses: Any = None    # the remote one and ours
         self.closed = False
         self.exchanges = 0            # requests sent so far
-        self.interim = 0              # 1xx responses ahead of the last one
         self.request_bytes = 0        # in the last of them
+        self.interim = 0              # 1xx responses ahead of the last one
         self.silent = True            # no byte of the current response has come
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
@@ -1468,10 +1468,10 @@ class Connection(Clock):
             raise ended(self)
         self.watch("connection", timeout)
         route = self.route
-        # A task of its own, so that `close` can cancel it. If we awaited it directly, that would
-        # look as if our caller were cancelled; gather returns it as a value. If our caller really
-        # is cancelled, gather cancels the task, too, and waits until it has cleaned up. (Made by
-        # create_task, it may run at once: it could not be told from an exchange.)
+        # A task of its own, so that `close` can cancel it. Awaited directly, it would then look as
+        # if our caller were cancelled; gather returns that as a value. If our caller really is
+        # cancelled, gather cancels the task, too, and waits until it has cleaned up. (create_task
+        # may start it before `opener` is set, by which `failure` tells opening from an exchange.)
         self.opener = asyncio.Task(
             pass_proxy(self, route.proxy) if route.proxy else
             self.connect(route.origin, route.address, route.tls))
@@ -1480,8 +1480,8 @@ class Connection(Clock):
             if self.closed:  # by the clock, or with the session
                 raise ended(self)
             self.opener.result()
-            asked = self.writer.get_extra_info  # uvloop's raises, if it was reset already
-            self.addresses = asked("peername"), asked("sockname")
+            info = self.writer.get_extra_info  # uvloop's (another loop) raises after a reset
+            self.addresses = info("peername"), info("sockname")
         except AsyncGetError:  # before the next line: some of ours are OSErrors, too
             raise
         except Exception as error:
@@ -1493,7 +1493,7 @@ class Connection(Clock):
 
     async def connect(self, server: Origin | Proxy, address: str | None,
                       tls: ssl.SSLContext | None) -> None:
-        """Open a stream to the origin or a proxy, or to what stands in for it, by TLS if asked."""
+        """Open a stream to the origin or a proxy, or what stands in for it, over TLS if asked."""
         where = address or server.host
         options: dict[str, Any] = {"limit": READ_BYTES}
         if tls:
@@ -1506,12 +1506,12 @@ class Connection(Clock):
         elif connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*place, **options)
-        with contextlib.suppress(OSError, AttributeError):  # reset already; of a test's double
-            # So that without a timeout, too, we hear of a server that is gone.
+        with contextlib.suppress(OSError, AttributeError):  # reset already; a test's fake
+            # So that, even without a timeout, we notice that a server is gone.
             self.writer.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.take_over()
-        if self.closed:  # meanwhile, and the connector has passed over its cancellation
+        if self.closed:  # meanwhile, and the connector ignored that it was cancelled
             self.writer.transport.abort()
 
     def take_over(self) -> None:
@@ -1521,9 +1521,9 @@ class Connection(Clock):
         if it need not wait, it ends, and StopIteration holds what it returns.
         """
         transport, protocol = self.writer.transport, None
-        with contextlib.suppress(AttributeError, NotImplementedError):  # of a test's double, say
+        with contextlib.suppress(AttributeError, NotImplementedError):  # a test's fake, say
             protocol = transport.get_protocol()
-        # A reader that a caller feeds stays: it may hold other bytes than the transport's. Only
+        # A reader that the caller feeds stays: its bytes may not be the transport's. Only
         # asyncio's own has a weak reference to it, from its protocol (None: connection lost).
         if (type(protocol) is not asyncio.StreamReaderProtocol
                 or type(self.reader) is not asyncio.StreamReader
@@ -1560,7 +1560,7 @@ class Connection(Clock):
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
-        except RuntimeError as error:  # uvloop's, where the server has reset it
+        except RuntimeError as error:  # uvloop's, after a reset
             raise failure(self, ConnectionResetError(str(error))) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data, start = self.rest or await self.receive(), 0
@@ -1635,7 +1635,7 @@ class Connection(Clock):
 
 
 def hop(connection: Connection) -> str:
-    """The route, for error texts; the proxy alone while we are not even there."""
+    """What failed, for error texts: the route, or the proxy alone until it is reached."""
     proxy, phase = connection.route.proxy, connection.phase
     return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
 
@@ -1652,13 +1652,13 @@ def ended(connection: Connection) -> AsyncGetError:
 
 
 async def fetch(url: str, timeout: float = 30.0) -> Response:
-    """One GET over a connection of its own, of at most 64 MiB: all of this part in a row."""
+    """One GET over a connection of its own, of at most 64 MiB: all of this part in one place."""
     parts = parse_url(url)
     tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
     route = Route(parts.origin, tls, None, None)
-    # Nobody wants to know that it is closed: id() takes one argument and does nothing.
-    alone = types.SimpleNamespace(connector=asyncio.open_connection, forget=id)
-    connection = Connection(route, alone)
+    # It need not be told that the connection is closed: id() takes one argument and does nothing.
+    owner = types.SimpleNamespace(connector=asyncio.open_connection, forget=id)
+    connection = Connection(route, owner)
     connection.deadline = Deadline(connection.loop.time())
     with contextlib.closing(connection):
         await connection.open(timeout)
