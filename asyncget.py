@@ -1682,14 +1682,14 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 
 # ==== 8. Decoding =============================================================
 # How a body's bytes become content: codings (compression) are undone, the charset is found,
-# text is cut into lines. A coding is undone in small steps, so that a bomb (a kilobyte that
+# text is cut into lines. A coding is undone in small steps, so that a bomb (a megabyte that
 # becomes a gigabyte of zeros) is noticed early. A compressed stream that is cut short is an
 # error even if the framing (section 5) was whole. The framing only says that all is here that
 # the server sent; the stream's own end says that the content is whole.
 
 MAX_CODINGS = 5                  # content codings of one body; curl and urllib3 allow 5, too
 MAX_DECODED_STEP_BYTES = 65_536  # in one step, at most: bytes taken in, and bytes made
-MAX_CODED_BYTES = 1_048_576      # taken in by all stages, and 100 more for each byte that arrives
+MAX_CODED_BYTES = 1_048_576      # taken in by all stages, plus 100 for each byte that arrives
 # The codings that we undo. A body in gzip or zstd may consist of several compressed members
 # (RFC 1952, RFC 8878 3.1). Beside each coding: the bytes that a further member may begin with.
 _CODINGS = {b"gzip": b"\x1f", b"deflate": b""}
@@ -1709,7 +1709,7 @@ _NO_CODINGS = {*(
 def decompressor(coding: bytes, first: int) -> Any:
     """A new decompressor, with .decompress, .eof and .unused_data; `first` is the first byte.
 
-    None is made before a first byte comes, so an empty body is whole in any coding. Raises
+    Before a first byte none is needed, so an empty body is whole in any coding. Raises
     DecodingError for a coding that the standard library cannot undo (br): its bytes, handed
     out as they are, would pass for the content.
     """
@@ -1748,11 +1748,11 @@ class Decoder:
         pieces = self.arriving()
         for name in reversed(content_codings(coding)):
             pieces = self.undo(name, pieces)
-        # Content; None to ask for more; b"" where nothing was made: counted, as each is some work.
+        # Content, b"" if a step made none, None to ask for more: counted, as each is some work.
         self.pieces = enumerate(pieces, start=1)
 
     def arriving(self) -> Iterator[bytes | None]:
-        """What has arrived, in slices: behind each member, zlib copies the rest of its slice."""
+        """What has arrived, in slices: after each member, zlib copies the rest of its slice."""
         yield None
         while self.arrived:
             self.budget += 100 * len(self.arrived)
@@ -1763,7 +1763,7 @@ class Decoder:
     def undo(self, coding: bytes, pieces: Iterator[bytes | None]) -> Iterator[bytes | None]:
         """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
 
-        What follows a whole stream and is no further member is dropped (a line end, say, from a
+        What follows a whole stream and is not a further member is dropped (a line end, say, from a
         server's template): the content ended where the stream did. Raises DecodingError for
         bytes that do not decode, and if the body ends inside a stream.
         """
@@ -1796,7 +1796,7 @@ class Decoder:
 
 
 def content_codings(value: bytes) -> list[bytes]:
-    r"""The codings that a Content-Encoding (in lower case) names, in the order of their use.
+    r"""The codings that a Content-Encoding (in lower case) names, first applied first.
 
     >>> content_codings(b"deflate, identity, x-gzip, none")
     [b'deflate', b'gzip']
@@ -1808,8 +1808,8 @@ def content_codings(value: bytes) -> list[bytes]:
     return codings
 
 
-# The codecs that may decode a text, as Python's modules are called. Others are slow on input made
-# for it (punycode, idna), or no charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037,
+# The codecs that may decode a text, as Python's modules are called. Others are slow on hostile
+# input (punycode, idna), or not charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037,
 # cp500 and such) is left out, since lines are cut at the byte 0x0A, which is no line end there.
 _TEXT_CODEC = (
     r"ascii|latin_1|utf_8(_sig)?|utf_(16|32)(_[bl]e)?|iso8859_([2-9]|1[013-6])|cp(437|720|737|775"
@@ -1838,7 +1838,7 @@ def charset_of(content_type: str) -> str:
     name = re.sub("[^a-z0-9]+", "_", match[1].lower()) if match else "utf_8"
     codec = aliases.get(name, name)
     codec = _WEB_CODECS.get(codec, codec)
-    # Only what is known is looked up: `lookup` would keep each name that a server thinks of.
+    # Only what is known is looked up: `lookup` would cache each name that a server invents.
     return codecs.lookup(codec).name if re.fullmatch(_TEXT_CODEC, codec) else "utf-8"
 
 
@@ -1855,7 +1855,7 @@ class LineCutter:
     def __init__(self, encoding: str) -> None:
         self.encoding = encoding
         self.decoder = codecs.getincrementaldecoder(encoding)("replace")
-        self.begun = io.StringIO()               # a line without its end
+        self.begun = io.StringIO()               # a line without its end; tell() is its length
         self.lines = collections.deque[str]()    # to be handed out
 
     def add(self, data: bytes) -> None:
@@ -1864,8 +1864,8 @@ class LineCutter:
         try:
             text = self.decoder.decode(data, last)
         except UnicodeError:
-            # No byte order mark: browsers, too, take the low byte first. Or no end of an escape, in
-            # ISO-2022: then what has come is decoded as if nothing followed.
+            # UTF-16 or -32 without a byte order mark: as in browsers, the low byte is first. Or
+            # ISO-2022 ends in an escape: what has come is decoded as if nothing followed.
             low = "-le" if self.encoding.startswith("utf") else ""
             data = self.decoder.getstate()[0] + data
             self.decoder = codecs.getincrementaldecoder(self.encoding + low)("replace")
