@@ -1884,7 +1884,7 @@ class LineCutter:
 # Which connection a request gets is decided without waiting: one that was kept on its route,
 # or a new one if the limits allow (the one idle for longest may be closed for it), or none
 # yet. Only then does the request wait, in the queue of its route. A connection that comes free
-# is handed to the next in turn. If that one were only woken, a request that has just come could
+# is handed to the next in turn. If the next were only woken, a request that has just come could
 # take the connection before it runs, again and again. A new connection is handed over unopened;
 # the request that gets it opens it. (Section 7 tells when a connection may be kept.)
 # An idle one is closed if a byte or the end comes from the server, after IDLE_SECONDS, or
@@ -1902,7 +1902,7 @@ class Lane:
     open = 0          # how many connections, those in use as well
     moved_at = 0.0    # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
-    fields: Any = None  # that were last sent there, and how: their bytes are `lines`
+    fields: Any = None  # that were last sent there; `lines` are their bytes
     decode = True
     lines = b""         # see Call.render
 
@@ -1974,7 +1974,7 @@ class Pool:
             return None
         else:
             if len(self.all) >= self.limit:
-                unused = next((kept for kept, its in self.all.items() if kept in its.idle), None)
+                unused = next((one for one, other in self.all.items() if one in other.idle), None)
                 if unused is None:
                     return None
                 self.drop(unused)
@@ -2008,7 +2008,7 @@ class Pool:
     async def _wait(self, lane: Lane, deadline: Deadline, timeout: float) -> Connection:
         """Wait in the queue of the route until `serve` hands a connection over.
 
-        The wait does not count for the call's deadline if a connection comes.
+        The wait does not count against the call's deadline if a connection comes.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
@@ -2016,7 +2016,7 @@ class Pool:
         self.turns.setdefault(lane)
         came = loop.time()
         patience = max(0.0, min(timeout, deadline.until - came))
-        allowed = left = patience + self.interval  # a pause for `rate` is no standstill
+        allowed = left = patience + self.interval  # a pause for `rate` is not a standstill
         looks = 0  # since time was up
         try:
             while looks < LAST_TURNS:  # that many more: a free one may be a turn or two away
@@ -2055,7 +2055,7 @@ class Pool:
         reader.on_unasked = connection.close
         connection.deadline = _NEVER
         connection.watch("idle", IDLE_SECONDS)
-        lane = self.all[connection] = self.all.pop(connection)
+        lane = self.all[connection] = self.all.pop(connection)  # now the last
         lane.idle[connection] = None
         self.serve(lane, connection.exchanges)
 
@@ -2072,10 +2072,10 @@ class Pool:
         """A connection of a route, or the place of one, came free: hand it to who is next.
 
         On one route, that is who has waited longest. Among routes, this one goes first again:
-        to serve another means to close a connection and to open one, which costs all who wait
-        more time than it gives to one. But after each TURN_EXCHANGES `exchanges` of a connection
-        (after each `limit`, if that is less) the others have their turn. A full route leaves
-        `turns` until something of its own comes free, so that the work here does not grow with
+        serving another means closing a connection and opening one, which costs all who wait
+        more time than it saves one of them. But after every TURN_EXCHANGES `exchanges` of a
+        connection (every `limit`, if that is less) the others have their turn. A full route
+        leaves `turns` until something of its own comes free: else the work here would grow with
         the number of routes that wait.
         """
         if lane.waiting:
