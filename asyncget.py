@@ -2122,7 +2122,7 @@ MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
 _FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
                    "transfer-encoding", "upgrade"}
 _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
-CLOSE_FIELD = ("Connection", "close")  # we, too, close behind the response (RFC 9112 9.6)
+CLOSE_FIELD = ("Connection", "close")  # we, too, close after the response (RFC 9112 9.6)
 Pairs = Sequence[tuple[Any, Any]]      # names and values, of cookies or parameters
 
 
@@ -2162,7 +2162,7 @@ class Request(NamedTuple):
 
     url: URL
     fields: Fields
-    # The call's own, only for its first origin. None: nor is the jar's cookie of that name sent.
+    # The call's own, only for its first origin. None keeps back the jar's one (section 15), too.
     cookies: Mapping[str, str | None] = {}
     cert: Any = None  # the client's certificate
 
@@ -2186,7 +2186,7 @@ class Request(NamedTuple):
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
     def adding(self, name: str, value: str | None) -> Request:
-        """The same request with this field in place of all of its name; None just removes them."""
+        """The same request with this field in place of all of that name; None just removes them."""
         return self._replace(fields=merge_fields(self.fields, {name: value}))
 
 
@@ -2224,7 +2224,7 @@ def next_request(request: Request, hops: list[Response],
     """The request that the last of the responses so far leads to, if any (RFC 9110 15.4).
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
-                                            are no UTF-8 are asked for as they came
+                                            are not UTF-8 are asked for as they came
         300 304 305 306, or no Location     not followed: the response is the caller's; an
                                             empty Location is none
         to another origin                   (another scheme or port is another origin, too)
@@ -2287,8 +2287,8 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
 
 # ---- retries
 
-_LOSSES = (OSError, EOFError, IncompleteBody)  # what may be behind a ConnectError, and pass
-# Each part of a date is the first token that looks like it and is no earlier part (RFC 6265bis
+_LOSSES = (OSError, EOFError, IncompleteBody)  # causes of a ConnectError that may pass
+# Each part of a date is the first token left that looks like it (RFC 6265bis
 # 5.1.1). Without the "a", "i" would take "ſep" for September, and \d other digits than ours.
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _DATE_PARTS = (
@@ -2300,7 +2300,7 @@ _DATE_PARTS = (
 
 
 def parse_date(text: str) -> float | None:
-    """The seconds since 1970 of a date in about any spelling; None where it is no date.
+    """The seconds since 1970 of a date in almost any spelling; None if it is not one.
 
     >>> parse_date("Sunday, 06-Nov-94 08:49:37 GMT"), parse_date("6 November 1994")
     (784111777.0, None)
@@ -2330,7 +2330,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
                 retries: int) -> float | None:
     """Seconds to wait before trying again; None: `attempt` (1 is the first) was the last.
 
-        408 429 500 502 503 504             again; that of a proxy to CONNECT, too
+        408 429 500 502 503 504             again; also in a proxy's answer to CONNECT
         no connection, or none came free    again, also if it was lost in a handshake
         silence or an end before the head   again: a GET may be repeated (RFC 9110 9.2.2)
         the same in the body                again, for get and download
@@ -2363,7 +2363,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 # Below stands what the keywords put into a request.
 
 class AskedJar:
-    """What a call asks for cookies, by pairs_for() and store(): section 15 has two kinds."""
+    """A store of cookies, which calls use by pairs_for() and store(): section 15 has two kinds."""
 
     home: Origin | None = None  # the origin that gets the cookies without a domain
 
@@ -2467,7 +2467,7 @@ _SEVERAL = (list, tuple, Set, range, ValuesView, Iterator)
 
 
 def plain(value: Any) -> Any:
-    """The value; a text as plain str, since an f-string of an Enum's member may show its name."""
+    """No mapping; text as plain str: in an f-string, a str that is an Enum may show its name."""
     if isinstance(value, Mapping):
         raise TypeError
     return str.__str__(value) if isinstance(value, str) else value
@@ -2501,18 +2501,18 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
                     for key, item in pairs)
             elif name in ("secret_headers", "redirect_schemes"):
                 value = (value,) if isinstance(value, str) else tuple(value)
-                "".join(value)  # TypeError for what is no text
+                "".join(value)  # TypeError for what is not text
             elif name == "cookies" and isinstance(value, Jar):  # requests' is a mapping, too
                 value = OthersJar(value)
             elif name == "cert":
-                hash(value)  # contexts are remembered by it
+                hash(value)  # or TypeError: contexts are remembered by it
             elif name == "resolve" and value:
                 "".join([*value, *value.values()])
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be {annotation}{_HINTS.get(name, '')}: "
                             f"not {type(value).__name__}") from None
         above = name in _ABOVE_ZERO
-        if isinstance(value, (int, float)) and not value >= 0 or above and value == 0:  # nor is nan
+        if isinstance(value, (int, float)) and not value >= 0 or above and value == 0:  # or nan
             raise ValueError(f"{name} must be {'above' if above else 'at least'} 0: "
                              f"not {value!r:.50}")
         settings[name] = value
@@ -2592,7 +2592,7 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 
 
 def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
-    """The fields of a request: over base what `headers` and `auth` ask for."""
+    """The fields of a request: what `headers` and `auth` ask for, laid over base."""
     if "headers" in options:
         base = merge_fields(base, options["headers"])
     if "auth" in options:  # None takes the session's away
@@ -2602,7 +2602,7 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
 
 
 def asks_our_way(fields: Fields) -> bool:
-    """Whether the codings asked for are our choice: by identity, as a caller's may be equal."""
+    """Whether the codings asked for are our choice; told by identity: a caller's may be equal."""
     return any(pair is OUR_CODINGS for pair in fields)
 
 
