@@ -2631,7 +2631,7 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
 # the rule for retries says so. Call.exchange gets one response for one request. A call
 # without keywords of its own finds a lane (section 9) in the session's settings, and on it the
-# fields, rendered before: nothing would slow down a small GET more than to render them again.
+# fields, rendered before: rendering them again is what would slow down a small GET most.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
@@ -2667,7 +2667,7 @@ class Call:
         self.url = url                                # as the caller gave it
         self.settings = settled
         self.trace: Any = settled["trace"]
-        self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
+        self.cookies = {**self.settings["own_cookies"]}  # a response that sets one takes it out
 
     async def run(self) -> Response:
         """Send a request, follow redirects, finish the response; try again if the rule says so."""
@@ -2696,7 +2696,7 @@ class Call:
             except Anew:
                 continue
             except BaseException as error:
-                if response is not None:  # its Location is no URL, say: nobody will read it
+                if response is not None:  # its Location is not a URL, say: nobody will read it
                     response.close()
                 if not isinstance(error, AsyncGetError):
                     raise
@@ -2748,8 +2748,8 @@ class Call:
     async def exchange(self, request: Request) -> Response:
         """A response for one request over one connection.
 
-        The server may have closed a kept connection while our request was on its way. If no
-        byte of a response came back (but an alert of TLS, or a 408 that closes, may), the
+        The server may have closed a kept connection while our request was on its way. If no byte
+        of a response came back (an alert of TLS, or a 408 that closes, counts as none), the
         request goes out once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings = self.session, self.settings
@@ -2763,7 +2763,7 @@ class Call:
         connection = pool.decide(lane) if warm else None
         used = False
         while True:
-            # The second time a new one: the first was used before.
+            # The second time it must be new: the first had been used.
             connection = connection or await pool.acquire(lane, self.deadline, timeout, fresh=used)
             connection.deadline, connection.trace = self.deadline, self.trace
             used = connection.exchanges > 0
@@ -2774,7 +2774,7 @@ class Call:
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
                 if not (used and head.status == 408 and not connection.interim
-                        and not may_reuse(head, 1)):  # whatever its body is like
+                        and not may_reuse(head, 1)):  # 1: whatever its body
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
@@ -2815,10 +2815,10 @@ class Call:
     def with_password(self, request: Request) -> Request:
         """The request with the user and password of its URL, or those that netrc has for its host.
 
-        netrc is asked only if scheme and port are those of the first request: a password meant
-        for https must not go out over http, or to another port. Nor is netrc asked if the call
-        has an auth= of its own (None is one), or the URL has a password. Neither counts if the
-        caller's headers say that there is to be no Authorization, by None.
+        netrc, a file, is asked only if scheme and port are those of the first request: a password
+        for https must not go out over http, or to another port. Nor is it asked if the call has
+        an auth= of its own (None is one), or the URL has a password. URL and netrc both yield to
+        an Authorization in the headers, and to one of None there.
         """
         url, netrc = request.url, self.settings["netrc"]
         request = request._replace(url=url._replace(userinfo=""))
@@ -2841,8 +2841,8 @@ class Call:
 class Streaming(Call):
     """A call of `stream`: within `async with` the caller reads the response.
 
-    This is no generator: where one of the caller's around it is left early, asyncio closes all
-    generators at the end of the loop, ours from two sides at once, and logs an error.
+    Not a generator: if a caller's around it were left early, asyncio would close all generators
+    at the end of the loop, ours from two sides at once, and log an error.
     """
 
     usual = _FOREVER
@@ -2899,8 +2899,8 @@ class Session:
     delete, iterate. A session belongs to the event loop in which it is first used.
     """
 
-    tls_version: ssl.TLSVersion | None = None  # at least
-    connect_timeout: float | None = None  # where it is not as `timeout`
+    tls_version: ssl.TLSVersion | None = None  # the lowest allowed
+    connect_timeout: float | None = None  # None: as `timeout`
     _lone = False  # made for one call, which closes it
     _loop: asyncio.AbstractEventLoop | None = None
     _base: URL | None = None
@@ -2924,7 +2924,7 @@ class Session:
         if jar is not False and not isinstance(jar, AskedJar):
             jar = Cookies(None if jar is True else jar)  # section 15
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
-        # The lanes by origin and certificate, of all calls whose settings have this dictionary.
+        # "lanes": by origin and certificate, for all calls whose settings share this dictionary.
         self.settings = {**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}}
         # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
         # (section 13) only when a URL with https needs it.
@@ -3017,8 +3017,8 @@ class Session:
                         settled: Settled) -> AsyncGenerator[tuple[str, Outcome], None]:
         """What as_completed gives.
 
-        The functions of that name return this, not a generator around it: where that was left
-        early asyncio would close both at once, and fail at the outer one.
+        The functions of that name return this, not a generator around it: were that left early,
+        asyncio would close both at once, and fail at the outer one.
         """
         finished = asyncio.Queue[Any]()
         taken = asyncio.Semaphore(0)
@@ -3101,7 +3101,7 @@ class Session:
         cookies = own.pop("cookies", None)
         settings = {**self.settings, **own, "own": own}
         params = own.get("params", ())
-        named = dict(params)  # the session's of these names do not count
+        named = dict(params)  # these names replace the session's
         settings["params"] = (
             *(pair for pair in self.settings["params"] if pair[0] not in named), *params)
         if not _ROUTING.isdisjoint(own):
@@ -3127,7 +3127,7 @@ class Session:
         if given and not path:
             proxy = choose_proxy(origin) if given is True else parse_proxy(given, "proxy=")
         tls = self._context(verify, cert) if origin.scheme == "https" else None
-        # A proxy gets a password, so it is verified: False is not for it.
+        # A proxy may be sent a password: it is verified even if verify=False.
         trusted = verify or True
         proxy_tls = self._context(trusted) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
@@ -3191,7 +3191,7 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 
 
 # You may stop here, too: with cookies=False, trust_env=False and an SSLContext of your own all
-# of this works at addresses without the parts to come. They are reached from this one at
+# of this works for IP addresses, without the parts to come. They are reached from this one at
 # `resolved` and `tls_context` (section 13), `choose_proxy`, `parse_proxy` and `proxy_fields` (14),
 # `Cookies`, `OthersJar`, `check_cookie` and `render_cookies` (15), `netrc_auth` (16), and
 # `Download` (17).
