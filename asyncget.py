@@ -663,8 +663,7 @@ def octets_text(raw: bytes, name: str) -> list[str]:
     ['/caf\udce9']
 
     Bytes ("octets") that are not UTF-8 become surrogates (surrogateescape), and encoding in the
-    same way makes the same bytes again. So a Location or a cookie in Latin-1 or GBK goes back
-    as it came.
+    same way makes the same bytes again. So a Location or a cookie in Latin-1 goes back as it came.
     """
     return [value.strip(b" \t").decode("utf-8", "surrogateescape")
             for value in re.findall(rb"(?im)^%b:(%b)" % (name.encode(), _TEXT), raw)]
@@ -733,8 +732,7 @@ class Headers(Mapping[str, str]):
 #
 # Body (section 6) counts down a length, and sees the connection end. The parser of chunks is a
 # generator: it is sent what arrived, and yields the payload in it (the body without the lengths).
-# It keeps no note of how far it is: it stops at a `yield`, between any two bytes, and goes on
-# there with what arrives next.
+# It stops at a `yield`, between any two bytes, and goes on there with what arrives next.
 
 MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
 MAX_EXTENSION_BYTES = 16_384     # notes on chunk lengths, ";name=value", or trailers; as hyper
@@ -1176,8 +1174,8 @@ class Response(Body):
                 await self._deadline.breathe()
             if piece:
                 return piece
-            if piece is None:
-                decoder.arrived = await self._read_piece()  # it asks for more
+            if piece is None:  # it asks for more
+                decoder.arrived = await self._read_piece()
         self._decoder = None
         return b""
 
@@ -1656,7 +1654,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
     parts = parse_url(url)
     tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
     route = Route(parts.origin, tls, None, None)
-    # It need not be told that the connection is closed: id() takes one argument and does nothing.
+    # It need not be told of the end: id() takes one argument and does nothing.
     owner = types.SimpleNamespace(connector=asyncio.open_connection, forget=id)
     connection = Connection(route, owner)
     connection.deadline = Deadline(connection.loop.time())
@@ -1672,13 +1670,12 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 # You may stop here. You have read a whole client for one GET from an address. (Section 13 tells
 # how a name gets its addresses, and an error its words.) The rest makes it a client for many
 # GETs, for other people's networks, and for the shell. The later parts are reached from this
-# one at a few places: `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
+# one at `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
 # `open_first` and `failure`, which has words for the system's errors (13), and `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
 # How a client is fast, and no burden to servers. Connections are kept and used again; rules
-# say who gets one, and when it is closed. A call follows redirects and tries again. Its
-# settings are checked once, when they are given.
+# say who gets one, and when it is closed. A call follows redirects and tries again.
 
 # ==== 8. Decoding =============================================================
 # How a body's bytes become content: codings (compression) are undone, the charset is found,
@@ -2162,7 +2159,7 @@ class Request(NamedTuple):
 
     url: URL
     fields: Fields
-    # The call's own, only for its first origin. None keeps back the jar's one (section 15), too.
+    # The call's own, only for its first origin. None keeps the jar's (section 15) back, too.
     cookies: Mapping[str, str | None] = {}
     cert: Any = None  # the client's certificate
 
@@ -2360,7 +2357,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 # ==== 11. Settings ============================================================
 # The keywords of a session and of a call. Each is written down once, with its type: editors
 # show that line, type checkers read it, and `checked` compares with it what a caller gives.
-# Below stands what the keywords put into a request.
+# Below: what they put into a request.
 
 class AskedJar:
     """A store of cookies, which calls use by pairs_for() and store(): section 15 has two kinds."""
@@ -2631,7 +2628,7 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
 # the rule for retries says so. Call.exchange gets one response for one request. A call
 # without keywords of its own finds a lane (section 9) in the session's settings, and on it the
-# fields, rendered before: rendering them again is what would slow down a small GET most.
+# fields, rendered before: that is most of what a small GET saves.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
