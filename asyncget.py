@@ -71,8 +71,8 @@ Users need `get`, `get_all`, `as_completed`, `stream`, `download` and `Session`.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    # As a program it imports nothing from the current folder, nor from its own: a file json.py
-    # may lie there, downloaded earlier from a server that chose this name.
+    # Run as a program, it imports nothing from the current folder or its own: a file json.py may
+    # lie there, downloaded from a server that chose this name.
     import sys
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
@@ -832,7 +832,7 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
                     pieces = []
                     continue
                 size = parse_border(border)
-                if len(border) <= 20:  # CRLF, 16 digits, CRLF: too short to be counted again
+                if len(border) <= 20:  # CRLF, 16 digits, CRLF: too short to count again
                     remember(_sizes, border, size)
                 # Less the size of the chunk: large chunks may have long extensions, but many long
                 # ones on small chunks reach the limit.
@@ -1095,7 +1095,7 @@ class Response(Body):
             self._content = self._ready
             self._check_size(len(self._content), limit)
         else:
-            # Not in a local variable: an error holds those, for as long as somebody keeps it.
+            # Not in a local variable: an error that is kept would keep those.
             self._content, size = bytearray(), -1
             while size < len(self._content):
                 size = len(self._content)
@@ -1108,7 +1108,7 @@ class Response(Body):
     def _check_size(self, size: int, limit: int | None,
                     what: str = "bytes of body: raise max_size, or stream it") -> None:
         if limit is not None and size > limit:
-            self.close()  # what was read of it is lost anyway
+            self.close()  # what was read is lost anyway
             raise TooLarge(f"more than {limit} {what}", limit=limit, response=self)
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
@@ -2628,7 +2628,7 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
 # the rule for retries says so. Call.exchange gets one response for one request. A call
 # without keywords of its own finds a lane (section 9) in the session's settings, and on it the
-# fields, rendered before: that is most of what a small GET saves.
+# fields, rendered before, which saves a small GET most.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
@@ -2760,7 +2760,7 @@ class Call:
         connection = pool.decide(lane) if warm else None
         used = False
         while True:
-            # The second time it must be new: the first had been used.
+            # The second time it must be new: the first was used.
             connection = connection or await pool.acquire(lane, self.deadline, timeout, fresh=used)
             connection.deadline, connection.trace = self.deadline, self.trace
             used = connection.exchanges > 0
