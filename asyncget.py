@@ -1,7 +1,7 @@
 """HTTP GET over asyncio in one file, with nothing but the standard library.
 
 A GET is a few lines of text sent, a few lines and some bytes received. What makes a client
-long is to find out where those bytes end, to use the connection again, and to get through
+long is finding out where those bytes end, using the connection again, and getting through
 networks and servers that were not made for it. This file does it in four parts, in the order
 of the data. You may stop after any of them, and have then read a whole client.
 
@@ -25,7 +25,7 @@ II. Many GETs: connections used again, and the loop around it all
 
 III. In somebody else's network: what a corporate machine adds
 
-    13. Addresses and TLS      names with many addresses, certificates, what to do about them
+    13. Addresses and TLS      names with many addresses, certificates, errors in words
     14. Proxies                tunnels, SOCKS, NO_PROXY
     15. Cookies                RFC 6265bis: what may be kept, and who is told
     16. Passwords              netrc
@@ -58,9 +58,10 @@ Words, and what they look like here:
     target    "/search?q=x"                    what is asked for
     field     ("Accept", "*/*")                one line of a head
     head      b"HTTP/1.1 200 OK\\r\\n...\\r\\n\\r\\n"  all up to the empty line
-    framing   5, "chunked" or "close"          how the end of a body is told
+    framing   5, "chunked" or "close"          how the end of a body is known
     coding    "gzip"                           how a body was compressed
     route     Route(origin, tls, proxy, ...)   what must be equal to share a connection
+    RFC       RFC 9112 6.3                     a standard, its section; 9110 and 9112 are HTTP
 
 Users need `get`, `get_all`, `as_completed`, `stream`, `download` and `Session`.
 """
@@ -70,8 +71,8 @@ Users need `get`, `get_all`, `as_completed`, `stream`, `download` and `Session`.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    # As a program it imports nothing from the current folder, nor from its own: a file json.py
-    # may lie there, downloaded earlier from a server that chose this name.
+    # Run as a program, it imports nothing from the current folder or its own: a file json.py may
+    # lie there, downloaded from a server that chose this name.
     import sys
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
@@ -164,8 +165,8 @@ __all__ = [
 
 # #### Part I. One GET #########################################################
 # This part shows what goes over the wire for a GET, and what Python does while it waits. The
-# waiting is what `asyncio` is for, so here are its words. This program counts while a slow
-# server thinks (`python -m asyncget --demo` plays it):
+# waiting is what `asyncio` is for; here are its terms. Started by asyncio.run(main()), this
+# program counts while a slow server thinks (`python -m asyncget --demo` shows it):
 #
 #     async def count():                         async def main():
 #         while True:                                counter = asyncio.create_task(count())
@@ -177,23 +178,22 @@ __all__ = [
 #     count()    await ...........  print, await ...  print, await .........  is cancelled
 #     event loop       waits for all of them at once, and calls who is next
 #
-# A *coroutine* is a function that can stop in its middle: `await` says "until this is there,
-# let others run". The *event loop* decides who runs: it asks the operating system (the kernel)
-# which sockets have bytes and which timers are due, and resumes the coroutine that waits for
-# that. Mostly one coroutine awaits another, and that one a third; the innermost awaits a
-# *future*, an object whose result is set later, when bytes have come, say. A *task* is a
-# coroutine that the loop runs on its own, beside the others. To *cancel* a task raises
-# CancelledError in it, at the await where it stands. A *transport* is the loop's own end of a
-# socket. It sends what we write, as fast as the kernel takes it; it receives what comes and
-# hands it to a *protocol*, which keeps it until we read (here an Inbox, section 7).
+# A *coroutine* is a function that can stop half-way: `await` says "until this is there, let
+# others run" (`async for` and `async with` await, too). The *event loop* decides who runs: in
+# each *turn* it asks the operating system (the kernel) which sockets have bytes, sees which
+# timers are due, and resumes the coroutines that wait for these. Usually one coroutine awaits
+# another, that one a third; the innermost awaits a *future*, whose result is set later, when
+# bytes have come, say. A *task* is a coroutine that the loop runs beside the others.
+# *Cancelling* a task raises CancelledError in it, at the await where it stands. A *transport* is
+# the loop's own end of a socket: it sends what we write, as fast as the kernel takes it, and
+# hands what comes to a *protocol*, which keeps it until we read (here an Inbox, section 7).
 # All of it is one thread: between two awaits nobody else runs. So no coroutine becomes faster,
 # and if one computes for a second, all others wait for that second. But a thousand that only
 # wait cost hardly more than one.
 
 # ==== 1. Errors ===============================================================
-# Every failure of a server, a network or a URL is raised as one of the exceptions below.
-# Its text says what to do about it. Every size that a stranger could choose has a limit,
-# a name in capitals at the head of a section.
+# Every failure of a server, a network or a URL is raised as one of the exceptions below. Every
+# size that a stranger could choose has a limit, a name in capitals at the head of a section.
 
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 _FOREVER = float("inf")
@@ -202,8 +202,8 @@ _FOREVER = float("inf")
 class AsyncGetError(Exception):
     """Whatever goes wrong is one of these; its text says what to do about it.
 
-    `url` is what was asked for, without user and password. `response` is None until a head
-    has come; then its URL counts. `exit_code` is curl's for the same, as our command line has it.
+    `url` is what was asked for, without user and password, or the URL of `response`, which is
+    None until a head has come. `exit_code` is curl's for it, and our command line's.
     """
 
     url: str = ""
@@ -237,7 +237,7 @@ class ConnectError(AsyncGetError, ConnectionError):
 
 
 class TLSError(ConnectError):
-    """The certificate is not trusted, or TLS failed, in its handshake or later."""
+    """The certificate is not trusted, or TLS (https encryption) failed, at its start or later."""
 
     exit_code = 35
 
@@ -261,7 +261,7 @@ class ProtocolError(AsyncGetError):
     """The server's bytes are not a response; the text shows them."""
 
     exit_code = 8
-    payload: bytes = b""  # of the body: what came right before the fault
+    payload: bytes = b""  # of the body: what came intact before the fault
 
 
 class IncompleteBody(ProtocolError):
@@ -293,7 +293,7 @@ class TooManyRedirects(AsyncGetError):
 
 
 class StatusError(AsyncGetError):
-    """From raise_for_status, for 400 and above; from a download, for what is not the file."""
+    """From raise_for_status, for 400 and above; from a download, for any answer but the file."""
 
     exit_code = 22
 
@@ -318,16 +318,16 @@ def printable(text: str) -> str:
 
 
 # ==== 2. URLs =================================================================
-# A URL is cut into parts once, by this section alone, and never put together
-# again for another parser to read: most published leaks begin where two parsers
-# disagree about the host. What is asked for goes out byte for byte; only what
-# cannot be on a request line (blanks, non-ASCII) is percent-encoded.
+# A URL is cut into parts once, by this section alone, and never put together again for another
+# parser to read: many published attacks begin where two parsers disagree about the host. What is
+# asked for goes out byte for byte; only the segments "." and ".." are resolved, and what cannot
+# be on a request line (blanks, non-ASCII) is percent-encoded.
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
-# Here and below, expressions that each GET needs are compiled at once; `re` compiles the others
-# when they are first used.
-# What may not go out in a field's value or a URL: the ASCII controls but the tab, and surrogates
-# ("half characters") but those that stand for single bytes: octets_text, section 4.
+# Here and below, expressions that each GET needs are compiled on import, the others by `re` when
+# they are first used.
+# What may not go out in a field's value or a URL: ASCII controls except the tab, and surrogates
+# (halves of characters) except those that stand for single bytes: octets_text, section 4.
 _BAD = "\0-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff"
 _VALUE = re.compile(f"[^{_BAD}]*")
 _URL = re.compile(  # scheme, user and password, host and port, and the rest; and no tab
@@ -341,7 +341,7 @@ _ADDRESS = r"[0-9A-Fa-f:.]+(?:%(?:25)?[A-Za-z0-9._~-]{1,63})?"  # with a zone: R
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands in a URL: IPv6 in brackets, its zone behind %25, as most read it."""
+    """A host as it stands in a URL: IPv6 in brackets, its zone after %25, as most parse it."""
     return "[" + host.replace("%", "%25") + "]" if ":" in host else host
 
 
@@ -425,7 +425,7 @@ def ascii_label(label: str) -> str:
     # Letter by letter: in a whole word, "Σ" may become "ς". Phones write U+FE0F behind an emoji.
     lower = normalize("NFC", "".join(c.lower() for c in label if c not in "\u034f\ufe0e\ufe0f"))
     # Refused: full-width '．', '／', '１' and the Kelvin sign (a 'k'), which others read as ASCII;
-    # '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are no UTF-8).
+    # '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are not UTF-8).
     if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
             or "。" in lower or not lower.isprintable()):
         raise InvalidURL(f"not a host label: {masked(label)}")
@@ -480,12 +480,12 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
     'https://xn--strae-oqa.test/%2F'
 
     Blanks around it are dropped, as browsers do. What may not stand on a request line is
-    percent-encoded; bytes that were no UTF-8 keep their values: see octets_text (section 4).
+    percent-encoded; bytes that are not UTF-8 keep their values: see octets_text (section 4).
     Raises InvalidURL, with exit code 1 for a scheme that is not in `schemes`.
     """
     text = text.strip(" \t\r\n\f")
     match = _URL.fullmatch(text)
-    # Control characters are refused: to delete them, as urllib.parse does, makes another URL.
+    # Control characters are refused: deleting them, as urllib.parse does, makes another URL.
     if match is None:
         raise InvalidURL(f"not an absolute URL: {masked(text)}; write http://host/path, and "
                          "percent-encode control characters, and in user and password all but "
@@ -531,7 +531,7 @@ def remove_dots(target: str) -> str:
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
-MAX_TARGET_CHARS = 65_536  # as hyper; RFC 9110 4.1 asks for 8,000 at least
+MAX_TARGET_CHARS = 65_536  # as hyper (Rust); RFC 9110 4.1 asks for 8,000 at least
 _TARGET = re.compile(f"[!-~]{{1,{MAX_TARGET_CHARS}}}")  # visible ASCII
 _NAME = re.compile(TOKEN)
 _HOST_VALUE = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
@@ -558,7 +558,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
         if not _VALUE.fullmatch(value):
             raise InvalidHeader(f"the value of {name} has control characters, or is not Unicode")
         if name.lower() == "host":
-            value = value or origin.authority  # one: RFC 9112 3.2; first: RFC 9110 7.2
+            value = value or origin.authority  # only one (RFC 9112 3.2), and first (9110 7.2)
             if lines or not re.fullmatch(_HOST_VALUE, value):
                 raise InvalidHeader(f"not a value for Host, or a second one: {value!r:.100}")
         lines.append(f"{name}: {value}\r\n")
@@ -582,12 +582,12 @@ def render_request(target: str, lines: bytes) -> bytes:
 
 
 # ==== 4. Response head ========================================================
-# One regular expression says what a head may look like; a whole head is matched at once. It is
+# One regular expression says what a head may look like; a whole head is matched in one go. It is
 # strict where lenient clients were attacked (NUL, a CR without LF, a blank before the colon). It
-# is lenient where real servers need it: an LF alone ends a line; the reason may be missing; a
-# line that begins with a blank ("folded") continues the line before; a value may hold control
+# is lenient where real servers need it: an LF alone ends a line; the reason ("OK") may be missing;
+# a line that begins with a blank ("folded") continues the line before; a value may hold control
 # bytes (but not a Content-Length or a coding). Only the few fields that decide what we do next
-# are looked up at once; the others are parsed when a user asks for them.
+# are looked up now; the others are parsed when a user asks for them.
 
 # One head, counted while it arrives (Connection.exchange, section 7). A
 # line has no limit of its own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
@@ -624,9 +624,9 @@ def parse_list(value: bytes) -> list[bytes]:
 
 
 def check_fields(block: bytes) -> bytes:
-    """Unfold field lines that end in an empty line; raise ProtocolError with what is none.
+    """Unfold field lines that end in an empty line; raise ProtocolError with what is not one.
 
-    Only for trailers (fields behind a body: section 5), and for heads that _HEAD did not match.
+    Only for trailers (fields after a body: section 5), and for heads that _HEAD did not match.
     """
     block = re.sub(_FOLD, b" ", block)
     left = _FIELD_LINE.sub(b"", block)
@@ -662,16 +662,15 @@ def octets_text(raw: bytes, name: str) -> list[str]:
     >>> octets_text(b"HTTP/1.1 302 Found\r\nLocation: /caf\xe9\r\n\r\n", "location")
     ['/caf\udce9']
 
-    Bytes ("octets") that are no UTF-8 become surrogates (surrogateescape), and encoding in the
-    same way makes the same bytes again. So a Location or a cookie in Latin-1 or GBK goes back
-    as it came.
+    Bytes ("octets") that are not UTF-8 become surrogates (surrogateescape), and encoding in the
+    same way makes the same bytes again. So a Location or a cookie in Latin-1 goes back as it came.
     """
     return [value.strip(b" \t").decode("utf-8", "surrogateescape")
             for value in re.findall(rb"(?im)^%b:(%b)" % (name.encode(), _TEXT), raw)]
 
 
 def field_text(value: bytes) -> str:
-    """A value as text: UTF-8 where it is that, else its bytes as latin-1."""
+    """A value as text, to be read, not sent again: UTF-8 if it is that, else latin-1."""
     value = value.strip(b" \t\r")
     try:
         return value.decode("utf-8")
@@ -700,7 +699,7 @@ class Headers(Mapping[str, str]):
 
     @classmethod
     def parse(cls, block: bytes) -> Headers:
-        r"""The fields in a head, or in trailers, that passed.
+        r"""The fields of a head, or of trailers, already checked.
 
         >>> Headers.parse(b"HTTP/1.1 200 OK\r\nA: 1\r\nB:\t2 \r\n\r\n")
         Headers([('A', '1'), ('B', '2')])
@@ -709,7 +708,7 @@ class Headers(Mapping[str, str]):
                    for name, value in _FIELD_LINE.findall(block))
 
     def get_all(self, name: str) -> list[str]:
-        """The values of a field, each on its own: commas cannot split Set-Cookie (RFC 9110 5.3)."""
+        """The values of a field, each on its own: Set-Cookie must not be joined (RFC 9110 5.3)."""
         return self._values.get(name.lower(), [])[1:]
 
     def __getitem__(self, name: str) -> str:
@@ -728,16 +727,15 @@ class Headers(Mapping[str, str]):
 # ==== 5. Body framing =========================================================
 # TCP is a stream: nothing in it says where one response stops and the next one starts. The
 # head does, in one of three ways: it gives the length of the body; or the body comes in chunks,
-# each behind its own length; or it ends when the server closes. Read it wrong by a byte, and
+# each after its own length; or it ends when the server closes. Read it wrong by a byte, and
 # the next answer on this connection goes to the wrong question.
 #
 # Body (section 6) counts down a length, and sees the connection end. The parser of chunks is a
 # generator: it is sent what arrived, and yields the payload in it (the body without the lengths).
-# It keeps no note of how far it is: it stops at a `yield`, between any two bytes, and goes on
-# there with what arrives next.
+# It stops at a `yield`, between any two bytes, and goes on there with what arrives next.
 
 MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
-MAX_EXTENSION_BYTES = 16_384     # notes on chunk lengths, ";name=value"; and trailers; as hyper
+MAX_EXTENSION_BYTES = 16_384     # notes on chunk lengths, ";name=value", or trailers; as hyper
 Framing = Union[int, str]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _sizes: dict[bytes, int] = {}  # {b"\r\n1F\r\n": 31}: many chunks have the same size
@@ -757,7 +755,7 @@ def body_framing(head: Head) -> Framing:
         return 0                                         # 1: whatever the fields say
     transfer, length = head.fields.get(b"transfer-encoding"), head.fields.get(b"content-length")
     if transfer is not None:
-        if length is not None:                           # 3: other readers may believe the other
+        if length is not None:                           # 3: a proxy may believe the other one
             raise ProtocolError("both Transfer-Encoding and Content-Length")
         if parse_list(transfer) != [b"chunked"]:         # 4: we asked for no other
             raise ProtocolError(f"Transfer-Encoding is {shown(transfer)}, not just chunked")
@@ -771,7 +769,7 @@ def body_framing(head: Head) -> Framing:
 
 
 def may_reuse(head: Head, framing: Framing) -> bool:
-    """Whether the connection stays open behind this response (RFC 9112 9.3)."""
+    """Whether the connection stays open after this response (RFC 9112 9.3)."""
     options = parse_list(head.fields.get(b"connection", b""))
     if framing == "close" or b"close" in options:
         return False
@@ -785,7 +783,7 @@ def may_reuse(head: Head, framing: Framing) -> bool:
 
 
 def remember(known: dict[Any, Any], key: Any, value: Any) -> None:
-    """Put a value into a dictionary, which begins anew when it is full."""
+    """Put a value into a dictionary, which is emptied first if it is full."""
     if len(known) >= MAX_REMEMBERED:
         known.clear()
     known[key] = value
@@ -806,11 +804,11 @@ def parse_border(border: bytes) -> int:
 
 
 def read_chunked() -> Generator[bytes, bytes, Any]:
-    r"""Take chunks until the empty one, then trailers: fields behind the body (RFC 9112 7.1).
+    r"""Take chunks until the empty one, then trailers: fields after the body (RFC 9112 7.1).
 
         5;extension CRLF hello CRLF  0 CRLF  Trailer: x CRLF  CRLF
 
-    Returns the last payload, the bytes behind the body, and the trailer lines. Raises
+    Returns the last payload, the bytes after the body, and the trailer lines. Raises
     ProtocolError. Chunks that arrive together are yielded as one payload.
 
     >>> parser = read_chunked()
@@ -834,18 +832,17 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
                     pieces = []
                     continue
                 size = parse_border(border)
-                if len(border) <= 20:  # as CRLF, 16 digits, CRLF: too short to need a limit
+                if len(border) <= 20:  # CRLF, 16 digits, CRLF: too short to count again
                     remember(_sizes, border, size)
-                # The size of the chunk is taken off: large chunks may have long extensions, but
-                # many long ones on small chunks come to the limit.
+                # Less the size of the chunk: large chunks may have long extensions, but many long
+                # ones on small chunks reach the limit.
                 extensions = max(0, extensions + len(border) - size)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
             if size == 0:
                 break
             left = size
-        # With the CRLF of the line "0" before them, trailers end in CRLF CRLF, and so does
-        # the body that has none.
+        # The CRLF of the line "0" is put back: then CRLF CRLF is the end, with trailers or without.
         data = b"\r\n" + arrived.read()
         while (end := data.find(b"\r\n\r\n", 0, MAX_EXTENSION_BYTES)) < 0:
             if len(data) >= MAX_EXTENSION_BYTES:
@@ -867,7 +864,7 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 # the end. This section itself opens no socket and sets no timer.
 
 MAX_LINE_CHARS = 16_777_216      # one line of a body, in iter_lines
-MAX_PIECES = 10                  # decoded before the loop has a turn: some 3 ms
+MAX_PIECES = 10                  # decoded before other tasks may run: some 3 ms
 
 
 class Timing(NamedTuple):
@@ -889,7 +886,7 @@ class Body:
     received = 0           # bytes of payload so far
     _chunks: Any = None    # their parser, which says where they end
     _ready = b""           # payload that has come and was not asked for yet
-    _fault: ProtocolError | None = None  # in what came behind _ready; raised after that
+    _fault: ProtocolError | None = None  # in what came after _ready; raised once that is read
     _trailers = b""
     _done_at = 0.0         # on the loop's clock, as are _sent_at and _head_at
 
@@ -907,7 +904,7 @@ class Body:
         self._sent_at, self._head_at = connection.since, connection.loop.time()
         self._reused = connection.exchanges > 1
         data, connection.rest = connection.rest, b""
-        self._take(data)       # mostly all of it came with the head
+        self._take(data)       # often all of it came with the head
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy."""
@@ -931,7 +928,7 @@ class Body:
 
     def _take(self, data: bytes) -> None:
         """Put the payload in `data` into _ready; at the end of the body let the connection go."""
-        self._connection.limit = _FOREVER  # the caller may think for as long as it likes
+        self._connection.limit = _FOREVER  # none (section 7) while the caller is busy
         try:
             if self._chunks:
                 self._ready = self._chunks.send(data)
@@ -950,7 +947,7 @@ class Body:
         self.received += len(self._ready)
 
     def _ended(self) -> None:
-        """The connection has ended: so has a "close" body, if TLS agrees; any other is cut."""
+        """The connection has ended: a "close" body is whole, if TLS agrees; any other is cut."""
         if self._chunks or self._length is not None:
             raise IncompleteBody(
                 f"the connection ended behind {self.received} bytes of the body, which has "
@@ -961,7 +958,7 @@ class Body:
         self._let_go(b"")
 
     def _let_go(self, rest: bytes) -> None:
-        """The body is whole: keep the connection, unless anything came behind the body."""
+        """The body is whole: keep the connection, unless anything came after it."""
         connection, self._connection, self._chunks = self._connection, None, None
         self._done_at = connection.loop.time()
         if self._reusable and not rest:
@@ -981,8 +978,8 @@ class Response(Body):
     """A response. After `get` its body is in `content`; in `stream` it is read as asked.
 
         before read()               content, text and json() raise, and say what to await
-        iter_bytes(), iter_lines()  a loop may be left; the next of its kind goes on from there
-        once a piece was handed out content and read() raise: the whole is not kept
+        iter_bytes(), iter_lines()  you may leave a loop; the next of its kind goes on from there
+        once a piece is handed out  content and read() raise: the whole is not kept
         after get() or read()       all of them work, as often as you like
     """
 
@@ -1080,7 +1077,7 @@ class Response(Body):
     def json(self, **options: Any) -> Any:
         """The body as JSON: in UTF-8, -16 or -32, or in the charset that was set as `encoding`.
 
-        The options are those of json.loads. Raises DecodingError where it is no JSON.
+        The options are those of json.loads. Raises DecodingError if it is not JSON.
         """
         import json
         try:
@@ -1098,7 +1095,7 @@ class Response(Body):
             self._content = self._ready
             self._check_size(len(self._content), limit)
         else:
-            # In no variable of this function: an error, which may be kept, would keep those.
+            # Not in a local variable: an error that is kept would keep those.
             self._content, size = bytearray(), -1
             while size < len(self._content):
                 size = len(self._content)
@@ -1111,7 +1108,7 @@ class Response(Body):
     def _check_size(self, size: int, limit: int | None,
                     what: str = "bytes of body: raise max_size, or stream it") -> None:
         if limit is not None and size > limit:
-            self.close()  # the pieces before are gone
+            self.close()  # what was read is lost anyway
             raise TooLarge(f"more than {limit} {what}", limit=limit, response=self)
 
     async def iter_bytes(self) -> AsyncIterator[bytes]:
@@ -1177,14 +1174,14 @@ class Response(Body):
                 await self._deadline.breathe()
             if piece:
                 return piece
-            if piece is None:
+            if piece is None:  # it asks for more
                 decoder.arrived = await self._read_piece()
         self._decoder = None
         return b""
 
     @property
     def trailers(self) -> Headers:
-        """The fields behind a chunked body, once it is read."""
+        """The fields after a chunked body, once it is read."""
         return Headers.parse(self._trailers)
 
     # ---- the clock
@@ -1214,12 +1211,12 @@ class Response(Body):
 #
 # A new and a busy connection belong to one call, an idle one to the pool (section 9), which
 # uses it again and so saves the handshakes. A connection becomes idle only if the body is
-# whole and did not end by closing, nothing came behind it, and neither side said Connection:
+# whole and did not end by closing, nothing came after it, and neither side said Connection:
 # close (HTTP/1.0 must say keep-alive: `may_reuse`, section 5). It is closed if a body is given
 # up or breaks off, and when the clock runs out.
 
 READ_BYTES = 262_144             # asked of a stream at once; asyncio receives as much
-INBOX_BYTES = 524_288            # unread; with more than that we stop receiving; as asyncio
+INBOX_BYTES = 524_288            # unread; beyond that we stop receiving; as asyncio
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # if a timer rings later than this, the program was busy
 LAST_TURNS = 12                  # of the loop: enough to bring in what the kernel has, TLS too
@@ -1240,21 +1237,21 @@ class Route(NamedTuple):
     """
 
     origin: Origin
-    tls: ssl.SSLContext | None
+    tls: ssl.SSLContext | None  # Python's settings for TLS
     proxy: Proxy | None
     address: str | None  # where to connect instead of looking the host up; "unix:" and a path
     proxy_tls: ssl.SSLContext | None = None  # the client's certificate is not in it
     verify: Any = True   # whom certificates have to be from, for the error texts
 
     def __str__(self) -> str:
-        """Which address this is, and by which way."""
+        """The host, and the way to it, for errors and traces."""
         return (f"{bracketed(self.origin.host)}:{self.origin.port}"
                 + (f" at {self.address}" if self.address else "")
                 + (f" through proxy {self.proxy}" if self.proxy else ""))
 
 
 class Deadline:
-    """When a call must be over: one for all of its hops, tries and waits."""
+    """When a call must be over: one for all of its redirects, tries and waits."""
 
     def __init__(self, started: float = 0.0, seconds: float = _FOREVER) -> None:
         self.started = started
@@ -1262,19 +1259,19 @@ class Deadline:
         self.until = _FOREVER     # the moment of its end, set by its first Clock.watch
 
     async def breathe(self, seconds: float = 0.0) -> None:
-        """Let other tasks run amid long work, for a turn or so many seconds; may raise TimedOut.
+        """Let other tasks run amid long work, for a turn or some seconds; may raise TimedOut.
 
         For decoding (Response), and for the command line's --limit-rate.
         """
-        time = asyncio.get_running_loop().time
-        await asyncio.sleep(min(seconds, self.until - time()))
-        if time() >= self.until:
+        now = asyncio.get_running_loop().time
+        await asyncio.sleep(min(seconds, self.until - now()))
+        if now() >= self.until:
             raise TimedOut("the body was not finished within the whole call's deadline",
                            phase="more of the body", seconds=self.seconds)
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Allow a `with` block so many seconds; drop its AsyncGetError (section 12: discard)."""
+        """Give a `with` block that many seconds; drop its AsyncGetError (section 12: discard)."""
         until = self.until
         self.until = min(until, asyncio.get_running_loop().time() + seconds)
         try:
@@ -1291,9 +1288,9 @@ _NEVER = Deadline()  # of a connection that no call uses
 class Clock:
     """One timer for a connection's whole life, which watches one wait after another.
 
-    For a new wait we mostly just note its later end, and leave the timer alone: it rings too
-    early, sees the new end and is set to that. asyncio.wait_for would cost a task for each
-    wait, and a timer for each read a handle: half the price of a small GET. A wait whose time
+    For a new wait we usually just note its later end, and leave the timer alone: it rings too
+    early, sees the new end and is set to that. A task for each wait (asyncio.wait_for, before
+    Python 3.12) costs a quarter of a small GET, a timer for each a twentieth. A wait whose time
     is over is ended by `close`, which Connection extends.
     """
 
@@ -1302,16 +1299,16 @@ class Clock:
         self.phase = "connection"     # what is waited for
         self.since = 0.0              # the moment when that began
         self.seconds = _FOREVER       # how long that may take
-        self.limit = _FOREVER         # the moment when that is over; never, if the caller thinks
+        self.limit = _FOREVER         # when that is over; never, while the caller is busy
         self.deadline = _NEVER        # of the call that uses the connection
         self.expired = False
         self.timer: asyncio.Handle | None = None
         self.wakes_at = _FOREVER      # when it rings
 
     def watch(self, phase: str, seconds: float = 0.0) -> None:
-        """Allow `phase` so many seconds from now (0: as many as the one before).
+        """Give `phase` that many seconds from now (0: as many as the one before).
 
-        The deadline limits it, too; that starts to run when its call watches for the first time.
+        The deadline limits it, too, and starts to run when its call watches for the first time.
         """
         deadline, now = self.deadline, self.loop.time()
         if deadline.until == _FOREVER:
@@ -1410,11 +1407,11 @@ class Inbox(asyncio.Protocol):
             self.waiter.set_result(None)
 
     async def read(self, _: int) -> bytes:
-        """All that has come, b"" at the end; raises the connection's error behind the last byte."""
+        """All that has come, b"" at the end; raises the connection's error after the last byte."""
         if self.waiter:  # even if its result is set: its task has not run yet
             raise AsyncGetError("another task reads this response already")
         if not self.pieces and not self.ended:
-            self.waiter = self.loop.create_future()  # in another one asyncio raises
+            self.waiter = self.loop.create_future()  # awaited in another loop, it raises
             try:
                 await self.waiter
             finally:
@@ -1430,14 +1427,14 @@ class Inbox(asyncio.Protocol):
 
 
 def tls_options(host: str) -> dict[str, Any]:
-    """TLS keywords: the host without a final dot (RFC 6066 3); a time-out that ours precedes."""
+    """TLS keywords: the host without a final dot (RFC 6066 3); a timeout that ours comes before."""
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
 
 
 class Connection(Clock):
     """A connection on a route, with its clock: made, opened, used, kept or closed.
 
-    Its owner, mostly the pool, has the `connector` that opens streams, and is told by `keep` that
+    Its owner, usually the pool, has the `connector` that opens streams, and is told by `keep` that
     the connection is idle, by `forget` that it is closed.
     """
 
@@ -1452,8 +1449,8 @@ class Connection(Clock):
         self.addresses: Any = None    # the remote one and ours
         self.closed = False
         self.exchanges = 0            # requests sent so far
-        self.interim = 0              # 1xx responses ahead of the last one
         self.request_bytes = 0        # in the last of them
+        self.interim = 0              # 1xx responses ahead of the last one
         self.silent = True            # no byte of the current response has come
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
@@ -1469,10 +1466,10 @@ class Connection(Clock):
             raise ended(self)
         self.watch("connection", timeout)
         route = self.route
-        # A task of its own, so that `close` can cancel it. If we awaited it directly, that would
-        # look as if our caller were cancelled; gather returns it as a value. If our caller really
-        # is cancelled, gather cancels the task, too, and waits until it has cleaned up. (Made by
-        # create_task, it may run at once: it could not be told from an exchange.)
+        # A task of its own, so that `close` can cancel it. Awaited directly, it would then look as
+        # if our caller were cancelled; gather returns that as a value. If our caller really is
+        # cancelled, gather cancels the task, too, and waits until it has cleaned up. (create_task
+        # may start it before `opener` is set, by which `failure` tells opening from an exchange.)
         self.opener = asyncio.Task(
             pass_proxy(self, route.proxy) if route.proxy else
             self.connect(route.origin, route.address, route.tls))
@@ -1481,8 +1478,8 @@ class Connection(Clock):
             if self.closed:  # by the clock, or with the session
                 raise ended(self)
             self.opener.result()
-            asked = self.writer.get_extra_info  # uvloop's raises, if it was reset already
-            self.addresses = asked("peername"), asked("sockname")
+            info = self.writer.get_extra_info  # uvloop's (another loop) raises after a reset
+            self.addresses = info("peername"), info("sockname")
         except AsyncGetError:  # before the next line: some of ours are OSErrors, too
             raise
         except Exception as error:
@@ -1494,7 +1491,7 @@ class Connection(Clock):
 
     async def connect(self, server: Origin | Proxy, address: str | None,
                       tls: ssl.SSLContext | None) -> None:
-        """Open a stream to the origin or a proxy, or to what stands in for it, by TLS if asked."""
+        """Open a stream to the origin or a proxy, or what stands in for it, over TLS if asked."""
         where = address or server.host
         options: dict[str, Any] = {"limit": READ_BYTES}
         if tls:
@@ -1507,12 +1504,12 @@ class Connection(Clock):
         elif connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*place, **options)
-        with contextlib.suppress(OSError, AttributeError):  # reset already; of a test's double
-            # So that without a timeout, too, we hear of a server that is gone.
+        with contextlib.suppress(OSError, AttributeError):  # reset already; a test's fake
+            # So that, even without a timeout, we notice that a server is gone.
             self.writer.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.take_over()
-        if self.closed:  # meanwhile, and the connector has passed over its cancellation
+        if self.closed:  # meanwhile, and the connector ignored that it was cancelled
             self.writer.transport.abort()
 
     def take_over(self) -> None:
@@ -1522,9 +1519,9 @@ class Connection(Clock):
         if it need not wait, it ends, and StopIteration holds what it returns.
         """
         transport, protocol = self.writer.transport, None
-        with contextlib.suppress(AttributeError, NotImplementedError):  # of a test's double, say
+        with contextlib.suppress(AttributeError, NotImplementedError):  # a test's fake, say
             protocol = transport.get_protocol()
-        # A reader that a caller feeds stays: it may hold other bytes than the transport's. Only
+        # A reader that the caller feeds stays: its bytes may not be the transport's. Only
         # asyncio's own has a weak reference to it, from its protocol (None: connection lost).
         if (type(protocol) is not asyncio.StreamReaderProtocol
                 or type(self.reader) is not asyncio.StreamReader
@@ -1561,7 +1558,7 @@ class Connection(Clock):
             self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
-        except RuntimeError as error:  # uvloop's, where the server has reset it
+        except RuntimeError as error:  # uvloop's, after a reset
             raise failure(self, ConnectionResetError(str(error))) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
             data, start = self.rest or await self.receive(), 0
@@ -1636,7 +1633,7 @@ class Connection(Clock):
 
 
 def hop(connection: Connection) -> str:
-    """The route, for error texts; the proxy alone while we are not even there."""
+    """What failed, for error texts: the route, or the proxy alone until it is reached."""
     proxy, phase = connection.route.proxy, connection.phase
     return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
 
@@ -1653,13 +1650,13 @@ def ended(connection: Connection) -> AsyncGetError:
 
 
 async def fetch(url: str, timeout: float = 30.0) -> Response:
-    """One GET over a connection of its own, of at most 64 MiB: all of this part in a row."""
+    """One GET over a connection of its own, of at most 64 MiB: all of this part in one place."""
     parts = parse_url(url)
     tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
     route = Route(parts.origin, tls, None, None)
-    # Nobody wants to know that it is closed: id() takes one argument and does nothing.
-    alone = types.SimpleNamespace(connector=asyncio.open_connection, forget=id)
-    connection = Connection(route, alone)
+    # It need not be told of the end: id() takes one argument and does nothing.
+    owner = types.SimpleNamespace(connector=asyncio.open_connection, forget=id)
+    connection = Connection(route, owner)
     connection.deadline = Deadline(connection.loop.time())
     with contextlib.closing(connection):
         await connection.open(timeout)
@@ -1673,24 +1670,23 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 # You may stop here. You have read a whole client for one GET from an address. (Section 13 tells
 # how a name gets its addresses, and an error its words.) The rest makes it a client for many
 # GETs, for other people's networks, and for the shell. The later parts are reached from this
-# one at a few places: `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
+# one at `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
 # `open_first` and `failure`, which has words for the system's errors (13), and `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
 # How a client is fast, and no burden to servers. Connections are kept and used again; rules
-# say who gets one, and when it is closed. A call follows redirects and tries again. Its
-# settings are checked once, when they are given.
+# say who gets one, and when it is closed. A call follows redirects and tries again.
 
 # ==== 8. Decoding =============================================================
 # How a body's bytes become content: codings (compression) are undone, the charset is found,
-# text is cut into lines. A coding is undone in small steps, so that a bomb (a kilobyte that
+# text is cut into lines. A coding is undone in small steps, so that a bomb (a megabyte that
 # becomes a gigabyte of zeros) is noticed early. A compressed stream that is cut short is an
 # error even if the framing (section 5) was whole. The framing only says that all is here that
 # the server sent; the stream's own end says that the content is whole.
 
 MAX_CODINGS = 5                  # content codings of one body; curl and urllib3 allow 5, too
 MAX_DECODED_STEP_BYTES = 65_536  # in one step, at most: bytes taken in, and bytes made
-MAX_CODED_BYTES = 1_048_576      # taken in by all stages, and 100 more for each byte that arrives
+MAX_CODED_BYTES = 1_048_576      # taken in by all stages, plus 100 for each byte that arrives
 # The codings that we undo. A body in gzip or zstd may consist of several compressed members
 # (RFC 1952, RFC 8878 3.1). Beside each coding: the bytes that a further member may begin with.
 _CODINGS = {b"gzip": b"\x1f", b"deflate": b""}
@@ -1710,7 +1706,7 @@ _NO_CODINGS = {*(
 def decompressor(coding: bytes, first: int) -> Any:
     """A new decompressor, with .decompress, .eof and .unused_data; `first` is the first byte.
 
-    None is made before a first byte comes, so an empty body is whole in any coding. Raises
+    Before a first byte none is needed, so an empty body is whole in any coding. Raises
     DecodingError for a coding that the standard library cannot undo (br): its bytes, handed
     out as they are, would pass for the content.
     """
@@ -1749,11 +1745,11 @@ class Decoder:
         pieces = self.arriving()
         for name in reversed(content_codings(coding)):
             pieces = self.undo(name, pieces)
-        # Content; None to ask for more; b"" where nothing was made: counted, as each is some work.
+        # Content, b"" if a step made none, None to ask for more: counted, as each is some work.
         self.pieces = enumerate(pieces, start=1)
 
     def arriving(self) -> Iterator[bytes | None]:
-        """What has arrived, in slices: behind each member, zlib copies the rest of its slice."""
+        """What has arrived, in slices: after each member, zlib copies the rest of its slice."""
         yield None
         while self.arrived:
             self.budget += 100 * len(self.arrived)
@@ -1764,7 +1760,7 @@ class Decoder:
     def undo(self, coding: bytes, pieces: Iterator[bytes | None]) -> Iterator[bytes | None]:
         """Undo one coding: gzip of any number of members, deflate in both dialects, zstd.
 
-        What follows a whole stream and is no further member is dropped (a line end, say, from a
+        What follows a whole stream and is not a further member is dropped (a line end, say, from a
         server's template): the content ended where the stream did. Raises DecodingError for
         bytes that do not decode, and if the body ends inside a stream.
         """
@@ -1797,7 +1793,7 @@ class Decoder:
 
 
 def content_codings(value: bytes) -> list[bytes]:
-    r"""The codings that a Content-Encoding (in lower case) names, in the order of their use.
+    r"""The codings that a Content-Encoding (in lower case) names, first applied first.
 
     >>> content_codings(b"deflate, identity, x-gzip, none")
     [b'deflate', b'gzip']
@@ -1809,8 +1805,8 @@ def content_codings(value: bytes) -> list[bytes]:
     return codings
 
 
-# The codecs that may decode a text, as Python's modules are called. Others are slow on input made
-# for it (punycode, idna), or no charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037,
+# The codecs that may decode a text, as Python's modules are called. Others are slow on hostile
+# input (punycode, idna), or not charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037,
 # cp500 and such) is left out, since lines are cut at the byte 0x0A, which is no line end there.
 _TEXT_CODEC = (
     r"ascii|latin_1|utf_8(_sig)?|utf_(16|32)(_[bl]e)?|iso8859_([2-9]|1[013-6])|cp(437|720|737|775"
@@ -1839,7 +1835,7 @@ def charset_of(content_type: str) -> str:
     name = re.sub("[^a-z0-9]+", "_", match[1].lower()) if match else "utf_8"
     codec = aliases.get(name, name)
     codec = _WEB_CODECS.get(codec, codec)
-    # Only what is known is looked up: `lookup` would keep each name that a server thinks of.
+    # Only what is known is looked up: `lookup` would cache each name that a server invents.
     return codecs.lookup(codec).name if re.fullmatch(_TEXT_CODEC, codec) else "utf-8"
 
 
@@ -1856,7 +1852,7 @@ class LineCutter:
     def __init__(self, encoding: str) -> None:
         self.encoding = encoding
         self.decoder = codecs.getincrementaldecoder(encoding)("replace")
-        self.begun = io.StringIO()               # a line without its end
+        self.begun = io.StringIO()               # a line without its end; tell() is its length
         self.lines = collections.deque[str]()    # to be handed out
 
     def add(self, data: bytes) -> None:
@@ -1865,8 +1861,8 @@ class LineCutter:
         try:
             text = self.decoder.decode(data, last)
         except UnicodeError:
-            # No byte order mark: browsers, too, take the low byte first. Or no end of an escape, in
-            # ISO-2022: then what has come is decoded as if nothing followed.
+            # UTF-16 or -32 without a byte order mark: as in browsers, the low byte is first. Or
+            # ISO-2022 ends in an escape: what has come is decoded as if nothing followed.
             low = "-le" if self.encoding.startswith("utf") else ""
             data = self.decoder.getstate()[0] + data
             self.decoder = codecs.getincrementaldecoder(self.encoding + low)("replace")
@@ -1885,7 +1881,7 @@ class LineCutter:
 # Which connection a request gets is decided without waiting: one that was kept on its route,
 # or a new one if the limits allow (the one idle for longest may be closed for it), or none
 # yet. Only then does the request wait, in the queue of its route. A connection that comes free
-# is handed to the next in turn. If that one were only woken, a request that has just come could
+# is handed to the next in turn. If the next were only woken, a request that has just come could
 # take the connection before it runs, again and again. A new connection is handed over unopened;
 # the request that gets it opens it. (Section 7 tells when a connection may be kept.)
 # An idle one is closed if a byte or the end comes from the server, after IDLE_SECONDS, or
@@ -1903,7 +1899,7 @@ class Lane:
     open = 0          # how many connections, those in use as well
     moved_at = 0.0    # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
-    fields: Any = None  # that were last sent there, and how: their bytes are `lines`
+    fields: Any = None  # that were last sent there; `lines` are their bytes
     decode = True
     lines = b""         # see Call.render
 
@@ -1975,7 +1971,7 @@ class Pool:
             return None
         else:
             if len(self.all) >= self.limit:
-                unused = next((kept for kept, its in self.all.items() if kept in its.idle), None)
+                unused = next((one for one, other in self.all.items() if one in other.idle), None)
                 if unused is None:
                     return None
                 self.drop(unused)
@@ -2009,7 +2005,7 @@ class Pool:
     async def _wait(self, lane: Lane, deadline: Deadline, timeout: float) -> Connection:
         """Wait in the queue of the route until `serve` hands a connection over.
 
-        The wait does not count for the call's deadline if a connection comes.
+        The wait does not count against the call's deadline if a connection comes.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
@@ -2017,7 +2013,7 @@ class Pool:
         self.turns.setdefault(lane)
         came = loop.time()
         patience = max(0.0, min(timeout, deadline.until - came))
-        allowed = left = patience + self.interval  # a pause for `rate` is no standstill
+        allowed = left = patience + self.interval  # a pause for `rate` is not a standstill
         looks = 0  # since time was up
         try:
             while looks < LAST_TURNS:  # that many more: a free one may be a turn or two away
@@ -2056,7 +2052,7 @@ class Pool:
         reader.on_unasked = connection.close
         connection.deadline = _NEVER
         connection.watch("idle", IDLE_SECONDS)
-        lane = self.all[connection] = self.all.pop(connection)
+        lane = self.all[connection] = self.all.pop(connection)  # now the last
         lane.idle[connection] = None
         self.serve(lane, connection.exchanges)
 
@@ -2073,10 +2069,10 @@ class Pool:
         """A connection of a route, or the place of one, came free: hand it to who is next.
 
         On one route, that is who has waited longest. Among routes, this one goes first again:
-        to serve another means to close a connection and to open one, which costs all who wait
-        more time than it gives to one. But after each TURN_EXCHANGES `exchanges` of a connection
-        (after each `limit`, if that is less) the others have their turn. A full route leaves
-        `turns` until something of its own comes free, so that the work here does not grow with
+        serving another means closing a connection and opening one, which costs all who wait
+        more time than it saves one of them. But after every TURN_EXCHANGES `exchanges` of a
+        connection (every `limit`, if that is less) the others have their turn. A full route
+        leaves `turns` until something of its own comes free: else the work here would grow with
         the number of routes that wait.
         """
         if lane.waiting:
@@ -2123,7 +2119,7 @@ MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
 _FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
                    "transfer-encoding", "upgrade"}
 _HOP_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", *_FRAMING_FIELDS}
-CLOSE_FIELD = ("Connection", "close")  # we, too, close behind the response (RFC 9112 9.6)
+CLOSE_FIELD = ("Connection", "close")  # we, too, close after the response (RFC 9112 9.6)
 Pairs = Sequence[tuple[Any, Any]]      # names and values, of cookies or parameters
 
 
@@ -2163,7 +2159,7 @@ class Request(NamedTuple):
 
     url: URL
     fields: Fields
-    # The call's own, only for its first origin. None: nor is the jar's cookie of that name sent.
+    # The call's own, only for its first origin. None keeps the jar's (section 15) back, too.
     cookies: Mapping[str, str | None] = {}
     cert: Any = None  # the client's certificate
 
@@ -2187,7 +2183,7 @@ class Request(NamedTuple):
         return self.adding("Cookie", "; ".join([*own, text])) if text else self
 
     def adding(self, name: str, value: str | None) -> Request:
-        """The same request with this field in place of all of its name; None just removes them."""
+        """The same request with this field in place of all of that name; None just removes them."""
         return self._replace(fields=merge_fields(self.fields, {name: value}))
 
 
@@ -2225,7 +2221,7 @@ def next_request(request: Request, hops: list[Response],
     """The request that the last of the responses so far leads to, if any (RFC 9110 15.4).
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
-                                            are no UTF-8 are asked for as they came
+                                            are not UTF-8 are asked for as they came
         300 304 305 306, or no Location     not followed: the response is the caller's; an
                                             empty Location is none
         to another origin                   (another scheme or port is another origin, too)
@@ -2288,8 +2284,8 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
 
 # ---- retries
 
-_LOSSES = (OSError, EOFError, IncompleteBody)  # what may be behind a ConnectError, and pass
-# Each part of a date is the first token that looks like it and is no earlier part (RFC 6265bis
+_LOSSES = (OSError, EOFError, IncompleteBody)  # causes of a ConnectError that may pass
+# Each part of a date is the first token left that looks like it (RFC 6265bis
 # 5.1.1). Without the "a", "i" would take "ſep" for September, and \d other digits than ours.
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _DATE_PARTS = (
@@ -2301,7 +2297,7 @@ _DATE_PARTS = (
 
 
 def parse_date(text: str) -> float | None:
-    """The seconds since 1970 of a date in about any spelling; None where it is no date.
+    """The seconds since 1970 of a date in almost any spelling; None if it is not one.
 
     >>> parse_date("Sunday, 06-Nov-94 08:49:37 GMT"), parse_date("6 November 1994")
     (784111777.0, None)
@@ -2331,7 +2327,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
                 retries: int) -> float | None:
     """Seconds to wait before trying again; None: `attempt` (1 is the first) was the last.
 
-        408 429 500 502 503 504             again; that of a proxy to CONNECT, too
+        408 429 500 502 503 504             again; also in a proxy's answer to CONNECT
         no connection, or none came free    again, also if it was lost in a handshake
         silence or an end before the head   again: a GET may be repeated (RFC 9110 9.2.2)
         the same in the body                again, for get and download
@@ -2361,10 +2357,10 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 # ==== 11. Settings ============================================================
 # The keywords of a session and of a call. Each is written down once, with its type: editors
 # show that line, type checkers read it, and `checked` compares with it what a caller gives.
-# Below stands what the keywords put into a request.
+# Below: what they put into a request.
 
 class AskedJar:
-    """What a call asks for cookies, by pairs_for() and store(): section 15 has two kinds."""
+    """A store of cookies, which calls use by pairs_for() and store(): section 15 has two kinds."""
 
     home: Origin | None = None  # the origin that gets the cookies without a domain
 
@@ -2468,7 +2464,7 @@ _SEVERAL = (list, tuple, Set, range, ValuesView, Iterator)
 
 
 def plain(value: Any) -> Any:
-    """The value; a text as plain str, since an f-string of an Enum's member may show its name."""
+    """No mapping; text as plain str: in an f-string, a str that is an Enum may show its name."""
     if isinstance(value, Mapping):
         raise TypeError
     return str.__str__(value) if isinstance(value, str) else value
@@ -2502,18 +2498,18 @@ def checked(options: Mapping[str, Any], allowed: type = RequestSettings) -> dict
                     for key, item in pairs)
             elif name in ("secret_headers", "redirect_schemes"):
                 value = (value,) if isinstance(value, str) else tuple(value)
-                "".join(value)  # TypeError for what is no text
+                "".join(value)  # TypeError for what is not text
             elif name == "cookies" and isinstance(value, Jar):  # requests' is a mapping, too
                 value = OthersJar(value)
             elif name == "cert":
-                hash(value)  # contexts are remembered by it
+                hash(value)  # or TypeError: contexts are remembered by it
             elif name == "resolve" and value:
                 "".join([*value, *value.values()])
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be {annotation}{_HINTS.get(name, '')}: "
                             f"not {type(value).__name__}") from None
         above = name in _ABOVE_ZERO
-        if isinstance(value, (int, float)) and not value >= 0 or above and value == 0:  # nor is nan
+        if isinstance(value, (int, float)) and not value >= 0 or above and value == 0:  # or nan
             raise ValueError(f"{name} must be {'above' if above else 'at least'} 0: "
                              f"not {value!r:.50}")
         settings[name] = value
@@ -2593,7 +2589,7 @@ def split_userinfo(userinfo: str) -> tuple[str, str]:
 
 
 def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
-    """The fields of a request: over base what `headers` and `auth` ask for."""
+    """The fields of a request: what `headers` and `auth` ask for, laid over base."""
     if "headers" in options:
         base = merge_fields(base, options["headers"])
     if "auth" in options:  # None takes the session's away
@@ -2603,7 +2599,7 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
 
 
 def asks_our_way(fields: Fields) -> bool:
-    """Whether the codings asked for are our choice: by identity, as a caller's may be equal."""
+    """Whether the codings asked for are our choice; told by identity: a caller's may be equal."""
     return any(pair is OUR_CODINGS for pair in fields)
 
 
@@ -2632,7 +2628,7 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
 # the rule for retries says so. Call.exchange gets one response for one request. A call
 # without keywords of its own finds a lane (section 9) in the session's settings, and on it the
-# fields, rendered before: nothing would slow down a small GET more than to render them again.
+# fields, rendered before, which saves a small GET most.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
@@ -2668,7 +2664,7 @@ class Call:
         self.url = url                                # as the caller gave it
         self.settings = settled
         self.trace: Any = settled["trace"]
-        self.cookies = {**self.settings["own_cookies"]}  # without those that a response has set
+        self.cookies = {**self.settings["own_cookies"]}  # a response that sets one takes it out
 
     async def run(self) -> Response:
         """Send a request, follow redirects, finish the response; try again if the rule says so."""
@@ -2697,7 +2693,7 @@ class Call:
             except Anew:
                 continue
             except BaseException as error:
-                if response is not None:  # its Location is no URL, say: nobody will read it
+                if response is not None:  # its Location is not a URL, say: nobody will read it
                     response.close()
                 if not isinstance(error, AsyncGetError):
                     raise
@@ -2749,8 +2745,8 @@ class Call:
     async def exchange(self, request: Request) -> Response:
         """A response for one request over one connection.
 
-        The server may have closed a kept connection while our request was on its way. If no
-        byte of a response came back (but an alert of TLS, or a 408 that closes, may), the
+        The server may have closed a kept connection while our request was on its way. If no byte
+        of a response came back (an alert of TLS, or a 408 that closes, counts as none), the
         request goes out once more, on a new one (RFC 9112 9.3.1), whatever `retries` says.
         """
         session, settings = self.session, self.settings
@@ -2764,7 +2760,7 @@ class Call:
         connection = pool.decide(lane) if warm else None
         used = False
         while True:
-            # The second time a new one: the first was used before.
+            # The second time it must be new: the first was used.
             connection = connection or await pool.acquire(lane, self.deadline, timeout, fresh=used)
             connection.deadline, connection.trace = self.deadline, self.trace
             used = connection.exchanges > 0
@@ -2775,7 +2771,7 @@ class Call:
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
                 if not (used and head.status == 408 and not connection.interim
-                        and not may_reuse(head, 1)):  # whatever its body is like
+                        and not may_reuse(head, 1)):  # 1: whatever its body
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
@@ -2816,10 +2812,10 @@ class Call:
     def with_password(self, request: Request) -> Request:
         """The request with the user and password of its URL, or those that netrc has for its host.
 
-        netrc is asked only if scheme and port are those of the first request: a password meant
-        for https must not go out over http, or to another port. Nor is netrc asked if the call
-        has an auth= of its own (None is one), or the URL has a password. Neither counts if the
-        caller's headers say that there is to be no Authorization, by None.
+        netrc, a file, is asked only if scheme and port are those of the first request: a password
+        for https must not go out over http, or to another port. Nor is it asked if the call has
+        an auth= of its own (None is one), or the URL has a password. URL and netrc both yield to
+        an Authorization in the headers, and to one of None there.
         """
         url, netrc = request.url, self.settings["netrc"]
         request = request._replace(url=url._replace(userinfo=""))
@@ -2842,8 +2838,8 @@ class Call:
 class Streaming(Call):
     """A call of `stream`: within `async with` the caller reads the response.
 
-    This is no generator: where one of the caller's around it is left early, asyncio closes all
-    generators at the end of the loop, ours from two sides at once, and logs an error.
+    Not a generator: if a caller's around it were left early, asyncio would close all generators
+    at the end of the loop, ours from two sides at once, and log an error.
     """
 
     usual = _FOREVER
@@ -2900,8 +2896,8 @@ class Session:
     delete, iterate. A session belongs to the event loop in which it is first used.
     """
 
-    tls_version: ssl.TLSVersion | None = None  # at least
-    connect_timeout: float | None = None  # where it is not as `timeout`
+    tls_version: ssl.TLSVersion | None = None  # the lowest allowed
+    connect_timeout: float | None = None  # None: as `timeout`
     _lone = False  # made for one call, which closes it
     _loop: asyncio.AbstractEventLoop | None = None
     _base: URL | None = None
@@ -2925,7 +2921,7 @@ class Session:
         if jar is not False and not isinstance(jar, AskedJar):
             jar = Cookies(None if jar is True else jar)  # section 15
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
-        # The lanes by origin and certificate, of all calls whose settings have this dictionary.
+        # "lanes": by origin and certificate, for all calls whose settings share this dictionary.
         self.settings = {**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}}
         # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
         # (section 13) only when a URL with https needs it.
@@ -3018,8 +3014,8 @@ class Session:
                         settled: Settled) -> AsyncGenerator[tuple[str, Outcome], None]:
         """What as_completed gives.
 
-        The functions of that name return this, not a generator around it: where that was left
-        early asyncio would close both at once, and fail at the outer one.
+        The functions of that name return this, not a generator around it: were that left early,
+        asyncio would close both at once, and fail at the outer one.
         """
         finished = asyncio.Queue[Any]()
         taken = asyncio.Semaphore(0)
@@ -3102,7 +3098,7 @@ class Session:
         cookies = own.pop("cookies", None)
         settings = {**self.settings, **own, "own": own}
         params = own.get("params", ())
-        named = dict(params)  # the session's of these names do not count
+        named = dict(params)  # these names replace the session's
         settings["params"] = (
             *(pair for pair in self.settings["params"] if pair[0] not in named), *params)
         if not _ROUTING.isdisjoint(own):
@@ -3128,7 +3124,7 @@ class Session:
         if given and not path:
             proxy = choose_proxy(origin) if given is True else parse_proxy(given, "proxy=")
         tls = self._context(verify, cert) if origin.scheme == "https" else None
-        # A proxy gets a password, so it is verified: False is not for it.
+        # A proxy may be sent a password: it is verified even if verify=False.
         trusted = verify or True
         proxy_tls = self._context(trusted) if proxy and proxy.scheme == "https" else None
         here = proxy is None or proxy.scheme == "socks5"  # other proxies look names up
@@ -3192,7 +3188,7 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 
 
 # You may stop here, too: with cookies=False, trust_env=False and an SSLContext of your own all
-# of this works at addresses without the parts to come. They are reached from this one at
+# of this works for IP addresses, without the parts to come. They are reached from this one at
 # `resolved` and `tls_context` (section 13), `choose_proxy`, `parse_proxy` and `proxy_fields` (14),
 # `Cookies`, `OthersJar`, `check_cookie` and `render_cookies` (15), `netrc_auth` (16), and
 # `Download` (17).
