@@ -422,7 +422,7 @@ def ascii_label(label: str) -> str:
     if label.isascii():
         return label.lower()
     from unicodedata import normalize
-    # Letter by letter: in a whole word, "Σ" may become "ς". Phones write U+FE0F behind an emoji.
+    # Letter by letter: in a whole word, "Σ" may become "ς". Phones write U+FE0F after an emoji.
     lower = normalize("NFC", "".join(c.lower() for c in label if c not in "\u034f\ufe0e\ufe0f"))
     # Refused: full-width '．', '／', '１' and the Kelvin sign (a 'k'), which others read as ASCII;
     # '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are not UTF-8).
@@ -950,7 +950,7 @@ class Body:
         """The connection has ended: a "close" body is whole, if TLS agrees; any other is cut."""
         if self._chunks or self._length is not None:
             raise IncompleteBody(
-                f"the connection ended behind {self.received} bytes of the body, which has "
+                f"the connection ended after {self.received} bytes of the body, which has "
                 f"{self._length or 'more'}", expected=self._length, received=self.received)
         if not self._connection.ended_cleanly():
             raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
@@ -3442,7 +3442,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         refused = getattr(error, "verify_message", text)  # what a caller raises has none
         return TLSError(f"certificate of {where} refused: {refused}{took}"
                         + certificate_hint(error, route.verify), exit_code=60)
-    # TLS 1.3 refuses a client behind the handshake; damage amid a body is a loss, as below.
+    # TLS 1.3 refuses a client after the handshake; damage amid a body is a loss, as below.
     if isinstance(error, ssl.SSLError) and (connection.opener or connection.silent):
         what = "TLS handshake" if connection.opener else "TLS"
         reason = getattr(error, "reason", None) or text
@@ -3623,7 +3623,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
 
 
 async def read_exactly(connection: Connection, size: int) -> bytes:
-    """So many bytes of a proxy's answer; what came behind them stays in `rest`."""
+    """So many bytes of a proxy's answer; what came after them stays in `rest`."""
     while len(connection.rest) < size:
         arrived = await connection.receive()
         if not arrived:
@@ -4183,7 +4183,7 @@ def body_length(response: Response) -> int | None:
 def length_of_rest(response: Response, known: Partial) -> int | None:
     """How many bytes follow ours, as a 206 says; 0 for a 416; None if the response does not fit.
 
-    A server that is bad at ranges, or mixes up versions, would put wrong bytes behind ours. So
+    A server that is bad at ranges, or mixes up versions, would put wrong bytes after ours. So
     if anything does not fit, nothing is written, and the whole file is asked for (RFC 9110 14.4,
     15.3.7, 15.5.17). Only a date may be missing, and in a 416 the ETag. There is one right
     Content-Range. We compare with that, and parse none, so `5-4/11` or `+5-10/11` cannot pass.
@@ -4490,7 +4490,7 @@ class Download(Call):
 
     @contextlib.asynccontextmanager
     async def target(self, response: Response) -> AsyncIterator[None]:
-        """Open PATH.part, to go on behind our bytes or anew; when it is whole, publish it."""
+        """Open PATH.part, to go on after our bytes or anew; when it is whole, publish it."""
         if self.in_place:
             yield
             return
@@ -4733,7 +4733,7 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   --create-dirs               make folders that are missing
   -C --continue-at POSITION   -C - goes on where the last run stopped
   -i --include                the heads, too
-  -I --head                   the heads alone: hang up behind them
+  -I --head                   the heads alone: hang up after them
   -D --dump-header FILE       the heads, there
   -f --fail                   from status 400 on: no body, exit code 22
   -s --silent                 no progress, no errors
@@ -4980,7 +4980,7 @@ def known_flags() -> dict[str, Flag]:
 
 
 def store_flag(options: Options, flag: Flag, text: str) -> None:
-    """Put a flag into the options, behind its earlier values or in their place."""
+    """Put a flag into the options, after its earlier values or in their place."""
     value: Any = flag.on
     if flag.value:
         shape, make = VALUES.get(flag.value, ("(?s)(.*)", str))
@@ -5102,7 +5102,7 @@ def expand_glob(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     """
     pieces = re.split(_GLOB, text)
     choices = [*map(glob_values, pieces[1::2])]
-    # [::1] as host, [] anywhere, and what stands behind a backslash
+    # [::1] as host, [] anywhere, and what stands after a backslash
     literal = r"(([^/]*//)?\[[0-9A-Fa-f:.]*(%[^][{}]*)?\])?(\\[][{}]|[^][{}]|\[\])*"
     if (not 0 < math.prod(map(len, choices)) <= MAX_GLOB
             or not re.fullmatch(literal, " ".join(pieces[::2]))):
@@ -5297,7 +5297,7 @@ def name_from_url(url: str) -> str:
 
     The last two are what curl does from 8.10 on; before, it refused.
     """
-    parts = re.findall(r"[^/\\]+", re.split("[?#]", url)[0])[2:]  # behind the scheme and the host
+    parts = re.findall(r"[^/\\]+", re.split("[?#]", url)[0])[2:]  # after the scheme and the host
     return safe_name(["curl_response", *parts][-1], hidden=True)
 
 
@@ -5539,7 +5539,7 @@ class Transfer(Download):
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds until the next try, as the --retry flags say; None for no more.
 
-        None, too, if a part of the body is out already and no -C allows us to go on behind it,
+        None, too, if a part of the body is out already and no -C allows us to go on after it,
         or if the trouble is on this side (23): nobody reads our output, say, or the disk is full.
         """
         flags = self.flags
