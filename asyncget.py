@@ -3194,62 +3194,63 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 # `Download` (17).
 
 # #### Part III. In somebody else's network ####################################
-# At its end one knows what stands between a program and a server in a corporate network:
-# names with many addresses, private certificates, proxies that must be asked first; and which
-# secrets (cookies, passwords) are kept, and who is told them.
+# This part shows what stands between a program and a server in a corporate network: names with
+# many addresses, private certificates, proxies that must be asked first; and which secrets
+# (cookies, passwords) are kept, and who gets them.
 
 # ==== 13. Addresses and TLS ===================================================
-# How a host's name becomes a connection to one of its addresses, whose certificate is believed
-# there; and how what the system, asyncio or TLS say of a failure becomes an error of ours.
+# How a host's name becomes a connection to one of its addresses; which certificates are trusted
+# there; and how a failure that the system, asyncio or TLS report becomes one of our errors.
 
-MAX_LOOK_UPS = 1000              # at once; each has a thread for as long as no name server answers
-MAX_ADDRESSES = 32               # of a name that are tried; each may hold a socket meanwhile
-HAPPY_EYEBALLS_SECONDS = 0.25    # without an answer; then the next is tried, too (RFC 8305 5)
+MAX_LOOK_UPS = 1000              # at once; each holds a thread until a name server answers
+MAX_ADDRESSES = 32               # of one name that are tried; each try may hold a socket
+HAPPY_EYEBALLS_SECONDS = 0.25    # until the next address is tried as well (RFC 8305 5)
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _asked: dict[Any, Future[Any]] = {}  # look-ups under way
 
 
 def in_thread(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Call a function that may take seconds, in a thread of its own, so that the loop runs on.
+    """Call a function that may take seconds, in a thread of its own: the loop goes on meanwhile.
 
-    asyncio has few threads, and the program needs them, too: if a name server is down, a few
-    names would hold them all. And at its end Python waits for those; for a daemon thread it
-    does not.
+    asyncio has few threads, and the program needs them, too: with a name server down, a few
+    look-ups would hold them all. And Python waits for those when it exits, but not for a daemon
+    thread.
     """
     answer = Future[Any]()
-    answer.set_running_or_notify_cancel()  # from now on nobody who gives up cancels it for others
+    answer.set_running_or_notify_cancel()  # so that nobody who gives up cancels it for all
 
     def work() -> None:
         try:
             answer.set_result(function(*arguments))
-        except BaseException as error:  # whatever it is, somebody waits
+        except BaseException as error:  # of any kind: somebody waits
             answer.set_exception(error)
 
-    for daemon in (True, False):  # subinterpreters have no daemons
+    for daemon in (True, False):  # subinterpreters allow no daemons
         with contextlib.suppress(RuntimeError):
             threading.Thread(target=work, daemon=daemon).start()
             return answer
-    work()  # no thread is to be had, as some containers limit them: then all wait
+    work()  # no thread left, as some containers limit them: then the loop waits
     return answer
 
 
 def ask_system(host: str, family: int) -> Future[Any]:
-    """getaddrinfo for a name, once for all who ask meanwhile."""
-    key = os.getpid(), host, family  # the pid: a forked process has no threads of its parent
+    """getaddrinfo for a name; all who ask while it runs share the answer."""
+    key = os.getpid(), host, family  # the pid: a forked process has none of its parent's threads
     answer = _asked.get(key)
     if answer is None:
         if len(_asked) >= MAX_LOOK_UPS:
             raise socket.gaierror(socket.EAI_AGAIN, f"{MAX_LOOK_UPS} other look-ups hang")
         answer = _asked[key] = in_thread(socket.getaddrinfo, host, 0, family, socket.SOCK_STREAM)
-        # None: where two loops asked at once, the other one may have taken it away.
+        # None: if two loops asked at once, the other one may have removed it.
         answer.add_done_callback(lambda _: _asked.pop(key, None))
     return answer
 
 
 async def look_up(host: str, family: int = 0) -> list[str]:
-    """The addresses of a name, IPv6 and IPv4 by turns (RFC 8305 section 4).
+    """The addresses of a name, IPv6 and IPv4 alternating (RFC 8305 section 4).
 
-    An address, or a list "a,b" of addresses, is not looked up, unless it is for its family.
+    Addresses, "a" or "a,b", come back as they are; but "a" is looked up, to be refused if it is
+    not of the `family` asked for.
     """
     if "," in host or is_address(host) and not family:
         return host.split(",")
@@ -3257,11 +3258,11 @@ async def look_up(host: str, family: int = 0) -> list[str]:
         host = "localhost"
     try:
         found = await asyncio.wrap_future(ask_system(host, family))
-    except OSError as error:  # shared by all callers, and raising adds to it: so make a copy
+    except OSError as error:  # shared by all callers, and raising changes it: so raise a copy
         raise type(error)(*error.args) from None
-    turns = {}  # of each address: how many of its kind come before it
+    turns = {}  # {address: how many of its kind come before it}
     met = collections.Counter[int]()
-    for kind, _, _, _, address in found:  # getnameinfo: with the zone of fe80::1%eth0
+    for kind, _, _, _, address in found:  # getnameinfo keeps the zone of fe80::1%eth0
         name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         turns[name] = met[kind]
         met[kind] += 1
@@ -3273,16 +3274,16 @@ async def look_up(host: str, family: int = 0) -> list[str]:
 async def open_first(host: str, port: int, **options: Any) -> Stream:
     """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305).
 
-    TLS begins when the race is over: if that fails, no other address is tried, as with curl.
-    asyncio does the same if given happy_eyeballs_delay, but may leave a socket open when
-    cancelled; and uvloop cannot.
+    TLS begins only then: if it fails, no other address is tried, as with curl. asyncio's own
+    happy_eyeballs_delay does the same, but may leave a socket open when cancelled, and uvloop
+    does not have it.
     """
     connected = await connect_first(await look_up(host), port)
     return await asyncio.open_connection(sock=connected, **options)
 
 
 async def connect_first(todo: list[str], port: int) -> socket.socket:
-    """A socket to one of the addresses: the next is tried when one has failed, or a moment later.
+    """A socket to one of the addresses: the next is tried if one fails, or after a moment.
 
     If none answers, the error says what was wrong with each.
     """
@@ -3305,21 +3306,21 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
         failed = type(errors[0])("; ".join(map(str, errors)))
         failed.errno = errors[0].errno
         raise failed
-    finally:  # no await here: we could be cancelled in it, and leave sockets open
+    finally:  # no await here: cancelled in it, we would leave sockets open
         for attempt in attempts:
             if not (attempt.cancel() or attempt.cancelled() or attempt.exception()):
-                attempt.result().close()  # it was done in the same turn
+                attempt.result().close()  # connected in the same turn
 
 
 async def connect_to(address: str, port: int) -> socket.socket:
     """A socket connected to one address; closed, if that fails or is cancelled."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # Where the protocol is not told, asyncio does not set TCP_NODELAY: a request over TLS would
-    # wait for the server's ACK.
+    # Unless the protocol is given, asyncio does not set TCP_NODELAY: a request over TLS would wait
+    # for the server's ACK.
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         made.setblocking(False)
-        more = (0, 0) if ":" in address else ()  # without it, Windows' loop would expect IPv4
+        more = (0, 0) if ":" in address else ()  # else Windows' loop would expect IPv4
         await asyncio.get_running_loop().sock_connect(made, (address, port, *more))
     except BaseException:
         made.close()
@@ -3328,7 +3329,7 @@ async def connect_to(address: str, port: int) -> socket.socket:
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
-    """The address that `resolve` has for an origin, or several with commas; None if it has none.
+    """The address, or several with commas, that `resolve` has for an origin; else None.
 
     "*" stands for any host, as in curl.
 
@@ -3343,17 +3344,17 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
     return None
 
 
-# ---- whom to believe
+# ---- whom to trust
 
 @functools.lru_cache(maxsize=1)
 def system_context(*_: str | None) -> ssl.SSLContext:
-    """What verify=True trusts, for all sessions: to read it takes 50 ms, and each get() has one."""
+    """What verify=True trusts. Reading it takes 50 ms, so it is done again only if `_` changes."""
     return new_context(True)
 
 
 def tls_context(verify: Any, cert: Any = None,
                 minimum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """The TLS settings for `cert`, a version, and a `verify` that is no SSLContext yet."""
+    """The TLS settings for `cert`, a version, and a `verify` that is not an SSLContext."""
     if verify is True and not cert and not minimum:
         return system_context(os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
     context = new_context(verify, cert)
@@ -3368,7 +3369,7 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     True trusts the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a folder is
     trusted in their place. OpenSSL checks that a certificate is for the host.
     """
-    # We load no cert into a caller's context: it would show that to all servers it is used for.
+    # We load no cert into a caller's context, which would show it to every server.
     if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
@@ -3378,12 +3379,12 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
         if not isinstance(verify, bool):
             authorities["capath" if os.path.isdir(verify) else "cafile"] = verify
         context = ssl.create_default_context(**authorities)
-        if context.post_handshake_auth is False:  # some servers ask for `cert` by path alone
+        if context.post_handshake_auth is False:  # some servers ask for `cert` only at some paths
             context.post_handshake_auth = True
         if verify is False:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: a common name is no host
+        elif ssl.HAS_NEVER_CHECK_COMMON_NAME:  # RFC 9110 4.3.4: a common name is not a host
             context.hostname_checks_common_name = False
         if cert:
             path, key, password = (*(cert if isinstance(cert, tuple) else [cert]), None, None)[:3]
@@ -3396,13 +3397,13 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
 
 
 def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
-    """What to do about a certificate that did not pass."""
+    """What to do about a certificate that was refused."""
     code = getattr(error, "verify_code", 0)
     if code in range(80, 95):  # OpenSSL's codes for VERIFY_X509_STRICT's checks
         return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
                 "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT "
                 "(-k believes any server)")
-    # Not yet or no longer valid, host name, IP address: no other store would help.
+    # Not yet or no longer valid, or for another host: no other store would help.
     if code in (9, 10, 62, 64):
         return ""
     if verify is not True:
@@ -3433,16 +3434,16 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.closed:
         return ended(connection)
-    # OverflowError is port 99999's; in Python 3.10 asyncio.TimeoutError is no OSError yet.
+    # OverflowError: port 99999, say. Up to Python 3.10 asyncio.TimeoutError is not an OSError.
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
-        return error  # a slip in streams of the caller's own
+        return error  # a bug in the caller's own streams
     proxy, took = route.proxy if phase == "connection" else None, after(connection)
     asked, text = proxy or route.origin, str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
-        refused = getattr(error, "verify_message", text)  # what a caller raises has none
+        refused = getattr(error, "verify_message", text)  # missing if a caller's code raised it
         return TLSError(f"certificate of {where} refused: {refused}{took}"
                         + certificate_hint(error, route.verify), exit_code=60)
-    # TLS 1.3 refuses a client after the handshake; damage amid a body is a loss, as below.
+    # TLS 1.3 refuses a client after the handshake; damage within a body is a loss, as below.
     if isinstance(error, ssl.SSLError) and (connection.opener or connection.silent):
         what = "TLS handshake" if connection.opener else "TLS"
         reason = getattr(error, "reason", None) or text
@@ -3470,8 +3471,8 @@ def after(connection: Connection) -> str:
 # ==== 14. Proxies =============================================================
 # For an http:// URL an HTTP proxy is sent the request itself, with the whole URL in its first
 # line. For https://, and with SOCKS, a proxy is asked for a tunnel: a connection to the
-# origin, on which we then speak as if there were no proxy. Which proxy it is, the caller or
-# the environment says.
+# origin, over which we then speak as if there were no proxy. The caller or the environment
+# names the proxy.
 
 class Proxy(NamedTuple):
     """A proxy, and where its name came from, for the error texts."""
@@ -3480,7 +3481,7 @@ class Proxy(NamedTuple):
     host: str
     port: int
     userinfo: str  # for the proxy alone; never in an error text
-    source: str    # "proxy=", "http_proxy or -x", say, or "the system's settings"
+    source: str    # "proxy=", "http_proxy or -x" or "the system's settings", say
 
     def __repr__(self) -> str:
         return f"{self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
@@ -3492,8 +3493,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
     >>> print(parse_proxy("me:secret@proxy.corp:3128", "http_proxy"))
     http://proxy.corp:3128 (from http_proxy)
 
-    Raises ProxyError, also for an unknown scheme: to go to the server directly might show it,
-    or the network, what the proxy is there to hide.
+    Raises ProxyError, also for an unknown scheme: going directly might show the server, or the
+    network, what the proxy is there to hide.
     """
     try:
         url = parse_url(text if "://" in text else f"http://{text.strip()}", DEFAULT_PORTS)
@@ -3512,7 +3513,7 @@ def domain_match(host: str, domain: str) -> bool:
 
 
 def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
-    """Whether NO_PROXY, a list parted by commas or blanks, exempts an origin.
+    """Whether NO_PROXY, a list separated by commas or blanks, exempts an origin.
 
         *                                everything, wherever it stands in the list
         corp.test .corp.test *.corp.test that domain and all below it, not notcorp.test
@@ -3521,7 +3522,7 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
     """
     import ipaddress
     host = origin.host.rstrip(".")
-    for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # or IPv6, all of it
+    for name, port in re.findall(r"(\[[^\]\s,]*\]|[^:\s,]+|[^\s,]+)"          # the last: bare IPv6
                                  r"(?::([0-9]{1,5}))?(?![^\s,])", no_proxy.lower()):
         exempt = name == "*" or domain_match(host, name.removeprefix("*.").strip("."))
         with contextlib.suppress(ValueError):  # one of them is a name
@@ -3535,14 +3536,14 @@ def bypasses_proxy(no_proxy: str, origin: Origin) -> bool:
 def choose_proxy(origin: Origin) -> Proxy | None:
     """The proxy that the environment names for an origin.
 
-        http_proxy, HTTP_PROXY     for http; upper case not under CGI, where a visitor's
-                                   "Proxy:" field sets HTTP_PROXY (CVE-2016-1000110)
+        http_proxy, HTTP_PROXY     for http; the second not under CGI, where a visitor's
+                                   field "Proxy: x" sets it (CVE-2016-1000110)
         https_proxy, HTTPS_PROXY   for https
-        all_proxy, ALL_PROXY       for both, where those are not set
+        all_proxy, ALL_PROXY       for both, if those are not set
         no_proxy, NO_PROXY         no proxy for these: see bypasses_proxy
 
-    Lower case wins; an empty value is as if not set. Where nothing is set, macOS and Windows
-    are asked for the settings of the system.
+    Lower case wins; an empty value counts as not set. If none is set, macOS and Windows are
+    asked for the system's settings.
     """
     if sys.platform not in ("darwin", "win32") and not any(
             name.lower().endswith("_proxy") for name in os.environ):
@@ -3588,7 +3589,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
             await ask_socks(connection, proxy)
         elif route.tls:
             await ask_for_tunnel(connection, proxy)
-        if route.tls and connection.rest:  # in plain text, as if encrypted: CVE-2021-22947
+        if route.tls and connection.rest:  # they would pass for encrypted: CVE-2021-22947
             raise ProxyError("sent bytes before the tunnel was in use: " + shown(connection.rest))
     except ProxyError as error:  # put the proxy's name before all of these texts
         error.args = (f"proxy {proxy} {error}{after(connection)}",)
@@ -3610,10 +3611,10 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
         head = await connection.exchange(request, connection.seconds, "answer of the proxy")
     except ProtocolError as error:
         raise ProxyError(f"did not answer CONNECT {target}: {error}") from error
-    connection.exchanges = 0  # with the origin there was none yet
+    connection.exchanges = 0  # none with the origin yet
     if head.status // 100 != 2:
         text = f"refused a tunnel to {target}: {head.status} {status_reason(head.raw):.100}"
-        if head.status in (401, 407):  # 401: tinyproxy
+        if head.status in (401, 407):  # 401 is tinyproxy's
             asked = ", ".join(octets_text(head.raw, "proxy-authenticate"))
             state = "were refused" if proxy.userinfo else "are wanted"
             text += f" (user and password in its URL {state}; it asks for {asked!r:.100})"
@@ -3623,7 +3624,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
 
 
 async def read_exactly(connection: Connection, size: int) -> bytes:
-    """So many bytes of a proxy's answer; what came after them stays in `rest`."""
+    """The next `size` bytes from a proxy; what came after them stays in `rest`."""
     while len(connection.rest) < size:
         arrived = await connection.receive()
         if not arrived:
@@ -3645,13 +3646,13 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     read = functools.partial(read_exactly, connection)
 
     def write(data: bytes) -> None:
-        with contextlib.suppress(RuntimeError):  # uvloop's, at a closed end: `read` tells of it
+        with contextlib.suppress(RuntimeError):  # uvloop's, once it is closed: `read` reports it
             connection.writer.write(data)
 
     write(b"\x05\x02\x00\x02" if proxy.userinfo else b"\x05\x01\x00")
     version, method = start = await read(2)
     if version != 5:
-        raise ProxyError(f"is no SOCKS5 proxy: it answers {shown(start)}")
+        raise ProxyError(f"is not a SOCKS5 proxy: it answers {shown(start)}")
     if method == 2 and proxy.userinfo:
         user, password = (text.encode("utf-8", "surrogateescape")
                           for text in split_userinfo(proxy.userinfo))
@@ -3682,10 +3683,10 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
 
     StreamWriter.start_tls (3.11) would keep the old reader, and hand out plain bytes
     that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
-    Here nobody reads them. loop.start_tls is in Python 3.9, too.
+    Here nobody reads them. loop.start_tls exists in Python 3.9, too.
     """
     loop = connection.loop
-    connection.outer = outer = connection.writer  # unreferenced, it closes the transport
+    connection.outer = outer = connection.writer  # unreferenced, it would close the transport
     connection.reader = inbox = Inbox()
     transport = await loop.start_tls(outer.transport, inbox, tls,
                                      **tls_options(connection.route.origin.host))
@@ -3699,18 +3700,18 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
 # Which cookies are kept, for how long, and with which requests they go out: the rules of
 # section 5 of RFC 6265bis (the draft after RFC 6265), below just "6265bis". A cookie's bytes go
 # back as they came: octets_text (section 4) decodes them so that this is possible, nothing is
-# unquoted or mended, and lengths are counted in bytes.
+# unquoted or repaired, and lengths are counted in bytes.
 
 MAX_SET_COOKIES = 50             # of one response; curl's figure
 MAX_COOKIE_BYTES = 4096          # name and value of one; RFC 6265bis 5.6
 MAX_ATTRIBUTE_BYTES = 1024       # value of one attribute; 6265bis 5.6
 MAX_DOMAIN_COOKIES = 180         # kept of one site; Chrome's figure, 6265bis 6.1 asks for 50
-MAX_COOKIES = 3000               # kept in all; 6265bis 6.1 asks for as many
-MAX_COOKIE_SECONDS = 34_560_000  # that one is kept at most: 400 days; 6265bis 5.5
+MAX_COOKIES = 3000               # kept in all; 6265bis 6.1 asks for at least that
+MAX_COOKIE_SECONDS = 34_560_000  # the longest life of one: 400 days; 6265bis 5.5
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
 # A suffix (com, co.uk) and the label before it. Anybody can have a domain below a suffix, so a
 # cookie for the whole suffix would go to strangers. The list of all suffixes is long and changes
-# every week; here are a few, as in http.cookiejar. A last label like "1" ends an IP address.
+# every week; here are a few, as in http.cookiejar. "1" is not one: it ends an IP address.
 _SITE = r"(?<![^.])[^.]+\.((ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}|[^.0-9][^.]*)\.?$"
 
 
@@ -3730,9 +3731,7 @@ def site_of(host: str) -> str:
 
 
 def is_safe(origin: Origin) -> bool:
-    """Whether nobody on the way hears what is said: https; and what this machine asks itself,
-    as curl and browsers have it.
-    """
+    """Whether nobody on the way can listen: https, or this machine itself, as curl has it."""
     return origin.scheme == "https" or origin.host in ("localhost", "127.0.0.1", "::1")
 
 
@@ -3750,16 +3749,16 @@ class Cookie(NamedTuple):
 
     name: str               # "" where a server sent only a value
     value: str
-    domain: str             # without a dot before it; "": for the jar's home origin (Cookies)
+    domain: str             # without a leading dot; "": for the jar's home origin (Cookies)
     path: str = "/"
     host_only: bool = True  # else for all hosts below the domain, too
     secure: bool = False    # for https alone
-    http_only: bool = False  # for no script in a page; here it is only kept
+    http_only: bool = False  # hidden from scripts in pages; here only kept
     expires: float | None = None  # seconds since 1970; None: with the session
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What tells the cookies of a jar apart: of one key, the last is kept (6265bis 5.7)."""
+        """What distinguishes cookies: of those with one key, the last is kept (6265bis 5.7)."""
         return self.name, self.domain, self.path, self.host_only
 
     def lives(self) -> bool:
@@ -3769,15 +3768,15 @@ class Cookie(NamedTuple):
     def belongs(self, url: URL) -> bool:
         """Whether it goes out with a request (6265bis 5.8.3)."""
         host = url.origin.host
-        told = self.domain in ("", host) if self.host_only else domain_match(host, self.domain)
-        return (self.lives() and told and (is_safe(url.origin) or not self.secure)
+        fits = self.domain in ("", host) if self.host_only else domain_match(host, self.domain)
+        return (self.lives() and fits and (is_safe(url.origin) or not self.secure)
                 and path_match(url.path, self.path))
 
 
 def keeps_prefix(cookie: Cookie) -> bool:
     """Whether a cookie is what the prefix of its name promises (6265bis 4.1.3, 5.7).
 
-    Of a cookie without a name the value counts: sent as "__Host-a=1", it would look to the
+    Without a name, the value counts: sent as "__Host-a=1", it would look to the
     server like a cookie of that name.
     """
     start = (cookie.name or cookie.value).lower()
@@ -3799,7 +3798,7 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     name, mark, value = parts[0]
     if not mark:
         name, value = "", name
-    found = collections.defaultdict(str, {  # the last of each counts
+    found = collections.defaultdict(str, {  # of several, the last counts
         key.lower(): text for key, _, text in parts[1:] if octets(text) <= MAX_ATTRIBUTE_BYTES})
     expires = parse_date(found["expires"])
     if re.fullmatch("-?[0-9]+", found["max-age"]):
@@ -3832,7 +3831,7 @@ def overlays(new: Cookie, old: Cookie) -> bool:
 def check_cookie(name: str, value: str) -> None:
     """Raise InvalidHeader for a caller's cookie that would not arrive as it is.
 
-    RFC 6265 4.2.1 has only tokens for names, but servers set others, too: PHP's "user[name]".
+    RFC 6265 4.2.1 allows only tokens as names, but servers set others, too: PHP's "user[name]".
     """
     if not (isinstance(name, str) and re.fullmatch("[!-:<>-~]+", name)
             and isinstance(value, str) and _VALUE.fullmatch(value) and ";" not in value
@@ -3843,7 +3842,7 @@ def check_cookie(name: str, value: str) -> None:
 
 
 def render_cookies(pairs: Pairs) -> str:
-    """The value of Cookie (6265bis 5.8.3): as many, from the first on, as the limit allows.
+    """The value of the Cookie field (6265bis 5.8.3): the first pairs, as many as the limit allows.
 
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
     'a=1; nameless; b='
@@ -3860,7 +3859,7 @@ def render_cookies(pairs: Pairs) -> str:
 
 
 class Cookies(AskedJar):
-    """The cookies of a session: what servers set, and what you do.
+    """The cookies of a session: those that servers set, and yours.
 
     >>> cookies = Cookies({"sid": "7"})
     >>> cookies["lang"] = "de"
@@ -3872,14 +3871,14 @@ class Cookies(AskedJar):
 
     A cookie that you set without a domain goes to one origin, scheme and port included, the
     home origin: the session's base_url, or else the first that it asks. It goes out instead of
-    any other of its name, until a response of that origin sets one of this name.
-    Iterating gives Cookie tuples; cookies[name] is the last of that name.
+    any other with its name, until a response of that origin sets one of this name.
+    Iterating gives Cookie tuples; cookies[name] is the last value of that name.
     """
 
     def __init__(self, cookies: Mapping[str, str] | None = None) -> None:
-        # {site: {Cookie.key: cookie}}. All that a host may be told is in its site's dict, in the
-        # order in which they were first set. The site that was last to set one stands last. Under
-        # "" are the caller's own, for the home origin.
+        # {site: {Cookie.key: cookie}}. All that a host may get are in its site's dict, in the order
+        # in which they were first set. The site that was last to set one comes last. Under "" are
+        # the caller's own, for the home origin.
         self._sites: dict[str, dict[Any, Cookie]] = {}
         self.update(cookies or {})
 
@@ -3897,7 +3896,7 @@ class Cookies(AskedJar):
             cookie = parse_set_cookie(line, url, time.time())
             if cookie and (is_safe(url.origin)
                            or not any(overlays(cookie, old) for old in kept.values())):
-                kept[cookie.key] = cookie  # also if it is expired: so a server deletes a cookie
+                kept[cookie.key] = cookie  # even if expired: that is how a server deletes one
                 names.append(cookie.name)
         # Those without Secure go first: http must not push out what only https may set.
         for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
@@ -3914,7 +3913,7 @@ class Cookies(AskedJar):
         return names
 
     def pairs_for(self, url: URL) -> Pairs:
-        """What a request is sent with, names and values, longest path first (6265bis 5.8.3)."""
+        """The names and values that a request is sent with, longest path first (6265bis 5.8.3)."""
         self.home = self.home or url.origin
         if not self._sites:
             return []
@@ -3930,7 +3929,7 @@ class Cookies(AskedJar):
         self._sites.setdefault(site_of(cookie.domain), {})[cookie.key] = cookie
 
     def set(self, name: str, value: str, *, domain: str = "", path: str = "/") -> None:
-        """Set a cookie: for a domain and all below it, or without one for the home origin.
+        """Set a cookie for a domain and all below it; without one, for the home origin.
 
         Raises InvalidHeader, or InvalidURL for the domain.
         """
@@ -3950,10 +3949,10 @@ class Cookies(AskedJar):
         self._sites.clear()
 
     def _values(self) -> dict[str, str]:
-        return {cookie.name: cookie.value for cookie in self}  # of several the last
+        return {cookie.name: cookie.value for cookie in self}  # of several, the last
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """The value of a cookie; of several the last."""
+        """The value of a cookie; of several, the last."""
         return self._values().get(name, default)
 
     def __getitem__(self, name: str) -> str:
@@ -3981,14 +3980,14 @@ class Cookies(AskedJar):
 
 
 class OthersJar(AskedJar):
-    """A jar of the caller's (http.cookiejar's, requests' or a like one), asked as ours is."""
+    """The caller's own jar (of http.cookiejar, requests or the like), asked as ours is."""
 
     def __init__(self, jar: Any) -> None:
         self.jar = jar
 
     def _request(self, url: URL) -> Any:
         import urllib.request
-        return urllib.request.Request(str(url).partition("?")[0])  # urllib would cache the query
+        return urllib.request.Request(str(url).partition("?")[0])  # urlsplit caches what it gets
 
     def pairs_for(self, url: URL) -> Pairs:
         """The names and values that a request is sent with."""
@@ -3997,7 +3996,7 @@ class OthersJar(AskedJar):
         return re.findall("(?:^|; )(?=.)(?:([^=;]+)=)?([^;]*)", request.get_header("Cookie", ""))
 
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
-        """Put in what a response's Set-Cookie fields set; no names, as such a jar tells none."""
+        """Put in what a response's Set-Cookie fields set; no names: such a jar reports none."""
         fit = [line for line in lines[:MAX_SET_COOKIES]
                if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
         headers = types.SimpleNamespace(get_all={"Set-Cookie": fit}.get)
@@ -4006,9 +4005,9 @@ class OthersJar(AskedJar):
 
 
 # ==== 16. Passwords ===========================================================
-# A netrc file, mostly ~/.netrc, holds users and passwords by host. It is read as curl reads it.
-# What becomes of a password, wherever it is from, when a redirect leads to another origin:
-# see the table of next_request (section 10).
+# A netrc file, usually ~/.netrc, holds users and passwords by host. It is read as curl reads it.
+# For what becomes of any password when a redirect leads to another origin, see the table of
+# next_request (section 10).
 
 _KEYWORD = "machine|login|password|account"
 _QUOTED = r'(?:[^"\\\n]|\\.)*'
@@ -4021,13 +4020,13 @@ _NETRC = (
 
 
 def netrc_entries(text: str) -> Iterator[dict[str, str]]:
-    r"""The entries of a netrc file; the first is what stands before any `machine`, often {}.
+    r"""The entries of a netrc file; the first is what stands before any `machine`, usually {}.
 
     >>> list(netrc_entries('machine h login me password "a \\"b"  # mine\n'))[1]
     {'machine': 'h', 'login': 'me', 'password': 'a "b'}
 
-    An entry of `default` has no machine, so that it fits no host. Words unknown here are passed
-    over: one that was written for another program must not make every use of the file fail.
+    A `default` entry has no machine, so it fits no host. Unknown words are skipped: one that
+    was written for another program must not make every use of the file fail.
     """
     entry: dict[str, str] = {}
     for word in re.finditer(_NETRC, text):
@@ -4047,7 +4046,7 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
 
 
 def read_text(name: str) -> str:
-    """The text of a file, or of stdin for "-"; bytes that are no UTF-8 go out as they came.
+    """The text of a file, or of stdin for "-"; bytes that are not UTF-8 go out as they came.
 
     Stdin is read for nothing else: in a shell's loop `while read url` it holds the next URLs.
     """
@@ -4064,15 +4063,15 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
     """User and password of a netrc file's first entry for exactly this host (and `user`), or None.
 
     Its `default` entry is not used: every server that is asked would get that password. Nor
-    is the standard library's reader: it fails at a word that it does not know, and reads
-    backslashes, comments and a host's second entry in another way than curl.
+    is the standard library's reader: it fails at an unknown word, and reads backslashes,
+    comments and a host's second entry differently from curl.
     """
     name = os.path.expanduser("~/.netrc" if isinstance(path, bool) else path)
-    text = read_text(os.path.join(".", name))  # so that "-" is a file, too
+    text = read_text(os.path.join(".", name))  # so that "-" is a file
     for entry in netrc_entries(re.sub("\r\n?", "\n", text)):
         login, password = entry.get("login", user), entry.get("password", "")
         if (entry.get("machine", "").lower() == host and user in ("", login)
-                and (password or login and not user)):  # a user alone needs a password
+                and (password or login and not user)):  # a given `user` needs a password
             return login, password
     return None
 

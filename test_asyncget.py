@@ -3719,7 +3719,7 @@ class Section14Proxies(AsyncCase):
             (me, [4, b"\x05\x01"], "wants credentials"),
             (f"me:{'s' * 256}@", [4, b"\x05\x02", CLOSE], "more than 255 bytes"),
             (me, [4, b"\x05\x02", 11, b"\x01\x01"], "refused the user and password in its URL"),
-            ("", [3, b"HTTP/1.1 400 Bad Request\r\n\r\n"], r"no SOCKS5 proxy.*b'HT'"),
+            ("", [3, b"HTTP/1.1 400 Bad Request\r\n\r\n"], r"not a SOCKS5 proxy.*b'HT'"),
             ("", [3, ok, b"HTTP/1.1 400"], "cannot connect to h.test:80: reply 84"),
             ("", [*asked, b"\x05\x00\x00\x09\0\0", CLOSE], "closed"),             # an odd address
             *(("", [*steps, CLOSE], "closed the connection") for steps in (    # cut somewhere
