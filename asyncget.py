@@ -4077,20 +4077,20 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
 
 
 # #### Part IV. Tools ##########################################################
-# At its end one knows how a file gets to the disk whole, and how a library becomes a program.
-# Little is new about HTTP: how the rest of a file is asked for (section 17).
+# This part shows how a file gets to the disk whole, and how a library becomes a program. One
+# thing about HTTP is new: how to ask for the rest of a file (section 17).
 
 # ==== 17. Downloads ===========================================================
-# Where a download broke off, only the rest is asked for. HTTP's words for that:
+# If a download broke off, only the rest is asked for. HTTP's words for that:
 #
 #     ETag: "v1"                          the server's name for a version of the file
 #     Range: bytes=5-                     send what comes after the first 5 bytes,
-#     If-Range: "v1"                      but all of it, if the version is another by now
+#     If-Range: "v1"                      but all of it, if the version has changed
 #     206, Content-Range: bytes 5-10/11   here is that rest, of 11 bytes in all
 #     416, Content-Range: bytes */5       there is no rest: the file has 5 bytes
 #
 # On the disk a download is three files. PATH.part collects the bytes; its sidecar,
-# PATH.part.meta, says of which version of the file they are; and PATH is what PATH.part
+# PATH.part.meta, says which version of the file they are of; and PATH is what PATH.part
 # is renamed to when it is whole. The order of the steps lets it survive a kill:
 #
 #     empty PATH.part   PATH.part.meta   the body   fsync   rename   PATH.part.meta away
@@ -4098,15 +4098,15 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
 # Whichever step was the last, there is a whole PATH, or bytes with the name of their version
 # beside them, or nothing that a later run would trust. A PATH.part that has bytes but no
 # sidecar was not made here: it is left alone, and the download ends with an error. First below
-# is the decision what to trust, from values alone; then comes the disk.
+# comes the decision what to trust, from values alone; then the disk.
 
-SETTLED_SECONDS = 60.0           # from change to Date: RFC 7232's figure; 1 in RFC 9110 8.8.2.2
-# A validator names a version: a strong ETag, which is for the same bytes only (RFC 9110 8.8.3;
+SETTLED_SECONDS = 60.0           # from Last-Modified to Date: RFC 7232's; 1 in RFC 9110 8.8.2.2
+# A validator names a version: a strong ETag, which stands for just these bytes (RFC 9110 8.8.3;
 # a weak one begins with W/), or the date of the last change.
 _VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
               r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
 _SIDECAR = rf"({_VALIDATOR}|)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n"
-SIDECAR_BYTES = 1024             # read of a sidecar: ours have 587 at most
+SIDECAR_BYTES = 1024             # read of a sidecar; ours have at most 587
 
 
 class Partial(NamedTuple):
@@ -4114,7 +4114,7 @@ class Partial(NamedTuple):
 
     size: int             # bytes in PATH.part; 0 where there is none
     validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '': cannot be resumed
-    length: str           # of the whole file: '11', or 'None' where it was not told
+    length: str           # of the whole file: '11', or 'None' if unknown
     source: str           # which URLs it is from: see source_of; '' (in no sidecar): any
 
 
@@ -4126,8 +4126,8 @@ def strong_validator(headers: Headers) -> str:
     >>> strong_validator(Headers([("ETag", 'W/"v1"')]))
     ''
 
-    Dates are told in whole seconds, and a file may change twice in one; also, clocks differ.
-    So Last-Modified counts only without an ETag, and SETTLED_SECONDS before the Date.
+    Dates have whole seconds, and a file may change twice in one; also, clocks differ. So
+    Last-Modified counts only without an ETag, and if it is SETTLED_SECONDS before the Date.
     """
     validator = headers.get("etag")
     if validator is None:
@@ -4141,8 +4141,8 @@ def strong_validator(headers: Headers) -> str:
 def source_of(response: Response) -> str:
     """A digest of the URL that was asked for and of the one that answered.
 
-    Two files can have the same ETag, "1" say, so their URLs count, too. The second goes without
-    its query: release servers redirect to a link that is signed for this request alone. It is
+    Two files can have the same ETag, "1" say, so their URLs count, too. The second loses its
+    query: release servers redirect to a link that is signed for this request alone. It is
     a digest, as a query may hold a password, which the sidecar must not show.
     """
     import hashlib
@@ -4150,7 +4150,7 @@ def source_of(response: Response) -> str:
     return hashlib.sha256(f"{asked} {answered}".encode()).hexdigest()
 
 
-_OWN_CODINGS = {  # ends of names, and types, that announce a coding
+_OWN_CODINGS = {  # endings, and types, that announce a coding
     b"gzip": r"(?im)\.(gz|tgz|svgz)$"
              r"|^application/(x-)?(gzip|tar|tgz|tar-gz|gtar|compressed-tar)\s*(;|$)",
     b"zstd": r"(?im)\.t?zst$|^application/(x-)?zstd\s*(;|$)"}
@@ -4159,7 +4159,7 @@ _OWN_CODINGS = {  # ends of names, and types, that announce a coding
 def leave_own_coding(response: Response, path: str) -> None:
     """Do not undo a coding that belongs to the file, as its name or type says.
 
-    Apache mostly sends a.tar.gz as a tar with Content-Encoding: gzip. If that were undone,
+    Apache usually sends a.tar.gz as a tar with Content-Encoding: gzip. If that were undone,
     the file called a.tar.gz would be a tar.
     """
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
@@ -4184,8 +4184,8 @@ def length_of_rest(response: Response, known: Partial) -> int | None:
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes after ours. So
     if anything does not fit, nothing is written, and the whole file is asked for (RFC 9110 14.4,
-    15.3.7, 15.5.17). Only a date may be missing, and in a 416 the ETag. There is one right
-    Content-Range. We compare with that, and parse none, so `5-4/11` or `+5-10/11` cannot pass.
+    15.3.7, 15.5.17). Only a date may be missing, and in a 416 the ETag. Only one
+    Content-Range is right. We compare with it and parse none: `5-4/11` or `+5-10/11` cannot pass.
     """
     length = {206: body_length(response), 416: 0}.get(response.status_code)
     if length is None:  # the rest could end anywhere, and look whole
@@ -4193,11 +4193,11 @@ def length_of_rest(response: Response, known: Partial) -> int | None:
     end, validator, headers = known.size + length, known.validator, response.headers
     right = f"bytes {known.size}-{end - 1}/{end}" if length else f"bytes */{end}"
     field = "etag" if validator.startswith('"') else "last-modified"
-    left_out = "" if field == "etag" and length else validator  # a 206 has to have its ETag
+    if_missing = "" if field == "etag" and length else validator  # a 206 must have its ETag
     fits = (headers.get("content-range", "").lower() == right
             and known.length in ("None", str(end))
             and known.source in ("", source_of(response))
-            and (not validator or headers.get(field, left_out) == validator))
+            and (not validator or headers.get(field, if_missing) == validator))
     return length if fits else None
 
 
@@ -4208,13 +4208,13 @@ def disk_errors(path: str) -> Iterator[None]:
     """Turn what the file system raises into an AsyncGetError, with curl's exit code."""
     try:
         yield
-    except (OSError, ValueError) as error:  # the second: NUL, or what the locale cannot spell
+    except (OSError, ValueError) as error:  # the second: NUL, or what the locale lacks
         reason = getattr(error, "strerror", None) or error
         raise AsyncGetError(f"cannot write {printable(path)}: {reason}", exit_code=23) from error
 
 
 def write_all(stream: Any, data: bytes | bytearray) -> None:
-    """Write all of data to a stream that is opened unbuffered: who reads a pipe need not wait.
+    """Write all of data to an unbuffered stream, so that a pipe's reader need not wait.
 
     The kernel may take a part of it, or, where a full pipe does not block, nothing: then
     `select` waits until there is room.
@@ -4229,7 +4229,7 @@ def write_all(stream: Any, data: bytes | bytearray) -> None:
 
 
 def part_of(path: str) -> str:
-    """PATH.part, with a shorter name where that of its sidecar would be too long."""
+    """PATH.part, with a shorter name if that of its sidecar would be too long."""
     folder, name = os.path.split(path)
     if 245 < len(os.fsencode(name)) <= 255:  # bytes that a name may have; .part.meta has 10
         name = f"{name[:50]}.{zlib.crc32(os.fsencode(name)):08x}"
@@ -4246,7 +4246,7 @@ def open_ours(name: str, flags: int) -> int:
 def size_of_ours(file: IO[bytes]) -> int:
     """The size of an open file; OSError unless it is ours, and this is its only name.
 
-    Others who may write to the folder can foretell the name, and put a link there, so that
+    Others who may write to the folder can guess the name, and put a link there, so that
     we write into another file of ours; or a file of theirs, which they can change afterwards.
     """
     found = os.fstat(file.fileno())
@@ -4262,7 +4262,7 @@ def size_of_ours(file: IO[bytes]) -> int:
 
 
 def read_sidecar(part: str) -> Partial | None:
-    """What is on the disk of a file; None unless its sidecar is ours, and as we write it."""
+    """What is on the disk of a file; None unless its sidecar is ours and well-formed."""
     with contextlib.suppress(OSError), open(part + ".meta", "rb", opener=open_ours) as sidecar:
         size_of_ours(sidecar)
         match = re.fullmatch(_SIDECAR, sidecar.read(SIDECAR_BYTES).decode("latin-1"))
@@ -4306,15 +4306,15 @@ def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
     """Lock an open .part; refuse it if it is not ours, or not what `known` says; give it the mode
     of PATH: nobody who may not read PATH may read what replaces it.
 
-    The lock keeps other downloads off, and ends with our process. The mode is set by the
-    descriptor: to the name, others may have put a link to another file of ours meanwhile.
+    The lock keeps other downloads off, and ends with our process. The mode is set through
+    the descriptor: under the name, others may have put a link to another file of ours.
     """
     busy: type[OSError] = BlockingIOError
     try:
         if sys.platform == "win32":
             import msvcrt
             busy = PermissionError
-            file.seek(2**31 - 1)  # one byte is locked; what we write is added at the end anyway
+            file.seek(2**31 - 1)  # the byte that is locked; writing appends wherever this is
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
@@ -4333,7 +4333,7 @@ def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
         if os.stat(file.fileno()).st_mode & 0o777 != mode:  # some mounts refuse any change
             os.chmod(file.fileno(), mode)
         if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # beside a list of users, group bits are a mask
+            with contextlib.suppress(OSError):  # the group bits are just a mask of this list
                 acl = "system.posix_acl_access"
                 os.setxattr(file.fileno(), acl, os.getxattr(path, acl))
 
@@ -4341,7 +4341,7 @@ def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
 def write_sidecar(part: str, response: Response) -> None:
     """Write the sidecar of a .part, before the first byte of the response's body is in it.
 
-    There is no validator in it where the rest of this body could not be asked for later.
+    It has no validator if the rest of this body could not be asked for later.
     """
     whole = response.status_code == 200 and not is_coded(response)
     validator = strong_validator(response.headers) if whole else ""
@@ -4354,17 +4354,17 @@ def write_sidecar(part: str, response: Response) -> None:
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
     """Rename a .part to PATH, if it is still the file that we have written.
 
-    A rename would replace a file that has come to PATH meanwhile; os.link refuses to.
+    A rename would replace a file that has come to PATH by now; os.link refuses to.
     """
     part = file.name
     if size_of_ours(file) != size:
         raise OSError("its .part was changed by somebody else meanwhile")
     if sys.platform == "win32":
-        file.close()  # Windows renames no open file
+        file.close()  # Windows cannot rename an open file
     elif is_plain(path):
         old = os.stat(path)
         for owner in ((-1, old.st_gid), (old.st_uid, -1)):
-            with contextlib.suppress(OSError):  # a service's file stays its own, if root renews it
+            with contextlib.suppress(OSError):  # a service's file stays its own if root renews it
                 os.chown(file.fileno(), *owner)
     try:
         if overwrite:
@@ -4376,11 +4376,11 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
         check_target(path, overwrite)  # something may be there by now: this says so
         if overwrite and (islink(path) or error.errno not in (errno.EBUSY, errno.EPERM)):
             raise
-        # It may only be that the file system has no links. Else PATH is a mount of one file, as
-        # containers have them, or another's, in a folder like /tmp: then this copies.
+        # Perhaps the file system just has no links. Or PATH is a mount of one file, as in
+        # containers, or somebody else's, in a folder like /tmp: then this copies.
         from shutil import copyfile, move
         move(part, path, copyfile)
-    with contextlib.suppress(OSError):  # left there, it does no harm; on Windows a scanner has it
+    with contextlib.suppress(OSError):  # harmless; on Windows a virus scanner may hold it
         os.unlink(part + ".meta")
 
 
@@ -4391,23 +4391,23 @@ PathRule = Callable[[Response], FilePath]
 
 
 async def inform(listener: Callable[..., object] | None, *facts: object) -> None:
-    """Call a function of the caller's, if there is one; await what it gives, if one can."""
+    """Call a function of the caller's, if there is one; await what it returns, if one can."""
     outcome = listener(*facts) if listener else None
     if isinstance(outcome, Awaitable):
         await outcome
 
 
 class Download(Call):
-    """One call of `download`. Call.run (section 12) begins and finishes each try by it."""
+    """One call of `download`. Call.run (section 12) calls first_request and finish in each try."""
 
     usual = _FOREVER
-    known: Partial | None  # what is on the disk, where this try asks for the rest; else None
-    begun = False          # whether there was anything to go on from, in any try
+    known: Partial | None  # what is on the disk, if this try asks for the rest
+    begun = False          # whether any try has asked for a rest
     ranged: bool           # the caller's own headers ask for a range: then that is the file
     size = 0               # of the file so far
     file: Any = io.BytesIO()  # what `write` writes to: PATH.part, once that is open
-    in_place = False       # no .part, and any coding: `write` knows where to (section 20)
-    validator = ""         # of what has gone there
+    in_place = False       # without a .part, and in any coding: see Transfer (section 20)
+    validator = ""         # of what was written in place
 
     def __init__(self, session: Session, url: str, settled: Settled,
                  path: FilePath | PathRule) -> None:
@@ -4417,7 +4417,7 @@ class Download(Call):
         self.path: Any = path if callable(path) else os.fsdecode(path)
 
     def look(self) -> Partial | None:
-        """What there is to go on from: on the disk, if we know the name."""
+        """What is on the disk to go on from, if we know the name."""
         if callable(self.path):
             return None
         with disk_errors(self.path):
@@ -4429,8 +4429,8 @@ class Download(Call):
     def first_request(self) -> Request:
         """The request for the rest of a file, or for all of it if nothing is there to go on from.
 
-        If-Range makes the server send all of it where it has changed. No coding is asked for:
-        a range would be of coded bytes, and coding a file twice need not give the same bytes.
+        If-Range makes the server send all of it if it has changed. No coding is asked for: a range
+        would be of coded bytes, and coding a file twice need not give the same bytes.
         """
         request = super().first_request()
         self.ranged = "range" in Headers(request.fields)
@@ -4467,7 +4467,7 @@ class Download(Call):
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
-            # This comes from its start on: it replaces what is there, if anything.
+            # This begins at the start: it replaces what is there, if anything.
             self.known, self.size = None, 0
         self.resume = True  # for a next try: our bytes fit, or this response wrote them
         if self.in_place and not (self.known and self.known.validator):
@@ -4475,7 +4475,7 @@ class Download(Call):
         async with self.target(response):
             await inform(self.progress, self.size, expected)
             if self.size != expected:  # else this was a 416
-                # The loop stands still while a piece is written: mostly of 256 KiB, which the
+                # The loop stands still while a piece is written: usually 256 KiB, which the
                 # kernel takes in 0.1 ms. A thread for each would cost more.
                 async for piece in response.iter_bytes():
                     self.write(piece)
@@ -4506,14 +4506,14 @@ class Download(Call):
                 if self.known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
-            yield  # outside of disk_errors: what `progress` raises is no error of the disk
+            yield  # outside of disk_errors: what `progress` raises is not a disk error
             with disk_errors(path):
                 # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
                 await asyncio.wrap_future(in_thread(os.fsync, file.fileno()))
                 publish_part(file, path, self.size, self.overwrite)
         finally:
-            with contextlib.suppress(OSError):  # network file systems tell errors here, too
+            with contextlib.suppress(OSError):  # network file systems report errors here, too
                 file.close()
 
 
@@ -4528,10 +4528,9 @@ async def download(url: str, path: FilePath | PathRule,
 
 
 # ==== 18. Timeline ============================================================
-# Where the time went, drawn to scale: one row a request, all rows on one clock. Where
-# bars stand above each other, the requests were waited for at the same time, which is
-# all that asyncio gains. Left out: name look-up and TLS as phases of their own, as a
-# response has one moment for the end of both, `connected`.
+# Where the time went, drawn to scale: a row for each request, all on one clock. Where bars overlap
+# in time, the requests were waited for together, which is all that asyncio gains. Left out: name
+# look-up and TLS as phases: a response has one moment for the end of both, `connected`.
 
 class Bar(NamedTuple):
     """One row of the drawing: moments in seconds, on a clock that all rows share."""
@@ -4589,7 +4588,7 @@ def render_timeline(bars: Sequence[Bar], width: int = 80) -> str:
     for bar in bars:
         started, connected, head, done = (int((moment - first) * scale) for moment in bar[1:5])
         drawing = ("=" * (connected - started) + "." * (head - connected) + "#" * (done - head)
-                   or "#")  # too short for the scale, and yet it took place
+                   or "#")  # too short for the scale, yet it took place
         if bar.reused:
             drawing = ">" + drawing[1:]
         label = bar.label
