@@ -4689,8 +4689,8 @@ async def demo(port: str = "") -> None:
 
 HELD_BYTES = 1_048_576   # of a body that waits for its turn on stdout; 50 at once hold 50 MiB
 REDRAW_SECONDS = 0.1     # between two states of the progress line; a Ctrl-C may wait as long
-SILENCE_SECONDS = 30.0   # without a byte, and we give up: the library's own `timeout`
-MAX_GLOB = 100_000       # URLs that one argument may stand for: all are made before the first goes
+SILENCE_SECONDS = 30.0   # without a byte, then we give up; as `timeout`
+MAX_GLOB = 100_000       # URLs that one argument may stand for: all are made before one is sent
 # One field of a head, for -v, which shows it without secrets.
 _FIELD = r"(?m)^([^\s:]+)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)"
 SECRET_NAMES = (  # of fields whose values are secrets
@@ -4700,8 +4700,8 @@ SECRET_NAMES = (  # of fields whose values are secrets
 WIPE = "\r\x1b[K"  # takes the progress line off a terminal
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
 # A line is a flag's definition as well as its help: `known_flags`, below, reads both texts. The
-# word in capitals is the kind of its value, as VALUES has them; with three dots the flag may be
-# given repeatedly. A line that begins with three spaces only says what to do without that flag.
+# word in capitals is the kind of its value, as in VALUES; with three dots the flag may be given
+# repeatedly. A line that begins with three spaces only says what to do without that flag.
 FLAGS = """\
 usage: asyncget [flags] URL...      (--help all: the other flags)
 
@@ -4717,14 +4717,14 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   --compressed                ask for compressed bodies and unpack them (on)
   -x --proxy URL              http://, https://, socks5:// or socks5h://
   --noproxy HOSTS             go straight to these: a,b.c; * is all
-  -k --insecure               believe any server
-  --cacert FILE               believe these authorities
+  -k --insecure               trust any server
+  --cacert FILE               trust these authorities
   -E --cert FILE:PASSWORD     client certificate, and its password if it has one
   --key FILE                  and its key
-  -m --max-time SECONDS       for one try, all in all
+  -m --max-time SECONDS       for the whole of one try
   --connect-timeout SECONDS   to connect
   --retry NUMBER              further tries, where they may help
-  -o --output FILE...         one for each URL; - is stdout; #1 what {a,b} put in
+  -o --output FILE...         one for each URL; - is stdout; #1 is what {a,b} put in
   -O --remote-name            name the file as the URL does
   -J --remote-header-name     with -O: as the server says; never overwrites
   --output-dir FOLDER         for -o and -O
@@ -4732,15 +4732,15 @@ usage: asyncget [flags] URL...      (--help all: the other flags)
   -C --continue-at POSITION   -C - goes on where the last run stopped
   -i --include                the heads, too
   -I --head                   the heads alone: hang up after them
-  -D --dump-header FILE       the heads, there
-  -f --fail                   from status 400 on: no body, exit code 22
+  -D --dump-header FILE       write the heads there
+  -f --fail                   for a status of 400 or above: no body, exit code 22
   -s --silent                 no progress, no errors
-  -S --show-error             errors all the same
+  -S --show-error             with -s: errors all the same
   -v --verbose                the wire: > sent, < received, * notes
   -w --write-out TEXT         a report at the end: %{http_code} %{time_total} %{json}
-  --url TARGET...             one more; @FILE or @- has one a line, saved as by -O
+  --url TARGET...             one more; @FILE or @- has one per line, saved as by -O
   --waterfall                 draw the requests over time
-  --demo                      asyncio, told in seven seconds; PORT: its server
+  --demo                      asyncio in seven seconds; PORT: just its server
   -V --version
   -h --help
 """
@@ -4749,20 +4749,20 @@ request
   -e --referer LINK           say where the link was
   --netrc-file FILE           as --netrc, from another file
   --netrc-optional            as --netrc
-  -G --get                    take data into the URL
+  -G --get                    put the data into the URL
   -d --data TEXT...           with -G: data as it is, or @FILE
   --data-ascii TEXT...        the same
   --data-binary CONTENT...    the same, with its line ends
-  --data-raw STRING...        the same, and @ is just a letter
+  --data-raw STRING...        the same, but @ has no meaning
   --data-urlencode FIELD...   with -G, encoded: TEXT, NAME=TEXT, @FILE, NAME@FILE
   --url-query QUERY...        the same without -G; +TEXT is taken as it is
   -X --request GET            it is the only method
-  -z --time-cond TIME         only if younger than a date or a file; -TIME: older
-  --etag-save FILE            note the ETag there
-  --etag-compare FILE         only if the ETag is another than the one there
-  -g --globoff                {a,b} and [1-9] are just letters
+  -z --time-cond TIME         only if newer than a date or a file; -TIME: older
+  --etag-save FILE            write the ETag there
+  --etag-compare FILE         only if the ETag differs from the one there
+  -g --globoff                {a,b} and [1-9] have no meaning
 redirects
-  --max-redirs LIMIT          so many at most (50); -1 for any number
+  --max-redirs LIMIT          at most this many (50); -1 for any number
   --location-trusted          with the password to any host they lead to
   --proto LIST                schemes that may be used: =https
   --proto-redir LIST          the same for redirects
@@ -4776,33 +4776,33 @@ network
   -4 --ipv4                   over IPv4 only
   -6 --ipv6                   over IPv6 only
 TLS
-  --capath FOLDER             believe the authorities in it
+  --capath FOLDER             trust the authorities in it
   --tlsv1.2                   version 1.2 at least
   --tlsv1.3                   version 1.3 at least
 time
   -y --speed-time SECONDS     the longest silence (30, or -m); 0 is no limit
-  -Y --speed-limit BYTES      so many a second at least, over that time
-  --limit-rate BYTES          so many a second at most
-  --rate NUMBER/UNIT          so many requests to one host: 10/s, 30/m
+  -Y --speed-limit BYTES      at least this many a second, over that time
+  --limit-rate BYTES          at most this many a second
+  --rate NUMBER/UNIT          requests to one host, at most: 10/s, 30/m
   --retry-delay SECONDS       between two tries
   --retry-max-time SECONDS    no try begins later than that
   --retry-all-errors          whatever the error
   --retry-connrefused         (on)
 output
   --remote-name-all           -O for each URL
-  --out-null                  throw it away, in the place of an -o
-  --no-clobber                rather FILE.1 than overwrite FILE
+  --out-null                  throw it away; counts as an -o
+  --no-clobber                write FILE.1 rather than overwrite FILE
   -R --remote-time            give the file the server's date
-  --remove-on-error           (on: it stays FILE.part; but not with -i, -I)
-  --max-filesize BYTES        no more than so many (1k, 2M, 3G)
+  --remove-on-error           (on: it stays FILE.part; not with -i, -I)
+  --max-filesize BYTES        no more than this (1k, 2M, 3G)
   --fail-with-body            as -f, with the body
-  -# --progress-bar           the progress line, as ever
+  -# --progress-bar           the progress line, as always
   --no-progress-meter         no progress line
 many
   -Z --parallel               all URLs at once (on)
-  --parallel-max NUMBER       so many at once (50)
+  --parallel-max NUMBER       at most this many at once (50)
   --fail-early                end at the first failure
-taken, and not needed
+accepted, but not needed
   -N --no-buffer
   -q --disable
   --http1.1
@@ -4823,7 +4823,7 @@ taken, and not needed
   -1 --tlsv1
   --tlsv1.0
   --tlsv1.1
-of curl's, and not here
+curl's, but not here
    -K --config                write the flags on the command line
    --interface                the system's routes decide
    --stderr                   the shell does it: 2>FILE
@@ -4831,7 +4831,7 @@ of curl's, and not here
    --ciphers --tls13-ciphers --tls-max  OpenSSL's settings decide
    --pass                     -E FILE:PASSWORD
    --proxy-insecure --proxy-cacert  --cacert is for a proxy, too; -k is not
-   --path-as-is               dot segments are taken out, as browsers do
+   --path-as-is               dot segments are removed, as in browsers
    -F --form -T --upload-file --json  GET is the only method
    -: --next                  all flags are for all URLs
    -O- -qO-                   wget's; here stdout is the default
@@ -4844,7 +4844,7 @@ Options = types.SimpleNamespace  # an attribute for each flag
 # ---- what a value may be
 
 def read_lines(name: str) -> list[str]:
-    """The lines of such a text, without blanks around them; no empty ones, no comments (#)."""
+    """The lines of read_text(name), without blanks around; no empty ones, no comments (#)."""
     return re.findall(r"(?m)^[^\S\n]*([^#\s](?:.*\S)?)", read_text(name))
 
 
@@ -4876,7 +4876,7 @@ def header_fields(at_sign: str, text: str) -> Iterator[tuple[str, str | None]]:
         elif line.endswith(";"):
             yield line[:-1], ""
         elif line and ";" not in line:
-            raise AsyncGetError("-H needs a colon")  # it may be a secret, or a file's
+            raise AsyncGetError("-H needs a colon")  # not shown: it may be a secret, or a file's
 
 
 def condition(minus: str, text: str) -> dict[str, str | None]:
@@ -4891,12 +4891,12 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
     """
     from email.utils import formatdate, mktime_tz, parsedate_tz
     name = "If-Unmodified-Since" if minus else "If-Modified-Since"
-    with contextlib.suppress(ValueError, OverflowError, OSError):  # in a year of no calendar
+    with contextlib.suppress(ValueError, OverflowError, OSError):  # in a year that no calendar has
         if exists(text):
             text = formatdate(getmtime(text))
         date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
-        # Of other names (IST, PM) parsedate_tz makes UTC, of "2026 Jan 5" the year 2010. We then
-        # ask for the file.
+        # parsedate_tz takes other names (IST, PM) for UTC, "2026 Jan 5" for the year 2010. Then the
+        # file is asked for without a date.
         if date and date[2] < 32 and not re.search(
                 r"(?i):\d\d +(?!GMT|UTC?|Z|[AECMP][SD]T)[A-Z]", text):
             return {name: formatdate(mktime_tz(date), usegmt=True)}
@@ -4913,15 +4913,15 @@ def credentials(user: str, colon: str, password: str) -> tuple[str, str]:
     return user, password
 
 
-# For each kind of value the pattern of its text, and what makes the value of the pattern's groups;
-# a ValueError says that these are none. A kind that is not here is any text, as it is.
+# For each kind of value, the pattern of its text, and what makes a value from the pattern's groups,
+# or raises ValueError. A kind that is not here is any text, as it is.
 VALUES: dict[str, Any] = {
     "SECONDS": (r"([0-9]*\.?[0-9]+)", float),
     "NUMBER": ("([0-9]{1,18})", int),
     "LIMIT": ("(-1|[0-9]{1,18})", int),
     "BYTES": (r"([0-9]{1,18}(?:\.[0-9]+)?)([bBkKmMgG]?)",
               lambda number, unit: int(float(number) * 1024 ** "bkmg".index(unit.lower()))),
-    "NUMBER/UNIT": (  # as so many a second; without a unit, curl means an hour
+    "NUMBER/UNIT": (  # as requests a second; without a unit, an hour, as in curl
         "([1-9][0-9]{,9})(?:/([1-9][0-9]{,9})?([smhd]))?", lambda number, units, unit:
         int(number) / int(units or 1) / {"s": 1, "m": 60, "d": 86400}.get(unit, 3600)),
     "RANGE": ("(?=.)([0-9]*)(.*)", lambda first, rest: f"bytes={first}{rest or '-'}"),
@@ -4937,7 +4937,7 @@ VALUES: dict[str, Any] = {
     "TARGET": ("(?s)(@?)(.*)", lambda at_sign, text: read_lines(text) if at_sign else text),
     "LINE": ("(?s)(@?)(.*)", header_fields),
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
-    "FILE:PASSWORD": (  # the file may begin with a drive of Windows'
+    "FILE:PASSWORD": (  # the file may begin with a Windows drive
         r"(?s)((?:[A-Za-z]:(?=[\\/]))?[^:]*):?(.*)", lambda *parts: parts),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
@@ -4997,7 +4997,7 @@ def store_flag(options: Options, flag: Flag, text: str) -> None:
         setattr(options, flag.name, value)
     outputs = {"remote_name": None, "out_null": os.devnull}
     if flag.name in outputs and flag.on:
-        options.output.append(outputs[flag.name])  # the n-th of these and -o is for the n-th URL
+        options.output.append(outputs[flag.name])  # of these and -o, the n-th is for the n-th URL
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -5008,8 +5008,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     (False, True, 5.0, ['x.org/a'], ['f', None])
 
     A value is taken as it is, even one that looks like a flag: -r -500 asks for the last
-    500 bytes. argparse would refuse that; getopt would not, but it gives flags and bare URLs
-    apart, and so loses in which order these and --url came.
+    500 bytes. argparse would refuse that; getopt would not, but it returns flags and bare URLs
+    separately, and so loses the order of these and --url.
     """
     flags = known_flags()
     options = Options(location=True, max_redirs=50, time_cond={})
@@ -5028,7 +5028,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         if spelling == "--":
             spelling, equals, stuck = word.partition("=")
         flag = flags.get(spelling)
-        if flag and not flag.value and stuck[:1] == "-":  # -sO- has no `--` in it
+        if flag and not flag.value and stuck[:1] == "-":  # -sO- is not -s, -O and --
             flag, spelling = None, word
         if flag is None or equals and not flag.value:
             from difflib import get_close_matches
@@ -5113,12 +5113,12 @@ def expand_glob(text: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def allows(text: str | None, scheme: str) -> bool:
-    """Whether --proto has a scheme: "=https" is that alone, "-http" all but it, "+http" it, too.
+    """Whether --proto allows a scheme: "=https" is that alone, "-http" all but it, "+http" it, too.
 
     >>> allows("=https", "http"), allows("-all,https", "https"), allows("http", "https")
     (False, True, True)
     """
-    for entry in reversed((text or "").lower().split(",")):  # the last that says something of it
+    for entry in reversed((text or "").lower().split(",")):  # the last to mention it decides
         if entry.lstrip("=+-") in (scheme, "all"):
             return entry[0] != "-"
         if entry[:1] == "=":
@@ -5126,8 +5126,8 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) of the task that runs: the library calls `connect` with a host and a port,
-# and this tells it which URL that is for.
+# The Transfer (below) of the running task: the library calls `connect` with just a host and a
+# port, and this says which URL they are for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
@@ -5149,7 +5149,7 @@ async def connect(host: str, port: int, **how: Any) -> Any:
 
 
 def set_proxies(options: Options) -> None:
-    """Set -x, -U and --noproxy as variables, by which the library chooses for each hop anew."""
+    """Set -x, -U and --noproxy as environment variables: the library reads them for each hop."""
     proxy = options.proxy
     if options.socks5:
         proxy = f"socks5://{options.socks5}"
@@ -5157,7 +5157,7 @@ def set_proxies(options: Options) -> None:
         proxy = f"socks5h://{options.socks5_hostname}"
     if proxy is not None:
         os.environ.update(dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy))
-    noproxy = "*" if proxy == "" else options.noproxy  # "*": nor by the system's settings
+    noproxy = "*" if proxy == "" else options.noproxy  # "*": not the system's either
     if noproxy is not None:
         os.environ["no_proxy"] = noproxy
     if options.proxy_user:
@@ -5177,7 +5177,7 @@ _COOKIE_LINE = (  # domain, below it too?, path, secure?, expires, name, value
 
 
 def parse_cookie_file(text: str) -> Iterator[Cookie]:
-    r"""The cookies in a Netscape file, as curl reads it; other lines are passed over.
+    r"""The cookies in a Netscape file, as curl reads it; other lines are skipped.
 
     >>> list(parse_cookie_file("#HttpOnly_.h.test\tTRUE\t/\tFALSE\t0\tid\t7"))
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -5194,9 +5194,9 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
 
 
 def render_cookie_file(cookies: Iterable[Cookie], before: str = "") -> str:
-    """A file of cookies as curl writes it, also of those without an end (which is then 0).
+    """A cookie file as curl writes it, with those that do not expire, too (as 0).
 
-    Lines of the file `before` that are no cookies are kept: comments, and other programs' lines.
+    Lines of `before`, the old file, that are not cookies are kept: comments, other programs' lines.
     """
     lines = ["# Netscape HTTP Cookie File", "# https://curl.se/docs/http-cookies.html", ""]
     lines += [line for line in re.split("\r?\n", before)
@@ -5217,14 +5217,14 @@ def open_jar(options: Options) -> Cookies | bool:
     names = [name for name in options.cookie if "=" not in name]
     jar = Cookies()
     for name in names:
-        if name == "-" or exists(name):  # a first run may well name a file to come
+        if name == "-" or exists(name):  # on a first run it may not exist yet
             for cookie in parse_cookie_file(read_text(name)):
                 jar.add(cookie)
     return jar if names or options.cookie_jar else False
 
 
 def open_session(options: Options) -> Session:
-    """A Session as the flags say, but for -H, which is each call's, and so wins."""
+    """A Session as the flags say, except -H, which is each call's, and so wins."""
     headers = {
         "Referer": options.referer or None,
         "Cookie": "; ".join(text for text in options.cookie if "=" in text) or None,
@@ -5255,8 +5255,8 @@ def open_session(options: Options) -> Session:
         verify=not options.insecure and (
             options.cacert or options.capath or os.getenv("CURL_CA_BUNDLE") or True),
         cert=options.cert and (options.cert[0], options.key, options.cert[1]),
-        # Who asks for a coding by -H wants the bytes as they come. No part of a gzip unpacks; and
-        # -I is to tell the file's own length.
+        # -H Accept-Encoding wants the bytes as they come; a part of a gzip does not unpack; and -I
+        # should show the file's own length.
         decode=(options.compressed or options.compressed is None
                 and not Headers(options.header).get_all("accept-encoding")
                 ) and not options.range and not options.head,
@@ -5275,11 +5275,11 @@ def open_session(options: Options) -> Session:
 # ---- files
 
 def safe_name(name: str, hidden: bool) -> str:
-    """The name, if it is a file's in this very folder; `hidden`: it may begin with a dot."""
+    """The name, if it names a file in this very folder; `hidden`: it may begin with a dot."""
     strange = r"(?i)\.{0,2}$"
-    if not hidden:  # a server chose it: it must not make a sidecar that we believe later
+    if not hidden:  # a server chose it: it must not make a sidecar that we trust later
         strange += r"|\.|.*\.part(\.meta)?$"
-    if os.name == "nt":  # Windows' drives, streams and devices, and ends that it drops
+    if os.name == "nt":  # Windows' drives, streams and devices, and endings that it drops
         strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$) *(\.|$)'
     with contextlib.suppress(UnicodeError):  # the locale has no such letters
         if name.isprintable() and not re.match(strange, name) and len(os.fsencode(name)) < 256:
@@ -5333,7 +5333,7 @@ def is_direct(path: str) -> bool:
 
 
 def fit_for(stream: Any, data: bytes) -> bytes:
-    """What a server sent, for a stream: if that is a terminal, with its controls made harmless."""
+    """What a server sent, fit for a stream: on a terminal, control characters are made harmless."""
     if not stream.isatty():
         return data
     text = data.decode("utf-8", "backslashreplace").replace("\r\n", "\n")
@@ -5348,7 +5348,7 @@ def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
 
 
 def save_jar(jar: Cookies, name: str) -> None:
-    """Write the cookies for -c, for nobody else to read; a file stays until all is written."""
+    """Write the cookies for -c, readable by nobody else; an old file stays until all is written."""
     before = read_text(name) if name != "-" and isfile(name) else ""
     data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
     if name == "-" or is_direct(name):
@@ -5367,7 +5367,7 @@ def save_jar(jar: Cookies, name: str) -> None:
 # ---- one URL
 
 def without_userinfo(text: str) -> str:
-    """A URL as it was written, without user and password; of what is none, nothing before "@".
+    """A URL as it was typed, without user and password; if it is not one, nothing before "@".
 
     >>> without_userinfo("http://me:pw@h/@b"), without_userinfo("http://me:p/w@h/")
     ('http://h/@b', 'http://***@h/')
