@@ -5380,12 +5380,12 @@ def without_userinfo(text: str) -> str:
 
 
 class Enough(Exception):
-    """Ends the run early: with --fail-early, as a URL has failed, and is reported; or as all that
-    is left would go into a closed pipe.
+    """Ends the run early: a URL has failed with --fail-early, and is reported; or all that is left
+    would go into a closed pipe.
     """
 
 
-# Stands for the response where none has come: -w finds its attributes. In its timing `reused` is
+# Stands for the response if none has come: -w needs its attributes. In its timing `reused` is
 # True, as no connection was opened for it.
 NO_RESPONSE: Any = Options(
     started=0.0, history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None),
@@ -5396,7 +5396,7 @@ NO_RESPONSE: Any = Options(
 class Transfer(Download):
     """One URL, from its flags to its report: where its body goes, what has become of it.
 
-    Most files come by way of a .part, as with `download`. Written in place, as by curl, are
+    Most files are written to a .part first, as in `download`. Written in place, as by curl, are
     stdout; a device such as /dev/null; a file that begins with the head (-i, -I); with -C, what
     has its final name already.
     """
@@ -5420,7 +5420,7 @@ class Transfer(Download):
         self.held = bytearray()      # what came for stdout before that
         self.resume = flags.continue_at is not None
         self.overwrite = not (flags.no_clobber or flags.remote_header_name and not output)
-        # Where in the body the next try has to go on: none of what is out goes out twice.
+        # Where in the body the next try has to go on, so that nothing goes out twice.
         self.offset = int((flags.continue_at or "").strip("-") or 0)
         try:
             if output is None and not flags.remote_header_name:
@@ -5482,7 +5482,7 @@ class Transfer(Download):
             held, self.held = self.held, bytearray()  # what fails is not tried again
             write_named("-", held)
 
-    # ---- what a call does otherwise
+    # ---- what it does differently from a Download
 
     async def run(self) -> Response:
         """Fetch it, by as many tries as it takes; an error becomes its outcome."""
@@ -5501,8 +5501,8 @@ class Transfer(Download):
         return self.response
 
     async def exchange(self, request: Request) -> Response:
-        """As a Call does, but as --proto allows; and with --connect-to refuse a proxy: the
-        connection to that could be led elsewhere, and with it the proxy's password.
+        """As a Call does, if --proto allows it. With --connect-to, refuse a proxy: the connection
+        to that could be led elsewhere, and the proxy's password with it.
         """
         origin = request.url.origin
         if not allows(self.flags.proto, origin.scheme):
@@ -5556,7 +5556,7 @@ class Transfer(Download):
         return delay
 
     def show(self, kind: str, data: Any) -> None:
-        """What it does as `trace`: show all for -v; put out heads as they come, for -i, -I, -D."""
+        """Its `trace`: show everything for -v; put out heads as they come, for -i, -I, -D."""
         options = self.flags
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
@@ -5581,10 +5581,10 @@ class Transfer(Download):
             (changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
             for name, date in flags.time_cond.items())
         if unwanted:  # a file that is there stays
-            response.status_code = 304  # for -w: so curl calls it, too
+            response.status_code = 304  # for -w, as in curl
             await discard(response)
             return
-        complete = status == 416 and self.known  # if it fits: Download.finish looks
+        complete = status == 416 and self.known  # if it fits: Download.finish checks
         if flags.fail and not complete:
             response.raise_for_status()
         self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
@@ -5605,7 +5605,7 @@ class Transfer(Download):
         with disk_errors(self.path):
             if self.in_place:
                 self.write(b"")  # an empty body makes a file, too
-            self.file.close()  # some file systems tell only now that there was no room
+            self.file.close()  # some file systems report only now that there was no room
             if flags.remote_time and isfile(self.path) and changed:
                 os.utime(self.path, (changed, changed))
         if flags.etag_save and status == 200:
@@ -5614,9 +5614,7 @@ class Transfer(Download):
             response.raise_for_status()
 
     async def advance(self, size: int, expected: int | None) -> None:
-        """What it does as `progress`: note how much of a body is put out; slow it down, or give
-        it up, as the flags say.
-        """
+        """Its `progress`: note how much of a body is out; slow it or end it, as the flags say."""
         flags, now = self.flags, time.monotonic()
         if self.in_place and (self.known or self.file.closed or not self.file.seekable()):
             self.offset = size  # else a next try begins with an empty file
@@ -5630,10 +5628,10 @@ class Transfer(Download):
                 raise TimedOut(f"slower than --speed-limit, {flags.speed_limit} bytes a second, "
                                f"for {span:g} s")
             self.window = now, before + came
-        if flags.limit_rate and size:  # never beyond -m; below 0 is at once
+        if flags.limit_rate and size:  # never past -m; a negative wait is none
             await self.deadline.breathe(since + came / flags.limit_rate - now)
         if len(self.held) > HELD_BYTES:
-            self.deadline.until = _FOREVER  # set anew for what follows: the server cannot help it
+            self.deadline.until = _FOREVER  # this wait is not the server's; the next sets it anew
             await self.turn.wait()
             self.window = time.monotonic(), self.response.received
 
@@ -5681,7 +5679,7 @@ def url_parts(url: str, prefix: str) -> dict[str, str]:
 
 
 def write_out_values(transfer: Transfer) -> dict[str, Any]:
-    """What -w can tell, under curl's names: times in seconds, sizes in bytes."""
+    """What -w can report, under curl's names: times in seconds, sizes in bytes."""
     response, error = transfer.response, transfer.error
     hops, bars = [*response.history, response], [*response_bars(response)]
     connect = sum(bar.connected - bar.started for bar in bars)
@@ -5729,7 +5727,7 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
 
 def render_write_out(template: str, values: Mapping[str, Any],
                      headers: Headers) -> list[list[str]]:
-    r"""A -w template filled in: pieces, and for each "-" (stdout), "stderr" or a file's name.
+    r"""A -w template filled in: texts, each after its place: "-" (stdout), "stderr" or a file.
 
     >>> values = {"http_code": 7, "time_total": 0.5, "exitcode": 0}
     >>> render_write_out(r"%{http_code}\t%{time_total}%{stderr}%header{x}%%%output{f}.%{onerror}!",
@@ -5797,7 +5795,7 @@ def tell(text: str) -> None:
     try:
         print(text, end="", file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        sys.stderr = open(os.devnull, "w")  # at its end Python flushes it: the old one would fail
+        sys.stderr = open(os.devnull, "w")  # on exit Python flushes it: the old one would fail
 
 
 # ---- the run
@@ -5821,7 +5819,7 @@ class Command:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.began = time.monotonic()
-        self.claimed: dict[str, Transfer] = {}  # each name that is written to, and for which URL
+        self.claimed: dict[str, Transfer] = {}  # {name that is written to: whose it is}
         set_proxies(options)
         options.header = [*itertools.chain(*options.header)]
         self.session = open_session(options)
@@ -5855,20 +5853,20 @@ class Command:
             self.drawn = True
 
     def wipe(self) -> None:
-        """Take the progress line away: if there is one, as it may also be a line of `| cat`'s."""
+        """Take off the progress line, if we drew one: it may be a line that `| cat` wrote."""
         if self.drawn:
             tell(WIPE)
             self.drawn = False
 
     def say(self, line: str) -> None:
-        """A line on stderr, with the controls in it made harmless."""
+        """A line on stderr, with its control characters made harmless."""
         self.wipe()
         tell(printable(line) + "\n")
 
     # ---- its transfers
 
     def fail(self, error: AsyncGetError, of: str = "") -> None:
-        """Tell of an error; the first one's code is that of the run. A closed pipe ends quietly."""
+        """Report an error; the first one's code is the run's. A closed pipe ends quietly."""
         self.code = self.code or error.exit_code
         closed = getattr(error.__cause__, "errno", None) in (errno.EPIPE, errno.EINVAL)  # Windows'
         if closed and "write stdout" in str(error):
@@ -5911,7 +5909,7 @@ class Command:
         async def deliver(number: int, transfer: Any, _: object) -> None:
             transfer.number = number
             over = options.fail_early and transfer.error
-            if not over:  # until it is printed no other begins in its place: few bodies are held
+            if not over:  # no other begins until it is printed, so that few bodies are held
                 await transfer.turn.wait()
             self.report(transfer)
             if over or self.unread and all(other.to_stdout for other in transfers[number + 1:]):
@@ -5980,8 +5978,8 @@ def fill_descriptors() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: do what the arguments say, and return curl's exit code.
 
-    Called without any, it is the program: it takes those of the process, and ends it. It is for a
-    process of its own: -x sets variables for all of it, and Ctrl-C then ends it at once.
+    Called without any, it takes those of the process, and ends it. It is for a process of its own:
+    -x sets environment variables, and Ctrl-C then ends it at once.
     """
     import signal
     if arguments is None:
@@ -5998,7 +5996,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_named("-", (FLAGS + MORE_FLAGS if "all" in options.url else FLAGS).encode())
         else:
             return asyncio.run(run_command(options))
-    except (KeyboardInterrupt, EOFError):  # by getpass, which has switched the echo on again
+    except (KeyboardInterrupt, EOFError):  # from getpass, which has switched the echo on again
         interrupted()
     except AsyncGetError as error:
         if not isinstance(error.__cause__, BrokenPipeError):
