@@ -3402,24 +3402,24 @@ def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
     if code in range(80, 95):  # OpenSSL's codes for VERIFY_X509_STRICT's checks
         return ("; this is one of the strict checks that are on since Python 3.13: to relax just "
                 "these, pass verify=context with context.verify_flags &= ~ssl.VERIFY_X509_STRICT "
-                "(-k believes any server)")
+                "(-k trusts any server)")
     # Not yet or no longer valid, or for another host: no other store would help.
     if code in (9, 10, 62, 64):
         return ""
     if verify is not True:
-        return (f"; trusted are those in {verify!r} (verify=, --cacert); if it is a folder, under "
-                "the names that `openssl rehash` gives")
+        return (f"; only those in {verify!r} (verify=, --cacert) are trusted; if it is a folder, "
+                "under the names that `openssl rehash` gives")
     paths = ssl.get_default_verify_paths()
-    return (f"; trusted are those in SSL_CERT_FILE ({paths.cafile or 'no such file'}) and "
-            f"SSL_CERT_DIR ({paths.capath or 'no such folder'}); a private CA's file goes "
-            "into the first, or verify= (--cacert; -k believes any server, but no proxy)")
+    return (f"; only those in SSL_CERT_FILE ({paths.cafile or 'no such file'}) and SSL_CERT_DIR "
+            f"({paths.capath or 'no such folder'}) are trusted; a private CA's file goes "
+            "into the first, or verify= (--cacert; -k trusts any server, but no proxy)")
 
 
 def handshake_hint(reason: str) -> str:
     """What to do about a handshake that failed, by OpenSSL's reason."""
     if re.search("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST"
                  "|UNKNOWN_PROTOCOL", reason):
-        return "; no TLS is spoken there: does the URL begin with http://, not https://?"
+        return "; that port does not speak TLS: should the URL begin with http://?"
     if re.search("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE", reason):  # in TLS 1.2 it may be either
         return "; perhaps a client certificate is wanted (cert=, or -E), or no cipher is shared"
     return ""
@@ -5052,7 +5052,7 @@ def check_options(options: Options) -> None:
         raise AsyncGetError("-J goes neither with -i, which would put heads into its file, nor "
                             "with -C, which has to know the name before the server tells it")
     if options.continue_at == "-" and (options.include or options.head):
-        raise AsyncGetError("-C - goes on where a file ends: with -i or -I heads stand in it, too")
+        raise AsyncGetError("-C - goes on where a file ends: with -i or -I heads are in it, too")
     if len(options.url) > 1 and (options.etag_save or options.etag_compare):
         raise AsyncGetError("--etag-save and --etag-compare are for one URL")
     if options.continue_at and options.range:
