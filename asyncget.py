@@ -3249,8 +3249,8 @@ def ask_system(host: str, family: int) -> Future[Any]:
 async def look_up(host: str, family: int = 0) -> list[str]:
     """The addresses of a name, IPv6 and IPv4 alternating (RFC 8305 section 4).
 
-    Addresses, "a" or "a,b", come back as they are; but "a" is looked up, to be refused if it is
-    not of the `family` asked for.
+    Addresses, "a" or "a,b", come back as they are; but with a `family`, "a" is looked up, and so
+    refused if it is of the other.
     """
     if "," in host or is_address(host) and not family:
         return host.split(",")
@@ -4753,14 +4753,14 @@ request
   -d --data TEXT...           with -G: data as it is, or @FILE
   --data-ascii TEXT...        the same
   --data-binary CONTENT...    the same, with its line ends
-  --data-raw STRING...        the same, but @ has no meaning
+  --data-raw STRING...        the same, with @ taken literally
   --data-urlencode FIELD...   with -G, encoded: TEXT, NAME=TEXT, @FILE, NAME@FILE
   --url-query QUERY...        the same without -G; +TEXT is taken as it is
   -X --request GET            it is the only method
   -z --time-cond TIME         only if newer than a date or a file; -TIME: older
   --etag-save FILE            write the ETag there
   --etag-compare FILE         only if the ETag differs from the one there
-  -g --globoff                {a,b} and [1-9] have no meaning
+  -g --globoff                {a,b} and [1-9] are taken literally
 redirects
   --max-redirs LIMIT          at most this many (50); -1 for any number
   --location-trusted          with the password to any host they lead to
@@ -4783,7 +4783,7 @@ time
   -y --speed-time SECONDS     the longest silence (30, or -m); 0 is no limit
   -Y --speed-limit BYTES      at least this many a second, over that time
   --limit-rate BYTES          at most this many a second
-  --rate NUMBER/UNIT          requests to one host, at most: 10/s, 30/m
+  --rate NUMBER/UNIT          at most this many to one host: 10/s, 30/m
   --retry-delay SECONDS       between two tries
   --retry-max-time SECONDS    no try begins later than that
   --retry-all-errors          whatever the error
@@ -5631,7 +5631,7 @@ class Transfer(Download):
         if flags.limit_rate and size:  # never past -m; a negative wait is none
             await self.deadline.breathe(since + came / flags.limit_rate - now)
         if len(self.held) > HELD_BYTES:
-            self.deadline.until = _FOREVER  # this wait is not the server's; the next sets it anew
+            self.deadline.until = _FOREVER  # not the server's fault; the next wait sets it anew
             await self.turn.wait()
             self.window = time.monotonic(), self.response.received
 
