@@ -1493,9 +1493,7 @@ class Connection(Clock):
                       tls: ssl.SSLContext | None) -> None:
         """Open a stream to the origin or a proxy, or what stands in for it, over TLS if asked."""
         where = address or server.host
-        options: dict[str, Any] = {"limit": READ_BYTES}
-        if tls:
-            options.update(tls_options(server.host), ssl=tls)
+        options = {**tls_options(server.host), "ssl": tls} if tls else {}
         connector, place = self.owner.connector, [where, server.port]
         if where.startswith("unix:"):
             connector, place = getattr(asyncio, "open_unix_connection", None), [where[5:]]
