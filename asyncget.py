@@ -71,8 +71,8 @@ Users need `get`, `get_all`, `as_completed`, `stream`, `download` and `Session`.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    # Run as a program, it imports nothing from the current folder or its own: a file json.py may
-    # lie there, downloaded from a server that chose this name.
+    # Run as a program, it imports nothing more from the current folder or its own: a file json.py
+    # may lie there, downloaded from a server that chose this name.
     import sys
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
@@ -193,14 +193,15 @@ __all__ = [
 
 # ==== 1. Errors ===============================================================
 # Every failure of a server, a network or a URL is raised as one of the exceptions below. Every
-# size that a stranger could choose has a limit, a name in capitals at the head of a section.
+# size that a stranger could choose has a limit, a keyword or a name in capitals at the head of a
+# section.
 
 MAX_SHOWN_BYTES = 100            # of a server's bytes in an error text
 _FOREVER = float("inf")
 
 
 class AsyncGetError(Exception):
-    """Whatever goes wrong is one of these; its text says what to do about it.
+    """Whatever goes wrong is one of these; its text says what, and often what to do about it.
 
     `url` is what was asked for, without user and password, or the URL of `response`, which is
     None until a head has come. `exit_code` is curl's for it, and our command line's.
@@ -218,7 +219,7 @@ class AsyncGetError(Exception):
 
 
 class InvalidURL(AsyncGetError, ValueError):
-    """Not a URL that can be asked for; nothing was sent."""
+    """Not a URL that can be asked for, a caller's or a redirect's; nothing was sent to it."""
 
     exit_code = 3
 
@@ -273,13 +274,13 @@ class IncompleteBody(ProtocolError):
 
 
 class DecodingError(AsyncGetError, ValueError):
-    """The body is whole, but not in the coding, charset or JSON that it claims."""
+    """The body is not in the coding, charset or JSON that it claims, or its coding is unknown."""
 
     exit_code = 61
 
 
 class TooLarge(AsyncGetError):
-    """More than `limit` bytes would have to be held."""
+    """More than `limit` bytes, or characters of a line, would have to be held."""
 
     exit_code = 63
     limit: int = 0
@@ -324,7 +325,7 @@ def printable(text: str) -> str:
 # be on a request line (blanks, non-ASCII) is percent-encoded.
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
-# Here and below, expressions that each GET needs are compiled on import, the others by `re` when
+# Here and below, expressions that GETs often need are compiled on import, the others by `re` when
 # they are first used.
 # What may not go out in a field's value or a URL: ASCII controls except the tab, and surrogates
 # (halves of characters) except those that stand for single bytes: octets_text, section 4.
@@ -525,13 +526,13 @@ def remove_dots(target: str) -> str:
 
 
 # ==== 3. Request bytes ========================================================
-# A server is sent nothing but heads, and only this section makes their lines. Text from a
+# A server is sent nothing but heads, and this section makes their lines. Text from a
 # caller or a redirect could smuggle in a line of its own. So the grammar is checked here, on
 # what goes out: what does not fit is refused, never mended.
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
-MAX_TARGET_CHARS = 65_536  # as hyper (Rust); RFC 9110 4.1 asks for 8,000 at least
+MAX_TARGET_CHARS = 65_536  # hyper (Rust): 65,534; RFC 9110 4.1 asks for 8,000 at least
 _TARGET = re.compile(f"[!-~]{{1,{MAX_TARGET_CHARS}}}")  # visible ASCII
 _NAME = re.compile(TOKEN)
 _HOST_VALUE = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
@@ -859,7 +860,7 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 
 # ==== 6. Response =============================================================
 # What the caller holds. A response keeps its head as bytes, and parses of it only what is asked
-# for: so a hundred thousand responses in memory are mostly their bodies. It is handed a
+# for: so in memory one needs only a kilobyte beside its head and its body. It is handed a
 # connection (section 7), asks that for the bytes of the body, and gives it back or closes it at
 # the end. This section itself opens no socket and sets no timer.
 
@@ -1216,7 +1217,7 @@ class Response(Body):
 # up or breaks off, and when the clock runs out.
 
 READ_BYTES = 262_144             # asked of a stream at once; asyncio receives as much
-INBOX_BYTES = 524_288            # unread; beyond that we stop receiving; as asyncio
+INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # if a timer rings later than this, the program was busy
 LAST_TURNS = 12                  # of the loop: enough to bring in what the kernel has, TLS too
@@ -1694,7 +1695,7 @@ if sys.version_info >= (3, 14):
         _CODINGS[b"zstd"] = b"(PQRSTUVWXYZ[\\]^_"
 ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
 # What servers send there, too, and what needs no undoing: charsets, types, MIME's encodings, and
-# what an upload to S3 was sent in.
+# what was for Amazon's servers alone (aws-chunked: of an upload to S3).
 _NO_CODINGS = {*(
     b"identity none null undefined utf-8 utf8 us-ascii iso-8859-1 windows-1252 7bit 8bit binary "
     b"base64 quoted-printable chunked aws-chunked amz-1.0 text/plain text/html application/json"
@@ -1805,7 +1806,7 @@ def content_codings(value: bytes) -> list[bytes]:
 
 # The codecs that may decode a text, as Python's modules are called. Others are slow on hostile
 # input (punycode, idna), or not charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037,
-# cp500 and such) is left out, since lines are cut at the byte 0x0A, which is no line end there.
+# cp500 and such) is left out: its line ends become "\x85", where no line is cut.
 _TEXT_CODEC = (
     r"ascii|latin_1|utf_8(_sig)?|utf_(16|32)(_[bl]e)?|iso8859_([2-9]|1[013-6])|cp(437|720|737|775"
     r"|85[025-8]|86[0-69]|874|932|949|950|1006|1125|125[0-8])|koi8_[rtu]|big5(hkscs)?|johab"
@@ -2928,7 +2929,7 @@ class Session:
         self._pool.agent = tuple(one for one in self._fields if one[0].lower() == "user-agent")
         # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
         # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
-        # Without that a small GET takes twice the time.
+        # Without that a small GET takes half as long again.
         bytes(4 * READ_BYTES)
 
     async def __aenter__(self) -> Session:
@@ -3012,8 +3013,8 @@ class Session:
                         settled: Settled) -> AsyncGenerator[tuple[str, Outcome], None]:
         """What as_completed gives.
 
-        The functions of that name return this, not a generator around it: were that left early,
-        asyncio would close both at once, and fail at the outer one.
+        The functions of that name return this, not a generator around it that closes it: were
+        that left early, asyncio would close both at once, and fail at one.
         """
         finished = asyncio.Queue[Any]()
         taken = asyncio.Semaphore(0)
@@ -3063,7 +3064,7 @@ class Session:
             await asyncio.gather(*workers)
         finally:
             await cancel(workers)
-            if self._lone:  # here, since asyncio may drop _outcomes before its `finally`
+            if self._lone:  # here, since asyncio may cancel _outcomes amid its `finally`
                 await self.close()
 
     @spelled_out
@@ -3346,7 +3347,7 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def system_context(*_: str | None) -> ssl.SSLContext:
-    """What verify=True trusts. Reading it takes 50 ms, so it is done again only if `_` changes."""
+    """What verify=True trusts. Reading it takes 15 ms or more: again only if `_` changes."""
     return new_context(True)
 
 
@@ -3540,12 +3541,12 @@ def choose_proxy(origin: Origin) -> Proxy | None:
         all_proxy, ALL_PROXY       for both, if those are not set
         no_proxy, NO_PROXY         no proxy for these: see bypasses_proxy
 
-    Lower case wins; an empty value counts as not set. If none is set, macOS and Windows are
-    asked for the system's settings.
+    Lower case wins, even if empty; empty counts as not set. If none is set, macOS and Windows
+    are asked for the system's settings.
     """
     if sys.platform not in ("darwin", "win32") and not any(
             name.lower().endswith("_proxy") for name in os.environ):
-        return None  # before urllib.request is imported: that takes as long as ten GETs
+        return None  # before urllib.request is imported: that takes as long as 100 GETs
     from urllib.request import getproxies, getproxies_environment, proxy_bypass
     ours = getproxies_environment()
     found = ours or getproxies()
@@ -3612,7 +3613,7 @@ async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
     connection.exchanges = 0  # none with the origin yet
     if head.status // 100 != 2:
         text = f"refused a tunnel to {target}: {head.status} {status_reason(head.raw):.100}"
-        if head.status in (401, 407):  # 401 is tinyproxy's
+        if head.status in (401, 407):  # 401 is an older tinyproxy's
             asked = ", ".join(octets_text(head.raw, "proxy-authenticate"))
             state = "were refused" if proxy.userinfo else "are wanted"
             text += f" (user and password in its URL {state}; it asks for {asked!r:.100})"
@@ -3679,7 +3680,7 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
 async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
     """Begin TLS inside a tunnel, with a fresh Inbox.
 
-    StreamWriter.start_tls (3.11) would keep the old reader, and hand out plain bytes
+    StreamWriter.start_tls (3.11) keeps the old reader, and until 2026 handed out plain bytes
     that a proxy slipped in as if they had come encrypted (as in CVE-2021-22947).
     Here nobody reads them. loop.start_tls exists in Python 3.9, too.
     """
@@ -4157,7 +4158,7 @@ _OWN_CODINGS = {  # endings, and types, that announce a coding
 def leave_own_coding(response: Response, path: str) -> None:
     """Do not undo a coding that belongs to the file, as its name or type says.
 
-    Apache usually sends a.tar.gz as a tar with Content-Encoding: gzip. If that were undone,
+    Many servers send a.tar.gz as a tar with Content-Encoding: gzip. If that were undone,
     the file called a.tar.gz would be a tar.
     """
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
@@ -4555,7 +4556,7 @@ def response_bars(response: Response) -> Iterator[Bar]:
 
 
 def render_size(count: float) -> str:
-    """A number of bytes in eight columns or less.
+    """A number of bytes in eight columns or less; in nine, if it rounds to 1000.0.
 
     >>> render_size(80), render_size(1536), render_size(3 * 10**9)
     ('80 B', '1.5 kB', '3.0 GB')
