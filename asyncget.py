@@ -2850,7 +2850,7 @@ class Streaming(Call):
     response: Any = None
 
     async def __aenter__(self) -> Response:
-        if self.response:  # nobody would close the first one
+        if hasattr(self, "deadline"):  # it runs already: nobody would close the first response
             raise TypeError("a stream is entered once; call stream() for each")
         try:
             return await self.run()
@@ -3068,9 +3068,11 @@ class Session:
         try:
             await asyncio.gather(*workers)
         finally:
-            await cancel(workers)
-            if self._lone:  # here, since asyncio may drop _outcomes before its `finally`
-                await self.close()
+            try:
+                await cancel(workers)
+            finally:  # we may be cancelled twice
+                if self._lone:  # here, since asyncio may drop _outcomes before its `finally`
+                    await self.close()
 
     @spelled_out
     async def download(self, url: str, path: FilePath | PathRule,

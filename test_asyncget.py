@@ -3105,6 +3105,16 @@ class Section12Session(AsyncCase):
                     raise KeyError
             self.assertEqual(count(session), (0, 0, 0))
 
+    async def test_a_stream_is_entered_once(self) -> None:
+        """Not a second time while it waits for the head, either, nor after an error."""
+        for lone, wire in table([False, True], [HOLD, b"garbage"]):
+            async with scripted([READ, wire]) as server, Session() as session:
+                opened = asyncget.stream(server.url) if lone else session.stream(server.url)
+                first = ensure_future(opened.__aenter__())
+                await until(lambda: first.done() or server.requests)
+                await self.raised(TypeError, opened.__aenter__(), "entered once")
+                await asyncget.cancel([first])
+
     async def test_get_all(self) -> None:
         async def later(urls: list[str]) -> AsyncIterator[str]:
             for url in urls:
@@ -3141,6 +3151,14 @@ class Section12Session(AsyncCase):
             with self.assertRaises(TypeError):
                 session.as_completed(urls, retires=1)  # type: ignore[call-arg]
             self.assertEqual(count(session)[0], count(session)[1])
+
+    async def test_cancelled_once_more(self) -> None:
+        """While it ends what is under way: the session made for it is closed all the same."""
+        with patch("asyncget.cancel", side_effect=asyncio.CancelledError), patch.object(
+                Session, "close", autospec=True, side_effect=Session.close) as closed:
+            await self.raised(asyncio.CancelledError, asyncget.get_all(
+                ["http://h.test/"], open_connection=Double.connect))
+        closed.assert_called_once()
 
     @not_pypy
     async def test_as_completed(self) -> None:
