@@ -4946,7 +4946,7 @@ VALUES: dict[str, Any] = {
     "LINE": ("(?s)(@?)(.*)", header_fields),
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
     "FILE:PASSWORD": (  # the file may begin with a drive of Windows'
-        r"(?s)((?:[A-Za-z]:(?=[\\/]))?[^:]*):?(.*)", lambda *parts: parts),
+        r"(?s)((?:[A-Za-z]:(?=[\\/]))?[^:]+):?(.*)", lambda *parts: parts),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
     "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one: it has no address
@@ -4998,7 +4998,7 @@ def store_flag(options: Options, flag: Flag, text: str) -> None:
         except ValueError:
             raise AsyncGetError(
                 f"--{flag.name.replace('_', '-')} needs {flag.value}, not {text!r:.100}",
-                exit_code=49 if ":" in flag.value else 2) from None
+                exit_code=49 if "PORT" in flag.value else 2) from None
     if flag.repeats:
         getattr(options, flag.name).append(value)
     else:

@@ -7254,7 +7254,8 @@ class Section20CommandLine(Folder):
             ("-C x u", "POSITION"), ("-C - -OJ u", "-J"), ("-C - -i -o f u", "-i"),
             ("-i -OJ u", "-J"), ("-C - -I u", "-I"), ("-C 5 -r 5 u", "-r"),
             ("-m \u0661 u", "SECONDS"), ("--etag-save e u v", "one URL"),
-            ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.M u", "BYTES")):
+            ("--max-redirs -2 u", "LIMIT"), ("--limit-rate 1.M u", "BYTES"),
+            ("-E :pw u", "needs FILE")):
             self.refuses(AsyncGetError, text, lambda line: asyncget.check_options(
                 parse_arguments(line.split())), arguments, exit_code=2)
 
