@@ -2845,7 +2845,7 @@ class Streaming(Call):
     response: Any = None
 
     async def __aenter__(self) -> Response:
-        if self.response:  # nobody would close the first one
+        if hasattr(self, "deadline"):  # it runs already: nobody would close the first response
             raise TypeError("a stream is entered once; call stream() for each")
         try:
             return await self.run()
@@ -3063,9 +3063,11 @@ class Session:
         try:
             await asyncio.gather(*workers)
         finally:
-            await cancel(workers)
-            if self._lone:  # here, since asyncio may cancel _outcomes amid its `finally`
-                await self.close()
+            try:
+                await cancel(workers)
+            finally:  # we may be cancelled twice
+                if self._lone:  # here, since asyncio may cancel _outcomes amid its `finally`
+                    await self.close()
 
     @spelled_out
     async def download(self, url: str, path: FilePath | PathRule,
@@ -4937,7 +4939,7 @@ VALUES: dict[str, Any] = {
     "LINE": ("(?s)(@?)(.*)", header_fields),
     "NAME:PASSWORD": ("(?s)([^:]*)(:?)(.*)", credentials),
     "FILE:PASSWORD": (  # the file may begin with a Windows drive
-        r"(?s)((?:[A-Za-z]:(?=[\\/]))?[^:]*):?(.*)", lambda *parts: parts),
+        r"(?s)((?:[A-Za-z]:(?=[\\/]))?[^:]+):?(.*)", lambda *parts: parts),
     "TIME": ("(?s)(-?)(.*)", condition),
     "QUERY": (r"(?s)(\+?)(.*)", lambda plus, text: text if plus else encode_data(text)),
     "HOST:PORT:ADDRESS": (  # -HOST:PORT takes back an earlier one: it has no address
@@ -4989,7 +4991,7 @@ def store_flag(options: Options, flag: Flag, text: str) -> None:
         except ValueError:
             raise AsyncGetError(
                 f"--{flag.name.replace('_', '-')} needs {flag.value}, not {text!r:.100}",
-                exit_code=49 if ":" in flag.value else 2) from None
+                exit_code=49 if "PORT" in flag.value else 2) from None
     if flag.repeats:
         getattr(options, flag.name).append(value)
     else:
