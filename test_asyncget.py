@@ -3112,7 +3112,7 @@ class Section12Session(AsyncCase):
             async with scripted([READ, wire]) as server, Session() as session:
                 opened = asyncget.stream(server.url) if lone else session.stream(server.url)
                 first = ensure_future(opened.__aenter__())
-                await until(lambda: first.done() or server.requests)
+                await until(lambda: first.done() or server.requests)  # noqa: B023
                 await self.raised(TypeError, opened.__aenter__(), "entered once")
                 await asyncget.cancel([first])
 
