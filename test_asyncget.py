@@ -2935,6 +2935,7 @@ class Section12Session(AsyncCase):
                 error = await self.raised(asyncget.TooManyRedirects, call)
                 self.assertEqual((len(error.history), len(server.requests)), (hops, hops))
                 self.assertEqual(error.response, error.history[-1])
+                self.assertEqual(error.response.history, error.history[:-1])
 
     async def test_seeds_go_to_the_base_or_to_who_is_asked_first(self) -> None:
         for first in table([None, False, http.cookiejar.CookieJar()]):
@@ -3582,6 +3583,15 @@ def asking() -> ssl.SSLContext:
 
 class Section14Proxies(AsyncCase):
     """Which proxy, what it is told byte for byte, and what its answers may do to us."""
+
+    async def test_a_call_goes_its_own_way(self) -> None:
+        with patch.dict(os.environ, http_proxy="p.test"):
+            async with Session(open_connection=Double.connect) as session:
+                for options, host in table([
+                        ({}, "p.test"), ({"trust_env": False}, "h.test"), ({"proxy": None}, "h.test"),
+                        ({"proxy": "q.test"}, "q.test"), ({"timeout": 9}, "p.test")]):
+                    await session.get("http://h.test/", **options)
+                    self.assertEqual(Double.last.host, host)
 
     def test_no_proxy_table(self) -> None:
         """The superset of what clients agree on."""
@@ -7959,6 +7969,16 @@ class Section20CommandLine(Folder):
             names = [name for name in theirs if name in ours and not varies.match(name)]
             self.assertEqual({name: ours[name] for name in names},
                              {name: theirs[name] for name in names}, line)
+
+    def test_nobody_reads(self) -> None:
+        """A closed pipe as Linux tells it, and as Windows does; a full disk is another matter."""
+        for number, quiet in table([(errno.EPIPE, True), (errno.EINVAL, True), (errno.ENOSPC, False)]):
+            command = mock.Mock(code=0, unread=False)
+            with self.assertRaises(AsyncGetError) as caught, asyncget.disk_errors("stdout"):
+                raise OSError(number, "it failed")
+            asyncget.Command.fail(command, caught.exception)
+            self.assertEqual((command.code, command.unread, command.say.called),
+                             (23, quiet, not quiet))
 
     # ---- processes: pipes, closed streams, signals
 
