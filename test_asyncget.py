@@ -1931,6 +1931,17 @@ class Section7Connection(AsyncCase):
                     await asyncget.get("http://h.test/", open_connection=never)
             self.assertIs(type(outer.exception), TimeoutError)
 
+    async def test_the_timer_is_set_to_what_ends_first(self) -> None:
+        clock = asyncget.Clock()
+        clock.loop, clock.deadline = mock.Mock(), asyncget.Deadline(0, 5)
+        loop: Any = clock.loop
+        for now, act, moment in table([
+                (0, lambda: clock.watch("x", 3), 3), (1, lambda: clock.watch("x"), 3),
+                (3, clock._wake, 4), (3.5, lambda: clock.watch("x"), 4), (4, clock._wake, 5)]):
+            loop.time.return_value = now
+            act()
+            self.assertEqual(loop.call_at.call_args[0][0], moment, now)
+
     async def test_the_clock_waits_for_the_user(self) -> None:
         """However slow he is: the timeout is for servers."""
         later, at_once = threading.Event(), threading.Event()
@@ -2751,6 +2762,18 @@ class Section11Settings(AsyncCase):
             for limit, kind in table([(None, ValueError), (0, ValueError), ("5", TypeError)]):
                 await self.raised(kind, session.get_all([], limit=limit), "limit must be")
 
+    async def test_the_way_of_a_call(self) -> None:
+        """It is that of its own keywords, and the session's is remembered beside it."""
+        with patch.dict(os.environ, http_proxy="p.test", no_proxy=""):
+            async with Session(open_connection=Double.connect) as session:
+                for options, asked in table([
+                        ({}, "p.test"), ({"trust_env": False}, "h.test"), ({}, "p.test"),
+                        ({"proxy": "q.test"}, "q.test"), ({"proxy": None}, "h.test"),
+                        ({"proxy": None, "resolve": {"*:80": "127.0.0.1"}}, "127.0.0.1"),
+                        ({"timeout": 9}, "p.test")]):
+                    await session.get("http://h.test/", headers={"Connection": "close"}, **options)
+                    self.assertEqual(Double.last.host, asked, options)
+
     async def test_one_call_after_another(self) -> None:
         """What was rendered for one call is sent for the next only if that asks for the same."""
         session = Session(open_connection=Double.connect, headers={"X": "1"})
@@ -3112,10 +3135,13 @@ class Section12Session(AsyncCase):
         for lone, wire in table([False, True], [HOLD, b"garbage"]):
             async with scripted([READ, wire]) as server, Session() as session:
                 opened = asyncget.stream(server.url) if lone else session.stream(server.url)
-                first = ensure_future(opened.__aenter__())
-                await until(lambda: first.done() or server.requests)  # noqa: B023
-                await self.raised(TypeError, opened.__aenter__(), "entered once")
-                await asyncget.cancel([first])
+                with patch.object(
+                        Session, "close", autospec=True, side_effect=Session.close) as closed:
+                    first = ensure_future(opened.__aenter__())
+                    await until(lambda: first.done() or server.requests)  # noqa: B023
+                    await self.raised(TypeError, opened.__aenter__(), "entered once")
+                    await asyncget.cancel([first])
+                self.assertEqual(closed.call_count, lone)  # one of its own
 
     async def test_get_all(self) -> None:
         async def later(urls: list[str]) -> AsyncIterator[str]:
@@ -5066,6 +5092,19 @@ class Endless(AsyncCase):
                 self.assertTrue(kind is ProtocolError or error.limit == 20_000)
                 self.assertLessEqual(double.taken, len(start) + most + 2 * size)
 
+    async def test_a_long_head(self) -> None:
+        """However it comes, it has its limit; the body behind it does not count."""
+        start, rest = OK + b"Content-Length: 4\r\nX: ", b"\r\n\r\nbody"
+        most = asyncget.MAX_HEAD_BYTES
+        for more, cut in table((0, 1, 99_999), (2**18, 2**16, most, most - 1)):
+            wire = start.ljust(most + more - 4, b"x") + rest
+            double = Pieces(wire[at:at + cut] for at in range(0, len(wire), cut))
+            call = asyncget.get("http://h.test/", open_connection=double.connect)
+            if more:
+                await self.raised(ProtocolError, call, f"more than {most}", exit_code=56)
+            else:
+                self.assertEqual((await call).content, b"body")
+
     async def test_heads_of_a_history(self) -> None:
         long_field = "X: " + "x" * 60_000
         moved = [step for hop in range(9) for step in (redirect(f"/{hop}", long_field), READ)]
@@ -5267,6 +5306,7 @@ class LoopsThatEnd(Tables):
             for call in (session.close, session.__aexit__, get):
                 self.refuses(AsyncGetError, "another event loop", asyncio.run, call())
             self.assertEqual(repr(session), "<Session 1 of 100 connections>")
+            self.assertEqual(repr(Session(limit=None)), "<Session 0 of inf connections>")
             loop.close()
             self.refuses(AsyncGetError, "another event loop", asyncio.run, get())
             asyncio.run(session.close())
