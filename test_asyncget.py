@@ -2081,8 +2081,8 @@ class Section9Pool(AsyncCase):
                 await session.get("http://h.test/")
                 now = next(iter(session._pool.all)).since + passed
                 with patch("asyncget.IDLE_MOMENT_SECONDS", 0.001 - slow), \
-                        patch.object(loop, "time", lambda: now), \
-                        watched(asyncget.Pool, "acquire") as acquired:
+                        watched(asyncget.Pool, "acquire") as acquired, \
+                        patch.object(loop, "time", lambda: now):  # noqa: B023
                     await session.get("http://h.test/")
                 self.assertEqual(acquired.called, looked, (passed, slow))
 
