@@ -929,7 +929,7 @@ class Body:
 
     def _take(self, data: bytes) -> None:
         """Put the payload in `data` into _ready; at the end of the body let the connection go."""
-        self._connection.limit = _FOREVER  # none (section 7) while the caller is busy
+        self._connection.due = _FOREVER  # none (section 7) while the caller is busy
         try:
             if self._chunks:
                 self._ready = self._chunks.send(data)
@@ -1300,7 +1300,7 @@ class Clock:
         self.phase = "connection"     # what is waited for
         self.since = 0.0              # the moment when that began
         self.seconds = _FOREVER       # how long that may take
-        self.limit = _FOREVER         # when that is over; never, while the caller is busy
+        self.due = _FOREVER           # when that is over; never, while the caller is busy
         self.deadline = _NEVER        # of the call that uses the connection
         self.expired = False
         self.timer: asyncio.Handle | None = None
@@ -1316,8 +1316,8 @@ class Clock:
             deadline.until = now + deadline.seconds
         self.phase, self.since = phase, now
         self.seconds = seconds or self.seconds
-        self.limit = now + self.seconds
-        until = min(self.limit, deadline.until)
+        self.due = now + self.seconds
+        until = min(self.due, deadline.until)
         if until < self.wakes_at:
             self.set_timer(until)
 
@@ -1339,10 +1339,10 @@ class Clock:
                     to bring it in, then end the wait
         """
         now = self.loop.time()
-        late = now - self.limit
-        if late > LATE_SECONDS and self.limit == self.since + self.seconds:  # not moved yet
-            self.limit = now + min(late, self.seconds)
-        until = min(self.limit, self.deadline.until)
+        late = now - self.due
+        if late > LATE_SECONDS and self.due == self.since + self.seconds:  # not moved yet
+            self.due = now + min(late, self.seconds)
+        until = min(self.due, self.deadline.until)
         if now < until:
             self.set_timer(until)
         elif turns:
@@ -1464,7 +1464,7 @@ class Connection(Clock):
         Raises ConnectError, TLSError, ProxyError or TimedOut; then the caller closes.
         """
         if self.closed:  # by Session.close, after the pool had handed it over
-            raise ended(self)
+            raise why_closed(self)
         self.watch("connection", timeout)
         route = self.route
         # A task of its own, so that `close` can cancel it. Awaited directly, it would then look as
@@ -1477,7 +1477,7 @@ class Connection(Clock):
         try:
             await asyncio.gather(self.opener, return_exceptions=True)
             if self.closed:  # by the clock, or with the session
-                raise ended(self)
+                raise why_closed(self)
             self.opener.result()
             info = self.writer.get_extra_info  # uvloop's (another loop) raises after a reset
             self.addresses = info("peername"), info("sockname")
@@ -1591,7 +1591,7 @@ class Connection(Clock):
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
         if self.closed:  # by another task: what came in the same turn is not handed out either
-            raise ended(self)
+            raise why_closed(self)
         if data:
             self.silent = False
         return data
@@ -1631,21 +1631,21 @@ class Connection(Clock):
         self.owner.forget(self)
 
 
-def hop(connection: Connection) -> str:
+def far_end(connection: Connection) -> str:
     """What failed, for error texts: the route, or the proxy alone until it is reached."""
     proxy, phase = connection.route.proxy, connection.phase
     return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
 
 
-def ended(connection: Connection) -> AsyncGetError:
+def why_closed(connection: Connection) -> AsyncGetError:
     """The error for a clock that ran out, or a session closed by someone else."""
     if not connection.expired:
         return AsyncGetError(f"the connection to {connection.route} was closed on our side")
     deadline, seconds, what = connection.deadline, connection.seconds, connection.phase
-    if connection.limit >= deadline.until:
+    if connection.due >= deadline.until:
         seconds, what = deadline.seconds, f"{what} (the whole call's deadline)"
-    return TimedOut(f"no {what} within {seconds:g} s: {hop(connection)}", phase=connection.phase,
-                    seconds=seconds)
+    return TimedOut(f"no {what} within {seconds:g} s: {far_end(connection)}",
+                    phase=connection.phase, seconds=seconds)
 
 
 async def fetch(url: str, timeout: float = 30.0) -> Response:
@@ -1898,7 +1898,7 @@ class Lane:
     """One route: its connections, and who waits for one."""
 
     open = 0          # how many connections, those in use as well
-    moved_at = 0.0    # on the loop's clock: when one who waited was last served
+    served_at = 0.0    # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
     fields: Any = None  # that were last sent there; `lines` are their bytes
     decode = True
@@ -1914,7 +1914,7 @@ class Pool:
     """The connections of one session; a new one counts before it is open."""
 
     closed = False
-    moved_at = 0.0  # when one who waited on any route was last served
+    served_at = 0.0  # when one who waited on any route was last served
     agent: Fields   # the session's User-Agent, if it has one: for proxies that look at it
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -1926,7 +1926,7 @@ class Pool:
         self.all: dict[Connection, Lane] = {}  # the one used last stands last
         # Weak: a lane goes when nobody uses it; until then it is the only one of its route.
         self.lanes = weakref.WeakValueDictionary[Route, Lane]()
-        self.turns = collections.OrderedDict[Lane, None]()  # lanes that may be served, in turn
+        self.eligible = collections.OrderedDict[Lane, None]()  # lanes that may be served, in turn
 
     def __repr__(self) -> str:
         return "closed" if self.closed else f"{len(self.all)} of {self.limit} connections"
@@ -2011,7 +2011,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
         lane.waiting[future] = None
-        self.turns.setdefault(lane)
+        self.eligible.setdefault(lane)
         came = loop.time()
         patience = max(0.0, min(timeout, deadline.until - came))
         allowed = left = patience + self.interval  # a pause for `rate` is not a standstill
@@ -2024,8 +2024,8 @@ class Pool:
                     return future.result()
                 # A full route waits for its own connections; any other waits for a place in the
                 # pool, as all routes do.
-                moved_at = max(came, (lane if self.is_full(lane) else self).moved_at)
-                left = moved_at + allowed - loop.time()
+                served_at = max(came, (lane if self.is_full(lane) else self).served_at)
+                left = served_at + allowed - loop.time()
                 looks = 0 if left > 0 else looks + 1
                 if looks == 1 and left < -LATE_SECONDS:  # the program was busy: see Clock._wake
                     left = min(-left, allowed)
@@ -2037,7 +2037,7 @@ class Pool:
             if not future.done():
                 del lane.waiting[future]
                 if not lane.waiting:
-                    self.turns.pop(lane, None)
+                    self.eligible.pop(lane, None)
             elif not future.exception():  # cancelled when one was handed over: nobody will use it
                 future.result().close()
             raise
@@ -2073,30 +2073,30 @@ class Pool:
         serving another means closing a connection and opening one, which costs all who wait
         more time than it saves one of them. But after every TURN_EXCHANGES `exchanges` of a
         connection (every `limit`, if that is less) the others have their turn. A full route
-        leaves `turns` until something of its own comes free: else the work here would grow with
+        leaves `eligible` until something of its own comes free: else the work here would grow with
         the number of routes that wait.
         """
         if lane.waiting:
-            self.turns.setdefault(lane)
+            self.eligible.setdefault(lane)
             if exchanges % min(self.limit, TURN_EXCHANGES):
-                self.turns.move_to_end(lane, last=False)
-        while self.turns:
-            lane = next(iter(self.turns))
+                self.eligible.move_to_end(lane, last=False)
+        while self.eligible:
+            lane = next(iter(self.eligible))
             connection = self.decide(lane)
             if connection is None and not self.is_full(lane):
                 return  # all connections are in use
-            del self.turns[lane]
+            del self.eligible[lane]
             if connection is not None:
-                lane.moved_at = self.moved_at = connection.loop.time()
+                lane.served_at = self.served_at = connection.loop.time()
                 future, _ = lane.waiting.popitem(last=False)
                 future.set_result(connection)
                 if lane.waiting:
-                    self.turns[lane] = None
+                    self.eligible[lane] = None
 
     async def close(self) -> None:
         """Close all connections, those in use as well, and wait until their sockets are closed."""
         self.closed = True
-        self.turns.clear()
+        self.eligible.clear()
         for lane in self.lanes.values():
             while lane.waiting:
                 future, _ = lane.waiting.popitem()
@@ -2656,7 +2656,7 @@ class Call:
     This is what `get` does; the other kinds, Streaming and Download, begin or finish otherwise.
     """
 
-    usual = GET_DEADLINE_SECONDS  # where neither session nor call has a deadline=
+    default_deadline = GET_DEADLINE_SECONDS  # where neither session nor call has a deadline=
 
     def __init__(self, session: Session, url: str, settled: Settled) -> None:
         if not isinstance(url, str):
@@ -2669,7 +2669,7 @@ class Call:
 
     async def run(self) -> Response:
         """Send a request, follow redirects, finish the response; try again if the rule says so."""
-        seconds = self.settings.get("deadline", self.usual) or _FOREVER
+        seconds = self.settings.get("deadline", self.default_deadline) or _FOREVER
         self.deadline = Deadline(self.session._time(), seconds)
         attempt = 1
         while True:
@@ -2754,28 +2754,28 @@ class Call:
         pool, lane = session._pool, session._lane(request, settings)
         timeout = settings["timeout"] or self.deadline.seconds
         data = self.render(request, lane)
-        kept = next(reversed(lane.idle), None)
+        latest = next(reversed(lane.idle), None)
         # If it was in use a moment ago, the loop's two turns in `acquire` would only cost time.
-        warm = kept and kept.loop.time() - kept.since <= IDLE_MOMENT_SECONDS
+        warm = latest and latest.loop.time() - latest.since <= IDLE_MOMENT_SECONDS
         connection = pool.decide(lane) if warm else None
-        used = False
+        kept = False
         while True:
-            # The second time it must be new: the first was used.
-            connection = connection or await pool.acquire(lane, self.deadline, timeout, fresh=used)
+            # The second time it must be new: a kept one has just failed.
+            connection = connection or await pool.acquire(lane, self.deadline, timeout, fresh=kept)
             connection.deadline, connection.trace = self.deadline, self.trace
-            used = connection.exchanges > 0
+            kept = connection.exchanges > 0
             try:
-                if not used:
+                if not kept:
                     await connection.open(session.connect_timeout or timeout)
                 head = await connection.exchange(data, timeout)
                 if b"set-cookie" in head.fields:
                     self.keep_cookies(request, head)  # whatever becomes of the body
-                if not (used and head.status == 408 and not connection.interim
+                if not (kept and head.status == 408 and not connection.interim
                         and not may_reuse(head, 1)):  # 1: whatever its body
                     return Response(head, request.url, connection,
                                     CLOSE_FIELD not in request.fields, settings["decode"])
             except BaseException as error:
-                if not (used and connection.silent
+                if not (kept and connection.silent
                         and isinstance(error, (IncompleteBody, TLSError))):
                     connection.close()
                     raise
@@ -2842,7 +2842,7 @@ class Streaming(Call):
     at the end of the loop, ours from two sides at once, and log an error.
     """
 
-    usual = _FOREVER
+    default_deadline = _FOREVER
     response: Any = None
 
     async def __aenter__(self) -> Response:
@@ -3262,15 +3262,15 @@ async def look_up(host: str, family: int = 0) -> list[str]:
         found = await asyncio.wrap_future(ask_system(host, family))
     except OSError as error:  # shared by all callers, and raising changes it: so raise a copy
         raise type(error)(*error.args) from None
-    turns = {}  # {address: how many of its kind come before it}
+    ahead = {}  # {address: how many of its kind come before it}
     met = collections.Counter[int]()
     for kind, _, _, _, address in found:  # getnameinfo keeps the zone of fe80::1%eth0
         name, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-        turns[name] = met[kind]
+        ahead[name] = met[kind]
         met[kind] += 1
-    if not turns:
+    if not ahead:
         raise socket.gaierror(socket.EAI_NONAME, "it has no addresses")
-    return sorted(turns, key=turns.__getitem__)[:MAX_ADDRESSES]
+    return sorted(ahead, key=ahead.__getitem__)[:MAX_ADDRESSES]
 
 
 async def open_first(host: str, port: int, **options: Any) -> Stream:
@@ -3431,11 +3431,11 @@ def handshake_hint(reason: str) -> str:
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
-    route, phase, where = connection.route, connection.phase, hop(connection)
+    route, phase, where = connection.route, connection.phase, far_end(connection)
     if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     if connection.closed:
-        return ended(connection)
+        return why_closed(connection)
     # OverflowError: port 99999, say. Up to Python 3.10 asyncio.TimeoutError is not an OSError.
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
         return error  # a bug in the caller's own streams
@@ -4402,7 +4402,7 @@ async def inform(listener: Callable[..., object] | None, *facts: object) -> None
 class Download(Call):
     """One call of `download`. Call.run (section 12) calls first_request and finish in each try."""
 
-    usual = _FOREVER
+    default_deadline = _FOREVER
     known: Partial | None  # what is on the disk, if this try asks for the rest
     begun = False          # whether any try has asked for a rest
     ranged: bool           # the caller's own headers ask for a range: then that is the file
@@ -4474,7 +4474,7 @@ class Download(Call):
         self.resume = True  # for a next try: our bytes fit, or this response wrote them
         if self.in_place and not (self.known and self.known.validator):
             self.validator = strong_validator(response.headers)
-        async with self.target(response):
+        async with self.saving(response):
             await inform(self.progress, self.size, expected)
             if self.size != expected:  # else this was a 416
                 # The loop stands still while a piece is written: usually 256 KiB, which the
@@ -4490,7 +4490,7 @@ class Download(Call):
             write_all(self.file, data)
 
     @contextlib.asynccontextmanager
-    async def target(self, response: Response) -> AsyncIterator[None]:
+    async def saving(self, response: Response) -> AsyncIterator[None]:
         """Open PATH.part, to go on after our bytes or anew; when it is whole, publish it."""
         if self.in_place:
             yield

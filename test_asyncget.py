@@ -2054,7 +2054,7 @@ class Section9Pool(AsyncCase):
                     await self.raised(TimedOut, session.get(wanted, timeout=0.05, deadline=9),
                                       phase="free connection", seconds=0.05)
                     self.assertEqual(count(session), (used, 0, 0), limits)
-                    self.assertFalse(session._pool.turns)
+                    self.assertFalse(session._pool.eligible)
                     held.pop().cancel()
                     self.assertTrue((await session.get(wanted, timeout=9)).ok)
                     await asyncget.cancel(held)
