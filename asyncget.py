@@ -186,7 +186,7 @@ __all__ = [
 # bytes have come, say. A *task* is a coroutine that the loop runs beside the others.
 # *Cancelling* a task raises CancelledError in it, at the await where it stands. A *transport* is
 # the loop's own end of a socket: it sends what we write, as fast as the kernel takes it, and
-# hands what comes to a *protocol*, which keeps it until we read (here an Inbox, section 7).
+# hands what comes to a *protocol*, which keeps it until we read.
 # All of it is one thread: between two awaits nobody else runs. So no coroutine becomes faster,
 # and if one computes for a second, all others wait for that second. But a thousand that only
 # wait cost hardly more than one.
@@ -865,7 +865,6 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 # the end. This section itself opens no socket and sets no timer.
 
 MAX_LINE_CHARS = 16_777_216      # one line of a body, in iter_lines
-MAX_PIECES = 10                  # decoded before other tasks may run: some 3 ms
 
 
 class Timing(NamedTuple):
@@ -1158,7 +1157,7 @@ class Response(Body):
         try:
             if self._missing == _GIVEN_UP:  # b"" would make a body cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
-            piece = await (self._decode_piece() if self.coding else self._read_piece())
+            piece = await (decoded_piece(self) if self.coding else self._read_piece())
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
             if isinstance(error, AsyncGetError):
@@ -1167,18 +1166,6 @@ class Response(Body):
         if piece:
             self._missing = _IN_PIECES
         return piece
-
-    async def _decode_piece(self) -> bytes:
-        decoder = self._decoder = self._decoder or Decoder(self.coding)
-        for count, piece in decoder.pieces:
-            if not count % MAX_PIECES:
-                await self._deadline.breathe()
-            if piece:
-                return piece
-            if piece is None:  # it asks for more
-                decoder.arrived = await self._read_piece()
-        self._decoder = None
-        return b""
 
     @property
     def trailers(self) -> Headers:
@@ -1217,7 +1204,6 @@ class Response(Body):
 # up or breaks off, and when the clock runs out.
 
 READ_BYTES = 262_144             # asked of a stream at once; asyncio receives as much
-INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # if a timer rings later than this, the program was busy
 LAST_TURNS = 12                  # of the loop: enough to bring in what the kernel has, TLS too
@@ -1357,76 +1343,6 @@ class Clock:
         self.set_timer(-_FOREVER)  # so that `watch` does not set it again
 
 
-class Inbox(asyncio.Protocol):
-    """What has come on a connection, until it is read: asyncio's StreamReader in its simplest form.
-
-    A transport calls data_received, eof_received and connection_lost. Unlike a StreamReader, an
-    Inbox does not copy what came in one piece, hands out the bytes that came before an error, and
-    can tell the pool when bytes come that nobody asked for (section 9).
-    """
-
-    transport: Any = None  # in a tunnel it is not known yet when the first bytes come
-    replaced: Any = None  # asyncio's protocol: StreamWriter.wait_closed waits for its end
-    size = 0              # of the pieces
-    ended = False
-    error: Exception | None = None
-    waiter: asyncio.Future[None] | None = None      # what `read` awaits
-    on_unasked: Callable[[], object] | None = None  # called when anything comes, once
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.pieces: list[bytes] = []
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes have come. If nobody reads them, no more are taken: TCP makes the server wait."""
-        self.pieces.append(data)
-        self.size += len(data)
-        if self.size > INBOX_BYTES and self.transport:
-            self.transport.pause_reading()
-        self._wake()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """It is closed, by us or, with an error, by the network."""
-        self.error = error
-        self.feed_eof()
-        if self.replaced:
-            self.replaced.connection_lost(None)  # the error is told by `read`
-            self.replaced = None
-
-    def feed_eof(self) -> None:
-        """Nothing more will come; the name is StreamReader's."""
-        self.ended = True
-        self._wake()
-
-    eof_received = feed_eof  # from the server; the transport then closes itself
-
-    def _wake(self) -> None:
-        on_unasked, self.on_unasked = self.on_unasked, None
-        if on_unasked:
-            on_unasked()
-        elif self.waiter and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    async def read(self, _: int) -> bytes:
-        """All that has come, b"" at the end; raises the connection's error after the last byte."""
-        if self.waiter:  # even if its result is set: its task has not run yet
-            raise AsyncGetError("another task reads this response already")
-        if not self.pieces and not self.ended:
-            self.waiter = self.loop.create_future()  # awaited in another loop, it raises
-            try:
-                await self.waiter
-            finally:
-                self.waiter = None
-        data = b"".join(self.pieces)
-        self.pieces.clear()
-        if self.size > INBOX_BYTES and not self.ended:
-            self.transport.resume_reading()
-        self.size = 0
-        if not data and self.error:
-            raise self.error
-        return data
-
-
 def tls_options(host: str) -> dict[str, Any]:
     """TLS keywords: the host without a final dot (RFC 6066 3); a timeout that ours comes before."""
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
@@ -1435,8 +1351,8 @@ def tls_options(host: str) -> dict[str, Any]:
 class Connection(Clock):
     """A connection on a route, with its clock: made, opened, used, kept or closed.
 
-    Its owner, usually the pool, has the `connector` that opens streams, and is told by `keep` that
-    the connection is idle, by `forget` that it is closed.
+    Its owner, usually the pool, has the `connector` that opens streams, and is told by `opened`
+    that they are there, by `keep` that the connection is idle, by `forget` that it is closed.
     """
 
     def __init__(self, route: Route, owner: Any) -> None:
@@ -1444,7 +1360,7 @@ class Connection(Clock):
         self.route = route
         self.owner = owner
         self.trace: Any = None        # the setting of the call that uses it
-        self.reader: Any = None       # an Inbox and asyncio's StreamWriter, or a caller's own
+        self.reader: Any = None       # asyncio's streams, or a caller's own
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
         self.addresses: Any = None    # the remote one and ours
@@ -1507,37 +1423,9 @@ class Connection(Clock):
             # So that, even without a timeout, we notice that a server is gone.
             self.writer.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self.take_over()
+        self.owner.opened(self)
         if self.closed:  # meanwhile, and the connector ignored that it was cancelled
             self.writer.transport.abort()
-
-    def take_over(self) -> None:
-        """Put an Inbox in the place of asyncio's StreamReader, if nothing has come to that yet.
-
-        To see that, we run a read by hand: send(None) runs a coroutine up to where it must wait;
-        if it need not wait, it ends, and StopIteration holds what it returns.
-        """
-        transport, protocol = self.writer.transport, None
-        with contextlib.suppress(AttributeError, NotImplementedError):  # a test's fake, say
-            protocol = transport.get_protocol()
-        # A reader that the caller feeds stays: its bytes may not be the transport's. Only
-        # asyncio's own has a weak reference to it, from its protocol (None: connection lost).
-        if (type(protocol) is not asyncio.StreamReaderProtocol
-                or type(self.reader) is not asyncio.StreamReader
-                or not weakref.getweakrefcount(self.reader)):
-            return
-        early = self.reader.read(READ_BYTES)
-        try:
-            early.send(None)
-        except StopIteration as end:
-            self.rest = end.value
-        except _STREAM_ERRORS:
-            pass  # it will be raised again
-        else:
-            self.reader = Inbox()
-            self.reader.transport, self.reader.replaced = transport, protocol
-            transport.set_protocol(self.reader)
-        early.close()
 
     # ---- one exchange
 
@@ -1623,7 +1511,7 @@ class Connection(Clock):
             with contextlib.suppress(*_STREAM_ERRORS):  # if the inner one fails, close the outer
                 writer.close()            # says close_notify (RFC 9112 9.8),
                 writer.transport.abort()  # and does not wait for the answer
-        if isinstance(self.reader, (asyncio.StreamReader, Inbox)):
+        if hasattr(self.reader, "feed_eof"):
             self.reader.feed_eof()  # ends a read, whatever the transport does
         # Left in a cycle of references, they would be freed in any order, and asyncio may then
         # log an error. Dropped here, they are freed at once, the inner one first.
@@ -1653,8 +1541,8 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
     parts = parse_url(url)
     tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
     route = Route(parts.origin, tls, None, None)
-    # It need not be told of the end: id() takes one argument and does nothing.
-    owner = types.SimpleNamespace(connector=asyncio.open_connection, forget=id)
+    # It need not be told anything: id() takes one argument and does nothing.
+    owner = types.SimpleNamespace(connector=asyncio.open_connection, opened=id, forget=id)
     connection = Connection(route, owner)
     connection.deadline = Deadline(connection.loop.time())
     with contextlib.closing(connection):
@@ -1669,7 +1557,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 # You may stop here. You have read a whole client for one GET from an address. (Section 13 tells
 # how a name gets its addresses, and an error its words.) The rest makes it a client for many
 # GETs, for other people's networks, and for the shell. The later parts are reached from this
-# one at `Decoder`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
+# one at `decoded_piece`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
 # `open_first` and `failure`, which has words for the system's errors (13), and `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
@@ -1685,6 +1573,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 
 MAX_CODINGS = 5                  # content codings of one body; curl and urllib3 allow 5, too
 MAX_DECODED_STEP_BYTES = 65_536  # in one step, at most: bytes taken in, and bytes made
+MAX_PIECES = 10                  # decoded before other tasks may run: some 3 ms
 MAX_CODED_BYTES = 1_048_576      # taken in by all stages, plus 100 for each byte that arrives
 # The codings that we undo. A body in gzip or zstd may consist of several compressed members
 # (RFC 1952, RFC 8878 3.1). Beside each coding: the bytes that a further member may begin with.
@@ -1791,6 +1680,20 @@ class Decoder:
                                 "the content is cut short")
 
 
+async def decoded_piece(response: Response) -> bytes:
+    """The next bytes of a response's content, b"" at its end; amid long work others may run."""
+    decoder = response._decoder = response._decoder or Decoder(response.coding)
+    for count, piece in decoder.pieces:
+        if not count % MAX_PIECES:
+            await response._deadline.breathe()
+        if piece:
+            return piece
+        if piece is None:  # it asks for more
+            decoder.arrived = await response._read_piece()
+    response._decoder = None
+    return b""
+
+
 def content_codings(value: bytes) -> list[bytes]:
     r"""The codings that a Content-Encoding (in lower case) names, first applied first.
 
@@ -1885,13 +1788,113 @@ class LineCutter:
 # the request that gets it opens it. (Section 7 tells when a connection may be kept.)
 # An idle one is closed if a byte or the end comes from the server, after IDLE_SECONDS, or
 # when its place is needed. If the server closed it while our request was on its way,
-# Call.exchange (section 12) asks once more on a new one.
+# Call.exchange (section 12) asks once more on a new one. asyncio's streams do not tell when
+# something comes that nobody reads; so first below comes an Inbox, which does.
 
+INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
 # After a longer idle time, see what the kernel has before use. Less than 0, so always, where the
 # clock ticks each 16 ms: Windows' does, up to Python 3.12.
 IDLE_MOMENT_SECONDS = 0.001 - time.get_clock_info("monotonic").resolution
 TURN_EXCHANGES = 10              # of one connection, before another route may get its place
+
+
+class Inbox(asyncio.Protocol):
+    """What has come on a connection, until it is read: asyncio's StreamReader in its simplest form.
+
+    A transport calls data_received, eof_received and connection_lost. Unlike a StreamReader, an
+    Inbox does not copy what came in one piece, hands out the bytes that came before an error, and
+    can tell the pool when bytes come that nobody asked for.
+    """
+
+    transport: Any = None  # in a tunnel it is not known yet when the first bytes come
+    replaced: Any = None  # asyncio's protocol: StreamWriter.wait_closed waits for its end
+    size = 0              # of the pieces
+    ended = False
+    error: Exception | None = None
+    waiter: asyncio.Future[None] | None = None      # what `read` awaits
+    on_unasked: Callable[[], object] | None = None  # called when anything comes, once
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.pieces: list[bytes] = []
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come. If nobody reads them, no more are taken: TCP makes the server wait."""
+        self.pieces.append(data)
+        self.size += len(data)
+        if self.size > INBOX_BYTES and self.transport:
+            self.transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """It is closed, by us or, with an error, by the network."""
+        self.error = error
+        self.feed_eof()
+        if self.replaced:
+            self.replaced.connection_lost(None)  # the error is told by `read`
+            self.replaced = None
+
+    def feed_eof(self) -> None:
+        """Nothing more will come; the name is StreamReader's."""
+        self.ended = True
+        self._wake()
+
+    eof_received = feed_eof  # from the server; the transport then closes itself
+
+    def _wake(self) -> None:
+        on_unasked, self.on_unasked = self.on_unasked, None
+        if on_unasked:
+            on_unasked()
+        elif self.waiter and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def read(self, _: int) -> bytes:
+        """All that has come, b"" at the end; raises the connection's error after the last byte."""
+        if self.waiter:  # even if its result is set: its task has not run yet
+            raise AsyncGetError("another task reads this response already")
+        if not self.pieces and not self.ended:
+            self.waiter = self.loop.create_future()  # awaited in another loop, it raises
+            try:
+                await self.waiter
+            finally:
+                self.waiter = None
+        data = b"".join(self.pieces)
+        self.pieces.clear()
+        if self.size > INBOX_BYTES and not self.ended:
+            self.transport.resume_reading()
+        self.size = 0
+        if not data and self.error:
+            raise self.error
+        return data
+
+
+def take_over(connection: Connection) -> None:
+    """Put an Inbox in the place of asyncio's StreamReader, if nothing has come to that yet.
+
+    To see that, we run a read by hand: send(None) runs a coroutine up to where it must wait;
+    if it need not wait, it ends, and StopIteration holds what it returns.
+    """
+    reader, transport, protocol = connection.reader, connection.writer.transport, None
+    with contextlib.suppress(AttributeError, NotImplementedError):  # a test's fake, say
+        protocol = transport.get_protocol()
+    # A reader that the caller feeds stays: its bytes may not be the transport's. Only
+    # asyncio's own has a weak reference to it, from its protocol (None: connection lost).
+    if (type(protocol) is not asyncio.StreamReaderProtocol
+            or type(reader) is not asyncio.StreamReader or not weakref.getweakrefcount(reader)):
+        return
+    early = reader.read(READ_BYTES)
+    try:
+        early.send(None)
+    except StopIteration as end:
+        connection.rest = end.value
+    except _STREAM_ERRORS:
+        pass  # it will be raised again
+    else:
+        connection.reader = inbox = Inbox()
+        inbox.transport, inbox.replaced = transport, protocol
+        transport.set_protocol(inbox)
+    early.close()
 
 
 class Lane:
@@ -1915,6 +1918,7 @@ class Pool:
 
     closed = False
     served_at = 0.0  # when one who waited on any route was last served
+    opened = staticmethod(take_over)
     agent: Fields   # the session's User-Agent, if it has one: for proxies that look at it
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
