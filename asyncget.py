@@ -415,24 +415,6 @@ def parse_address(text: str) -> str:
     raise InvalidURL(f"not an IP address: {masked(text)}")
 
 
-def ascii_label(label: str) -> str:
-    """One label of a host: lower case, and punycode where needed, as curl does.
-
-    The idna codec is not used: it turns ß into ss, which is another host.
-    """
-    if label.isascii():
-        return label.lower()
-    from unicodedata import normalize
-    # Letter by letter: in a whole word, "Σ" may become "ς". Phones write U+FE0F after an emoji.
-    lower = normalize("NFC", "".join(c.lower() for c in label if c not in "\u034f\ufe0e\ufe0f"))
-    # Refused: full-width '．', '／', '１' and the Kelvin sign (a 'k'), which others read as ASCII;
-    # '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are not UTF-8).
-    if (normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
-            or "。" in lower or not lower.isprintable()):
-        raise InvalidURL(f"not a host label: {masked(label)}")
-    return "xn--" + lower.encode("punycode").decode("ascii")
-
-
 def parse_host(text: str) -> str:
     """A host in the one spelling that is looked up, certified, sent and compared.
 
@@ -444,7 +426,7 @@ def parse_host(text: str) -> str:
     """
     if text.startswith("["):
         return parse_address(text[1:-1])
-    host = ".".join(map(ascii_label, text.split("."))) if len(text) < 256 else ""
+    host = text.lower() if text.isascii() else punycode(text) if len(text) < 256 else ""
     if not re.fullmatch(_HOST, host):
         raise InvalidURL(f"not a host: {masked(text)}")
     return parse_address(text) if re.fullmatch(_NUMBERS, host) else host
@@ -864,7 +846,6 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 # connection (section 7), asks that for the bytes of the body, and gives it back or closes it at
 # the end. This section itself opens no socket and sets no timer.
 
-MAX_LINE_CHARS = 16_777_216      # one line of a body, in iter_lines
 
 
 class Timing(NamedTuple):
@@ -1122,25 +1103,12 @@ class Response(Body):
         while piece := await self._next_piece():
             yield piece
 
-    async def iter_lines(self) -> AsyncIterator[str]:
+    def iter_lines(self) -> AsyncIterator[str]:
         r"""Yield the body's lines as text, without their \n or \r\n.
 
         If the loop is left early, the next one goes on where it stopped.
         """
-        cutter, at = self._cutter or LineCutter(self.encoding), 0
-        piece, streamed = None, self._missing != ""
-        if streamed:
-            self._cutter = cutter
-        while cutter.lines or piece != b"":
-            while cutter.lines:
-                line = cutter.lines.popleft()
-                self._check_size(len(line), MAX_LINE_CHARS, "characters in a line")
-                yield line
-            self._check_size(cutter.begun.tell(), MAX_LINE_CHARS, "characters in a line")
-            piece = await self._next_piece() if streamed else self._content[at:at + READ_BYTES]
-            at += READ_BYTES
-            cutter.add(piece)
-        self._cutter = None  # some decoders do not pickle
+        return lines_of(self)
 
     def close(self) -> None:
         """Give up what is left of the body; closes the connection if something is."""
@@ -1557,8 +1525,8 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 # You may stop here. You have read a whole client for one GET from an address. (Section 13 tells
 # how a name gets its addresses, and an error its words.) The rest makes it a client for many
 # GETs, for other people's networks, and for the shell. The later parts are reached from this
-# one at `decoded_piece`, `charset_of` and `LineCutter` (section 8), `parse_links` (10),
-# `open_first` and `failure`, which has words for the system's errors (13), and `pass_proxy` (14).
+# one at `decoded_piece`, `charset_of` and `lines_of` (section 8), `parse_links` (10), `punycode`,
+# `open_first` and `failure`, which has words for the system's errors (13), `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
 # How a client is fast, and no burden to servers. Connections are kept and used again; rules
@@ -1574,6 +1542,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 MAX_CODINGS = 5                  # content codings of one body; curl and urllib3 allow 5, too
 MAX_DECODED_STEP_BYTES = 65_536  # in one step, at most: bytes taken in, and bytes made
 MAX_PIECES = 10                  # decoded before other tasks may run: some 3 ms
+MAX_LINE_CHARS = 16_777_216      # one line of a body
 MAX_CODED_BYTES = 1_048_576      # taken in by all stages, plus 100 for each byte that arrives
 # The codings that we undo. A body in gzip or zstd may consist of several compressed members
 # (RFC 1952, RFC 8878 3.1). Beside each coding: the bytes that a further member may begin with.
@@ -1777,6 +1746,25 @@ class LineCutter:
             self.lines.extend(line.removesuffix("\r") for line in lines)
             self.begun = io.StringIO()
             self.begun.write(rest)
+
+
+async def lines_of(response: Response) -> AsyncIterator[str]:
+    """The lines of a body that was read, or that arrives; for Response.iter_lines."""
+    cutter, at = response._cutter or LineCutter(response.encoding), 0
+    piece, streamed = None, response._missing != ""
+    if streamed:
+        response._cutter = cutter
+    while cutter.lines or piece != b"":
+        while cutter.lines:
+            line = cutter.lines.popleft()
+            response._check_size(len(line), MAX_LINE_CHARS, "characters in a line")
+            yield line
+        response._check_size(cutter.begun.tell(), MAX_LINE_CHARS, "characters in a line")
+        piece = (await response._next_piece() if streamed else
+                 response._content[at:at + READ_BYTES])
+        at += READ_BYTES
+        cutter.add(piece)
+    response._cutter = None  # some decoders do not pickle
 
 
 # ==== 9. Pool =================================================================
@@ -3213,6 +3201,31 @@ MAX_ADDRESSES = 32               # of one name that are tried; each try may hold
 HAPPY_EYEBALLS_SECONDS = 0.25    # until the next address is tried as well (RFC 8305 5)
 _BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _asked: dict[Any, Future[Any]] = {}  # look-ups under way
+
+
+def punycode(host: str) -> str:
+    """A host in ASCII: each label in lower case, and in punycode where needed, as curl does.
+
+    >>> punycode("www.Straße.test")
+    'www.xn--strae-oqa.test'
+
+    The idna codec is not used: it turns ß into ss, which is another host.
+    """
+    from unicodedata import normalize
+    labels = []
+    for label in host.split("."):
+        # Letter by letter: in a whole word, "Σ" may become "ς". Phones write U+FE0F after emoji.
+        letters = (c.lower() for c in label if c not in "\u034f\ufe0e\ufe0f")
+        lower = normalize("NFC", "".join(letters))
+        # Refused: full-width '．', '／', '１' and the Kelvin sign (a 'k'), which others read as
+        # ASCII; '。', which some read as a dot; what is invisible (a soft hyphen, bytes that are
+        # not UTF-8).
+        if not label.isascii() and (
+                normalize("NFKC", lower) != lower or lower.isascii() or len(label) > 63
+                or "。" in lower or not lower.isprintable()):
+            raise InvalidURL(f"not a host label: {masked(label)}")
+        labels.append(lower if lower.isascii() else f"xn--{lower.encode('punycode').decode()}")
+    return ".".join(labels)
 
 
 def in_thread(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
