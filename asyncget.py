@@ -2223,7 +2223,7 @@ def next_request(request: Request, hops: list[Response],
           cookies= of the call, cert=       dropped, too
           the jar's cookies (each Session   asked for anew at each hop, by Call.render: what
           has one, with its cookies=)       fits is told by domain, not by origin
-          netrc                             asked for the new host, by Call.with_password, if
+          netrc                             asked for the new host, by with_password, if
                                             scheme and port are those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
 
@@ -2278,42 +2278,6 @@ def parse_links(value: str) -> dict[str, dict[str, str]]:
 # ---- retries
 
 _LOSSES = (OSError, EOFError, IncompleteBody)  # causes of a ConnectError that may pass
-# Each part of a date is the first token left that looks like it (RFC 6265bis
-# 5.1.1). Without the "a", "i" would take "ſep" for September, and \d other digits than ours.
-_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
-_DATE_PARTS = (
-    f"(?ia)({_MONTHS})",
-    r"(?a)(\d{1,2}):(\d{1,2}):(\d{1,2})(?!\d)",  # hour, minute, second
-    r"(?a)(\d{1,2})(?!\d)",                      # day of the month
-    r"(?a)(\d{2,4})(?!\d)",                      # year
-)
-
-
-def parse_date(text: str) -> float | None:
-    """The seconds since 1970 of a date in almost any spelling; None if it is not one.
-
-    >>> parse_date("Sunday, 06-Nov-94 08:49:37 GMT"), parse_date("6 November 1994")
-    (784111777.0, None)
-
-    The rules are those for cookies (RFC 6265bis 5.1.1), as section 15 needs them; HTTP's three
-    formats (RFC 9110 5.6.7) pass them. A zone is not looked at: all times are in UTC.
-    """
-    tokens = re.findall(r"[^\t -/;-@\[-`{-~]+", text)  # what stands between delimiters
-    found: list[str] = []
-    try:
-        for part in _DATE_PARTS:
-            match = next(filter(None, (re.match(part, token) for token in tokens)))
-            tokens.remove(match.string)
-            found.extend(match.groups())
-        month, *numbers = found
-        hour, minute, second, day, year = map(int, numbers)
-        if year < 100:
-            year += 2000 if year < 70 else 1900
-        when = datetime.datetime(year, _MONTHS.index(month.lower()) // 4 + 1, day, hour, minute,
-                                 second, tzinfo=datetime.timezone.utc)
-    except (StopIteration, ValueError):  # a part is missing, or it is 30 February or 24:00:00
-        return None
-    return when.timestamp() if year >= 1601 else None
 
 
 def retry_delay(attempt: int, outcome: Response | AsyncGetError,
@@ -2340,10 +2304,11 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
         return None
     delay = 0.5 * 2.0 ** min(attempt - 1, 6) * (1 - os.urandom(1)[0] / 512)
     said = getattr(outcome, "headers", {}).get("retry-after") or "0"
-    when = parse_date(said)  # a date, or seconds (RFC 9110 10.2.3)
-    asked = _FOREVER if when is None else when - time.time()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", said):
         asked = float(said)
+    else:  # a date (RFC 9110 10.2.3)
+        when = parse_date(said)
+        asked = _FOREVER if when is None else when - time.time()
     return max(asked, delay) if asked <= MAX_RETRY_AFTER_SECONDS else None
 
 
@@ -2573,14 +2538,6 @@ def render_auth(auth: str | tuple[str, str]) -> str:
     return "Basic " + base64.b64encode(pair).decode("ascii")
 
 
-def split_userinfo(userinfo: str) -> tuple[str, str]:
-    """User and password of a URL, percent-decoded: nothing else of a URL ever is."""
-    from urllib.parse import unquote
-    user, _, password = (unquote(part, errors="surrogateescape")
-                         for part in userinfo.partition(":"))
-    return user, password
-
-
 def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
     """The fields of a request: what `headers` and `auth` ask for, laid over base."""
     if "headers" in options:
@@ -2733,7 +2690,7 @@ class Call:
         for name, value in self.cookies.items():
             check_cookie(name, "" if value is None else value)
         request = Request(url, fields, self.cookies, cert)
-        return self.with_password(request) if url.userinfo else request
+        return with_password(self, request) if url.userinfo else request
 
     async def exchange(self, request: Request) -> Response:
         """A response for one request over one connection.
@@ -2790,7 +2747,7 @@ class Call:
         if cookies or request.cookies:
             request = request.with_cookies(cookies)
         if self.settings["netrc"]:
-            request = self.with_password(request)
+            request = with_password(self, request)
         fields, proxy = request.fields, lane.route.proxy
         if proxy and origin.scheme == "http" and not proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
@@ -2800,27 +2757,6 @@ class Call:
             lane.lines = render_fields(with_codings(fields, decode), origin)
             lane.fields, lane.decode = fields, decode
         return render_request(target, lane.lines)
-
-    def with_password(self, request: Request) -> Request:
-        """The request with the user and password of its URL, or those that netrc has for its host.
-
-        netrc, a file, is asked only if scheme and port are those of the first request: a password
-        for https must not go out over http, or to another port. Nor is it asked if the call has
-        an auth= of its own (None is one), or the URL has a password. URL and netrc both yield to
-        an Authorization in the headers, and to one of None there.
-        """
-        url, netrc = request.url, self.settings["netrc"]
-        request = request._replace(url=url._replace(userinfo=""))
-        asked = *self.session.settings["headers"], *self.settings["headers"]
-        if ("authorization" in Headers(request.fields) or any(
-                name.lower() == "authorization" and value is None for name, value in asked)):
-            return request
-        user, password = split_userinfo(url.userinfo)
-        auth = (user, password) if url.userinfo else None
-        same = self.first._replace(host=url.origin.host) == url.origin
-        if netrc and same and ":" not in url.userinfo and "auth" not in self.settings["own"]:
-            auth = netrc_auth(netrc, url.origin.host, user) or auth
-        return request.adding("Authorization", render_auth(auth)) if auth else request
 
     async def finish(self, response: Response) -> None:
         """Do with the last response what the caller wants: read it."""
@@ -3184,8 +3120,8 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 # You may stop here, too: with cookies=False, trust_env=False and an SSLContext of your own all
 # of this works for IP addresses, without the parts to come. They are reached from this one at
 # `resolved` and `tls_context` (section 13), `choose_proxy`, `parse_proxy` and `proxy_fields` (14),
-# `Cookies`, `OthersJar`, `check_cookie` and `render_cookies` (15), `netrc_auth` (16), and
-# `Download` (17).
+# `Cookies`, `OthersJar`, `check_cookie`, `render_cookies` and `parse_date` (15), `with_password`
+# (16), and `Download` (17).
 
 # #### Part III. In somebody else's network ####################################
 # This part shows what stands between a program and a server in a corporate network: names with
@@ -3585,6 +3521,14 @@ _SOCKS_REPLIES = dict(enumerate((
     "address type not supported"), start=1))
 
 
+def split_userinfo(userinfo: str) -> tuple[str, str]:
+    """User and password of a URL, percent-decoded: nothing else of a URL ever is."""
+    from urllib.parse import unquote
+    user, _, password = (unquote(part, errors="surrogateescape")
+                         for part in userinfo.partition(":"))
+    return user, password
+
+
 def proxy_fields(proxy: Proxy) -> Fields:
     """The field with a proxy's own credentials, if any; it goes to nobody else."""
     if not proxy.userinfo:
@@ -3728,10 +3672,46 @@ MAX_DOMAIN_COOKIES = 180         # kept of one site; Chrome's figure, 6265bis 6.
 MAX_COOKIES = 3000               # kept in all; 6265bis 6.1 asks for at least that
 MAX_COOKIE_SECONDS = 34_560_000  # the longest life of one: 400 days; 6265bis 5.5
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
+# Each part of a date is the first token left that looks like it (6265bis 5.1.1). Without the "a",
+# "i" would take "ſep" for September, and \d other digits than ours.
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_DATE_PARTS = (
+    f"(?ia)({_MONTHS})",
+    r"(?a)(\d{1,2}):(\d{1,2}):(\d{1,2})(?!\d)",  # hour, minute, second
+    r"(?a)(\d{1,2})(?!\d)",                      # day of the month
+    r"(?a)(\d{2,4})(?!\d)",                      # year
+)
 # A suffix (com, co.uk) and the label before it. Anybody can have a domain below a suffix, so a
 # cookie for the whole suffix would go to strangers. The list of all suffixes is long and changes
 # every week; here are a few, as in http.cookiejar. "1" is not one: it ends an IP address.
 _SITE = r"(?<![^.])[^.]+\.((ac|co|com|edu|gov|mil|net|org)\.[a-z]{2}|[^.0-9][^.]*)\.?$"
+
+
+def parse_date(text: str) -> float | None:
+    """The seconds since 1970 of a date in almost any spelling; None if it is not one.
+
+    >>> parse_date("Sunday, 06-Nov-94 08:49:37 GMT"), parse_date("6 November 1994")
+    (784111777.0, None)
+
+    The rules are those for cookies (RFC 6265bis 5.1.1); HTTP's three formats (RFC 9110 5.6.7),
+    as in Retry-After, pass them. A zone is not looked at: all times are in UTC.
+    """
+    tokens = re.findall(r"[^\t -/;-@\[-`{-~]+", text)  # what stands between delimiters
+    found: list[str] = []
+    try:
+        for part in _DATE_PARTS:
+            match = next(filter(None, (re.match(part, token) for token in tokens)))
+            tokens.remove(match.string)
+            found.extend(match.groups())
+        month, *numbers = found
+        hour, minute, second, day, year = map(int, numbers)
+        if year < 100:
+            year += 2000 if year < 70 else 1900
+        when = datetime.datetime(year, _MONTHS.index(month.lower()) // 4 + 1, day, hour, minute,
+                                 second, tzinfo=datetime.timezone.utc)
+    except (StopIteration, ValueError):  # a part is missing, or it is 30 February or 24:00:00
+        return None
+    return when.timestamp() if year >= 1601 else None
 
 
 def octets(text: str) -> int:
@@ -4024,9 +4004,9 @@ class OthersJar(AskedJar):
 
 
 # ==== 16. Passwords ===========================================================
-# A netrc file, usually ~/.netrc, holds users and passwords by host. It is read as curl reads it.
-# For what becomes of any password when a redirect leads to another origin, see the table of
-# next_request (section 10).
+# A URL may have a user and a password. A netrc file, usually ~/.netrc, holds them by host; it is
+# read as curl reads it. For what becomes of any password when a redirect leads to another origin,
+# see the table of next_request (section 10).
 
 _KEYWORD = "machine|login|password|account"
 _QUOTED = r'(?:[^"\\\n]|\\.)*'
@@ -4093,6 +4073,28 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
                 and (password or login and not user)):  # a given `user` needs a password
             return login, password
     return None
+
+
+def with_password(call: Call, request: Request) -> Request:
+    """The request with the user and password of its URL, or those that netrc has for its host.
+
+    netrc, a file, is asked only if scheme and port are those of the first request: a password
+    for https must not go out over http, or to another port. Nor is it asked if the call has
+    an auth= of its own (None is one), or the URL has a password. URL and netrc both yield to
+    an Authorization in the headers, and to one of None there.
+    """
+    url, netrc = request.url, call.settings["netrc"]
+    request = request._replace(url=url._replace(userinfo=""))
+    asked = *call.session.settings["headers"], *call.settings["headers"]
+    if ("authorization" in Headers(request.fields) or any(
+            name.lower() == "authorization" and value is None for name, value in asked)):
+        return request
+    user, password = split_userinfo(url.userinfo)
+    auth = (user, password) if url.userinfo else None
+    same = call.first._replace(host=url.origin.host) == url.origin
+    if netrc and same and ":" not in url.userinfo and "auth" not in call.settings["own"]:
+        auth = netrc_auth(netrc, url.origin.host, user) or auth
+    return request.adding("Authorization", render_auth(auth)) if auth else request
 
 
 # #### Part IV. Tools ##########################################################
