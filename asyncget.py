@@ -296,6 +296,7 @@ class TooManyRedirects(AsyncGetError):
 class StatusError(AsyncGetError):
     """From raise_for_status, for 400 and above; from a download, for any answer but the file."""
 
+    response: Response
     exit_code = 22
 
 
@@ -2327,8 +2328,8 @@ class AskedJar:
 class Jar(Protocol):
     """What a caller's own jar must have; http.cookiejar.CookieJar and requests' jar have it."""
 
-    add_cookie_header: Callable[..., object]
-    extract_cookies: Callable[..., object]
+    def add_cookie_header(self, *_: Any, **__: Any) -> object: ...
+    def extract_cookies(self, *_: Any, **__: Any) -> object: ...
 
 
 class RequestSettings(TypedDict, total=False):
