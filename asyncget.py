@@ -1180,6 +1180,8 @@ LAST_TURNS = 12                  # of the loop: enough to bring in what the kern
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+if sys.version_info < (3, 11):  # there, who catches asyncio's TimeoutError would miss ours
+    TimedOut.__bases__ += (asyncio.TimeoutError,)
 
 
 class Route(NamedTuple):
@@ -2873,6 +2875,11 @@ class Session:
         if self._loop is None or not self._loop.is_closed():  # else all went with it
             self._time()
             await self._pool.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._pool.closed
 
     def _time(self) -> float:
         """The time of the loop that all calls of the session run in; raises in another loop."""
