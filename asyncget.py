@@ -4170,6 +4170,16 @@ def leave_own_coding(response: Response, path: str) -> None:
         response.coding = b"identity"
 
 
+def ask_own_coding(request: Request) -> Request:
+    """The request, which for a.tar.gz asks for no further coding: a server that codes all it is
+    asked to would do it a second time, and `leave_own_coding` would keep that.
+    """
+    name = request.url.target.partition("?")[0]
+    if asks_our_way(request.fields) and any(re.search(own, name) for own in _OWN_CODINGS.values()):
+        return request.adding("Accept-Encoding", "identity")
+    return request
+
+
 def is_coded(response: Response) -> bool:
     """Whether the bytes on the wire are compressed, not the file's own; even with decode=False."""
     codings = parse_list(response.headers.get("content-encoding", "").lower().encode())
@@ -5511,7 +5521,7 @@ class Transfer(Download):
             raise AsyncGetError(f"{origin.scheme} is not allowed by --proto", exit_code=1)
         if self.flags.connect_to and choose_proxy(origin):
             raise AsyncGetError("--connect-to is not for what goes by a proxy; -x '' goes without")
-        return await super().exchange(request)
+        return await super().exchange(ask_own_coding(request))
 
     def look(self) -> Partial | None:
         """What a try goes on from: a .part, what was put out before, or, with -C -, the file."""
