@@ -5024,7 +5024,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     separately, and so loses the order of these and --url.
     """
     flags = known_flags()
-    options = Options(location=True, max_redirs=50, time_cond={})
+    options = Options(max_redirs=50, time_cond={})
     for known in flags.values():
         vars(options).setdefault(known.name, [] if known.repeats else None)
     words = list(arguments)
@@ -5258,7 +5258,9 @@ def open_session(options: Options) -> Session:
         netrc=netrc if options.netrc_file and not options.netrc_optional
         or netrc and exists(os.path.expanduser(netrc)) else False,
         timeout=silence or None,
-        follow_redirects=options.location,
+        # Who asks where a redirect leads, and not to follow it, wants the place in an answer.
+        follow_redirects="%{redirect_url}" not in str(options.write_out)
+        if options.location is None else options.location,
         max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
         redirect_schemes=[scheme for scheme in DEFAULTS["redirect_schemes"]
                           if allows(options.proto, scheme) and allows(options.proto_redir, scheme)],
