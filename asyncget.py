@@ -5885,7 +5885,7 @@ class Command:
         closed = getattr(error.__cause__, "errno", None) in (errno.EPIPE, errno.EINVAL)  # Windows'
         if closed and "write stdout" in str(error):
             self.unread = True
-        elif self.options.show_error or not self.options.silent:
+        elif self.options.show_error or self.options.verbose or not self.options.silent:
             self.say(f"asyncget: ({error.exit_code}) {error}{of}")
 
     def report(self, transfer: Transfer) -> None:

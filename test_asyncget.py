@@ -7498,6 +7498,7 @@ class Section20CommandLine(Folder):
          r"(?=.*\n> Authorization: \*\*\*\n)(?=.*\n> Cookie: \*\*\*\n)"
          r"\* [^\n]*127\.0\.0\.1.*\n> GET /cookie HTTP/1\.1\n.*\n> \n.*< HTTP/1\.1 200 OK\n"
          r".*\n< Set-Cookie: \*\*\*\n< \n", 0),
+        ("-sv 127.0.0.1:1", b"", r"\(7\) cannot connect", 7),
         ("-s --waterfall {u}/ {u}/404 127.0.0.1:1", b"hello\ngone\n",
          r"^200 .*\n404 .*\n\(7\) (?s:.*)\n\d+\.\d\d s in all; one after another \d", 7),
     )
