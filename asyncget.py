@@ -4817,6 +4817,7 @@ many
 accepted, but not needed
   -N --no-buffer
   -q --disable
+  -l --list-only
   --http1.1
   --http2
   --basic
@@ -5271,9 +5272,9 @@ def open_session(options: Options) -> Session:
         cert=options.cert and (options.cert[0], options.key, options.cert[1]),
         # -H Accept-Encoding wants the bytes as they come; a part of a gzip does not unpack; and -I
         # should show the file's own length.
-        decode=(options.compressed or options.compressed is None
+        decode=(options.compressed or options.compressed is None and not options.head
                 and not Headers(options.header).get_all("accept-encoding")
-                ) and not options.range and not options.head,
+                ) and not options.range,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),
         open_connection=connect,

@@ -7394,7 +7394,7 @@ class Section20CommandLine(Folder):
             "%{url.host}|%{url.port}|%{url.path}|%{urle.query}|%{urle.scheme} {u}/to?q#f":
                 b"127.0.0.1|{port}|/to||http", "-o o -w %{filename_effective} {u}/": b"o",
             # lines of public Dockerfiles, health checks and installers, and of browsers
-            "-fLsS --compressed --http2 --tcp-nodelay --no-keepalive -4 -N {u}/gzip": b"unpacked",
+            "-flLsS --compressed --http2 --tcp-nodelay --no-keepalive -4 -N {u}/gzip": b"unpacked",
             "{u}/ -X GET -H user-agent:Mozilla/5.0 -H accept-language:de -H Sec-Fetch-Dest:empty "
             "-b a=1;b=2 --compressed --insecure": b"hello\n",  # Chrome; Firefox writes -H Cookie
         }.items()),
@@ -7606,8 +7606,10 @@ class Section20CommandLine(Folder):
                 head = self.server.requests[0].decode().replace(self.server.address, "H")
                 lines = re.sub(r"(?<=Agent: )(asyncget|curl)/\S+", "U", head).split("\r\n")
                 self.assertEqual(sorted(map(str.strip, filter(None, lines))), sorted(expected))
-        self.get("{u}", "-I")  # of what has no coding the length is the file's
-        self.assertNotIn(b"Accept-Encoding", self.server.requests[-1])
+        # Of what has no coding the length is the file's; but some ask whether it can be packed.
+        for line, codings in ("-I {u}", []), ("-I --compressed {u}", [asyncget.ACCEPT_ENCODING]):
+            self.get(line)
+            self.assertEqual(field(self.server.requests[-1], "Accept-Encoding"), codings)
         self.get("{u}", "-H", os.fsdecode(b"X: caf\xe9"))
         self.assertIn(b"\r\nX: caf\xe9\r\n", self.server.requests[-1])
         self.assertIn(b"\r\nAccept-Encoding: gzip, deflate", self.server.requests[-1])
