@@ -4197,6 +4197,16 @@ def leave_own_coding(response: Response, path: str) -> None:
         response.coding = b"identity"
 
 
+def ask_own_coding(request: Request) -> Request:
+    """The request, which for a.tar.gz asks for no further coding: a server that codes all it is
+    asked to would do it a second time, and `leave_own_coding` would keep that.
+    """
+    name = request.url.target.partition("?")[0]
+    if asks_our_way(request.fields) and any(re.search(own, name) for own in _OWN_CODINGS.values()):
+        return request.adding("Accept-Encoding", "identity")
+    return request
+
+
 def is_coded(response: Response) -> bool:
     """Whether the bytes on the wire are compressed, not the file's own; even with decode=False."""
     codings = parse_list(response.headers.get("content-encoding", "").lower().encode())
@@ -4834,6 +4844,7 @@ many
 accepted, but not needed
   -N --no-buffer
   -q --disable
+  -l --list-only
   --http1.1
   --http2
   --basic
@@ -5041,7 +5052,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     separately, and so loses the order of these and --url.
     """
     flags = known_flags()
-    options = Options(location=True, max_redirs=50, time_cond={})
+    options = Options(max_redirs=50, time_cond={})
     for known in flags.values():
         vars(options).setdefault(known.name, [] if known.repeats else None)
     words = list(arguments)
@@ -5275,7 +5286,9 @@ def open_session(options: Options) -> Session:
         netrc=netrc if options.netrc_file and not options.netrc_optional
         or netrc and exists(os.path.expanduser(netrc)) else False,
         timeout=silence or None,
-        follow_redirects=options.location,
+        # Who asks where a redirect leads, and not to follow it, wants the place in an answer.
+        follow_redirects="%{redirect_url}" not in str(options.write_out)
+        if options.location is None else options.location,
         max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
         redirect_schemes=[scheme for scheme in DEFAULTS["redirect_schemes"]
                           if allows(options.proto, scheme) and allows(options.proto_redir, scheme)],
@@ -5286,9 +5299,9 @@ def open_session(options: Options) -> Session:
         cert=options.cert and (options.cert[0], options.key, options.cert[1]),
         # -H Accept-Encoding wants the bytes as they come; a part of a gzip does not unpack; and -I
         # should show the file's own length.
-        decode=(options.compressed or options.compressed is None
+        decode=(options.compressed or options.compressed is None and not options.head
                 and not Headers(options.header).get_all("accept-encoding")
-                ) and not options.range and not options.head,
+                ) and not options.range,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),
         open_connection=connect,
@@ -5538,7 +5551,7 @@ class Transfer(Download):
             raise AsyncGetError(f"{origin.scheme} is not allowed by --proto", exit_code=1)
         if self.flags.connect_to and choose_proxy(origin):
             raise AsyncGetError("--connect-to is not for what goes by a proxy; -x '' goes without")
-        return await super().exchange(request)
+        return await super().exchange(ask_own_coding(request))
 
     def look(self) -> Partial | None:
         """What a try goes on from: a .part, what was put out before, or, with -C -, the file."""
@@ -5900,7 +5913,7 @@ class Command:
         closed = getattr(error.__cause__, "errno", None) in (errno.EPIPE, errno.EINVAL)  # Windows'
         if closed and "write stdout" in str(error):
             self.unread = True
-        elif self.options.show_error or not self.options.silent:
+        elif self.options.show_error or self.options.verbose or not self.options.silent:
             self.say(f"asyncget: ({error.exit_code}) {error}{of}")
 
     def report(self, transfer: Transfer) -> None:
