@@ -3383,7 +3383,8 @@ def handshake_hint(reason: str) -> str:
     if re.search("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST"
                  "|UNKNOWN_PROTOCOL", reason):
         return "; that port does not speak TLS: should the URL begin with http://?"
-    if re.search("CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE", reason):  # in TLS 1.2 it may be either
+    # In TLS 1.2 it may be either; Go says that a certificate that is missing is bad.
+    if re.search("CERTIFICATE_REQUIRED|BAD_CERTIFICATE|HANDSHAKE_FAILURE", reason):
         return "; perhaps a client certificate is wanted (cert=, or -E), or no cipher is shared"
     return ""
 
@@ -3406,6 +3407,13 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         refused = getattr(error, "verify_message", text)  # missing if a caller's code raised it
         return TLSError(f"certificate of {where} refused: {refused}{took}"
                         + certificate_hint(error, route.verify), exit_code=60)
+    number = getattr(error, "errno", None)
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return (ProxyError if proxy else ConnectError)(
+            f"cannot resolve {asked.host!r}, for {where}: {text}{took}",
+            exit_code=5 if proxy else 6, errno=number)
+    if phase == "answer of the proxy":  # TLS, too, with a proxy that wants a client's certificate
+        return ProxyError(f"closed the connection: {text}")  # pass_proxy says which
     # TLS 1.3 refuses a client after the handshake; damage within a body is a loss, as below.
     if isinstance(error, ssl.SSLError) and (connection.opener or connection.silent):
         what = "TLS handshake" if connection.opener else "TLS"
@@ -3413,13 +3421,6 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         return TLSError(f"{what} with {where} failed: {reason}{took}{handshake_hint(reason)}")
     if connection.opener is None:
         return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
-    number = getattr(error, "errno", None)
-    if isinstance(error, (socket.gaierror, UnicodeError)):
-        return (ProxyError if proxy else ConnectError)(
-            f"cannot resolve {asked.host!r}, for {where}: {text}{took}",
-            exit_code=5 if proxy else 6, errno=number)
-    if phase == "answer of the proxy":
-        return ProxyError(f"closed the connection: {text}")  # pass_proxy says which
     if phase == "TLS handshake" or asked.scheme == "https" and isinstance(error, _BROKEN):
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
     # asyncio leaves out the system's words, which people know, and scripts look for.

@@ -3278,6 +3278,7 @@ class Section13AddressesAndTLS(AsyncCase):
 
     def test_tls_context(self) -> None:
         self.assertEqual(asyncget.handshake_hint("BAD_DECRYPT"), "")  # none where none is due
+        self.assertIn("cert=", asyncget.handshake_hint("SSLV3_ALERT_BAD_CERTIFICATE"))  # Go's
         default = asyncget.tls_context(True)
         self.assertIs(default, asyncget.tls_context(True))  # each get() has a session of its own
         with patch.dict(os.environ, SSL_CERT_FILE=pem("ca")):
@@ -3745,6 +3746,9 @@ class Section14Proxies(AsyncCase):
                 with demanding(version) as (url, _):
                     url = url.replace("127.0.0.1", "other.test")
                     await self.raised(TLSError, session.get(url, cert=None), "other.test:.*cert=")
+            with beside([READ], tls=server_tls(client_ca=True)) as (wanting, _):
+                await self.raised(ProxyError, session.get(url, proxy=wanting),  # not from cert=
+                                  f"proxy {wanting}.* closed .*CERTIFICATE_REQUIRED")
             for end in (CLOSE, CUT, RESET):
                 async with scripted([READ, answer()[:-1], end], tls=server_tls("other")) as cut:
                     url = f"https://other.test:{cut.port}/"
