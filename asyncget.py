@@ -4879,6 +4879,7 @@ curl's, but not here
    -F --form -T --upload-file --json  GET is the only method
    -: --next                  all flags are for all URLs
    -O- -qO-                   wget's; here stdout is the default
+   -P -t --no-check-certificate --spider  wget's; here --output-dir, --retry, -k, -I
    -0 --http1.0 --http2-prior-knowledge --http3  HTTP/1.1 is spoken
    --digest --ntlm --negotiate --anyauth  -u is Basic, --oauth2-bearer the rest
 """
