@@ -186,10 +186,10 @@ __all__ = [
 # bytes have come, say. A *task* is a coroutine that the loop runs beside the others.
 # *Cancelling* a task raises CancelledError in it, at the await where it stands. A *transport* is
 # the loop's own end of a socket: it sends what we write, as fast as the kernel takes it, and
-# hands what comes to a *protocol*, which keeps it until we read.
+# hands what comes to a *protocol*, which keeps it until we read. asyncio.open_connection makes
+# both, and gives us a *stream* to use them by: a reader and a writer.
 # All of it is one thread: between two awaits nobody else runs. So no coroutine becomes faster,
-# and if one computes for a second, all others wait for that second. But a thousand that only
-# wait cost hardly more than one.
+# and while one computes, all others wait. But a thousand that only wait cost hardly more than one.
 
 # ==== 1. Errors ===============================================================
 # Every failure of a server, a network or a URL is raised as one of the exceptions below. Every
@@ -353,7 +353,7 @@ def without_zone(host: str) -> str:
 
 
 class Origin(NamedTuple):
-    """Who is asked (RFC 6454). What becomes of a secret at another origin: see next_request."""
+    """Who is asked (RFC 6454). For secrets and other origins: next_request (section 10)."""
 
     scheme: str  # "http" or "https"
     host: str    # as it is looked up: lower case, punycode, IPv6 without brackets
@@ -378,7 +378,7 @@ class URL(NamedTuple):
     """The parts of a URL; str() and repr() put them together without the userinfo."""
 
     origin: Origin
-    target: str    # origin-form: path and query, from "/" on
+    target: str    # path and query, from "/" on
     fragment: str  # stays here, is never sent
     userinfo: str  # "user:password", still percent-encoded
 
@@ -423,7 +423,7 @@ def parse_host(text: str) -> str:
     'xn--bcher-kva.example'
 
     Raises InvalidURL, also for 127.1 and 0x7f.0.0.1: getaddrinfo would take them for 127.0.0.1.
-    A name may still end in a number: Docker Swarm calls a task web.1.
+    A name may still end in a number: Docker Swarm calls a task web.1. (punycode: section 13.)
     """
     if text.startswith("["):
         return parse_address(text[1:-1])
@@ -509,9 +509,9 @@ def remove_dots(target: str) -> str:
 
 
 # ==== 3. Request bytes ========================================================
-# A server is sent nothing but heads, and this section makes their lines. Text from a
-# caller or a redirect could smuggle in a line of its own. So the grammar is checked here, on
-# what goes out: what does not fit is refused, never mended.
+# A server is sent nothing but heads, and this section makes their lines. Text from a caller or a
+# redirect could smuggle in a line of its own. So the grammar is checked here, on what goes out:
+# what does not fit is refused, never mended.
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
@@ -573,8 +573,8 @@ def render_request(target: str, lines: bytes) -> bytes:
 # bytes (but not a Content-Length or a coding). Only the few fields that decide what we do next
 # are looked up now; the others are parsed when a user asks for them.
 
-# One head, counted while it arrives (Connection.exchange, section 7). A
-# line has no limit of its own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
+# One head, counted while it arrives (Connection.exchange, section 7). A line has no limit of its
+# own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
 MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
@@ -818,8 +818,8 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
                 size = parse_border(border)
                 if len(border) <= 20:  # CRLF, 16 digits, CRLF: too short to count again
                     remember(_sizes, border, size)
-                # Less the size of the chunk: large chunks may have long extensions, but many long
-                # ones on small chunks reach the limit.
+                # The size of the chunk is taken off: large chunks may have long extensions, but
+                # many long ones on small chunks reach the limit.
                 extensions = max(0, extensions + len(border) - size)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
@@ -844,9 +844,8 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 # ==== 6. Response =============================================================
 # What the caller holds. A response keeps its head as bytes, and parses of it only what is asked
 # for: so in memory one needs only a kilobyte beside its head and its body. It is handed a
-# connection (section 7), asks that for the bytes of the body, and gives it back or closes it at
-# the end. This section itself opens no socket and sets no timer.
-
+# connection (section 7) and asks that for the bytes of the body; at the end it has the connection
+# kept for the next request, or closes it. Codings, charsets and lines are for section 8.
 
 
 class Timing(NamedTuple):
@@ -883,6 +882,7 @@ class Body:
         if framing == "chunked":
             self._chunks = read_chunked()
             next(self._chunks)  # to its first `yield`
+        # The wait for the head (`since`) began when the request was sent.
         self._sent_at, self._head_at = connection.since, connection.loop.time()
         self._reused = connection.exchanges > 1
         data, connection.rest = connection.rest, b""
@@ -910,7 +910,7 @@ class Body:
 
     def _take(self, data: bytes) -> None:
         """Put the payload in `data` into _ready; at the end of the body let the connection go."""
-        self._connection.due = _FOREVER  # none (section 7) while the caller is busy
+        self._connection.due = _FOREVER  # no limit (section 7) while the caller is busy
         try:
             if self._chunks:
                 self._ready = self._chunks.send(data)
@@ -1077,7 +1077,7 @@ class Response(Body):
             self._content = self._ready
             self._check_size(len(self._content), limit)
         else:
-            # Not in a local variable: an error that is kept would keep those.
+            # Not in a local variable: who keeps an error keeps the variables on its way, too.
             self._content, size = bytearray(), -1
             while size < len(self._content):
                 size = len(self._content)
@@ -1161,8 +1161,8 @@ class Response(Body):
 
 # ==== 7. Connection ===========================================================
 # One TCP connection, from the first packet to the last. For https, TLS encrypts it and proves
-# who the server is; TCP and TLS each begin with a handshake, packets to and fro. Here is how a
-# connection is opened, how one request and its response go over it, and the one clock for it all.
+# who the server is; TCP and TLS each begin with a handshake, packets to and fro. Here is what a
+# connection is for (Route), its one clock, and how it is opened and carries request and response.
 #
 #     new --open--> busy --exchange, Body--> idle --exchange--> busy ...   closed
 #
@@ -1180,7 +1180,7 @@ LAST_TURNS = 12                  # of the loop: enough to bring in what the kern
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-if sys.version_info < (3, 11):  # there, who catches asyncio's TimeoutError would miss ours
+if sys.version_info < (3, 11):  # there `except asyncio.TimeoutError` would miss ours
     TimedOut.__bases__ += (asyncio.TimeoutError,)
 
 
@@ -1197,8 +1197,8 @@ class Route(NamedTuple):
     origin: Origin
     tls: ssl.SSLContext | None  # Python's settings for TLS
     proxy: Proxy | None
-    address: str | None  # where to connect instead of looking the host up; "unix:" and a path
-    proxy_tls: ssl.SSLContext | None = None  # the client's certificate is not in it
+    address: str | None  # where to connect instead of looking the host up; or "unix:" and a path
+    proxy_tls: ssl.SSLContext | None = None  # for an https proxy: no client certificate in it
     verify: Any = True   # whom certificates have to be from, for the error texts
 
     def __str__(self) -> str:
@@ -1212,14 +1212,14 @@ class Deadline:
     """When a call must be over: one for all of its redirects, tries and waits."""
 
     def __init__(self, started: float = 0.0, seconds: float = _FOREVER) -> None:
-        self.started = started
-        self.seconds = seconds    # that the call may take
+        self.started = started    # when the call began
+        self.seconds = seconds    # that it may take
         self.until = _FOREVER     # the moment of its end, set by its first Clock.watch
 
     async def breathe(self, seconds: float = 0.0) -> None:
         """Let other tasks run amid long work, for a turn or some seconds; may raise TimedOut.
 
-        For decoding (Response), and for the command line's --limit-rate.
+        For decoding (section 8), and for the command line's --limit-rate.
         """
         now = asyncio.get_running_loop().time
         await asyncio.sleep(min(seconds, self.until - now()))
@@ -1315,7 +1315,7 @@ class Clock:
 
 
 def tls_options(host: str) -> dict[str, Any]:
-    """TLS keywords: the host without a final dot (RFC 6066 3); a timeout that ours comes before."""
+    """TLS keywords: the host without a final dot (RFC 6066 3); the time limit is our Clock's."""
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
 
 
@@ -1330,7 +1330,7 @@ class Connection(Clock):
         super().__init__()
         self.route = route
         self.owner = owner
-        self.trace: Any = None        # the setting of the call that uses it
+        self.trace: Any = None        # told what is sent and what comes: a setting of the call
         self.reader: Any = None       # asyncio's streams, or a caller's own
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
@@ -1338,7 +1338,7 @@ class Connection(Clock):
         self.closed = False
         self.exchanges = 0            # requests sent so far
         self.request_bytes = 0        # in the last of them
-        self.interim = 0              # 1xx responses ahead of the last one
+        self.interim = 0              # 1xx responses before the last real one
         self.silent = True            # no byte of the current response has come
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
@@ -1354,10 +1354,10 @@ class Connection(Clock):
             raise why_closed(self)
         self.watch("connection", timeout)
         route = self.route
-        # A task of its own, so that `close` can cancel it. Awaited directly, it would then look as
-        # if our caller were cancelled; gather returns that as a value. If our caller really is
-        # cancelled, gather cancels the task, too, and waits until it has cleaned up. (create_task
-        # may start it before `opener` is set, by which `failure` tells opening from an exchange.)
+        # A task of its own, so that `close` can cancel it. Its CancelledError, awaited here, would
+        # look as if our caller were cancelled; gather returns it as a value. If our caller really
+        # is cancelled, gather cancels the task, too, and waits until it has ended. (create_task may
+        # start it before `opener` is set, by which `failure` tells opening from an exchange.)
         self.opener = asyncio.Task(
             pass_proxy(self, route.proxy) if route.proxy else
             self.connect(route.origin, route.address, route.tls))
@@ -1368,7 +1368,7 @@ class Connection(Clock):
             self.opener.result()
             info = self.writer.get_extra_info  # uvloop's (another loop) raises after a reset
             self.addresses = info("peername"), info("sockname")
-        except AsyncGetError:  # before the next line: some of ours are OSErrors, too
+        except AsyncGetError:  # ours already, from the proxy, say: `failure` would reword it
             raise
         except Exception as error:
             raise failure(self, error) from error
@@ -1413,12 +1413,12 @@ class Connection(Clock):
         self.silent = True
         self.watch(phase, timeout)
         try:
-            self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
+            self.writer.write(request)  # no `await drain()` (wait until most is sent): it is short
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
         except RuntimeError as error:  # uvloop's, after a reset
             raise failure(self, ConnectionResetError(str(error))) from error
-        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
+        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange (section 12) reads it
             data, start = self.rest or await self.receive(), 0
             while not (end := _HEAD_END.search(data, start)) and len(data) <= MAX_HEAD_BYTES:
                 if data[:7] != b"HTTP/1."[:len(data)]:
@@ -1491,13 +1491,13 @@ class Connection(Clock):
 
 
 def far_end(connection: Connection) -> str:
-    """What failed, for error texts: the route, or the proxy alone until it is reached."""
+    """Whom we speak to, for error texts: the route, or the proxy alone until it is reached."""
     proxy, phase = connection.route.proxy, connection.phase
     return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
 
 
 def why_closed(connection: Connection) -> AsyncGetError:
-    """The error for a clock that ran out, or a session closed by someone else."""
+    """The error for a connection that its clock or another task has closed."""
     if not connection.expired:
         return AsyncGetError(f"the connection to {connection.route} was closed on our side")
     deadline, seconds, what = connection.deadline, connection.seconds, connection.phase
@@ -1512,7 +1512,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
     parts = parse_url(url)
     tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
     route = Route(parts.origin, tls, None, None)
-    # It need not be told anything: id() takes one argument and does nothing.
+    # It need not be told anything: id() takes one argument and changes nothing.
     owner = types.SimpleNamespace(connector=asyncio.open_connection, opened=id, forget=id)
     connection = Connection(route, owner)
     connection.deadline = Deadline(connection.loop.time())
