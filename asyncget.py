@@ -28,7 +28,7 @@ III. In somebody else's network: what a corporate machine adds
     13. Addresses and TLS      names with many addresses, certificates, errors in words
     14. Proxies                tunnels, SOCKS, NO_PROXY
     15. Cookies                RFC 6265bis: what may be kept, and who is told
-    16. Passwords              netrc
+    16. Passwords              in URLs and netrc
 
 IV. Tools: on top of that, files and curl's flags
 
@@ -1077,7 +1077,7 @@ class Response(Body):
             self._content = self._ready
             self._check_size(len(self._content), limit)
         else:
-            # Not in a local variable: who keeps an error keeps the variables on its way, too.
+            # Not in a local variable: the traceback of an error holds those, while it is kept.
             self._content, size = bytearray(), -1
             while size < len(self._content):
                 size = len(self._content)
@@ -1532,8 +1532,8 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 # `open_first` and `failure`, which has words for the system's errors (13), `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
-# How a client is fast, and no burden to servers. Connections are kept and used again; rules
-# say who gets one, and when it is closed. A call follows redirects and tries again.
+# How a client is fast, and no burden to servers. Bodies come compressed. Connections are used
+# again; rules say who gets one, and when it is closed. A call follows redirects and tries again.
 
 # ==== 8. Decoding =============================================================
 # How a body's bytes become content: codings (compression) are undone, the charset is found,
@@ -1555,8 +1555,8 @@ if sys.version_info >= (3, 14):
     if find_spec("_zstd"):  # not every build has it
         _CODINGS[b"zstd"] = b"(PQRSTUVWXYZ[\\]^_"
 ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
-# What servers send there, too, and what needs no undoing: charsets, types, MIME's encodings, and
-# what was for Amazon's servers alone (aws-chunked: of an upload to S3).
+# What servers name as a coding, too, and what needs no undoing: charsets, types, MIME's encodings,
+# and what was for Amazon's servers alone (aws-chunked: of an upload to S3).
 _NO_CODINGS = {*(
     b"identity none null undefined utf-8 utf8 us-ascii iso-8859-1 windows-1252 7bit 8bit binary "
     b"base64 quoted-printable chunked aws-chunked amz-1.0 text/plain text/html application/json"
@@ -1609,7 +1609,7 @@ class Decoder:
         self.pieces = enumerate(pieces, start=1)
 
     def arriving(self) -> Iterator[bytes | None]:
-        """What has arrived, in slices: after each member, zlib copies the rest of its slice."""
+        """What has arrived, in slices, as zlib copies the rest of a slice after each member."""
         yield None
         while self.arrived:
             self.budget += 100 * len(self.arrived)
@@ -1784,8 +1784,8 @@ async def lines_of(response: Response) -> AsyncIterator[str]:
 
 INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
-# After a longer idle time, see what the kernel has before use. Less than 0, so always, where the
-# clock ticks each 16 ms: Windows' does, up to Python 3.12.
+# After a longer idle time, see what the kernel has before use. On Windows, up to Python 3.12, the
+# clock ticks each 16 ms; there this is less than 0, which means always.
 IDLE_MOMENT_SECONDS = 0.001 - time.get_clock_info("monotonic").resolution
 TURN_EXCHANGES = 10              # of one connection, before another route may get its place
 
@@ -1869,8 +1869,8 @@ def take_over(connection: Connection) -> None:
     reader, transport, protocol = connection.reader, connection.writer.transport, None
     with contextlib.suppress(AttributeError, NotImplementedError):  # a test's fake, say
         protocol = transport.get_protocol()
-    # A reader that the caller feeds stays: its bytes may not be the transport's. Only
-    # asyncio's own has a weak reference to it, from its protocol (None: connection lost).
+    # A reader that the caller feeds stays: its bytes may not be the transport's. asyncio's own is
+    # known by its protocol's weak reference to it, which goes when the connection is lost.
     if (type(protocol) is not asyncio.StreamReaderProtocol
             or type(reader) is not asyncio.StreamReader or not weakref.getweakrefcount(reader)):
         return
@@ -1892,11 +1892,11 @@ class Lane:
     """One route: its connections, and who waits for one."""
 
     open = 0          # how many connections, those in use as well
-    served_at = 0.0    # on the loop's clock: when one who waited was last served
+    served_at = 0.0   # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
-    fields: Any = None  # that were last sent there; `lines` are their bytes
+    fields: Any = None  # that were last sent there, and `lines`, their bytes: see Call.render
     decode = True
-    lines = b""         # see Call.render
+    lines = b""
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -1909,8 +1909,8 @@ class Pool:
 
     closed = False
     served_at = 0.0  # when one who waited on any route was last served
-    opened = staticmethod(take_over)
-    agent: Fields   # the session's User-Agent, if it has one: for proxies that look at it
+    opened = staticmethod(take_over)  # Connection.connect calls it
+    agent: Fields    # the session's User-Agent, if it has one: for proxies that look at it
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.limit = settings["limit"] or _FOREVER
@@ -2104,7 +2104,7 @@ class Pool:
 
 
 # ==== 10. Redirects and retries ===============================================
-# What a response leads to: where a redirect goes and what of the request may come along,
+# What a request is, and what its response leads to: where a redirect goes and what may come along,
 # whether and when to try again. Here it is only decided; Call (section 12) does it.
 
 MAX_HISTORY_BYTES = 262_144      # heads of one call's redirects, which are kept; two of the longest
@@ -2155,7 +2155,7 @@ class Request(NamedTuple):
 
     url: URL
     fields: Fields
-    # The call's own, only for its first origin. None keeps the jar's (section 15) back, too.
+    # The call's own, only for its first origin; None keeps the jar's back, too (section 15).
     cookies: Mapping[str, str | None] = {}
     cert: Any = None  # the client's certificate
 
@@ -2226,8 +2226,8 @@ def next_request(request: Request, hops: list[Response],
           cookies= of the call, cert=       dropped, too
           the jar's cookies (each Session   asked for anew at each hop, by Call.render: what
           has one, with its cookies=)       fits is told by domain, not by origin
-          netrc                             asked for the new host, by with_password, if
-                                            scheme and port are those of the first request
+          netrc (section 16)                asked for the new host, if scheme and port are
+                                            those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
 
     What was dropped stays dropped, even if a later redirect leads back. With the setting
@@ -2425,7 +2425,7 @@ _SEVERAL = (list, tuple, Set, range, ValuesView, Iterator)
 
 
 def plain(value: Any) -> Any:
-    """No mapping; text as plain str: in an f-string, a str that is an Enum may show its name."""
+    """Text as plain str: an Enum's may show its name in an f-string. TypeError for a mapping."""
     if isinstance(value, Mapping):
         raise TypeError
     return str.__str__(value) if isinstance(value, str) else value
@@ -2579,9 +2579,9 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # ==== 12. Session =============================================================
 # The loop around it all. Call.run is one call: it makes a request, follows redirects to the
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
-# the rule for retries says so. Call.exchange gets one response for one request. A call
-# without keywords of its own finds a lane (section 9) in the session's settings, and on it the
-# fields, rendered before, which saves a small GET most.
+# the rule for retries says so. Call.exchange gets one response for one request. Most calls have
+# no keywords of their own: the session's settings remember the lane (section 9) for them, and
+# the lane the bytes of the fields. Nothing saves a small GET more.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
@@ -2680,7 +2680,7 @@ class Call:
         base = session._base
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
         fields = session._fields
-        self.first, cert = url.origin, settings["cert"]  # the origin that the caller has named
+        self.first, cert = url.origin, settings["cert"]  # first: what the caller has named
         if base and url.origin != base.origin:  # the session's secrets are for base_url alone
             fields = without_secrets(fields, settings["secret_headers"])
             cert = options.get("cert")
@@ -3137,8 +3137,8 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 # (cookies, passwords) are kept, and who gets them.
 
 # ==== 13. Addresses and TLS ===================================================
-# How a host's name becomes a connection to one of its addresses; which certificates are trusted
-# there; and how a failure that the system, asyncio or TLS report becomes one of our errors.
+# How a host's name becomes ASCII, and a connection to one of its addresses; which certificates are
+# trusted there; and how a failure of the system, asyncio or TLS becomes one of our errors.
 
 MAX_LOOK_UPS = 1000              # at once; each holds a thread until a name server answers
 MAX_ADDRESSES = 32               # of one name that are tried; each try may hold a socket
