@@ -594,7 +594,7 @@ class Head(NamedTuple):
     raw: bytes     # as received, but unfolded, with the empty line
     status: int    # 100 to 999
     # Only the fields that we decide from, five at most: in lower case, blanks not stripped,
-    # repeats joined with commas (RFC 9110 5.3). Headers.parse gives all fields.
+    # repeats joined with commas (RFC 9110 5.3).
     fields: dict[bytes, bytes]
 
 
@@ -790,7 +790,8 @@ def parse_border(border: bytes) -> int:
 def read_chunked() -> Generator[bytes, bytes, Any]:
     r"""Take chunks until the empty one, then trailers: fields after the body (RFC 9112 7.1).
 
-        5;extension CRLF hello CRLF  0 CRLF  Trailer: x CRLF  CRLF
+        [CRLF] 5;extension CRLF    hello      CRLF 0 CRLF    Trailer: x CRLF CRLF
+        border                     payload    border         trailers
 
     Returns the last payload, the bytes after the body, and the trailer lines. Raises
     ProtocolError. Chunks that arrive together are yielded as one payload.
@@ -843,9 +844,9 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 
 # ==== 6. Response =============================================================
 # What the caller holds. A response keeps its head as bytes, and parses of it only what is asked
-# for: so in memory one needs only a kilobyte beside its head and its body. It is handed a
-# connection (section 7) and asks that for the bytes of the body; at the end it has the connection
-# kept for the next request, or closes it. Codings, charsets and lines are for section 8.
+# for: beside head and body it needs only a kilobyte. It is handed a connection (section 7) and
+# asks that for the bytes of the body; at the end it has the connection kept for the next request,
+# or closes it. Codings, charsets and lines are for section 8.
 
 
 class Timing(NamedTuple):
@@ -921,7 +922,7 @@ class Body:
                 self._ready, rest = data[:left], data[left:]
                 if len(data) >= left:
                     self._let_go(rest)
-        except StopIteration as end:
+        except StopIteration as end:  # with what the parser returned
             self._ready, rest, self._trailers = end.value
             self._let_go(rest)
         except ProtocolError as error:  # what came before the fault is handed out first
@@ -975,7 +976,7 @@ class Response(Body):
                  decode: bool = False) -> None:
         super().__init__(connection, head, keep)
         self.status = self.status_code = head.status  # as aiohttp and requests call it
-        self.raw_head = head.raw               # as received, without folds
+        self.raw_head = head.raw
         self.history: list[Response] = []
         self.addresses = connection.addresses  # the remote one and ours
         self.proxied = connection.route.proxy is not None
@@ -1105,10 +1106,7 @@ class Response(Body):
             yield piece
 
     def iter_lines(self) -> AsyncIterator[str]:
-        r"""Yield the body's lines as text, without their \n or \r\n.
-
-        If the loop is left early, the next one goes on where it stopped.
-        """
+        r"""Yield the body's lines as text, without their \n or \r\n."""
         return lines_of(self)
 
     def close(self) -> None:
@@ -1266,7 +1264,7 @@ class Clock:
     def watch(self, phase: str, seconds: float = 0.0) -> None:
         """Give `phase` that many seconds from now (0: as many as the one before).
 
-        The deadline limits it, too, and starts to run when its call watches for the first time.
+        The deadline limits it, too, and starts to run with its call's first wait.
         """
         deadline, now = self.deadline, self.loop.time()
         if deadline.until == _FOREVER:
@@ -1320,7 +1318,7 @@ def tls_options(host: str) -> dict[str, Any]:
 
 
 class Connection(Clock):
-    """A connection on a route, with its clock: made, opened, used, kept or closed.
+    """A connection on a route, with its clock.
 
     Its owner, usually the pool, has the `connector` that opens streams, and is told by `opened`
     that they are there, by `keep` that the connection is idle, by `forget` that it is closed.
@@ -1529,7 +1527,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 # how a name gets its addresses, and an error its words.) The rest makes it a client for many
 # GETs, for other people's networks, and for the shell. The later parts are reached from this
 # one at `decoded_piece`, `charset_of` and `lines_of` (section 8), `parse_links` (10), `punycode`,
-# `open_first` and `failure`, which has words for the system's errors (13), `pass_proxy` (14).
+# `open_first` and `failure` (13), `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
 # How a client is fast, and no burden to servers. Bodies come compressed. Connections are used
@@ -1555,7 +1553,7 @@ if sys.version_info >= (3, 14):
     if find_spec("_zstd"):  # not every build has it
         _CODINGS[b"zstd"] = b"(PQRSTUVWXYZ[\\]^_"
 ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
-# What servers name as a coding, too, and what needs no undoing: charsets, types, MIME's encodings,
+# What servers call a coding, too, though it needs no undoing: charsets, types, MIME's encodings,
 # and what was for Amazon's servers alone (aws-chunked: of an upload to S3).
 _NO_CODINGS = {*(
     b"identity none null undefined utf-8 utf8 us-ascii iso-8859-1 windows-1252 7bit 8bit binary "
@@ -1905,7 +1903,7 @@ class Lane:
 
 
 class Pool:
-    """The connections of one session; a new one counts before it is open."""
+    """A session's connections; a new one counts before it is open."""
 
     closed = False
     served_at = 0.0  # when one who waited on any route was last served
@@ -2481,10 +2479,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def spelled_out(function: Function) -> Function:
-    """Show the keywords behind a function's ** to help() and to editors.
-
-    Type checkers take them from the TypedDict, the one place where they are written down.
-    """
+    """Show the keywords behind a function's ** to help() and to editors."""
     signature = inspect.signature(function)
     *shown, options = signature.parameters.values()
     settings = globals()[options.annotation[len("Unpack["):-1]]
@@ -2579,9 +2574,9 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # ==== 12. Session =============================================================
 # The loop around it all. Call.run is one call: it makes a request, follows redirects to the
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
-# the rule for retries says so. Call.exchange gets one response for one request. Most calls have
-# no keywords of their own: the session's settings remember the lane (section 9) for them, and
-# the lane the bytes of the fields. Nothing saves a small GET more.
+# the rule for retries says so. Call.exchange gets one response for one request. For calls without
+# keywords of their own the session's settings remember the lane (section 9), and the lane the
+# bytes of the fields: nothing saves a small GET more.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
@@ -2680,7 +2675,7 @@ class Call:
         base = session._base
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
         fields = session._fields
-        self.first, cert = url.origin, settings["cert"]  # first: what the caller has named
+        self.first, cert = url.origin, settings["cert"]  # first: the caller's
         if base and url.origin != base.origin:  # the session's secrets are for base_url alone
             fields = without_secrets(fields, settings["secret_headers"])
             cert = options.get("cert")
@@ -2855,7 +2850,7 @@ class Session:
         # "lanes": by origin and certificate, for all calls whose settings share this dictionary.
         self.settings = {**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}}
         # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
-        # (section 13) only when a URL with https needs it.
+        # (section 13) only for https.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
         self._pool = Pool(settings)
         self._pool.agent = tuple(one for one in self._fields if one[0].lower() == "user-agent")
