@@ -28,7 +28,7 @@ III. In somebody else's network: what a corporate machine adds
     13. Addresses and TLS      names with many addresses, certificates, errors in words
     14. Proxies                tunnels, SOCKS, NO_PROXY
     15. Cookies                RFC 6265bis: what may be kept, and who is told
-    16. Passwords              netrc
+    16. Passwords              in URLs and netrc
 
 IV. Tools: on top of that, files and curl's flags
 
@@ -186,10 +186,10 @@ __all__ = [
 # bytes have come, say. A *task* is a coroutine that the loop runs beside the others.
 # *Cancelling* a task raises CancelledError in it, at the await where it stands. A *transport* is
 # the loop's own end of a socket: it sends what we write, as fast as the kernel takes it, and
-# hands what comes to a *protocol*, which keeps it until we read.
+# hands what comes to a *protocol*, which keeps it until we read. asyncio.open_connection makes
+# both, and gives us a *stream* to use them by: a reader and a writer.
 # All of it is one thread: between two awaits nobody else runs. So no coroutine becomes faster,
-# and if one computes for a second, all others wait for that second. But a thousand that only
-# wait cost hardly more than one.
+# and while one computes, all others wait. But a thousand that only wait cost hardly more than one.
 
 # ==== 1. Errors ===============================================================
 # Every failure of a server, a network or a URL is raised as one of the exceptions below. Every
@@ -353,7 +353,7 @@ def without_zone(host: str) -> str:
 
 
 class Origin(NamedTuple):
-    """Who is asked (RFC 6454). What becomes of a secret at another origin: see next_request."""
+    """Who is asked (RFC 6454). For secrets and other origins: next_request (section 10)."""
 
     scheme: str  # "http" or "https"
     host: str    # as it is looked up: lower case, punycode, IPv6 without brackets
@@ -378,7 +378,7 @@ class URL(NamedTuple):
     """The parts of a URL; str() and repr() put them together without the userinfo."""
 
     origin: Origin
-    target: str    # origin-form: path and query, from "/" on
+    target: str    # path and query, from "/" on
     fragment: str  # stays here, is never sent
     userinfo: str  # "user:password", still percent-encoded
 
@@ -423,7 +423,7 @@ def parse_host(text: str) -> str:
     'xn--bcher-kva.example'
 
     Raises InvalidURL, also for 127.1 and 0x7f.0.0.1: getaddrinfo would take them for 127.0.0.1.
-    A name may still end in a number: Docker Swarm calls a task web.1.
+    A name may still end in a number: Docker Swarm calls a task web.1. (punycode: section 13.)
     """
     if text.startswith("["):
         return parse_address(text[1:-1])
@@ -509,9 +509,9 @@ def remove_dots(target: str) -> str:
 
 
 # ==== 3. Request bytes ========================================================
-# A server is sent nothing but heads, and this section makes their lines. Text from a
-# caller or a redirect could smuggle in a line of its own. So the grammar is checked here, on
-# what goes out: what does not fit is refused, never mended.
+# A server is sent nothing but heads, and this section makes their lines. Text from a caller or a
+# redirect could smuggle in a line of its own. So the grammar is checked here, on what goes out:
+# what does not fit is refused, never mended.
 
 Fields = tuple[tuple[str, str], ...]  # the (name, value) pairs of a head, in order
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
@@ -573,8 +573,8 @@ def render_request(target: str, lines: bytes) -> bytes:
 # bytes (but not a Content-Length or a coding). Only the few fields that decide what we do next
 # are looked up now; the others are parsed when a user asks for them.
 
-# One head, counted while it arrives (Connection.exchange, section 7). A
-# line has no limit of its own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
+# One head, counted while it arrives (Connection.exchange, section 7). A line has no limit of its
+# own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
 MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
 _STATUS_LINE = rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: %b)?\r?\n" % _TEXT
@@ -594,7 +594,7 @@ class Head(NamedTuple):
     raw: bytes     # as received, but unfolded, with the empty line
     status: int    # 100 to 999
     # Only the fields that we decide from, five at most: in lower case, blanks not stripped,
-    # repeats joined with commas (RFC 9110 5.3). Headers.parse gives all fields.
+    # repeats joined with commas (RFC 9110 5.3).
     fields: dict[bytes, bytes]
 
 
@@ -790,7 +790,8 @@ def parse_border(border: bytes) -> int:
 def read_chunked() -> Generator[bytes, bytes, Any]:
     r"""Take chunks until the empty one, then trailers: fields after the body (RFC 9112 7.1).
 
-        5;extension CRLF hello CRLF  0 CRLF  Trailer: x CRLF  CRLF
+        [CRLF] 5;extension CRLF    hello      CRLF 0 CRLF    Trailer: x CRLF CRLF
+        border                     payload    border         trailers
 
     Returns the last payload, the bytes after the body, and the trailer lines. Raises
     ProtocolError. Chunks that arrive together are yielded as one payload.
@@ -818,8 +819,8 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
                 size = parse_border(border)
                 if len(border) <= 20:  # CRLF, 16 digits, CRLF: too short to count again
                     remember(_sizes, border, size)
-                # Less the size of the chunk: large chunks may have long extensions, but many long
-                # ones on small chunks reach the limit.
+                # The size of the chunk is taken off: large chunks may have long extensions, but
+                # many long ones on small chunks reach the limit.
                 extensions = max(0, extensions + len(border) - size)
                 if extensions > MAX_EXTENSION_BYTES:
                     raise ProtocolError(f"chunk extensions: over {MAX_EXTENSION_BYTES} bytes")
@@ -843,10 +844,9 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
 
 # ==== 6. Response =============================================================
 # What the caller holds. A response keeps its head as bytes, and parses of it only what is asked
-# for: so in memory one needs only a kilobyte beside its head and its body. It is handed a
-# connection (section 7), asks that for the bytes of the body, and gives it back or closes it at
-# the end. This section itself opens no socket and sets no timer.
-
+# for: beside head and body it needs only a kilobyte. It is handed a connection (section 7) and
+# asks that for the bytes of the body; at the end it has the connection kept for the next request,
+# or closes it. Codings, charsets and lines are for section 8.
 
 
 class Timing(NamedTuple):
@@ -883,6 +883,7 @@ class Body:
         if framing == "chunked":
             self._chunks = read_chunked()
             next(self._chunks)  # to its first `yield`
+        # The wait for the head (`since`) began when the request was sent.
         self._sent_at, self._head_at = connection.since, connection.loop.time()
         self._reused = connection.exchanges > 1
         data, connection.rest = connection.rest, b""
@@ -910,7 +911,7 @@ class Body:
 
     def _take(self, data: bytes) -> None:
         """Put the payload in `data` into _ready; at the end of the body let the connection go."""
-        self._connection.due = _FOREVER  # none (section 7) while the caller is busy
+        self._connection.due = _FOREVER  # no limit (section 7) while the caller is busy
         try:
             if self._chunks:
                 self._ready = self._chunks.send(data)
@@ -921,7 +922,7 @@ class Body:
                 self._ready, rest = data[:left], data[left:]
                 if len(data) >= left:
                     self._let_go(rest)
-        except StopIteration as end:
+        except StopIteration as end:  # with what the parser returned
             self._ready, rest, self._trailers = end.value
             self._let_go(rest)
         except ProtocolError as error:  # what came before the fault is handed out first
@@ -975,7 +976,7 @@ class Response(Body):
                  decode: bool = False) -> None:
         super().__init__(connection, head, keep)
         self.status = self.status_code = head.status  # as aiohttp and requests call it
-        self.raw_head = head.raw               # as received, without folds
+        self.raw_head = head.raw
         self.history: list[Response] = []
         self.addresses = connection.addresses  # the remote one and ours
         self.proxied = connection.route.proxy is not None
@@ -1077,7 +1078,7 @@ class Response(Body):
             self._content = self._ready
             self._check_size(len(self._content), limit)
         else:
-            # Not in a local variable: an error that is kept would keep those.
+            # Not in a local variable: the traceback of an error holds those, while it is kept.
             self._content, size = bytearray(), -1
             while size < len(self._content):
                 size = len(self._content)
@@ -1105,10 +1106,7 @@ class Response(Body):
             yield piece
 
     def iter_lines(self) -> AsyncIterator[str]:
-        r"""Yield the body's lines as text, without their \n or \r\n.
-
-        If the loop is left early, the next one goes on where it stopped.
-        """
+        r"""Yield the body's lines as text, without their \n or \r\n."""
         return lines_of(self)
 
     def close(self) -> None:
@@ -1161,8 +1159,8 @@ class Response(Body):
 
 # ==== 7. Connection ===========================================================
 # One TCP connection, from the first packet to the last. For https, TLS encrypts it and proves
-# who the server is; TCP and TLS each begin with a handshake, packets to and fro. Here is how a
-# connection is opened, how one request and its response go over it, and the one clock for it all.
+# who the server is; TCP and TLS each begin with a handshake, packets to and fro. Here is what a
+# connection is for (Route), its one clock, and how it is opened and carries request and response.
 #
 #     new --open--> busy --exchange, Body--> idle --exchange--> busy ...   closed
 #
@@ -1180,7 +1178,7 @@ LAST_TURNS = 12                  # of the loop: enough to bring in what the kern
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-if sys.version_info < (3, 11):  # there, who catches asyncio's TimeoutError would miss ours
+if sys.version_info < (3, 11):  # there `except asyncio.TimeoutError` would miss ours
     TimedOut.__bases__ += (asyncio.TimeoutError,)
 
 
@@ -1197,8 +1195,8 @@ class Route(NamedTuple):
     origin: Origin
     tls: ssl.SSLContext | None  # Python's settings for TLS
     proxy: Proxy | None
-    address: str | None  # where to connect instead of looking the host up; "unix:" and a path
-    proxy_tls: ssl.SSLContext | None = None  # the client's certificate is not in it
+    address: str | None  # where to connect instead of looking the host up; or "unix:" and a path
+    proxy_tls: ssl.SSLContext | None = None  # for an https proxy: no client certificate in it
     verify: Any = True   # whom certificates have to be from, for the error texts
 
     def __str__(self) -> str:
@@ -1212,14 +1210,14 @@ class Deadline:
     """When a call must be over: one for all of its redirects, tries and waits."""
 
     def __init__(self, started: float = 0.0, seconds: float = _FOREVER) -> None:
-        self.started = started
-        self.seconds = seconds    # that the call may take
+        self.started = started    # when the call began
+        self.seconds = seconds    # that it may take
         self.until = _FOREVER     # the moment of its end, set by its first Clock.watch
 
     async def breathe(self, seconds: float = 0.0) -> None:
         """Let other tasks run amid long work, for a turn or some seconds; may raise TimedOut.
 
-        For decoding (Response), and for the command line's --limit-rate.
+        For decoding (section 8), and for the command line's --limit-rate.
         """
         now = asyncio.get_running_loop().time
         await asyncio.sleep(min(seconds, self.until - now()))
@@ -1266,7 +1264,7 @@ class Clock:
     def watch(self, phase: str, seconds: float = 0.0) -> None:
         """Give `phase` that many seconds from now (0: as many as the one before).
 
-        The deadline limits it, too, and starts to run when its call watches for the first time.
+        The deadline limits it, too, and starts to run with its call's first wait.
         """
         deadline, now = self.deadline, self.loop.time()
         if deadline.until == _FOREVER:
@@ -1315,12 +1313,12 @@ class Clock:
 
 
 def tls_options(host: str) -> dict[str, Any]:
-    """TLS keywords: the host without a final dot (RFC 6066 3); a timeout that ours comes before."""
+    """TLS keywords: the host without a final dot (RFC 6066 3); the time limit is our Clock's."""
     return {"server_hostname": without_zone(host).rstrip("."), "ssl_handshake_timeout": 1e6}
 
 
 class Connection(Clock):
-    """A connection on a route, with its clock: made, opened, used, kept or closed.
+    """A connection on a route, with its clock.
 
     Its owner, usually the pool, has the `connector` that opens streams, and is told by `opened`
     that they are there, by `keep` that the connection is idle, by `forget` that it is closed.
@@ -1330,7 +1328,7 @@ class Connection(Clock):
         super().__init__()
         self.route = route
         self.owner = owner
-        self.trace: Any = None        # the setting of the call that uses it
+        self.trace: Any = None        # told what is sent and what comes: a setting of the call
         self.reader: Any = None       # asyncio's streams, or a caller's own
         self.writer: Any = None
         self.outer: Any = None        # the writer to the proxy, below the one in its tunnel
@@ -1338,7 +1336,7 @@ class Connection(Clock):
         self.closed = False
         self.exchanges = 0            # requests sent so far
         self.request_bytes = 0        # in the last of them
-        self.interim = 0              # 1xx responses ahead of the last one
+        self.interim = 0              # 1xx responses before the last real one
         self.silent = True            # no byte of the current response has come
         self.opener: asyncio.Task[Any] | None = None  # while it is opened
         self.rest = b""               # received, not used yet
@@ -1354,10 +1352,10 @@ class Connection(Clock):
             raise why_closed(self)
         self.watch("connection", timeout)
         route = self.route
-        # A task of its own, so that `close` can cancel it. Awaited directly, it would then look as
-        # if our caller were cancelled; gather returns that as a value. If our caller really is
-        # cancelled, gather cancels the task, too, and waits until it has cleaned up. (create_task
-        # may start it before `opener` is set, by which `failure` tells opening from an exchange.)
+        # A task of its own, so that `close` can cancel it. Its CancelledError, awaited here, would
+        # look as if our caller were cancelled; gather returns it as a value. If our caller really
+        # is cancelled, gather cancels the task, too, and waits until it has ended. (create_task may
+        # start it before `opener` is set, by which `failure` tells opening from an exchange.)
         self.opener = asyncio.Task(
             pass_proxy(self, route.proxy) if route.proxy else
             self.connect(route.origin, route.address, route.tls))
@@ -1368,7 +1366,7 @@ class Connection(Clock):
             self.opener.result()
             info = self.writer.get_extra_info  # uvloop's (another loop) raises after a reset
             self.addresses = info("peername"), info("sockname")
-        except AsyncGetError:  # before the next line: some of ours are OSErrors, too
+        except AsyncGetError:  # ours already, from the proxy, say: `failure` would reword it
             raise
         except Exception as error:
             raise failure(self, error) from error
@@ -1413,12 +1411,12 @@ class Connection(Clock):
         self.silent = True
         self.watch(phase, timeout)
         try:
-            self.writer.write(request)  # no `await drain()`: it is short, and nothing follows
+            self.writer.write(request)  # no `await drain()` (wait until most is sent): it is short
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
         except RuntimeError as error:  # uvloop's, after a reset
             raise failure(self, ConnectionResetError(str(error))) from error
-        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange asks for it
+        for self.interim in range(MAX_INTERIM + 1):  # Call.exchange (section 12) reads it
             data, start = self.rest or await self.receive(), 0
             while not (end := _HEAD_END.search(data, start)) and len(data) <= MAX_HEAD_BYTES:
                 if data[:7] != b"HTTP/1."[:len(data)]:
@@ -1491,13 +1489,13 @@ class Connection(Clock):
 
 
 def far_end(connection: Connection) -> str:
-    """What failed, for error texts: the route, or the proxy alone until it is reached."""
+    """Whom we speak to, for error texts: the route, or the proxy alone until it is reached."""
     proxy, phase = connection.route.proxy, connection.phase
     return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
 
 
 def why_closed(connection: Connection) -> AsyncGetError:
-    """The error for a clock that ran out, or a session closed by someone else."""
+    """The error for a connection that its clock or another task has closed."""
     if not connection.expired:
         return AsyncGetError(f"the connection to {connection.route} was closed on our side")
     deadline, seconds, what = connection.deadline, connection.seconds, connection.phase
@@ -1512,7 +1510,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
     parts = parse_url(url)
     tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
     route = Route(parts.origin, tls, None, None)
-    # It need not be told anything: id() takes one argument and does nothing.
+    # It need not be told anything: id() takes one argument and changes nothing.
     owner = types.SimpleNamespace(connector=asyncio.open_connection, opened=id, forget=id)
     connection = Connection(route, owner)
     connection.deadline = Deadline(connection.loop.time())
@@ -1529,11 +1527,11 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 # how a name gets its addresses, and an error its words.) The rest makes it a client for many
 # GETs, for other people's networks, and for the shell. The later parts are reached from this
 # one at `decoded_piece`, `charset_of` and `lines_of` (section 8), `parse_links` (10), `punycode`,
-# `open_first` and `failure`, which has words for the system's errors (13), `pass_proxy` (14).
+# `open_first` and `failure` (13), `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
-# How a client is fast, and no burden to servers. Connections are kept and used again; rules
-# say who gets one, and when it is closed. A call follows redirects and tries again.
+# How a client is fast, and no burden to servers. Bodies come compressed. Connections are used
+# again; rules say who gets one, and when it is closed. A call follows redirects and tries again.
 
 # ==== 8. Decoding =============================================================
 # How a body's bytes become content: codings (compression) are undone, the charset is found,
@@ -1555,8 +1553,8 @@ if sys.version_info >= (3, 14):
     if find_spec("_zstd"):  # not every build has it
         _CODINGS[b"zstd"] = b"(PQRSTUVWXYZ[\\]^_"
 ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
-# What servers send there, too, and what needs no undoing: charsets, types, MIME's encodings, and
-# what was for Amazon's servers alone (aws-chunked: of an upload to S3).
+# What servers call a coding, too, though it needs no undoing: charsets, types, MIME's encodings,
+# and what was for Amazon's servers alone (aws-chunked: of an upload to S3).
 _NO_CODINGS = {*(
     b"identity none null undefined utf-8 utf8 us-ascii iso-8859-1 windows-1252 7bit 8bit binary "
     b"base64 quoted-printable chunked aws-chunked amz-1.0 text/plain text/html application/json"
@@ -1609,7 +1607,7 @@ class Decoder:
         self.pieces = enumerate(pieces, start=1)
 
     def arriving(self) -> Iterator[bytes | None]:
-        """What has arrived, in slices: after each member, zlib copies the rest of its slice."""
+        """What has arrived, in slices, as zlib copies the rest of a slice after each member."""
         yield None
         while self.arrived:
             self.budget += 100 * len(self.arrived)
@@ -1784,8 +1782,8 @@ async def lines_of(response: Response) -> AsyncIterator[str]:
 
 INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
-# After a longer idle time, see what the kernel has before use. Less than 0, so always, where the
-# clock ticks each 16 ms: Windows' does, up to Python 3.12.
+# After a longer idle time, see what the kernel has before use. On Windows, up to Python 3.12, the
+# clock ticks each 16 ms; there this is less than 0, which means always.
 IDLE_MOMENT_SECONDS = 0.001 - time.get_clock_info("monotonic").resolution
 TURN_EXCHANGES = 10              # of one connection, before another route may get its place
 
@@ -1869,8 +1867,8 @@ def take_over(connection: Connection) -> None:
     reader, transport, protocol = connection.reader, connection.writer.transport, None
     with contextlib.suppress(AttributeError, NotImplementedError):  # a test's fake, say
         protocol = transport.get_protocol()
-    # A reader that the caller feeds stays: its bytes may not be the transport's. Only
-    # asyncio's own has a weak reference to it, from its protocol (None: connection lost).
+    # A reader that the caller feeds stays: its bytes may not be the transport's. asyncio's own is
+    # known by its protocol's weak reference to it, which goes when the connection is lost.
     if (type(protocol) is not asyncio.StreamReaderProtocol
             or type(reader) is not asyncio.StreamReader or not weakref.getweakrefcount(reader)):
         return
@@ -1892,11 +1890,11 @@ class Lane:
     """One route: its connections, and who waits for one."""
 
     open = 0          # how many connections, those in use as well
-    served_at = 0.0    # on the loop's clock: when one who waited was last served
+    served_at = 0.0   # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
-    fields: Any = None  # that were last sent there; `lines` are their bytes
+    fields: Any = None  # that were last sent there, and `lines`, their bytes: see Call.render
     decode = True
-    lines = b""         # see Call.render
+    lines = b""
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -1905,12 +1903,12 @@ class Lane:
 
 
 class Pool:
-    """The connections of one session; a new one counts before it is open."""
+    """A session's connections; a new one counts before it is open."""
 
     closed = False
     served_at = 0.0  # when one who waited on any route was last served
-    opened = staticmethod(take_over)
-    agent: Fields   # the session's User-Agent, if it has one: for proxies that look at it
+    opened = staticmethod(take_over)  # Connection.connect calls it
+    agent: Fields    # the session's User-Agent, if it has one: for proxies that look at it
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.limit = settings["limit"] or _FOREVER
@@ -2104,7 +2102,7 @@ class Pool:
 
 
 # ==== 10. Redirects and retries ===============================================
-# What a response leads to: where a redirect goes and what of the request may come along,
+# What a request is, and what its response leads to: where a redirect goes and what may come along,
 # whether and when to try again. Here it is only decided; Call (section 12) does it.
 
 MAX_HISTORY_BYTES = 262_144      # heads of one call's redirects, which are kept; two of the longest
@@ -2155,7 +2153,7 @@ class Request(NamedTuple):
 
     url: URL
     fields: Fields
-    # The call's own, only for its first origin. None keeps the jar's (section 15) back, too.
+    # The call's own, only for its first origin; None keeps the jar's back, too (section 15).
     cookies: Mapping[str, str | None] = {}
     cert: Any = None  # the client's certificate
 
@@ -2226,8 +2224,8 @@ def next_request(request: Request, hops: list[Response],
           cookies= of the call, cert=       dropped, too
           the jar's cookies (each Session   asked for anew at each hop, by Call.render: what
           has one, with its cookies=)       fits is told by domain, not by origin
-          netrc                             asked for the new host, by with_password, if
-                                            scheme and port are those of the first request
+          netrc (section 16)                asked for the new host, if scheme and port are
+                                            those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
 
     What was dropped stays dropped, even if a later redirect leads back. With the setting
@@ -2425,7 +2423,7 @@ _SEVERAL = (list, tuple, Set, range, ValuesView, Iterator)
 
 
 def plain(value: Any) -> Any:
-    """No mapping; text as plain str: in an f-string, a str that is an Enum may show its name."""
+    """Text as plain str: an Enum's may show its name in an f-string. TypeError for a mapping."""
     if isinstance(value, Mapping):
         raise TypeError
     return str.__str__(value) if isinstance(value, str) else value
@@ -2481,10 +2479,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def spelled_out(function: Function) -> Function:
-    """Show the keywords behind a function's ** to help() and to editors.
-
-    Type checkers take them from the TypedDict, the one place where they are written down.
-    """
+    """Show the keywords behind a function's ** to help() and to editors."""
     signature = inspect.signature(function)
     *shown, options = signature.parameters.values()
     settings = globals()[options.annotation[len("Unpack["):-1]]
@@ -2579,9 +2574,9 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # ==== 12. Session =============================================================
 # The loop around it all. Call.run is one call: it makes a request, follows redirects to the
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
-# the rule for retries says so. Call.exchange gets one response for one request. A call
-# without keywords of its own finds a lane (section 9) in the session's settings, and on it the
-# fields, rendered before, which saves a small GET most.
+# the rule for retries says so. Call.exchange gets one response for one request. For calls without
+# keywords of their own the session's settings remember the lane (section 9), and the lane the
+# bytes of the fields: nothing saves a small GET more.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
@@ -2680,7 +2675,7 @@ class Call:
         base = session._base
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
         fields = session._fields
-        self.first, cert = url.origin, settings["cert"]  # the origin that the caller has named
+        self.first, cert = url.origin, settings["cert"]  # first: the caller's
         if base and url.origin != base.origin:  # the session's secrets are for base_url alone
             fields = without_secrets(fields, settings["secret_headers"])
             cert = options.get("cert")
@@ -2855,7 +2850,7 @@ class Session:
         # "lanes": by origin and certificate, for all calls whose settings share this dictionary.
         self.settings = {**settings, "cookies": jar, "own": {}, "own_cookies": {}, "lanes": {}}
         # Remembered, since a route compares contexts by identity. The lambda looks up tls_context
-        # (section 13) only when a URL with https needs it.
+        # (section 13) only for https.
         self._contexts = functools.lru_cache(MAX_REMEMBERED)(lambda *how: tls_context(*how))
         self._pool = Pool(settings)
         self._pool.agent = tuple(one for one in self._fields if one[0].lower() == "user-agent")
@@ -3137,8 +3132,8 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 # (cookies, passwords) are kept, and who gets them.
 
 # ==== 13. Addresses and TLS ===================================================
-# How a host's name becomes a connection to one of its addresses; which certificates are trusted
-# there; and how a failure that the system, asyncio or TLS report becomes one of our errors.
+# How a host's name becomes ASCII, and a connection to one of its addresses; which certificates are
+# trusted there; and how a failure of the system, asyncio or TLS becomes one of our errors.
 
 MAX_LOOK_UPS = 1000              # at once; each holds a thread until a name server answers
 MAX_ADDRESSES = 32               # of one name that are tried; each try may hold a socket

@@ -4,7 +4,7 @@
     ASYNCGET_LONG=1 python -m unittest ...        these, too, as .ci/run does
     ASYNCGET_LONG=1 ASYNCGET_KILL_MIB=128 ASYNCGET_KILLS=20 python -m unittest -k Kill.test_kill
 
-Tables of (name, wire, expected) first; from section 8 on raw bytes over loopback, on
+Tables of (name, wire, expected) first; from section 7 on raw bytes over loopback, on
 connections held open, so that a client that reads too far hangs and is found. Servers of
 others (nginx, squid, tinyproxy, microsocks) take part where they are installed.
 """
