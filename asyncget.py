@@ -12,8 +12,8 @@ I. One GET: what goes over the wire, and what Python does while it waits
     3. Request bytes           the head that is sent
     4. Response head           status line and fields
     5. Body framing            where the body ends
-    6. Response                what the caller holds
-    7. Connection              one exchange over TCP and TLS, and one clock
+    6. Connection              one exchange over TCP and TLS, and one clock
+    7. Response                what the caller holds
 
 II. Many GETs: connections used again, and the loop around it all
 
@@ -44,13 +44,13 @@ One GET, with the sections that tell it:
         v
     GET /x HTTP/1.1 \\r\\n Host: h \\r\\n \\r\\n          request bytes             3
         |
-        |  Connection.exchange, over one of the pool's connections        7, 9
+        |  Connection.exchange, over one of the pool's connections        6, 9
         v
     HTTP/1.1 200 OK \\r\\n Content-Length: 5 \\r\\n \\r\\n  response head            4
     hello                                           body: framing, coding    5, 8
         |
         v
-    Response(200, content=b"hello")     or a redirect, or a retry        6, 10
+    Response(200, content=b"hello")     or a redirect, or a retry        7, 10
 
 Words, and what they look like here:
 
@@ -573,7 +573,7 @@ def render_request(target: str, lines: bytes) -> bytes:
 # bytes (but not a Content-Length or a coding). Only the few fields that decide what we do next
 # are looked up now; the others are parsed when a user asks for them.
 
-# One head, counted while it arrives (Connection.exchange, section 7). A line has no limit of its
+# One head, counted while it arrives (Connection.exchange, section 6). A line has no limit of its
 # own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
 MAX_HEAD_BYTES = 131_072
 _TEXT = rb"[^\x00\r\n]*"
@@ -714,7 +714,7 @@ class Headers(Mapping[str, str]):
 # each after its own length; or it ends when the server closes. Read it wrong by a byte, and
 # the next answer on this connection goes to the wrong question.
 #
-# Body (section 6) counts down a length, and sees the connection end. The parser of chunks is a
+# Body (section 7) counts down a length, and sees the connection end. The parser of chunks is a
 # generator: it is sent what arrived, and yields the payload in it (the body without the lengths).
 # It stops at a `yield`, between any two bytes, and goes on there with what arrives next.
 
@@ -842,327 +842,12 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
     return b"".join(pieces), data[end + 4:], trailers
 
 
-# ==== 6. Response =============================================================
-# What the caller holds. A response keeps its head as bytes, and parses of it only what is asked
-# for: beside head and body it needs only a kilobyte. It is handed a connection (section 7) and
-# asks that for the bytes of the body; at the end it has the connection kept for the next request,
-# or closes it. Codings, charsets and lines are for section 8.
-
-
-class Timing(NamedTuple):
-    """Seconds from the start of the call to each step; `reused`: a kept connection was used.
-
-    `connected` and `sent` are equal: the request goes out as soon as there is a connection.
-    """
-
-    connected: float
-    sent: float
-    head: float
-    done: float
-    reused: bool
-
-
-class Body:
-    """The body of a response, not decoded yet; at its end it lets go of its connection."""
-
-    received = 0           # bytes of payload so far
-    _chunks: Any = None    # their parser, which says where they end
-    _ready = b""           # payload that has come and was not asked for yet
-    _fault: ProtocolError | None = None  # in what came after _ready; raised once that is read
-    _trailers = b""
-    _done_at = 0.0         # on the loop's clock, as are _sent_at and _head_at
-
-    def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
-        self._connection: Any = connection  # None: the body is here, or was given up
-        self._deadline = connection.deadline
-        self.started = self._deadline.started  # when the call began
-        framing = body_framing(head)
-        # Both sides must want it: `keep` is False where our request said Connection: close.
-        self._reusable = keep and may_reuse(head, framing)
-        self._length = framing if isinstance(framing, int) else None  # as the head has it
-        if framing == "chunked":
-            self._chunks = read_chunked()
-            next(self._chunks)  # to its first `yield`
-        # The wait for the head (`since`) began when the request was sent.
-        self._sent_at, self._head_at = connection.since, connection.loop.time()
-        self._reused = connection.exchanges > 1
-        data, connection.rest = connection.rest, b""
-        self._take(data)       # often all of it came with the head
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy."""
-        if self._connection is not None:  # two would read from it
-            raise TypeError("a response can be copied or pickled once it is read or closed")
-        return self.__dict__
-
-    async def _read_piece(self) -> bytes:
-        """The next bytes of the body as sent, b"" at its end."""
-        while not self._ready and self._connection is not None:
-            if self._fault:
-                raise self._fault
-            self._connection.watch("more of the body")
-            data = await self._connection.receive()
-            if data:
-                self._take(data)
-            else:
-                self._ended()
-        piece, self._ready = self._ready, b""
-        return piece
-
-    def _take(self, data: bytes) -> None:
-        """Put the payload in `data` into _ready; at the end of the body let the connection go."""
-        self._connection.due = _FOREVER  # no limit (section 7) while the caller is busy
-        try:
-            if self._chunks:
-                self._ready = self._chunks.send(data)
-            elif self._length is None:
-                self._ready = data
-            else:
-                left = self._length - self.received
-                self._ready, rest = data[:left], data[left:]
-                if len(data) >= left:
-                    self._let_go(rest)
-        except StopIteration as end:  # with what the parser returned
-            self._ready, rest, self._trailers = end.value
-            self._let_go(rest)
-        except ProtocolError as error:  # what came before the fault is handed out first
-            self._ready, self._fault = error.payload, error
-        self.received += len(self._ready)
-
-    def _ended(self) -> None:
-        """The connection has ended: a "close" body is whole, if TLS agrees; any other is cut."""
-        if self._chunks or self._length is not None:
-            raise IncompleteBody(
-                f"the connection ended after {self.received} bytes of the body, which has "
-                f"{self._length or 'more'}", expected=self._length, received=self.received)
-        if not self._connection.ended_cleanly():
-            raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
-                                 received=self.received)
-        self._let_go(b"")
-
-    def _let_go(self, rest: bytes) -> None:
-        """The body is whole: keep the connection, unless anything came after it."""
-        connection, self._connection, self._chunks = self._connection, None, None
-        self._done_at = connection.loop.time()
-        if self._reusable and not rest:
-            connection.owner.keep(connection)
-        else:
-            connection.close()
-
-
-# Why there is no `content`. Compared with ==: in a response that was pickled they are copies.
-_UNREAD = "the body was not read: await response.read()"
-_IN_PIECES = "the body was handed out in pieces, and is not kept: read() it instead"
-_AS_LINES = "the body was begun as lines: go on with iter_lines()"
-_GIVEN_UP = "the body was given up, or handed out in pieces: nothing is left to read"
-
-
-class Response(Body):
-    """A response. After `get` its body is in `content`; in `stream` it is read as asked.
-
-        before read()               content, text and json() raise, and say what to await
-        iter_bytes(), iter_lines()  you may leave a loop; the next of its kind goes on from there
-        once a piece is handed out  content and read() raise: the whole is not kept
-        after get() or read()       all of them work, as often as you like
-    """
-
-    _encoding = ""
-    _content: Any = b""               # the whole body, once it was read
-    _missing = _UNREAD                # why it is not there; "" when it is
-    _decoder: Decoder | None = None   # while there is something to decode
-    _cutter: LineCutter | None = None  # holds what iter_lines has not handed out yet
-
-    def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = False,
-                 decode: bool = False) -> None:
-        super().__init__(connection, head, keep)
-        self.status = self.status_code = head.status  # as aiohttp and requests call it
-        self.raw_head = head.raw
-        self.history: list[Response] = []
-        self.addresses = connection.addresses  # the remote one and ours
-        self.proxied = connection.route.proxy is not None
-        self.request_bytes = connection.request_bytes  # sent for it
-        # The coding to undo, b"" for none; a download keeps one that belongs to the file.
-        self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
-        self._url = url
-
-    # ---- the head
-
-    @property
-    def reason(self) -> str:
-        """The reason phrase."""
-        return status_reason(self.raw_head)
-
-    @property
-    def http_version(self) -> str:
-        """"HTTP/1.1", or what the server called it."""
-        return self.raw_head[:8].decode("ascii")
-
-    @property
-    def url(self) -> str:
-        """The URL that this response answers, without credentials."""
-        return str(self._url)
-
-    @functools.cached_property
-    def headers(self) -> Headers:
-        """The fields of the head."""
-        return Headers.parse(self.raw_head)
-
-    @property
-    def ok(self) -> bool:
-        """Whether the status is below 400."""
-        return self.status_code < 400
-
-    def raise_for_status(self) -> Response:
-        """Return self, or raise StatusError for a status of 400 and above."""
-        if not self.ok:
-            status = f"{self.status_code} {printable(self.reason[:MAX_SHOWN_BYTES])}".rstrip()
-            raise StatusError(f"{status} for {self.url}", response=self)
-        return self
-
-    @property
-    def cookies(self) -> dict[str, str]:
-        """The cookies that this response set, by name."""
-        pairs = (line.partition(";")[0].partition("=") for line in
-                 octets_text(self.raw_head, "set-cookie") if _VALUE.fullmatch(line))
-        return {name.strip(): value.strip() for name, equals, value in pairs if equals}
-
-    @property
-    def links(self) -> dict[str, dict[str, str]]:
-        """The Link fields by their rel, as requests gives them (RFC 8288).
-
-        `Link: </p?2>; rel="next"` gives `{"next": {"url": "/p?2", "rel": "next"}}`.
-        """
-        return parse_links(", ".join(octets_text(self.raw_head, "link")))
-
-    # ---- the body
-
-    @property
-    def content(self) -> bytes:
-        """The body, decoded."""
-        if self._missing:
-            raise AsyncGetError(self._missing, response=self)
-        return bytes(self._content)
-
-    @property
-    def encoding(self) -> str:
-        """The charset that `text` uses: the server's, or utf-8; may be set."""
-        return self._encoding or charset_of(self.headers.get("content-type", ""))
-
-    @encoding.setter
-    def encoding(self, name: str) -> None:
-        self._encoding = charset_of(f";charset={name}")
-
-    @property
-    def text(self) -> str:
-        """The body as text; what does not decode is replaced."""
-        return self.content.decode(self.encoding, "replace")
-
-    def json(self, **options: Any) -> Any:
-        """The body as JSON: in UTF-8, -16 or -32, or in the charset that was set as `encoding`.
-
-        The options are those of json.loads. Raises DecodingError if it is not JSON.
-        """
-        import json
-        try:
-            return json.loads(self.content.decode(self._encoding).removeprefix("\ufeff")
-                              if self._encoding else self.content, **options)
-        except (ValueError, ArithmeticError, RecursionError) as error:
-            raise DecodingError(f"not JSON ({printable(str(error))}): {shown(self.content)}",
-                                response=self) from None
-
-    async def read(self, limit: int | None = None) -> bytes:
-        """Read the body into `content`; raise TooLarge beyond limit."""
-        if self._missing != _UNREAD:
-            return self.content
-        if self._connection is None and not self.coding:  # it came with the head: no copies
-            self._content = self._ready
-            self._check_size(len(self._content), limit)
-        else:
-            # Not in a local variable: the traceback of an error holds those, while it is kept.
-            self._content, size = bytearray(), -1
-            while size < len(self._content):
-                size = len(self._content)
-                self._check_size(size, limit)
-                self._content += await self._next_piece()
-        self._content = content = bytes(self._content)
-        self._missing = ""
-        return content
-
-    def _check_size(self, size: int, limit: int | None,
-                    what: str = "bytes of body: raise max_size, or stream it") -> None:
-        if limit is not None and size > limit:
-            self.close()  # what was read is lost anyway
-            raise TooLarge(f"more than {limit} {what}", limit=limit, response=self)
-
-    async def iter_bytes(self) -> AsyncIterator[bytes]:
-        """Yield the body, decoded, in pieces as they arrive."""
-        if not self._missing:
-            if self._content:
-                yield self._content
-            return
-        if self._cutter:  # what has come of the body is in there, as text
-            raise AsyncGetError(_AS_LINES, response=self)
-        while piece := await self._next_piece():
-            yield piece
-
-    def iter_lines(self) -> AsyncIterator[str]:
-        r"""Yield the body's lines as text, without their \n or \r\n."""
-        return lines_of(self)
-
-    def close(self) -> None:
-        """Give up what is left of the body; closes the connection if something is."""
-        if self._missing:
-            self._missing, self._content = _GIVEN_UP, b""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = self._chunks = None
-        self._decoder = self._cutter = None
-        self._ready = b""
-
-    async def _next_piece(self) -> bytes:
-        """The next bytes of the body, decoded; b"" at its end."""
-        try:
-            if self._missing == _GIVEN_UP:  # b"" would make a body cut short look whole
-                raise AsyncGetError(_GIVEN_UP)
-            piece = await (decoded_piece(self) if self.coding else self._read_piece())
-        except BaseException as error:  # cancelled, too: the rest is lost
-            self.close()
-            if isinstance(error, AsyncGetError):
-                error.url, error.response = self.url, self
-            raise
-        if piece:
-            self._missing = _IN_PIECES
-        return piece
-
-    @property
-    def trailers(self) -> Headers:
-        """The fields after a chunked body, once it is read."""
-        return Headers.parse(self._trailers)
-
-    # ---- the clock
-
-    @property
-    def timing(self) -> Timing:
-        """When each step was done, in seconds since the call began; 0 for one that was not."""
-        sent, head, done = (max(0.0, moment - self.started)
-                            for moment in (self._sent_at, self._head_at, self._done_at))
-        return Timing(sent, sent, head, done, self._reused)
-
-    @property
-    def elapsed(self) -> datetime.timedelta:
-        """From the call to the end of the body; to the head, while there is more to come."""
-        return datetime.timedelta(seconds=max(self.timing[:4]))
-
-    def __repr__(self) -> str:
-        return f"<Response {self.status_code} {self.url}>"
-
-
-# ==== 7. Connection ===========================================================
+# ==== 6. Connection ===========================================================
 # One TCP connection, from the first packet to the last. For https, TLS encrypts it and proves
 # who the server is; TCP and TLS each begin with a handshake, packets to and fro. Here is what a
 # connection is for (Route), its one clock, and how it is opened and carries request and response.
 #
-#     new --open--> busy --exchange, Body--> idle --exchange--> busy ...   closed
+#     new --open--> busy --exchange, read--> idle --exchange--> busy ...   closed
 #
 # A new and a busy connection belong to one call, an idle one to the pool (section 9), which
 # uses it again and so saves the handshakes. A connection becomes idle only if the body is
@@ -1243,6 +928,11 @@ _NEVER = Deadline()  # of a connection that no call uses
 
 class Clock:
     """One timer for a connection's whole life, which watches one wait after another.
+
+        wait 1   =====)                            the answer came, long before this was due
+        wait 2         ====)                       the next, too: only its due moment is noted
+        wait 3               ====================| due, and nothing came
+        timer    --------------(rings, set anew)-(rings, `close`)
 
     For a new wait we usually just note its later end, and leave the timer alone: it rings too
     early, sees the new end and is set to that. A task for each wait (asyncio.wait_for, before
@@ -1505,8 +1195,325 @@ def why_closed(connection: Connection) -> AsyncGetError:
                     phase=connection.phase, seconds=seconds)
 
 
+# ==== 7. Response =============================================================
+# What the caller holds. A response keeps its head as bytes, and parses of it only what is asked
+# for: beside head and body it needs only a kilobyte. It is handed a connection (section 6) and
+# asks that for the bytes of the body; at the end it has the connection kept for the next request,
+# or closes it. Codings, charsets and lines are for section 8.
+
+
+class Timing(NamedTuple):
+    """Seconds from the start of the call to each step; `reused`: a kept connection was used.
+
+    `connected` and `sent` are equal: the request goes out as soon as there is a connection.
+    """
+
+    connected: float
+    sent: float
+    head: float
+    done: float
+    reused: bool
+
+
+class Body:
+    """The body of a response, not decoded yet; at its end it lets go of its connection."""
+
+    received = 0           # bytes of payload so far
+    _chunks: Any = None    # their parser, which says where they end
+    _ready = b""           # payload that has come and was not asked for yet
+    _fault: ProtocolError | None = None  # in what came after _ready; raised once that is read
+    _trailers = b""
+    _done_at = 0.0         # on the loop's clock, as are _sent_at and _head_at
+
+    def __init__(self, connection: Connection, head: Head, keep: bool) -> None:
+        self._connection: Any = connection  # None: the body is here, or was given up
+        self._deadline = connection.deadline
+        self.started = self._deadline.started  # when the call began
+        framing = body_framing(head)
+        # Both sides must want it: `keep` is False where our request said Connection: close.
+        self._reusable = keep and may_reuse(head, framing)
+        self._length = framing if isinstance(framing, int) else None  # as the head has it
+        if framing == "chunked":
+            self._chunks = read_chunked()
+            next(self._chunks)  # to its first `yield`
+        # The wait for the head (`since`) began when the request was sent.
+        self._sent_at, self._head_at = connection.since, connection.loop.time()
+        self._reused = connection.exchanges > 1
+        data, connection.rest = connection.rest, b""
+        self._take(data)       # often all of it came with the head
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy."""
+        if self._connection is not None:  # two would read from it
+            raise TypeError("a response can be copied or pickled once it is read or closed")
+        return self.__dict__
+
+    async def _read_piece(self) -> bytes:
+        """The next bytes of the body as sent, b"" at its end."""
+        while not self._ready and self._connection is not None:
+            if self._fault:
+                raise self._fault
+            self._connection.watch("more of the body")
+            data = await self._connection.receive()
+            if data:
+                self._take(data)
+            else:
+                self._ended()
+        piece, self._ready = self._ready, b""
+        return piece
+
+    def _take(self, data: bytes) -> None:
+        """Put the payload in `data` into _ready; at the end of the body let the connection go."""
+        self._connection.due = _FOREVER  # no limit (section 6) while the caller is busy
+        try:
+            if self._chunks:
+                self._ready = self._chunks.send(data)
+            elif self._length is None:
+                self._ready = data
+            else:
+                left = self._length - self.received
+                self._ready, rest = data[:left], data[left:]
+                if len(data) >= left:
+                    self._let_go(rest)
+        except StopIteration as end:  # with what the parser returned
+            self._ready, rest, self._trailers = end.value
+            self._let_go(rest)
+        except ProtocolError as error:  # what came before the fault is handed out first
+            self._ready, self._fault = error.payload, error
+        self.received += len(self._ready)
+
+    def _ended(self) -> None:
+        """The connection has ended: a "close" body is whole, if TLS agrees; any other is cut."""
+        if self._chunks or self._length is not None:
+            raise IncompleteBody(
+                f"the connection ended after {self.received} bytes of the body, which has "
+                f"{self._length or 'more'}", expected=self._length, received=self.received)
+        if not self._connection.ended_cleanly():
+            raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
+                                 received=self.received)
+        self._let_go(b"")
+
+    def _let_go(self, rest: bytes) -> None:
+        """The body is whole: keep the connection, unless anything came after it."""
+        connection, self._connection, self._chunks = self._connection, None, None
+        self._done_at = connection.loop.time()
+        if self._reusable and not rest:
+            connection.owner.keep(connection)
+        else:
+            connection.close()
+
+
+# Why there is no `content`. Compared with ==: in a response that was pickled they are copies.
+_UNREAD = "the body was not read: await response.read()"
+_IN_PIECES = "the body was handed out in pieces, and is not kept: read() it instead"
+_AS_LINES = "the body was begun as lines: go on with iter_lines()"
+_GIVEN_UP = "the body was given up, or handed out in pieces: nothing is left to read"
+
+
+class Response(Body):
+    """A response. After `get` its body is in `content`; in `stream` it is read as asked.
+
+        before read()               content, text and json() raise, and say what to await
+        iter_bytes(), iter_lines()  you may leave a loop; the next of its kind goes on from there
+        once a piece is handed out  content and read() raise: the whole is not kept
+        after get() or read()       all of them work, as often as you like
+    """
+
+    _encoding = ""
+    _content: Any = b""               # the whole body, once it was read
+    _missing = _UNREAD                # why it is not there; "" when it is
+    _decoder: Decoder | None = None   # while there is something to decode
+    _cutter: LineCutter | None = None  # holds what iter_lines has not handed out yet
+
+    def __init__(self, head: Head, url: URL, connection: Connection, keep: bool = False,
+                 decode: bool = False) -> None:
+        super().__init__(connection, head, keep)
+        self.status = self.status_code = head.status  # as aiohttp and requests call it
+        self.raw_head = head.raw
+        self.history: list[Response] = []
+        self.addresses = connection.addresses  # the remote one and ours
+        self.proxied = connection.route.proxy is not None
+        self.request_bytes = connection.request_bytes  # sent for it
+        # The coding to undo, b"" for none; a download keeps one that belongs to the file.
+        self.coding = head.fields.get(b"content-encoding", b"") if decode else b""
+        self._url = url
+
+    # ---- the head
+
+    @property
+    def reason(self) -> str:
+        """The reason phrase."""
+        return status_reason(self.raw_head)
+
+    @property
+    def http_version(self) -> str:
+        """"HTTP/1.1", or what the server called it."""
+        return self.raw_head[:8].decode("ascii")
+
+    @property
+    def url(self) -> str:
+        """The URL that this response answers, without credentials."""
+        return str(self._url)
+
+    @functools.cached_property
+    def headers(self) -> Headers:
+        """The fields of the head."""
+        return Headers.parse(self.raw_head)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status is below 400."""
+        return self.status_code < 400
+
+    def raise_for_status(self) -> Response:
+        """Return self, or raise StatusError for a status of 400 and above."""
+        if not self.ok:
+            status = f"{self.status_code} {printable(self.reason[:MAX_SHOWN_BYTES])}".rstrip()
+            raise StatusError(f"{status} for {self.url}", response=self)
+        return self
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies that this response set, by name."""
+        pairs = (line.partition(";")[0].partition("=") for line in
+                 octets_text(self.raw_head, "set-cookie") if _VALUE.fullmatch(line))
+        return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+    @property
+    def links(self) -> dict[str, dict[str, str]]:
+        """The Link fields by their rel, as requests gives them (RFC 8288).
+
+        `Link: </p?2>; rel="next"` gives `{"next": {"url": "/p?2", "rel": "next"}}`.
+        """
+        return parse_links(", ".join(octets_text(self.raw_head, "link")))
+
+    # ---- the body
+
+    @property
+    def content(self) -> bytes:
+        """The body, decoded."""
+        if self._missing:
+            raise AsyncGetError(self._missing, response=self)
+        return bytes(self._content)
+
+    @property
+    def encoding(self) -> str:
+        """The charset that `text` uses: the server's, or utf-8; may be set."""
+        return self._encoding or charset_of(self.headers.get("content-type", ""))
+
+    @encoding.setter
+    def encoding(self, name: str) -> None:
+        self._encoding = charset_of(f";charset={name}")
+
+    @property
+    def text(self) -> str:
+        """The body as text; what does not decode is replaced."""
+        return self.content.decode(self.encoding, "replace")
+
+    def json(self, **options: Any) -> Any:
+        """The body as JSON: in UTF-8, -16 or -32, or in the charset that was set as `encoding`.
+
+        The options are those of json.loads. Raises DecodingError if it is not JSON.
+        """
+        import json
+        try:
+            return json.loads(self.content.decode(self._encoding).removeprefix("\ufeff")
+                              if self._encoding else self.content, **options)
+        except (ValueError, ArithmeticError, RecursionError) as error:
+            raise DecodingError(f"not JSON ({printable(str(error))}): {shown(self.content)}",
+                                response=self) from None
+
+    async def read(self, limit: int | None = None) -> bytes:
+        """Read the body into `content`; raise TooLarge beyond limit."""
+        if self._missing != _UNREAD:
+            return self.content
+        if self._connection is None and not self.coding:  # it came with the head: no copies
+            self._content = self._ready
+            self._check_size(len(self._content), limit)
+        else:
+            # Not in a local variable: the traceback of an error holds those, while it is kept.
+            self._content, size = bytearray(), -1
+            while size < len(self._content):
+                size = len(self._content)
+                self._check_size(size, limit)
+                self._content += await self._next_piece()
+        self._content = content = bytes(self._content)
+        self._missing = ""
+        return content
+
+    def _check_size(self, size: int, limit: int | None,
+                    what: str = "bytes of body: raise max_size, or stream it") -> None:
+        if limit is not None and size > limit:
+            self.close()  # what was read is lost anyway
+            raise TooLarge(f"more than {limit} {what}", limit=limit, response=self)
+
+    async def iter_bytes(self) -> AsyncIterator[bytes]:
+        """Yield the body, decoded, in pieces as they arrive."""
+        if not self._missing:
+            if self._content:
+                yield self._content
+            return
+        if self._cutter:  # what has come of the body is in there, as text
+            raise AsyncGetError(_AS_LINES, response=self)
+        while piece := await self._next_piece():
+            yield piece
+
+    def iter_lines(self) -> AsyncIterator[str]:
+        r"""Yield the body's lines as text, without their \n or \r\n."""
+        return lines_of(self)
+
+    def close(self) -> None:
+        """Give up what is left of the body; closes the connection if something is."""
+        if self._missing:
+            self._missing, self._content = _GIVEN_UP, b""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = self._chunks = None
+        self._decoder = self._cutter = None
+        self._ready = b""
+
+    async def _next_piece(self) -> bytes:
+        """The next bytes of the body, decoded; b"" at its end."""
+        try:
+            if self._missing == _GIVEN_UP:  # b"" would make a body cut short look whole
+                raise AsyncGetError(_GIVEN_UP)
+            piece = await (decoded_piece(self) if self.coding else self._read_piece())
+        except BaseException as error:  # cancelled, too: the rest is lost
+            self.close()
+            if isinstance(error, AsyncGetError):
+                error.url, error.response = self.url, self
+            raise
+        if piece:
+            self._missing = _IN_PIECES
+        return piece
+
+    @property
+    def trailers(self) -> Headers:
+        """The fields after a chunked body, once it is read."""
+        return Headers.parse(self._trailers)
+
+    # ---- the clock
+
+    @property
+    def timing(self) -> Timing:
+        """When each step was done, in seconds since the call began; 0 for one that was not."""
+        sent, head, done = (max(0.0, moment - self.started)
+                            for moment in (self._sent_at, self._head_at, self._done_at))
+        return Timing(sent, sent, head, done, self._reused)
+
+    @property
+    def elapsed(self) -> datetime.timedelta:
+        """From the call to the end of the body; to the head, while there is more to come."""
+        return datetime.timedelta(seconds=max(self.timing[:4]))
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status_code} {self.url}>"
+
+
+# ---- all of this part in one place
+
 async def fetch(url: str, timeout: float = 30.0) -> Response:
-    """One GET over a connection of its own, of at most 64 MiB: all of this part in one place."""
+    """One GET of at most 64 MiB over a connection of its own."""
     parts = parse_url(url)
     tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
     route = Route(parts.origin, tls, None, None)
@@ -1774,11 +1781,17 @@ async def lines_of(response: Response) -> AsyncIterator[str]:
 # yet. Only then does the request wait, in the queue of its route. A connection that comes free
 # is handed to the next in turn. If the next were only woken, a request that has just come could
 # take the connection before it runs, again and again. A new connection is handed over unopened;
-# the request that gets it opens it. (Section 7 tells when a connection may be kept.)
+# the request that gets it opens it. (Section 6 tells when a connection may be kept.)
 # An idle one is closed if a byte or the end comes from the server, after IDLE_SECONDS, or
 # when its place is needed. If the server closed it while our request was on its way,
-# Call.exchange (section 12) asks once more on a new one. asyncio's streams do not tell when
-# something comes that nobody reads; so first below comes an Inbox, which does.
+# Call.exchange (section 12) asks once more on a new one.
+#
+#     keep      one came free    \
+#     forget    one was closed    >  serve: who is next?  decide: a kept one, a new one, none yet
+#     _resume   `rate` allows it /
+#
+# Each route has a Lane: its connections, and who waits for one. asyncio's streams do not tell
+# when something comes that nobody reads; so first below comes an Inbox, which does.
 
 INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
@@ -2318,7 +2331,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 # show that line, type checkers read it, and `checked` compares with it what a caller gives.
 # Below: what they put into a request.
 
-class AskedJar:
+class CookieStore:
     """A store of cookies, which calls use by pairs_for() and store(): section 15 has two kinds."""
 
     home: Origin | None = None  # the origin that gets the cookies without a domain
@@ -2338,7 +2351,7 @@ class RequestSettings(TypedDict, total=False):
     params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None  # over the session's; None removes
     headers: Mapping[str, str | None] | Iterable[tuple[str, str | None]] | None  # likewise
     auth: str | tuple[str, str] | None      # (user, password), or a bearer token
-    cookies: bool | Mapping[str, str | None] | AskedJar | Jar | None  # False: none
+    cookies: bool | Mapping[str, str | None] | CookieStore | Jar | None  # False: none
     timeout: float | None                   # seconds of silence
     deadline: float | None                  # seconds for the whole call
     follow_redirects: bool
@@ -2844,7 +2857,7 @@ class Session:
             self._base = base._replace(target=base.path.removesuffix("/") + "/")
         self._fields = fields_of(DEFAULT_FIELDS, own)
         jar = settings["cookies"]
-        if jar is not False and not isinstance(jar, AskedJar):
+        if jar is not False and not isinstance(jar, CookieStore):
             jar = Cookies(None if jar is True else jar)  # section 15
         self.cookies: Any = None if jar is False else getattr(jar, "jar", jar)
         # "lanes": by origin and certificate, for all calls whose settings share this dictionary.
@@ -3036,7 +3049,7 @@ class Session:
             *(pair for pair in self.settings["params"] if pair[0] not in named), *params)
         if not _ROUTING.isdisjoint(own):
             settings["lanes"] = {}
-        if cookies is False or isinstance(cookies, AskedJar):
+        if cookies is False or isinstance(cookies, CookieStore):
             settings["cookies"] = cookies
         elif isinstance(cookies, Mapping):  # they go out beside the jar's
             settings["own_cookies"] = cookies
@@ -3864,7 +3877,7 @@ def render_cookies(pairs: Pairs) -> str:
     return "; ".join(texts)
 
 
-class Cookies(AskedJar):
+class Cookies(CookieStore):
     """The cookies of a session: those that servers set, and yours.
 
     >>> cookies = Cookies({"sid": "7"})
@@ -3985,7 +3998,7 @@ class Cookies(AskedJar):
         return f"<Cookies {[*self._values()]}>"
 
 
-class OthersJar(AskedJar):
+class OthersJar(CookieStore):
     """The caller's own jar (of http.cookiejar, requests or the like), asked as ours is."""
 
     def __init__(self, jar: Any) -> None:
