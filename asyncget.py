@@ -1784,6 +1784,7 @@ async def lines_of(response: Response) -> AsyncIterator[str]:
 
 INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
+UNACKED_SECONDS = 5.0            # or a third of `timeout`: then a NAT has forgotten a kept one
 # After a longer idle time, see what the kernel has before use. Less than 0, so always, where the
 # clock ticks each 16 ms: Windows' does, up to Python 3.12.
 IDLE_MOMENT_SECONDS = 0.001 - time.get_clock_info("monotonic").resolution
@@ -2046,6 +2047,12 @@ class Pool:
             connection.close()  # something has come; or a caller's reader, which cannot tell
             return
         reader.on_unasked = connection.close
+        if connection.exchanges == 1:
+            # Linux then gives up a request that no ACK answers, and Call.exchange sends it anew.
+            with contextlib.suppress(OSError, AttributeError):
+                connection.writer.get_extra_info("socket").setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT,
+                    int(min(connection.seconds / 3, UNACKED_SECONDS) * 1000))
         connection.deadline = _NEVER
         connection.watch("idle", IDLE_SECONDS)
         lane = self.all[connection] = self.all.pop(connection)  # now the last
@@ -2055,7 +2062,11 @@ class Pool:
     def forget(self, connection: Connection) -> None:
         """A connection was closed, by its user, its Inbox or its clock: its place is free."""
         if connection in self.all:
-            self.serve(self.drop(connection))
+            lane = self.drop(connection)
+            if connection.expired and connection.silent:  # the network may have forgotten them all
+                for kept in [*lane.idle]:
+                    self.drop(kept)
+            self.serve(lane)
 
     def _resume(self, lane: Lane) -> None:
         lane.paused = False
@@ -3266,7 +3277,7 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
                 return attempt.result()
             except OSError as error:
                 errors.append(error)
-        failed = type(errors[0])("; ".join(map(str, errors)))
+        failed = type(errors[0])("; ".join(dict.fromkeys(map(str, errors))))
         failed.errno = errors[0].errno
         raise failed
     finally:  # no await here: cancelled in it, we would leave sockets open
