@@ -5055,6 +5055,8 @@ class Faults(AsyncCase):
             tried.append(host)
             if host.startswith("refused"):
                 raise ConnectionRefusedError(111, f"{host} refused")
+            if host.startswith("off"):
+                raise OSError(101, "unreachable")
             await asyncio.sleep(99 if host.startswith("silent") else 0.03 * len(tried))
             return await real("127.0.0.1", port)
 
@@ -5062,6 +5064,7 @@ class Faults(AsyncCase):
                 (["refused", "good"], "", None), (["silent", "refused", "good"], "", None),
                 (["good1", "good2"], "", None),
                 (["refused1", "refused2"], "refused1 refused; .*refused2 refused", None),
+                (["off1", "off2"], r"[0-9]: \[Errno 101\] unreachable \(after", None),  # once
                 (["silent1", "silent2"], "no connection", None), ([], "no addresses", None),
                 ([f"refused{number}" for number in range(2000)], "refused[0-9]+ refused", None),
                 *((["silent", "good"], "", flags) for flags in (None, "-y 9", "-4", "-6"))]):
