@@ -1360,7 +1360,7 @@ class Connection(Clock):
         # may start it before `opener` is set, by which `failure` tells opening from an exchange.)
         self.opener = asyncio.Task(
             pass_proxy(self, route.proxy) if route.proxy else
-            self.connect(route.origin, route.address, route.tls))
+            self.connect(route.origin, route.address, route.tls), name=self.phase)
         try:
             await asyncio.gather(self.opener, return_exceptions=True)
             if self.closed:  # by the clock, or with the session
@@ -1501,6 +1501,8 @@ def why_closed(connection: Connection) -> AsyncGetError:
     if not connection.expired:
         return AsyncGetError(f"the connection to {connection.route} was closed on our side")
     deadline, seconds, what = connection.deadline, connection.seconds, connection.phase
+    if connection.opener and what == "connection":  # open_first (section 13) says more
+        what = connection.opener.get_name()
     if connection.due >= deadline.until:
         seconds, what = deadline.seconds, f"{what} (the whole call's deadline)"
     return TimedOut(f"no {what} within {seconds:g} s: {far_end(connection)}",
@@ -3220,6 +3222,12 @@ def ask_system(host: str, family: int) -> Future[Any]:
     return answer
 
 
+def now_for(what: str) -> None:
+    """Name the running task by what it waits for, which `why_closed` tells."""
+    if task := asyncio.current_task():
+        task.set_name(what)
+
+
 async def look_up(host: str, family: int = 0) -> list[str]:
     """The addresses of a name, IPv6 and IPv4 alternating (RFC 8305 section 4).
 
@@ -3230,6 +3238,7 @@ async def look_up(host: str, family: int = 0) -> list[str]:
         return host.split(",")
     if host.endswith(".localhost"):  # all of them are this machine (RFC 6761 6.3)
         host = "localhost"
+    now_for("address found")
     try:
         found = await asyncio.wrap_future(ask_system(host, family))
     except OSError as error:  # shared by all callers, and raising changes it: so raise a copy
@@ -3252,7 +3261,10 @@ async def open_first(host: str, port: int, **options: Any) -> Stream:
     happy_eyeballs_delay does the same, but may leave a socket open when cancelled, and uvloop
     does not have it.
     """
-    connected = await connect_first(await look_up(host), port)
+    addresses = await look_up(host)
+    now_for("connection")
+    connected = await connect_first(addresses, port)
+    now_for("TLS handshake")
     return await asyncio.open_connection(sock=connected, **options)
 
 
