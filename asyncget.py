@@ -1048,7 +1048,7 @@ class Connection(Clock):
         # start it before `opener` is set, by which `failure` tells opening from an exchange.)
         self.opener = asyncio.Task(
             pass_proxy(self, route.proxy) if route.proxy else
-            self.connect(route.origin, route.address, route.tls))
+            self.connect(route.origin, route.address, route.tls), name=self.phase)
         try:
             await asyncio.gather(self.opener, return_exceptions=True)
             if self.closed:  # by the clock, or with the session
@@ -1189,6 +1189,8 @@ def why_closed(connection: Connection) -> AsyncGetError:
     if not connection.expired:
         return AsyncGetError(f"the connection to {connection.route} was closed on our side")
     deadline, seconds, what = connection.deadline, connection.seconds, connection.phase
+    if connection.opener and what == "connection":  # open_first (section 13) says more
+        what = connection.opener.get_name()
     if connection.due >= deadline.until:
         seconds, what = deadline.seconds, f"{what} (the whole call's deadline)"
     return TimedOut(f"no {what} within {seconds:g} s: {far_end(connection)}",
@@ -1795,6 +1797,7 @@ async def lines_of(response: Response) -> AsyncIterator[str]:
 
 INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
+UNACKED_SECONDS = 5.0            # or a third of `timeout`: then a NAT has forgotten a kept one
 # After a longer idle time, see what the kernel has before use. On Windows, up to Python 3.12, the
 # clock ticks each 16 ms; there this is less than 0, which means always.
 IDLE_MOMENT_SECONDS = 0.001 - time.get_clock_info("monotonic").resolution
@@ -2057,6 +2060,12 @@ class Pool:
             connection.close()  # something has come; or a caller's reader, which cannot tell
             return
         reader.on_unasked = connection.close
+        if sys.platform == "linux" and connection.exchanges == 1:
+            # The kernel then gives up a request that no ACK answers; Call.exchange sends it anew.
+            with contextlib.suppress(OSError, AttributeError):
+                connection.writer.get_extra_info("socket").setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT,
+                    int(min(connection.seconds / 3, UNACKED_SECONDS) * 1000))
         connection.deadline = _NEVER
         connection.watch("idle", IDLE_SECONDS)
         lane = self.all[connection] = self.all.pop(connection)  # now the last
@@ -2066,7 +2075,11 @@ class Pool:
     def forget(self, connection: Connection) -> None:
         """A connection was closed, by its user, its Inbox or its clock: its place is free."""
         if connection in self.all:
-            self.serve(self.drop(connection))
+            lane = self.drop(connection)
+            if connection.expired and connection.silent:  # the network may have forgotten them all
+                for kept in [*lane.idle]:
+                    self.drop(kept)
+            self.serve(lane)
 
     def _resume(self, lane: Lane) -> None:
         lane.paused = False
@@ -3217,6 +3230,12 @@ def ask_system(host: str, family: int) -> Future[Any]:
     return answer
 
 
+def now_for(what: str) -> None:
+    """Name the running task by what it waits for, which `why_closed` tells."""
+    if task := asyncio.current_task():
+        task.set_name(what)
+
+
 async def look_up(host: str, family: int = 0) -> list[str]:
     """The addresses of a name, IPv6 and IPv4 alternating (RFC 8305 section 4).
 
@@ -3227,6 +3246,7 @@ async def look_up(host: str, family: int = 0) -> list[str]:
         return host.split(",")
     if host.endswith(".localhost"):  # all of them are this machine (RFC 6761 6.3)
         host = "localhost"
+    now_for("address found")
     try:
         found = await asyncio.wrap_future(ask_system(host, family))
     except OSError as error:  # shared by all callers, and raising changes it: so raise a copy
@@ -3249,7 +3269,10 @@ async def open_first(host: str, port: int, **options: Any) -> Stream:
     happy_eyeballs_delay does the same, but may leave a socket open when cancelled, and uvloop
     does not have it.
     """
-    connected = await connect_first(await look_up(host), port)
+    addresses = await look_up(host)
+    now_for("connection")
+    connected = await connect_first(addresses, port)
+    now_for("TLS handshake")
     return await asyncio.open_connection(sock=connected, **options)
 
 
@@ -3274,7 +3297,7 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
                 return attempt.result()
             except OSError as error:
                 errors.append(error)
-        failed = type(errors[0])("; ".join(map(str, errors)))
+        failed = type(errors[0])("; ".join(dict.fromkeys(map(str, errors))))
         failed.errno = errors[0].errno
         raise failed
     finally:  # no await here: cancelled in it, we would leave sockets open
