@@ -4140,6 +4140,8 @@ _VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
               r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
 _SIDECAR = rf"({_VALIDATOR}|)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n"
 SIDECAR_BYTES = 1024             # read of a sidecar; ours have at most 587
+# How a file system says that it cannot do a thing: as it lacks it, or for this file.
+_CANNOT = errno.EPERM, errno.EBUSY, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP
 
 
 class Partial(NamedTuple):
@@ -4298,8 +4300,8 @@ def size_of_ours(file: IO[bytes]) -> int:
         from tempfile import TemporaryFile
         with TemporaryFile(dir=dirname(file.name) or ".") as ours:
             theirs = found.st_uid != os.fstat(ours.fileno()).st_uid
-    if (theirs or found.st_nlink > 1 or not isfile(file.name)
-            or not os.path.samestat(found, os.lstat(file.name))):
+    if (not os.path.samestat(found, os.lstat(file.name))
+            or theirs or found.st_nlink > 1 or not isfile(file.name)):
         raise OSError(f"{basename(file.name)} is a link, no plain file, or somebody else's")
     return found.st_size
 
@@ -4394,6 +4396,18 @@ def write_sidecar(part: str, response: Response) -> None:
         sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
 
 
+def sync(file: io.FileIO) -> None:
+    """Have all that was written on the disk, where the file system can tell that (some mounts
+    cannot). Without, a power cut could leave a PATH whose bytes never got there.
+    """
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            file.truncate(0)  # some of it is lost, and the next fsync would not say so again
+            raise
+
+
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
     """Rename a .part to PATH, if it is still the file that we have written.
 
@@ -4417,7 +4431,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.unlink(part)
     except OSError as error:
         check_target(path, overwrite)  # something may be there by now: this says so
-        if overwrite and (islink(path) or error.errno not in (errno.EBUSY, errno.EPERM)):
+        if overwrite and (islink(path) or error.errno not in _CANNOT):
             raise
         # Perhaps the file system just has no links. Or PATH is a mount of one file, as in
         # containers, or somebody else's, in a folder like /tmp: then this copies.
@@ -4551,9 +4565,8 @@ class Download(Call):
                     write_sidecar(part, response)
             yield  # outside of disk_errors: what `progress` raises is not a disk error
             with disk_errors(path):
-                # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
-                await asyncio.wrap_future(in_thread(os.fsync, file.fileno()))
+                await asyncio.wrap_future(in_thread(sync, file))
                 publish_part(file, path, self.size, self.overwrite)
         finally:
             with contextlib.suppress(OSError):  # network file systems report errors here, too
