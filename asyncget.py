@@ -4378,8 +4378,10 @@ def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
         if os.stat(file.fileno()).st_mode & 0o777 != mode:  # some mounts refuse any change
             os.chmod(file.fileno(), mode)
         if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # the group bits are just a mask of this list
-                acl = "system.posix_acl_access"
+            acl = "system.posix_acl_access"  # the group bits are just a mask of this list
+            with contextlib.suppress(OSError):
+                os.removexattr(file.fileno(), acl)  # what the folder gives to new files
+            with contextlib.suppress(OSError):
                 os.setxattr(file.fileno(), acl, os.getxattr(path, acl))
 
 
@@ -5505,7 +5507,7 @@ class Transfer(Download):
             return
         # Several URLs may go to a device or a pipe that -o names. A link means its target.
         if not self.output or not exists(path) or isfile(path):
-            if self.output and islink(path):
+            if self.output and islink(path) and not is_direct(path):
                 path = realpath(path)
             wanted, number = path, 0
             while options.no_clobber and (lexists(path) or realpath(path) in claimed):
