@@ -5421,7 +5421,8 @@ def save_jar(jar: Cookies, name: str) -> None:
     with TemporaryDirectory(dir=dirname(path), prefix=".asyncget-") as folder:  # its owner's alone
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
-        os.chmod(temporary, 0o600)
+        with contextlib.suppress(OSError):  # nor is it private on a mount without modes
+            os.chmod(temporary, 0o600)
         move(temporary, path, copyfile)  # which copies where a rename fails: a mount of one file
 
 
@@ -5513,8 +5514,7 @@ class Transfer(Download):
             while options.no_clobber and (lexists(path) or realpath(path) in claimed):
                 number += 1
                 path = f"{wanted}.{number}"
-            part = part_of(path)
-            for taken in (path, part, part + ".meta"):
+            for taken in (path, part_of(path), part_of(path) + ".meta"):
                 if claimed.setdefault(realpath(taken), self) is not self:
                     raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
             if options.create_dirs:
@@ -5668,7 +5668,8 @@ class Transfer(Download):
                 self.write(b"")  # an empty body makes a file, too
             self.file.close()  # some file systems report only now that there was no room
             if flags.remote_time and isfile(self.path) and changed:
-                os.utime(self.path, (changed, changed))
+                with contextlib.suppress(OSError):  # not every mount lets us; the file is whole
+                    os.utime(self.path, (changed, changed))
         if flags.etag_save and status == 200:
             write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
         if flags.fail_with_body and not complete:
