@@ -4171,6 +4171,8 @@ _VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
               r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
 _SIDECAR = rf"({_VALIDATOR}|)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n"
 SIDECAR_BYTES = 1024             # read of a sidecar; ours have at most 587
+# How a file system says that it cannot do a thing: as it lacks it, or for this file.
+_CANNOT = errno.EPERM, errno.EBUSY, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP
 
 
 class Partial(NamedTuple):
@@ -4329,8 +4331,8 @@ def size_of_ours(file: IO[bytes]) -> int:
         from tempfile import TemporaryFile
         with TemporaryFile(dir=dirname(file.name) or ".") as ours:
             theirs = found.st_uid != os.fstat(ours.fileno()).st_uid
-    if (theirs or found.st_nlink > 1 or not isfile(file.name)
-            or not os.path.samestat(found, os.lstat(file.name))):
+    if (not os.path.samestat(found, os.lstat(file.name))
+            or theirs or found.st_nlink > 1 or not isfile(file.name)):
         raise OSError(f"{basename(file.name)} is a link, no plain file, or somebody else's")
     return found.st_size
 
@@ -4407,8 +4409,10 @@ def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
         if os.stat(file.fileno()).st_mode & 0o777 != mode:  # some mounts refuse any change
             os.chmod(file.fileno(), mode)
         if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # the group bits are just a mask of this list
-                acl = "system.posix_acl_access"
+            acl = "system.posix_acl_access"  # the group bits are just a mask of this list
+            with contextlib.suppress(OSError):
+                os.removexattr(file.fileno(), acl)  # what the folder gives to new files
+            with contextlib.suppress(OSError):
                 os.setxattr(file.fileno(), acl, os.getxattr(path, acl))
 
 
@@ -4423,6 +4427,18 @@ def write_sidecar(part: str, response: Response) -> None:
         size_of_ours(sidecar)
         sidecar.truncate(0)
         sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
+
+
+def sync(file: io.FileIO) -> None:
+    """Have all that was written on the disk, where the file system can tell that (some mounts
+    cannot). Without, a power cut could leave a PATH whose bytes never got there.
+    """
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            file.truncate(0)  # some of it is lost, and the next fsync would not say so again
+            raise
 
 
 def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
@@ -4448,7 +4464,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
             os.unlink(part)
     except OSError as error:
         check_target(path, overwrite)  # something may be there by now: this says so
-        if overwrite and (islink(path) or error.errno not in (errno.EBUSY, errno.EPERM)):
+        if overwrite and (islink(path) or error.errno not in _CANNOT):
             raise
         # Perhaps the file system just has no links. Or PATH is a mount of one file, as in
         # containers, or somebody else's, in a folder like /tmp: then this copies.
@@ -4582,9 +4598,8 @@ class Download(Call):
                     write_sidecar(part, response)
             yield  # outside of disk_errors: what `progress` raises is not a disk error
             with disk_errors(path):
-                # Without fsync, a power cut could leave a PATH whose bytes never got to the disk.
                 # In a thread, as the disk may need seconds for a GiB.
-                await asyncio.wrap_future(in_thread(os.fsync, file.fileno()))
+                await asyncio.wrap_future(in_thread(sync, file))
                 publish_part(file, path, self.size, self.overwrite)
         finally:
             with contextlib.suppress(OSError):  # network file systems report errors here, too
@@ -5438,7 +5453,8 @@ def save_jar(jar: Cookies, name: str) -> None:
     with TemporaryDirectory(dir=dirname(path), prefix=".asyncget-") as folder:  # its owner's alone
         temporary = os.path.join(folder, "new")
         write_named(temporary, data)
-        os.chmod(temporary, 0o600)
+        with contextlib.suppress(OSError):  # nor is it private on a mount without modes
+            os.chmod(temporary, 0o600)
         move(temporary, path, copyfile)  # which copies where a rename fails: a mount of one file
 
 
@@ -5524,14 +5540,13 @@ class Transfer(Download):
             return
         # Several URLs may go to a device or a pipe that -o names. A link means its target.
         if not self.output or not exists(path) or isfile(path):
-            if self.output and islink(path):
+            if self.output and islink(path) and not is_direct(path):
                 path = realpath(path)
             wanted, number = path, 0
             while options.no_clobber and (lexists(path) or realpath(path) in claimed):
                 number += 1
                 path = f"{wanted}.{number}"
-            part = part_of(path)
-            for taken in (path, part, part + ".meta"):
+            for taken in (path, part_of(path), part_of(path) + ".meta"):
                 if claimed.setdefault(realpath(taken), self) is not self:
                     raise AsyncGetError(f"two URLs would be written to {printable(taken)}")
             if options.create_dirs:
@@ -5685,7 +5700,8 @@ class Transfer(Download):
                 self.write(b"")  # an empty body makes a file, too
             self.file.close()  # some file systems report only now that there was no room
             if flags.remote_time and isfile(self.path) and changed:
-                os.utime(self.path, (changed, changed))
+                with contextlib.suppress(OSError):  # not every mount lets us; the file is whole
+                    os.utime(self.path, (changed, changed))
         if flags.etag_save and status == 200:
             write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
         if flags.fail_with_body and not complete:
