@@ -121,6 +121,17 @@ fcntl, pty, resource, termios, tracemalloc = map(
     optional, ("fcntl", "pty", "resource", "termios", "tracemalloc"))
 
 
+WINDOWS = sys.platform == "win32"
+TICK = 0.016 * WINDOWS  # its clocks and timers go in such steps
+POSIX = {  # what Windows lacks: the tests that need it
+    "terminals, signals": """test_binary_is_kept_from_a_terminal test_ctrl_c test_progress
+        test_no_control_reaches_a_terminal test_slow_pipes test_what_is_typed""",
+    "owners, modes": """test_a_link_in_the_place_of_the_part test_mode test_what_file_systems_lack
+        test_what_is_not_ours_is_left_alone test_output_where_no_other_file_can_be_made""",
+    "a reset that is no end": "test_what_came_before_a_reset test_what_is_closed_is_freed",
+    "unix sockets": "test_at_a_unix_socket"}
+POSIX_ROWS = re.compile(  # its asyncio sends FIN before; it has none; HTTP_PROXY is http_proxy
+    r"Do\.RESET|unix_socket|(?i:(http|no)_proxy)=\S* (?i:\1_proxy)=|http_proxy=p:1 REQ")
 TEST_SECONDS = 60.0  # for one test method; a client that reads too far waits for ever
 not_pypy = unittest.skipIf(  # it collects when it likes, counts no blocks, and is quick only later
     sys.implementation.name == "pypy", "not on PyPy: what CPython frees at once, or how fast it is")
@@ -166,6 +177,8 @@ class Server:
         number, self.connections = self.connections, self.connections + 1
         self.open += 1
         self.most = max(self.most, self.open)
+        if WINDOWS:  # whose asyncio leaves Nagle's algorithm on, here
+            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             if self.again or number < len(self.scripts):
                 await self.steps(self.scripts[min(number, len(self.scripts) - 1)], reader, writer)
@@ -219,7 +232,7 @@ class Server:
 async def serving(server: Server, tls: ssl.SSLContext | None = None, url: str = "",
                   path: str = "") -> AsyncIterator[Any]:
     """Run a server, at a unix socket if there is a path; its URL ends with its port."""
-    if path:
+    if path and not WINDOWS:
         listener = await asyncio.start_unix_server(server.play, path, ssl=tls)
     else:
         listener = await asyncio.start_server(server.play, "127.0.0.1", 0, ssl=tls)
@@ -280,11 +293,13 @@ async def until(condition: Callable[[], object]) -> None:
 
 def open_files() -> set[str]:
     """The descriptors of this process, where the system shows them."""
-    return set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
+    fds = "/proc/self/fd"  # of Wine, where that runs us
+    return set(os.listdir(fds)) if os.path.isdir(fds) and not WINDOWS else set()
 
 
 def table(rows: Iterable[Any], *others: Iterable[Any]) -> Iterable[Any]:
     """Rows of all kinds of things, for a loop over them, or over each with each of the others."""
+    rows = rows if not WINDOWS else [row for row in rows if not POSIX_ROWS.search(repr(row))]
     return itertools.product(rows, *others) if others else rows
 
 
@@ -295,6 +310,11 @@ def watched(owner: type, name: str) -> Any:
 
 class Tables(unittest.TestCase):
     """Tests with rows."""
+
+    def setUp(self) -> None:
+        for reason, names in POSIX.items():
+            if WINDOWS and self.id().rpartition(".")[2] in names.split():
+                self.skipTest("needs " + reason)
 
     def alike(self, call: Callable[[Any], Any], rows: Iterable[Sequence[Any]]) -> None:
         """Check what a call makes of the first of each row: the second."""
@@ -354,6 +374,8 @@ class Tables(unittest.TestCase):
         """The folder with these files alone; b"->x" is a link, b"=>x" another name, b"|" a pipe."""
         shutil.rmtree(self.folder)
         os.mkdir(self.folder)
+        if WINDOWS and any(data[:2] == b"->" or data == b"|" for data in files.values()):
+            self.skipTest("needs links, pipes with names")
         for name, data in files.items():
             path, other = os.path.join(self.folder, name), data[2:].decode("latin-1")
             if data[:2] == b"->":
@@ -372,6 +394,7 @@ class AsyncCase(Tables, unittest.IsolatedAsyncioTestCase):
     seconds = TEST_SECONDS
 
     def setUp(self) -> None:
+        super().setUp()
         environ = patch.dict(os.environ, environment(), clear=True)
         environ.start()
         self.addCleanup(environ.stop)
@@ -1686,7 +1709,9 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
         try:
             yield f"http{'s' * bool(tls)}://127.0.0.1:{listener.getsockname()[1]}", played
         finally:
-            listener.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # of Windows, where close() is enough to end accept()
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
             for step in itertools.chain(*scripts):
                 if isinstance(step, threading.Event):
                     step.set()
@@ -1791,7 +1816,8 @@ class Section7Connection(AsyncCase):
             made = Double.last
             self.assertEqual((made.host, made.tls_name, field(made.sent, "host")),
                              ("fe80::1%eth0", name, ["[fe80::1]"]))
-        zone, name = socket.if_nameindex()[0]
+        zone = socket.if_nameindex()[0][0]
+        name = socket.getnameinfo(("fe80::1", 80, 0, zone), socket.NI_NUMERICHOST)[0]
         found = [(socket.AF_INET6, 1, 6, "", ("fe80::1", 80, 0, zone))]
         loop = get_running_loop()
         with patch("socket.getaddrinfo", return_value=found), \
@@ -1799,7 +1825,7 @@ class Section7Connection(AsyncCase):
             opened = await asyncget.connect_first(await asyncget.look_up("h.test"), 80)
         opened.close()
         # (host, port) is IPv4 for Windows' loop: "Invalid argument"
-        self.assertEqual(connected.call_args[0], (opened, (f"fe80::1%{name}", 80, 0, 0)))
+        self.assertEqual(connected.call_args[0], (opened, (name, 80, 0, 0)))
 
     async def test_timeouts(self) -> None:
         """In each phase, straight or through a proxy; each phase has its own time. With doubles of
@@ -2198,7 +2224,7 @@ class Section9Pool(AsyncCase):
                 reading = ensure_future(response.read())
                 await asyncio.sleep(0.01)
                 await session.close()
-                self.assertLessEqual(len(open_files()), files - 3)
+                self.assertLessEqual(len(open_files()), max(files - 3, 0))
                 await self.raised(AsyncGetError, reading)  # no whole body, though it had no length
             await self.raised(AsyncGetError, session.get(server.url), "closed")
             self.assertEqual((repr(session), session.closed), ("<Session closed>", True))
@@ -2406,7 +2432,7 @@ class Model:
                 everything, idle, waiting = count(session)
                 case.assertEqual((len(self.open()), idle, waiting), (everything, everything, 0))
                 await self.one(case, session, a.url + "/last?late", "late", b"last")
-                await asyncio.sleep(pick.choice((0.006, 0.01)))
+                await asyncio.sleep(pick.choice((0.006, 0.01)) + 2 * TICK)
             opened = {lane: lane.open for lane in session._pool.lanes.values() if lane.open}
             case.assertEqual(Counter(session._pool.all.values()), opened)
         case.assertLessEqual(self.most.pop(0), self.limit)
@@ -2982,7 +3008,7 @@ class Section12Session(AsyncCase):
         def check(begun: float) -> None:
             self.assertGreaterEqual(len(came), 4)
             for i, when in enumerate(came):
-                self.assertGreaterEqual(when - begun, i / 50 - 0.001)
+                self.assertGreaterEqual(when - begun, i / 50 - 0.001 - TICK)
             came.clear()
 
         async with always(note, host="localhost") as a, origin() as b:
@@ -3794,13 +3820,14 @@ class Section14Proxies(AsyncCase):
 
     async def each_its_own(self, url: str, ways: list[dict[str, Any]]) -> None:
         """Check that no two ways share a connection, and that each is used again."""
+        ways = [*table(ways)]
         async with Session() as session:
             for expected, way in table((False, True), ways):
                 self.assertIs((await session.get(url, **way)).timing.reused, expected, way)
             self.assertEqual(count(session), (len(ways), len(ways), 0))
             for made in (one.writer.get_extra_info("socket") for one in session._pool.all):
                 self.assertTrue(made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-                self.assertTrue(made.family == socket.AF_UNIX  # Nagle's would hold back requests
+                self.assertTrue(made.family != socket.AF_INET  # Nagle's would hold back requests
                                 or made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             if url.startswith("https"):
                 for through in (ways[0], ways[-1]):  # no stranger's trust is inherited
@@ -5587,7 +5614,7 @@ class LinearTime(Tables):
 
         def fits() -> bool:
             last = min(seconds(size) for _ in range(3))
-            return last < 24 * max(min(seconds(size // 8) for _ in range(3)), 1e-4)
+            return last < 24 * max(min(seconds(size // 8) for _ in range(3)), 1e-4, TICK)
 
         return seconds(size) < 0.05 or any(fits() for _ in range(9))  # machines are busy
 
@@ -7231,7 +7258,7 @@ class Section20CommandLine(Folder):
         self.alike(self.name_from, [
             ("attachment; filename=a.txt", "a.txt"), ('filename="a b.txt"', "a b.txt"),
             ('attachment;FileName = "a;b.txt" ; size=3', "a;b.txt"),
-            ("attachment", None), ("", None), (r'attachment; filename="a\"b"', 'a"b'),
+            ("attachment", None), ("", None),
             ("attachment; filename=\u00c3\u00a9", "\u00e9"),
             ("attachment; filename*=UTF-8''%e2%82%ac", "\u20ac"), ("inline; xfilename=a", None),
             ("attachment; filename=x; filename*=UTF-8''y", "y"),
@@ -7250,7 +7277,10 @@ class Section20CommandLine(Folder):
             "a%0ab": ..., "a%1b[2Jb": ..., "n" * 255: "n" * 255, "n" * 256: ...,
             # what a later -C - of another URL believes: two versions were spliced
             "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts", "part": "part",
-            "a.meta": "a.meta", "C:evil.dll": "C:evil.dll", "CON": "CON"}.items())
+            "a.meta": "a.meta"}.items())
+        with patch("os.name", "posix"):
+            self.alike(self.name_from, [(f'attachment; filename="{name}"', name.replace("\\", ""))
+                                        for name in ("C:evil.dll", "CON", r'a\"b')])
         with patch("os.name", "nt"):  # CVE-2016-0754: devices, drives, streams
             names = ("C:evil.dll", "a.txt:stream", "CON", "nul.txt", "com1", "LPT9.x", "aux .c",
                      "a.", "a b ?", "a*", "a<b", "a|b")
@@ -7270,16 +7300,18 @@ class Section20CommandLine(Folder):
 
     def test_proxy_flags(self) -> None:
         def found(line: str, **environ: str) -> dict[str, str]:
-            options = parse_arguments(line.split(" "))
             with patch.dict(os.environ, environ, clear=True):
-                asyncget.set_proxies(options)
+                asyncget.set_proxies(parse_arguments(line.split(" ")))
                 return {**os.environ}
 
+        def kept(**environ: str) -> dict[str, str]:  # in Windows' capitals, there
+            return found("u", **environ)
+
         def all_by(proxy: str) -> dict[str, str]:
-            return dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), proxy)
+            return kept(http_proxy=proxy, https_proxy=proxy, all_proxy=proxy)
 
         self.alike(found, (
-            ("u", {}), ("-U a:b u", {}), ("--noproxy * u", {"no_proxy": "*"}),
+            ("u", {}), ("-U a:b u", {}), ("--noproxy * u", kept(no_proxy="*")),
             ("--socks5 p:1 u", all_by("socks5://p:1")), ("-x p:1 u", all_by("p:1")),
             ("--socks5-hostname p u", all_by("socks5h://p")),
             ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p")),
@@ -7290,8 +7322,8 @@ class Section20CommandLine(Folder):
             asyncget.set_proxies(parse_arguments(["-x", "", "u"]))  # takes none
             self.assertIsNone(asyncget.choose_proxy(HERE))
         old = {"HTTPS_PROXY": "http://old:one@p:2", "all_proxy": "socks5h://q", "no_proxy": "h"}
-        self.assertEqual(found("-U a:b u", **old), {
-            **old, "https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"})
+        self.assertEqual(found("-U a:b u", **old), kept(**{
+            **old, "https_proxy": "http://a:b@p:2", "all_proxy": "socks5h://a:b@q"}))
 
     # ---- a table of command lines
 
@@ -7334,8 +7366,9 @@ class Section20CommandLine(Folder):
         "/twice": [[ok(b"1", f"Content-Disposition: attachment; filename={name}")]
                    for name in ("first", "second")],
         "/drips": [ok(b"x" * 30)[:-30], *([b"x", 0.1] * 30)]}
-    FILES = {"old": b"x", "format": b"%{http_code}\r\n.\n",  # in the folder of each row
-             "here": b"->.", "link": b"->to", "to": b"x", "dangling": b"->new"}
+    LINKS = {} if WINDOWS else {"here": b"->.", "link": b"->to", "dangling": b"->new"}
+    # in the folder of each row
+    FILES = {"old": b"x", "format": b"%{http_code}\r\n.\n", "to": b"x", **LINKS}
 
     ROWS: tuple[tuple[Any, ...], ...] = (  # arguments, stdout, stderr pattern, exit code, files
         *((line, b"hello\n", "", 0) for line in (
@@ -7530,7 +7563,7 @@ class Section20CommandLine(Folder):
                 if by_curl:
                     continue
                 self.assertRegex(result.stderr.decode(), told or r"\A\Z")
-                for name in ("link", "dangling"):  # both are written through
+                for name in self.LINKS:  # they are written through
                     self.assertTrue(os.path.islink(self.path(name)))
                 if code == 2:  # is told before anything is done
                     self.assertEqual((self.server.requests, self.names()), ([], sorted(self.FILES)))
@@ -7564,8 +7597,8 @@ class Section20CommandLine(Folder):
         ("-u a:b -H Authorization:|x", "Authorization: x", ""),
         ("--oauth2-bearer tok", "Authorization: Bearer tok", ""),
         *((f"-x {{host}} -U {user}",  # which may be any bytes
-           f"GET http://H/ HTTP/1.1,Proxy-Authorization: Basic {shown}", "GET")
-          for user, shown in (("a:b@", "YTpiQA=="), ("\udcff:x", "/zp4"))),
+           f"GET http://H/ HTTP/1.1,Proxy-Authorization: Basic {shown}", "GET") for user, shown in (
+               ("a:b@", "YTpiQA=="), ("\udcff:x", "7bO/Ong=" if WINDOWS else "/zp4"))),
         ("--netrc-file net", "Authorization: Basic bWU6cHc=", ""),
         ("-G -d a=1&b -d c=@x", "GET /?a=1&b&c=@x HTTP/1.1", "GET"), ("-G", "", ""),
         ("-G --data-raw @d -d e", "GET /?@d&e HTTP/1.1", "GET"),
@@ -7612,7 +7645,7 @@ class Section20CommandLine(Folder):
         for line, codings in ("-I {u}", []), ("-I --compressed {u}", [asyncget.ACCEPT_ENCODING]):
             self.get(line)
             self.assertEqual(field(self.server.requests[-1], "Accept-Encoding"), codings)
-        self.get("{u}", "-H", os.fsdecode(b"X: caf\xe9"))
+        self.get("{u}", "-H", "X: caf\udce9")
         self.assertIn(b"\r\nX: caf\xe9\r\n", self.server.requests[-1])
         self.assertIn(b"\r\nAccept-Encoding: gzip, deflate", self.server.requests[-1])
         self.assertRegex(self.get("-H", " ", "{u}").stderr, rb"\A.*-H needs a colon\n\Z")
@@ -7680,7 +7713,7 @@ class Section20CommandLine(Folder):
         self.get("-b - -c jar2 {u}/", stdin=self.read("jar"))
         self.get("{u}/set --parallel-max 1 {u}/")
         result = self.get("-b none -c - {u}/set")
-        self.get("{u}/", "-b", os.fsdecode(b"l=caf\xe9"))
+        self.get("{u}/", "-b", "l=caf\udce9")
         self.write("none", b"# but this: 127.0.0.1\n127.0.0.1\tFALSE\t/\tFALSE\t4102444800\tx\t\xff\n")
         late = self.get("-b none -c - {u}/")
         self.assertEqual(self.read("jar").split(b"\n")[3:],
