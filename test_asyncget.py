@@ -129,9 +129,12 @@ POSIX = {  # what Windows lacks: the tests that need it
     "owners, modes": """test_a_link_in_the_place_of_the_part test_mode test_what_file_systems_lack
         test_what_is_not_ours_is_left_alone test_output_where_no_other_file_can_be_made""",
     "a reset that is no end": "test_what_came_before_a_reset test_what_is_closed_is_freed",
-    "unix sockets": "test_at_a_unix_socket"}
-POSIX_ROWS = re.compile(  # its asyncio sends FIN before; it has none; HTTP_PROXY is http_proxy
-    r"Do\.RESET|unix_socket|(?i:(http|no)_proxy)=\S* (?i:\1_proxy)=|http_proxy=p:1 REQ")
+    "unix sockets": "test_at_a_unix_socket",
+    "names of open files that change": "test_others_at_the_same_time"}
+POSIX_ROWS = re.compile(  # and rows: its asyncio sends FIN before RST, HTTP_PROXY is http_proxy,
+    # names of open files stay, links need rights
+    r"Do\.RESET|early-reset|unix_socket|(?i:(http|no)_proxy)=\S* (?i:\1_proxy)=|http_proxy=p:1 REQ|"
+    r"function (unlink|rename|replace)|-o (link|dangling|here)|/here|/dev/stdout")
 TEST_SECONDS = 60.0  # for one test method; a client that reads too far waits for ever
 not_pypy = unittest.skipIf(  # it collects when it likes, counts no blocks, and is quick only later
     sys.implementation.name == "pypy", "not on PyPy: what CPython frees at once, or how fast it is")
@@ -3357,7 +3360,7 @@ class Section13AddressesAndTLS(AsyncCase):
                 ("other", "127.0.0.1", ca, "IP address mismatch"),
                 ("common_name", "localhost", pem("common_name"), "Hostname mismatch"),  # 9110 4.3.4
                 ("common_name", "localhost", ca,
-                 f"self.signed certificate.*only those in '{ca}'"),
+                 f"self.signed certificate.*only those in {re.escape(repr(ca))}"),
                 ("common_name", "localhost", strict, "only those in <ssl.SSLContext"),
                 ("no_aki", "localhost", strict, "Missing Authority Key Identifier.*"
                  "since Python 3.13.*verify_flags &= ~ssl.VERIFY_X509_STRICT"),
@@ -3384,7 +3387,7 @@ class Section13AddressesAndTLS(AsyncCase):
             for environ, options, said in table([
                     ({"SSL_CERT_FILE": "/none/ca.pem", "SSL_CERT_DIR": "/"}, {},
                      re.escape("SSL_CERT_FILE (no such file) and SSL_CERT_DIR (/)")),
-                    ({}, {"verify": folder}, f"'{folder}' .* names that `openssl rehash` gives"),
+                    ({}, {"verify": folder}, re.escape(repr(folder)) + " .* `openssl rehash`"),
                     ({"SSL_CERT_FILE": pem("ca")}, {}, ""), ({"SSL_CERT_DIR": hashed}, {}, ""),
                     ({}, {"verify": hashed}, "")]):
                 with self.subTest(environ, **options), patch.dict(os.environ, environ):
@@ -3427,6 +3430,8 @@ class Section13AddressesAndTLS(AsyncCase):
     async def test_errors_of_the_way(self) -> None:
         """Which hop, after how long, at which address, from which variable."""
         port = free_port()
+        there, both = ("1225", "1225.*1225") if WINDOWS else (
+            f"127.0.0.1', {port}", "'127.0.0.1'.*'127.0.0.2'")
         nowhere = mock.AsyncMock(side_effect=socket.gaierror(-2, "Name or service not known"))
         odd, slow, reset, untrusted = (mock.AsyncMock(side_effect=kind("said so")) for kind in (
             UnicodeError, asyncio.TimeoutError, ConnectionResetError, ssl.SSLCertVerificationError))
@@ -3441,11 +3446,11 @@ class Section13AddressesAndTLS(AsyncCase):
         far, bare = "https://h.test", "http://no.test"
         for url, options, kind, code, text in table([
                 (far, {}, ConnectError, 7, rf"cannot connect to proxy http://127.0.0.1:{port} "
-                 rf"\(from https_proxy or -x\): .*127.0.0.1', {port}.*\(after 0.\d\d s\)"),
+                 rf"\(from https_proxy or -x\): .*{there}.*\(after 0.\d\d s\)"),
                 (far, {"proxy": None, "resolve": {"*:443": "127.0.0.1"}}, ConnectError, 7,
                  "to h.test:443 at 127.0.0.1: .*after 0"),
                 (far, {"trust_env": False, "resolve": {"*:443": "127.0.0.1,127.0.0.2"}},
-                 ConnectError, 7, "to h.test:443 .*'127.0.0.1'.*'127.0.0.2'"),
+                 ConnectError, 7, "to h.test:443 .*" + both),
                 *((far, {"unix_socket": path}, ConnectError, 7, said) for path, said in (
                     ("/none/s", "unix:/none/s: .*No such file.*after"),
                     ("/" + "x" * 200, "cannot connect"), ("a\0b", "cannot connect"))),
@@ -3472,9 +3477,9 @@ class Section13AddressesAndTLS(AsyncCase):
                 error = await self.raised(kind, call, text, exit_code=code)
                 self.assertIs(type(error), kind)
                 if "127.0.0.1" in text:
-                    self.assertEqual(error.errno, errno.ECONNREFUSED)
-        with patch("asyncio.open_unix_connection"):
-            del asyncio.open_unix_connection  # as on Windows
+                    self.assertEqual(error.errno, errno.EINVAL if WINDOWS else errno.ECONNREFUSED)
+        with patch.dict(vars(asyncio)):
+            vars(asyncio).pop("open_unix_connection", None)  # as on Windows
             call = asyncget.get("http://h.test/", unix_socket="/x")
             await self.raised(ConnectError, call, "no unix sockets")
 
@@ -6475,7 +6480,6 @@ class Section17Files(OnDisk):
 
     async def test_others_at_the_same_time(self) -> None:
         """All but one are refused; each gap in turn."""
-        flock = fcntl.flock
         async with giving(answer(WHOLE, V1)) as server:
             await self.get(server.url, progress=lambda *_: self.refused(
                 "another download is writing it", asks=1))
@@ -6483,6 +6487,7 @@ class Section17Files(OnDisk):
             windows = mock.Mock(locking=mock.Mock(side_effect=PermissionError(13, "locked")))
             with patch("sys.platform", "win32"), patch.dict(sys.modules, msvcrt=windows):
                 await self.refused("another download is writing it", asks=1)
+        flock = fcntl.flock
 
         def rename_and_lock(file: Any, how: int) -> None:  # another download has finished,
             os.rename(self.part, self.victim)              # and a third one has begun
@@ -6668,7 +6673,8 @@ class Scripted:
     def filled(self, text: str) -> str:
         """A line or an output, with what is known once there is a server."""
         port = self.address.partition(":")[2]
-        return text.replace("{u}", self.url).replace("{host}", self.address).replace("{port}", port)
+        text = text.replace("{u}", self.url).replace("{port}", port)
+        return text.replace("{host}", self.address).replace("/dev/null", os.devnull)
 
 
 @functools.cache
@@ -6746,6 +6752,7 @@ class Folder(Tables):
             for file in files:
                 file.seek(0)
             out, err = files[1].read(), SLOW_STEP.sub(b"", files[2].read())
+            err = err.replace(os.linesep.encode(), b"\n")
             return subprocess.CompletedProcess(line, code, out, err)
 
     def leaves(self, line: str, before: Any, code: int, after: Any, **how: Any) -> Any:
@@ -7082,7 +7089,7 @@ class Section20Files(Folder):
             b"\n.h.test\tTRUE\t/\tFALSE\t0\tkept\t\xe9\r\n")
         self.server.plays({"/": ok(b"", "Set-Cookie: a=b")})
         for mode, flags, link in [(0o644, "-b jar -c jar", False), (0o644, "-c jar", False),
-                                  (0o600, "-b jar -c jar", True), (None, "-c jar", False),
+                                  (None, "-c jar", False), (0o600, "-b jar -c jar", True),
                                   (None, "-c jar", True)]:
             self.empty(**({"jar": b"->real"} if link else {}))
             if mode:
@@ -7095,7 +7102,8 @@ class Section20Files(Folder):
                                  unknown if mode else [], (flags, mode, link))
                 self.assertEqual(sum(line.endswith(b"\ta\tb") for line in lines), 1)
                 self.assertEqual(any(b"kept\t\xe9" in line for line in lines), "-b" in flags)
-            self.assertEqual(stat.S_IMODE(os.stat(self.path("jar")).st_mode), 0o600)
+            mode = stat.S_IMODE(os.stat(self.path("jar")).st_mode)
+            self.assertEqual(mode, 0o666 if WINDOWS else 0o600)
             self.assertEqual(self.names(), ["jar", "real"] if link else ["jar"])
 
 
@@ -7533,7 +7541,7 @@ class Section20CommandLine(Folder):
          r"(?=.*\n> Authorization: \*\*\*\n)(?=.*\n> Cookie: \*\*\*\n)"
          r"\* [^\n]*127\.0\.0\.1.*\n> GET /cookie HTTP/1\.1\n.*\n> \n.*< HTTP/1\.1 200 OK\n"
          r".*\n< Set-Cookie: \*\*\*\n< \n", 0),
-        ("-sv 127.0.0.1:1", b"", r"\(7\) cannot connect.*: Connection refused", 7),
+        ("-sv 127.0.0.1:1", b"", r"\(7\) cannot connect.*: [^:]*refused", 7),
         ("-s --waterfall {u}/ {u}/404 127.0.0.1:1", b"hello\ngone\n",
          r"^200 .*\n404 .*\n\(7\) (?s:.*)\n\d+\.\d\d s in all; one after another \d", 7),
     )
@@ -8332,7 +8340,8 @@ class Recipes(OnDisk):
 
     async def test_health_check(self) -> None:
         """Both ways end with curl's codes, and one takes no proxy of the environment's."""
-        docker = self.block("A health check", "COPY", "", ("\\\n", ""), ("/asyncget.py", PROGRAM))
+        docker = self.block("A health check", "COPY", "", ("\\\n", ""),
+                            ("/asyncget.py", Path(PROGRAM).as_posix()))
         image = json.loads(docker.partition("CMD ")[2])[1:]
         pod = self.block("A health check", "kubectl").split()[6:-2]
 
@@ -8407,7 +8416,7 @@ class Recipes(OnDisk):
         self.assertEqual(len(rows), 300)
         self.assertEqual(rows[0], f"{server.url}/items/0,200")
         self.assertRegex("\n".join(rows), r"(?s)/items/7,[^\n]*Content-Length.*/items/9,404\n")
-        self.assertEqual(server.most, 50)
+        self.assertIn(server.most, (50, 50 - WINDOWS))  # one may go before the last is accepted
 
     @needs(modules=["tqdm", "rich"])
     async def test_bars(self) -> None:
