@@ -73,34 +73,12 @@ from unittest import mock
 from unittest.mock import patch
 
 import asyncget
-from asyncget import (
-    AsyncGetError,
-    ConnectError,
-    Cookies,
-    DecodingError,
-    Headers,
-    IncompleteBody,
-    InvalidHeader,
-    InvalidURL,
-    Origin,
-    ProtocolError,
-    ProxyError,
-    Request,
-    Response,
-    Session,
-    StatusError,
-    TimedOut,
-    TLSError,
-    TooLarge,
-    join_url,
-    merge_fields,
-    next_request,
-    parse_arguments,
-    parse_url,
-    render_fields,
-    render_request,
-    shown,
-)
+
+from asyncget import (  # isort: skip
+    AsyncGetError, ConnectError, Cookies, DecodingError, Headers, IncompleteBody, InvalidHeader,
+    InvalidURL, Origin, ProtocolError, ProxyError, Request, Response, Session, StatusError,
+    TimedOut, TLSError, TooLarge, join_url, merge_fields, next_request, parse_arguments,
+    parse_url, render_fields, render_request, shown)
 
 # ==== What the test classes share =============================================
 # What the test classes share: a scripted server, a base class that finds leaks, certificates.
@@ -123,16 +101,8 @@ fcntl, pty, resource, termios, tracemalloc = map(
 
 WINDOWS = sys.platform == "win32"
 TICK = 0.016 * WINDOWS  # its clocks and timers go in such steps
-POSIX = {  # what Windows lacks: the tests that need it
-    "terminals, signals": """test_binary_is_kept_from_a_terminal test_ctrl_c test_progress
-        test_no_control_reaches_a_terminal test_slow_pipes test_what_is_typed""",
-    "owners, modes": """test_a_link_in_the_place_of_the_part test_mode test_what_file_systems_lack
-        test_what_is_not_ours_is_left_alone test_output_where_no_other_file_can_be_made""",
-    "a reset that is no end": "test_what_came_before_a_reset test_what_is_closed_is_freed",
-    "unix sockets": "test_at_a_unix_socket",
-    "names of open files that change": "test_others_at_the_same_time"}
-POSIX_ROWS = re.compile(  # and rows: its asyncio sends FIN before RST, HTTP_PROXY is http_proxy,
-    # names of open files stay, links need rights
+POSIX_ROWS = re.compile(  # what `table` leaves out there: its asyncio sends FIN before a RST, and
+    # has no unix sockets; http_proxy is HTTP_PROXY; open files keep their names; links need rights
     r"Do\.RESET|early-reset|unix_socket|(?i:(http|no)_proxy)=\S* (?i:\1_proxy)=|http_proxy=p:1 REQ|"
     r"function (unlink|rename|replace)|-o (link|dangling|here)|/here|/dev/stdout")
 TEST_SECONDS = 60.0  # for one test method; a client that reads too far waits for ever
@@ -315,9 +285,9 @@ class Tables(unittest.TestCase):
     """Tests with rows."""
 
     def setUp(self) -> None:
-        for reason, names in POSIX.items():
-            if WINDOWS and self.id().rpartition(".")[2] in names.split():
-                self.skipTest("needs " + reason)
+        missing = re.search("Not on Windows: .*", getattr(self, self._testMethodName).__doc__ or "")
+        if WINDOWS and missing:
+            self.skipTest(missing[0])
 
     def alike(self, call: Callable[[Any], Any], rows: Iterable[Sequence[Any]]) -> None:
         """Check what a call makes of the first of each row: the second."""
@@ -1950,7 +1920,9 @@ class Section7Connection(AsyncCase):
                 self.assertEqual((await call).content, b"ok")
 
     async def test_what_came_before_a_reset(self) -> None:
-        """It is handed out first; then the framing says whether it was all."""
+        """It is handed out first; then the framing says whether it was all.
+        Not on Windows: a reset throws away what came before it.
+        """
         body = bytes(range(256)) * 1200
         chunked = CHUNKED + b"400\r\n%b\r\n" % body[:1024] * 300
         for (wire, code), slow in table([  # code: the error's
@@ -1973,7 +1945,9 @@ class Section7Connection(AsyncCase):
 
     @not_pypy
     async def test_what_is_closed_is_freed(self) -> None:
-        """Collected in another order, asyncio would say that an exception was never retrieved."""
+        """Collected in another order, asyncio would say that an exception was never retrieved.
+        Not on Windows: a reset throws away what came before it.
+        """
         with uncollected(), beside([READ, OK + b"\r\nx", RESET]) as (url, _):
             failed, = await gather(asyncget.get(url), return_exceptions=True)
             self.assertIsInstance(failed, IncompleteBody)
@@ -3496,6 +3470,7 @@ class Section13AddressesAndTLS(AsyncCase):
             "http://h.test/", open_connection=cut.open_connection))
 
     async def test_at_a_unix_socket(self) -> None:
+        """Not on Windows: its asyncio has no unix sockets."""
         for name, tls in (("http", None), ("https", server_tls("other"))):
             path = self.empty_folder() + "/s"
             daemon = Server(([READ, answer(b"daemon")],), True)
@@ -6291,6 +6266,7 @@ class Section17Files(OnDisk):
         file: where one file is mounted, as in a container, nothing can take its place; other modes;
         and other owners than ours, as with bindfs, CIFS or a squashing NFS. In a folder like /tmp
         another's file, which all may write, cannot be replaced either.
+        Not on Windows: it has no owners, modes and flock.
         """
         class Slow(io.FileIO):
             def write(self, data: Any) -> int:
@@ -6343,7 +6319,9 @@ class Section17Files(OnDisk):
         self.assert_whole()
 
     async def test_what_is_not_ours_is_left_alone(self) -> None:
-        """Nor does it hold us, or fill the memory."""
+        """Nor does it hold us, or fill the memory.
+        Not on Windows: it has no owners and named pipes.
+        """
         def given_away(names: list[str]) -> None:
             for name in names:
                 os.chown(name, 65534, 65534)
@@ -6407,6 +6385,7 @@ class Section17Files(OnDisk):
     async def test_mode(self) -> None:
         """A private file stays private when it is replaced, while that goes on, too; and of a
         service's file that root renews, the owner stays.
+        Not on Windows: it has no modes and owners.
         """
         def mode(path: str) -> int:
             return stat.S_IMODE(os.stat(path).st_mode)
@@ -6440,7 +6419,9 @@ class Section17Files(OnDisk):
         self.assertEqual((mode(self.path), self.read(self.victim)), (0o644, b"su"))
 
     async def test_a_link_in_the_place_of_the_part(self) -> None:
-        """Put there between our look and our next step, by somebody who may write to the folder."""
+        """Put there between our look and our next step, by somebody who may write to the folder.
+        Not on Windows: links need rights, and open files keep their names.
+        """
         is_plain = asyncget.is_plain
 
         def looked(path: str) -> bool:
@@ -6479,7 +6460,9 @@ class Section17Files(OnDisk):
         self.assertEqual(self.names(), ["f.part", "f.part.meta", "f2", "f3"])
 
     async def test_others_at_the_same_time(self) -> None:
-        """All but one are refused; each gap in turn."""
+        """All but one are refused; each gap in turn.
+        Not on Windows: open files keep their names.
+        """
         async with giving(answer(WHOLE, V1)) as server:
             await self.get(server.url, progress=lambda *_: self.refused(
                 "another download is writing it", asks=1))
@@ -6811,7 +6794,9 @@ class Section20Files(Folder):
         self.assertEqual((self.read("g"), asked_for(self.server)[-1]), (body, "9000-"))
 
     def test_slow_pipes(self) -> None:
-        """A reader that stops and goes on, a pipe that does not block, a writer that is stopped."""
+        """A reader that stops and goes on, a pipe that does not block, a writer that is stopped.
+        Not on Windows: it has no SIGSTOP.
+        """
         page = ok(os.urandom(300_000).replace(b"\0", b"0"), "X: y")
         self.server.plays({"/": page})
         for unbuffered, blocking in ("", False), ("1", True):
@@ -6900,7 +6885,9 @@ class Section20Files(Folder):
         self.assertEqual(self.names(), ["pipe"])
 
     def test_output_where_no_other_file_can_be_made(self) -> None:
-        """A mount of one file, and a file in a folder of others: written in place."""
+        """A mount of one file, and a file in a folder of others: written in place.
+        Not on Windows: it has no mounts and owners.
+        """
         rest = ok(b"llo\n", "Content-Range: bytes 2-5/6", status="206 Partial Content")
         cookie = ok(b"hello\n", "Set-Cookie: a=b")
         self.server.plays({"/f": ok(), "/rest": rest, "/cookie": cookie, "/empty": ok(b"")})
@@ -7824,6 +7811,7 @@ class Section20CommandLine(Folder):
                 yield data
 
     def test_binary_is_kept_from_a_terminal(self) -> None:
+        """Not on Windows: it has no pty."""
         self.server.plays({"/b": ok(b"a\0b"), "/t": ok("hé\n".encode())})
         shown, code = self.in_terminal("{u}/b")
         self.assertEqual(code, 23)
@@ -7832,7 +7820,9 @@ class Section20CommandLine(Folder):
         self.assertEqual(self.in_terminal("{u}/t"), ("hé\r\n", 0))
 
     def test_no_control_reaches_a_terminal(self) -> None:
-        """Nor a file's name; and in a pipe -v, messages and JSON have none, either."""
+        """Nor a file's name; and in a pipe -v, messages and JSON have none, either.
+        Not on Windows: it has no pty.
+        """
         named = 'Content-Disposition: attachment; filename="a\x1b]0;b\x07"'
         evil = ok(b"", "X: a\x1b]0;\x07\x9b2J", named, "Set-Cookie: c=\xc2\x9b2J", status="404 \x1b[2J")
         self.server.plays({"/e": evil, "/to": redirect("/e?\x1b[2J")})
@@ -7847,7 +7837,9 @@ class Section20CommandLine(Folder):
         self.assertEqual(self.names(), [])
 
     def test_progress(self) -> None:
-        """So many times a second at most, on one line, which is wiped, before an error, too."""
+        """So many times a second at most, on one line, which is wiped, before an error, too.
+        Not on Windows: it has no pty.
+        """
         page = [ok(b"x" * 6000)[:-6000], *([b"x" * 300, 0.006] * 20)]
         self.server.plays({"/f": page, **{f"/{n}": [n * 0.08, ok()] for n in range(4)}})
         with open(self.path("out"), "wb") as out, patch("asyncget.REDRAW_SECONDS", 0.02) as seconds:
@@ -7876,6 +7868,7 @@ class Section20CommandLine(Folder):
     def test_what_is_typed(self) -> None:
         """A password, without its echo; and Ctrl-C, which leaves the terminal as it was, and
         the part of a file.
+        Not on Windows: it has no pty.
         """
         control = ("import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
                    "os.execv(sys.argv[1], sys.argv[1:])")
@@ -7981,7 +7974,9 @@ class Section20CommandLine(Folder):
                 self.assertEqual(said, self.SHELL[line], line)
 
     def test_ctrl_c(self) -> None:
-        """It ends the look-up of a name, as -m does; a shell's loop; and process 1."""
+        """It ends the look-up of a name, as -m does; a shell's loop; and process 1.
+        Not on Windows: it has no groups of processes.
+        """
         code = ("import os, socket, sys, time\n"
                 "def slow(*_, **__): os.write(1, b'asked '); time.sleep(99)\n"
                 "socket.getaddrinfo = slow\n"
