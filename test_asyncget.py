@@ -2167,8 +2167,7 @@ class Section9Pool(AsyncCase):
                 ([[*first, late, CLOSE], again], b"2", 3), ([[*first, late], again], b"2", 3),
                 ([[*first, answer(b"408", status="408 X")], again], b"408", 2),  # it may be kept
                 ([[*first, CHUNKED.replace(b"200", b"408") + b"3\r\n408\r\n0\r\n\r\n"],
-                  again], b"408", 2),
-                ([[*first, CLOSE], [READ, CLOSE], again], 52, 3),
+                  again], b"408", 2), ([[*first, CLOSE], [READ, CLOSE], again], 52, 3),
                 ([[*first, late], [READ, late]], b"408", 3),
                 ([[*first, early, late], again], b"408", 2),
                 ([[*first, b"H", CLOSE], again], 18, 2), ([[*first, early, CLOSE], again], 52, 2),
@@ -2582,8 +2581,7 @@ class Section11Settings(AsyncCase):
             ("proxy", [{"http": "p"}, b"p"], TypeError,
              r"str \| None; for several kinds.*environment's http_proxy"),
             ("params", [b"a=b", "a=b", 5, [1], ["abc"], {"a": {"b": 1}}], TypeError,
-             pairs + ".*the URL"),
-            ("cert", [("a", ["b"])], TypeError, r"\(cert, key\)"),
+             pairs + ".*the URL"), ("cert", [("a", ["b"])], TypeError, r"\(cert, key\)"),
             ("params", [{"a": "\ud800"}], InvalidURL, ""), ("base_url", ["h"], InvalidURL, ""),
             ("headers", ["a: b", b"x", 5, [1], [("a", "b", "c")]], TypeError, pairs),
             ("headers", [{5: "x"}, {"x": 5}, {"x": b"y"}], InvalidHeader, "pairs, of text"),
@@ -3981,8 +3979,7 @@ class Section15Cookies(Tables):
         bad = ["__secure-=1", "__Host-a=1; Path=/", "__host-a=1; Secure",
                "__Host-a=1; Secure; Path=/x", "__Host-a=1; Secure; Path=/; Domain=h.test",
                "=__Host-a=1; Secure; Path=/", "__Host-; Secure; Path=/", "=__SECURE-a=1; Secure"]
-        self.check_set("https://h.test/d/", [
-            *((line, line.partition("=")[0]) for line in good),
+        self.check_set("https://h.test/d/", [*((line, line.partition("=")[0]) for line in good),
             *((line, None) for line in bad)], "name")
 
     # ---- the jar, as servers fill it
@@ -4634,8 +4631,7 @@ REQUEST = re.compile(  # origin-form, or absolute-form; one Host, which is the f
 WANTED = re.compile(  # RFC 3986, as far as it is ASCII; behind the path, all that is no control
     r"https?://(?:[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)?"
     r"(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+(?:%(?:25)?[\w.~-]+)?\])"
-    r"(?::0*\d{0,5})?"
-    r"(?:[/?#][ -~]*)?\Z", re.I)
+    r"(?::0*\d{0,5})?(?:[/?#][ -~]*)?\Z", re.I)
 
 
 # ---- mutation
@@ -4666,8 +4662,7 @@ def corpus() -> list[bytes]:
     gz, coded = gzip.compress(JSON, mtime=0), "Content-Encoding: gzip"
     return [
         answer(b"hello"), answer(b"", status="204 No Content"),
-        answer(JSON, "Content-Type: application/json"),
-        b"HTTP/1.1 200\r\n\r\nuntil close",
+        answer(JSON, "Content-Type: application/json"), b"HTTP/1.1 200\r\n\r\nuntil close",
         b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\nContent-Length: 2\n\n\r\n",
         *(CHUNKED + wire for wire, *_ in Section5BodyFraming.CHUNKED),
@@ -4678,8 +4673,7 @@ def corpus() -> list[bytes]:
         answer(zlib.compress(gz), coded, "content-encoding: DEFLATE"), answer(b"", coded),
         answer(gzip.compress(gz), "Content-Encoding: gzip, identity, x-gzip"),
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: </s.css>; rel=preload\r\n\r\n"
-        + answer(b"hi"),
-        answer(b"gone", "Location: ../c?x=1#y", status="302 Found"),
+        + answer(b"hi"), answer(b"gone", "Location: ../c?x=1#y", status="302 Found"),
         answer(b"", "Location: https://u:p@b.test:8443/", status="308 P"),
         answer(b"x", "Set-Cookie: sid=1; Path=/; HttpOnly",
                "Set-Cookie: b=\"2\"; Domain=h.test; Max-Age=60; Secure",
@@ -4700,8 +4694,7 @@ def corpus() -> list[bytes]:
         OK + b"X: \r\n \r\n\t\r\nContent-Length: 1\r\n\r\nx"]
 
 
-URLS = [
-    *(pair.partition("→")[0] for pair in Section2URLs.EXAMPLES.split()),
+URLS = [*(pair.partition("→")[0] for pair in Section2URLs.EXAMPLES.split()),
     *itertools.chain(*Section2URLs.BAD.values()),
     "http://h.test/", "https://u:p%40@H.test:8443/a/../b;c?d=e&f#g", "http://[::1]:80/x",
     "http://[::ffff:1.2.3.4]", "//b.test/x", "http://127.0.0.1:8080/?q=a b", "http://[::1%25eth0]/",
@@ -4957,8 +4950,7 @@ class Endless(AsyncCase):
                 ("CVE-2017-14158: until close", OK + b"\r\n", b"y" * 999, TooLarge, 20_000),
                 ("chunks for ever", CHUNKED, b"1\r\nx\r\n", TooLarge, 120_000),
                 ("CVE-2025-13836: a length", OK + b"Content-Length: 999999999999999999\r\n\r\n",
-                 b"y" * 999, TooLarge, 20_000),
-                ("CVE-2025-69223: gzip",
+                 b"y" * 999, TooLarge, 20_000), ("CVE-2025-69223: gzip",
                  OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(10**7)),
                  b"", TooLarge, 10**5)], (99, 65_536)):
             block, cut = again * size or start, range(0, len(again) * size or len(start), size)
@@ -5557,8 +5549,7 @@ class LinearTime(Tables):
 
     def calls(self) -> Iterator[tuple[str, Callable[[str, bytes], Any]]]:
         """Each of them, and those of flags: its text, and a function."""
-        known = {
-            **globals(), **vars(asyncget), "page": parse_url("http://h/"),
+        known = {**globals(), **vars(asyncget), "page": parse_url("http://h/"),
             "got": lambda *fields, **more: response(fields=fields, **more),
             "TEXT_FIELD": b"Content-Type: a; charset=", "cut": lambda b: [bytes([octet]) for octet in b],
             "many": lambda t: [f"a{number}={t[:99]}" for number in range(len(t) // 99)],
@@ -5706,8 +5697,7 @@ class TrustAndSecrets(AsyncCase):
     # ---- one marker in all that may hold a secret
 
     MARK = "s3CrEtMaRk"
-    WRITTEN = [
-        *(f"http://me:{end}" for end in (
+    WRITTEN = [*(f"http://me:{end}" for end in (
             "{}@h.test/", "a/{}@h.test/", "a#{}@h.test/", "a?{}@h.test/", "a@{}@h.test/",
             "{}\\@h.test/", "{}@[::1/", "{}@", "{}%zz@h.test/", "{}@h.test:99999/", "{}@h:x/",
             "{}@h.test/\x01", "{}@h .test/", "é{}@h.test/", "{}@127.1/", "\udc80{}@h.test/",
@@ -5799,8 +5789,7 @@ class TrustAndSecrets(AsyncCase):
 
     def test_the_wire_as_v_shows_it(self) -> None:
         said: list[str] = []
-        transfer: Any = types.SimpleNamespace(
-            flags=parse_arguments(["-v"]),
+        transfer: Any = types.SimpleNamespace(flags=parse_arguments(["-v"]),
             command=types.SimpleNamespace(say=lambda *words: said.append(" ".join(words))))
         for line, kind in table(self.SHOWN, (str, str.encode)):
             wire = f"HTTP/1.1 302 F\r\nX: 1\r\n{line.format(self.MARK)}\r\nX-Cookie: 2\r\n\r\n"
@@ -5944,8 +5933,7 @@ class Section17Downloads(OnDisk):
         monday, later = self.monday, self.later
         self.alike(lambda fields: asyncget.strong_validator(Headers(fields.items())), [
             ({"ETag": '"a"'}, '"a"'), ({"Last-Modified": monday, "Date": later}, monday),
-            *((fields, "") for fields in table([
-                {}, *({"ETag": text} for text in (
+            *((fields, "") for fields in table([{}, *({"ETag": text} for text in (
                     'W/"a"', "a", '"a" ', '"a", "b"', '"a"b"', '"é"', '"\x01"')),
                 *({"ETag": text, "Last-Modified": monday, "Date": later} for text in ('W/"a"', "")),
                 *({"Last-Modified": text, "Date": later} for text in (
@@ -5993,13 +5981,11 @@ class Section17Downloads(OnDisk):
 
         fitting = partial(rest, "bytes 5-10/11")
         self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None, [
-            *((row, True) for row in [
-                (ours, fitting(V1)), (ours, rest("Bytes 5-10/11", V1)),
+            *((row, True) for row in [(ours, fitting(V1)), (ours, rest("Bytes 5-10/11", V1)),
                 (ours, fitting("Content-Encoding: identity", V1)), (untold, fitting(V1)),
                 (dated, fitting()), (dated, fitting(monday, V2)),
                 (full, unmet("bytes */11")), (full, unmet("bytes */11", V1)),
-                (untold, unmet("bytes */5"))]),
-            *((row, False) for row in [
+                (untold, unmet("bytes */5"))]), *((row, False) for row in [
                 (ours, fitting()), (ours, fitting(monday)), *((ours, fitting(field)) for field in (
                     V2, 'ETag: W/"v1"', span)), (ours, fitting(V1, "Content-Encoding: gzip")),
                 (ours, fitting(V1, V2)), (dated, fitting(f"Last-Modified: {self.later}", V2)),
@@ -6154,8 +6140,7 @@ class Section17Downloads(OnDisk):
                 (answer(WHOLE, V1)[:-12], {}, None, ""),
                 (answer(WHOLE, date, f"Date: {self.later}")[:-6], {}, WHOLE[:5], self.monday),
                 (unsized(b"5\r\nhello\r\n6\r\n", V1, "Transfer-Encoding: chunked"), {},
-                 WHOLE[:5], '"v1"'),
-                (answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], ""),
+                 WHOLE[:5], '"v1"'), (answer(WHOLE, 'ETag: W/"v1"')[:-6], {}, WHOLE[:5], ""),
                 (answer(WHOLE, 'ETag: "v\x011"')[:-6], {}, WHOLE[:5], ""),
                 # With decode=False: the rest might come in another coding, or in none.
                 (coded, {"decode": False}, GZIPPED[:-4], ""), (coded, {}, WHOLE, "")]):
@@ -6279,8 +6264,7 @@ class Section17Files(OnDisk):
             return mock.Mock(side_effect=OSError(number, "No"))
 
         for name, lack in table([
-                ("nothing", contextlib.nullcontext()),
-                ("links", patch("os.link", no(errno.EPERM))),
+                ("nothing", contextlib.nullcontext()), ("links", patch("os.link", no(errno.EPERM))),
                 ("locks", patch("fcntl.flock", no(errno.ENOLCK))),
                 ("room", patch("asyncget.open", slow, create=True)),
                 ("threads", patch.object(threading.Thread, "start", side_effect=RuntimeError)),
@@ -7253,8 +7237,7 @@ class Section20CommandLine(Folder):
         self.alike(self.name_from, [
             ("attachment; filename=a.txt", "a.txt"), ('filename="a b.txt"', "a b.txt"),
             ('attachment;FileName = "a;b.txt" ; size=3', "a;b.txt"),
-            ("attachment", None), ("", None),
-            ("attachment; filename=\u00c3\u00a9", "\u00e9"),
+            ("attachment", None), ("", None), ("attachment; filename=\u00c3\u00a9", "\u00e9"),
             ("attachment; filename*=UTF-8''%e2%82%ac", "\u20ac"), ("inline; xfilename=a", None),
             ("attachment; filename=x; filename*=UTF-8''y", "y"),
             ("attachment; filename*=UTF-8''y; filename=x", "y"),
@@ -7327,8 +7310,7 @@ class Section20CommandLine(Folder):
     MORE = ok(b"iec", "Content-Range: bytes 1-3/4", status="206 Partial")
     BUSY, AGAIN = ok(b"busy\n", status="503 Busy"), ok(b"again\n", status="503 Busy")
     CODED = zlib.compress(random.Random(1).randbytes(25_000).hex().encode(), 9)[:-9]
-    PAGES = {
-        "/": ok(), "/404": GONE, "/to": TO, "/more": MORE,
+    PAGES = {"/": ok(), "/404": GONE, "/to": TO, "/more": MORE,
         "/tobad": ok(b"moved\n", "Location: http://[x/", status="302 F"),
         "/loop": ok(b"", "Location: /loop", status="302 F"),
         "/chunked": CHUNKED + b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
@@ -7394,8 +7376,7 @@ class Section20CommandLine(Folder):
             49: ["--resolve x {u}/", "--resolve h:1:x {u}/", "--resolve h:1:1.2.3 {u}/",
                  "--resolve h:1:127.0.0.1,256.1.1.1 {u}/"],
             63: ["--max-filesize 5 {u}/", "--max-filesize 1k -o x {u}/big"],
-        }.items() for line in lines),
-        *((line, stdout, "", 0) for line, stdout in {
+        }.items() for line in lines), *((line, stdout, "", 0) for line, stdout in {
             "{u}/404": b"gone\n", "-i {u}/404": GONE, "--no-compressed {u}/unknown": b"x",
             "-H accept-encoding:gzip {u}/packed": b"p",  # as it is
             "-H accept-encoding:gzip --compressed {u}/gzip": b"unpacked",
@@ -7427,8 +7408,7 @@ class Section20CommandLine(Folder):
             "-flLsS --compressed --http2 --tcp-nodelay --no-keepalive -4 -N {u}/gzip": b"unpacked",
             "{u}/ -X GET -H user-agent:Mozilla/5.0 -H accept-language:de -H Sec-Fetch-Dest:empty "
             "-b a=1;b=2 --compressed --insecure": b"hello\n",  # Chrome; Firefox writes -H Cookie
-        }.items()),
-        *((line, b"", "", 0, files) for line, files in {
+        }.items()), *((line, b"", "", 0, files) for line, files in {
             "-D f -o o {u}/to": {"f": TO[:-6] + HEAD, "o": b"hello\n"}, "-I -o f {u}/": {"f": HEAD},
             "-i -o o {u}/to": {"o": TO[:-6] + ok()},
             "-H accept-encoding:gzip -o o {u}/packed": {"o": b"p"},
@@ -7523,15 +7503,13 @@ class Section20CommandLine(Folder):
         ("-s -w %{num_redirects}|%{http_code}|%{num_connects} --max-redirs 1 {u}/loop",
          b"1|302|2", "", 47),
         # what is told on stderr
-        ("-v -u a:secret -b s=secret {u}/cookie", b"b",
-         r"(?s)^(?!.*secret)(?!.*YTpzZWNyZXQ)"
+        ("-v -u a:secret -b s=secret {u}/cookie", b"b", r"(?s)^(?!.*secret)(?!.*YTpzZWNyZXQ)"
          r"(?=.*\n> Authorization: \*\*\*\n)(?=.*\n> Cookie: \*\*\*\n)"
          r"\* [^\n]*127\.0\.0\.1.*\n> GET /cookie HTTP/1\.1\n.*\n> \n.*< HTTP/1\.1 200 OK\n"
          r".*\n< Set-Cookie: \*\*\*\n< \n", 0),
         ("-sv 127.0.0.1:1", b"", r"\(7\) cannot connect.*: [^:]*refused", 7),
         ("-s --waterfall {u}/ {u}/404 127.0.0.1:1", b"hello\ngone\n",
-         r"^200 .*\n404 .*\n\(7\) (?s:.*)\n\d+\.\d\d s in all; one after another \d", 7),
-    )
+         r"^200 .*\n404 .*\n\(7\) (?s:.*)\n\d+\.\d\d s in all; one after another \d", 7),)
     DIFFERS = re.compile(  # from curl 7.88: newer than it, or on purpose
         r"-y 0\.|\d[km]? -o x|/nothing .*cut|^-f .*cut|-delay 9|ftp:|a\.\.b|-H broken|@none|"
         r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0|-o link|-o dangling|"
