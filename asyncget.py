@@ -3422,8 +3422,9 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         return ProxyError(f"closed the connection: {text}")  # pass_proxy says which
     if phase == "TLS handshake" or asked.scheme == "https" and isinstance(error, _BROKEN):
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
-    # asyncio leaves out the system's words, which people know, and scripts look for.
-    text = re.sub(r"\[Errno ([0-9]+)\] Connect call failed",
+    # asyncio leaves out the system's words, which people know, and scripts look for. (Windows'
+    # numbers have five digits: strerror has no words for them.)
+    text = re.sub(r"\[Errno ([0-9]{1,4})\] Connect call failed",
                   lambda found: os.strerror(int(found[1])), text)
     return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
 

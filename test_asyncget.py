@@ -3431,6 +3431,8 @@ class Section13AddressesAndTLS(AsyncCase):
                 (far, {"proxy": None, "open_connection": odd}, ConnectError, 6, "said so"),
                 (far, {"proxy": None, "open_connection": reset}, TLSError, 35, "said so"),
                 (bare, {"open_connection": nowhere}, ConnectError, 6, "'no.test', for no.test:80:"),
+                (bare, {"open_connection": mock.AsyncMock(side_effect=OSError(  # no words for it
+                    10061, "Connect call failed"))}, ConnectError, 7, "10061. Connect call failed"),
                 (bare, {"open_connection": refused}, TLSError, 35, "TLS with .*bad record"),
                 (bare, {"open_connection": slow}, ConnectError, 7, "said so"),
                 (bare, {"open_connection": closed}, IncompleteBody, 56, "lost: .*closed"),
