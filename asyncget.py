@@ -1784,9 +1784,10 @@ async def lines_of(response: Response) -> AsyncIterator[str]:
 
 INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
-# After a longer idle time, see what the kernel has before use. Less than 0, so always, where the
-# clock ticks each 16 ms: Windows' does, up to Python 3.12.
-IDLE_MOMENT_SECONDS = 0.001 - time.get_clock_info("monotonic").resolution
+# By so much asyncio's timers may be early: 16 ms on Windows, up to Python 3.12.
+TICK_SECONDS = time.get_clock_info("monotonic").resolution
+# After a longer idle time, see what the kernel has before use; always, where that is less than 0.
+IDLE_MOMENT_SECONDS = 0.001 - TICK_SECONDS
 TURN_EXCHANGES = 10              # of one connection, before another route may get its place
 
 
@@ -1894,6 +1895,7 @@ class Lane:
     open = 0          # how many connections, those in use as well
     served_at = 0.0    # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
+    due = 0.0         # when it does
     fields: Any = None  # that were last sent there; `lines` are their bytes
     decode = True
     lines = b""         # see Call.render
@@ -1974,7 +1976,9 @@ class Pool:
             connection = self.add(lane)
         if self.interval:
             lane.paused = True
-            connection.loop.call_later(self.interval, self._resume, lane)
+            now = connection.loop.time()  # where a clock ticks slowly, turns are made up for
+            lane.due = self.interval + (lane.due if now - lane.due < 2 * TICK_SECONDS else now)
+            connection.loop.call_at(lane.due + TICK_SECONDS, self._resume, lane)
         return connection
 
     def add(self, lane: Lane) -> Connection:
