@@ -840,8 +840,7 @@ class Section4ResponseHead(Tables):
             parsed = asyncget.parse_head(line + b"\r\n\r\n")
             return int(parsed.raw[7:8]), parsed.status, asyncget.status_reason(parsed.raw)
 
-        self.alike(parts, [
-            (b"HTTP/1.0 404 Not Found", (0, 404, "Not Found")),
+        self.alike(parts, [(b"HTTP/1.0 404 Not Found", (0, 404, "Not Found")),
             (b"HTTP/1.1 200 ", (1, 200, "")), (b"HTTP/1.1 200", (1, 200, "")),  # 9112 4: no reason
             (b"HTTP/1.1 200 OK", (1, 200, "OK")), (b"HTTP/1.2 200 OK", (2, 200, "OK")),  # 9110 2.5
             (b"HTTP/1.1 299 x", (1, 299, "x")), (b"HTTP/1.1 999", (1, 999, "")),  # 9110 15
@@ -883,8 +882,7 @@ class Section4ResponseHead(Tables):
                          self.LINE + before + bad + b"\r\n" + behind + b"\r\n")
 
     def test_octets(self) -> None:  # 9110 5.5, 6265 5.4
-        for line, text, target in [
-                (b"location: /caf\xe9", "/caf\udce9", "/caf%E9"),
+        for line, text, target in [(b"location: /caf\xe9", "/caf\udce9", "/caf%E9"),
                 (b"LOCATION:\t/\xd6\xd0 \x83\x65 ", "/\udcd6\udcd0 \udc83e", "/%D6%D0%20%83e"),
                 ("Location: /é日".encode(), "/é日", "/%C3%A9%E6%97%A5"),
                 (b"Location: ", "", "/a"), (b"location: x\r\n \xe9", "x \udce9", "/x%20%E9")]:
@@ -1044,8 +1042,7 @@ class Section8Decoding(Tables):
     """A coding is undone step by step, to its very end, or the body is refused."""
 
     TEXT = b"hello, hello, hello"
-    CODED = [
-        ([b"gzip"], gzip.compress(TEXT)), ([b"deflate"], zlib.compress(TEXT)),
+    CODED = [([b"gzip"], gzip.compress(TEXT)), ([b"deflate"], zlib.compress(TEXT)),
         ([b"deflate"], raw_deflate(TEXT)), ([b"gzip"], gzip.compress(TEXT) + b"\0" * 12),
         ([b"gzip"], gzip.compress(TEXT[:5]) + gzip.compress(TEXT[5:])),
         ([b"gzip"], gzip.compress(b"") + gzip.compress(TEXT) + gzip.compress(b"")),
@@ -1102,8 +1099,7 @@ class Section8Decoding(Tables):
                                       b"aws-chunked", b"ISO-8859-1", b"base64", b"text/plain")),
             (b"aws-chunked,gzip", [b"gzip"]), (b"GZIP", [b"gzip"]), (b"x-gzip", [b"gzip"]),
             (b"none, gzip,", [b"gzip"]), (b"gzip, identity,identity,gzip", [b"gzip", b"gzip"])])
-        for value, said in [
-                (b"br", "'br'"), (b"gzip, br", "'br'"), (b"compress", "'compress'"),
+        for value, said in [(b"br", "'br'"), (b"gzip, br", "'br'"), (b"compress", "'compress'"),
                 (b"gzip;q=1", "gzip;q=1"), (b"gzip\x01", r"gzip\x01"), (b"\xff\x85", r"\xff\x85"),
                 (b",".join([b"gzip"] * 6), "at most 5"),                        # CVE-2025-66418
                 (b",".join([b"gzip"] * 1000), "1000 content codings"),          # CVE-2022-32206
@@ -2091,6 +2087,10 @@ class Section9Pool(AsyncCase):
                         patch.object(loop, "time", lambda: now):  # noqa: B023
                     await session.get("http://h.test/")
                 self.assertEqual(acquired.called, looked, (passed, slow))
+        deadline = asyncget.Deadline(1.0)
+        deadline.until = loop.time() + 1
+        with patch("asyncio.sleep"):  # its timers are early, too
+            await self.raised(TimedOut, deadline.breathe(9))
 
     async def test_the_deadline_does_not_run_in_the_queue(self) -> None:
         """Save for later hops, but there not because of others who came later. A program that was
