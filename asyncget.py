@@ -904,9 +904,9 @@ class Deadline:
 
         For decoding (section 8), and for the command line's --limit-rate.
         """
-        now = asyncio.get_running_loop().time
-        await asyncio.sleep(min(seconds, self.until - now()))
-        if now() >= self.until:
+        left = self.until - asyncio.get_running_loop().time()
+        await asyncio.sleep(min(seconds, left))
+        if seconds >= left:  # not by the clock: on Windows a sleep may end early
             raise TimedOut("the body was not finished within the whole call's deadline",
                            phase="more of the body", seconds=self.seconds)
 
@@ -1798,9 +1798,10 @@ async def lines_of(response: Response) -> AsyncIterator[str]:
 INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
 UNACKED_SECONDS = 5.0            # or a third of `timeout`: then a NAT has forgotten a kept one
-# After a longer idle time, see what the kernel has before use. On Windows, up to Python 3.12, the
-# clock ticks each 16 ms; there this is less than 0, which means always.
-IDLE_MOMENT_SECONDS = 0.001 - time.get_clock_info("monotonic").resolution
+# By so much asyncio's timers may be early: 16 ms on Windows, up to Python 3.12.
+TICK_SECONDS = time.get_clock_info("monotonic").resolution
+# After a longer idle time, see what the kernel has before use; always, where that is less than 0.
+IDLE_MOMENT_SECONDS = 0.001 - TICK_SECONDS
 TURN_EXCHANGES = 10              # of one connection, before another route may get its place
 
 
@@ -1988,7 +1989,7 @@ class Pool:
             connection = self.add(lane)
         if self.interval:
             lane.paused = True
-            connection.loop.call_later(self.interval, self._resume, lane)
+            connection.loop.call_later(self.interval + TICK_SECONDS, self._resume, lane)
         return connection
 
     def add(self, lane: Lane) -> Connection:
@@ -3454,8 +3455,9 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
     if phase == "TLS handshake" or asked.scheme == "https" and isinstance(error, _BROKEN):
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
-    # asyncio leaves out the system's words, which people know, and scripts look for.
-    text = re.sub(r"\[Errno ([0-9]+)\] Connect call failed",
+    # asyncio leaves out the system's words, which people know, and scripts look for. (Windows'
+    # numbers have five digits: strerror has no words for them.)
+    text = re.sub(r"\[Errno ([0-9]{1,4})\] Connect call failed",
                   lambda found: os.strerror(int(found[1])), text)
     return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
 
