@@ -429,39 +429,20 @@ def guarded(test: Callable[..., Any]) -> Callable[..., Any]:
 # ---- certificates, all of one P-256 key, made by `openssl ca`, valid from 2020 to 2120
 
 PEMS = {
-    "ca": "MIIBYDCCAQagAwIBAgIUFV4nkeKlGZKOTmjR1pdU+5T/080wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMA0xCzAJBgNVBAMMAmNhMFkw"
-        "EwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEnTuwYvIaU5mD7AZHf5WduHv8gyGMi0lkgvAyCDmTBKMp5vPMeC1oSj9BJLl5vtSOCuvz5uMF++aRgdyVK2gIBKNCMEAwDwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ"
-        "8BAf8EBAMCAgQwHQYDVR0OBBYEFGZKTJnmWQgX+tTPPEURQ2vRJJ+0MAoGCCqGSM49BAMCA0gAMEUCIFcvu04UuQWWoQYD2B6lOSn7mJoWrwa6vxzs+iDLq5RtAiEAokH0kCJuWqRAkjWkNYWfXc59+ZjY"
-        "OEAsEtos/na7j0o=",
-    "key": "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQggnpAVRgYEAIK2PZ8s0zosdymL3R4CqIu+LrpSNYDoyChRANCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3"
-        "zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwB",
+    "ca": "MIIBYDCCAQagAwIBAgIUFV4nkeKlGZKOTmjR1pdU+5T/080wCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMA0xCzAJBgNVBAMMAmNhMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEnTuwYvIaU5mD7AZHf5WduHv8gyGMi0lkgvAyCDmTBKMp5vPMeC1oSj9BJLl5vtSOCuvz5uMF++aRgdyVK2gIBKNCMEAwDwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ8BAf8EBAMCAgQwHQYDVR0OBBYEFGZKTJnmWQgX+tTPPEURQ2vRJJ+0MAoGCCqGSM49BAMCA0gAMEUCIFcvu04UuQWWoQYD2B6lOSn7mJoWrwa6vxzs+iDLq5RtAiEAokH0kCJuWqRAkjWkNYWfXc59+ZjYOEAsEtos/na7j0o=",
+    "key": "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQggnpAVRgYEAIK2PZ8s0zosdymL3R4CqIu+LrpSNYDoyChRANCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwB",
     # the same key; its password is "secret"
-    "encrypted_key": "MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAhVa2URxNHlAAICCAAwDAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEFvATrzBUHuXELs2u6Cgsy8EgZBa40IOLywkDM4ix"
-        "OS69Nuhs7zUYHZKZGryHLw/c+AHoFkN2bItyhprHvdxI3in67qQVAz3JoolT5QEvhp/wlCfq3mWNrUPUi5C13k7C9EvN7R2taqN4+dlH0GiSBRsnaqKHlznnl7j1oN1u5X5Rldw9N6xXij2nY2kww2AtMx"
-        "1KyyN/QaS1l1ovD8KjDCdHAA=",
+    "encrypted_key": "MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAhVa2URxNHlAAICCAAwDAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEFvATrzBUHuXELs2u6Cgsy8EgZBa40IOLywkDM4ixOS69Nuhs7zUYHZKZGryHLw/c+AHoFkN2bItyhprHvdxI3in67qQVAz3JoolT5QEvhp/wlCfq3mWNrUPUi5C13k7C9EvN7R2taqN4+dlH0GiSBRsnaqKHlznnl7j1oN1u5X5Rldw9N6xXij2nY2kww2AtMx1KyyN/QaS1l1ovD8KjDCdHAA=",
     # localhost, 127.0.0.1, ::1
-    "leaf": "MIIBjDCCATOgAwIBAgIUDv8zGVAXMy7HGDRVrv1HhSogOEwwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWT"
-        "ATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo3AwbjAfBgNVHSMEGDAWgBRmSkyZ5lkIF/rU"
-        "zzxFEUNr0SSftDAsBgNVHREEJTAjgglsb2NhbGhvc3SHBH8AAAGHEAAAAAAAAAAAAAAAAAAAAAEwHQYDVR0OBBYEFKd/7Gqcvn6WFDIPQqoafuRzbMs+MAoGCCqGSM49BAMCA0cAMEQCID/27PdW1/CKyC"
-        "tI7MdmjpQJXcD/Wa1QNbt34Hq6sXQ0AiBFnxEnK0+0ihex7+PCqWKNEmyO2Jjio+zDFlb8mEVSYg==",
+    "leaf": "MIIBjDCCATOgAwIBAgIUDv8zGVAXMy7HGDRVrv1HhSogOEwwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo3AwbjAfBgNVHSMEGDAWgBRmSkyZ5lkIF/rUzzxFEUNr0SSftDAsBgNVHREEJTAjgglsb2NhbGhvc3SHBH8AAAGHEAAAAAAAAAAAAAAAAAAAAAEwHQYDVR0OBBYEFKd/7Gqcvn6WFDIPQqoafuRzbMs+MAoGCCqGSM49BAMCA0cAMEQCID/27PdW1/CKyCtI7MdmjpQJXcD/Wa1QNbt34Hq6sXQ0AiBFnxEnK0+0ihex7+PCqWKNEmyO2Jjio+zDFlb8mEVSYg==",
     # in 2020
-    "expired": "MIIBizCCATGgAwIBAgIUb5derYi80u8o4vKcvdkqRL3pKqMwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwHhcNMjAwMTAxMDAwMDAwWhcNMjAwMTAyMDAwMDAwWjAMMQowCAYDVQQDDAF4MFk"
-        "wEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEgSFCUhS7HUPxr623M4lLZDiJUWB0pYg9Nq46TOlovGWY3KH5VECd84aRAGszbicOXA5d13kkR9b2m4eQPKUsAaNwMG4wHwYDVR0jBBgwFoAUZkpMmeZZCBf61"
-        "M88RRFDa9Ekn7QwLAYDVR0RBCUwI4IJbG9jYWxob3N0hwR/AAABhxAAAAAAAAAAAAAAAAAAAAABMB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiBco1Qa9G41gb3"
-        "QlFuAi+Ayj+0YNBPsYtwDGnoPaGv9vQIhAL+ycDHC2akN/43lmMBUEIihXX0eI4aTmD6D3J10zF1Y",
+    "expired": "MIIBizCCATGgAwIBAgIUb5derYi80u8o4vKcvdkqRL3pKqMwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwHhcNMjAwMTAxMDAwMDAwWhcNMjAwMTAyMDAwMDAwWjAMMQowCAYDVQQDDAF4MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEgSFCUhS7HUPxr623M4lLZDiJUWB0pYg9Nq46TOlovGWY3KH5VECd84aRAGszbicOXA5d13kkR9b2m4eQPKUsAaNwMG4wHwYDVR0jBBgwFoAUZkpMmeZZCBf61M88RRFDa9Ekn7QwLAYDVR0RBCUwI4IJbG9jYWxob3N0hwR/AAABhxAAAAAAAAAAAAAAAAAAAAABMB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiBco1Qa9G41gb3QlFuAi+Ayj+0YNBPsYtwDGnoPaGv9vQIhAL+ycDHC2akN/43lmMBUEIihXX0eI4aTmD6D3J10zF1Y",
     # other.test
-    "other": "MIIBdjCCARygAwIBAgIULMi9EtJBheeUIwHIR/Oqxra8H6MwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwW"
-        "TATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1kwVzAfBgNVHSMEGDAWgBRmSkyZ5lkIF/r"
-        "UzzxFEUNr0SSftDAVBgNVHREEDjAMggpvdGhlci50ZXN0MB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiEAj18lLMJDUjiDWDnr8Jg6tMCYBHD/4RY+Mty3NuWr6"
-        "u0CIHMOFTcistBwrCJg+k0ehskDdbwBiAIsu/gRbek71WXK",
+    "other": "MIIBdjCCARygAwIBAgIULMi9EtJBheeUIwHIR/Oqxra8H6MwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMAwxCjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASBIUJSFLsdQ/GvrbcziUtkOIlRYHSliD02rjpM6Wi8ZZjcoflUQJ3zhpEAazNuJw5cDl3XeSRH1vabh5A8pSwBo1kwVzAfBgNVHSMEGDAWgBRmSkyZ5lkIF/rUzzxFEUNr0SSftDAVBgNVHREEDjAMggpvdGhlci50ZXN0MB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiEAj18lLMJDUjiDWDnr8Jg6tMCYBHD/4RY+Mty3NuWr6u0CIHMOFTcistBwrCJg+k0ehskDdbwBiAIsu/gRbek71WXK",
     # localhost, no Authority Key Identifier
-    "no_aki": "MIIBSzCB86ADAgECAhREbX8RCy1DWcoF5FzEAkkvk3NSxDAKBggqhkjOPQQDAjANMQswCQYDVQQDDAJjYTAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDDEKMAgGA1UEAwwBeDBZ"
-        "MBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjMDAuMCwGA1UdEQQlMCOCCWxvY2FsaG9zdI"
-        "cEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAKBggqhkjOPQQDAgNHADBEAiAl8CS56Rxe9E92Z6d9lQw9sGpJYys1B5R0CYQSCOd4TwIgDeH3v9ttuo4nirRd/uC38MhA5bPhe5BqIAwJS86Af6Y=",
+    "no_aki": "MIIBSzCB86ADAgECAhREbX8RCy1DWcoF5FzEAkkvk3NSxDAKBggqhkjOPQQDAjANMQswCQYDVQQDDAJjYTAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjMDAuMCwGA1UdEQQlMCOCCWxvY2FsaG9zdIcEfwAAAYcQAAAAAAAAAAAAAAAAAAAAATAKBggqhkjOPQQDAgNHADBEAiAl8CS56Rxe9E92Z6d9lQw9sGpJYys1B5R0CYQSCOd4TwIgDeH3v9ttuo4nirRd/uC38MhA5bPhe5BqIAwJS86Af6Y=",
     # localhost by its common name alone, signed by itself
-    "common_name": "MIIBTDCB86ADAgECAhRdXQlIYeh1uoiulqOXXhrWcc4iTDAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBQxEjA"
-        "QBgNVBAMMCWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjITAfMB0GA"
-        "1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiEA8CH/Wg0bj4y/yKKUowPEFKLHlapgdE8b4jfTW8QTDfECICloH4R2ZWS05dpZTkn3Gu4v+yohU4+PTC+pJvBkiAB+",
+    "common_name": "MIIBTDCB86ADAgECAhRdXQlIYeh1uoiulqOXXhrWcc4iTDAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBQxEjAQBgNVBAMMCWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIEhQlIUux1D8a+ttzOJS2Q4iVFgdKWIPTauOkzpaLxlmNyh+VRAnfOGkQBrM24nDlwOXdd5JEfW9puHkDylLAGjITAfMB0GA1UdDgQWBBSnf+xqnL5+lhQyD0KqGn7kc2zLPjAKBggqhkjOPQQDAgNIADBFAiEA8CH/Wg0bj4y/yKKUowPEFKLHlapgdE8b4jfTW8QTDfECICloH4R2ZWS05dpZTkn3Gu4v+yohU4+PTC+pJvBkiAB+",
 }
 
 
@@ -638,8 +619,7 @@ class Section2URLs(Tables):
             ("http://h:65535", "http://h:65535 /"), ("https://[::1]:8443/", "https://::1:8443 /")])
 
     def test_hosts(self) -> None:
-        hosts = {
-            "h": "h", "H.TEST": "h.test", "h.test.": "h.test.", "a_b-c": "a_b-c",
+        hosts = {"h": "h", "H.TEST": "h.test", "h.test.": "h.test.", "a_b-c": "a_b-c",
             "127.0.0.1": "127.0.0.1", "1.example": "1.example", "web.1": "web.1",
             "1.web.2.": "1.web.2.", "0x7f.a.0x1": "0x7f.a.0x1", "1.2.3.4.com": "1.2.3.4.com",
             "[::]": "::", "[0:0:0:0:0:0:0:1]": "::1", "[FE80::1]": "fe80::1",
@@ -659,8 +639,7 @@ class Section2URLs(Tables):
                    ((host, host) for host in hosts.values()))
 
     BAD = {  # by what is said about them
-        "not an absolute URL": [
-            "h/x", "", "http:/h/", "http:h",
+        "not an absolute URL": ["h/x", "", "http:/h/", "http:h",
             # CVE-2019-9740, -9947, -11236, -18348, CVE-2022-0391, CVE-2023-24329
             "http://h/x HTTP/1.1\r\nY: 2", "http://h/x\r\n\r\nGET /y", "http://h/?q=\n#",
             "http://h/#\nx", "http://u\n@h/", "http://h/a\tb", "http://h/\x7f", "http://h/\ud800",
@@ -676,8 +655,7 @@ class Section2URLs(Tables):
             "http://A＃B/", "http://A\u2100B/", "http://127．0．0．1/", "http://127｡0｡0｡1/",
             "http://１２７.0.0.1/", "http://\u212a/", "http://ſ/", "http://h\udce9/",
             f"http://{'ü' * 64}/", "http://例。テスト/", "http://a\u00adb/", "http://a\u200bb/",
-            "http://a\u034fb/"],
-        "not an IP address": [
+            "http://a\u034fb/"], "not an IP address": [
             *[f"http://[{text}]/" for text in [  # CVE-2024-11168, CVE-2025-47912
                 "fe80::1%", "fe80::1%25", "fe80::1%25a%25b", "fe80::1%25a%0d",
                 "fe80::1%25" + "z" * 64, "::1.2.3.4%25eth0%25", ":%25eth0", "1.2.3.4:", ":h.test"]],
@@ -1352,8 +1330,7 @@ class Section7Response(Tables):
     def test_programs(self) -> None:
         """Whatever is called in whatever order: the same for all timings, framings, codings."""
         body, text = self.BODY, self.BODY.decode()
-        expected: dict[str, tuple[bytes, list[str]]] = {
-            **dict.fromkeys([
+        expected: dict[str, tuple[bytes, list[str]]] = {**dict.fromkeys([
                 "", "bytes", "bytes bytes", "lines lines", "piece", "piece piece line", "line",
                 "line line", "bytes line", "lines piece"], (body, [])),
             **dict.fromkeys(["line bytes", "line line piece"], (body, [self.LINES])),
@@ -1787,8 +1764,7 @@ class Section6Connection(AsyncCase):
                              ("fe80::1%eth0", name, ["[fe80::1]"]))
         zone = socket.if_nameindex()[0][0]
         name = socket.getnameinfo(("fe80::1", 80, 0, zone), socket.NI_NUMERICHOST)[0].split("%")[1]
-        found = [(socket.AF_INET6, 1, 6, "", ("fe80::1", 80, 0, zone))]
-        loop = get_running_loop()
+        found, loop = [(socket.AF_INET6, 1, 6, "", ("fe80::1", 80, 0, zone))], get_running_loop()
         with patch("socket.getaddrinfo", return_value=found), \
                 patch.object(loop, "sock_connect", mock.AsyncMock()) as connected:
             opened = await asyncget.connect_first(await asyncget.look_up("h.test"), 80)
@@ -2140,8 +2116,7 @@ class Section9Pool(AsyncCase):
 
     async def test_what_comes_to_an_idle_connection(self) -> None:
         """It is closed at once, though nobody asks for one, and nothing that it says is held."""
-        for steps, way in table([
-                [answer(b"EVIL!")], [b"\n"], [CLOSE], [RESET], [bytes(MIB)] * 8,
+        for steps, way in table([[answer(b"EVIL!")], [b"\n"], [CLOSE], [RESET], [bytes(MIB)] * 8,
                 [answer(b"EVIL!", status="408 X"), CLOSE]], ("plain", "TLS", "tunnel")):
             tls = server_tls() if way != "plain" else None
             async with proxy() as via, scripted(
@@ -2190,10 +2165,9 @@ class Section9Pool(AsyncCase):
         async with scripted(*[[READ, answer(), READ, HOLD]] * 3, again) as server, \
                 Session(retries=lambda attempt, _: 0 if attempt == 1 else None) as session:
             await session.get_all([server.url] * 3, timeout=9)
-            if sys.platform == "linux":
-                for made in (one.writer.get_extra_info("socket") for one in session._pool.all):
-                    self.assertEqual(3000, made.getsockopt(
-                        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+            for one in session._pool.all if sys.platform == "linux" else ():
+                made = one.writer.get_extra_info("socket")
+                self.assertEqual(made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 3000)
             self.assertEqual((await session.get(server.url, timeout=0.1)).content, b"2")
             self.assertEqual((len(server.requests), *count(session)), (5, 1, 1, 0))
 
@@ -2650,8 +2624,7 @@ class Section11Settings(AsyncCase):
             {"base_url", "limit_per_host", "rate", "open_connection"}, {"limit"},
             {"progress", "resume", "overwrite", "any_status", "on_response"}))
         rows: list[tuple[Any, set[str]]] = [(Session, session)]
-        for name, own in {
-                "get": {"url"}, "stream": {"url"}, "download": {"url", "path"} | load,
+        for name, own in {"get": {"url"}, "stream": {"url"}, "download": {"url", "path"} | load,
                 "as_completed": {"urls", "limit"},
                 "get_all": {"urls", "limit", "return_exceptions"}}.items():
             rows += [(getattr(Session, name), calls | own | {"self"}),
@@ -2714,8 +2687,7 @@ class Section11Settings(AsyncCase):
     async def test_what_a_call_adds(self) -> None:
         inside, plain, far = "http://u:p%3Aw@h.test/", "http://h.test", "http://b.test"
         token, told = {"auth": "t0ken"}, "Bearer t0ken"
-        me = basic("me", "p@ss")
-        secret = ["c=1", "SECRET"]
+        me, secret = basic("me", "p@ss"), ["c=1", "SECRET"]
         every = ["1", "1", me, *secret]
         base = {"base_url": "http://me:p%40ss@h.test/v1", "params": {"k": 1}, "secret_headers": "Z",
                 "headers": {"X": "1", "Y": "1", "Cookie": "c=1", "Z": "SECRET"}}
@@ -2786,8 +2758,7 @@ class Section12Session(AsyncCase):
     async def test_cancelled_at_every_await(self) -> None:
         """While it waits, or when the wait is just over: nothing stays in use, nothing is lost."""
         gz, moved = answer(gzip.compress(b"ok"), "Content-Encoding: gzip"), redirect("/b")
-        plain = [READ, answer(), LOOP]
-        odd = itertools.count()
+        plain, odd = [READ, answer(), LOOP], itertools.count()
         cut = [OK + b"Content-Length: 3\r\n\r\nx", 0, CUT]
         again = {"retries": lambda attempt, _: 0.001 if attempt < 3 else None}
         for (name, script, options), race in table([
@@ -2955,8 +2926,7 @@ class Section12Session(AsyncCase):
 
         no, bad, odd = ([READ, answer(b"x", status=f"{status} X")] for status in (503, 404, 400))
         cut, end = [READ, OK + b"Content-Length: 9\r\n\r\n", CLOSE], [READ, answer()]
-        for scripts, expected, noted in table([
-                ([[*no, *bad, *odd, *end]], b"ok", [503, 404, 400]),
+        for scripts, expected, noted in table([([[*no, *bad, *odd, *end]], b"ok", [503, 404, 400]),
                 ([[READ, redirect("/x"), READ, answer(b"204", status="204 X")]], b"", []),
                 ([[READ, redirect("")]], b"gone", []), ([[READ, redirect("ftp://h/")]], 1, []),
                 ([[READ, answer(b"exact", status="399 X")]], b"exact", []),
@@ -3309,8 +3279,7 @@ class Section13AddressesAndTLS(AsyncCase):
         with patch.object(ssl.SSLContext, "load_cert_chain") as load:
             asyncget.tls_context(pem("ca"), pem("client"))
         self.assertIsNotNone(load.call_args[0][2])  # None: OpenSSL would ask on the terminal
-        for verify, cert, said, code in table([
-                *((pem("ca"), cert, "client cert", 58) for cert in (
+        for verify, cert, said, code in table([*((pem("ca"), cert, "client cert", 58) for cert in (
                     locked, (*locked, "wrong-secret"), (*locked, b"wrong-secret"), (*locked, 17),
                     (None,), ("/none", "/none", "secret"))),
                 *((path, None, "verify=", 77) for path in ("/none", pem("key"), None, 7.5, "a\0b")),
@@ -3489,8 +3458,7 @@ class Section13AddressesAndTLS(AsyncCase):
     async def test_at_a_unix_socket(self) -> None:
         """Not on Windows: its asyncio has no unix sockets."""
         for name, tls in (("http", None), ("https", server_tls("other"))):
-            path = self.empty_folder() + "/s"
-            daemon = Server(([READ, answer(b"daemon")],), True)
+            path, daemon = self.empty_folder() + "/s", Server(([READ, answer(b"daemon")],), True)
             async with serving(daemon, tls, path=path):
                 response = await asyncget.get(f"{name}://other.test/v1", verify=pem("ca"),
                                               open_connection=recipe("at_unix_socket")(path))
@@ -3858,8 +3826,7 @@ class Section14Proxies(AsyncCase):
 # ---- 15. Cookies: RFC 6265bis section 5, rule by rule
 
 NOW = 1_700_000_000.0
-MINUTE = NOW + 60
-FAR = NOW + asyncget.MAX_COOKIE_SECONDS
+MINUTE, FAR = NOW + 60, NOW + asyncget.MAX_COOKIE_SECONDS
 
 
 def sent_with(jar: asyncget.Cookies, url: str) -> str:
@@ -3972,8 +3939,7 @@ class Section15Cookies(Tables):
 
     def test_path(self) -> None:
         """6265bis 5.6.4 and 5.1.4."""
-        self.check_set("http://h.test/dir/page?q=/a/b", [
-            *(("a=1" + rest, "/dir") for rest in (
+        self.check_set("http://h.test/dir/page?q=/a/b", [*(("a=1" + rest, "/dir") for rest in (
                 "", "; Path=", "; Path", "; Path=x", '; Path="/"', "; Path=/a; Path=b",
                 "; Path=/" + "x" * 1024)), ("a=1; PATH = /x y/ ", "/x y/"),
             ("a=1; Path=/a; Path=/b", "/b"), ("a=1; Path=/a; Path=/" + "x" * 1024, "/a"),
@@ -4043,8 +4009,7 @@ class Section15Cookies(Tables):
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=4; X=1; x=/; x=2")
 
     def test_nothing_is_left_behind(self) -> None:
-        url = parse_url("http://a.test/")
-        jar = Cookies()
+        url, jar = parse_url("http://a.test/"), Cookies()
         with patch("time.time", lambda: NOW):
             names = jar.store(url, ["a=1; Max-Age=60", "b=2", "bad\0", "c=3; Max-Age=0"])
         self.assertEqual(names, ["a", "b", "c"])
@@ -4122,8 +4087,7 @@ class Section15Cookies(Tables):
 
     def test_a_server_takes_the_place_of_a_seed(self) -> None:
         own = "http://www.h.test"
-        for home, by, line, sent in (
-                (own, own, "sid=new", "sid=new"),
+        for home, by, line, sent in ((own, own, "sid=new", "sid=new"),
                 (own, own, "sid=new; Path=/p", "sid=new"),     # whatever its path
                 (own, own, "sid=new; Domain=h.test", "sid=new"),
                 (own, own, "sid=new; Path=/elsewhere", ""),
@@ -4160,8 +4124,7 @@ class Section15Cookies(Tables):
         jar.add(asyncget.Cookie("gone", "1", "h.test", expires=time.time() - 9))
         jar["b"] = ""
         told = [(c.name, c.value, c.domain, c.path, c.host_only, c.secure) for c in jar]
-        self.assertEqual(told, [
-            ("a", "1", "h.test", "/p", False, False),
+        self.assertEqual(told, [("a", "1", "h.test", "/p", False, False),
             ("a", "2", "xn--bcher-kva.test", "/", False, False),
             ("ip", "6", "::1", "/", False, False), ("b", "", "", "/", True, False)])
         self.assertEqual((len(jar), jar["b"], jar.get("c"), jar.get("c", "d")), (4, "", None, "d"))
@@ -4682,8 +4645,7 @@ JSON = b'{"a": [1, 2.5e300, "\\ud800\xc3\xa9"]}'
 def corpus() -> list[bytes]:
     """Responses as servers send them, and as attackers do."""
     gz, coded = gzip.compress(JSON, mtime=0), "Content-Encoding: gzip"
-    return [
-        answer(b"hello"), answer(b"", status="204 No Content"),
+    return [answer(b"hello"), answer(b"", status="204 No Content"),
         answer(JSON, "Content-Type: application/json"), b"HTTP/1.1 200\r\n\r\nuntil close",
         b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\nContent-Length: 2\n\n\r\n",
@@ -5012,10 +4974,8 @@ class Endless(AsyncCase):
         """Up to a limit of 4 KiB a body is held in little more, however small its pieces are; of
         bytes that no character comes of, nothing is held.
         """
-        size = 2**13
-        mark = b"Content-Type: a/b; charset=%b\r\n\r\n"
-        for (name, wire), call in table({
-                "members": [*gzipped(gzip.compress(b"x", 1) * size)],
+        size, mark = 2**13, b"Content-Type: a/b; charset=%b\r\n\r\n"
+        for (name, wire), call in table({"members": [*gzipped(gzip.compress(b"x", 1) * size)],
                 "members amid nothing": [*gzipped((EMPTY + gzip.compress(b"x", 1)) * size)],
                 "chunks": [CHUNKED, *[b"1\r\nx\r\n" * 4096] * (size // 4096), b"0\r\n\r\n"],
                 "reads": [OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x"] * size],
@@ -5690,8 +5650,7 @@ class TrustAndSecrets(AsyncCase):
                                     b"password pw\ndefault login all password pw\n")
         mine, theirs, told = basic("me", "pw"), basic("you", "pw"), "Bearer token"
         a, plain, b, c = "https://a.test", "http://a.test", "http://b.test", "http://c.test"
-        for url, to, own, sent in table([
-                *((url, to, {}, [mine, then]) for url, to, then in (
+        for url, to, own, sent in table([*((url, to, {}, [mine, then]) for url, to, then in (
                     (a, a + "/x", mine), (a, plain + "/", None), (a, a + ":444/", None),
                     (plain, a + "/", None), (plain, b + "/", theirs), (plain, b + ":81/", None),
                     (a, b + "/", None), (plain, c, None))), (c, plain, {}, [None, mine]),
@@ -5793,8 +5752,7 @@ class TrustAndSecrets(AsyncCase):
         """In fields, cookies, parameters: refused ones as well."""
         for bad in ("", "\n", "\0", "\ud800", ";\x7f", ":\x01"):
             value = self.MARK + bad
-            for settings, own in table([
-                    *[{"headers": {name: value}} for name in (
+            for settings, own in table([*[{"headers": {name: value}} for name in (
                         "X-Key", "Cookie", "Proxy-Authorization", "Connection")],
                     {"headers": value}, {"headers": {f"X: {value}": "y"}},
                     {"headers": {"X": value.encode("utf-8", "surrogatepass")}},
@@ -5859,8 +5817,7 @@ class TrustAndSecrets(AsyncCase):
 KILL_BYTES = int(os.environ.get("ASYNCGET_KILL_MIB", "4")) << 20
 KILLS = int(os.environ.get("ASYNCGET_KILLS", "4"))
 KILL_SECONDS = 1.0  # for all the bytes, if nobody is killed
-WHOLE = b"hello world"
-OTHER = b"HELLO WORLD!"
+WHOLE, OTHER = b"hello world", b"HELLO WORLD!"
 V1, V2 = 'ETag: "v1"', 'ETag: "v2"'
 GZIPPED = gzip.compress(WHOLE, mtime=0)
 
@@ -6364,8 +6321,7 @@ class Section17Files(OnDisk):
         mine, theirs = {part: b"mine"}, {"fictim": b"mine", meta: valid}
         ours = {**mine, meta: valid}
 
-        for (files, plant), options in table([
-                *((files, None) for files in (
+        for (files, plant), options in table([*((files, None) for files in (
                     mine, {part: b"|"}, {meta: b"|"}, {meta: b"mine"}, {part: b"->fictim"},
                     {meta: b"->fictim"}, {**theirs, part: b"->fictim"},
                     {**theirs, part: b"=>fictim"},
@@ -6400,8 +6356,7 @@ class Section17Files(OnDisk):
     async def test_only_what_was_written_is_published(self) -> None:
         part, other = self.part, self.path + "2"
         do = partial
-        for steps, old in table([
-                [do(self.write, other, WHOLE), do(os.replace, other, part)],
+        for steps, old in table([[do(self.write, other, WHOLE), do(os.replace, other, part)],
                 [do(os.unlink, part)], [do(os.unlink, part), do(self.write, part, b"he")],
                 [do(os.rename, part, other), do(os.symlink, other, part)],
                 [do(os.link, part, other)],
@@ -6804,8 +6759,7 @@ class Section20Files(Folder):
     def test_full_device(self) -> None:
         body = os.urandom(100_000).replace(b"\0", b"0")
         self.server.plays({"/": ok(body, 'ETag: "v1"', "Set-Cookie: a=b", "X-Long: " + "x" * 9000)})
-        for line in (
-                "{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/",
+        for line in ("{u}/", "-i {u}/", "-I {u}/", "-D - {u}/", "{u}/ {u}/", "-o f -w x {u}/",
                 "-o f -c - {u}/", "--help all", "-sS -w %output{/dev/full}x -o f {u}/",
                 "-o /dev/full {u}/", "-i -o /dev/full {u}/", "-D /dev/full -o f {u}/",
                 "-c /dev/full -o f {u}/", "--demo", "--etag-save /dev/full -o f {u}/"):
@@ -6983,8 +6937,7 @@ class Section20Files(Folder):
             "/304": b"HTTP/1.1 304 Not Modified\r\n\r\n"})
         self.assertEqual((self.get("-m 0.3 -o f {u}/bomb").returncode, self.read("f")), (28, None))
         both = {"304": b"old", "304.part": b"mine", "tag": b'"v1"\n'}  # as nothing is written
-        for code, before, left, lines in table([
-                (52, old, old, [f"{flags} -o f {{u}}/f"
+        for code, before, left, lines in table([(52, old, old, [f"{flags} -o f {{u}}/f"
                                 for flags in ("-i", "-I", "-C -", "-C 3", "-s")]),
                 (22, old, old, ["-f -o f {u}/404"]),
                 (0, old, old, ["-z f -o f {u}/old", "-z -f -o f {u}/new", "-z f -C - -o f {u}/old",
@@ -7183,8 +7136,7 @@ class Section19DemoServer(AsyncCase):
         server = await asyncio.start_server(asyncget.serve_demo, "127.0.0.1", 0)
         base = "http://{}:{}".format(*server.sockets[0].getsockname())
         async with server, Session(base_url=base, trust_env=False) as session:
-            for path, status, text, reused in [
-                    ("/length", 200, "I end after 22 bytes.", False),
+            for path, status, text, reused in [("/length", 200, "I end after 22 bytes.", False),
                     ("/chunked", 200, "I end with a chunk of 0 bytes.", True),
                     ("/close", 200, "I end when I hang up.", True),
                     ("/delay/0.1", 200, "I thought about it.", False),
@@ -7354,8 +7306,7 @@ class Section20CommandLine(Folder):
         def all_by(proxy: str) -> dict[str, str]:
             return kept(http_proxy=proxy, https_proxy=proxy, all_proxy=proxy)
 
-        self.alike(found, (
-            ("u", {}), ("-U a:b u", {}), ("--noproxy * u", kept(no_proxy="*")),
+        self.alike(found, (("u", {}), ("-U a:b u", {}), ("--noproxy * u", kept(no_proxy="*")),
             ("--socks5 p:1 u", all_by("socks5://p:1")), ("-x p:1 u", all_by("p:1")),
             ("--socks5-hostname p u", all_by("socks5h://p")),
             ("-x http://p -U a:b@c u", all_by("http://a:b%40c@p")),
@@ -7487,8 +7438,7 @@ class Section20CommandLine(Folder):
             # only if it is new
             "-z none -o none {u}/": {"none": b"hello\n"},
             # which files
-            "-o f#1 {u}/[1-2]": {"f1": b"1", "f2": b"2"},
-            "-o #1.#2#3 {u}/{a,b}?[08-10:2]":
+            "-o f#1 {u}/[1-2]": {"f1": b"1", "f2": b"2"}, "-o #1.#2#3 {u}/{a,b}?[08-10:2]":
                 {"a.08#3": b"A", "a.10#3": b"A", "b.08#3": b"B", "b.10#3": b"B"},
             "-o f {u}/1 -o f.part2 {u}/2": {"f": b"1", "f.part2": b"2"},
             "-o /dev/null {u}/1 -o /dev/null {u}/2": {},
@@ -7802,8 +7752,7 @@ class Section20CommandLine(Folder):
     @not_pypy
     def test_a_body_that_waits_is_not_held_in_memory(self) -> None:
         """Nor does -m count how long it waits; one that fails costs the others nothing."""
-        size = 16 << 20
-        slow = [[0.7, ok(status="503 No")], [0.7, ok(b"a" * 20)]]
+        size, slow = 16 << 20, [[0.7, ok(status="503 No")], [0.7, ok(b"a" * 20)]]
         self.server.plays({"/a": slow, "/c": ok(b"c" * size), "/d": ok(b"d" * size)[:-1],
                            "/e": ok(b"e")})
         code = ("import asyncget, sys; code = asyncget.main(sys.argv[1:]);"
@@ -7917,8 +7866,7 @@ class Section20CommandLine(Folder):
         control = ("import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
                    "os.execv(sys.argv[1], sys.argv[1:])")
         self.server.plays({"/": ok(), "/f": [ok(b"x" * 90)[:-89], 0.2, b"x", HOLD]})
-        for line, awaited, typed, code in (
-                ("-u me {u}", b"me: ", b"secret\n", 0),
+        for line, awaited, typed, code in (("-u me {u}", b"me: ", b"secret\n", 0),
                 ("-u me {u}", b"me: ", b"\x03", -signal.SIGINT),
                 ("-O {u}/f", b"B/s", b"\x03", -signal.SIGINT)):
             master, slave = pty.openpty()
@@ -7997,8 +7945,7 @@ class Section20CommandLine(Folder):
         "$AG -w '%{stderr}%{exitcode}.' -c jar -s -f -o - -o - -o f {u}/404 {u} {u}/late 2>&3"
         " >/dev/full; echo $?; cat f jar | wc -l": "22.23.0.22\n5\n",
         "($AG -c jar -o - -o f {u}/big {u}/late {u} 2>&3; echo $? >&3) | :; cat f jar | wc -l":
-            "23\n5\n",
-        "(timeout 9 $AG {u}/big {u}/hang 2>&3; echo $? >&3) | :": "23\n",
+            "23\n5\n", "(timeout 9 $AG {u}/big {u}/hang 2>&3; echo $? >&3) | :": "23\n",
         "(timeout 9 $AG --retry 9 --retry-all-errors {u} 2>&3; echo $? >&3) | :": "23\n",
         # stdin is left alone
         "echo for somebody else | ($AG -o f {u}; cat - f)": "for somebody else\nhello\n"}
@@ -8403,8 +8350,7 @@ class Recipes(OnDisk):
     @needs("sh")
     async def test_corporate_network(self) -> None:
         """What a proxy is told, and whose certificate is believed, by environment and keywords."""
-        heading = "A corporate proxy"
-        daemon = Server(([READ, answer(b"[1]")],), True)
+        heading, daemon = "A corporate proxy", Server(([READ, answer(b"[1]")],), True)
         async with origin("other") as server, proxy() as via, serving(daemon, path=self.path):
             url = f"https://other.test:{server.port}"
             places = ("proxy.corp:3128", via.url), ("/etc/ssl/corp-ca.pem", pem("ca"))
