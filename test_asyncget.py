@@ -163,8 +163,8 @@ class Server:
             writer.close()
             writer.transport.abort()
             # Else its future, if freed before its protocol, complains of the error that it has.
-            with suppress(OSError, asyncio.CancelledError):
-                await writer.wait_closed()
+            with suppress(OSError, asyncio.CancelledError, asyncio.TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), 1)  # on Windows, 3.9 forgets it
 
     async def steps(self, script: Script, reader: Any, writer: Any) -> None:
         """Do what a script says; a function in it gives a further step, or a list of them."""
