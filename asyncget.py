@@ -2077,7 +2077,8 @@ class Pool:
         """A connection was closed, by its user, its Inbox or its clock: its place is free."""
         if connection in self.all:
             lane = self.drop(connection)
-            if connection.expired and connection.silent:  # the network may have forgotten them all
+            # A kept one that fell silent: the network may have forgotten the others, too.
+            if connection.expired and connection.silent and connection.exchanges > 1:
                 for kept in [*lane.idle]:
                     self.drop(kept)
             self.serve(lane)
@@ -4410,12 +4411,13 @@ def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
         mode = os.stat(path).st_mode & 0o777
         if os.stat(file.fileno()).st_mode & 0o777 != mode:  # some mounts refuse any change
             os.chmod(file.fileno(), mode)
-        if sys.platform == "linux":
-            acl = "system.posix_acl_access"  # the group bits are just a mask of this list
-            with contextlib.suppress(OSError):
-                os.removexattr(file.fileno(), acl)  # what the folder gives to new files
-            with contextlib.suppress(OSError):
+    if sys.platform == "linux" and is_plain(path):
+        acl = "system.posix_acl_access"  # the group bits are just a mask of this list
+        with contextlib.suppress(OSError):
+            try:  # in this order: without a list, the mask would be the group's rights
                 os.setxattr(file.fileno(), acl, os.getxattr(path, acl))
+            except OSError:
+                os.removexattr(file.fileno(), acl)  # what the folder gives to new files
 
 
 def write_sidecar(part: str, response: Response) -> None:
@@ -5340,7 +5342,7 @@ def open_session(options: Options) -> Session:
         or netrc and exists(os.path.expanduser(netrc)) else False,
         timeout=silence or None,
         # Who asks where a redirect leads, and not to follow it, wants the place in an answer.
-        follow_redirects="%{redirect_url}" not in str(options.write_out)
+        follow_redirects=options.location_trusted or "%{redirect_url}" not in str(options.write_out)
         if options.location is None else options.location,
         max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
         redirect_schemes=[scheme for scheme in DEFAULTS["redirect_schemes"]

@@ -2170,6 +2170,12 @@ class Section9Pool(AsyncCase):
                 self.assertEqual(made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 3000)
             self.assertEqual((await session.get(server.url, timeout=0.1)).content, b"2")
             self.assertEqual((len(server.requests), *count(session)), (5, 1, 1, 0))
+        opens = iter([asyncio.open_connection])  # then none: that tells nothing of the one that works
+        async with origin() as server, Session(
+                retries=0, timeout=0.1,
+                open_connection=lambda *to: next(opens, never)(*to)) as session:
+            self.assertEqual(await code_of(session.get_all([server.url] * 2)), 28)
+            self.assertEqual(count(session), (1, 1, 0))
 
     async def test_idle_for_too_long(self) -> None:
         """No timeout makes it live longer."""
@@ -6408,6 +6414,12 @@ class Section17Files(OnDisk):
             await self.get(server.url)
         self.assertNotIn("system.posix_acl_access",
                          getattr(os, "listxattr", lambda _: [])(self.path))
+        with suppress(OSError, AttributeError), patch("os.removexattr") as removed:
+            os.setxattr(self.path, "system.posix_acl_access", everybody)  # never without one
+            async with giving(answer(WHOLE)) as server:
+                await self.get(server.url)
+            self.assertEqual(os.getxattr(self.path, "system.posix_acl_access"), everybody)
+            removed.assert_not_called()
         self.empty(fictim=b"su", f=b"->fictim")
         os.chmod(self.victim, 0o755)  # what is behind a link lends its mode to nobody
         async with giving(answer(WHOLE)) as server:
@@ -7401,6 +7413,7 @@ class Section20CommandLine(Folder):
             "-s -w %{redirect_url}. --no-location {u}/tobad": b"moved\nhttp://[x/.",
             "-s -w %{redirect_url} {u}/to": b"moved\n{u}/",
             "-s -w %{redirect_url}. -L {u}/to": b"hello\n.",
+            "-s -w %{redirect_url}. --location-trusted {u}/to": b"hello\n.",
             "-r 1-3 {u}/coded-piece": b"iec", "{u}/{a,b}": b"AB", "-g {u}/{a,b}": b"no page\n",
             "--out-null {u}/a {u}/b -w .": b".B.", "--no-remote-name {u}/a": b"A",
             "-J {u}/named": b"N",
