@@ -6328,7 +6328,7 @@ class Section17Files(OnDisk):
                 ({**mine, meta: b"|"}, lambda: held.append(  # with a writer, who writes nothing
                     os.open(self.meta, os.O_RDWR | os.O_NONBLOCK))),
                 (ours, lambda: os.truncate(self.meta, 1 << 33)),
-                *((ours, lambda names=names: [os.chown(name, 65534, 65534) for name in names])
+                *((ours, lambda names=names: [*map(partial(os.chown, uid=65534, gid=65534), names)])
                   for names in ([self.part], [self.meta], [self.part, self.meta, self.folder])
                   if os.geteuid() == 0)],  # root alone can
                 ({}, {"resume": False, "retries": tried(1)})):
