@@ -4748,7 +4748,7 @@ async def receive(pieces: Iterable[bytes]) -> tuple[tuple[Any, ...], Any]:
     """What becomes of pieces that answer a request: something to compare, and the Response."""
     kept: list[asyncget.Connection] = []
     double = Pieces(pieces)
-    owner = types.SimpleNamespace(connector=double.connect, keep=kept.append, forget=id)
+    owner = types.SimpleNamespace(connector=double.connect, opened=id, keep=kept.append, forget=id)
     connection = asyncget.Connection(ROUTE, owner)
     await connection.open(9.0)
     try:
@@ -7531,7 +7531,7 @@ class Section20CommandLine(Folder):
         r"-file none|/badlength|^-[Di] f? ?--retry|/http2|/large|/loop$|^-m 0|-o link|-o dangling|"
         r"/early|^-o f {u}/cut|-null|%output|url\.host|size_delivered|-long|coded-piece|"
         r"^-o /dev/null --r|-early|/dot|-waterf|-save e {|{what}|two URLs|-to ::|/mega|"
-        r"-optional|6\.5B|/packed")
+        r"-optional|6\.5B|/packed|redirect_url} {u}/to$")
 
     def test_table(self) -> None:
         """What the command does; and, if it is there for the long tests, what curl does."""
