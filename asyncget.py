@@ -1461,7 +1461,10 @@ class Response(Body):
             yield piece
 
     def iter_lines(self) -> AsyncIterator[str]:
-        r"""Yield the body's lines as text, without their \n or \r\n."""
+        r"""Yield the body's lines as text, without their \n or \r\n.
+
+        If the loop is left early, the next one goes on where it stopped.
+        """
         return lines_of(self)
 
     def close(self) -> None:
