@@ -4244,8 +4244,8 @@ def ask_own_coding(request: Request) -> Request:
     """The request, which for a.tar.gz asks for no further coding: a server that codes all it is
     asked to would do it a second time, and `leave_own_coding` would keep that.
     """
-    name = request.url.target.partition("?")[0]
-    if asks_our_way(request.fields) and any(re.search(own, name) for own in _OWN_CODINGS.values()):
+    path = request.url.path
+    if asks_our_way(request.fields) and any(re.search(own, path) for own in _OWN_CODINGS.values()):
         return request.adding("Accept-Encoding", "identity")
     return request
 
