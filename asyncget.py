@@ -1063,7 +1063,8 @@ class Connection(Clock):
         finally:  # only now, since `failure` looks at it
             self.opener = None
         if self.trace:
-            self.trace("*", f"connected to {route}")
+            for note in connection_notes(self):
+                self.trace("*", note)
 
     async def connect(self, server: Origin | Proxy, address: str | None,
                       tls: ssl.SSLContext | None) -> None:
@@ -1539,7 +1540,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
 # how a name gets its addresses, and an error its words.) The rest makes it a client for many
 # GETs, for other people's networks, and for the shell. The later parts are reached from this
 # one at `decoded_piece`, `charset_of` and `lines_of` (section 8), `parse_links` (10), `punycode`,
-# `open_first` and `failure` (13), `pass_proxy` (14).
+# `open_first`, `connection_notes` and `failure` (13), `pass_proxy` (14).
 
 # #### Part II. Many GETs ######################################################
 # How a client is fast, and no burden to servers. Bodies come compressed. Connections are used
@@ -3425,7 +3426,30 @@ def handshake_hint(reason: str) -> str:
     return ""
 
 
-# ---- what went wrong
+# ---- what is told
+
+_SHORT_NAMES = {"commonName": "CN", "countryName": "C", "organizationName": "O"}  # RFC 4514
+
+
+def connection_notes(connection: Connection) -> Iterator[str]:
+    """What a trace is told of a new connection: in curl's words, as scripts look for them."""
+    remote = connection.addresses[0]
+    where = f" ({remote[0]})" if isinstance(remote, tuple) else ""
+    yield f"Connected to {connection.route}{where}"
+    tls = connection.writer.get_extra_info("ssl_object")
+    if not tls:
+        return
+    yield f"SSL connection using {tls.version()} / {tls.cipher()[0]}"
+    cert = tls.getpeercert()
+    if cert:  # Python tells nothing of one that was not verified
+        subject, issuer = ("; ".join(f"{_SHORT_NAMES.get(kind, kind)}={text}"
+                                     for pairs in cert[name] for kind, text in pairs)
+                           for name in ("subject", "issuer"))
+        yield f" subject: {subject}"
+        yield f" start date: {cert['notBefore']}"
+        yield f" expire date: {cert['notAfter']}"
+        yield f" issuer: {issuer}"
+
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
