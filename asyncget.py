@@ -1651,7 +1651,8 @@ class Decoder:
                 try:
                     piece = stream.decompress(data, MAX_DECODED_STEP_BYTES)
                 except Exception as error:  # zlib.error or ZstdError, which share no other base
-                    raise DecodingError(f"not {coding.decode()}: {error}") from None
+                    raise DecodingError(f"not {coding.decode()}: {error}; decode=False "
+                                        "(--no-compressed) gives the bytes as sent") from None
                 data = (stream.unused_data if stream.eof else
                         getattr(stream, "unconsumed_tail", b""))  # zstd's keeps it inside
                 full = len(piece) == MAX_DECODED_STEP_BYTES and not stream.eof
