@@ -738,7 +738,8 @@ def body_framing(head: Head) -> Framing:
     if head.status < 200 or head.status in (204, 304):
         return 0                                         # 1: whatever the fields say
     transfer, length = head.fields.get(b"transfer-encoding"), head.fields.get(b"content-length")
-    if transfer is not None:
+    # "identity" was HTTP's word for no coding until 2014; some event streams still have it.
+    if transfer is not None and transfer.strip(b" \t") != b"identity":
         if length is not None:                           # 3: a proxy may believe the other one
             raise ProtocolError("both Transfer-Encoding and Content-Length")
         if parse_list(transfer) != [b"chunked"]:         # 4: we asked for no other
@@ -1652,7 +1653,8 @@ class Decoder:
                 try:
                     piece = stream.decompress(data, MAX_DECODED_STEP_BYTES)
                 except Exception as error:  # zlib.error or ZstdError, which share no other base
-                    raise DecodingError(f"not {coding.decode()}: {error}") from None
+                    raise DecodingError(f"not {coding.decode()}: {error}; decode=False "
+                                        "(--no-compressed) gives the bytes as sent") from None
                 data = (stream.unused_data if stream.eof else
                         getattr(stream, "unconsumed_tail", b""))  # zstd's keeps it inside
                 full = len(piece) == MAX_DECODED_STEP_BYTES and not stream.eof
