@@ -3267,18 +3267,20 @@ async def look_up(host: str, family: int = 0) -> list[str]:
     return sorted(ahead, key=ahead.__getitem__)[:MAX_ADDRESSES]
 
 
-async def open_first(host: str, port: int, **options: Any) -> Stream:
-    """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305).
-
-    TLS begins only then: if it fails, no other address is tried, as with curl. asyncio's own
-    happy_eyeballs_delay does the same, but may leave a socket open when cancelled, and uvloop
-    does not have it.
-    """
-    addresses = await look_up(host)
-    now_for("connection")
-    connected = await connect_first(addresses, port)
-    now_for("TLS handshake")
-    return await asyncio.open_connection(sock=connected, **options)
+async def connect_to(address: str, port: int) -> socket.socket:
+    """A socket connected to one address; closed, if that fails or is cancelled."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # Unless the protocol is given, asyncio does not set TCP_NODELAY: a request over TLS would wait
+    # for the server's ACK.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        made.setblocking(False)
+        more = (0, 0) if ":" in address else ()  # else Windows' loop would expect IPv4
+        await asyncio.get_running_loop().sock_connect(made, (address, port, *more))
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 async def connect_first(todo: list[str], port: int) -> socket.socket:
@@ -3311,20 +3313,18 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
                 attempt.result().close()  # connected in the same turn
 
 
-async def connect_to(address: str, port: int) -> socket.socket:
-    """A socket connected to one address; closed, if that fails or is cancelled."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # Unless the protocol is given, asyncio does not set TCP_NODELAY: a request over TLS would wait
-    # for the server's ACK.
-    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        made.setblocking(False)
-        more = (0, 0) if ":" in address else ()  # else Windows' loop would expect IPv4
-        await asyncio.get_running_loop().sock_connect(made, (address, port, *more))
-    except BaseException:
-        made.close()
-        raise
-    return made
+async def open_first(host: str, port: int, **options: Any) -> Stream:
+    """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305).
+
+    TLS begins only then: if it fails, no other address is tried, as with curl. asyncio's own
+    happy_eyeballs_delay does the same, but may leave a socket open when cancelled, and uvloop
+    does not have it.
+    """
+    addresses = await look_up(host)
+    now_for("connection")
+    connected = await connect_first(addresses, port)
+    now_for("TLS handshake")
+    return await asyncio.open_connection(sock=connected, **options)
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -3344,23 +3344,6 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 
 
 # ---- whom to trust
-
-@functools.lru_cache(maxsize=1)
-def system_context(*_: str | None) -> ssl.SSLContext:
-    """What verify=True trusts. Reading it takes 15 ms or more: again only if `_` changes."""
-    return new_context(True)
-
-
-def tls_context(verify: Any, cert: Any = None,
-                minimum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """The TLS settings for `cert`, a version, and a `verify` that is not an SSLContext."""
-    if verify is True and not cert and not minimum:
-        return system_context(os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
-    context = new_context(verify, cert)
-    if minimum:
-        context.minimum_version = minimum
-    return context
-
 
 def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     """A new SSLContext for `verify` and `cert`; TLSError if they cannot be used.
@@ -3395,6 +3378,23 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     return context
 
 
+@functools.lru_cache(maxsize=1)
+def system_context(*_: str | None) -> ssl.SSLContext:
+    """What verify=True trusts. Reading it takes 15 ms or more: again only if `_` changes."""
+    return new_context(True)
+
+
+def tls_context(verify: Any, cert: Any = None,
+                minimum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """The TLS settings for `cert`, a version, and a `verify` that is not an SSLContext."""
+    if verify is True and not cert and not minimum:
+        return system_context(os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
+    context = new_context(verify, cert)
+    if minimum:
+        context.minimum_version = minimum
+    return context
+
+
 def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
     """What to do about a certificate that was refused."""
     code = getattr(error, "verify_code", 0)
@@ -3426,6 +3426,12 @@ def handshake_hint(reason: str) -> str:
 
 
 # ---- what went wrong
+
+def after(connection: Connection) -> str:
+    """How long the last step of opening took, for the error texts."""
+    seconds = connection.loop.time() - connection.since
+    return f" (after {seconds:.2f} s)" if connection.opener else ""
+
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
@@ -3464,12 +3470,6 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     text = re.sub(r"\[Errno ([0-9]{1,4})\] Connect call failed",
                   lambda found: os.strerror(int(found[1])), text)
     return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
-
-
-def after(connection: Connection) -> str:
-    """How long the last step of opening took, for the error texts."""
-    seconds = connection.loop.time() - connection.since
-    return f" (after {seconds:.2f} s)" if connection.opener else ""
 
 
 # ==== 14. Proxies =============================================================
