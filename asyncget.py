@@ -3563,12 +3563,7 @@ def choose_proxy(origin: Origin) -> Proxy | None:
 
 
 # ---- through it
-
-_SOCKS_REPLIES = dict(enumerate((
-    "general failure", "not allowed by its rules", "network unreachable", "host unreachable",
-    "connection refused", "expired on the way", "command not supported",
-    "address type not supported"), start=1))
-
+# What its errors say begins with the name of the proxy: pass_proxy puts that before it.
 
 def split_userinfo(userinfo: str) -> tuple[str, str]:
     """User and password of a URL, percent-decoded: nothing else of a URL ever is."""
@@ -3583,34 +3578,6 @@ def proxy_fields(proxy: Proxy) -> Fields:
     if not proxy.userinfo:
         return ()
     return (("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo))),)
-
-
-async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
-    """Connect to a proxy, and have it connect us to the origin. Raises ProxyError.
-
-    For http:// an HTTP proxy is asked nothing here: it is sent the request (Call.render).
-    """
-    route = connection.route
-    try:
-        if route.proxy_tls and route.tls and sys.version_info < (3, 11):
-            raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
-                             "https, too")
-        await connection.connect(proxy, None, route.proxy_tls)
-        if proxy.scheme.startswith("socks"):
-            connection.watch("answer of the proxy")
-            await ask_socks(connection, proxy)
-        elif route.tls:
-            await ask_for_tunnel(connection, proxy)
-        if route.tls and connection.rest:  # they would pass for encrypted: CVE-2021-22947
-            raise ProxyError("sent bytes before the tunnel was in use: " + shown(connection.rest))
-    except ProxyError as error:  # put the proxy's name before all of these texts
-        error.args = (f"proxy {proxy} {error}{after(connection)}",)
-        if not proxy.scheme.startswith("socks"):
-            error.exit_code = 56  # curl's 97 is for SOCKS alone
-        raise
-    if route.tls:
-        connection.watch("TLS handshake")
-        await start_tls(connection, route.tls)
 
 
 async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
@@ -3645,6 +3612,12 @@ async def read_exactly(connection: Connection, size: int) -> bytes:
         connection.rest += arrived
     data, connection.rest = connection.rest[:size], connection.rest[size:]
     return data
+
+
+_SOCKS_REPLIES = dict(enumerate((
+    "general failure", "not allowed by its rules", "network unreachable", "host unreachable",
+    "connection refused", "expired on the way", "command not supported",
+    "address type not supported"), start=1))
 
 
 async def ask_socks(connection: Connection, proxy: Proxy) -> None:
@@ -3706,6 +3679,34 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
         raise ConnectionResetError("closed during the handshake")
     inbox.transport = transport
     connection.writer = asyncio.StreamWriter(transport, inbox, None, loop)
+
+
+async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
+    """Connect to a proxy, and have it connect us to the origin. Raises ProxyError.
+
+    For http:// an HTTP proxy is asked nothing here: it is sent the request (Call.render).
+    """
+    route = connection.route
+    try:
+        if route.proxy_tls and route.tls and sys.version_info < (3, 11):
+            raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
+                             "https, too")
+        await connection.connect(proxy, None, route.proxy_tls)
+        if proxy.scheme.startswith("socks"):
+            connection.watch("answer of the proxy")
+            await ask_socks(connection, proxy)
+        elif route.tls:
+            await ask_for_tunnel(connection, proxy)
+        if route.tls and connection.rest:  # they would pass for encrypted: CVE-2021-22947
+            raise ProxyError("sent bytes before the tunnel was in use: " + shown(connection.rest))
+    except ProxyError as error:  # put the proxy's name before all of these texts
+        error.args = (f"proxy {proxy} {error}{after(connection)}",)
+        if not proxy.scheme.startswith("socks"):
+            error.exit_code = 56  # curl's 97 is for SOCKS alone
+        raise
+    if route.tls:
+        connection.watch("TLS handshake")
+        await start_tls(connection, route.tls)
 
 
 # ==== 15. Cookies =============================================================
