@@ -4788,8 +4788,6 @@ HELD_BYTES = 1_048_576   # of a body that waits for its turn on stdout; 50 at on
 REDRAW_SECONDS = 0.1     # between two states of the progress line; a Ctrl-C may wait as long
 SILENCE_SECONDS = 30.0   # without a byte, then we give up; as `timeout`
 MAX_GLOB = 100_000       # URLs that one argument may stand for: all are made before one is sent
-# One field of a head, for -v, which shows it without secrets.
-_FIELD = r"(?m)^([^\s:]+)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)"
 SECRET_NAMES = (  # of fields whose values are secrets
     r"(?i)(proxy-)?authentication-info$|(set-)?cookie2?$|.*(auth(orization)?$|token|secret|jwt"
     r"|passw(or)?d|pwd$|credential"
@@ -5481,6 +5479,21 @@ def without_userinfo(text: str) -> str:
     return text.replace(f"://{userinfo}@", "://", 1)
 
 
+# One field of a head, for -v, which shows it without secrets.
+_FIELD = r"(?m)^([^\s:]+)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)"
+
+
+def mask_field(match: re.Match[str]) -> str:
+    """A field as -v shows it: no secrets, and no user and password in a Location."""
+    name, value = match.groups()
+    if re.match(SECRET_NAMES, name):
+        return f"{name}: ***"
+    userinfo = r"([/\\])[^/\\\s?#<>@]*@"
+    if name.lower() == "location":  # a password in it may have any character, even a slash
+        userinfo = r"(?s)^([^/\\]*[/\\]{1,2}).*@"
+    return f"{name}:" + re.sub(userinfo, r"\1***@", value)
+
+
 class Enough(Exception):
     """Ends the run early: a URL has failed with --fail-early, and is reported; or all that is left
     would go into a closed pipe.
@@ -5879,17 +5892,6 @@ def terminal_width() -> int:
     with contextlib.suppress(OSError):
         return os.get_terminal_size(2).columns or 80
     return 80
-
-
-def mask_field(match: re.Match[str]) -> str:
-    """A field as -v shows it: no secrets, and no user and password in a Location."""
-    name, value = match.groups()
-    if re.match(SECRET_NAMES, name):
-        return f"{name}: ***"
-    userinfo = r"([/\\])[^/\\\s?#<>@]*@"
-    if name.lower() == "location":  # a password in it may have any character, even a slash
-        userinfo = r"(?s)^([^/\\]*[/\\]{1,2}).*@"
-    return f"{name}:" + re.sub(userinfo, r"\1***@", value)
 
 
 def tell(text: str) -> None:
