@@ -3169,7 +3169,6 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 MAX_LOOK_UPS = 1000              # at once; each holds a thread until a name server answers
 MAX_ADDRESSES = 32               # of one name that are tried; each try may hold a socket
 HAPPY_EYEBALLS_SECONDS = 0.25    # until the next address is tried as well (RFC 8305 5)
-_BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _asked: dict[Any, Future[Any]] = {}  # look-ups under way
 
 
@@ -3235,8 +3234,8 @@ def ask_system(host: str, family: int) -> Future[Any]:
     return answer
 
 
-def now_for(what: str) -> None:
-    """Name the running task by what it waits for, which `why_closed` tells."""
+def name_task(what: str) -> None:
+    """Name the running task by what it waits for: why_closed says "no TLS handshake within 5 s"."""
     if task := asyncio.current_task():
         task.set_name(what)
 
@@ -3244,14 +3243,14 @@ def now_for(what: str) -> None:
 async def look_up(host: str, family: int = 0) -> list[str]:
     """The addresses of a name, IPv6 and IPv4 alternating (RFC 8305 section 4).
 
-    Addresses, "a" or "a,b", come back as they are; but with a `family`, "a" is looked up, and so
-    refused if it is of the other.
+    Addresses come back as they are: "::1", or several, which `resolve` may give: "10.0.0.1,::1".
+    But with a `family` (-4, -6) a single one is looked up, and so refused if it is of the other.
     """
     if "," in host or is_address(host) and not family:
         return host.split(",")
     if host.endswith(".localhost"):  # all of them are this machine (RFC 6761 6.3)
         host = "localhost"
-    now_for("address found")
+    name_task("address found")
     try:
         found = await asyncio.wrap_future(ask_system(host, family))
     except OSError as error:  # shared by all callers, and raising changes it: so raise a copy
@@ -3310,7 +3309,7 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
     finally:  # no await here: cancelled in it, we would leave sockets open
         for attempt in attempts:
             if not (attempt.cancel() or attempt.cancelled() or attempt.exception()):
-                attempt.result().close()  # connected in the same turn
+                attempt.result().close()  # too late: it has connected in this turn
 
 
 async def open_first(host: str, port: int, **options: Any) -> Stream:
@@ -3321,9 +3320,9 @@ async def open_first(host: str, port: int, **options: Any) -> Stream:
     does not have it.
     """
     addresses = await look_up(host)
-    now_for("connection")
+    name_task("connection")
     connected = await connect_first(addresses, port)
-    now_for("TLS handshake")
+    name_task("TLS handshake")
     return await asyncio.open_connection(sock=connected, **options)
 
 
@@ -3379,8 +3378,8 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
 
 
 @functools.lru_cache(maxsize=1)
-def system_context(*_: str | None) -> ssl.SSLContext:
-    """What verify=True trusts. Reading it takes 15 ms or more: again only if `_` changes."""
+def system_context(*paths: str | None) -> ssl.SSLContext:
+    """What verify=True trusts. It takes 15 ms or more to read: anew only if the paths change."""
     return new_context(True)
 
 
@@ -3419,7 +3418,7 @@ def handshake_hint(reason: str) -> str:
     if re.search("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST"
                  "|UNKNOWN_PROTOCOL", reason):
         return "; that port does not speak TLS: should the URL begin with http://?"
-    # In TLS 1.2 it may be either; Go says that a certificate that is missing is bad.
+    # TLS 1.2 does not say which of them; servers in Go call a certificate bad that is missing.
     if re.search("CERTIFICATE_REQUIRED|BAD_CERTIFICATE|HANDSHAKE_FAILURE", reason):
         return "; perhaps a client certificate is wanted (cert=, or -E), or no cipher is shared"
     return ""
@@ -3435,16 +3434,17 @@ def after(connection: Connection) -> str:
 
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
+    if connection.closed:
+        return why_closed(connection)
     route, phase, where = connection.route, connection.phase, far_end(connection)
     if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
-    if connection.closed:
-        return why_closed(connection)
     # OverflowError: port 99999, say. Up to Python 3.10 asyncio.TimeoutError is not an OSError.
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
         return error  # a bug in the caller's own streams
-    proxy, took = route.proxy if phase == "connection" else None, after(connection)
-    asked, text = proxy or route.origin, str(error) or type(error).__name__
+    proxy = route.proxy if phase == "connection" else None  # until it is reached: see far_end
+    asked, took = proxy or route.origin, after(connection)
+    text = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         refused = getattr(error, "verify_message", text)  # missing if a caller's code raised it
         return TLSError(f"certificate of {where} refused: {refused}{took}"
@@ -3463,7 +3463,9 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         return TLSError(f"{what} with {where} failed: {reason}{took}{handshake_hint(reason)}")
     if connection.opener is None:
         return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
-    if phase == "TLS handshake" or asked.scheme == "https" and isinstance(error, _BROKEN):
+    # The port took the connection before it broke: so for https it broke in the handshake.
+    broken = isinstance(error, (BrokenPipeError, ConnectionResetError, ConnectionAbortedError))
+    if phase == "TLS handshake" or asked.scheme == "https" and broken:
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
     # asyncio leaves out the system's words, which people know, and scripts look for. (Windows'
     # numbers have five digits: strerror has no words for them.)
