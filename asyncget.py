@@ -3548,20 +3548,20 @@ def choose_proxy(origin: Origin) -> Proxy | None:
         all_proxy, ALL_PROXY       for both, if those are not set
         no_proxy, NO_PROXY         no proxy for these: see bypasses_proxy
 
-    Lower case wins, even if empty; empty counts as not set. If none is set, macOS and Windows
-    are asked for the system's settings.
+    Lower case wins, even if empty: then the proxy counts as not set. If none is set, macOS and
+    Windows are asked for the system's settings.
     """
     if sys.platform not in ("darwin", "win32") and not any(
             name.lower().endswith("_proxy") for name in os.environ):
         return None  # before urllib.request is imported: that takes as long as 100 GETs
     from urllib.request import getproxies, getproxies_environment, proxy_bypass
-    ours = getproxies_environment()
-    found = ours or getproxies()
+    named = getproxies_environment()
+    found = named or getproxies()
     kind = origin.scheme if origin.scheme in found else "all"
-    exempt = bypasses_proxy(found.get("no", ""), origin) if ours else proxy_bypass(origin.host)
+    exempt = bypasses_proxy(found.get("no", ""), origin) if named else proxy_bypass(origin.host)
     if exempt or kind not in found:
         return None
-    return parse_proxy(found[kind], f"{kind}_proxy or -x" if ours else "the system's settings")
+    return parse_proxy(found[kind], f"{kind}_proxy or -x" if named else "the system's settings")
 
 
 # ---- through it
@@ -3608,7 +3608,7 @@ async def read_exactly(connection: Connection, size: int) -> bytes:
     """The next `size` bytes from a proxy; what came after them stays in `rest`."""
     while len(connection.rest) < size:
         arrived = await connection.receive()
-        if not arrived:
+        if not arrived:  # the cause makes it a loss, which retry_delay may try again
             raise ProxyError(f"closed the connection: {len(connection.rest)} of {size} bytes came"
                              ) from EOFError()
         connection.rest += arrived
@@ -3661,8 +3661,9 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     if reply:
         raise ProxyError(f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
                          + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
-    size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]
-    await read(size + 2)  # address and port that it connects from; what follows is the origin's
+    # Read away the address and port that it connects from: what follows is from the origin.
+    size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]  # before a name stands its length
+    await read(size + 2)
 
 
 async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
