@@ -3721,7 +3721,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
 MAX_SET_COOKIES = 50             # of one response; curl's figure
 MAX_COOKIE_BYTES = 4096          # name and value of one; RFC 6265bis 5.6
 MAX_ATTRIBUTE_BYTES = 1024       # value of one attribute; 6265bis 5.6
-MAX_DOMAIN_COOKIES = 180         # kept of one site; Chrome's figure, 6265bis 6.1 asks for 50
+MAX_SITE_COOKIES = 180           # kept of one site; Chrome's figure, 6265bis 6.1 asks for 50
 MAX_COOKIES = 3000               # kept in all; 6265bis 6.1 asks for at least that
 MAX_COOKIE_SECONDS = 34_560_000  # the longest life of one: 400 days; 6265bis 5.5
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
@@ -3767,7 +3767,7 @@ def parse_date(text: str) -> float | None:
     return when.timestamp() if year >= 1601 else None
 
 
-def octets(text: str) -> int:
+def byte_count(text: str) -> int:
     """The length of a server's text in bytes, as it was on the wire."""
     return len(text.encode("utf-8", "replace"))  # a surrogate was one byte, and becomes "?"
 
@@ -3850,19 +3850,19 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     name, mark, value = parts[0]
     if not mark:
         name, value = "", name
-    found = collections.defaultdict(str, {  # of several, the last counts
-        key.lower(): text for key, _, text in parts[1:] if octets(text) <= MAX_ATTRIBUTE_BYTES})
-    expires = parse_date(found["expires"])
-    if re.fullmatch("-?[0-9]+", found["max-age"]):
-        expires = now + float(found["max-age"])
+    attributes = collections.defaultdict(str, {  # of several, the last counts
+        key.lower(): text for key, _, text in parts[1:] if byte_count(text) <= MAX_ATTRIBUTE_BYTES})
+    expires = parse_date(attributes["expires"])
+    if re.fullmatch("-?[0-9]+", attributes["max-age"]):
+        expires = now + float(attributes["max-age"])
     if expires is not None:
         expires = min(expires, now + MAX_COOKIE_SECONDS)
-    domain = found["domain"].removeprefix(".").lower()
+    domain = attributes["domain"].removeprefix(".").lower()
     host = url.origin.host
-    cookie = Cookie(name, value, domain or host, found["path"], not domain,
-                    "secure" in found, "httponly" in found, expires)
+    cookie = Cookie(name, value, domain or host, attributes["path"], not domain,
+                    "secure" in attributes, "httponly" in attributes, expires)
     if not (_VALUE.fullmatch(line) and (name or value)
-            and octets(name + value) <= MAX_COOKIE_BYTES
+            and byte_count(name + value) <= MAX_COOKIE_BYTES
             and domain_match(host, cookie.domain) and site_of(host) == site_of(cookie.domain)
             and keeps_prefix(cookie) and (is_safe(url.origin) or not cookie.secure)):
         return None
@@ -3887,7 +3887,7 @@ def check_cookie(name: str, value: str) -> None:
     """
     if not (isinstance(name, str) and re.fullmatch("[!-:<>-~]+", name)
             and isinstance(value, str) and _VALUE.fullmatch(value) and ";" not in value
-            and octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES):
+            and byte_count(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES):
         raise InvalidHeader("a cookie's name (in ASCII, no blanks, no '=') and value are text of "
                             f"{MAX_COOKIE_FIELD_BYTES} bytes at most, without ';' and controls: "
                             f"not those of {name!r:.100}")
@@ -3903,7 +3903,7 @@ def render_cookies(pairs: Pairs) -> str:
     size = 0
     for name, value in pairs:
         text = name + "=" + value if name else value  # no f-string: see `plain`
-        size += octets(text + "; ")
+        size += byte_count(text + "; ")
         if size > MAX_COOKIE_FIELD_BYTES + len("; "):
             break
         texts.append(text)
@@ -3937,7 +3937,7 @@ class Cookies(CookieStore):
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Keep the cookies of a response's Set-Cookie fields; return their names.
 
-        If a site has more than MAX_DOMAIN_COOKIES, its oldest are removed, those without Secure
+        If a site has more than MAX_SITE_COOKIES, its oldest are removed, those without Secure
         first. If the jar has more than MAX_COOKIES, it loses all cookies of the site that has
         set none for the longest time. So endless subdomains push out only their own site's.
         """
@@ -3951,7 +3951,7 @@ class Cookies(CookieStore):
                 kept[cookie.key] = cookie  # even if expired: that is how a server deletes one
                 names.append(cookie.name)
         # Those without Secure go first: http must not push out what only https may set.
-        for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
+        for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_SITE_COOKIES]:
             del kept[cookie.key]
         own = self._sites.pop("", {})
         if url.origin == self.home:
@@ -4050,7 +4050,8 @@ class OthersJar(CookieStore):
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; no names: such a jar reports none."""
         fit = [line for line in lines[:MAX_SET_COOKIES]
-               if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
+               if byte_count(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
+        # A response, as far as extract_cookies looks at it.
         headers = types.SimpleNamespace(get_all={"Set-Cookie": fit}.get)
         self.jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), self._request(url))
         return []

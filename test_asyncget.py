@@ -4045,7 +4045,7 @@ class Section15Cookies(Tables):
         out), then the oldest; and endless subdomains push out nobody else's."""
         jar = setting("http://a.test/", *(f"a{i}=1" for i in range(100)))
         self.assertEqual(len(jar), asyncget.MAX_SET_COOKIES)
-        with patch("asyncget.MAX_DOMAIN_COOKIES", 10), patch("time.time", lambda: NOW):
+        with patch("asyncget.MAX_SITE_COOKIES", 10), patch("time.time", lambda: NOW):
             jar = setting("http://victim.test/", "v=1")
             setting("https://a.test/", "old=1", "sid=1; Secure", jar=jar)
             setting("http://a.test/", *(f"gone{i}=1; Max-Age=9" for i in range(8)), jar=jar)
