@@ -4083,7 +4083,7 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
     """
     entry: dict[str, str] = {}
     for word in re.finditer(_NETRC, text):
-        keyword, quoted, plain, wrong = word.groups()
+        keyword, quoted, bare, wrong = word.groups()
         if wrong:
             line = text.count("\n", 0, word.start()) + 1  # never the file's own text
             raise AsyncGetError(f"netrc, line {line}: a value is missing, or a quote is not closed",
@@ -4093,7 +4093,7 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
             yield entry
             entry = {}
         if keyword:
-            entry[name] = plain or re.sub(
+            entry[name] = bare or re.sub(
                 r"\\(.)", lambda escape: escape[1].translate(_ESCAPES), quoted)
     yield entry
 
@@ -4132,7 +4132,8 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
 def with_password(call: Call, request: Request) -> Request:
     """The request with the user and password of its URL, or those that netrc has for its host.
 
-    netrc, a file, is asked only if scheme and port are those of the first request: a password
+    Call.first_request calls it if the URL has a user, and Call.render for each hop if netrc= is
+    set. The file is asked only if scheme and port are those of the first request: a password
     for https must not go out over http, or to another port. Nor is it asked if the call has
     an auth= of its own (None is one), or the URL has a password. URL and netrc both yield to
     an Authorization in the headers, and to one of None there.
