@@ -4257,7 +4257,10 @@ def ask_own_coding(request: Request) -> Request:
 
 
 def is_coded(response: Response) -> bool:
-    """Whether the bytes on the wire are compressed, not the file's own; even with decode=False."""
+    """Whether the bytes on the wire are compressed, even if decode=False leaves them so.
+
+    The file's own coding does not count: leave_own_coding marks it as "identity".
+    """
     codings = parse_list(response.headers.get("content-encoding", "").lower().encode())
     return response.coding != b"identity" and not _NO_CODINGS.issuperset(codings)
 
@@ -4331,8 +4334,8 @@ def open_ours(name: str, flags: int) -> int:
     return os.open(name, flags, 0o666)
 
 
-def size_of_ours(file: IO[bytes]) -> int:
-    """The size of an open file; OSError unless it is ours, and this is its only name.
+def check_ours(file: IO[bytes]) -> int:
+    """Raise OSError unless an open file is ours, and this its only name; return its size.
 
     Others who may write to the folder can guess the name, and put a link there, so that
     we write into another file of ours; or a file of theirs, which they can change afterwards.
@@ -4352,11 +4355,10 @@ def size_of_ours(file: IO[bytes]) -> int:
 def read_sidecar(part: str) -> Partial | None:
     """What is on the disk of a file; None unless its sidecar is ours and well-formed."""
     with contextlib.suppress(OSError), open(part + ".meta", "rb", opener=open_ours) as sidecar:
-        size_of_ours(sidecar)
+        check_ours(sidecar)
         match = re.fullmatch(_SIDECAR, sidecar.read(SIDECAR_BYTES).decode("latin-1"))
         if match:
-            size = getsize(part) if exists(part) else 0
-            return Partial(size, *match.groups())
+            return Partial(getsize(part) if exists(part) else 0, *match.groups())
     return None
 
 
@@ -4369,8 +4371,7 @@ def check_target(path: str, overwrite: bool) -> None:
     """Raise OSError for a PATH that must not be replaced: a folder, a device, a write-protected
     file; without `overwrite`, any file.
     """
-    special = exists(path) and not isfile(path)
-    if special or not basename(path):
+    if exists(path) and not isfile(path) or not basename(path):
         raise OSError("not the name of a file")
     if lexists(path) and not overwrite:
         raise OSError("it exists")
@@ -4390,12 +4391,10 @@ def check_part(part: str) -> None:
                       "move it away, or choose another name")
 
 
-def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
-    """Lock an open .part; refuse it if it is not ours, or not what `known` says; give it the mode
-    of PATH: nobody who may not read PATH may read what replaces it.
+def claim_part(file: io.FileIO, known: Partial | None) -> None:
+    """Lock an open .part; OSError if it is not ours, or not what `known` says.
 
-    The lock keeps other downloads off, and ends with our process. The mode is set through
-    the descriptor: under the name, others may have put a link to another file of ours.
+    The lock keeps other downloads off, and ends with our process.
     """
     busy: type[OSError] = BlockingIOError
     try:
@@ -4413,20 +4412,28 @@ def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
         pass
     # `known` was read before the lock was ours: another download may have had it since, and
     # have added to the file, or renamed it.
-    size_of_ours(file)
+    check_ours(file)
     if known not in (None, read_sidecar(file.name)):
         raise OSError("another download has changed what there was")
-    if sys.platform != "win32" and is_plain(path):
-        mode = os.stat(path).st_mode & 0o777
-        if os.stat(file.fileno()).st_mode & 0o777 != mode:  # some mounts refuse any change
-            os.chmod(file.fileno(), mode)
-    if sys.platform == "linux" and is_plain(path):
+
+
+def copy_rights(descriptor: int, path: str) -> None:
+    """Let nobody read a .part, an open file, who may not read the PATH that it will replace.
+
+    Not by its name: under that, others may have put a link to another file of ours.
+    """
+    if sys.platform == "win32" or not is_plain(path):
+        return
+    mode = os.stat(path).st_mode & 0o777
+    if os.stat(descriptor).st_mode & 0o777 != mode:  # some mounts refuse any change
+        os.chmod(descriptor, mode)
+    if sys.platform == "linux":
         acl = "system.posix_acl_access"  # the group bits are just a mask of this list
-        with contextlib.suppress(OSError):
-            try:  # in this order: without a list, the mask would be the group's rights
-                os.setxattr(file.fileno(), acl, os.getxattr(path, acl))
-            except OSError:
-                os.removexattr(file.fileno(), acl)  # what the folder gives to new files
+        try:  # in this order: without a list, the mask would be the group's rights
+            os.setxattr(descriptor, acl, os.getxattr(path, acl))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.removexattr(descriptor, acl)  # what the folder gives to new files
 
 
 def write_sidecar(part: str, response: Response) -> None:
@@ -4437,7 +4444,7 @@ def write_sidecar(part: str, response: Response) -> None:
     whole = response.status_code == 200 and not is_coded(response)
     validator = strong_validator(response.headers) if whole else ""
     with open(part + ".meta", "ab", opener=open_ours) as sidecar:
-        size_of_ours(sidecar)
+        check_ours(sidecar)
         sidecar.truncate(0)
         sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
 
@@ -4460,7 +4467,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
     A rename would replace a file that has come to PATH by now; os.link refuses to.
     """
     part = file.name
-    if size_of_ours(file) != size:
+    if check_ours(file) != size:
         raise OSError("its .part was changed by somebody else meanwhile")
     if sys.platform == "win32":
         file.close()  # Windows cannot rename an open file
@@ -4526,8 +4533,9 @@ class Download(Call):
         with disk_errors(self.path):
             check_target(self.path, self.overwrite)
             known = read_sidecar(part_of(self.path))
-        useful = known and known.size and known.validator and self.resume and not self.ranged
-        return known if useful else None
+        if known and known.size and known.validator and self.resume and not self.ranged:
+            return known
+        return None
 
     def first_request(self) -> Request:
         """The request for the rest of a file, or for all of it if nothing is there to go on from.
@@ -4577,7 +4585,7 @@ class Download(Call):
             self.validator = strong_validator(response.headers)
         async with self.saving(response):
             await inform(self.progress, self.size, expected)
-            if self.size != expected:  # else this was a 416
+            if self.size != expected:  # else there is nothing to read: this was a 416, say
                 # The loop stands still while a piece is written: usually 256 KiB, which the
                 # kernel takes in 0.1 ms. A thread for each would cost more.
                 async for piece in response.iter_bytes():
@@ -4605,7 +4613,8 @@ class Download(Call):
             self.file = file = open(part, "ab", buffering=0, opener=open_ours)
         try:
             with disk_errors(path):
-                claim_part(file, self.known, path)
+                claim_part(file, self.known)
+                copy_rights(file.fileno(), path)
                 if self.known is None:
                     file.truncate(0)
                     write_sidecar(part, response)
@@ -5639,8 +5648,7 @@ class Transfer(Download):
         self.in_place = bool(
             self.to_stdout or flags.include or flags.head
             or flags.continue_at not in (None, "-") or self.output and is_direct(path))
-        known = None if self.in_place or not path else super().look()
-        if known:
+        if path and not self.in_place and (known := super().look()):
             return known
         if flags.continue_at == "-" and isfile(path):
             offset, self.changed = getsize(path), getmtime(path)
