@@ -4241,8 +4241,8 @@ def leave_own_coding(response: Response, path: str) -> None:
     the file called a.tar.gz would be a tar.
     """
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
-    url, kind = response.url.partition("?")[0], response.headers.get("content-type", "")
-    if own and response.status_code < 300 and re.search(own, f"{path}\n{url}\n{kind}"):
+    told = f"{path}\n{response._url.path}\n{response.headers.get('content-type', '')}"
+    if own and response.status_code < 300 and re.search(own, told):
         response.coding = b"identity"
 
 
@@ -4533,9 +4533,8 @@ class Download(Call):
         with disk_errors(self.path):
             check_target(self.path, self.overwrite)
             known = read_sidecar(part_of(self.path))
-        if known and known.size and known.validator and self.resume and not self.ranged:
-            return known
-        return None
+        useful = known and known.size and known.validator and self.resume and not self.ranged
+        return known if useful else None
 
     def first_request(self) -> Request:
         """The request for the rest of a file, or for all of it if nothing is there to go on from.
@@ -5056,8 +5055,7 @@ VALUES: dict[str, Any] = {
         r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", lambda gone, host, text:
         ((gone or host).lower(), ",".join(map(parse_address, re.findall(r"[^][,\s]+", text))))),
     "HOST1:PORT1:HOST2:PORT2": (
-        r"(\[[^]]*\]|[^:]*):?([0-9]{,5}):?(\[[^]]*\]|[^:]*):?([0-9]{,5})",
-        lambda *parts: parts),
+        r"(\[[^]]*\]|[^:]*):?([0-9]{,5}):?(\[[^]]*\]|[^:]*):?([0-9]{,5})", lambda *parts: parts),
 }
 
 
@@ -5298,8 +5296,7 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
     for (http_only, domain, below, path, secure, expires, name,
          value) in re.findall(_COOKIE_LINE, text):
         cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
-                        http_only != "",
-                        float(f"0{expires}") or None)  # 0, or http.cookiejar's "": no end
+                        http_only != "", float(f"0{expires}") or None)  # 0 or "" is no end
         if (name or value) and keeps_prefix(cookie):
             yield cookie
 
