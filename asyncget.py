@@ -4247,8 +4247,10 @@ def leave_own_coding(response: Response, path: str) -> None:
 
 
 def ask_own_coding(request: Request) -> Request:
-    """The request, which for a.tar.gz asks for no further coding: a server that codes all it is
-    asked to would do it a second time, and `leave_own_coding` would keep that.
+    """The request, asking for no coding if the URL is of a file that has its own, a.tar.gz.
+
+    A server that codes all that it may would code it twice, and leave_own_coding would leave
+    both. It is for what the command line writes in place: other downloads ask for no coding.
     """
     path = request.url.path
     if asks_our_way(request.fields) and any(re.search(own, path) for own in _OWN_CODINGS.values()):
@@ -5235,13 +5237,13 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) of the running task: the library calls `connect` with just a host and a
-# port, and this says which URL they are for.
+# The Transfer (below) of the running task: the library calls `open_by_flags` with just a host and
+# a port, and this says which URL they are for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
-async def connect(host: str, port: int, **how: Any) -> Any:
-    """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
+async def open_by_flags(host: str, port: int, **how: Any) -> Any:
+    """asyncio.open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
     transfer = TRANSFER.get()
     options = transfer.flags
     family = socket.AF_INET if options.ipv4 else 0
@@ -5351,10 +5353,11 @@ def open_session(options: Options) -> Session:
         headers=headers,
         cookies=open_jar(options),
         auth=options.oauth2_bearer or options.user,
+        # That the file is missing is an error only if --netrc-file names it.
         netrc=netrc if options.netrc_file and not options.netrc_optional
         or netrc and exists(os.path.expanduser(netrc)) else False,
         timeout=silence or None,
-        # Who asks where a redirect leads, and not to follow it, wants the place in an answer.
+        # Who asks -w for %{redirect_url}, where a redirect leads, does not want to go there.
         follow_redirects=options.location_trusted or "%{redirect_url}" not in str(options.write_out)
         if options.location is None else options.location,
         max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
@@ -5372,7 +5375,7 @@ def open_session(options: Options) -> Session:
                 ) and not options.range,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),
-        open_connection=connect,
+        open_connection=open_by_flags,
         rate=options.rate,
         limit=options.parallel_max or 50,
     )
@@ -5384,10 +5387,10 @@ def open_session(options: Options) -> Session:
 
 # ---- files
 
-def safe_name(name: str, hidden: bool) -> str:
-    """The name, if it names a file in this very folder; `hidden`: it may begin with a dot."""
+def safe_name(name: str, typed: bool) -> str:
+    """The name, if it names a file in this very folder; `typed`: by the user, not by a server."""
     strange = r"(?i)\.{0,2}$"
-    if not hidden:  # a server chose it: it must not make a sidecar that we trust later
+    if not typed:  # no server may make a hidden file, or a sidecar that we trust later
         strange += r"|\.|.*\.part(\.meta)?$"
     if os.name == "nt":  # Windows' drives, streams and devices, and endings that it drops
         strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$) *(\.|$)'
@@ -5406,7 +5409,7 @@ def name_from_url(url: str) -> str:
     The last two are what curl does from 8.10 on; before, it refused.
     """
     parts = re.findall(r"[^/\\]+", re.split("[?#]", url)[0])[2:]  # after the scheme and the host
-    return safe_name(["curl_response", *parts][-1], hidden=True)
+    return safe_name(["curl_response", *parts][-1], typed=True)
 
 
 def name_from_header(disposition: str) -> str | None:
@@ -5429,10 +5432,10 @@ def name_from_header(disposition: str) -> str | None:
     name = re.sub(r"\\([\"\\])", r"\1", name.strip('"'))
     with contextlib.suppress(UnicodeError):  # many send UTF-8 where Latin-1 is due
         name = name.encode("latin-1").decode()
-    return safe_name(re.split(r"[/\\]", unquote(name))[-1], hidden=False)
+    return safe_name(re.split(r"[/\\]", unquote(name))[-1], typed=False)
 
 
-def is_direct(path: str) -> bool:
+def written_in_place(path: str) -> bool:
     """Whether a path must be written in place: a device, a pipe or a descriptor, which a rename
     would replace; or a file in a folder where we cannot make a .part.
     """
@@ -5461,7 +5464,7 @@ def save_jar(jar: Cookies, name: str) -> None:
     """Write the cookies for -c, readable by nobody else; an old file stays until all is written."""
     before = read_text(name) if name != "-" and isfile(name) else ""
     data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
-    if name == "-" or is_direct(name):
+    if name == "-" or written_in_place(name):
         write_named(name, fit_for(sys.stdout, data) if name == "-" else data)
         return
     from shutil import copyfile, move
@@ -5513,7 +5516,7 @@ class Enough(Exception):
 
 # Stands for the response if none has come: -w needs its attributes. In its timing `reused` is
 # True, as no connection was opened for it.
-NO_RESPONSE: Any = Options(
+NO_RESPONSE: Any = types.SimpleNamespace(
     started=0.0, history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None),
     proxied=False, raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(),
     received=0, request_bytes=0, url="")
@@ -5572,7 +5575,7 @@ class Transfer(Download):
             return
         # Several URLs may go to a device or a pipe that -o names. A link means its target.
         if not self.output or not exists(path) or isfile(path):
-            if self.output and islink(path) and not is_direct(path):
+            if self.output and islink(path) and not written_in_place(path):
                 path = realpath(path)
             wanted, number = path, 0
             while options.no_clobber and (lexists(path) or realpath(path) in claimed):
@@ -5637,14 +5640,17 @@ class Transfer(Download):
         return await super().exchange(ask_own_coding(request))
 
     def look(self) -> Partial | None:
-        """What a try goes on from: a .part, what was put out before, or, with -C -, the file."""
+        """What a try goes on from: a .part, what was put out before, or, with -C -, the file.
+
+        Each try asks this first: so its time for -m begins here.
+        """
         flags, path, offset = self.flags, self.path, self.offset
         with disk_errors(path):
             self.file.close()
         self.deadline = Deadline(self.session._time(), flags.max_time or _FOREVER)
         self.in_place = bool(
             self.to_stdout or flags.include or flags.head
-            or flags.continue_at not in (None, "-") or self.output and is_direct(path))
+            or flags.continue_at not in (None, "-") or self.output and written_in_place(path))
         if path and not self.in_place and (known := super().look()):
             return known
         if flags.continue_at == "-" and isfile(path):
@@ -5717,7 +5723,7 @@ class Transfer(Download):
             name = name_from_header(disposition) or name_from_url(self.url)
             with disk_errors(name):
                 self.place(name)
-        if status == 206 and self.in_place and changed > self.changed:
+        if status == 206 and self.in_place and changed > self.changed:  # the file is an older one
             self.resume = False
             response.close()
             raise Anew
@@ -5742,7 +5748,7 @@ class Transfer(Download):
         """Its `progress`: note how much of a body is out; slow it or end it, as the flags say."""
         flags, now = self.flags, time.monotonic()
         if self.in_place and (self.known or self.file.closed or not self.file.seekable()):
-            self.offset = size  # else a next try begins with an empty file
+            self.offset = size  # any other file is emptied by the next try
         if flags.max_filesize and max(size, expected or 0) > flags.max_filesize:
             raise TooLarge(f"larger than --max-filesize, {flags.max_filesize} bytes")
         since, before = self.window
@@ -6005,7 +6011,7 @@ class Command:
                                                 transfer.response.headers):
                 if where == "stderr":
                     tell(text)
-                else:
+                else:  # %output{>>FILE} appends
                     write_named(where.removeprefix(">>"), text.encode("utf-8", "surrogateescape"),
                                 "ab" if where[:2] == ">>" else "wb")
         except AsyncGetError as error:
@@ -6054,8 +6060,8 @@ async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
         # What it prints goes past Python's buffer, so that a closed pipe is an error at once.
-        unbuffered: Any = Options(fileno=sys.stdout.fileno,
-                                  write=lambda text: write_named("-", text.encode()))
+        unbuffered: Any = types.SimpleNamespace(
+            fileno=sys.stdout.fileno, write=lambda text: write_named("-", text.encode()))
         with contextlib.redirect_stdout(unbuffered):
             await demo(*options.url[:1])
         return 0

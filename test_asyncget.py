@@ -5015,7 +5015,7 @@ class Faults(AsyncCase):
         """The error says that it is the name that hangs, not the server."""
         asyncget.TRANSFER.set(mock.Mock(flags=parse_arguments(["http://slow.test/"])))
         with patch("socket.getaddrinfo", side_effect=lambda *_: time.sleep(0.3)):
-            for connector in (asyncio.open_connection, asyncget.connect):
+            for connector in (asyncio.open_connection, asyncget.open_by_flags):
                 await self.raised(TimedOut, asyncget.get(
                     "http://slow.test/", timeout=0.1, open_connection=connector),
                     "no address found within 0.1 s: slow.test:80", phase="connection")
@@ -5558,7 +5558,7 @@ class LinearTime(Tables):
 
     def test_all_are_listed(self) -> None:
         # or the caller's own, or the system's
-        of_constants = set("failure known_flags kinds_of glob_values is_direct open_session".split())
+        of_constants = set("failure known_flags kinds_of glob_values written_in_place open_session".split())
         listed = {re.split(r"\W", text)[0] for text, _ in self.calls()}
         self.assertEqual(expressions() - listed, of_constants)
 
