@@ -4272,7 +4272,7 @@ def body_length(response: Response) -> int | None:
     return None if is_coded(response) else response._length
 
 
-def length_of_rest(response: Response, known: Partial) -> int | None:
+def length_of_rest(response: Response, partial: Partial) -> int | None:
     """How many bytes follow ours, as a 206 says; 0 for a 416; None if the response does not fit.
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes after ours. So
@@ -4283,13 +4283,13 @@ def length_of_rest(response: Response, known: Partial) -> int | None:
     length = {206: body_length(response), 416: 0}.get(response.status_code)
     if length is None:  # the rest could end anywhere, and look whole
         return None
-    end, validator, headers = known.size + length, known.validator, response.headers
-    right = f"bytes {known.size}-{end - 1}/{end}" if length else f"bytes */{end}"
+    end, validator, headers = partial.size + length, partial.validator, response.headers
+    right = f"bytes {partial.size}-{end - 1}/{end}" if length else f"bytes */{end}"
     field = "etag" if validator.startswith('"') else "last-modified"
     if_missing = "" if field == "etag" and length else validator  # a 206 must have its ETag
     fits = (headers.get("content-range", "").lower() == right
-            and known.length in ("None", str(end))
-            and known.source in ("", source_of(response))
+            and partial.length in ("None", str(end))
+            and partial.source in ("", source_of(response))
             and (not validator or headers.get(field, if_missing) == validator))
     return length if fits else None
 
@@ -4393,8 +4393,8 @@ def check_part(part: str) -> None:
                       "move it away, or choose another name")
 
 
-def claim_part(file: io.FileIO, known: Partial | None) -> None:
-    """Lock an open .part; OSError if it is not ours, or not what `known` says.
+def claim_part(file: io.FileIO, partial: Partial | None) -> None:
+    """Lock an open .part; OSError if it is not ours, or not what `partial` says.
 
     The lock keeps other downloads off, and ends with our process.
     """
@@ -4412,10 +4412,10 @@ def claim_part(file: io.FileIO, known: Partial | None) -> None:
         raise OSError("another download is writing it") from None
     except OSError:  # a file system without locks
         pass
-    # `known` was read before the lock was ours: another download may have had it since, and
+    # `partial` was read before the lock was ours: another download may have had it since, and
     # have added to the file, or renamed it.
     check_ours(file)
-    if known not in (None, read_sidecar(file.name)):
+    if partial not in (None, read_sidecar(file.name)):
         raise OSError("another download has changed what there was")
 
 
@@ -4513,8 +4513,8 @@ class Download(Call):
     """One call of `download`. Call.run (section 12) calls first_request and finish in each try."""
 
     default_deadline = _FOREVER
-    known: Partial | None  # what is on the disk, if this try asks for the rest
-    begun = False          # whether any try has asked for a rest
+    partial: Partial | None  # what is on the disk, if this try asks for the rest of it
+    asked_rest = False     # whether any try has done so
     ranged: bool           # the caller's own headers ask for a range: then that is the file
     size = 0               # of the file so far
     file: Any = io.BytesIO()  # what `write` writes to: PATH.part, once that is open
@@ -4534,9 +4534,9 @@ class Download(Call):
             return None
         with disk_errors(self.path):
             check_target(self.path, self.overwrite)
-            known = read_sidecar(part_of(self.path))
-        useful = known and known.size and known.validator and self.resume and not self.ranged
-        return known if useful else None
+            partial = read_sidecar(part_of(self.path))
+        useful = partial and partial.size and partial.validator and self.resume and not self.ranged
+        return partial if useful else None
 
     def first_request(self) -> Request:
         """The request for the rest of a file, or for all of it if nothing is there to go on from.
@@ -4546,15 +4546,15 @@ class Download(Call):
         """
         request = super().first_request()
         self.ranged = "range" in Headers(request.fields)
-        self.known = self.look()
-        self.size = self.known.size if self.known else 0
+        self.partial = self.look()
+        self.size = self.partial.size if self.partial else 0
         if not self.in_place and (self.settings["decode"] or asks_our_way(request.fields)):
             request = request.adding("Accept-Encoding", "identity")
-        if self.known:
-            self.begun = True
+        if self.partial:
+            self.asked_rest = True
             request = request.adding("Range", f"bytes={self.size}-")
-            if self.known.validator:
-                request = request.adding("If-Range", self.known.validator)
+            if self.partial.validator:
+                request = request.adding("If-Range", self.partial.validator)
         return request
 
     async def finish(self, response: Response) -> None:
@@ -4565,8 +4565,8 @@ class Download(Call):
         leave_own_coding(response, self.path)
         status, expected = response.status_code, body_length(response)
         no_file = status >= 300 or status in (204, 205)
-        if self.known and (status in (206, 416) or status < 300 and self.in_place):
-            rest = length_of_rest(response, self.known)
+        if self.partial and (status in (206, 416) or status < 300 and self.in_place):
+            rest = length_of_rest(response, self.partial)
             if rest is None:  # what is there stays until a 200 comes
                 response.close()
                 self.resume = False
@@ -4575,14 +4575,14 @@ class Download(Call):
             if not rest:  # the page of a 416 must not hold the connection
                 await discard(response)
         elif (status == 206 and not (self.ranged or self.in_place)  # a piece nobody has asked for
-                or no_file and (self.begun or not self.settings["any_status"])):
+                or no_file and (self.asked_rest or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
             # This begins at the start: it replaces what is there, if anything.
-            self.known, self.size = None, 0
+            self.partial, self.size = None, 0
         self.resume = True  # for a next try: our bytes fit, or this response wrote them
-        if self.in_place and not (self.known and self.known.validator):
+        if self.in_place and not (self.partial and self.partial.validator):
             self.validator = strong_validator(response.headers)
         async with self.saving(response):
             await inform(self.progress, self.size, expected)
@@ -4614,9 +4614,9 @@ class Download(Call):
             self.file = file = open(part, "ab", buffering=0, opener=open_ours)
         try:
             with disk_errors(path):
-                claim_part(file, self.known)
+                claim_part(file, self.partial)
                 copy_rights(file.fileno(), path)
-                if self.known is None:
+                if self.partial is None:
                     file.truncate(0)
                     write_sidecar(part, response)
             yield  # outside of disk_errors: what `progress` raises is not a disk error
@@ -5595,7 +5595,7 @@ class Transfer(Download):
             return
         if self.file.closed:
             with disk_errors(self.path):
-                self.file = open(self.path, "ab" if self.known else "wb", 0,
+                self.file = open(self.path, "ab" if self.partial else "wb", 0,
                                  opener=None if self.output else open_ours)
         super().write(data)
 
@@ -5651,8 +5651,8 @@ class Transfer(Download):
         self.in_place = bool(
             self.to_stdout or flags.include or flags.head
             or flags.continue_at not in (None, "-") or self.output and written_in_place(path))
-        if path and not self.in_place and (known := super().look()):
-            return known
+        if path and not self.in_place and (partial := super().look()):
+            return partial
         if flags.continue_at == "-" and isfile(path):
             offset, self.changed = getsize(path), getmtime(path)
         if offset and self.resume:
@@ -5706,15 +5706,15 @@ class Transfer(Download):
     async def finish(self, response: Response) -> None:
         """Look at a head, save the body if that is wanted, and do what is due after it."""
         flags, headers, self.response = self.flags, response.headers, response
-        status, changed = response.status_code, parse_date(headers.get("last-modified", "")) or 0
-        unwanted = status == 304 or status == 200 and changed and any(  # a server may ignore -z
-            (changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
+        status, modified = response.status_code, parse_date(headers.get("last-modified", "")) or 0
+        unwanted = status == 304 or status == 200 and modified and any(  # a server may ignore -z
+            (modified > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
             for name, date in flags.time_cond.items())
         if unwanted:  # a file that is there stays
             response.status_code = 304  # for -w, as in curl
             await discard(response)
             return
-        complete = status == 416 and self.known  # if it fits: Download.finish checks
+        complete = status == 416 and self.partial  # if it fits: Download.finish checks
         if flags.fail and not complete:
             response.raise_for_status()
         self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
@@ -5723,7 +5723,7 @@ class Transfer(Download):
             name = name_from_header(disposition) or name_from_url(self.url)
             with disk_errors(name):
                 self.place(name)
-        if status == 206 and self.in_place and changed > self.changed:  # the file is an older one
+        if status == 206 and self.in_place and modified > self.changed:  # the file is an older one
             self.resume = False
             response.close()
             raise Anew
@@ -5736,9 +5736,9 @@ class Transfer(Download):
             if self.in_place:
                 self.write(b"")  # an empty body makes a file, too
             self.file.close()  # some file systems report only now that there was no room
-            if flags.remote_time and isfile(self.path) and changed:
+            if flags.remote_time and isfile(self.path) and modified:
                 with contextlib.suppress(OSError):  # not every mount lets us; the file is whole
-                    os.utime(self.path, (changed, changed))
+                    os.utime(self.path, (modified, modified))
         if flags.etag_save and status == 200:
             write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
         if flags.fail_with_body and not complete:
@@ -5747,7 +5747,7 @@ class Transfer(Download):
     async def advance(self, size: int, expected: int | None) -> None:
         """Its `progress`: note how much of a body is out; slow it or end it, as the flags say."""
         flags, now = self.flags, time.monotonic()
-        if self.in_place and (self.known or self.file.closed or not self.file.seekable()):
+        if self.in_place and (self.partial or self.file.closed or not self.file.seekable()):
             self.offset = size  # any other file is emptied by the next try
         if flags.max_filesize and max(size, expected or 0) > flags.max_filesize:
             raise TooLarge(f"larger than --max-filesize, {flags.max_filesize} bytes")
