@@ -5245,7 +5245,7 @@ TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 async def open_by_flags(host: str, port: int, **how: Any) -> Any:
     """asyncio.open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
     transfer = TRANSFER.get()
-    options = transfer.flags
+    options = transfer.options
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
@@ -5542,17 +5542,17 @@ class Transfer(Download):
         super().__init__(command.session, url, command.settled, "")
         self.trace, self.progress = self.show, self.advance
         self.command = command
-        self.flags = flags = command.options
+        self.options = options = command.options
         self.shown_url = printable(without_userinfo(url))
         self.output = output         # the name from -o; None: -O; "": neither, so stdout
         self.turn = asyncio.Event()  # set when all before it are reported: stdout is free
         self.held = bytearray()      # what came for stdout before that
-        self.resume = flags.continue_at is not None
-        self.overwrite = not (flags.no_clobber or flags.remote_header_name and not output)
+        self.resume = options.continue_at is not None
+        self.overwrite = not (options.no_clobber or options.remote_header_name and not output)
         # Where in the body the next try has to go on, so that nothing goes out twice.
-        self.offset = int((flags.continue_at or "").strip("-") or 0)
+        self.offset = int((options.continue_at or "").strip("-") or 0)
         try:
-            if output is None and not flags.remote_header_name:
+            if output is None and not options.remote_header_name:
                 output = name_from_url(url)
             if output and output != "-":
                 with disk_errors(output):
@@ -5567,7 +5567,7 @@ class Transfer(Download):
 
     def place(self, name: str) -> None:
         """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
-        options, claimed = self.flags, self.command.claimed
+        options, claimed = self.options, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
         # /dev/stdout, say. (For Windows all pipes and devices are one file, with the number 0.)
         if exists(path) and os.stat(path).st_ino and os.path.samefile(path, 1):
@@ -5633,9 +5633,9 @@ class Transfer(Download):
         to that could be led elsewhere, and the proxy's password with it.
         """
         origin = request.url.origin
-        if not allows(self.flags.proto, origin.scheme):
+        if not allows(self.options.proto, origin.scheme):
             raise AsyncGetError(f"{origin.scheme} is not allowed by --proto", exit_code=1)
-        if self.flags.connect_to and choose_proxy(origin):
+        if self.options.connect_to and choose_proxy(origin):
             raise AsyncGetError("--connect-to is not for what goes by a proxy; -x '' goes without")
         return await super().exchange(ask_own_coding(request))
 
@@ -5644,16 +5644,16 @@ class Transfer(Download):
 
         Each try asks this first: so its time for -m begins here.
         """
-        flags, path, offset = self.flags, self.path, self.offset
+        options, path, offset = self.options, self.path, self.offset
         with disk_errors(path):
             self.file.close()
-        self.deadline = Deadline(self.session._time(), flags.max_time or _FOREVER)
+        self.deadline = Deadline(self.session._time(), options.max_time or _FOREVER)
         self.in_place = bool(
-            self.to_stdout or flags.include or flags.head
-            or flags.continue_at not in (None, "-") or self.output and written_in_place(path))
+            self.to_stdout or options.include or options.head
+            or options.continue_at not in (None, "-") or self.output and written_in_place(path))
         if path and not self.in_place and (partial := super().look()):
             return partial
-        if flags.continue_at == "-" and isfile(path):
+        if options.continue_at == "-" and isfile(path):
             offset, self.changed = getsize(path), getmtime(path)
         if offset and self.resume:
             self.in_place = True
@@ -5670,16 +5670,16 @@ class Transfer(Download):
         None, too, if a part of the body is out already and no -C allows us to go on after it,
         or if the trouble is on this side (23): nobody reads our output, say, or the disk is full.
         """
-        flags = self.flags
-        if (flags.retry_all_errors and isinstance(outcome, AsyncGetError)
+        options = self.options
+        if (options.retry_all_errors and isinstance(outcome, AsyncGetError)
                 and outcome.exit_code != 23):
             outcome = ConnectError(str(outcome))  # one for which `retry_delay` tries again
-        delay = retry_delay(attempt, outcome, flags.retry or 0)
-        if delay is None or self.offset and not flags.continue_at:
+        delay = retry_delay(attempt, outcome, options.retry or 0)
+        if delay is None or self.offset and not options.continue_at:
             return None
-        if flags.retry_delay and "retry-after" not in getattr(outcome, "headers", ""):
-            delay = flags.retry_delay
-        if time.monotonic() + delay - self.started > (flags.retry_max_time or _FOREVER):
+        if options.retry_delay and "retry-after" not in getattr(outcome, "headers", ""):
+            delay = options.retry_delay
+        if time.monotonic() + delay - self.started > (options.retry_max_time or _FOREVER):
             return None
         self.retries = attempt
         self.trace("*", f"trying again in {delay:.1f} s: {outcome}")
@@ -5687,7 +5687,7 @@ class Transfer(Download):
 
     def show(self, kind: str, data: Any) -> None:
         """Its `trace`: show everything for -v; put out heads as they come, for -i, -I, -D."""
-        options = self.flags
+        options = self.options
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
             for line in re.sub(_FIELD, mask_field, text).removesuffix("\r\n").split("\r\n"):
@@ -5705,17 +5705,17 @@ class Transfer(Download):
 
     async def finish(self, response: Response) -> None:
         """Look at a head, save the body if that is wanted, and do what is due after it."""
-        flags, headers, self.response = self.flags, response.headers, response
+        options, headers, self.response = self.options, response.headers, response
         status, modified = response.status_code, parse_date(headers.get("last-modified", "")) or 0
         unwanted = status == 304 or status == 200 and modified and any(  # a server may ignore -z
             (modified > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
-            for name, date in flags.time_cond.items())
+            for name, date in options.time_cond.items())
         if unwanted:  # a file that is there stays
             response.status_code = 304  # for -w, as in curl
             await discard(response)
             return
         complete = status == 416 and self.partial  # if it fits: Download.finish checks
-        if flags.fail and not complete:
+        if options.fail and not complete:
             response.raise_for_status()
         self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
         if not self.path and not self.in_place:
@@ -5728,7 +5728,7 @@ class Transfer(Download):
             response.close()
             raise Anew
         await self.advance(self.size, body_length(response))
-        if flags.head:
+        if options.head:
             response.close()
         else:
             await super().finish(response)
@@ -5736,31 +5736,31 @@ class Transfer(Download):
             if self.in_place:
                 self.write(b"")  # an empty body makes a file, too
             self.file.close()  # some file systems report only now that there was no room
-            if flags.remote_time and isfile(self.path) and modified:
+            if options.remote_time and isfile(self.path) and modified:
                 with contextlib.suppress(OSError):  # not every mount lets us; the file is whole
                     os.utime(self.path, (modified, modified))
-        if flags.etag_save and status == 200:
-            write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
-        if flags.fail_with_body and not complete:
+        if options.etag_save and status == 200:
+            write_named(options.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
+        if options.fail_with_body and not complete:
             response.raise_for_status()
 
     async def advance(self, size: int, expected: int | None) -> None:
         """Its `progress`: note how much of a body is out; slow it or end it, as the flags say."""
-        flags, now = self.flags, time.monotonic()
+        options, now = self.options, time.monotonic()
         if self.in_place and (self.partial or self.file.closed or not self.file.seekable()):
             self.offset = size  # any other file is emptied by the next try
-        if flags.max_filesize and max(size, expected or 0) > flags.max_filesize:
-            raise TooLarge(f"larger than --max-filesize, {flags.max_filesize} bytes")
+        if options.max_filesize and max(size, expected or 0) > options.max_filesize:
+            raise TooLarge(f"larger than --max-filesize, {options.max_filesize} bytes")
         since, before = self.window
         came = self.response.received - before
-        span = flags.speed_time or SILENCE_SECONDS
-        if flags.speed_limit and now - since >= span:
-            if came < flags.speed_limit * span:
-                raise TimedOut(f"slower than --speed-limit, {flags.speed_limit} bytes a second, "
+        span = options.speed_time or SILENCE_SECONDS
+        if options.speed_limit and now - since >= span:
+            if came < options.speed_limit * span:
+                raise TimedOut(f"slower than --speed-limit, {options.speed_limit} bytes a second, "
                                f"for {span:g} s")
             self.window = now, before + came
-        if flags.limit_rate and size:  # never past -m; a negative wait is none
-            await self.deadline.breathe(since + came / flags.limit_rate - now)
+        if options.limit_rate and size:  # never past -m; a negative wait is none
+            await self.deadline.breathe(since + came / options.limit_rate - now)
         if len(self.held) > HELD_BYTES:
             self.deadline.until = _FOREVER  # not the server's fault; the next wait sets it anew
             await self.turn.wait()
@@ -5832,7 +5832,7 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "num_retries": transfer.retries,
         "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
-        "referer": transfer.flags.referer,
+        "referer": transfer.options.referer,
         "remote_ip": remote[0], "remote_port": remote[1],
         "scheme": url.partition("://")[0],
         "size_delivered": transfer.size,
