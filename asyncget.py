@@ -3172,7 +3172,6 @@ def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettin
 MAX_LOOK_UPS = 1000              # at once; each holds a thread until a name server answers
 MAX_ADDRESSES = 32               # of one name that are tried; each try may hold a socket
 HAPPY_EYEBALLS_SECONDS = 0.25    # until the next address is tried as well (RFC 8305 5)
-_BROKEN = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _asked: dict[Any, Future[Any]] = {}  # look-ups under way
 
 
@@ -3238,8 +3237,8 @@ def ask_system(host: str, family: int) -> Future[Any]:
     return answer
 
 
-def now_for(what: str) -> None:
-    """Name the running task by what it waits for, which `why_closed` tells."""
+def name_task(what: str) -> None:
+    """Name the running task by what it waits for: why_closed says "no TLS handshake within 5 s"."""
     if task := asyncio.current_task():
         task.set_name(what)
 
@@ -3247,14 +3246,14 @@ def now_for(what: str) -> None:
 async def look_up(host: str, family: int = 0) -> list[str]:
     """The addresses of a name, IPv6 and IPv4 alternating (RFC 8305 section 4).
 
-    Addresses, "a" or "a,b", come back as they are; but with a `family`, "a" is looked up, and so
-    refused if it is of the other.
+    Addresses come back as they are: "::1", or several, which `resolve` may give: "10.0.0.1,::1".
+    But with a `family` (-4, -6) a single one is looked up, and so refused if it is of the other.
     """
     if "," in host or is_address(host) and not family:
         return host.split(",")
     if host.endswith(".localhost"):  # all of them are this machine (RFC 6761 6.3)
         host = "localhost"
-    now_for("address found")
+    name_task("address found")
     try:
         found = await asyncio.wrap_future(ask_system(host, family))
     except OSError as error:  # shared by all callers, and raising changes it: so raise a copy
@@ -3270,18 +3269,20 @@ async def look_up(host: str, family: int = 0) -> list[str]:
     return sorted(ahead, key=ahead.__getitem__)[:MAX_ADDRESSES]
 
 
-async def open_first(host: str, port: int, **options: Any) -> Stream:
-    """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305).
-
-    TLS begins only then: if it fails, no other address is tried, as with curl. asyncio's own
-    happy_eyeballs_delay does the same, but may leave a socket open when cancelled, and uvloop
-    does not have it.
-    """
-    addresses = await look_up(host)
-    now_for("connection")
-    connected = await connect_first(addresses, port)
-    now_for("TLS handshake")
-    return await asyncio.open_connection(sock=connected, **options)
+async def connect_to(address: str, port: int) -> socket.socket:
+    """A socket connected to one address; closed, if that fails or is cancelled."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # Unless the protocol is given, asyncio does not set TCP_NODELAY: a request over TLS would wait
+    # for the server's ACK.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        made.setblocking(False)
+        more = (0, 0) if ":" in address else ()  # else Windows' loop would expect IPv4
+        await asyncio.get_running_loop().sock_connect(made, (address, port, *more))
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 async def connect_first(todo: list[str], port: int) -> socket.socket:
@@ -3311,23 +3312,21 @@ async def connect_first(todo: list[str], port: int) -> socket.socket:
     finally:  # no await here: cancelled in it, we would leave sockets open
         for attempt in attempts:
             if not (attempt.cancel() or attempt.cancelled() or attempt.exception()):
-                attempt.result().close()  # connected in the same turn
+                attempt.result().close()  # too late: it has connected in this turn
 
 
-async def connect_to(address: str, port: int) -> socket.socket:
-    """A socket connected to one address; closed, if that fails or is cancelled."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # Unless the protocol is given, asyncio does not set TCP_NODELAY: a request over TLS would wait
-    # for the server's ACK.
-    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        made.setblocking(False)
-        more = (0, 0) if ":" in address else ()  # else Windows' loop would expect IPv4
-        await asyncio.get_running_loop().sock_connect(made, (address, port, *more))
-    except BaseException:
-        made.close()
-        raise
-    return made
+async def open_first(host: str, port: int, **options: Any) -> Stream:
+    """asyncio.open_connection to whichever of a name's addresses answers first (RFC 8305).
+
+    TLS begins only then: if it fails, no other address is tried, as with curl. asyncio's own
+    happy_eyeballs_delay does the same, but may leave a socket open when cancelled, and uvloop
+    does not have it.
+    """
+    addresses = await look_up(host)
+    name_task("connection")
+    connected = await connect_first(addresses, port)
+    name_task("TLS handshake")
+    return await asyncio.open_connection(sock=connected, **options)
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
@@ -3347,23 +3346,6 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 
 
 # ---- whom to trust
-
-@functools.lru_cache(maxsize=1)
-def system_context(*_: str | None) -> ssl.SSLContext:
-    """What verify=True trusts. Reading it takes 15 ms or more: again only if `_` changes."""
-    return new_context(True)
-
-
-def tls_context(verify: Any, cert: Any = None,
-                minimum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """The TLS settings for `cert`, a version, and a `verify` that is not an SSLContext."""
-    if verify is True and not cert and not minimum:
-        return system_context(os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
-    context = new_context(verify, cert)
-    if minimum:
-        context.minimum_version = minimum
-    return context
-
 
 def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     """A new SSLContext for `verify` and `cert`; TLSError if they cannot be used.
@@ -3398,6 +3380,23 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     return context
 
 
+@functools.lru_cache(maxsize=1)
+def system_context(*paths: str | None) -> ssl.SSLContext:
+    """What verify=True trusts. It takes 15 ms or more to read: anew only if the paths change."""
+    return new_context(True)
+
+
+def tls_context(verify: Any, cert: Any = None,
+                minimum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """The TLS settings for `cert`, a version, and a `verify` that is not an SSLContext."""
+    if verify is True and not cert and not minimum:
+        return system_context(os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
+    context = new_context(verify, cert)
+    if minimum:
+        context.minimum_version = minimum
+    return context
+
+
 def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
     """What to do about a certificate that was refused."""
     code = getattr(error, "verify_code", 0)
@@ -3422,7 +3421,7 @@ def handshake_hint(reason: str) -> str:
     if re.search("WRONG_VERSION_NUMBER|LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST"
                  "|UNKNOWN_PROTOCOL", reason):
         return "; that port does not speak TLS: should the URL begin with http://?"
-    # In TLS 1.2 it may be either; Go says that a certificate that is missing is bad.
+    # TLS 1.2 does not say which of them; servers in Go call a certificate bad that is missing.
     if re.search("CERTIFICATE_REQUIRED|BAD_CERTIFICATE|HANDSHAKE_FAILURE", reason):
         return "; perhaps a client certificate is wanted (cert=, or -E), or no cipher is shared"
     return ""
@@ -3453,18 +3452,25 @@ def connection_notes(connection: Connection) -> Iterator[str]:
         yield f" issuer: {issuer}"
 
 
+def after(connection: Connection) -> str:
+    """How long the last step of opening took, for the error texts."""
+    seconds = connection.loop.time() - connection.since
+    return f" (after {seconds:.2f} s)" if connection.opener else ""
+
+
 def failure(connection: Connection, error: BaseException) -> BaseException:
     """Our error for what the system, asyncio or TLS says: at which hop, and what to do."""
+    if connection.closed:
+        return why_closed(connection)
     route, phase, where = connection.route, connection.phase, far_end(connection)
     if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
-    if connection.closed:
-        return why_closed(connection)
     # OverflowError: port 99999, say. Up to Python 3.10 asyncio.TimeoutError is not an OSError.
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
         return error  # a bug in the caller's own streams
-    proxy, took = route.proxy if phase == "connection" else None, after(connection)
-    asked, text = proxy or route.origin, str(error) or type(error).__name__
+    proxy = route.proxy if phase == "connection" else None  # until it is reached: see far_end
+    asked, took = proxy or route.origin, after(connection)
+    text = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         refused = getattr(error, "verify_message", text)  # missing if a caller's code raised it
         return TLSError(f"certificate of {where} refused: {refused}{took}"
@@ -3483,19 +3489,15 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         return TLSError(f"{what} with {where} failed: {reason}{took}{handshake_hint(reason)}")
     if connection.opener is None:
         return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
-    if phase == "TLS handshake" or asked.scheme == "https" and isinstance(error, _BROKEN):
+    # The port took the connection before it broke: so for https it broke in the handshake.
+    broken = isinstance(error, (BrokenPipeError, ConnectionResetError, ConnectionAbortedError))
+    if phase == "TLS handshake" or asked.scheme == "https" and broken:
         return TLSError(f"TLS handshake with {where} failed: {text}{took}")
     # asyncio leaves out the system's words, which people know, and scripts look for. (Windows'
     # numbers have five digits: strerror has no words for them.)
     text = re.sub(r"\[Errno ([0-9]{1,4})\] Connect call failed",
                   lambda found: os.strerror(int(found[1])), text)
     return ConnectError(f"cannot connect to {where}: {text}{took}", errno=number)
-
-
-def after(connection: Connection) -> str:
-    """How long the last step of opening took, for the error texts."""
-    seconds = connection.loop.time() - connection.since
-    return f" (after {seconds:.2f} s)" if connection.opener else ""
 
 
 # ==== 14. Proxies =============================================================
@@ -3572,29 +3574,24 @@ def choose_proxy(origin: Origin) -> Proxy | None:
         all_proxy, ALL_PROXY       for both, if those are not set
         no_proxy, NO_PROXY         no proxy for these: see bypasses_proxy
 
-    Lower case wins, even if empty; empty counts as not set. If none is set, macOS and Windows
-    are asked for the system's settings.
+    Lower case wins, even if empty: then the proxy counts as not set. If none is set, macOS and
+    Windows are asked for the system's settings.
     """
     if sys.platform not in ("darwin", "win32") and not any(
             name.lower().endswith("_proxy") for name in os.environ):
         return None  # before urllib.request is imported: that takes as long as 100 GETs
     from urllib.request import getproxies, getproxies_environment, proxy_bypass
-    ours = getproxies_environment()
-    found = ours or getproxies()
+    named = getproxies_environment()
+    found = named or getproxies()
     kind = origin.scheme if origin.scheme in found else "all"
-    exempt = bypasses_proxy(found.get("no", ""), origin) if ours else proxy_bypass(origin.host)
+    exempt = bypasses_proxy(found.get("no", ""), origin) if named else proxy_bypass(origin.host)
     if exempt or kind not in found:
         return None
-    return parse_proxy(found[kind], f"{kind}_proxy or -x" if ours else "the system's settings")
+    return parse_proxy(found[kind], f"{kind}_proxy or -x" if named else "the system's settings")
 
 
 # ---- through it
-
-_SOCKS_REPLIES = dict(enumerate((
-    "general failure", "not allowed by its rules", "network unreachable", "host unreachable",
-    "connection refused", "expired on the way", "command not supported",
-    "address type not supported"), start=1))
-
+# What its errors say begins with the name of the proxy: pass_proxy puts that before it.
 
 def split_userinfo(userinfo: str) -> tuple[str, str]:
     """User and password of a URL, percent-decoded: nothing else of a URL ever is."""
@@ -3609,34 +3606,6 @@ def proxy_fields(proxy: Proxy) -> Fields:
     if not proxy.userinfo:
         return ()
     return (("Proxy-Authorization", render_auth(split_userinfo(proxy.userinfo))),)
-
-
-async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
-    """Connect to a proxy, and have it connect us to the origin. Raises ProxyError.
-
-    For http:// an HTTP proxy is asked nothing here: it is sent the request (Call.render).
-    """
-    route = connection.route
-    try:
-        if route.proxy_tls and route.tls and sys.version_info < (3, 11):
-            raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
-                             "https, too")
-        await connection.connect(proxy, None, route.proxy_tls)
-        if proxy.scheme.startswith("socks"):
-            connection.watch("answer of the proxy")
-            await ask_socks(connection, proxy)
-        elif route.tls:
-            await ask_for_tunnel(connection, proxy)
-        if route.tls and connection.rest:  # they would pass for encrypted: CVE-2021-22947
-            raise ProxyError("sent bytes before the tunnel was in use: " + shown(connection.rest))
-    except ProxyError as error:  # put the proxy's name before all of these texts
-        error.args = (f"proxy {proxy} {error}{after(connection)}",)
-        if not proxy.scheme.startswith("socks"):
-            error.exit_code = 56  # curl's 97 is for SOCKS alone
-        raise
-    if route.tls:
-        connection.watch("TLS handshake")
-        await start_tls(connection, route.tls)
 
 
 async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
@@ -3665,12 +3634,18 @@ async def read_exactly(connection: Connection, size: int) -> bytes:
     """The next `size` bytes from a proxy; what came after them stays in `rest`."""
     while len(connection.rest) < size:
         arrived = await connection.receive()
-        if not arrived:
+        if not arrived:  # the cause makes it a loss, which retry_delay may try again
             raise ProxyError(f"closed the connection: {len(connection.rest)} of {size} bytes came"
                              ) from EOFError()
         connection.rest += arrived
     data, connection.rest = connection.rest[:size], connection.rest[size:]
     return data
+
+
+_SOCKS_REPLIES = dict(enumerate((
+    "general failure", "not allowed by its rules", "network unreachable", "host unreachable",
+    "connection refused", "expired on the way", "command not supported",
+    "address type not supported"), start=1))
 
 
 async def ask_socks(connection: Connection, proxy: Proxy) -> None:
@@ -3712,8 +3687,9 @@ async def ask_socks(connection: Connection, proxy: Proxy) -> None:
     if reply:
         raise ProxyError(f"cannot connect to {bracketed(origin.host)}:{origin.port}: "
                          + _SOCKS_REPLIES.get(reply, f"reply {reply}"))
-    size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]
-    await read(size + 2)  # address and port that it connects from; what follows is the origin's
+    # Read away the address and port that it connects from: what follows is from the origin.
+    size = {1: 4, 4: 16}.get(kind) or (await read(1))[0]  # before a name stands its length
+    await read(size + 2)
 
 
 async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
@@ -3734,6 +3710,34 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
     connection.writer = asyncio.StreamWriter(transport, inbox, None, loop)
 
 
+async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
+    """Connect to a proxy, and have it connect us to the origin. Raises ProxyError.
+
+    For http:// an HTTP proxy is asked nothing here: it is sent the request (Call.render).
+    """
+    route = connection.route
+    try:
+        if route.proxy_tls and route.tls and sys.version_info < (3, 11):
+            raise ProxyError("needs Python 3.11 for TLS inside its own; an http:// proxy tunnels "
+                             "https, too")
+        await connection.connect(proxy, None, route.proxy_tls)
+        if proxy.scheme.startswith("socks"):
+            connection.watch("answer of the proxy")
+            await ask_socks(connection, proxy)
+        elif route.tls:
+            await ask_for_tunnel(connection, proxy)
+        if route.tls and connection.rest:  # they would pass for encrypted: CVE-2021-22947
+            raise ProxyError("sent bytes before the tunnel was in use: " + shown(connection.rest))
+    except ProxyError as error:  # put the proxy's name before all of these texts
+        error.args = (f"proxy {proxy} {error}{after(connection)}",)
+        if not proxy.scheme.startswith("socks"):
+            error.exit_code = 56  # curl's 97 is for SOCKS alone
+        raise
+    if route.tls:
+        connection.watch("TLS handshake")
+        await start_tls(connection, route.tls)
+
+
 # ==== 15. Cookies =============================================================
 # Which cookies are kept, for how long, and with which requests they go out: the rules of
 # section 5 of RFC 6265bis (the draft after RFC 6265), below just "6265bis". A cookie's bytes go
@@ -3743,7 +3747,7 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
 MAX_SET_COOKIES = 50             # of one response; curl's figure
 MAX_COOKIE_BYTES = 4096          # name and value of one; RFC 6265bis 5.6
 MAX_ATTRIBUTE_BYTES = 1024       # value of one attribute; 6265bis 5.6
-MAX_DOMAIN_COOKIES = 180         # kept of one site; Chrome's figure, 6265bis 6.1 asks for 50
+MAX_SITE_COOKIES = 180           # kept of one site; Chrome's figure, 6265bis 6.1 asks for 50
 MAX_COOKIES = 3000               # kept in all; 6265bis 6.1 asks for at least that
 MAX_COOKIE_SECONDS = 34_560_000  # the longest life of one: 400 days; 6265bis 5.5
 MAX_COOKIE_FIELD_BYTES = 8190    # the Cookie field that we send; curl's figure
@@ -3789,7 +3793,7 @@ def parse_date(text: str) -> float | None:
     return when.timestamp() if year >= 1601 else None
 
 
-def octets(text: str) -> int:
+def byte_count(text: str) -> int:
     """The length of a server's text in bytes, as it was on the wire."""
     return len(text.encode("utf-8", "replace"))  # a surrogate was one byte, and becomes "?"
 
@@ -3872,19 +3876,19 @@ def parse_set_cookie(line: str, url: URL, now: float) -> Cookie | None:
     name, mark, value = parts[0]
     if not mark:
         name, value = "", name
-    found = collections.defaultdict(str, {  # of several, the last counts
-        key.lower(): text for key, _, text in parts[1:] if octets(text) <= MAX_ATTRIBUTE_BYTES})
-    expires = parse_date(found["expires"])
-    if re.fullmatch("-?[0-9]+", found["max-age"]):
-        expires = now + float(found["max-age"])
+    attributes = collections.defaultdict(str, {  # of several, the last counts
+        key.lower(): text for key, _, text in parts[1:] if byte_count(text) <= MAX_ATTRIBUTE_BYTES})
+    expires = parse_date(attributes["expires"])
+    if re.fullmatch("-?[0-9]+", attributes["max-age"]):
+        expires = now + float(attributes["max-age"])
     if expires is not None:
         expires = min(expires, now + MAX_COOKIE_SECONDS)
-    domain = found["domain"].removeprefix(".").lower()
+    domain = attributes["domain"].removeprefix(".").lower()
     host = url.origin.host
-    cookie = Cookie(name, value, domain or host, found["path"], not domain,
-                    "secure" in found, "httponly" in found, expires)
+    cookie = Cookie(name, value, domain or host, attributes["path"], not domain,
+                    "secure" in attributes, "httponly" in attributes, expires)
     if not (_VALUE.fullmatch(line) and (name or value)
-            and octets(name + value) <= MAX_COOKIE_BYTES
+            and byte_count(name + value) <= MAX_COOKIE_BYTES
             and domain_match(host, cookie.domain) and site_of(host) == site_of(cookie.domain)
             and keeps_prefix(cookie) and (is_safe(url.origin) or not cookie.secure)):
         return None
@@ -3909,7 +3913,7 @@ def check_cookie(name: str, value: str) -> None:
     """
     if not (isinstance(name, str) and re.fullmatch("[!-:<>-~]+", name)
             and isinstance(value, str) and _VALUE.fullmatch(value) and ";" not in value
-            and octets(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES):
+            and byte_count(f"{name}={value}") <= MAX_COOKIE_FIELD_BYTES):
         raise InvalidHeader("a cookie's name (in ASCII, no blanks, no '=') and value are text of "
                             f"{MAX_COOKIE_FIELD_BYTES} bytes at most, without ';' and controls: "
                             f"not those of {name!r:.100}")
@@ -3925,7 +3929,7 @@ def render_cookies(pairs: Pairs) -> str:
     size = 0
     for name, value in pairs:
         text = name + "=" + value if name else value  # no f-string: see `plain`
-        size += octets(text + "; ")
+        size += byte_count(text + "; ")
         if size > MAX_COOKIE_FIELD_BYTES + len("; "):
             break
         texts.append(text)
@@ -3959,7 +3963,7 @@ class Cookies(CookieStore):
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Keep the cookies of a response's Set-Cookie fields; return their names.
 
-        If a site has more than MAX_DOMAIN_COOKIES, its oldest are removed, those without Secure
+        If a site has more than MAX_SITE_COOKIES, its oldest are removed, those without Secure
         first. If the jar has more than MAX_COOKIES, it loses all cookies of the site that has
         set none for the longest time. So endless subdomains push out only their own site's.
         """
@@ -3973,7 +3977,7 @@ class Cookies(CookieStore):
                 kept[cookie.key] = cookie  # even if expired: that is how a server deletes one
                 names.append(cookie.name)
         # Those without Secure go first: http must not push out what only https may set.
-        for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_DOMAIN_COOKIES]:
+        for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_SITE_COOKIES]:
             del kept[cookie.key]
         own = self._sites.pop("", {})
         if url.origin == self.home:
@@ -4072,7 +4076,8 @@ class OthersJar(CookieStore):
     def store(self, url: URL, lines: Sequence[str]) -> list[str]:
         """Put in what a response's Set-Cookie fields set; no names: such a jar reports none."""
         fit = [line for line in lines[:MAX_SET_COOKIES]
-               if octets(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
+               if byte_count(line) <= MAX_COOKIE_BYTES and _VALUE.fullmatch(line)]
+        # A response, as far as extract_cookies looks at it.
         headers = types.SimpleNamespace(get_all={"Set-Cookie": fit}.get)
         self.jar.extract_cookies(types.SimpleNamespace(info=lambda: headers), self._request(url))
         return []
@@ -4104,7 +4109,7 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
     """
     entry: dict[str, str] = {}
     for word in re.finditer(_NETRC, text):
-        keyword, quoted, plain, wrong = word.groups()
+        keyword, quoted, bare, wrong = word.groups()
         if wrong:
             line = text.count("\n", 0, word.start()) + 1  # never the file's own text
             raise AsyncGetError(f"netrc, line {line}: a value is missing, or a quote is not closed",
@@ -4114,7 +4119,7 @@ def netrc_entries(text: str) -> Iterator[dict[str, str]]:
             yield entry
             entry = {}
         if keyword:
-            entry[name] = plain or re.sub(
+            entry[name] = bare or re.sub(
                 r"\\(.)", lambda escape: escape[1].translate(_ESCAPES), quoted)
     yield entry
 
@@ -4153,7 +4158,8 @@ def netrc_auth(path: bool | str | os.PathLike[str], host: str,
 def with_password(call: Call, request: Request) -> Request:
     """The request with the user and password of its URL, or those that netrc has for its host.
 
-    netrc, a file, is asked only if scheme and port are those of the first request: a password
+    Call.first_request calls it if the URL has a user, and Call.render for each hop if netrc= is
+    set. The file is asked only if scheme and port are those of the first request: a password
     for https must not go out over http, or to another port. Nor is it asked if the call has
     an auth= of its own (None is one), or the URL has a password. URL and netrc both yield to
     an Authorization in the headers, and to one of None there.
@@ -4261,14 +4267,16 @@ def leave_own_coding(response: Response, path: str) -> None:
     the file called a.tar.gz would be a tar.
     """
     own = _OWN_CODINGS.get(response.coding.strip().removeprefix(b"x-"))
-    url, kind = response.url.partition("?")[0], response.headers.get("content-type", "")
-    if own and response.status_code < 300 and re.search(own, f"{path}\n{url}\n{kind}"):
+    told = f"{path}\n{response._url.path}\n{response.headers.get('content-type', '')}"
+    if own and response.status_code < 300 and re.search(own, told):
         response.coding = b"identity"
 
 
 def ask_own_coding(request: Request) -> Request:
-    """The request, which for a.tar.gz asks for no further coding: a server that codes all it is
-    asked to would do it a second time, and `leave_own_coding` would keep that.
+    """The request, asking for no coding if the URL is of a file that has its own, a.tar.gz.
+
+    A server that codes all that it may would code it twice, and leave_own_coding would leave
+    both. It is for what the command line writes in place: other downloads ask for no coding.
     """
     path = request.url.path
     if asks_our_way(request.fields) and any(re.search(own, path) for own in _OWN_CODINGS.values()):
@@ -4277,7 +4285,10 @@ def ask_own_coding(request: Request) -> Request:
 
 
 def is_coded(response: Response) -> bool:
-    """Whether the bytes on the wire are compressed, not the file's own; even with decode=False."""
+    """Whether the bytes on the wire are compressed, even if decode=False leaves them so.
+
+    The file's own coding does not count: leave_own_coding marks it as "identity".
+    """
     codings = parse_list(response.headers.get("content-encoding", "").lower().encode())
     return response.coding != b"identity" and not _NO_CODINGS.issuperset(codings)
 
@@ -4287,7 +4298,7 @@ def body_length(response: Response) -> int | None:
     return None if is_coded(response) else response._length
 
 
-def length_of_rest(response: Response, known: Partial) -> int | None:
+def length_of_rest(response: Response, partial: Partial) -> int | None:
     """How many bytes follow ours, as a 206 says; 0 for a 416; None if the response does not fit.
 
     A server that is bad at ranges, or mixes up versions, would put wrong bytes after ours. So
@@ -4298,13 +4309,13 @@ def length_of_rest(response: Response, known: Partial) -> int | None:
     length = {206: body_length(response), 416: 0}.get(response.status_code)
     if length is None:  # the rest could end anywhere, and look whole
         return None
-    end, validator, headers = known.size + length, known.validator, response.headers
-    right = f"bytes {known.size}-{end - 1}/{end}" if length else f"bytes */{end}"
+    end, validator, headers = partial.size + length, partial.validator, response.headers
+    right = f"bytes {partial.size}-{end - 1}/{end}" if length else f"bytes */{end}"
     field = "etag" if validator.startswith('"') else "last-modified"
     if_missing = "" if field == "etag" and length else validator  # a 206 must have its ETag
     fits = (headers.get("content-range", "").lower() == right
-            and known.length in ("None", str(end))
-            and known.source in ("", source_of(response))
+            and partial.length in ("None", str(end))
+            and partial.source in ("", source_of(response))
             and (not validator or headers.get(field, if_missing) == validator))
     return length if fits else None
 
@@ -4351,8 +4362,8 @@ def open_ours(name: str, flags: int) -> int:
     return os.open(name, flags, 0o666)
 
 
-def size_of_ours(file: IO[bytes]) -> int:
-    """The size of an open file; OSError unless it is ours, and this is its only name.
+def check_ours(file: IO[bytes]) -> int:
+    """Raise OSError unless an open file is ours, and this its only name; return its size.
 
     Others who may write to the folder can guess the name, and put a link there, so that
     we write into another file of ours; or a file of theirs, which they can change afterwards.
@@ -4372,11 +4383,10 @@ def size_of_ours(file: IO[bytes]) -> int:
 def read_sidecar(part: str) -> Partial | None:
     """What is on the disk of a file; None unless its sidecar is ours and well-formed."""
     with contextlib.suppress(OSError), open(part + ".meta", "rb", opener=open_ours) as sidecar:
-        size_of_ours(sidecar)
+        check_ours(sidecar)
         match = re.fullmatch(_SIDECAR, sidecar.read(SIDECAR_BYTES).decode("latin-1"))
         if match:
-            size = getsize(part) if exists(part) else 0
-            return Partial(size, *match.groups())
+            return Partial(getsize(part) if exists(part) else 0, *match.groups())
     return None
 
 
@@ -4389,8 +4399,7 @@ def check_target(path: str, overwrite: bool) -> None:
     """Raise OSError for a PATH that must not be replaced: a folder, a device, a write-protected
     file; without `overwrite`, any file.
     """
-    special = exists(path) and not isfile(path)
-    if special or not basename(path):
+    if exists(path) and not isfile(path) or not basename(path):
         raise OSError("not the name of a file")
     if lexists(path) and not overwrite:
         raise OSError("it exists")
@@ -4410,12 +4419,10 @@ def check_part(part: str) -> None:
                       "move it away, or choose another name")
 
 
-def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
-    """Lock an open .part; refuse it if it is not ours, or not what `known` says; give it the mode
-    of PATH: nobody who may not read PATH may read what replaces it.
+def claim_part(file: io.FileIO, partial: Partial | None) -> None:
+    """Lock an open .part; OSError if it is not ours, or not what `partial` says.
 
-    The lock keeps other downloads off, and ends with our process. The mode is set through
-    the descriptor: under the name, others may have put a link to another file of ours.
+    The lock keeps other downloads off, and ends with our process.
     """
     busy: type[OSError] = BlockingIOError
     try:
@@ -4431,22 +4438,30 @@ def claim_part(file: io.FileIO, known: Partial | None, path: str) -> None:
         raise OSError("another download is writing it") from None
     except OSError:  # a file system without locks
         pass
-    # `known` was read before the lock was ours: another download may have had it since, and
+    # `partial` was read before the lock was ours: another download may have had it since, and
     # have added to the file, or renamed it.
-    size_of_ours(file)
-    if known not in (None, read_sidecar(file.name)):
+    check_ours(file)
+    if partial not in (None, read_sidecar(file.name)):
         raise OSError("another download has changed what there was")
-    if sys.platform != "win32" and is_plain(path):
-        mode = os.stat(path).st_mode & 0o777
-        if os.stat(file.fileno()).st_mode & 0o777 != mode:  # some mounts refuse any change
-            os.chmod(file.fileno(), mode)
-    if sys.platform == "linux" and is_plain(path):
+
+
+def copy_rights(descriptor: int, path: str) -> None:
+    """Let nobody read a .part, an open file, who may not read the PATH that it will replace.
+
+    Not by its name: under that, others may have put a link to another file of ours.
+    """
+    if sys.platform == "win32" or not is_plain(path):
+        return
+    mode = os.stat(path).st_mode & 0o777
+    if os.stat(descriptor).st_mode & 0o777 != mode:  # some mounts refuse any change
+        os.chmod(descriptor, mode)
+    if sys.platform == "linux":
         acl = "system.posix_acl_access"  # the group bits are just a mask of this list
-        with contextlib.suppress(OSError):
-            try:  # in this order: without a list, the mask would be the group's rights
-                os.setxattr(file.fileno(), acl, os.getxattr(path, acl))
-            except OSError:
-                os.removexattr(file.fileno(), acl)  # what the folder gives to new files
+        try:  # in this order: without a list, the mask would be the group's rights
+            os.setxattr(descriptor, acl, os.getxattr(path, acl))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.removexattr(descriptor, acl)  # what the folder gives to new files
 
 
 def write_sidecar(part: str, response: Response) -> None:
@@ -4457,7 +4472,7 @@ def write_sidecar(part: str, response: Response) -> None:
     whole = response.status_code == 200 and not is_coded(response)
     validator = strong_validator(response.headers) if whole else ""
     with open(part + ".meta", "ab", opener=open_ours) as sidecar:
-        size_of_ours(sidecar)
+        check_ours(sidecar)
         sidecar.truncate(0)
         sidecar.write(f"{validator}\n{body_length(response)}\n{source_of(response)}\n".encode())
 
@@ -4480,7 +4495,7 @@ def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None
     A rename would replace a file that has come to PATH by now; os.link refuses to.
     """
     part = file.name
-    if size_of_ours(file) != size:
+    if check_ours(file) != size:
         raise OSError("its .part was changed by somebody else meanwhile")
     if sys.platform == "win32":
         file.close()  # Windows cannot rename an open file
@@ -4524,8 +4539,8 @@ class Download(Call):
     """One call of `download`. Call.run (section 12) calls first_request and finish in each try."""
 
     default_deadline = _FOREVER
-    known: Partial | None  # what is on the disk, if this try asks for the rest
-    begun = False          # whether any try has asked for a rest
+    partial: Partial | None  # what is on the disk, if this try asks for the rest of it
+    asked_rest = False     # whether any try has done so
     ranged: bool           # the caller's own headers ask for a range: then that is the file
     size = 0               # of the file so far
     file: Any = io.BytesIO()  # what `write` writes to: PATH.part, once that is open
@@ -4545,9 +4560,9 @@ class Download(Call):
             return None
         with disk_errors(self.path):
             check_target(self.path, self.overwrite)
-            known = read_sidecar(part_of(self.path))
-        useful = known and known.size and known.validator and self.resume and not self.ranged
-        return known if useful else None
+            partial = read_sidecar(part_of(self.path))
+        useful = partial and partial.size and partial.validator and self.resume and not self.ranged
+        return partial if useful else None
 
     def first_request(self) -> Request:
         """The request for the rest of a file, or for all of it if nothing is there to go on from.
@@ -4557,15 +4572,15 @@ class Download(Call):
         """
         request = super().first_request()
         self.ranged = "range" in Headers(request.fields)
-        self.known = self.look()
-        self.size = self.known.size if self.known else 0
+        self.partial = self.look()
+        self.size = self.partial.size if self.partial else 0
         if not self.in_place and (self.settings["decode"] or asks_our_way(request.fields)):
             request = request.adding("Accept-Encoding", "identity")
-        if self.known:
-            self.begun = True
+        if self.partial:
+            self.asked_rest = True
             request = request.adding("Range", f"bytes={self.size}-")
-            if self.known.validator:
-                request = request.adding("If-Range", self.known.validator)
+            if self.partial.validator:
+                request = request.adding("If-Range", self.partial.validator)
         return request
 
     async def finish(self, response: Response) -> None:
@@ -4576,8 +4591,8 @@ class Download(Call):
         leave_own_coding(response, self.path)
         status, expected = response.status_code, body_length(response)
         no_file = status >= 300 or status in (204, 205)
-        if self.known and (status in (206, 416) or status < 300 and self.in_place):
-            rest = length_of_rest(response, self.known)
+        if self.partial and (status in (206, 416) or status < 300 and self.in_place):
+            rest = length_of_rest(response, self.partial)
             if rest is None:  # what is there stays until a 200 comes
                 response.close()
                 self.resume = False
@@ -4586,18 +4601,18 @@ class Download(Call):
             if not rest:  # the page of a 416 must not hold the connection
                 await discard(response)
         elif (status == 206 and not (self.ranged or self.in_place)  # a piece nobody has asked for
-                or no_file and (self.begun or not self.settings["any_status"])):
+                or no_file and (self.asked_rest or not self.settings["any_status"])):
             raise StatusError(f"{status} for {response.url}: this is not the file",
                               response=response)
         else:
             # This begins at the start: it replaces what is there, if anything.
-            self.known, self.size = None, 0
+            self.partial, self.size = None, 0
         self.resume = True  # for a next try: our bytes fit, or this response wrote them
-        if self.in_place and not (self.known and self.known.validator):
+        if self.in_place and not (self.partial and self.partial.validator):
             self.validator = strong_validator(response.headers)
         async with self.saving(response):
             await inform(self.progress, self.size, expected)
-            if self.size != expected:  # else this was a 416
+            if self.size != expected:  # else there is nothing to read: this was a 416, say
                 # The loop stands still while a piece is written: usually 256 KiB, which the
                 # kernel takes in 0.1 ms. A thread for each would cost more.
                 async for piece in response.iter_bytes():
@@ -4625,8 +4640,9 @@ class Download(Call):
             self.file = file = open(part, "ab", buffering=0, opener=open_ours)
         try:
             with disk_errors(path):
-                claim_part(file, self.known, path)
-                if self.known is None:
+                claim_part(file, self.partial)
+                copy_rights(file.fileno(), path)
+                if self.partial is None:
                     file.truncate(0)
                     write_sidecar(part, response)
             yield  # outside of disk_errors: what `progress` raises is not a disk error
@@ -4813,8 +4829,6 @@ HELD_BYTES = 1_048_576   # of a body that waits for its turn on stdout; 50 at on
 REDRAW_SECONDS = 0.1     # between two states of the progress line; a Ctrl-C may wait as long
 SILENCE_SECONDS = 30.0   # without a byte, then we give up; as `timeout`
 MAX_GLOB = 100_000       # URLs that one argument may stand for: all are made before one is sent
-# One field of a head, for -v, which shows it without secrets.
-_FIELD = r"(?m)^([^\s:]+)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)"
 SECRET_NAMES = (  # of fields whose values are secrets
     r"(?i)(proxy-)?authentication-info$|(set-)?cookie2?$|.*(auth(orization)?$|token|secret|jwt"
     r"|passw(or)?d|pwd$|credential"
@@ -5069,8 +5083,7 @@ VALUES: dict[str, Any] = {
         r"-(.+:[0-9]{1,5})|\+?((?:\[[^]]*\]|[^:]+):[0-9]{1,5}):(.+)", lambda gone, host, text:
         ((gone or host).lower(), ",".join(map(parse_address, re.findall(r"[^][,\s]+", text))))),
     "HOST1:PORT1:HOST2:PORT2": (
-        r"(\[[^]]*\]|[^:]*):?([0-9]{,5}):?(\[[^]]*\]|[^:]*):?([0-9]{,5})",
-        lambda *parts: parts),
+        r"(\[[^]]*\]|[^:]*):?([0-9]{,5}):?(\[[^]]*\]|[^:]*):?([0-9]{,5})", lambda *parts: parts),
 }
 
 
@@ -5250,15 +5263,15 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) of the running task: the library calls `connect` with just a host and a
-# port, and this says which URL they are for.
+# The Transfer (below) of the running task: the library calls `open_by_flags` with just a host and
+# a port, and this says which URL they are for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
-async def connect(host: str, port: int, **how: Any) -> Any:
-    """open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
+async def open_by_flags(host: str, port: int, **how: Any) -> Any:
+    """asyncio.open_connection as -4, -6 and --connect-to want it; it times the look-up, for -w."""
     transfer = TRANSFER.get()
-    options = transfer.flags
+    options = transfer.options
     family = socket.AF_INET if options.ipv4 else 0
     if options.ipv6:
         family = socket.AF_INET6
@@ -5311,8 +5324,7 @@ def parse_cookie_file(text: str) -> Iterator[Cookie]:
     for (http_only, domain, below, path, secure, expires, name,
          value) in re.findall(_COOKIE_LINE, text):
         cookie = Cookie(name, value, domain.lower(), path or "/", below == "", secure != "",
-                        http_only != "",
-                        float(f"0{expires}") or None)  # 0, or http.cookiejar's "": no end
+                        http_only != "", float(f"0{expires}") or None)  # 0 or "" is no end
         if (name or value) and keeps_prefix(cookie):
             yield cookie
 
@@ -5367,10 +5379,11 @@ def open_session(options: Options) -> Session:
         headers=headers,
         cookies=open_jar(options),
         auth=options.oauth2_bearer or options.user,
+        # That the file is missing is an error only if --netrc-file names it.
         netrc=netrc if options.netrc_file and not options.netrc_optional
         or netrc and exists(os.path.expanduser(netrc)) else False,
         timeout=silence or None,
-        # Who asks where a redirect leads, and not to follow it, wants the place in an answer.
+        # Who asks -w for %{redirect_url}, where a redirect leads, does not want to go there.
         follow_redirects=options.location_trusted or "%{redirect_url}" not in str(options.write_out)
         if options.location is None else options.location,
         max_redirects=options.max_redirs if options.max_redirs >= 0 else None,
@@ -5388,7 +5401,7 @@ def open_session(options: Options) -> Session:
                 ) and not options.range,
         unix_socket=options.unix_socket,
         resolve=dict(options.resolve),
-        open_connection=connect,
+        open_connection=open_by_flags,
         rate=options.rate,
         limit=options.parallel_max or 50,
     )
@@ -5400,10 +5413,10 @@ def open_session(options: Options) -> Session:
 
 # ---- files
 
-def safe_name(name: str, hidden: bool) -> str:
-    """The name, if it names a file in this very folder; `hidden`: it may begin with a dot."""
+def safe_name(name: str, typed: bool) -> str:
+    """The name, if it names a file in this very folder; `typed`: by the user, not by a server."""
     strange = r"(?i)\.{0,2}$"
-    if not hidden:  # a server chose it: it must not make a sidecar that we trust later
+    if not typed:  # no server may make a hidden file, or a sidecar that we trust later
         strange += r"|\.|.*\.part(\.meta)?$"
     if os.name == "nt":  # Windows' drives, streams and devices, and endings that it drops
         strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$) *(\.|$)'
@@ -5422,7 +5435,7 @@ def name_from_url(url: str) -> str:
     The last two are what curl does from 8.10 on; before, it refused.
     """
     parts = re.findall(r"[^/\\]+", re.split("[?#]", url)[0])[2:]  # after the scheme and the host
-    return safe_name(["curl_response", *parts][-1], hidden=True)
+    return safe_name(["curl_response", *parts][-1], typed=True)
 
 
 def name_from_header(disposition: str) -> str | None:
@@ -5445,10 +5458,10 @@ def name_from_header(disposition: str) -> str | None:
     name = re.sub(r"\\([\"\\])", r"\1", name.strip('"'))
     with contextlib.suppress(UnicodeError):  # many send UTF-8 where Latin-1 is due
         name = name.encode("latin-1").decode()
-    return safe_name(re.split(r"[/\\]", unquote(name))[-1], hidden=False)
+    return safe_name(re.split(r"[/\\]", unquote(name))[-1], typed=False)
 
 
-def is_direct(path: str) -> bool:
+def written_in_place(path: str) -> bool:
     """Whether a path must be written in place: a device, a pipe or a descriptor, which a rename
     would replace; or a file in a folder where we cannot make a .part.
     """
@@ -5477,7 +5490,7 @@ def save_jar(jar: Cookies, name: str) -> None:
     """Write the cookies for -c, readable by nobody else; an old file stays until all is written."""
     before = read_text(name) if name != "-" and isfile(name) else ""
     data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
-    if name == "-" or is_direct(name):
+    if name == "-" or written_in_place(name):
         write_named(name, fit_for(sys.stdout, data) if name == "-" else data)
         return
     from shutil import copyfile, move
@@ -5506,6 +5519,21 @@ def without_userinfo(text: str) -> str:
     return text.replace(f"://{userinfo}@", "://", 1)
 
 
+# One field of a head, for -v, which shows it without secrets.
+_FIELD = r"(?m)^([^\s:]+)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)"
+
+
+def mask_field(match: re.Match[str]) -> str:
+    """A field as -v shows it: no secrets, and no user and password in a Location."""
+    name, value = match.groups()
+    if re.match(SECRET_NAMES, name):
+        return f"{name}: ***"
+    userinfo = r"([/\\])[^/\\\s?#<>@]*@"
+    if name.lower() == "location":  # a password in it may have any character, even a slash
+        userinfo = r"(?s)^([^/\\]*[/\\]{1,2}).*@"
+    return f"{name}:" + re.sub(userinfo, r"\1***@", value)
+
+
 class Enough(Exception):
     """Ends the run early: a URL has failed with --fail-early, and is reported; or all that is left
     would go into a closed pipe.
@@ -5514,7 +5542,7 @@ class Enough(Exception):
 
 # Stands for the response if none has come: -w needs its attributes. In its timing `reused` is
 # True, as no connection was opened for it.
-NO_RESPONSE: Any = Options(
+NO_RESPONSE: Any = types.SimpleNamespace(
     started=0.0, history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None),
     proxied=False, raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(),
     received=0, request_bytes=0, url="")
@@ -5540,17 +5568,17 @@ class Transfer(Download):
         super().__init__(command.session, url, command.settled, "")
         self.trace, self.progress = self.show, self.advance
         self.command = command
-        self.flags = flags = command.options
+        self.options = options = command.options
         self.shown_url = printable(without_userinfo(url))
         self.output = output         # the name from -o; None: -O; "": neither, so stdout
         self.turn = asyncio.Event()  # set when all before it are reported: stdout is free
         self.held = bytearray()      # what came for stdout before that
-        self.resume = flags.continue_at is not None
-        self.overwrite = not (flags.no_clobber or flags.remote_header_name and not output)
+        self.resume = options.continue_at is not None
+        self.overwrite = not (options.no_clobber or options.remote_header_name and not output)
         # Where in the body the next try has to go on, so that nothing goes out twice.
-        self.offset = int((flags.continue_at or "").strip("-") or 0)
+        self.offset = int((options.continue_at or "").strip("-") or 0)
         try:
-            if output is None and not flags.remote_header_name:
+            if output is None and not options.remote_header_name:
                 output = name_from_url(url)
             if output and output != "-":
                 with disk_errors(output):
@@ -5565,7 +5593,7 @@ class Transfer(Download):
 
     def place(self, name: str) -> None:
         """Make a name our path, which no other URL of this run may have; "" if it is stdout's."""
-        options, claimed = self.flags, self.command.claimed
+        options, claimed = self.options, self.command.claimed
         path = os.path.join(options.output_dir or "", name)
         # /dev/stdout, say. (For Windows all pipes and devices are one file, with the number 0.)
         if exists(path) and os.stat(path).st_ino and os.path.samefile(path, 1):
@@ -5573,7 +5601,7 @@ class Transfer(Download):
             return
         # Several URLs may go to a device or a pipe that -o names. A link means its target.
         if not self.output or not exists(path) or isfile(path):
-            if self.output and islink(path) and not is_direct(path):
+            if self.output and islink(path) and not written_in_place(path):
                 path = realpath(path)
             wanted, number = path, 0
             while options.no_clobber and (lexists(path) or realpath(path) in claimed):
@@ -5593,7 +5621,7 @@ class Transfer(Download):
             return
         if self.file.closed:
             with disk_errors(self.path):
-                self.file = open(self.path, "ab" if self.known else "wb", 0,
+                self.file = open(self.path, "ab" if self.partial else "wb", 0,
                                  opener=None if self.output else open_ours)
         super().write(data)
 
@@ -5631,25 +5659,27 @@ class Transfer(Download):
         to that could be led elsewhere, and the proxy's password with it.
         """
         origin = request.url.origin
-        if not allows(self.flags.proto, origin.scheme):
+        if not allows(self.options.proto, origin.scheme):
             raise AsyncGetError(f"{origin.scheme} is not allowed by --proto", exit_code=1)
-        if self.flags.connect_to and choose_proxy(origin):
+        if self.options.connect_to and choose_proxy(origin):
             raise AsyncGetError("--connect-to is not for what goes by a proxy; -x '' goes without")
         return await super().exchange(ask_own_coding(request))
 
     def look(self) -> Partial | None:
-        """What a try goes on from: a .part, what was put out before, or, with -C -, the file."""
-        flags, path, offset = self.flags, self.path, self.offset
+        """What a try goes on from: a .part, what was put out before, or, with -C -, the file.
+
+        Each try asks this first: so its time for -m begins here.
+        """
+        options, path, offset = self.options, self.path, self.offset
         with disk_errors(path):
             self.file.close()
-        self.deadline = Deadline(self.session._time(), flags.max_time or _FOREVER)
+        self.deadline = Deadline(self.session._time(), options.max_time or _FOREVER)
         self.in_place = bool(
-            self.to_stdout or flags.include or flags.head
-            or flags.continue_at not in (None, "-") or self.output and is_direct(path))
-        known = None if self.in_place or not path else super().look()
-        if known:
-            return known
-        if flags.continue_at == "-" and isfile(path):
+            self.to_stdout or options.include or options.head
+            or options.continue_at not in (None, "-") or self.output and written_in_place(path))
+        if path and not self.in_place and (partial := super().look()):
+            return partial
+        if options.continue_at == "-" and isfile(path):
             offset, self.changed = getsize(path), getmtime(path)
         if offset and self.resume:
             self.in_place = True
@@ -5666,16 +5696,16 @@ class Transfer(Download):
         None, too, if a part of the body is out already and no -C allows us to go on after it,
         or if the trouble is on this side (23): nobody reads our output, say, or the disk is full.
         """
-        flags = self.flags
-        if (flags.retry_all_errors and isinstance(outcome, AsyncGetError)
+        options = self.options
+        if (options.retry_all_errors and isinstance(outcome, AsyncGetError)
                 and outcome.exit_code != 23):
             outcome = ConnectError(str(outcome))  # one for which `retry_delay` tries again
-        delay = retry_delay(attempt, outcome, flags.retry or 0)
-        if delay is None or self.offset and not flags.continue_at:
+        delay = retry_delay(attempt, outcome, options.retry or 0)
+        if delay is None or self.offset and not options.continue_at:
             return None
-        if flags.retry_delay and "retry-after" not in getattr(outcome, "headers", ""):
-            delay = flags.retry_delay
-        if time.monotonic() + delay - self.started > (flags.retry_max_time or _FOREVER):
+        if options.retry_delay and "retry-after" not in getattr(outcome, "headers", ""):
+            delay = options.retry_delay
+        if time.monotonic() + delay - self.started > (options.retry_max_time or _FOREVER):
             return None
         self.retries = attempt
         self.trace("*", f"trying again in {delay:.1f} s: {outcome}")
@@ -5683,7 +5713,7 @@ class Transfer(Download):
 
     def show(self, kind: str, data: Any) -> None:
         """Its `trace`: show everything for -v; put out heads as they come, for -i, -I, -D."""
-        options = self.flags
+        options = self.options
         text = data if isinstance(data, str) else data.decode("utf-8", "backslashreplace")
         if options.verbose:
             for line in re.sub(_FIELD, mask_field, text).removesuffix("\r\n").split("\r\n"):
@@ -5701,17 +5731,17 @@ class Transfer(Download):
 
     async def finish(self, response: Response) -> None:
         """Look at a head, save the body if that is wanted, and do what is due after it."""
-        flags, headers, self.response = self.flags, response.headers, response
-        status, changed = response.status_code, parse_date(headers.get("last-modified", "")) or 0
-        unwanted = status == 304 or status == 200 and changed and any(  # a server may ignore -z
-            (changed > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
-            for name, date in flags.time_cond.items())
+        options, headers, self.response = self.options, response.headers, response
+        status, modified = response.status_code, parse_date(headers.get("last-modified", "")) or 0
+        unwanted = status == 304 or status == 200 and modified and any(  # a server may ignore -z
+            (modified > (parse_date(date) or 0)) == (name == "If-Unmodified-Since")
+            for name, date in options.time_cond.items())
         if unwanted:  # a file that is there stays
             response.status_code = 304  # for -w, as in curl
             await discard(response)
             return
-        complete = status == 416 and self.known  # if it fits: Download.finish checks
-        if flags.fail and not complete:
+        complete = status == 416 and self.partial  # if it fits: Download.finish checks
+        if options.fail and not complete:
             response.raise_for_status()
         self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
         if not self.path and not self.in_place:
@@ -5719,12 +5749,12 @@ class Transfer(Download):
             name = name_from_header(disposition) or name_from_url(self.url)
             with disk_errors(name):
                 self.place(name)
-        if status == 206 and self.in_place and changed > self.changed:
+        if status == 206 and self.in_place and modified > self.changed:  # the file is an older one
             self.resume = False
             response.close()
             raise Anew
         await self.advance(self.size, body_length(response))
-        if flags.head:
+        if options.head:
             response.close()
         else:
             await super().finish(response)
@@ -5732,31 +5762,31 @@ class Transfer(Download):
             if self.in_place:
                 self.write(b"")  # an empty body makes a file, too
             self.file.close()  # some file systems report only now that there was no room
-            if flags.remote_time and isfile(self.path) and changed:
+            if options.remote_time and isfile(self.path) and modified:
                 with contextlib.suppress(OSError):  # not every mount lets us; the file is whole
-                    os.utime(self.path, (changed, changed))
-        if flags.etag_save and status == 200:
-            write_named(flags.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
-        if flags.fail_with_body and not complete:
+                    os.utime(self.path, (modified, modified))
+        if options.etag_save and status == 200:
+            write_named(options.etag_save, printable(headers.get("etag", "")).encode() + b"\n")
+        if options.fail_with_body and not complete:
             response.raise_for_status()
 
     async def advance(self, size: int, expected: int | None) -> None:
         """Its `progress`: note how much of a body is out; slow it or end it, as the flags say."""
-        flags, now = self.flags, time.monotonic()
-        if self.in_place and (self.known or self.file.closed or not self.file.seekable()):
-            self.offset = size  # else a next try begins with an empty file
-        if flags.max_filesize and max(size, expected or 0) > flags.max_filesize:
-            raise TooLarge(f"larger than --max-filesize, {flags.max_filesize} bytes")
+        options, now = self.options, time.monotonic()
+        if self.in_place and (self.partial or self.file.closed or not self.file.seekable()):
+            self.offset = size  # any other file is emptied by the next try
+        if options.max_filesize and max(size, expected or 0) > options.max_filesize:
+            raise TooLarge(f"larger than --max-filesize, {options.max_filesize} bytes")
         since, before = self.window
         came = self.response.received - before
-        span = flags.speed_time or SILENCE_SECONDS
-        if flags.speed_limit and now - since >= span:
-            if came < flags.speed_limit * span:
-                raise TimedOut(f"slower than --speed-limit, {flags.speed_limit} bytes a second, "
+        span = options.speed_time or SILENCE_SECONDS
+        if options.speed_limit and now - since >= span:
+            if came < options.speed_limit * span:
+                raise TimedOut(f"slower than --speed-limit, {options.speed_limit} bytes a second, "
                                f"for {span:g} s")
             self.window = now, before + came
-        if flags.limit_rate and size:  # never past -m; a negative wait is none
-            await self.deadline.breathe(since + came / flags.limit_rate - now)
+        if options.limit_rate and size:  # never past -m; a negative wait is none
+            await self.deadline.breathe(since + came / options.limit_rate - now)
         if len(self.held) > HELD_BYTES:
             self.deadline.until = _FOREVER  # not the server's fault; the next wait sets it anew
             await self.turn.wait()
@@ -5828,7 +5858,7 @@ def write_out_values(transfer: Transfer) -> dict[str, Any]:
         "num_retries": transfer.retries,
         "proxy_used": int(response.proxied),
         "redirect_url": redirect_url(response),
-        "referer": transfer.flags.referer,
+        "referer": transfer.options.referer,
         "remote_ip": remote[0], "remote_port": remote[1],
         "scheme": url.partition("://")[0],
         "size_delivered": transfer.size,
@@ -5904,17 +5934,6 @@ def terminal_width() -> int:
     with contextlib.suppress(OSError):
         return os.get_terminal_size(2).columns or 80
     return 80
-
-
-def mask_field(match: re.Match[str]) -> str:
-    """A field as -v shows it: no secrets, and no user and password in a Location."""
-    name, value = match.groups()
-    if re.match(SECRET_NAMES, name):
-        return f"{name}: ***"
-    userinfo = r"([/\\])[^/\\\s?#<>@]*@"
-    if name.lower() == "location":  # a password in it may have any character, even a slash
-        userinfo = r"(?s)^([^/\\]*[/\\]{1,2}).*@"
-    return f"{name}:" + re.sub(userinfo, r"\1***@", value)
 
 
 def tell(text: str) -> None:
@@ -6018,7 +6037,7 @@ class Command:
                                                 transfer.response.headers):
                 if where == "stderr":
                     tell(text)
-                else:
+                else:  # %output{>>FILE} appends
                     write_named(where.removeprefix(">>"), text.encode("utf-8", "surrogateescape"),
                                 "ab" if where[:2] == ">>" else "wb")
         except AsyncGetError as error:
@@ -6067,8 +6086,8 @@ async def run_command(options: Options) -> int:
     """What the flags ask for, inside an event loop."""
     if options.demo:
         # What it prints goes past Python's buffer, so that a closed pipe is an error at once.
-        unbuffered: Any = Options(fileno=sys.stdout.fileno,
-                                  write=lambda text: write_named("-", text.encode()))
+        unbuffered: Any = types.SimpleNamespace(
+            fileno=sys.stdout.fileno, write=lambda text: write_named("-", text.encode()))
         with contextlib.redirect_stdout(unbuffered):
             await demo(*options.url[:1])
         return 0
