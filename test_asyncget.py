@@ -5126,7 +5126,7 @@ class Faults(AsyncCase):
                 self.limit("RLIMIT_NOFILE", free[25])
                 url = f"http://127.0.0.1:{mute.getsockname()[1]}/"
                 outcomes: Any = await session.get_all([url] * 60, limit=60, return_exceptions=True)
-            said = Counter((type(one), "Too many open files" in str(one)) for one in outcomes)
+            said = Counter((type(one), os.strerror(errno.EMFILE) in str(one)) for one in outcomes)
             self.assertEqual(set(said), {(TimedOut, False), (ConnectError, True)})
             self.assertGreater(min(said.values()), 10)
             await session.get_all([server.url] * 20, limit=3, timeout=9)
