@@ -5013,7 +5013,7 @@ class Faults(AsyncCase):
 
     async def test_a_name_server_that_is_silent(self) -> None:
         """The error says that it is the name that hangs, not the server."""
-        asyncget.TRANSFER.set(mock.Mock(flags=parse_arguments(["http://slow.test/"])))
+        asyncget.TRANSFER.set(mock.Mock(options=parse_arguments(["http://slow.test/"])))
         with patch("socket.getaddrinfo", side_effect=lambda *_: time.sleep(0.3)):
             for connector in (asyncio.open_connection, asyncget.open_by_flags):
                 await self.raised(TimedOut, asyncget.get(
@@ -5054,7 +5054,7 @@ class Faults(AsyncCase):
                 async with scripted([READ, answer()], [READ, answer()]) as server:
                     url = f"http://host.test:{server.port}/"
                     options: Any = parse_arguments([url, *(flags or "").split()])
-                    asyncget.TRANSFER.set(mock.Mock(flags=options))
+                    asyncget.TRANSFER.set(mock.Mock(options=options))
                     async with asyncget.open_session(options) if flags else Session(
                             timeout=0.1 if said else 9) as session:
                         if said:
@@ -5785,7 +5785,7 @@ class TrustAndSecrets(AsyncCase):
 
     def test_the_wire_as_v_shows_it(self) -> None:
         said: list[str] = []
-        transfer: Any = types.SimpleNamespace(flags=parse_arguments(["-v"]),
+        transfer: Any = types.SimpleNamespace(options=parse_arguments(["-v"]),
             command=types.SimpleNamespace(say=lambda *words: said.append(" ".join(words))))
         for line, kind in table(self.SHOWN, (str, str.encode)):
             wire = f"HTTP/1.1 302 F\r\nX: 1\r\n{line.format(self.MARK)}\r\nX-Cookie: 2\r\n\r\n"
