@@ -5054,7 +5054,7 @@ class Faults(AsyncCase):
                 async with scripted([READ, answer()], [READ, answer()]) as server:
                     url = f"http://host.test:{server.port}/"
                     options: Any = parse_arguments([url, *(flags or "").split()])
-                    asyncget.TRANSFER.set(mock.Mock(flags=options))
+                    asyncget.TRANSFER.set(mock.Mock(options=options))
                     async with asyncget.open_session(options) if flags else Session(
                             timeout=0.1 if said else 9) as session:
                         if said:
