@@ -1116,7 +1116,7 @@ class Section8Decoding(Tables):
         "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis"}
     NO_TEXT = """rot13 hex base64 zlib mbcs punycode idna undefined unicode_escape utf-7 quopri uu
         oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x cp037 cp500
-        cp1026 ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-cn"""
+        cp1026 ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-jp-2"""
 
     def test_charsets(self) -> None:
         self.alike(asyncget.charset_of, [
