@@ -1052,6 +1052,8 @@ class Section8Decoding(Tables):
             self.assertEqual(decode([b"gzip"] * 2, pieces), self.TEXT)
 
     def test_not_what_it_claims(self) -> None:
+        # The last byte comes when all is taken in.
+        self.assertEqual(decode([b"deflate"], [raw_deflate(bytes(65_537))]), bytes(65_537))
         good = gzip.compress(self.TEXT)
         for coding, coded, said in [
                 (b"gzip", b"hello", "not gzip"), (b"deflate", b"hello", "not deflate"),
@@ -1070,7 +1072,6 @@ class Section8Decoding(Tables):
         def found(*fields: bytes) -> list[bytes]:
             return asyncget.content_codings(head(*fields).fields.get(b"content-encoding", b""))
 
-        self.assertEqual(found(), [])
         self.alike(lambda value: found(b"Content-Encoding: " + value), [
             (b"deflate\r\ncontent-encoding: , gzip", [b"deflate", b"gzip"]),
             *((name, []) for name in (b"", b"identity", b"None", b"UTF-8", b"binary", b"8bit",
@@ -1081,8 +1082,8 @@ class Section8Decoding(Tables):
                 (b"gzip;q=1", "gzip;q=1"), (b"gzip\x01", r"gzip\x01"), (b"\xff\x85", r"\xff\x85"),
                 (b",".join([b"gzip"] * 6), "at most 5"),                        # CVE-2025-66418
                 (b",".join([b"gzip"] * 1000), "1000 content codings"),          # CVE-2022-32206
-                (b"\r\nContent-Encoding: ".join([b"gzip"] * 100), "100 content codings"),
-                ]:  # CVE-2023-23916
+                # CVE-2023-23916
+                (b"\r\nContent-Encoding: ".join([b"gzip"] * 100), "100 content codings")]:
             self.refuses(DecodingError, said, lambda field: decode(found(field), [b"x"]),
                          b"Content-Encoding: " + value)
 
@@ -1454,6 +1455,7 @@ class Section7Response(Tables):
             self.assertEqual((source.kept, source.aborted, source.asked),
                              (kept, 1 - kept, asked), (body[:9], framing, field))
 
+    @patch("asyncget.READ_BYTES", 2)
     def test_lines(self) -> None:
         def of(codec: str, *pieces: bytes, read: bool = False) -> Response:
             fields = [b"Content-Type: a; charset=" + codec.encode()]
@@ -1464,7 +1466,6 @@ class Section7Response(Tables):
         for codec, wire, lines in [
                 ("", b"", []), ("", b"a", ["a"]), ("", b"a\nb\r\n\r\nc", ["a", "b", "", "c"]),
                 ("", b"\n\n", ["", ""]), ("gb18030", b"\x81\x30\n\x81", ["\ufffd0", "\ufffd"]),
-                ("", "é\n日本\r\n".encode(), ["é", "日本"]), ("utf-32", b"a", ["\ufffd"]),
                 ("", b"a\rb\x0b\x0c\x1c\n", ["a\rb\x0b\x0c\x1c"]),
                 ("", "a\x85b\u2028c\n".encode(), ["a\x85b\u2028c"]),
                 ("", b"\xff\n\xc3", ["\ufffd", "\ufffd"]), ("latin-1", b"\xe9\n", ["é"]),
@@ -1472,7 +1473,7 @@ class Section7Response(Tables):
                   "utf-16 utf-16-le utf-32-be shift_jis iso2022_jp gb18030 utf-8-sig".split()],
                 ("utf-16", "a\nb\n".encode(native), ["a", "b"]),
                 ("utf-16-be", b"\x0a\x01\x0a\x0a\x00\x0a\x01", ["\u0a01\u0a0a", "\ufffd"]),
-                ("utf-16", b"\0\xd8", ["\ufffd"]),
+                ("utf-16", b"\0\xd8", ["\ufffd"]), ("utf-32", b"a", ["\ufffd"]),
                 ("utf-16", b"\xfe\xff\0a\0\nx", ["a", "\ufffd"])]:
             self.assertEqual(run(listed(of(codec, wire, read=True).iter_lines())), lines)
             for pieces in cuts(wire):
@@ -1484,11 +1485,12 @@ class Section7Response(Tables):
     def test_long_lines(self) -> None:
         too_long = (b"1\n", ["TooLarge: more than 10 characters i"])
         with patch("asyncget.MAX_LINE_CHARS", 10):
-            for wire, outcome in [(b"1\n1234567890\n1", (b"1\n1234567890\n1\n", [])),
-                                  (b"1\n12345678901", too_long), (b"1\n12345678901\n1", too_long)]:
+            for wire, then, outcome in [(b"1\n1234567890\n1", [], (b"1\n1234567890\n1\n", [])),
+                                        (b"1\n12345678901", [AssertionError()], too_long),
+                                        (b"1\n12345678901\n1", [], too_long)]:
                 for pieces in cuts(wire):
-                    self.assertEqual(perform(response(*pieces), ["lines"]), outcome, pieces)
-        escape = response(b"\x1b$" + b"a" * 99, fields=[b"Content-Type: a; charset=iso-2022-jp"])
+                    self.assertEqual(perform(response(*pieces, *then), ["lines"]), outcome, pieces)
+        escape = response(b"\x1b$", *[b"a"] * 99, fields=[b"Content-Type: a; charset=iso-2022-jp"])
         self.assertEqual(len(run(listed(escape.iter_lines()))), 1)
 
     def test_text_and_json(self) -> None:
