@@ -739,7 +739,7 @@ class Section3RequestBytes(Tables):
             ({"HOST": "b"}, (("HOST", "b"), *base[1:])), ({"host": None}, base[1:]),  # 9110 7.2
             ([("x", "2"), ("X", "3")], (*base[:2], ("x", "2"), ("X", "3"))),
             ([["Y", ""]], (*base, ("Y", ""))), ({"X": None, "x": "4"}, (*base[:2], ("x", "4"))),
-            ([("Y", "1"), ("Host", "b")], (("Host", "b"), *base[1:], ("Y", "1"))),
+            ([("Y", "close"), ("Host", "b")], (("Host", "b"), *base[1:], ("Y", "close"))),
             # what other clients send, and what is said about our end of the connection
             *[({name: value}, base) for name, value in [
                 ("Connection", "keep-alive"), ("connection", "Keep-Alive, TE"),
@@ -1116,8 +1116,7 @@ class Section8Decoding(Tables):
         "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp", "iso8859-11": "iso-8859-11",
         "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis"}
     NO_TEXT = """rot13 hex base64 zlib mbcs punycode idna undefined unicode_escape utf-7 quopri uu
-        oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x cp037 cp500
-        cp1026 ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-jp-2"""
+        oem charmap aliases x-x- x- windows-99999 cp65000 nonsense ../../x cp037 ibm037 iso-2022-jp-2"""
 
     def test_charsets(self) -> None:
         self.alike(asyncget.charset_of, [
@@ -1490,7 +1489,8 @@ class Section7Response(Tables):
                                         (b"1\n12345678901\n1", [], too_long)]:
                 for pieces in cuts(wire):
                     self.assertEqual(perform(response(*pieces, *then), ["lines"]), outcome, pieces)
-        escape = response(b"\x1b$", *[b"a"] * 99, fields=[b"Content-Type: a; charset=iso-2022-jp"])
+        # So much of an escape is too much for the decoder.
+        escape = response(b"\x1b$" + b"a" * 9, fields=[b"Content-Type: a; charset=iso-2022-jp"])
         self.assertEqual(len(run(listed(escape.iter_lines()))), 1)
 
     def test_text_and_json(self) -> None:
@@ -3053,7 +3053,8 @@ class Section12Session(AsyncCase):
             for many in (urls, iter(urls), later(urls)):
                 self.assertEqual([got.text for got in await asyncget.get_all(many, limit=4)], paths)
             self.assertLessEqual(server.most, 4)
-            self.assertEqual(await asyncget.get_all([]), [])
+            for no in ([], ["x://"]):
+                self.assertEqual(len(await asyncget.get_all(no, return_exceptions=True)), len(no))
             asked = len(server.requests)
             call = session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
             await self.raised(ProtocolError, call, url=server.url + "/bad")
@@ -3219,7 +3220,7 @@ class SocksProxy(Server):
         size = {1: 3, 3: asked[4], 4: 15}[asked[3]]
         address = await reader.readexactly(size + 2)
         self.requests.append(asked + address)
-        writer.write(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x01")
+        writer.write(b"\x05\x00\x00" + asked[3:] + address)  # of any of the three kinds
         await relay(reader, writer, int.from_bytes(address[-2:], "big"), [])
 
 
@@ -3821,9 +3822,9 @@ class Section14Proxies(AsyncCase):
     async def test_same_host_with_other_tls(self) -> None:
         """CVE-2024-35195, CVE-2022-27782, CVE-2026-54275: the context's identity is the key."""
         contexts = [ssl.create_default_context(cafile=pem("ca")) for _ in range(2)]
-        keys = (pem("key"),), (pem("encrypted_key"), "secret")
+        certs = (pem("client"), pem("key")), (pem("client"), pem("encrypted_key"), "secret")
         ways: list[Any] = [{"verify": verify} for verify in (False, pem("ca"), *contexts)]
-        ways += [{"verify": pem("ca"), "cert": (pem("client"), *key)} for key in keys]
+        ways += [{"verify": pem("ca"), "cert": cert} for cert in (pem("leaf"), *certs)]
         async with origin("leaf") as server, proxy() as via:
             await self.each_its_own(f"https://localhost:{server.port}/", [
                 *ways, *({**way, "proxy": via.url} for way in ways)])
@@ -3955,9 +3956,8 @@ class Section15Cookies(Tables):
 
     def test_flags(self) -> None:
         """6265bis 5.6.5, 5.6.6, 5.7 step 12: Secure, HttpOnly, and what is unknown."""
-        rows: list[tuple[str, object]] = [
-            ("a=1; httponly=no;;; ;", (False, True)), ("a=1; Secured; XHttpOnly", (False, False)),
-            ("a=1; SameSite=Strict; Partitioned; =; =x", (False, False)),
+        rows: list[tuple[str, object]] = [("a=1; httponly=no;;; ;", (False, True)),
+            ("a=1; Secured; XHttpOnly", (False, False)), ("secure=1; =; =x", (False, False)),
             ("a=1; Secure=" + "x" * 1025, (False, False))]    # too long
         secure = ["a=1; Secure", "a=1; sECURE=false", "a=1; Secure=" + "x" * 1024]
         for url, got in [("http://h.test/", None), ("http://127.0.0.2/", None), *(
@@ -4009,6 +4009,7 @@ class Section15Cookies(Tables):
                       "X=1; Path=/p", "x=2; Path=/; Domain=a.test")
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=/p; X=1; x=/; x=2")
         setting(url, "x=3; Path=/p", jar=jar)  # set again it keeps its place
+        setting("http://s.a.test", "x=5; Path=/p", jar=jar)  # another host's
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=3; X=1; x=/; x=2")
         setting(url, "x=; Path=/p; Max-Age=0", "x=4; Path=/p", jar=jar)
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=4; X=1; x=/; x=2")
@@ -5773,7 +5774,8 @@ class TrustAndSecrets(AsyncCase):
         session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
         call = asyncget.Call(session, f"http://me:{self.MARK}@h.test/", session._settled({}))
         self.assertHidden(there, str(there), route, route.proxy, str(route.proxy), session, call,
-                          Request(there, (("Authorization", self.MARK),)))
+                          # a response keeps this URL, and may be pickled
+                          Request(there, (("X", self.MARK),)), *call.first_request().url)
 
     SHOWN = [
         "Set-Cookie: a={}", "Set-Cookie: a=b\r\n {}", "Set-Cookie: a\r\n \r\n {}", "Cookie: {}",
