@@ -4297,10 +4297,10 @@ class Section16Passwords(AsyncCase):
     def test_netrc_auth(self) -> None:
         self.alike(self.found, NETRC)
         self.alike(lambda data: self.found(data, user="me"), NETRC_USERS)
-        hosts = (b"machine A.test login 1 password 1 machine ::1 login 2 password 2\n"
-                 b"machine default login 3 password 3 default login 4 password 4\n")
-        self.alike(partial(self.found, hosts), [
-            ("a.test", ("1", "1")), ("::1", ("2", "2")), ("default", ("3", "3")), ("login", None)])
+        hosts = (b"machine A.test login 1 password 1 machine ::1 login 2 password 2 machine c\n"
+                 b"MACHINE default LOGIN 3 password 3 machine b login 4 default password 4\n")
+        self.alike(partial(self.found, hosts), [("a.test", ("1", "1")), ("::1", ("2", "2")),
+            ("default", ("3", "3")), ("b", ("4", "")), ("c", None), ("login", None)])
         for data, text in NETRC_BROKEN:
             error = self.refuses(AsyncGetError, f"netrc, {text}: a value is missing, or a quote is "
                                  "not closed", self.found, data, exit_code=26)
