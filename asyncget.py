@@ -1694,12 +1694,13 @@ def content_codings(value: bytes) -> list[bytes]:
 
 # The codecs that may decode a text, as Python's modules are called. Others are slow on hostile
 # input (punycode, idna), or not charsets at all (rot13, unicode_escape, undefined). EBCDIC (cp037,
-# cp500 and such) is left out: its line ends become "\x85", where no line is cut.
+# cp500 and such) is left out: its line ends become "\x85", where no line is cut. And iso2022_jp_2
+# raises RuntimeError for some bytes ("\x1b.J\x1bN.").
 _TEXT_CODEC = (
     r"ascii|latin_1|utf_8(_sig)?|utf_(16|32)(_[bl]e)?|iso8859_([2-9]|1[013-6])|cp(437|720|737|775"
     r"|85[025-8]|86[0-69]|874|932|949|950|1006|1125|125[0-8])|koi8_[rtu]|big5(hkscs)?|johab"
     r"|gb(2312|k|18030)|euc_(kr|jp|jis_2004|jisx0213)|shift_jis(_2004|x0213)?|tis_620|kz1048"
-    r"|iso2022_(kr|jp(_[123]|_2004|_ext)?)|ptcp154"
+    r"|iso2022_(kr|jp(_[13]|_2004|_ext)?)|ptcp154"
     r"|mac_(arabic|croatian|cyrillic|farsi|greek|iceland|latin2|roman|romanian|turkish)")
 # Charsets that we decode as a larger one, as browsers do: servers name a Chinese, Japanese or
 # Korean standard, and send characters that only Windows added to it. The last three names

@@ -739,7 +739,7 @@ class Section3RequestBytes(Tables):
             ({"HOST": "b"}, (("HOST", "b"), *base[1:])), ({"host": None}, base[1:]),  # 9110 7.2
             ([("x", "2"), ("X", "3")], (*base[:2], ("x", "2"), ("X", "3"))),
             ([["Y", ""]], (*base, ("Y", ""))), ({"X": None, "x": "4"}, (*base[:2], ("x", "4"))),
-            ([("Y", "1"), ("Host", "b")], (("Host", "b"), *base[1:], ("Y", "1"))),
+            ([("Y", "close"), ("Host", "b")], (("Host", "b"), *base[1:], ("Y", "close"))),
             # what other clients send, and what is said about our end of the connection
             *[({name: value}, base) for name, value in [
                 ("Connection", "keep-alive"), ("connection", "Keep-Alive, TE"),
@@ -1052,6 +1052,8 @@ class Section8Decoding(Tables):
             self.assertEqual(decode([b"gzip"] * 2, pieces), self.TEXT)
 
     def test_not_what_it_claims(self) -> None:
+        # The last byte comes when all is taken in.
+        self.assertEqual(decode([b"deflate"], [raw_deflate(bytes(65_537))]), bytes(65_537))
         good = gzip.compress(self.TEXT)
         for coding, coded, said in [
                 (b"gzip", b"hello", "--no-compressed"), (b"deflate", b"hello", "not deflate"),
@@ -1070,7 +1072,6 @@ class Section8Decoding(Tables):
         def found(*fields: bytes) -> list[bytes]:
             return asyncget.content_codings(head(*fields).fields.get(b"content-encoding", b""))
 
-        self.assertEqual(found(), [])
         self.alike(lambda value: found(b"Content-Encoding: " + value), [
             (b"deflate\r\ncontent-encoding: , gzip", [b"deflate", b"gzip"]),
             *((name, []) for name in (b"", b"identity", b"None", b"UTF-8", b"binary", b"8bit",
@@ -1081,8 +1082,8 @@ class Section8Decoding(Tables):
                 (b"gzip;q=1", "gzip;q=1"), (b"gzip\x01", r"gzip\x01"), (b"\xff\x85", r"\xff\x85"),
                 (b",".join([b"gzip"] * 6), "at most 5"),                        # CVE-2025-66418
                 (b",".join([b"gzip"] * 1000), "1000 content codings"),          # CVE-2022-32206
-                (b"\r\nContent-Encoding: ".join([b"gzip"] * 100), "100 content codings"),
-                ]:  # CVE-2023-23916
+                # CVE-2023-23916
+                (b"\r\nContent-Encoding: ".join([b"gzip"] * 100), "100 content codings")]:
             self.refuses(DecodingError, said, lambda field: decode(found(field), [b"x"]),
                          b"Content-Encoding: " + value)
 
@@ -1115,8 +1116,7 @@ class Section8Decoding(Tables):
         "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp", "iso8859-11": "iso-8859-11",
         "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis"}
     NO_TEXT = """rot13 hex base64 zlib mbcs punycode idna undefined unicode_escape utf-7 quopri uu
-        oem charmap aliases x-x- x- windows-99999 dos-1 cp65000 cp_1 nonsense ../../x cp037 cp500
-        cp1026 ebcdic-cp-us ibm037 windows-037 x-user-defined replacement iso-2022-cn"""
+        oem charmap aliases x-x- x- windows-99999 cp65000 nonsense ../../x cp037 ibm037 iso-2022-jp-2"""
 
     def test_charsets(self) -> None:
         self.alike(asyncget.charset_of, [
@@ -1454,6 +1454,7 @@ class Section7Response(Tables):
             self.assertEqual((source.kept, source.aborted, source.asked),
                              (kept, 1 - kept, asked), (body[:9], framing, field))
 
+    @patch("asyncget.READ_BYTES", 2)
     def test_lines(self) -> None:
         def of(codec: str, *pieces: bytes, read: bool = False) -> Response:
             fields = [b"Content-Type: a; charset=" + codec.encode()]
@@ -1464,7 +1465,6 @@ class Section7Response(Tables):
         for codec, wire, lines in [
                 ("", b"", []), ("", b"a", ["a"]), ("", b"a\nb\r\n\r\nc", ["a", "b", "", "c"]),
                 ("", b"\n\n", ["", ""]), ("gb18030", b"\x81\x30\n\x81", ["\ufffd0", "\ufffd"]),
-                ("", "é\n日本\r\n".encode(), ["é", "日本"]), ("utf-32", b"a", ["\ufffd"]),
                 ("", b"a\rb\x0b\x0c\x1c\n", ["a\rb\x0b\x0c\x1c"]),
                 ("", "a\x85b\u2028c\n".encode(), ["a\x85b\u2028c"]),
                 ("", b"\xff\n\xc3", ["\ufffd", "\ufffd"]), ("latin-1", b"\xe9\n", ["é"]),
@@ -1472,7 +1472,7 @@ class Section7Response(Tables):
                   "utf-16 utf-16-le utf-32-be shift_jis iso2022_jp gb18030 utf-8-sig".split()],
                 ("utf-16", "a\nb\n".encode(native), ["a", "b"]),
                 ("utf-16-be", b"\x0a\x01\x0a\x0a\x00\x0a\x01", ["\u0a01\u0a0a", "\ufffd"]),
-                ("utf-16", b"\0\xd8", ["\ufffd"]),
+                ("utf-16", b"\0\xd8", ["\ufffd"]), ("utf-32", b"a", ["\ufffd"]),
                 ("utf-16", b"\xfe\xff\0a\0\nx", ["a", "\ufffd"])]:
             self.assertEqual(run(listed(of(codec, wire, read=True).iter_lines())), lines)
             for pieces in cuts(wire):
@@ -1484,11 +1484,13 @@ class Section7Response(Tables):
     def test_long_lines(self) -> None:
         too_long = (b"1\n", ["TooLarge: more than 10 characters i"])
         with patch("asyncget.MAX_LINE_CHARS", 10):
-            for wire, outcome in [(b"1\n1234567890\n1", (b"1\n1234567890\n1\n", [])),
-                                  (b"1\n12345678901", too_long), (b"1\n12345678901\n1", too_long)]:
+            for wire, then, outcome in [(b"1\n1234567890\n1", [], (b"1\n1234567890\n1\n", [])),
+                                        (b"1\n12345678901", [AssertionError()], too_long),
+                                        (b"1\n12345678901\n1", [], too_long)]:
                 for pieces in cuts(wire):
-                    self.assertEqual(perform(response(*pieces), ["lines"]), outcome, pieces)
-        escape = response(b"\x1b$" + b"a" * 99, fields=[b"Content-Type: a; charset=iso-2022-jp"])
+                    self.assertEqual(perform(response(*pieces, *then), ["lines"]), outcome, pieces)
+        # So much of an escape is too much for the decoder.
+        escape = response(b"\x1b$" + b"a" * 9, fields=[b"Content-Type: a; charset=iso-2022-jp"])
         self.assertEqual(len(run(listed(escape.iter_lines()))), 1)
 
     def test_text_and_json(self) -> None:
@@ -3051,7 +3053,8 @@ class Section12Session(AsyncCase):
             for many in (urls, iter(urls), later(urls)):
                 self.assertEqual([got.text for got in await asyncget.get_all(many, limit=4)], paths)
             self.assertLessEqual(server.most, 4)
-            self.assertEqual(await asyncget.get_all([]), [])
+            for no in ([], ["x://"]):
+                self.assertEqual(len(await asyncget.get_all(no, return_exceptions=True)), len(no))
             asked = len(server.requests)
             call = session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
             await self.raised(ProtocolError, call, url=server.url + "/bad")
@@ -3217,7 +3220,7 @@ class SocksProxy(Server):
         size = {1: 3, 3: asked[4], 4: 15}[asked[3]]
         address = await reader.readexactly(size + 2)
         self.requests.append(asked + address)
-        writer.write(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x01")
+        writer.write(b"\x05\x00\x00" + asked[3:] + address)  # of any of the three kinds
         await relay(reader, writer, int.from_bytes(address[-2:], "big"), [])
 
 
@@ -3819,9 +3822,9 @@ class Section14Proxies(AsyncCase):
     async def test_same_host_with_other_tls(self) -> None:
         """CVE-2024-35195, CVE-2022-27782, CVE-2026-54275: the context's identity is the key."""
         contexts = [ssl.create_default_context(cafile=pem("ca")) for _ in range(2)]
-        keys = (pem("key"),), (pem("encrypted_key"), "secret")
+        certs = (pem("client"), pem("key")), (pem("client"), pem("encrypted_key"), "secret")
         ways: list[Any] = [{"verify": verify} for verify in (False, pem("ca"), *contexts)]
-        ways += [{"verify": pem("ca"), "cert": (pem("client"), *key)} for key in keys]
+        ways += [{"verify": pem("ca"), "cert": cert} for cert in (pem("leaf"), *certs)]
         async with origin("leaf") as server, proxy() as via:
             await self.each_its_own(f"https://localhost:{server.port}/", [
                 *ways, *({**way, "proxy": via.url} for way in ways)])
@@ -3953,9 +3956,8 @@ class Section15Cookies(Tables):
 
     def test_flags(self) -> None:
         """6265bis 5.6.5, 5.6.6, 5.7 step 12: Secure, HttpOnly, and what is unknown."""
-        rows: list[tuple[str, object]] = [
-            ("a=1; httponly=no;;; ;", (False, True)), ("a=1; Secured; XHttpOnly", (False, False)),
-            ("a=1; SameSite=Strict; Partitioned; =; =x", (False, False)),
+        rows: list[tuple[str, object]] = [("a=1; httponly=no;;; ;", (False, True)),
+            ("a=1; Secured; XHttpOnly", (False, False)), ("secure=1; =; =x", (False, False)),
             ("a=1; Secure=" + "x" * 1025, (False, False))]    # too long
         secure = ["a=1; Secure", "a=1; sECURE=false", "a=1; Secure=" + "x" * 1024]
         for url, got in [("http://h.test/", None), ("http://127.0.0.2/", None), *(
@@ -4007,6 +4009,7 @@ class Section15Cookies(Tables):
                       "X=1; Path=/p", "x=2; Path=/; Domain=a.test")
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=/p; X=1; x=/; x=2")
         setting(url, "x=3; Path=/p", jar=jar)  # set again it keeps its place
+        setting("http://s.a.test", "x=5; Path=/p", jar=jar)  # another host's
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=3; X=1; x=/; x=2")
         setting(url, "x=; Path=/p; Max-Age=0", "x=4; Path=/p", jar=jar)
         self.assertEqual(sent_with(jar, url), "x=/p/q; x=4; X=1; x=/; x=2")
@@ -4294,10 +4297,10 @@ class Section16Passwords(AsyncCase):
     def test_netrc_auth(self) -> None:
         self.alike(self.found, NETRC)
         self.alike(lambda data: self.found(data, user="me"), NETRC_USERS)
-        hosts = (b"machine A.test login 1 password 1 machine ::1 login 2 password 2\n"
-                 b"machine default login 3 password 3 default login 4 password 4\n")
-        self.alike(partial(self.found, hosts), [
-            ("a.test", ("1", "1")), ("::1", ("2", "2")), ("default", ("3", "3")), ("login", None)])
+        hosts = (b"machine A.test login 1 password 1 machine ::1 login 2 password 2 machine c\n"
+                 b"MACHINE default LOGIN 3 password 3 machine b login 4 default password 4\n")
+        self.alike(partial(self.found, hosts), [("a.test", ("1", "1")), ("::1", ("2", "2")),
+            ("default", ("3", "3")), ("b", ("4", "")), ("c", None), ("login", None)])
         for data, text in NETRC_BROKEN:
             error = self.refuses(AsyncGetError, f"netrc, {text}: a value is missing, or a quote is "
                                  "not closed", self.found, data, exit_code=26)
@@ -5771,7 +5774,8 @@ class TrustAndSecrets(AsyncCase):
         session = Session(auth=("me", self.MARK), cert=("a", "b", self.MARK))
         call = asyncget.Call(session, f"http://me:{self.MARK}@h.test/", session._settled({}))
         self.assertHidden(there, str(there), route, route.proxy, str(route.proxy), session, call,
-                          Request(there, (("Authorization", self.MARK),)))
+                          # a response keeps this URL, and may be pickled
+                          Request(there, (("X", self.MARK),)), *call.first_request().url)
 
     SHOWN = [
         "Set-Cookie: a={}", "Set-Cookie: a=b\r\n {}", "Set-Cookie: a\r\n \r\n {}", "Cookie: {}",
