@@ -1326,6 +1326,7 @@ class Response(Body):
     _encoding = ""
     _content: Any = b""               # the whole body, once it was read
     _missing = _UNREAD                # why it is not there; "" when it is
+    _busy = False                     # a task reads it
     _decoder: Decoder | None = None   # while there is something to decode
     _cutter: LineCutter | None = None  # holds what iter_lines has not handed out yet
 
@@ -1477,14 +1478,18 @@ class Response(Body):
             self._connection.close()
             self._connection = self._chunks = None
         self._decoder = self._cutter = None
-        self._ready = b""
+        self._ready, self._busy = b"", False
 
     async def _next_piece(self) -> bytes:
         """The next bytes of the body, decoded; b"" at its end."""
         try:
+            if self._busy:  # it would get a part of the body, and take that for the whole
+                raise AsyncGetError("another task reads this response already")
+            self._busy = True
+            piece = await (decoded_piece(self) if self.coding else self._read_piece())
             if self._missing == _GIVEN_UP:  # b"" would make a body cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
-            piece = await (decoded_piece(self) if self.coding else self._read_piece())
+            self._busy = False
         except BaseException as error:  # cancelled, too: the rest is lost
             self.close()
             if isinstance(error, AsyncGetError):
@@ -1864,8 +1869,6 @@ class Inbox(asyncio.Protocol):
 
     async def read(self, _: int) -> bytes:
         """All that has come, b"" at the end; raises the connection's error after the last byte."""
-        if self.waiter:  # even if its result is set: its task has not run yet
-            raise AsyncGetError("another task reads this response already")
         if not self.pieces and not self.ended:
             self.waiter = self.loop.create_future()  # awaited in another loop, it raises
             try:
