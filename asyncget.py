@@ -3330,7 +3330,12 @@ async def open_first(host: str, port: int, **options: Any) -> Stream:
     name_task("connection")
     connected = await connect_first(addresses, port)
     name_task("TLS handshake")
-    return await asyncio.open_connection(sock=connected, **options)
+    try:
+        return await asyncio.open_connection(sock=connected, **options)
+    except BaseException:  # asyncio would wait until the server has closed TLS, too
+        with contextlib.suppress(OSError):
+            connected.shutdown(socket.SHUT_RDWR)
+        raise
 
 
 def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
