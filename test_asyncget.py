@@ -2164,14 +2164,16 @@ class Section9Pool(AsyncCase):
     async def test_kept_connections_that_the_network_forgot(self) -> None:
         """After one fell silent, none of the others is tried; Linux notices before `timeout`."""
         again = [READ, answer(b"2"), LOOP]
-        async with scripted(*[[READ, answer(), READ, HOLD]] * 3, again) as server, \
-                Session(retries=lambda attempt, _: 0 if attempt == 1 else None) as session:
-            await session.get_all([server.url] * 3, timeout=9)
-            for one in session._pool.all if sys.platform == "linux" else ():
-                made = one.writer.get_extra_info("socket")
-                self.assertEqual(made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 3000)
-            self.assertEqual((await session.get(server.url, timeout=0.1)).content, b"2")
-            self.assertEqual((len(server.requests), *count(session)), (5, 1, 1, 0))
+        for end in HOLD, CLOSE:  # an end says the same
+            async with scripted(*[[READ, answer(), READ, end]] * 3, again) as server, \
+                    Session(retries=lambda attempt, _: 0 if attempt == 1 else None) as session:
+                await session.get_all([server.url] * 3, timeout=9)
+                for one in session._pool.all if sys.platform == "linux" else ():
+                    limit = one.writer.get_extra_info("socket").getsockopt(
+                        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                    self.assertEqual(limit, 3000)
+                self.assertEqual((await session.get(server.url, timeout=0.1)).content, b"2")
+                self.assertEqual((len(server.requests), *count(session)), (5, 1, 1, 0))
         opens = iter([asyncio.open_connection])  # then none: that tells nothing of the one that works
         async with origin() as server, Session(
                 timeout=0.1, open_connection=lambda *to: next(opens, never)(*to)) as session:
@@ -2179,9 +2181,12 @@ class Section9Pool(AsyncCase):
                              (28, 1, 1, 0))
 
     async def test_idle_for_too_long(self) -> None:
-        """No timeout makes it live longer."""
+        """No timeout makes it live longer, and no deadline ends it."""
         for timeout in (30, 3600, None):
             async with origin() as server, Session(timeout=timeout) as session:
+                await session.get(server.url, deadline=0.05)
+                await asyncio.sleep(0.08)
+                self.assertEqual(count(session), (1, 1, 0))
                 with patch("asyncget.IDLE_SECONDS", 0.05):
                     await session.get(server.url, deadline=300)
                     await until(lambda: not server.open)  # noqa: B023
@@ -2715,6 +2720,7 @@ class Section11Settings(AsyncCase):
                 (base, "users?a", {}, "/v1/users?a&k=1", every),
                 (base, "/root", {}, "/root?k=1", every), (base, "../up", {}, "/up?k=1", every),
                 (base, "http://h.test/abs", {}, "/abs?k=1", every),
+                (base, inside, {}, "/?k=1", ["1", "1", basic("u", "p:w"), *secret]),
                 (base, "", {"params": {"z": 2}, "headers": {"x": None, "Y": "2"}},
                  "/v1/?k=1&z=2", ["2", me, *secret]),
                 (base, "", {"auth": None}, "/v1/?k=1", ["1", "1", *secret]),
@@ -3550,12 +3556,10 @@ class Section14Proxies(AsyncCase):
         both = every, every
         origins = Origin("http", "h.test", 80), Origin("https", "h.test", 443)
         for text, expected in table([  # environment; for http, for https
-            ("", (None, None)), ("http_proxy=p:1", (http, None)), ("HTTP_PROXY=p:1", (http, None)),
-            ("https_proxy=http://p:1", (None, https)),
-            ("HTTPS_PROXY=p:1 REQUEST_METHOD=GET", (None, https)),
-            ("http_proxy=p:1 HTTP_PROXY=q:1", (http, None)),
-            ("http_proxy= HTTP_PROXY=p:1", (None, None)),
-            ("http_proxy=p:1 REQUEST_METHOD=GET", (http, None)),
+            ("", (None, None)), ("http_proxy=p:1 HTTP_PROXY=q:1", (http, None)),
+            ("http_proxy=p:1", (http, None)), ("HTTPS_PROXY=p:1 REQUEST_METHOD=GET", (None, https)),
+            ("HTTP_PROXY=p:1", (http, None)), ("http_proxy=p:1 REQUEST_METHOD=GET", (http, None)),
+            ("https_proxy=http://p:1", (None, https)), ("http_proxy= HTTP_PROXY=p:1", (None, None)),
             ("HTTP_PROXY=q:1 REQUEST_METHOD=GET ALL_PROXY=p:1", both),  # httpoxy
             ("all_proxy=socks5h://p:1 https_proxy=p:1", (every.replace("http", "socks5h"), https)),
             ("all_proxy=p:1 https_proxy=", both),  # as curl has it
@@ -7572,24 +7576,19 @@ class Section20CommandLine(Folder):
     # ---- requests
 
     REQUESTS = (  # arguments, with | for a blank; lines that are new, lines that are gone
-        ("-A me", "User-Agent: me", "User-Agent"), ("-A ", "", "User-Agent"),
-        ("--user-agent=", "", "User-Agent"),
-        ("-e http://r/", "Referer: http://r/", ""), ("-H X:|1", "X: 1", ""),
-        ("-H Accept-Encoding:|gzip,|x", "Accept-Encoding: gzip, x", ""),
-        ("-H Accept:", "", "Accept"), ("-H X;", "X:", ""), ("-H X;||", "", ""), ("-H ", "", ""),
-        ("-H X;ignored", "", ""), ("-H X: -H Accept;", "Accept:", "Accept"),
-        ("-H user-agent:|own -A flag", "user-agent: own", "User-Agent"),
-        ("-H Host:|other.test", "Host: other.test", "Host"),
-        ("-H X:|1 -H X:|2 -H x:|3", "X: 1,X: 2,x: 3", ""),
-        ("-H @heads", "B: from file,C:", "Accept"), ("-H @-", "B: from file,C:", "Accept"),
-        ("-r 0-4", "Range: bytes=0-4", ""), ("-r 5", "Range: bytes=5-", ""),
-        ("-r 0-1,3-4", "Range: bytes=0-1,3-4", ""),
-        ("-b a=1;|b=2", "Cookie: a=1; b=2", ""), ("-b jar", "Cookie: j=1", ""),
-        ("-H Cookie:|a=1 -b b=2", "Cookie: a=1", ""), ("-b none", "", ""),
-        ("-u a:b:c", "Authorization: Basic YTpiOmM=", ""),
-        ("-u a:", "Authorization: Basic YTo=", ""),
-        ("-u a:b -H Authorization:|x", "Authorization: x", ""),
-        ("--oauth2-bearer tok", "Authorization: Bearer tok", ""),
+        ("-A me", "User-Agent: me", "User-Agent"), ("-u a:", "Authorization: Basic YTo=", ""),
+        ("-A ", "", "User-Agent"), ("-H Accept-Encoding:|gzip,|x", "Accept-Encoding: gzip, x", ""),
+        ("--user-agent=", "", "User-Agent"), ("-u a:b -H Authorization:|x", "Authorization: x", ""),
+        ("-e http://r/", "Referer: http://r/", ""), ("-H Cookie:|a=1 -b b=2", "Cookie: a=1", ""),
+        ("-H X:|1", "X: 1", ""), ("-H Accept:", "", "Accept"), ("-H X;", "X:", ""),
+        ("-H X;||", "", ""), ("-b none", "", ""),
+        ("-H ", "", ""), ("-H X: -H Accept;", "Accept:", "Accept"), ("-b jar", "Cookie: j=1", ""),
+        ("-H X;ignored", "", ""), ("-H user-agent:|own -A flag", "user-agent: own", "User-Agent"),
+        ("-H Host:|other.test", "Host: other.test", "Host"), ("-H @-", "B: from file,C:", "Accept"),
+        ("-H X:|1 -H X:|2 -H x:|3", "X: 1,X: 2,x: 3", ""), ("-b a=1;|b=2", "Cookie: a=1; b=2", ""),
+        ("-H @heads", "B: from file,C:", "Accept"), ("-r 0-1,3-4", "Range: bytes=0-1,3-4", ""),
+        ("-r 0-4", "Range: bytes=0-4", ""), ("-u a:b:c", "Authorization: Basic YTpiOmM=", ""),
+        ("-r 5", "Range: bytes=5-", ""), ("--oauth2-bearer tok", "Authorization: Bearer tok", ""),
         *((f"-x {{host}} -U {user}",  # which may be any bytes
            f"GET http://H/ HTTP/1.1,Proxy-Authorization: Basic {shown}", "GET") for user, shown in (
                ("a:b@", "YTpiQA=="), ("\udcff:x", "7bO/Ong=" if WINDOWS else "/zp4"))),
