@@ -1962,8 +1962,7 @@ class Pool:
         free that could serve this route. As long as those ahead are served, the wait goes on.
         """
         if fresh:  # all at once: `decide` would hand them out singly, and count each for `rate`
-            for kept in [*lane.idle]:
-                self.drop(kept)
+            self.drop_idle(lane)
         if lane.idle:
             # The server may have closed some while the loop was busy elsewhere: in two turns
             # asyncio asks the kernel and receives that.
@@ -1971,8 +1970,8 @@ class Pool:
             await asyncio.sleep(0)
         while True:
             connection = self.decide(lane) or await self._wait(lane, deadline, timeout)
-            new, reader = not connection.exchanges, connection.reader
-            if new or not (fresh or connection.closed or reader.pieces or reader.ended):
+            reader = connection.reader  # None: it is new
+            if not reader or not (fresh or connection.closed or reader.pieces or reader.ended):
                 return connection
             # It has ended since `decide`, say. close() would give its place to the next in turn;
             # drop() leaves the place to us, and `rate` has counted us already.
@@ -2020,6 +2019,11 @@ class Pool:
         lane.open -= 1
         connection.close()
         return lane
+
+    def drop_idle(self, lane: Lane) -> None:
+        """Close what is kept on a route."""
+        for kept in [*lane.idle]:
+            self.drop(kept)
 
     # ---- who waits
 
@@ -2089,8 +2093,7 @@ class Pool:
             lane = self.drop(connection)
             # A kept one that fell silent: the network may have forgotten the others, too.
             if connection.expired and connection.silent and connection.exchanges > 1:
-                for kept in [*lane.idle]:
-                    self.drop(kept)
+                self.drop_idle(lane)
             self.serve(lane)
 
     def _resume(self, lane: Lane) -> None:
