@@ -1625,8 +1625,7 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
         for number, step in enumerate([*script, None]):
             if tls and number == sum(isinstance(one, threading.Event) for one in script[:1]):
                 kept.append(peer.dup())  # so that no RST overtakes the alert of a failed handshake
-                peer = tls.wrap_socket(peer, server_side=True)
-                kept.append(peer)
+                kept.append(peer := tls.wrap_socket(peer, server_side=True))
             if step is READ:
                 while b"\r\n\r\n" not in peer.recv(65536):
                     pass
@@ -1666,6 +1665,8 @@ def beside(*scripts: Script, tls: ssl.SSLContext | None = None) -> Iterator[
             for peer in kept:
                 peer.close()
             thread.join()
+            for peer in kept:  # TLS may have begun meanwhile
+                peer.close()
 
 
 @contextmanager
