@@ -1572,6 +1572,7 @@ if sys.version_info >= (3, 14):
     if find_spec("_zstd"):  # not every build has it
         _CODINGS[b"zstd"] = b"(PQRSTUVWXYZ[\\]^_"
 ACCEPT_ENCODING = b", ".join(_CODINGS).decode()
+_WAY_OUT = "; decode=False (--no-compressed) gives the bytes as sent"
 # What servers call a coding, too, though it needs no undoing: charsets, types, MIME's encodings,
 # and what was for Amazon's servers alone (aws-chunked: of an upload to S3).
 _NO_CODINGS = {*(
@@ -1588,8 +1589,7 @@ def decompressor(coding: bytes, first: int) -> Any:
     out as they are, would pass for the content.
     """
     if coding not in _CODINGS:  # we asked for no other
-        raise DecodingError(f"content coding {shown(coding)} cannot be undone here; "
-                            "decode=False (--no-compressed) gives the bytes as sent")
+        raise DecodingError(f"content coding {shown(coding)} cannot be undone here{_WAY_OUT}")
     if coding == b"zstd":
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
         window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
@@ -1658,8 +1658,7 @@ class Decoder:
                 try:
                     piece = stream.decompress(data, MAX_DECODED_STEP_BYTES)
                 except Exception as error:  # zlib.error or ZstdError, which share no other base
-                    raise DecodingError(f"not {coding.decode()}: {error}; decode=False "
-                                        "(--no-compressed) gives the bytes as sent") from None
+                    raise DecodingError(f"not {coding.decode()}: {error}{_WAY_OUT}") from None
                 data = (stream.unused_data if stream.eof else
                         getattr(stream, "unconsumed_tail", b""))  # zstd's keeps it inside
                 full = len(piece) == MAX_DECODED_STEP_BYTES and not stream.eof
