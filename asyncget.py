@@ -2864,6 +2864,7 @@ class Session:
 
     tls_version: ssl.TLSVersion | None = None  # the lowest allowed
     connect_timeout: float | None = None  # None: as `timeout`
+    proxy_userinfo = ""  # for whichever proxy the environment names
     _lone = False  # made for one call, which closes it
     _loop: asyncio.AbstractEventLoop | None = None
     _base: URL | None = None
@@ -3096,6 +3097,8 @@ class Session:
         given = settings.get("proxy", settings["trust_env"])  # True: ask the environment
         if given and not path:
             proxy = choose_proxy(origin) if given is True else parse_proxy(given, "proxy=")
+        if proxy and self.proxy_userinfo:
+            proxy = proxy._replace(userinfo=self.proxy_userinfo)
         tls = self._context(verify, cert) if origin.scheme == "https" else None
         # A proxy may be sent a password: it is verified even if verify=False.
         trusted = verify or True
@@ -4500,7 +4503,7 @@ def sync(file: io.FileIO) -> None:
             raise
 
 
-def publish_part(file: io.FileIO, path: str, size: int, overwrite: bool) -> None:
+def publish_part(file: Any, path: str, size: int, overwrite: bool) -> None:
     """Rename a .part to PATH, if it is still the file that we have written.
 
     A rename would replace a file that has come to PATH by now; os.link refuses to.
@@ -5297,7 +5300,7 @@ async def open_by_flags(host: str, port: int, **how: Any) -> Any:
 
 
 def set_proxies(options: Options) -> None:
-    """Set -x, -U and --noproxy as environment variables: the library reads them for each hop."""
+    """Set -x and --noproxy as environment variables: the library reads them for each hop."""
     proxy = options.proxy
     if options.socks5:
         proxy = f"socks5://{options.socks5}"
@@ -5308,14 +5311,6 @@ def set_proxies(options: Options) -> None:
     noproxy = "*" if proxy == "" else options.noproxy  # "*": not the system's either
     if noproxy is not None:
         os.environ["no_proxy"] = noproxy
-    if options.proxy_user:
-        from urllib.parse import quote
-        from urllib.request import getproxies_environment
-        user = quote(os.fsencode(options.proxy_user), safe=":%")
-        for kind, url in getproxies_environment().items():
-            scheme, mark, address = url.rpartition("://")
-            if kind != "no":
-                os.environ[f"{kind}_proxy"] = f"{scheme}{mark}{user}@{address.rpartition('@')[2]}"
 
 
 _CELL = r"[^\0-\x1f\x7f]*"
@@ -5410,13 +5405,13 @@ def open_session(options: Options) -> Session:
         decode=(options.compressed or options.compressed is None and not options.head
                 and not Headers(options.header).get_all("accept-encoding")
                 ) and not options.range,
-        unix_socket=options.unix_socket,
-        resolve=dict(options.resolve),
-        open_connection=open_by_flags,
-        rate=options.rate,
-        limit=options.parallel_max or 50,
+        unix_socket=options.unix_socket, resolve=dict(options.resolve),
+        open_connection=open_by_flags, rate=options.rate, limit=options.parallel_max or 50,
     )
     session.connect_timeout = options.connect_timeout
+    if options.proxy_user:
+        from urllib.parse import quote
+        session.proxy_userinfo = quote(os.fsencode(options.proxy_user), safe=":%")
     session.tls_version = (options.tlsv1_3 and ssl.TLSVersion.TLSv1_3
                            or options.tlsv1_2 and ssl.TLSVersion.TLSv1_2 or None)
     return session
@@ -5504,15 +5499,12 @@ def save_jar(jar: Cookies, name: str) -> None:
     if name == "-" or written_in_place(name):
         write_named(name, fit_for(sys.stdout, data) if name == "-" else data)
         return
-    from shutil import copyfile, move
-    from tempfile import TemporaryDirectory
+    from tempfile import NamedTemporaryFile, TemporaryDirectory
     path = realpath(name)
-    with TemporaryDirectory(dir=dirname(path), prefix=".asyncget-") as folder:  # its owner's alone
-        temporary = os.path.join(folder, "new")
-        write_named(temporary, data)
-        with contextlib.suppress(OSError):  # nor is it private on a mount without modes
-            os.chmod(temporary, 0o600)
-        move(temporary, path, copyfile)  # which copies where a rename fails: a mount of one file
+    with TemporaryDirectory(dir=dirname(path), prefix=".asyncget-") as folder, NamedTemporaryFile(
+            dir=folder, buffering=0, delete=False) as file:  # its owner's alone
+        write_all(file, data)
+        publish_part(file, path, len(data), overwrite=True)
 
 
 # ---- one URL
@@ -5837,10 +5829,11 @@ _URL_PARTS = (r"(?s)((?P<scheme>[^:/?#]*)://([^/?#]*@)?(?P<host>\[[^]]*\]|[^:/?#
 def url_parts(url: str, prefix: str) -> dict[str, str]:
     """A URL's parts as -w names them; the password is not among them.
 
-    >>> list(url_parts("http://me@[::1]:81?b#c", "url").values())
+    >>> list(url_parts("HTTP://me@[::1]:81?b#c", "url").values())
     ['http', '[::1]', '81', '/', 'b', 'c']
     """
     found = next(re.finditer(_URL_PARTS, url)).groupdict("")
+    found["scheme"] = found["scheme"].lower()
     found["port"] = found["port"] or str(DEFAULT_PORTS.get(found["scheme"], ""))
     found["path"] = found["path"] or "/"
     return {f"{prefix}.{name}": value for name, value in found.items()}
