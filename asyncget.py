@@ -3493,17 +3493,16 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
             exit_code=5 if proxy else 6, errno=number)
     if phase == "answer of the proxy":  # TLS, too, with a proxy that wants a client's certificate
         return ProxyError(f"closed the connection: {text}")  # pass_proxy says which
-    # TLS 1.3 refuses a client after the handshake; damage within a body is a loss, as below.
-    if isinstance(error, ssl.SSLError) and (connection.opener or connection.silent):
-        what = "TLS handshake" if connection.opener else "TLS"
-        reason = getattr(error, "reason", None) or text
-        return TLSError(f"{what} with {where} failed: {reason}{took}{handshake_hint(reason)}")
-    if connection.opener is None:
+    in_tls = isinstance(error, ssl.SSLError)
+    # TLS 1.3 refuses a client after the handshake; but damage within a body is a loss.
+    if not (connection.opener or in_tls and connection.silent):
         return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
     # The port took the connection before it broke: so for https it broke in the handshake.
     broken = isinstance(error, (BrokenPipeError, ConnectionResetError, ConnectionAbortedError))
-    if phase == "TLS handshake" or asked.scheme == "https" and broken:
-        return TLSError(f"TLS handshake with {where} failed: {text}{took}")
+    if in_tls or asked.scheme == "https" and broken:
+        what = "TLS handshake" if connection.opener else "TLS"
+        reason = getattr(error, "reason", None) or text
+        return TLSError(f"{what} with {where} failed: {reason}{took}{handshake_hint(reason)}")
     # asyncio leaves out the system's words, which people know, and scripts look for. (Windows'
     # numbers have five digits: strerror has no words for them.)
     text = re.sub(r"\[Errno ([0-9]{1,4})\] Connect call failed",
