@@ -3935,15 +3935,14 @@ def render_cookies(pairs: Pairs) -> str:
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
     'a=1; nameless; b='
     """
-    texts = []
-    size = 0
+    text = ""
     for name, value in pairs:
-        text = name + "=" + value if name else value  # no f-string: see `plain`
-        size += byte_count(text + "; ")
-        if size > MAX_COOKIE_FIELD_BYTES + len("; "):
+        pair = name + "=" + value if name else value  # no f-string: see `plain`
+        longer = text + "; " + pair if text else pair
+        if byte_count(longer) > MAX_COOKIE_FIELD_BYTES:
             break
-        texts.append(text)
-    return "; ".join(texts)
+        text = longer
+    return text
 
 
 class Cookies(CookieStore):
