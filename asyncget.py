@@ -889,7 +889,7 @@ class Route(NamedTuple):
         """The host, and the way to it, for errors and traces."""
         return (f"{bracketed(self.origin.host)}:{self.origin.port}"
                 + (f" at {self.address}" if self.address else "")
-                + (f" through proxy {self.proxy}" if self.proxy else ""))
+                + (f" through {self.proxy}" if self.proxy else ""))
 
 
 class Deadline:
@@ -1180,10 +1180,10 @@ class Connection(Clock):
         self.owner.forget(self)
 
 
-def far_end(connection: Connection) -> str:
+def far_end(connection: Connection) -> Any:
     """Whom we speak to, for error texts: the route, or the proxy alone until it is reached."""
-    proxy, phase = connection.route.proxy, connection.phase
-    return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
+    route = connection.route
+    return route.proxy if route.proxy and connection.phase == "connection" else route
 
 
 def why_closed(connection: Connection) -> AsyncGetError:
@@ -3479,7 +3479,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     # OverflowError: port 99999, say. Up to Python 3.10 asyncio.TimeoutError is not an OSError.
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
         return error  # a bug in the caller's own streams
-    proxy = route.proxy if phase == "connection" else None  # until it is reached: see far_end
+    proxy = None if where is route else where
     asked, took = proxy or route.origin, after(connection)
     text = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -3526,14 +3526,14 @@ class Proxy(NamedTuple):
     source: str    # "proxy=", "http_proxy or -x" or "the system's settings", say
 
     def __repr__(self) -> str:
-        return f"{self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
+        return f"proxy {self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
 
 
 def parse_proxy(text: str, source: str) -> Proxy:
     """A proxy's URL; without a scheme it is http.
 
     >>> print(parse_proxy("me:secret@proxy.corp:3128", "http_proxy"))
-    http://proxy.corp:3128 (from http_proxy)
+    proxy http://proxy.corp:3128 (from http_proxy)
 
     Raises ProxyError, also for an unknown scheme: going directly might show the server, or the
     network, what the proxy is there to hide.
@@ -3739,7 +3739,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         if route.tls and connection.rest:  # they would pass for encrypted: CVE-2021-22947
             raise ProxyError("sent bytes before the tunnel was in use: " + shown(connection.rest))
     except ProxyError as error:  # put the proxy's name before all of these texts
-        error.args = (f"proxy {proxy} {error}{after(connection)}",)
+        error.args = (f"{proxy} {error}{after(connection)}",)
         if not proxy.scheme.startswith("socks"):
             error.exit_code = 56  # curl's 97 is for SOCKS alone
         raise

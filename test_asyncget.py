@@ -3552,7 +3552,7 @@ class Section14Proxies(AsyncCase):
                               no_proxy in exempt, (no_proxy[:60], url))
 
     def test_choose_proxy(self) -> None:
-        http, https, every = (f"http://p:1 (from {kind}_proxy or -x)" for kind in (
+        http, https, every = (f"proxy http://p:1 (from {kind}_proxy or -x)" for kind in (
             "http", "https", "all"))
         both = every, every
         origins = Origin("http", "h.test", 80), Origin("https", "h.test", 443)
@@ -3577,7 +3577,7 @@ class Section14Proxies(AsyncCase):
                 patch("urllib.request.proxy_bypass", lambda host: host == "inside.test"):
             chosen = map(asyncget.choose_proxy, (*origins, Origin("https", "inside.test", 443)))
             self.assertEqual([*map(str, chosen)], [
-                "None", "http://mac:8080 (from the system's settings)", "None"])
+                "None", "proxy http://mac:8080 (from the system's settings)", "None"])
             os.environ["ALL_PROXY"] = "p:1"
             self.assertEqual(str(asyncget.choose_proxy(origins[1])), every)
 
