@@ -889,7 +889,7 @@ class Route(NamedTuple):
         """The host, and the way to it, for errors and traces."""
         return (f"{bracketed(self.origin.host)}:{self.origin.port}"
                 + (f" at {self.address}" if self.address else "")
-                + (f" through proxy {self.proxy}" if self.proxy else ""))
+                + (f" through {self.proxy}" if self.proxy else ""))
 
 
 class Deadline:
@@ -1180,10 +1180,10 @@ class Connection(Clock):
         self.owner.forget(self)
 
 
-def far_end(connection: Connection) -> str:
+def far_end(connection: Connection) -> Any:
     """Whom we speak to, for error texts: the route, or the proxy alone until it is reached."""
-    proxy, phase = connection.route.proxy, connection.phase
-    return f"proxy {proxy}" if proxy and phase == "connection" else str(connection.route)
+    route = connection.route
+    return route.proxy if route.proxy and connection.phase == "connection" else route
 
 
 def why_closed(connection: Connection) -> AsyncGetError:
@@ -3482,7 +3482,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     # OverflowError: port 99999, say. Up to Python 3.10 asyncio.TimeoutError is not an OSError.
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
         return error  # a bug in the caller's own streams
-    proxy = route.proxy if phase == "connection" else None  # until it is reached: see far_end
+    proxy = None if where is route else where
     asked, took = proxy or route.origin, after(connection)
     text = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -3496,17 +3496,16 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
             exit_code=5 if proxy else 6, errno=number)
     if phase == "answer of the proxy":  # TLS, too, with a proxy that wants a client's certificate
         return ProxyError(f"closed the connection: {text}")  # pass_proxy says which
-    # TLS 1.3 refuses a client after the handshake; damage within a body is a loss, as below.
-    if isinstance(error, ssl.SSLError) and (connection.opener or connection.silent):
-        what = "TLS handshake" if connection.opener else "TLS"
-        reason = getattr(error, "reason", None) or text
-        return TLSError(f"{what} with {where} failed: {reason}{took}{handshake_hint(reason)}")
-    if connection.opener is None:
+    in_tls = isinstance(error, ssl.SSLError)
+    # TLS 1.3 refuses a client after the handshake; but damage within a body is a loss.
+    if not (connection.opener or in_tls and connection.silent):
         return IncompleteBody(f"connection to {where} lost: {text}", exit_code=56)
     # The port took the connection before it broke: so for https it broke in the handshake.
     broken = isinstance(error, (BrokenPipeError, ConnectionResetError, ConnectionAbortedError))
-    if phase == "TLS handshake" or asked.scheme == "https" and broken:
-        return TLSError(f"TLS handshake with {where} failed: {text}{took}")
+    if in_tls or asked.scheme == "https" and broken:
+        what = "TLS handshake" if connection.opener else "TLS"
+        reason = getattr(error, "reason", None) or text
+        return TLSError(f"{what} with {where} failed: {reason}{took}{handshake_hint(reason)}")
     # asyncio leaves out the system's words, which people know, and scripts look for. (Windows'
     # numbers have five digits: strerror has no words for them.)
     text = re.sub(r"\[Errno ([0-9]{1,4})\] Connect call failed",
@@ -3530,14 +3529,14 @@ class Proxy(NamedTuple):
     source: str    # "proxy=", "http_proxy or -x" or "the system's settings", say
 
     def __repr__(self) -> str:
-        return f"{self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
+        return f"proxy {self.scheme}://{bracketed(self.host)}:{self.port} (from {self.source})"
 
 
 def parse_proxy(text: str, source: str) -> Proxy:
     """A proxy's URL; without a scheme it is http.
 
     >>> print(parse_proxy("me:secret@proxy.corp:3128", "http_proxy"))
-    http://proxy.corp:3128 (from http_proxy)
+    proxy http://proxy.corp:3128 (from http_proxy)
 
     Raises ProxyError, also for an unknown scheme: going directly might show the server, or the
     network, what the proxy is there to hide.
@@ -3743,7 +3742,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
         if route.tls and connection.rest:  # they would pass for encrypted: CVE-2021-22947
             raise ProxyError("sent bytes before the tunnel was in use: " + shown(connection.rest))
     except ProxyError as error:  # put the proxy's name before all of these texts
-        error.args = (f"proxy {proxy} {error}{after(connection)}",)
+        error.args = (f"{proxy} {error}{after(connection)}",)
         if not proxy.scheme.startswith("socks"):
             error.exit_code = 56  # curl's 97 is for SOCKS alone
         raise
@@ -3939,15 +3938,14 @@ def render_cookies(pairs: Pairs) -> str:
     >>> render_cookies([("a", "1"), ("", "nameless"), ("b", "")])
     'a=1; nameless; b='
     """
-    texts = []
-    size = 0
+    text = ""
     for name, value in pairs:
-        text = name + "=" + value if name else value  # no f-string: see `plain`
-        size += byte_count(text + "; ")
-        if size > MAX_COOKIE_FIELD_BYTES + len("; "):
+        pair = name + "=" + value if name else value  # no f-string: see `plain`
+        longer = text + "; " + pair if text else pair
+        if byte_count(longer) > MAX_COOKIE_FIELD_BYTES:
             break
-        texts.append(text)
-    return "; ".join(texts)
+        text = longer
+    return text
 
 
 class Cookies(CookieStore):
