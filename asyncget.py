@@ -262,7 +262,6 @@ class ProtocolError(AsyncGetError):
     """The server's bytes are not a response; the text shows them."""
 
     exit_code = 8
-    payload: bytes = b""  # of the body: what came intact before the fault
 
 
 class IncompleteBody(ProtocolError):
@@ -794,8 +793,9 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
         [CRLF] 5;extension CRLF    hello      CRLF 0 CRLF    Trailer: x CRLF CRLF
         border                     payload    border         trailers
 
-    Returns the last payload, the bytes after the body, and the trailer lines. Raises
-    ProtocolError. Chunks that arrive together are yielded as one payload.
+    Returns the last payload, the bytes after the body, and the trailer lines. Chunks that arrive
+    together are yielded as one payload. Raises ProtocolError when it is sent the next bytes, or
+    b"", after the payload that was right.
 
     >>> parser = read_chunked()
     >>> next(parser), parser.send(b"5\r\nhello\r\n6\r\n wor")
@@ -837,8 +837,8 @@ def read_chunked() -> Generator[bytes, bytes, Any]:
             pieces = []
         trailers = check_fields(data[2:end + 4])  # they never join the head's fields
     except ProtocolError as error:
-        error.payload = b"".join(pieces)  # what was right so far is handed out first
-        error.exit_code = 56              # as curl has it for chunks
+        error.exit_code = 56    # as curl has it for chunks
+        yield b"".join(pieces)  # what was right so far is handed out first
         raise
     return b"".join(pieces), data[end + 4:], trailers
 
@@ -1225,7 +1225,6 @@ class Body:
     received = 0           # bytes of payload so far
     _chunks: Any = None    # their parser, which says where they end
     _ready = b""           # payload that has come and was not asked for yet
-    _fault: ProtocolError | None = None  # in what came after _ready; raised once that is read
     _trailers = b""
     _done_at = 0.0         # on the loop's clock, as are _sent_at and _head_at
 
@@ -1243,8 +1242,8 @@ class Body:
         # The wait for the head (`since`) began when the request was sent.
         self._sent_at, self._head_at = connection.since, connection.loop.time()
         self._reused = connection.exchanges > 1
-        data, connection.rest = connection.rest, b""
-        self._take(data)       # often all of it came with the head
+        self._take(connection.rest)  # often all of it came with the head
+        connection.rest = b""
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy."""
@@ -1255,14 +1254,21 @@ class Body:
     async def _read_piece(self) -> bytes:
         """The next bytes of the body as sent, b"" at its end."""
         while not self._ready and self._connection is not None:
-            if self._fault:
-                raise self._fault
+            self._take(b"")  # raises, if the parser has found a fault after what was read
             self._connection.watch("more of the body")
             data = await self._connection.receive()
             if data:
                 self._take(data)
+            # The connection has ended: only a "close" body is whole, if TLS agrees.
+            elif self._chunks or self._length is not None:
+                raise IncompleteBody(
+                    f"the connection ended after {self.received} bytes of the body, which has "
+                    f"{self._length or 'more'}", expected=self._length, received=self.received)
+            elif not self._connection.ended_cleanly():
+                raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
+                                     received=self.received)
             else:
-                self._ended()
+                self._let_go(b"")
         piece, self._ready = self._ready, b""
         return piece
 
@@ -1276,26 +1282,13 @@ class Body:
                 self._ready = data
             else:
                 left = self._length - self.received
-                self._ready, rest = data[:left], data[left:]
+                self._ready = data[:left]
                 if len(data) >= left:
-                    self._let_go(rest)
+                    self._let_go(data[left:])
         except StopIteration as end:  # with what the parser returned
             self._ready, rest, self._trailers = end.value
             self._let_go(rest)
-        except ProtocolError as error:  # what came before the fault is handed out first
-            self._ready, self._fault = error.payload, error
         self.received += len(self._ready)
-
-    def _ended(self) -> None:
-        """The connection has ended: a "close" body is whole, if TLS agrees; any other is cut."""
-        if self._chunks or self._length is not None:
-            raise IncompleteBody(
-                f"the connection ended after {self.received} bytes of the body, which has "
-                f"{self._length or 'more'}", expected=self._length, received=self.received)
-        if not self._connection.ended_cleanly():
-            raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
-                                 received=self.received)
-        self._let_go(b"")
 
     def _let_go(self, rest: bytes) -> None:
         """The body is whole: keep the connection, unless anything came after it."""
