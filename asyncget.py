@@ -1109,10 +1109,10 @@ class Connection(Clock):
         except RuntimeError as error:  # uvloop's, after a reset
             raise failure(self, ConnectionResetError(str(error))) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange (section 12) reads it
-            data, start = self.rest or await self.receive(), 0
+            data, start = self.rest, 0
             while not (end := _HEAD_END.search(data, start)) and len(data) <= MAX_HEAD_BYTES:
                 if data[:7] != b"HTTP/1."[:len(data)]:
-                    raise ProtocolError(f"not an HTTP/1 response: {shown(data)}", exit_code=1)
+                    parse_head(data)  # which raises; only a whole line of HTTP gets further
                 arrived = await self.receive()
                 if not arrived and not data:
                     raise IncompleteBody(f"empty reply from {self.route}", exit_code=52)

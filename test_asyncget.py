@@ -3667,7 +3667,7 @@ class Section14Proxies(AsyncCase):
             ("", [b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n"], "403 No"),  # nor does it come
             ("", [answer(b"\x1b[2Jx", status="403 \x9b31m" + "A" * 100_000)], r"x1b\[2Jx"),
             ("", [answer(b"", "Location: http://evil.test/", status="302 Found")], "302"),
-            ("", [b"SSH-2.0-OpenSSH\r\n"], "did not answer CONNECT h.test:443: not an HTTP"),
+            ("", [b"SSH-2.0-OpenSSH\r\n"], "did not answer CONNECT h.test:443: .* not an HTTP"),
             ("", [CLOSE], "did not answer CONNECT.*empty reply"),
             ("", [RESET], "closed the connection")]
         later: list[tuple[list[Any], type[ConnectError], str]] = [  # behind the answer to CONNECT
