@@ -1055,8 +1055,6 @@ class Connection(Clock):
             if self.closed:  # by the clock, or with the session
                 raise why_closed(self)
             self.opener.result()
-            info = self.writer.get_extra_info  # uvloop's (another loop) raises after a reset
-            self.addresses = info("peername"), info("sockname")
         except AsyncGetError:  # ours already, from the proxy, say: `failure` would reword it
             raise
         except Exception as error:
@@ -1080,13 +1078,14 @@ class Connection(Clock):
         elif connector is asyncio.open_connection and ("," in where or not is_address(where)):
             connector = open_first  # a name may have many addresses: section 13
         self.reader, self.writer = await connector(*place, **options)
+        info = self.writer.get_extra_info
         with contextlib.suppress(OSError, AttributeError):  # reset already; a test's fake
             # So that, even without a timeout, we notice that a server is gone.
-            self.writer.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.owner.opened(self)
         if self.closed:  # meanwhile, and the connector ignored that it was cancelled
             self.writer.transport.abort()
+        self.addresses = info("peername"), info("sockname")  # uvloop's raises after a reset
 
     # ---- one exchange
 
@@ -1106,8 +1105,8 @@ class Connection(Clock):
             self.writer.write(request)  # no `await drain()` (wait until most is sent): it is short
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
-        except RuntimeError as error:  # uvloop's, after a reset
-            raise failure(self, ConnectionResetError(str(error))) from error
+        except RuntimeError:  # uvloop's, once it is closed: `receive` tells why
+            pass
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange (section 12) reads it
             data, start = self.rest, 0
             while not (end := _HEAD_END.search(data, start)) and len(data) <= MAX_HEAD_BYTES:

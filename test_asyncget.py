@@ -3420,8 +3420,8 @@ class Section13AddressesAndTLS(AsyncCase):
         odd, slow, reset, untrusted = (mock.AsyncMock(side_effect=kind("said so")) for kind in (
             UnicodeError, asyncio.TimeoutError, ConnectionResetError, ssl.SSLCertVerificationError))
         closed = mock.AsyncMock(return_value=(
-            mock.Mock(read=mock.AsyncMock(return_value=b"")), mock.MagicMock(  # uvloop's writer
-                write=mock.Mock(side_effect=RuntimeError("the handler is closed")))))
+            mock.Mock(read=mock.AsyncMock(side_effect=ConnectionResetError("it is closed"))),
+            mock.MagicMock(write=mock.Mock(side_effect=RuntimeError))))  # uvloop's writer
         gone = mock.AsyncMock(return_value=(mock.Mock(), mock.MagicMock(  # and its socket
             get_extra_info=mock.Mock(side_effect=[mock.Mock(), ValueError("negative")]))))
         refused, damaged = (mock.AsyncMock(return_value=(mock.Mock(read=mock.AsyncMock(
