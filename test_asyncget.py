@@ -3076,7 +3076,7 @@ class Section12Session(AsyncCase):
             for no in ([], ["x://"]):
                 self.assertEqual(len(await asyncget.get_all(no, return_exceptions=True)), len(no))
             asked = len(server.requests)
-            call = session.get_all(["/1", "/hang", "/slow", "/bad", *["/no"] * 9], limit=3)
+            call = session.get_all(["/1", "/hang", "/hang", "/bad", *["/no"] * 9], limit=3)
             await self.raised(ProtocolError, call, url=server.url + "/bad")
             self.assertLessEqual(len(server.requests), asked + 4)
             outcomes = await session.get_all(["/1", "/bad", "x://"], return_exceptions=True)
