@@ -1918,8 +1918,7 @@ class Lane:
     open = 0          # how many connections, those in use as well
     served_at = 0.0   # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
-    fields: Any = None  # that were last sent there, and `lines`, their bytes: see Call.render
-    decode = True
+    asked: Any = None  # what Call.render was last asked for there, and `lines`, its bytes
     lines = b""
 
     def __init__(self, route: Route) -> None:
@@ -1956,17 +1955,10 @@ class Pool:
                       fresh: bool = False) -> Connection:
         """A connection on the route: a kept one that is alive, or one still to be opened.
 
-        `fresh`: only a new one will do; a kept one has just failed, so the others are closed.
+        `fresh`: only a new one will do, since a kept one has just failed.
         Raises TimedOut if for `timeout` seconds (or what the deadline leaves) no connection came
         free that could serve this route. As long as those ahead are served, the wait goes on.
         """
-        if fresh:  # all at once: `decide` would hand them out singly, and count each for `rate`
-            self.drop_idle(lane)
-        if lane.idle:
-            # The server may have closed some while the loop was busy elsewhere: in two turns
-            # asyncio asks the kernel and receives that.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
         while True:
             connection = self.decide(lane) or await self._wait(lane, deadline, timeout)
             reader = connection.reader  # None: it is new
@@ -2368,8 +2360,8 @@ class CookieStore:
 class Jar(Protocol):
     """What a caller's own jar must have; http.cookiejar.CookieJar and requests' jar have it."""
 
-    def add_cookie_header(self, *_: Any, **__: Any) -> object: ...
-    def extract_cookies(self, *_: Any, **__: Any) -> object: ...
+    def add_cookie_header(self, request: Any) -> object: ...
+    def extract_cookies(self, response: Any, request: Any) -> object: ...
 
 
 class RequestSettings(TypedDict, total=False):
@@ -2533,7 +2525,7 @@ def spelled_out(function: Function) -> Function:
 
 # ---- what they put into a request
 
-OUR_CODINGS = ("Accept-Encoding", ACCEPT_ENCODING)
+OUR_CODINGS = ("Accept-Encoding", "*")  # filled in by with_codings, as Host is by render_fields
 DEFAULT_FIELDS = (*PLAIN_FIELDS, OUR_CODINGS)
 
 
@@ -2586,11 +2578,6 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
     return base
 
 
-def asks_our_way(fields: Fields) -> bool:
-    """Whether the codings asked for are our choice; told by identity: a caller's may be equal."""
-    return any(pair is OUR_CODINGS for pair in fields)
-
-
 def with_codings(fields: Fields, decode: bool) -> Fields:
     """The fields, asking for no coding that we would not undo; "identity" means uncoded.
 
@@ -2598,17 +2585,16 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
     (('Accept-Encoding', 'gzip;q=0.5'),)
     """
     headers = Headers(fields)
-    asked = wanted = headers.get("accept-encoding")
-    ours = asks_our_way(fields)
-    if ours and not decode:  # nobody would undo it
-        wanted = None
-    elif ours and "range" in headers:
-        wanted = "identity"  # a part of a gzip is no gzip
+    asked = headers.get("accept-encoding")
+    if asked == "*":  # all that we can undo: no field if nobody would; a part of a gzip is no gzip
+        wanted = ("identity" if "range" in headers else ACCEPT_ENCODING) if decode else None
     elif asked and decode:
         kept = [item.strip() for item in asked.split(",")
                 if item.partition(";")[0].strip().lower() in ACCEPT_ENCODING.split(", ")]
         wanted = ", ".join(kept) or "identity"
-    return fields if wanted == asked else merge_fields(fields, {"Accept-Encoding": wanted})
+    else:
+        return fields
+    return merge_fields(fields, {"Accept-Encoding": wanted})
 
 
 # ==== 12. Session =============================================================
@@ -2627,6 +2613,7 @@ _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 _ROUTING = {"verify", "proxy", "trust_env", "unix_socket", "resolve"}
 Settled = dict[str, Any]  # all settings of a call; under "own" those that it was called with
 Outcome = Union[Response, AsyncGetError]
+Outcomes = AsyncGenerator[tuple[str, Outcome], None]  # each with the URL that it is of
 Urls = Union[Iterable[str], AsyncIterable[str]]
 
 
@@ -2742,13 +2729,16 @@ class Call:
         timeout = settings["timeout"] or self.deadline.seconds
         data = self.render(request, lane)
         latest = next(reversed(lane.idle), None)
-        # If it was in use a moment ago, the loop's two turns in `acquire` would only cost time.
-        warm = latest and latest.loop.time() - latest.since <= IDLE_MOMENT_SECONDS
-        connection = pool.decide(lane) if warm else None
+        if latest and latest.loop.time() - latest.since > IDLE_MOMENT_SECONDS:
+            # The server may have closed it while the loop was busy elsewhere: in two turns
+            # asyncio asks the kernel and receives that.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
         kept = False
         while True:
             # The second time it must be new: a kept one has just failed.
-            connection = connection or await pool.acquire(lane, self.deadline, timeout, fresh=kept)
+            connection = pool.decide(lane) or await pool.acquire(
+                lane, self.deadline, timeout, fresh=kept)
             connection.deadline, connection.trace = self.deadline, self.trace
             kept = connection.exchanges > 0
             try:
@@ -2767,9 +2757,9 @@ class Call:
                     connection.close()
                     raise
             connection.close()
+            pool.drop_idle(lane)  # they have ended, too: `decide` would hand them out singly
             if connection.trace:
                 connection.trace("*", "the kept connection ended unanswered: again, on a new one")
-            connection = None
 
     def keep_cookies(self, request: Request, head: Head) -> None:
         """Give the jar the cookies that a response sets; they replace the call's of that name."""
@@ -2790,10 +2780,10 @@ class Call:
         if proxy and origin.scheme == "http" and not proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(proxy))
-        decode = self.settings["decode"]
-        if fields is not lane.fields or decode != lane.decode:  # else they were rendered before
-            lane.lines = render_fields(with_codings(fields, decode), origin)
-            lane.fields, lane.decode = fields, decode
+        asked = fields, self.settings["decode"]
+        if asked != lane.asked:  # else they were rendered before
+            lane.lines = render_fields(with_codings(*asked), origin)
+            lane.asked = asked
         return render_request(target, lane.lines)
 
     async def finish(self, response: Response) -> None:
@@ -2971,8 +2961,8 @@ class Session:
         return [outcomes[number] for number in sorted(outcomes)]
 
     @spelled_out
-    def as_completed(self, urls: Urls, *, limit: int = 20, **options: Unpack[RequestSettings]
-                     ) -> AsyncGenerator[tuple[str, Outcome], None]:
+    def as_completed(self, urls: Urls, *, limit: int = 20,
+                     **options: Unpack[RequestSettings]) -> Outcomes:
         """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
 
         Beyond these, a URL is taken only when you have taken an outcome: so a million URLs from
@@ -2981,8 +2971,7 @@ class Session:
         """
         return self._outcomes(urls, limit, self._settled(options))
 
-    async def _outcomes(self, urls: Urls, limit: int,
-                        settled: Settled) -> AsyncGenerator[tuple[str, Outcome], None]:
+    async def _outcomes(self, urls: Urls, limit: int, settled: Settled) -> Outcomes:
         """What as_completed gives.
 
         The functions of that name return this, not a generator around it that closes it: were
@@ -3154,8 +3143,7 @@ async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = Fals
 
 
 @spelled_out
-def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
-                 ) -> AsyncGenerator[tuple[str, Outcome], None]:
+def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]) -> Outcomes:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
     return LoneSession(limit=limit, **settings).as_completed(urls, limit=limit)
 
@@ -4290,7 +4278,8 @@ def ask_own_coding(request: Request) -> Request:
     both. It is for what the command line writes in place: other downloads ask for no coding.
     """
     path = request.url.path
-    if asks_our_way(request.fields) and any(re.search(own, path) for own in _OWN_CODINGS.values()):
+    if OUR_CODINGS in request.fields and any(
+            re.search(own, path) for own in _OWN_CODINGS.values()):
         return request.adding("Accept-Encoding", "identity")
     return request
 
@@ -4585,7 +4574,7 @@ class Download(Call):
         self.ranged = "range" in Headers(request.fields)
         self.partial = self.look()
         self.size = self.partial.size if self.partial else 0
-        if not self.in_place and (self.settings["decode"] or asks_our_way(request.fields)):
+        if not self.in_place and (self.settings["decode"] or OUR_CODINGS in request.fields):
             request = request.adding("Accept-Encoding", "identity")
         if self.partial:
             self.asked_rest = True
