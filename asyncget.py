@@ -1829,8 +1829,8 @@ class Inbox(asyncio.Protocol):
     size = 0              # of the pieces
     ended = False
     error: Exception | None = None
-    waiter: asyncio.Future[None] | None = None      # what `read` awaits
-    on_unasked: Callable[[], object] | None = None  # called when anything comes, once
+    waiter: asyncio.Future[None] | None = None      # what `read` awaits, or has awaited
+    on_unasked: Callable[[], object] | None = None  # called when anything comes
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -1860,9 +1860,8 @@ class Inbox(asyncio.Protocol):
     eof_received = feed_eof  # from the server; the transport then closes itself
 
     def _wake(self) -> None:
-        on_unasked, self.on_unasked = self.on_unasked, None
-        if on_unasked:
-            on_unasked()
+        if self.on_unasked:
+            self.on_unasked()
         elif self.waiter and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -1870,10 +1869,7 @@ class Inbox(asyncio.Protocol):
         """All that has come, b"" at the end; raises the connection's error after the last byte."""
         if not self.pieces and not self.ended:
             self.waiter = self.loop.create_future()  # awaited in another loop, it raises
-            try:
-                await self.waiter
-            finally:
-                self.waiter = None
+            await self.waiter
         data = b"".join(self.pieces)
         self.pieces.clear()
         if self.size > INBOX_BYTES and not self.ended:
@@ -1882,34 +1878,6 @@ class Inbox(asyncio.Protocol):
         if not data and self.error:
             raise self.error
         return data
-
-
-def take_over(connection: Connection) -> None:
-    """Put an Inbox in the place of asyncio's StreamReader, if nothing has come to that yet.
-
-    To see that, we run a read by hand: send(None) runs a coroutine up to where it must wait;
-    if it need not wait, it ends, and StopIteration holds what it returns.
-    """
-    reader, transport, protocol = connection.reader, connection.writer.transport, None
-    with contextlib.suppress(AttributeError, NotImplementedError):  # a test's fake, say
-        protocol = transport.get_protocol()
-    # A reader that the caller feeds stays: its bytes may not be the transport's. asyncio's own is
-    # known by its protocol's weak reference to it, which goes when the connection is lost.
-    if (type(protocol) is not asyncio.StreamReaderProtocol
-            or type(reader) is not asyncio.StreamReader or not weakref.getweakrefcount(reader)):
-        return
-    early = reader.read(READ_BYTES)
-    try:
-        early.send(None)
-    except StopIteration as end:
-        connection.rest = end.value
-    except _STREAM_ERRORS:
-        pass  # it will be raised again
-    else:
-        connection.reader = inbox = Inbox()
-        inbox.transport, inbox.replaced = transport, protocol
-        transport.set_protocol(inbox)
-    early.close()
 
 
 class Lane:
@@ -1932,7 +1900,6 @@ class Pool:
 
     closed = False
     served_at = 0.0  # when one who waited on any route was last served
-    opened = staticmethod(take_over)  # Connection.connect calls it
     agent: Fields    # the session's User-Agent, if it has one: for proxies that look at it
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -1948,6 +1915,34 @@ class Pool:
 
     def __repr__(self) -> str:
         return "closed" if self.closed else f"{len(self.all)} of {self.limit} connections"
+
+    def opened(self, connection: Connection) -> None:
+        """Put an Inbox in the place of asyncio's StreamReader, if nothing has come to that yet.
+
+        Connection.connect calls it. To see whether something has come, we run a read by hand:
+        send(None) runs a coroutine up to where it must wait; if it need not wait, it ends, and
+        StopIteration holds what it returns.
+        """
+        reader, transport, protocol = connection.reader, connection.writer.transport, None
+        with contextlib.suppress(AttributeError, NotImplementedError):  # a test's fake, say
+            protocol = transport.get_protocol()
+        # A reader that the caller feeds stays: its bytes may not be the transport's. asyncio's own
+        # is known by its protocol's weak reference to it, which goes when the connection is lost.
+        if (type(protocol) is not asyncio.StreamReaderProtocol
+                or type(reader) is not asyncio.StreamReader or not weakref.getweakrefcount(reader)):
+            return
+        early = reader.read(READ_BYTES)
+        try:
+            early.send(None)
+        except StopIteration as end:
+            connection.rest = end.value
+        except _STREAM_ERRORS:
+            pass  # it will be raised again
+        else:
+            connection.reader = inbox = Inbox()
+            inbox.transport, inbox.replaced = transport, protocol
+            transport.set_protocol(inbox)
+        early.close()
 
     # ---- which connection a request gets
 
@@ -2327,13 +2322,11 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
     clients that failed together do not come back together. Retry-After can make it longer; if it
     asks for more than MAX_RETRY_AFTER_SECONDS, or for something else, this was the last try.
     """
-    if attempt > retries:
-        return None
     status, cause = getattr(outcome, "status", None), getattr(outcome, "__cause__", None)
     lost = (isinstance(outcome, ConnectError) and isinstance(cause, _LOSSES)
             and not isinstance(cause, ssl.SSLError))
-    if not (lost or status in (408, 429, 500, 502, 503, 504)
-            or type(outcome) in (ConnectError, TimedOut, IncompleteBody)):
+    if attempt > retries or not (lost or status in (408, 429, 500, 502, 503, 504)
+                                 or type(outcome) in (ConnectError, TimedOut, IncompleteBody)):
         return None
     delay = 0.5 * 2.0 ** min(attempt - 1, 6) * (1 - os.urandom(1)[0] / 512)
     said = getattr(outcome, "headers", {}).get("retry-after") or "0"
@@ -2757,7 +2750,7 @@ class Call:
                     connection.close()
                     raise
             connection.close()
-            pool.drop_idle(lane)  # they have ended, too: `decide` would hand them out singly
+            pool.drop_idle(lane)  # ended, too, say; one by one, each would count for `rate`
             if connection.trace:
                 connection.trace("*", "the kept connection ended unanswered: again, on a new one")
 
