@@ -1946,24 +1946,6 @@ class Pool:
 
     # ---- which connection a request gets
 
-    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float,
-                      fresh: bool = False) -> Connection:
-        """A connection on the route: a kept one that is alive, or one still to be opened.
-
-        `fresh`: only a new one will do, since a kept one has just failed.
-        Raises TimedOut if for `timeout` seconds (or what the deadline leaves) no connection came
-        free that could serve this route. As long as those ahead are served, the wait goes on.
-        """
-        while True:
-            connection = self.decide(lane) or await self._wait(lane, deadline, timeout)
-            reader = connection.reader  # None: it is new
-            if not reader or not (fresh or connection.closed or reader.pieces or reader.ended):
-                return connection
-            # It has ended since `decide`, say. close() would give its place to the next in turn;
-            # drop() leaves the place to us, and `rate` has counted us already.
-            if not connection.closed:
-                return self.add(self.drop(connection))
-
     def decide(self, lane: Lane) -> Connection | None:
         """The connection for a request, or None while it has to wait."""
         if self.closed:
@@ -2013,10 +1995,14 @@ class Pool:
 
     # ---- who waits
 
-    async def _wait(self, lane: Lane, deadline: Deadline, timeout: float) -> Connection:
-        """Wait in the queue of the route until `serve` hands a connection over.
+    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float,
+                      fresh: bool = False) -> Connection:
+        """Wait in the queue of a route, when `decide` had None, until `serve` hands one over.
 
-        The wait does not count against the call's deadline if a connection comes.
+        `fresh`: only a new one will do, since a kept one has just failed.
+        Raises TimedOut if for `timeout` seconds (or what the deadline leaves) no connection came
+        free that could serve this route. As long as those ahead are served, the wait goes on.
+        It does not count against the call's deadline if a connection comes.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
@@ -2027,11 +2013,13 @@ class Pool:
         allowed = left = patience + self.interval  # a pause for `rate` is not a standstill
         looks = 0  # since time was up
         try:
-            while looks < LAST_TURNS:  # that many more: a free one may be a turn or two away
+            while not future.done():
+                if looks == LAST_TURNS:  # that many more: a free one may be a turn or two away
+                    raise TimedOut(f"no free connection within {patience:g} s (timeout, or what "
+                                   f"the deadline left): {lane.open} to this host and "
+                                   f"{len(self.all)} in all are in use",
+                                   phase="free connection", seconds=patience)
                 await asyncio.wait([future], timeout=left)
-                if future.done():
-                    deadline.until += loop.time() - came
-                    return future.result()
                 # A full route waits for its own connections; any other waits for a place in the
                 # pool, as all routes do.
                 served_at = max(came, (lane if self.is_full(lane) else self).served_at)
@@ -2039,10 +2027,6 @@ class Pool:
                 looks = 0 if left > 0 else looks + 1
                 if looks == 1 and left < -LATE_SECONDS:  # the program was busy: see Clock._wake
                     left = min(-left, allowed)
-            raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the "
-                           f"deadline left): {lane.open} to this host and {len(self.all)} "
-                           "in all are in use",
-                           phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
                 del lane.waiting[future]
@@ -2051,6 +2035,14 @@ class Pool:
             elif not future.exception():  # cancelled when one was handed over: nobody will use it
                 future.result().close()
             raise
+        deadline.until += loop.time() - came
+        connection = future.result()
+        reader = connection.reader  # None: it is new
+        if reader and not connection.closed and (fresh or reader.pieces or reader.ended):
+            # It has ended since `serve`, say. close() would give its place to the next in turn;
+            # drop() leaves the place to us, and `rate` has counted us already.
+            return self.add(self.drop(connection))
+        return connection
 
     # ---- who is next
 
@@ -2732,6 +2724,8 @@ class Call:
             # The second time it must be new: a kept one has just failed.
             connection = pool.decide(lane) or await pool.acquire(
                 lane, self.deadline, timeout, fresh=kept)
+            if connection.closed:  # since it was handed over; the next in turn has its place
+                continue
             connection.deadline, connection.trace = self.deadline, self.trace
             kept = connection.exchanges > 0
             try:
