@@ -1953,7 +1953,7 @@ class Pool:
         if lane.idle and not lane.paused:
             connection, _ = lane.idle.popitem()
             # It is promised now: if the server closed it, on_unasked would close it here as well,
-            # and give its place to the next in turn. `acquire` sees whether it is alive.
+            # and give its place to the next in turn. Call.exchange sees whether it is alive.
             connection.reader.on_unasked = None
         elif self.is_full(lane):
             return None
@@ -1995,11 +1995,9 @@ class Pool:
 
     # ---- who waits
 
-    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float,
-                      fresh: bool = False) -> Connection:
+    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float) -> Connection:
         """Wait in the queue of a route, when `decide` had None, until `serve` hands one over.
 
-        `fresh`: only a new one will do, since a kept one has just failed.
         Raises TimedOut if for `timeout` seconds (or what the deadline leaves) no connection came
         free that could serve this route. As long as those ahead are served, the wait goes on.
         It does not count against the call's deadline if a connection comes.
@@ -2036,13 +2034,7 @@ class Pool:
                 future.result().close()
             raise
         deadline.until += loop.time() - came
-        connection = future.result()
-        reader = connection.reader  # None: it is new
-        if reader and not connection.closed and (fresh or reader.pieces or reader.ended):
-            # It has ended since `serve`, say. close() would give its place to the next in turn;
-            # drop() leaves the place to us, and `rate` has counted us already.
-            return self.add(self.drop(connection))
-        return connection
+        return future.result()
 
     # ---- who is next
 
@@ -2721,11 +2713,14 @@ class Call:
             await asyncio.sleep(0)
         kept = False
         while True:
-            # The second time it must be new: a kept one has just failed.
-            connection = pool.decide(lane) or await pool.acquire(
-                lane, self.deadline, timeout, fresh=kept)
+            connection = pool.decide(lane) or await pool.acquire(lane, self.deadline, timeout)
             if connection.closed:  # since it was handed over; the next in turn has its place
                 continue
+            reader = connection.reader  # None: it is new
+            if reader and (kept or reader.pieces or reader.ended):
+                # A kept one has just failed, or this has ended since it was handed over. close()
+                # would give its place away; drop() leaves it to us, and `rate` has counted us.
+                connection = pool.add(pool.drop(connection))
             connection.deadline, connection.trace = self.deadline, self.trace
             kept = connection.exchanges > 0
             try:
