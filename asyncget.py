@@ -2221,9 +2221,9 @@ def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
     return merge_fields(fields, {**dict.fromkeys(secret), "Host": ""})
 
 
-def next_request(request: Request, hops: list[Response],
+def next_request(request: Request, response: Response,
                  settings: Mapping[str, Any]) -> Request | None:
-    """The request that the last of the responses so far leads to, if any (RFC 9110 15.4).
+    """The request that a response leads to, if any (RFC 9110 15.4); `history` has those before it.
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
                                             are not UTF-8 are asked for as they came
@@ -2241,9 +2241,8 @@ def next_request(request: Request, hops: list[Response],
 
     What was dropped stays dropped, even if a later redirect leads back. With the setting
     trust_redirects only Host is dropped. Raises InvalidURL, ProtocolError for two Locations, and
-    TooManyRedirects, or TooLarge, since all of `hops` are kept.
+    TooManyRedirects, or TooLarge, since all of them are kept.
     """
-    response, limit = hops[-1], settings["max_redirects"]
     locations = set(octets_text(response.raw_head, "location"))
     if (not settings["follow_redirects"] or not any(locations)
             or response.status_code not in (301, 302, 303, 307, 308)):
@@ -2255,11 +2254,11 @@ def next_request(request: Request, hops: list[Response],
     if url.origin.scheme not in settings["redirect_schemes"]:
         raise InvalidURL(f"a redirect to {url}, whose scheme is not among redirect_schemes "
                          "(--proto-redir)", exit_code=1, response=response)
+    hops, limit = [*response.history, response], settings["max_redirects"]
     if sum(len(hop.raw_head) for hop in hops) > MAX_HISTORY_BYTES:
         raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
                        limit=MAX_HISTORY_BYTES, response=response)
     if limit is not None and len(hops) > limit:
-        response.history = hops[:-1]
         raise TooManyRedirects(f"more than {limit} redirects", history=hops, response=response)
     following = request._replace(url=url)
     if url.origin == request.url.origin:
@@ -2626,17 +2625,17 @@ class Call:
         while True:
             request: Request | None = None
             response: Response | None = None
-            history: list[Response] = []
             try:
                 request = self.first_request()
                 response = await self.exchange(request)
                 while response.status_code // 100 == 3 and (following := next_request(
-                        request, [*history, response], self.settings)):
-                    history.append(response)
+                        request, response, self.settings)):
+                    history = [*response.history, response]
+                    response.history = []  # one list for each hop would grow with its square
                     await discard(response)
                     request = following
                     response = await self.exchange(request)
-                response.history = history
+                    response.history = history
                 delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
                 if delay is None:
                     await self.finish(response)

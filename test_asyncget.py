@@ -2435,8 +2435,8 @@ class Section10RedirectsAndRetries(AsyncCase):
 
     def test_which_responses_are_redirects(self) -> None:
         def led(status: int, *fields: bytes) -> str | None:
-            following = next_request(Request(parse_url("http://h/a"), (("Host", ""),)), [response(
-                fields=fields, status=b"HTTP/1.1 %d X" % status)], asyncget.DEFAULTS)
+            following = next_request(Request(parse_url("http://h/a"), (("Host", ""),)), response(
+                fields=fields, status=b"HTTP/1.1 %d X" % status), asyncget.DEFAULTS)
             return following and str(following.url)
 
         for fields in ([], [b"Location:"], [b"Location: ", b"Location:"]):
@@ -2458,7 +2458,7 @@ class Section10RedirectsAndRetries(AsyncCase):
                  trust: bool = False) -> Any:
             moved = response(url=str(request.url), status=b"HTTP/1.1 302 F",
                              fields=[f"Location: {location}".encode()])
-            return next_request(request, [moved], {
+            return next_request(request, moved, {
                 **asyncget.DEFAULTS, "secret_headers": secret, "trust_redirects": trust})
 
         request = Request(parse_url("http://me:pw@h.test/a/b#top"), fields)
@@ -4851,7 +4851,7 @@ class HostileFuzz(Tables):
         self.use_cookies(response)
         asked = Request(BASE, (("Host", ""), ("Cookie", "s")))
         following = None
-        for call in (response.json, lambda: next_request(asked, [response], asyncget.DEFAULTS)):
+        for call in (response.json, lambda: next_request(asked, response, asyncget.DEFAULTS)):
             try:
                 following = call()
             except AsyncGetError as error:
@@ -5544,7 +5544,7 @@ class LinearTime(Tables):
         iter_lines: run(listed(response(b).iter_lines()))
         iter_lines: run(listed(response(*cut(b), fields=[TEXT_FIELD + b"utf-16-be"]).iter_lines()))
         ask_for_tunnel: re.sub(rb"(<[^<>]*>|\s)+", b" ", b)
-        next_request(Request(page, ()), [got(b"Location: " + b, status=b"HTTP/1.1 302 F")], DEFAULTS)
+        next_request(Request(page, ()), got(b"Location: " + b, status=b"HTTP/1.1 302 F"), DEFAULTS)
         redirect_url(got(b"Location: x:" + b, status=b"HTTP/1.1 302 F"))
         with_cookies: Request(page, (("Cookie", t),)).with_cookies([("a", "1")])
         pairs_for: re.findall("(?:^|; )(?:([^=;]+)=)?([^;]*)", t)
@@ -5766,7 +5766,7 @@ class TrustAndSecrets(AsyncCase):
                 fields = [b"Location: " + to.encode("utf-8", "surrogateescape"), *more]
                 got = response(fields=fields, status=b"HTTP/1.1 302 F", url=str(BASE))
                 try:
-                    following = next_request(Request(BASE, ()), [got], asyncget.DEFAULTS)
+                    following = next_request(Request(BASE, ()), got, asyncget.DEFAULTS)
                     self.assertHidden(following, following and following.url)
                 except AsyncGetError as error:
                     self.hidden_error(error)
