@@ -1821,8 +1821,8 @@ class Inbox(asyncio.Protocol):
     size = 0              # of the pieces
     ended = False
     error: Exception | None = None
-    waiter: asyncio.Future[None] | None = None      # what `read` awaits
-    on_unasked: Callable[[], object] | None = None  # called when anything comes, once
+    waiter: asyncio.Future[None] | None = None      # what `read` awaits, or has awaited
+    on_unasked: Callable[[], object] | None = None  # called when anything comes
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -1852,9 +1852,8 @@ class Inbox(asyncio.Protocol):
     eof_received = feed_eof  # from the server; the transport then closes itself
 
     def _wake(self) -> None:
-        on_unasked, self.on_unasked = self.on_unasked, None
-        if on_unasked:
-            on_unasked()
+        if self.on_unasked:
+            self.on_unasked()
         elif self.waiter and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -1862,10 +1861,7 @@ class Inbox(asyncio.Protocol):
         """All that has come, b"" at the end; raises the connection's error after the last byte."""
         if not self.pieces and not self.ended:
             self.waiter = self.loop.create_future()  # awaited in another loop, it raises
-            try:
-                await self.waiter
-            finally:
-                self.waiter = None
+            await self.waiter
         data = b"".join(self.pieces)
         self.pieces.clear()
         if self.size > INBOX_BYTES and not self.ended:
@@ -1876,42 +1872,13 @@ class Inbox(asyncio.Protocol):
         return data
 
 
-def take_over(connection: Connection) -> None:
-    """Put an Inbox in the place of asyncio's StreamReader, if nothing has come to that yet.
-
-    To see that, we run a read by hand: send(None) runs a coroutine up to where it must wait;
-    if it need not wait, it ends, and StopIteration holds what it returns.
-    """
-    reader, transport, protocol = connection.reader, connection.writer.transport, None
-    with contextlib.suppress(AttributeError, NotImplementedError):  # a test's fake, say
-        protocol = transport.get_protocol()
-    # A reader that the caller feeds stays: its bytes may not be the transport's. asyncio's own is
-    # known by its protocol's weak reference to it, which goes when the connection is lost.
-    if (type(protocol) is not asyncio.StreamReaderProtocol
-            or type(reader) is not asyncio.StreamReader or not weakref.getweakrefcount(reader)):
-        return
-    early = reader.read(READ_BYTES)
-    try:
-        early.send(None)
-    except StopIteration as end:
-        connection.rest = end.value
-    except _STREAM_ERRORS:
-        pass  # it will be raised again
-    else:
-        connection.reader = inbox = Inbox()
-        inbox.transport, inbox.replaced = transport, protocol
-        transport.set_protocol(inbox)
-    early.close()
-
-
 class Lane:
     """One route: its connections, and who waits for one."""
 
     open = 0          # how many connections, those in use as well
     served_at = 0.0   # on the loop's clock: when one who waited was last served
     paused = False    # `rate` allows no request yet
-    fields: Any = None  # that were last sent there, and `lines`, their bytes: see Call.render
-    decode = True
+    asked: Any = None  # what Call.render was last asked for there, and `lines`, its bytes
     lines = b""
 
     def __init__(self, route: Route) -> None:
@@ -1925,7 +1892,6 @@ class Pool:
 
     closed = False
     served_at = 0.0  # when one who waited on any route was last served
-    opened = staticmethod(take_over)  # Connection.connect calls it
     agent: Fields    # the session's User-Agent, if it has one: for proxies that look at it
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -1942,32 +1908,35 @@ class Pool:
     def __repr__(self) -> str:
         return "closed" if self.closed else f"{len(self.all)} of {self.limit} connections"
 
-    # ---- which connection a request gets
+    def opened(self, connection: Connection) -> None:
+        """Put an Inbox in the place of asyncio's StreamReader, if nothing has come to that yet.
 
-    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float,
-                      fresh: bool = False) -> Connection:
-        """A connection on the route: a kept one that is alive, or one still to be opened.
-
-        `fresh`: only a new one will do; a kept one has just failed, so the others are closed.
-        Raises TimedOut if for `timeout` seconds (or what the deadline leaves) no connection came
-        free that could serve this route. As long as those ahead are served, the wait goes on.
+        Connection.connect calls it. To see whether something has come, we run a read by hand:
+        send(None) runs a coroutine up to where it must wait; if it need not wait, it ends, and
+        StopIteration holds what it returns.
         """
-        if fresh:  # all at once: `decide` would hand them out singly, and count each for `rate`
-            self.drop_idle(lane)
-        if lane.idle:
-            # The server may have closed some while the loop was busy elsewhere: in two turns
-            # asyncio asks the kernel and receives that.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        while True:
-            connection = self.decide(lane) or await self._wait(lane, deadline, timeout)
-            reader = connection.reader  # None: it is new
-            if not reader or not (fresh or connection.closed or reader.pieces or reader.ended):
-                return connection
-            # It has ended since `decide`, say. close() would give its place to the next in turn;
-            # drop() leaves the place to us, and `rate` has counted us already.
-            if not connection.closed:
-                return self.add(self.drop(connection))
+        reader, transport, protocol = connection.reader, connection.writer.transport, None
+        with contextlib.suppress(AttributeError, NotImplementedError):  # a test's fake, say
+            protocol = transport.get_protocol()
+        # A reader that the caller feeds stays: its bytes may not be the transport's. asyncio's own
+        # is known by its protocol's weak reference to it, which goes when the connection is lost.
+        if (type(protocol) is not asyncio.StreamReaderProtocol
+                or type(reader) is not asyncio.StreamReader or not weakref.getweakrefcount(reader)):
+            return
+        early = reader.read(READ_BYTES)
+        try:
+            early.send(None)
+        except StopIteration as end:
+            connection.rest = end.value
+        except _STREAM_ERRORS:
+            pass  # it will be raised again
+        else:
+            connection.reader = inbox = Inbox()
+            inbox.transport, inbox.replaced = transport, protocol
+            transport.set_protocol(inbox)
+        early.close()
+
+    # ---- which connection a request gets
 
     def decide(self, lane: Lane) -> Connection | None:
         """The connection for a request, or None while it has to wait."""
@@ -1976,7 +1945,7 @@ class Pool:
         if lane.idle and not lane.paused:
             connection, _ = lane.idle.popitem()
             # It is promised now: if the server closed it, on_unasked would close it here as well,
-            # and give its place to the next in turn. `acquire` sees whether it is alive.
+            # and give its place to the next in turn. Call.exchange sees whether it is alive.
             connection.reader.on_unasked = None
         elif self.is_full(lane):
             return None
@@ -2018,10 +1987,12 @@ class Pool:
 
     # ---- who waits
 
-    async def _wait(self, lane: Lane, deadline: Deadline, timeout: float) -> Connection:
-        """Wait in the queue of the route until `serve` hands a connection over.
+    async def acquire(self, lane: Lane, deadline: Deadline, timeout: float) -> Connection:
+        """Wait in the queue of a route, when `decide` had None, until `serve` hands one over.
 
-        The wait does not count against the call's deadline if a connection comes.
+        Raises TimedOut if for `timeout` seconds (or what the deadline leaves) no connection came
+        free that could serve this route. As long as those ahead are served, the wait goes on.
+        It does not count against the call's deadline if a connection comes.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Connection] = loop.create_future()
@@ -2032,11 +2003,13 @@ class Pool:
         allowed = left = patience + self.interval  # a pause for `rate` is not a standstill
         looks = 0  # since time was up
         try:
-            while looks < LAST_TURNS:  # that many more: a free one may be a turn or two away
+            while not future.done():
+                if looks == LAST_TURNS:  # that many more: a free one may be a turn or two away
+                    raise TimedOut(f"no free connection within {patience:g} s (timeout, or what "
+                                   f"the deadline left): {lane.open} to this host and "
+                                   f"{len(self.all)} in all are in use",
+                                   phase="free connection", seconds=patience)
                 await asyncio.wait([future], timeout=left)
-                if future.done():
-                    deadline.until += loop.time() - came
-                    return future.result()
                 # A full route waits for its own connections; any other waits for a place in the
                 # pool, as all routes do.
                 served_at = max(came, (lane if self.is_full(lane) else self).served_at)
@@ -2044,10 +2017,6 @@ class Pool:
                 looks = 0 if left > 0 else looks + 1
                 if looks == 1 and left < -LATE_SECONDS:  # the program was busy: see Clock._wake
                     left = min(-left, allowed)
-            raise TimedOut(f"no free connection within {patience:g} s (timeout, or what the "
-                           f"deadline left): {lane.open} to this host and {len(self.all)} "
-                           "in all are in use",
-                           phase="free connection", seconds=patience)
         except BaseException:
             if not future.done():
                 del lane.waiting[future]
@@ -2056,6 +2025,8 @@ class Pool:
             elif not future.exception():  # cancelled when one was handed over: nobody will use it
                 future.result().close()
             raise
+        deadline.until += loop.time() - came
+        return future.result()
 
     # ---- who is next
 
@@ -2242,9 +2213,9 @@ def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
     return merge_fields(fields, {**dict.fromkeys(secret), "Host": ""})
 
 
-def next_request(request: Request, hops: list[Response],
+def next_request(request: Request, response: Response,
                  settings: Mapping[str, Any]) -> Request | None:
-    """The request that the last of the responses so far leads to, if any (RFC 9110 15.4).
+    """The request that a response leads to, if any (RFC 9110 15.4); `history` has those before it.
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
                                             are not UTF-8 are asked for as they came
@@ -2262,9 +2233,8 @@ def next_request(request: Request, hops: list[Response],
 
     What was dropped stays dropped, even if a later redirect leads back. With the setting
     trust_redirects only Host is dropped. Raises InvalidURL, ProtocolError for two Locations, and
-    TooManyRedirects, or TooLarge, since all of `hops` are kept.
+    TooManyRedirects, or TooLarge, since all of them are kept.
     """
-    response, limit = hops[-1], settings["max_redirects"]
     locations = set(octets_text(response.raw_head, "location"))
     if (not settings["follow_redirects"] or not any(locations)
             or response.status_code not in (301, 302, 303, 307, 308)):
@@ -2276,11 +2246,11 @@ def next_request(request: Request, hops: list[Response],
     if url.origin.scheme not in settings["redirect_schemes"]:
         raise InvalidURL(f"a redirect to {url}, whose scheme is not among redirect_schemes "
                          "(--proto-redir)", exit_code=1, response=response)
+    hops, limit = [*response.history, response], settings["max_redirects"]
     if sum(len(hop.raw_head) for hop in hops) > MAX_HISTORY_BYTES:
         raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
                        limit=MAX_HISTORY_BYTES, response=response)
     if limit is not None and len(hops) > limit:
-        response.history = hops[:-1]
         raise TooManyRedirects(f"more than {limit} redirects", history=hops, response=response)
     following = request._replace(url=url)
     if url.origin == request.url.origin:
@@ -2327,13 +2297,11 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
     clients that failed together do not come back together. Retry-After can make it longer; if it
     asks for more than MAX_RETRY_AFTER_SECONDS, or for something else, this was the last try.
     """
-    if attempt > retries:
-        return None
     status, cause = getattr(outcome, "status", None), getattr(outcome, "__cause__", None)
     lost = (isinstance(outcome, ConnectError) and isinstance(cause, _LOSSES)
             and not isinstance(cause, ssl.SSLError))
-    if not (lost or status in (408, 429, 500, 502, 503, 504)
-            or type(outcome) in (ConnectError, TimedOut, IncompleteBody)):
+    if attempt > retries or not (lost or status in (408, 429, 500, 502, 503, 504)
+                                 or type(outcome) in (ConnectError, TimedOut, IncompleteBody)):
         return None
     delay = 0.5 * 2.0 ** min(attempt - 1, 6) * (1 - os.urandom(1)[0] / 512)
     said = getattr(outcome, "headers", {}).get("retry-after") or "0"
@@ -2360,8 +2328,8 @@ class CookieStore:
 class Jar(Protocol):
     """What a caller's own jar must have; http.cookiejar.CookieJar and requests' jar have it."""
 
-    def add_cookie_header(self, *_: Any, **__: Any) -> object: ...
-    def extract_cookies(self, *_: Any, **__: Any) -> object: ...
+    def add_cookie_header(self, request: Any) -> object: ...
+    def extract_cookies(self, response: Any, request: Any) -> object: ...
 
 
 class RequestSettings(TypedDict, total=False):
@@ -2525,7 +2493,7 @@ def spelled_out(function: Function) -> Function:
 
 # ---- what they put into a request
 
-OUR_CODINGS = ("Accept-Encoding", ACCEPT_ENCODING)
+OUR_CODINGS = ("Accept-Encoding", "?")  # filled in by with_codings, as Host is by render_fields
 DEFAULT_FIELDS = (*PLAIN_FIELDS, OUR_CODINGS)
 
 
@@ -2578,11 +2546,6 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
     return base
 
 
-def asks_our_way(fields: Fields) -> bool:
-    """Whether the codings asked for are our choice; told by identity: a caller's may be equal."""
-    return any(pair is OUR_CODINGS for pair in fields)
-
-
 def with_codings(fields: Fields, decode: bool) -> Fields:
     """The fields, asking for no coding that we would not undo; "identity" means uncoded.
 
@@ -2590,17 +2553,16 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
     (('Accept-Encoding', 'gzip;q=0.5'),)
     """
     headers = Headers(fields)
-    asked = wanted = headers.get("accept-encoding")
-    ours = asks_our_way(fields)
-    if ours and not decode:  # nobody would undo it
-        wanted = None
-    elif ours and "range" in headers:
-        wanted = "identity"  # a part of a gzip is no gzip
+    asked = headers.get("accept-encoding")
+    if asked == "?":  # all that we can undo: no field if nobody would; a part of a gzip is no gzip
+        wanted = ("identity" if "range" in headers else ACCEPT_ENCODING) if decode else None
     elif asked and decode:
         kept = [item.strip() for item in asked.split(",")
                 if item.partition(";")[0].strip().lower() in ACCEPT_ENCODING.split(", ")]
         wanted = ", ".join(kept) or "identity"
-    return fields if wanted == asked else merge_fields(fields, {"Accept-Encoding": wanted})
+    else:
+        return fields
+    return merge_fields(fields, {"Accept-Encoding": wanted})
 
 
 # ==== 12. Session =============================================================
@@ -2619,6 +2581,7 @@ _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 _ROUTING = {"verify", "proxy", "trust_env", "unix_socket", "resolve"}
 Settled = dict[str, Any]  # all settings of a call; under "own" those that it was called with
 Outcome = Union[Response, AsyncGetError]
+Outcomes = AsyncGenerator[tuple[str, Outcome], None]  # each with the URL that it is of
 Urls = Union[Iterable[str], AsyncIterable[str]]
 
 
@@ -2654,17 +2617,17 @@ class Call:
         while True:
             request: Request | None = None
             response: Response | None = None
-            history: list[Response] = []
             try:
                 request = self.first_request()
                 response = await self.exchange(request)
                 while response.status_code // 100 == 3 and (following := next_request(
-                        request, [*history, response], self.settings)):
-                    history.append(response)
+                        request, response, self.settings)):
+                    history = [*response.history, response]
+                    response.history = []  # one list for each hop would grow with its square
                     await discard(response)
                     request = following
                     response = await self.exchange(request)
-                response.history = history
+                    response.history = history
                 delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
                 if delay is None:
                     await self.finish(response)
@@ -2734,13 +2697,21 @@ class Call:
         timeout = settings["timeout"] or self.deadline.seconds
         data = self.render(request, lane)
         latest = next(reversed(lane.idle), None)
-        # If it was in use a moment ago, the loop's two turns in `acquire` would only cost time.
-        warm = latest and latest.loop.time() - latest.since <= IDLE_MOMENT_SECONDS
-        connection = pool.decide(lane) if warm else None
+        if latest and latest.loop.time() - latest.since > IDLE_MOMENT_SECONDS:
+            # The server may have closed it while the loop was busy elsewhere: in two turns
+            # asyncio asks the kernel and receives that.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
         kept = False
         while True:
-            # The second time it must be new: a kept one has just failed.
-            connection = connection or await pool.acquire(lane, self.deadline, timeout, fresh=kept)
+            connection = pool.decide(lane) or await pool.acquire(lane, self.deadline, timeout)
+            if connection.closed:  # since it was handed over; the next in turn has its place
+                continue
+            reader = connection.reader  # None: it is new
+            if reader and (kept or reader.pieces or reader.ended):
+                # A kept one has just failed, or this has ended since it was handed over. close()
+                # would give its place away; drop() leaves it to us, and `rate` has counted us.
+                connection = pool.add(pool.drop(connection))
             connection.deadline, connection.trace = self.deadline, self.trace
             kept = connection.exchanges > 0
             try:
@@ -2759,9 +2730,9 @@ class Call:
                     connection.close()
                     raise
             connection.close()
+            pool.drop_idle(lane)  # ended, too, say; one by one, each would count for `rate`
             if connection.trace:
                 connection.trace("*", "the kept connection ended unanswered: again, on a new one")
-            connection = None
 
     def keep_cookies(self, request: Request, head: Head) -> None:
         """Give the jar the cookies that a response sets; they replace the call's of that name."""
@@ -2782,10 +2753,10 @@ class Call:
         if proxy and origin.scheme == "http" and not proxy.scheme.startswith("socks"):
             target = f"http://{origin.authority}{target}"
             fields = (*fields, *proxy_fields(proxy))
-        decode = self.settings["decode"]
-        if fields is not lane.fields or decode != lane.decode:  # else they were rendered before
-            lane.lines = render_fields(with_codings(fields, decode), origin)
-            lane.fields, lane.decode = fields, decode
+        asked = fields, self.settings["decode"]
+        if asked != lane.asked:  # else they were rendered before
+            lane.lines = render_fields(with_codings(*asked), origin)
+            lane.asked = asked
         return render_request(target, lane.lines)
 
     async def finish(self, response: Response) -> None:
@@ -2964,8 +2935,8 @@ class Session:
         return [outcomes[number] for number in sorted(outcomes)]
 
     @spelled_out
-    def as_completed(self, urls: Urls, *, limit: int = 20, **options: Unpack[RequestSettings]
-                     ) -> AsyncGenerator[tuple[str, Outcome], None]:
+    def as_completed(self, urls: Urls, *, limit: int = 20,
+                     **options: Unpack[RequestSettings]) -> Outcomes:
         """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
 
         Beyond these, a URL is taken only when you have taken an outcome: so a million URLs from
@@ -2974,8 +2945,7 @@ class Session:
         """
         return self._outcomes(urls, limit, self._settled(options))
 
-    async def _outcomes(self, urls: Urls, limit: int,
-                        settled: Settled) -> AsyncGenerator[tuple[str, Outcome], None]:
+    async def _outcomes(self, urls: Urls, limit: int, settled: Settled) -> Outcomes:
         """What as_completed gives.
 
         The functions of that name return this, not a generator around it that closes it: were
@@ -3149,8 +3119,7 @@ async def get_all(urls: Urls, *, limit: int = 20, return_exceptions: bool = Fals
 
 
 @spelled_out
-def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]
-                 ) -> AsyncGenerator[tuple[str, Outcome], None]:
+def as_completed(urls: Urls, *, limit: int = 20, **settings: Unpack[ClientSettings]) -> Outcomes:
     """GET many URLs, `limit` at once, as they finish: see Session.as_completed."""
     return LoneSession(limit=limit, **settings).as_completed(urls, limit=limit)
 
@@ -4283,7 +4252,8 @@ def ask_own_coding(request: Request) -> Request:
     both. It is for what the command line writes in place: other downloads ask for no coding.
     """
     path = request.url.path
-    if asks_our_way(request.fields) and any(re.search(own, path) for own in _OWN_CODINGS.values()):
+    if OUR_CODINGS in request.fields and any(
+            re.search(own, path) for own in _OWN_CODINGS.values()):
         return request.adding("Accept-Encoding", "identity")
     return request
 
@@ -4578,7 +4548,7 @@ class Download(Call):
         self.ranged = "range" in Headers(request.fields)
         self.partial = self.look()
         self.size = self.partial.size if self.partial else 0
-        if not self.in_place and (self.settings["decode"] or asks_our_way(request.fields)):
+        if not self.in_place and (self.settings["decode"] or OUR_CODINGS in request.fields):
             request = request.adding("Accept-Encoding", "identity")
         if self.partial:
             self.asked_rest = True
