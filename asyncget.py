@@ -3418,7 +3418,7 @@ def connection_notes(connection: Connection) -> Iterator[str]:
     yield f"SSL connection using {tls.version()} / {tls.cipher()[0]}"
     cert = tls.getpeercert()
     if cert:  # Python tells nothing of one that was not verified
-        subject, issuer = ("; ".join(f"{_SHORT_NAMES.get(kind, kind)}={text}"
+        subject, issuer = ("; ".join(f"{_SHORT_NAMES.get(kind, kind)}={printable(text)}"
                                      for pairs in cert[name] for kind, text in pairs)
                            for name in ("subject", "issuer"))
         yield f" subject: {subject}"

@@ -968,8 +968,7 @@ class Section5BodyFraming(Tables):
                 for pieces in cuts(wire + extra):
                     self.assertEqual(take(pieces), (payload, extra, trailers))
             for end in range(len(wire)):  # 9112 8: cut short
-                found = {take(filter(None, pieces)) for pieces in cuts(wire[:end])}
-                (came, more, _), = found
+                (came, more, _), = {take(filter(None, pieces)) for pieces in cuts(wire[:end])}
                 self.assertEqual((payload[:len(came)], more), (came, None))
 
     def test_bad_chunks(self) -> None:
@@ -2413,8 +2412,7 @@ class Model:
                 for _ in range(pick.randrange(1, 12)):
                     kind, tag = pick.choice(self.GOOD + self.BAD), f"<{pick.randrange(10**9)}>"
                     url = f"{pick.choice((a, b)).url}/{tag}?{kind}"
-                    call = self.one(case, session, url, kind, tag.encode())
-                    tasks.append(ensure_future(call))
+                    tasks.append(ensure_future(self.one(case, session, url, kind, tag.encode())))
                     if pick.random() < 0.2:
                         get_running_loop().call_later(pick.random() / 200, tasks[-1].cancel)
                 for outcome in await gather(*tasks, return_exceptions=True):
@@ -3237,8 +3235,7 @@ class SocksProxy(Server):
             self.requests.append(start + user + await reader.readexactly(user[-1]))
             writer.write(b"\x01\x00")
         asked = await reader.readexactly(5)
-        size = {1: 3, 3: asked[4], 4: 15}[asked[3]]
-        address = await reader.readexactly(size + 2)
+        address = await reader.readexactly({1: 3, 3: asked[4], 4: 15}[asked[3]] + 2)
         self.requests.append(asked + address)
         writer.write(b"\x05\x00\x00" + asked[3:] + address)  # of any of the three kinds
         await relay(reader, writer, int.from_bytes(address[-2:], "big"), [])
@@ -3314,6 +3311,13 @@ class Section13AddressesAndTLS(AsyncCase):
             error = self.refuses(TLSError, said, asyncget.tls_context, verify, cert, exit_code=code)
             self.assertNotIn("secret", str(error))
 
+    def test_a_certificate_with_controls(self) -> None:
+        """A trace is told its names in one line, fit for a terminal."""
+        opened = mock.MagicMock()
+        cert = opened.writer.get_extra_info().getpeercert()
+        cert.__getitem__.return_value = [[("commonName", "\x1b\r\n")]]
+        self.assertIn(r" subject: CN=\x1b\r\n", [*asyncget.connection_notes(opened)])
+
     async def test_a_certificate_that_is_asked_for_behind_the_handshake(self) -> None:
         """As Apache does for some paths (RFC 8446 4.6.2): it may, if the client has offered it."""
         def ask(_: bytes) -> bytes:
@@ -3358,8 +3362,7 @@ class Section13AddressesAndTLS(AsyncCase):
                     if text:
                         said = f"certificate of {host}:{server.port}.*{way or ''}.*{text}"
                         error = await self.raised(TLSError, call, said, exit_code=60)
-                        other = "trusted" if "Missing" in text else "STRICT"
-                        self.assertNotIn(other, str(error))
+                        self.assertNotIn("trusted" if "Missing" in text else "STRICT", str(error))
                         self.assertEqual((server.requests, count(session)), ([], (done, done, 0)))
                         call = session.get(url, verify=False, proxy=way)
                     self.assertEqual((await call).content, b"ok")
@@ -6672,8 +6675,7 @@ class Scripted:
 
     def filled(self, text: str) -> str:
         """A line or an output, with what is known once there is a server."""
-        port = self.address.partition(":")[2]
-        text = text.replace("{u}", self.url).replace("{port}", port)
+        text = text.replace("{u}", self.url).replace("{port}", self.address.partition(":")[2])
         return text.replace("{host}", self.address).replace("/dev/null", os.devnull)
 
 
