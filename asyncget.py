@@ -1102,7 +1102,11 @@ class Connection(Clock):
         self.silent = True
         self.watch(phase, timeout)
         try:
-            self.writer.write(request)  # no `await drain()` (wait until most is sent): it is short
+            # Once TLS has failed (it has no version then), asyncio before Python 3.11 would write
+            # for ever, and the loop stand still. `receive` reports why.
+            tls = sys.version_info < (3, 11) and self.writer.get_extra_info("ssl_object")
+            if not tls or tls.version():
+                self.writer.write(request)  # it is short: no `await drain()` (till most is sent)
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
         except RuntimeError:  # uvloop's, once it is closed: `receive` tells why
@@ -3412,11 +3416,12 @@ def connection_notes(connection: Connection) -> Iterator[str]:
     remote = connection.addresses[0]
     where = f" ({remote[0]})" if isinstance(remote, tuple) else ""
     yield f"Connected to {connection.route}{where}"
-    tls = connection.writer.get_extra_info("ssl_object")
-    if not tls:
+    info = connection.writer.get_extra_info
+    cipher, cert = info("cipher"), info("peercert")
+    if not cipher:
         return
-    yield f"SSL connection using {tls.version()} / {tls.cipher()[0]}"
-    cert = tls.getpeercert()
+    # If the server has refused us by now, TLS knows no version any more, and getpeercert raises.
+    yield f"SSL connection using {info('ssl_object').version() or 'TLS'} / {cipher[0]}"
     if cert:  # Python tells nothing of one that was not verified
         subject, issuer = ("; ".join(f"{_SHORT_NAMES.get(kind, kind)}={printable(text)}"
                                      for pairs in cert[name] for kind, text in pairs)
