@@ -1039,8 +1039,6 @@ class Connection(Clock):
 
         Raises ConnectError, TLSError, ProxyError or TimedOut; then the caller closes.
         """
-        if self.closed:  # by Session.close, after the pool had handed it over
-            raise why_closed(self)
         self.watch("connection", timeout)
         route = self.route
         # A task of its own, so that `close` can cancel it. Its CancelledError, awaited here, would
