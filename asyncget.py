@@ -628,7 +628,8 @@ def parse_head(raw: bytes) -> Head:
     Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
     """
     if not _HEAD.fullmatch(raw):  # it has folds, or a line that is to blame
-        line, end, block = raw.partition(b"\n")
+        # Routers and a PLC write "HTTP/1.1  200 OK"; RFC 9112 section 4 allows to take that.
+        line, end, block = re.sub(rb"(?<=^HTTP/1\..) +", b" ", raw).partition(b"\n")
         if not re.fullmatch(_STATUS_LINE, line + end):
             raise ProtocolError(f"response head: not an HTTP/1 status line: {shown(line)}",
                                 exit_code=1)
@@ -1110,7 +1111,7 @@ class Connection(Clock):
         except RuntimeError:  # uvloop's, once it is closed: `receive` tells why
             pass
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange (section 12) reads it
-            data, start = self.rest, 0
+            data, start = self.rest or await self.receive(), 0
             while not (end := _HEAD_END.search(data, start)) and len(data) <= MAX_HEAD_BYTES:
                 if data[:7] != b"HTTP/1."[:len(data)]:
                     parse_head(data)  # which raises; only a whole line of HTTP gets further
