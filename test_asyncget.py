@@ -7610,7 +7610,8 @@ class Section20CommandLine(Folder):
         ("--url-query a=b|c --url-query +d%20e", "GET /?a=b+c&d%20e HTTP/1.1", "GET"),
         ("-z 06|Nov|1994|08:49:37|GMT", "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT", ""),
         ("-z -heads", "If-Unmodified-Since: Sun, 09 Sep 2001 01:46:40 GMT", ""),
-        ("-z 1|Jan|2020", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT", ""),
+        *((f"-z {when}", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT", "") for when in (
+            "1|Jan|2020", "1-Jan-2020", "Wed,|1|Jan|2020", "Jan|1|2020")),
         ("-e ;auto", "", ""), *((f"-z {when}", "", "") for when in (
             "26|Nov|2026|9:30:49|IST", "26|Nov|2026|9:30:49|PM|EST", "32|Jan|2026",
             "1|Jan|2026|9:30:49|pm", "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
