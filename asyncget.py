@@ -5010,7 +5010,7 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
     with contextlib.suppress(ValueError, OverflowError, OSError):  # in a year that no calendar has
         if exists(text):
             text = formatdate(getmtime(text))
-        date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00")
+        date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00 GMT")
         # parsedate_tz takes other names (IST, PM) for UTC, "2026 Jan 5" for the year 2010. Then the
         # file is asked for without a date.
         if date and date[2] < 32 and not re.search(
