@@ -4085,8 +4085,7 @@ class Section15Cookies(Tables):
         out), then the oldest; and endless subdomains push out nobody else's."""
         many, theirs = ["x=" + "y" * 4096, *(f"a{i}=1" for i in range(100))], JarAndMapping()
         asyncget.OthersJar(theirs).store(parse_url("http://a.test/"), many)
-        for jar in setting("http://a.test/", *many), theirs:
-            self.assertEqual(len(jar), asyncget.MAX_SET_COOKIES - 1)  # one was too long
+        self.assertEqual([len(setting("http://a.test/", *many)), len(theirs)], [49] * 2)  # of 50
         with patch("asyncget.MAX_SITE_COOKIES", 10), patch("time.time", lambda: NOW):
             jar = setting("http://victim.test/", "v=1")
             setting("https://a.test/", "old=1", "sid=1; Secure", jar=jar)
@@ -4587,8 +4586,7 @@ BASE = parse_url("http://h.test/a/b?q#f")
 # ---- the second opinion: RFC 9112 once more, written without a look at the module's grammar;
 # what codings are undone to, zlib and Section8Decoding know
 
-TEXT = rb"[^\0\r\n]*"
-PRINTED = rb"[\t -~\x80-\xff]*"  # where something is decided from it
+TEXT, PRINTED = rb"[^\0\r\n]*", rb"[\t -~\x80-\xff]*"  # that: where something is decided from it
 EOL = rb"\r?\n"  # a lone LF ends a line of a head (9112 2.2), as section 4 of the module says
 FIELD = (rb"[!#-'*+.0-9A-Z^-z|~-]+:" + TEXT +
          rb"(?:" + EOL + rb"[ \t]+" + TEXT + rb")*" + EOL)  # with obs-fold (5.2)
@@ -5256,8 +5254,7 @@ class Varied(Double):
         answer(b"", "Location: /x", status="302 F"), CHUNKED + b"2\r\nok\r\n0\r\nX: y\r\n\r\n",
         answer(b"ok", "Set-Cookie: a=%d; Path=/"), OK + b"Content-Length: 9\r\n\r\ncut",
         answer(b"no", status="503 S"), b"HTTP/1.1 junk\r\n\r\n", answer(b"ok"), answer(b"ok"),
-        answer(b"ok"),
-        OK + b"Connection: x%d\r\nContent-Length: 2\r\n\r\nok"]
+        answer(b"ok"), OK + b"Connection: x%d\r\nContent-Length: 2\r\n\r\nok"]
     number = 0
 
     def write(self, head: Any) -> None:
@@ -7611,8 +7608,7 @@ class Section20CommandLine(Folder):
         ("--url-query a=b|c --url-query +d%20e", "GET /?a=b+c&d%20e HTTP/1.1", "GET"),
         ("-z 06|Nov|1994|08:49:37|GMT", "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT", ""),
         ("-z -heads", "If-Unmodified-Since: Sun, 09 Sep 2001 01:46:40 GMT", ""),
-        *((f"-z {when}", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT", "") for when in (
-            "1|Jan|2020", "1-Jan-2020", "Wed,|1|Jan|2020", "Jan|1|2020")),
+        ("-z 1-Jan-2020", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT", ""),
         ("-e ;auto", "", ""), *((f"-z {when}", "", "") for when in (
             "26|Nov|2026|9:30:49|IST", "26|Nov|2026|9:30:49|PM|EST", "32|Jan|2026",
             "1|Jan|2026|9:30:49|pm", "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
@@ -7862,8 +7858,7 @@ class Section20CommandLine(Folder):
                 self.assertLessEqual(max(map(len, lines)), columns - 1)
                 self.assertGreater(len(lines), 4)
                 self.assertLessEqual(len(lines), (time.monotonic() - started) / seconds + 4)
-            self.assertRegex(self.in_terminal("-o o2 {u}/f", columns=0)[0],  # 0: it does not know
-                             r"[1-8]\d%.*B/s.*left\r")
+            self.assertRegex(self.in_terminal("-o o {u}/f", columns=0)[0], r"[1-8]\d%.*B/s.*left\r")
             for quiet in "-s", "--no-progress-meter":
                 self.assertEqual(self.in_terminal(f"{quiet} -o o2 {{u}}/f"), ("", 0))
             self.assertEqual(self.in_terminal("{u}/f"), ("x" * 6000, 0))
@@ -8130,8 +8125,7 @@ class TheParts(AsyncCase):
             async with scripted(script, tls=tls) as server, two.Session(
                     base_url=server.url, retries=lambda *_: 0.0, **plain) as session:
                 got = await session.get("here", params={"q": 1})
-                self.assertEqual(got.text, "hello")
-                self.assertEqual([hop.status for hop in got.history], [302])
+                self.assertEqual((got.text, [hop.status for hop in got.history]), ("hello", [302]))
                 async with session.stream("again") as streamed:
                     self.assertEqual([line async for line in streamed.iter_lines()], ["again"])
                 many = await session.get_all(["a", "b"], limit=1)
