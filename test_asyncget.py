@@ -8173,8 +8173,6 @@ SIZES = {"I": (865, 6660), "II": (1867, 15_920), "III": (2486, 21_960), "IV": (3
 # The text itself: its map, its layers, its examples.
 
 
-
-
 @functools.cache
 def tokens_of(source: str) -> list[tokenize.TokenInfo]:
     """The tokens of code: no comments, docstrings or blank lines."""
