@@ -1825,7 +1825,7 @@ class Inbox(asyncio.Protocol):
     ended = False
     error: Exception | None = None
     waiter: asyncio.Future[None] | None = None      # what `read` awaits, or has awaited
-    on_unasked: Callable[[], object] | None = None  # called when anything comes
+    on_unasked: Callable[[], object] | None = None  # called when anything comes, once
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -1855,8 +1855,9 @@ class Inbox(asyncio.Protocol):
     eof_received = feed_eof  # from the server; the transport then closes itself
 
     def _wake(self) -> None:
-        if self.on_unasked:
-            self.on_unasked()
+        on_unasked, self.on_unasked = self.on_unasked, None  # closed, it refers to nobody
+        if on_unasked:
+            on_unasked()
         elif self.waiter and not self.waiter.done():
             self.waiter.set_result(None)
 
