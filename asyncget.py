@@ -1108,8 +1108,8 @@ class Connection(Clock):
                 self.writer.write(request)  # it is short: no `await drain()` (till most is sent)
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
-        except RuntimeError:  # uvloop's, once it is closed: `receive` tells why
-            pass
+        except RuntimeError as error:  # uvloop's, after a reset
+            raise failure(self, ConnectionResetError(str(error))) from error
         for self.interim in range(MAX_INTERIM + 1):  # Call.exchange (section 12) reads it
             data, start = self.rest or await self.receive(), 0
             while not (end := _HEAD_END.search(data, start)) and len(data) <= MAX_HEAD_BYTES:
@@ -2557,16 +2557,14 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
     (('Accept-Encoding', 'gzip;q=0.5'),)
     """
     headers = Headers(fields)
-    asked = headers.get("accept-encoding")
+    asked = wanted = headers.get("accept-encoding")
     if asked == "?":  # all that we can undo: no field if nobody would; a part of a gzip is no gzip
         wanted = ("identity" if "range" in headers else ACCEPT_ENCODING) if decode else None
     elif asked and decode:
         kept = [item.strip() for item in asked.split(",")
                 if item.partition(";")[0].strip().lower() in ACCEPT_ENCODING.split(", ")]
         wanted = ", ".join(kept) or "identity"
-    else:
-        return fields
-    return merge_fields(fields, {"Accept-Encoding": wanted})
+    return fields if wanted == asked else merge_fields(fields, {"Accept-Encoding": wanted})
 
 
 # ==== 12. Session =============================================================
@@ -5011,7 +5009,8 @@ def condition(minus: str, text: str) -> dict[str, str | None]:
     with contextlib.suppress(ValueError, OverflowError, OSError):  # in a year that no calendar has
         if exists(text):
             text = formatdate(getmtime(text))
-        date = parsedate_tz(text) or parsedate_tz(text + " 00:00:00 GMT")
+        date = (parsedate_tz(text) or parsedate_tz(text + " GMT")
+                or parsedate_tz(text + " 00:00:00 GMT"))
         # parsedate_tz takes other names (IST, PM) for UTC, "2026 Jan 5" for the year 2010. Then the
         # file is asked for without a date.
         if date and date[2] < 32 and not re.search(
