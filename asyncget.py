@@ -590,7 +590,7 @@ _ELEMENT = re.compile(rb"[^, \t](?:[^,]*[^, \t])?")
 class Head(NamedTuple):
     """A response head that parse_head has checked."""
 
-    raw: bytes     # as received, but unfolded, with the empty line
+    raw: bytes     # as received, with the empty line; unfolded, one blank before the status
     status: int    # 100 to 999
     # Only the fields that we decide from, five at most: in lower case, blanks not stripped,
     # repeats joined with commas (RFC 9110 5.3).
@@ -1114,7 +1114,7 @@ class Connection(Clock):
             data, start = self.rest or await self.receive(), 0
             while not (end := _HEAD_END.search(data, start)) and len(data) <= MAX_HEAD_BYTES:
                 if data[:7] != b"HTTP/1."[:len(data)]:
-                    parse_head(data)  # which raises; only a whole line of HTTP gets further
+                    parse_head(data)  # which raises: this begins no status line
                 arrived = await self.receive()
                 if not arrived and not data:
                     raise IncompleteBody(f"empty reply from {self.route}", exit_code=52)
