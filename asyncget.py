@@ -1869,7 +1869,8 @@ class Inbox(asyncio.Protocol):
         data = b"".join(self.pieces)
         self.pieces.clear()
         if self.size > INBOX_BYTES and not self.ended:
-            self.transport.resume_reading()
+            with contextlib.suppress(AttributeError):  # up to Python 3.10, TLS has just ended
+                self.transport.resume_reading()
         self.size = 0
         if not data and self.error:
             raise self.error
@@ -3445,7 +3446,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
         error = error.__context__ or ConnectionResetError("closed in the handshake")
     # OverflowError: port 99999, say. Up to Python 3.10 asyncio.TimeoutError is not an OSError.
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
-        return error  # a bug in the caller's own streams
+        raise error  # a bug in the caller's own streams (returned, it would be its own cause)
     proxy = None if where is route else where
     asked, took = proxy or route.origin, after(connection)
     text = str(error) or type(error).__name__
