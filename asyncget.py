@@ -3335,11 +3335,14 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
-    authorities = {}
+    authorities: dict[str, Any] = {}
     used, exit_code = f"verify={verify!r} (--cacert)", 77
     try:
-        if not isinstance(verify, bool):
-            authorities["capath" if os.path.isdir(verify) else "cafile"] = verify
+        if verify is not True:
+            # For False it is a folder that need not exist, so that the system's store is not read:
+            # up to Python 3.12, one broken certificate in Windows' raises.
+            folder = verify is False or os.path.isdir(verify)
+            authorities["capath" if folder else "cafile"] = verify or "-"
         context = ssl.create_default_context(**authorities)
         if context.post_handshake_auth is False:  # some servers ask for `cert` only at some paths
             context.post_handshake_auth = True
