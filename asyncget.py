@@ -1103,7 +1103,7 @@ class Connection(Clock):
         try:
             # Once TLS has failed (it has no version then), asyncio before Python 3.11 would write
             # for ever, and the loop stand still. `receive` reports why.
-            tls = sys.version_info < (3, 11) and self.writer.get_extra_info("ssl_object")
+            tls: Any = sys.version_info < (3, 11) and self.writer.get_extra_info("ssl_object")
             if not tls or tls.version():
                 self.writer.write(request)  # it is short: no `await drain()` (till most is sent)
         except _STREAM_ERRORS as error:
