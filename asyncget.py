@@ -1182,7 +1182,7 @@ class Connection(Clock):
         self.owner.forget(self)
 
 
-def far_end(connection: Connection) -> Any:
+def far_end(connection: Connection) -> Route | Proxy:
     """Whom we speak to, for error texts: the route, or the proxy alone until it is reached."""
     route = connection.route
     return route.proxy if route.proxy and connection.phase == "connection" else route
@@ -3335,14 +3335,15 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
     if isinstance(verify, ssl.SSLContext):
         raise TLSError("cert= goes with verify= as a path; load it into your SSLContext",
                        exit_code=58)
-    authorities: dict[str, Any] = {}
+    authorities = {}
     used, exit_code = f"verify={verify!r} (--cacert)", 77
     try:
-        if verify is not True:
-            # For False it is a folder that need not exist, so that the system's store is not read:
-            # up to Python 3.12, one broken certificate in Windows' raises.
-            folder = verify is False or os.path.isdir(verify)
-            authorities["capath" if folder else "cafile"] = verify or "-"
+        if not isinstance(verify, bool):
+            authorities["capath" if os.path.isdir(verify) else "cafile"] = verify
+        elif not verify:
+            # A folder that need not exist, so that the system's store is not read: up to Python
+            # 3.12, one broken certificate in Windows' raises.
+            authorities["capath"] = "-"
         context = ssl.create_default_context(**authorities)
         if context.post_handshake_auth is False:  # some servers ask for `cert` only at some paths
             context.post_handshake_auth = True
@@ -3450,7 +3451,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     # OverflowError: port 99999, say. Up to Python 3.10 asyncio.TimeoutError is not an OSError.
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
         raise error  # a bug in the caller's own streams (returned, it would be its own cause)
-    proxy = None if where is route else where
+    proxy = where if isinstance(where, Proxy) else None
     asked, took = proxy or route.origin, after(connection)
     text = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -4470,7 +4471,7 @@ def sync(file: io.FileIO) -> None:
             raise
 
 
-def publish_part(file: Any, path: str, size: int, overwrite: bool) -> None:
+def publish_part(file: IO[bytes], path: str, size: int, overwrite: bool) -> None:
     """Rename a .part to PATH, if it is still the file that we have written.
 
     A rename would replace a file that has come to PATH by now; os.link refuses to.

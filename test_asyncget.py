@@ -3308,12 +3308,13 @@ class Section13AddressesAndTLS(AsyncCase):
         self.assertEqual(asyncget.handshake_hint("BAD_DECRYPT"), "")  # none where none is due
         self.assertEqual(asyncget.certificate_hint(mock.Mock(verify_code=9), True), "")  # too early
         self.assertIn("cert=", asyncget.handshake_hint("SSLV3_ALERT_BAD_CERTIFICATE"))  # Go's
-        default = asyncget.tls_context(True)
-        self.assertIs(default, asyncget.tls_context(True))  # each get() has a session of its own
+        # Each get() has a session of its own.
+        self.assertIs(default := asyncget.tls_context(True), asyncget.tls_context(True))
         with patch.dict(os.environ, SSL_CERT_FILE=pem("ca")):
             self.assertIsNot(default, asyncget.tls_context(True))
         self.assertIsNot(default, asyncget.tls_context(True, minimum=ssl.TLSVersion.TLSv1_3))
-        self.assertEqual((default.verify_mode, default.check_hostname), (ssl.CERT_REQUIRED, True))
+        for trusting in default, asyncget.new_context(""):  # "": the store, as True
+            self.assertEqual((trusting.verify_mode, trusting.check_hostname), (ssl.CERT_REQUIRED, 1))
         # a file takes the store's place: CVE-2016-9015
         self.assertEqual(len(asyncget.tls_context(pem("ca")).get_ca_certs()), 1)
         locked = (pem("client"), pem("encrypted_key"))
