@@ -4190,7 +4190,7 @@ _VALIDATOR = (r'"[\x21\x23-\x7e]{0,500}"'
               r"|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
 _SIDECAR = rf"({_VALIDATOR}|)\n([0-9]{{1,18}}|None)\n([0-9a-f]{{64}})\n"
 SIDECAR_BYTES = 1024             # read of a sidecar; ours have at most 587
-# How a file system says that it cannot do a thing: as it lacks it, or for this file.
+# How a file system says that it cannot do a thing, at all or with this file.
 _CANNOT = errno.EPERM, errno.EBUSY, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP
 
 
@@ -4198,9 +4198,9 @@ class Partial(NamedTuple):
     """What is on the disk of a file: the size of PATH.part, and what the sidecar says."""
 
     size: int             # bytes in PATH.part; 0 where there is none
-    validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '': cannot be resumed
+    validator: str        # '"v1"', or 'Sun, 06 Nov 1994 08:49:37 GMT'; '': only -C goes on
     length: str           # of the whole file: '11', or 'None' if unknown
-    source: str           # which URLs it is from: see source_of; '' (in no sidecar): any
+    source: str           # which URLs it is from: see source_of; '' (with -C): any
 
 
 def strong_validator(headers: Headers) -> str:
@@ -4226,9 +4226,9 @@ def strong_validator(headers: Headers) -> str:
 def source_of(response: Response) -> str:
     """A digest of the URL that was asked for and of the one that answered.
 
-    Two files can have the same ETag, "1" say, so their URLs count, too. The second loses its
-    query: release servers redirect to a link that is signed for this request alone. It is
-    a digest, as a query may hold a password, which the sidecar must not show.
+    Two files can have the same ETag, "1" say, so their URLs count, too. The URL that answered
+    loses its query: release servers redirect to a link that is signed for this request alone.
+    A digest, since a query may hold a password, which the sidecar must not show.
     """
     import hashlib
     asked, answered = [*response.history, response][0].url, response.url.partition("?")[0]
@@ -4289,7 +4289,7 @@ def length_of_rest(response: Response, partial: Partial) -> int | None:
     Content-Range is right. We compare with it and parse none: `5-4/11` or `+5-10/11` cannot pass.
     """
     length = {206: body_length(response), 416: 0}.get(response.status_code)
-    if length is None:  # the rest could end anywhere, and look whole
+    if length is None:  # without one, the rest could end anywhere, and look whole
         return None
     end, validator, headers = partial.size + length, partial.validator, response.headers
     right = f"bytes {partial.size}-{end - 1}/{end}" if length else f"bytes */{end}"
@@ -4352,7 +4352,7 @@ def check_ours(file: IO[bytes]) -> int:
     """
     found = os.fstat(file.fileno())
     theirs = sys.platform != "win32" and found.st_uid != os.geteuid()
-    if theirs:  # or on a mount whose files show another owner: then a new one of ours does, too
+    if theirs:  # some mounts show another owner than us: then also for a new file of ours
         from tempfile import TemporaryFile
         with TemporaryFile(dir=dirname(file.name) or ".") as ours:
             theirs = found.st_uid != os.fstat(ours.fileno()).st_uid
@@ -4420,8 +4420,8 @@ def claim_part(file: io.FileIO, partial: Partial | None) -> None:
         raise OSError("another download is writing it") from None
     except OSError:  # a file system without locks
         pass
-    # `partial` was read before the lock was ours: another download may have had it since, and
-    # have added to the file, or renamed it.
+    # `partial` was read before the lock was ours: another download may have had the lock
+    # meanwhile, and have added to the file, or renamed it.
     check_ours(file)
     if partial not in (None, read_sidecar(file.name)):
         raise OSError("another download has changed what there was")
@@ -4430,7 +4430,7 @@ def claim_part(file: io.FileIO, partial: Partial | None) -> None:
 def copy_rights(descriptor: int, path: str) -> None:
     """Let nobody read a .part, an open file, who may not read the PATH that it will replace.
 
-    Not by its name: under that, others may have put a link to another file of ours.
+    By its descriptor, since at its name others may have put a link to another file of ours.
     """
     if sys.platform == "win32" or not is_plain(path):
         return
@@ -4439,7 +4439,7 @@ def copy_rights(descriptor: int, path: str) -> None:
         os.chmod(descriptor, mode)
     if sys.platform == "linux":
         acl = "system.posix_acl_access"  # the group bits are just a mask of this list
-        try:  # in this order: without a list, the mask would be the group's rights
+        try:  # the old list is not removed first: without one, the mask is the group's rights
             os.setxattr(descriptor, acl, os.getxattr(path, acl))
         except OSError:
             with contextlib.suppress(OSError):
@@ -4460,8 +4460,9 @@ def write_sidecar(part: str, response: Response) -> None:
 
 
 def sync(file: io.FileIO) -> None:
-    """Have all that was written on the disk, where the file system can tell that (some mounts
-    cannot). Without, a power cut could leave a PATH whose bytes never got there.
+    """Wait until all that was written is on the disk, if the file system can do that.
+
+    Otherwise a power cut could leave a PATH whose bytes never got there.
     """
     try:
         os.fsync(file.fileno())
@@ -4474,7 +4475,7 @@ def sync(file: io.FileIO) -> None:
 def publish_part(file: IO[bytes], path: str, size: int, overwrite: bool) -> None:
     """Rename a .part to PATH, if it is still the file that we have written.
 
-    A rename would replace a file that has come to PATH by now; os.link refuses to.
+    Without `overwrite` os.link does it: a rename would replace a file that has come meanwhile.
     """
     part = file.name
     if check_ours(file) != size:
@@ -4549,8 +4550,9 @@ class Download(Call):
     def first_request(self) -> Request:
         """The request for the rest of a file, or for all of it if nothing is there to go on from.
 
-        If-Range makes the server send all of it if it has changed. No coding is asked for: a range
-        would be of coded bytes, and coding a file twice need not give the same bytes.
+        If-Range makes the server send all of it if it has changed. No coding is asked for (but for
+        one in headers= with decode=False): a range would be of coded bytes, and coding a file
+        twice need not give the same bytes.
         """
         request = super().first_request()
         self.ranged = "range" in Headers(request.fields)
@@ -4817,9 +4819,9 @@ SECRET_NAMES = (  # of fields whose values are secrets
     r"|(api|auth|access|functions|master|private|subscription|signature)[-_]?key)")
 WIPE = "\r\x1b[K"  # takes the progress line off a terminal
 BINARY = "binary output could upset the terminal; use -o FILE, or -o - to see it all the same"
-# A line is a flag's definition as well as its help: `known_flags`, below, reads both texts. The
-# word in capitals is the kind of its value, as in VALUES; with three dots the flag may be given
-# repeatedly. A line that begins with three spaces only says what to do without that flag.
+# A line is a flag's definition as well as its help: `known_flags` reads FLAGS and MORE_FLAGS. The
+# word in capitals is the kind of its value, as in VALUES; after three dots, all values of the flag
+# count, not just the last. A line that begins with three spaces says what to do without that flag.
 FLAGS = """\
 usage: asyncget [flags] URL...      (--help all: the other flags)
 
@@ -4898,7 +4900,7 @@ TLS
   --tlsv1.2                   version 1.2 at least
   --tlsv1.3                   version 1.3 at least
 time
-  -y --speed-time SECONDS     the longest silence (30, or -m); 0 is no limit
+  -y --speed-time SECONDS     the longest silence (30, or -m if longer); 0: no limit
   -Y --speed-limit BYTES      at least this many a second, over that time
   --limit-rate BYTES          at most this many a second
   --rate NUMBER/UNIT          at most this many to one host: 10/s, 30/m
@@ -4956,7 +4958,7 @@ curl's, but not here
    -O- -qO-                   wget's; here stdout is the default
    -P -t --no-check-certificate --spider  wget's; here --output-dir, --retry, -k, -I
    -0 --http1.0 --http2-prior-knowledge --http3  HTTP/1.1 is spoken
-   --digest --ntlm --negotiate --anyauth  -u is Basic, --oauth2-bearer the rest
+   --digest --ntlm --negotiate --anyauth  -u is Basic, --oauth2-bearer is Bearer
 """
 Options = types.SimpleNamespace  # an attribute for each flag
 
@@ -5220,11 +5222,11 @@ def expand_glob(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     """
     pieces = re.split(_GLOB, text)
     choices = [*map(glob_values, pieces[1::2])]
-    # [::1] as host, [] anywhere, and what stands after a backslash
+    # Brackets that are no glob: [::1] as host, [] anywhere, and what stands after a backslash.
     literal = r"(([^/]*//)?\[[0-9A-Fa-f:.]*(%[^][{}]*)?\])?(\\[][{}]|[^][{}]|\[\])*"
     if (not 0 < math.prod(map(len, choices)) <= MAX_GLOB
             or not re.fullmatch(literal, " ".join(pieces[::2]))):
-        raise AsyncGetError(f"not one URL to {MAX_GLOB}, or a bracket or brace without its end: "
+        raise AsyncGetError(f"not 1 to {MAX_GLOB} URLs, or a bracket or brace without its end: "
                             f"{masked(text)}; -g takes it as it is", exit_code=3)
     for values in itertools.product(*choices):
         pieces[1::2] = values
@@ -5246,8 +5248,8 @@ def allows(text: str | None, scheme: str) -> bool:
     return True
 
 
-# The Transfer (below) of the running task: the library calls `open_by_flags` with just a host and
-# a port, and this says which URL they are for.
+# The Transfer (below) of the running task: the library tells `open_by_flags` a host and a port,
+# but not which URL they are for.
 TRANSFER: contextvars.ContextVar[Transfer] = contextvars.ContextVar("TRANSFER")
 
 
@@ -5269,7 +5271,7 @@ async def open_by_flags(host: str, port: int, **how: Any) -> Any:
 
 
 def set_proxies(options: Options) -> None:
-    """Set -x and --noproxy as environment variables: the library reads them for each hop."""
+    """Set -x and --noproxy as environment variables: the library reads them for each origin."""
     proxy = options.proxy
     if options.socks5:
         proxy = f"socks5://{options.socks5}"
@@ -5380,6 +5382,7 @@ def open_session(options: Options) -> Session:
     session.connect_timeout = options.connect_timeout
     if options.proxy_user:
         from urllib.parse import quote
+        # "%" stays: curl, too, takes it for percent-encoding here.
         session.proxy_userinfo = quote(os.fsencode(options.proxy_user), safe=":%")
     session.tls_version = (options.tlsv1_3 and ssl.TLSVersion.TLSv1_3
                            or options.tlsv1_2 and ssl.TLSVersion.TLSv1_2 or None)
@@ -5513,7 +5516,7 @@ class Enough(Exception):
 
 
 # Stands for the response if none has come: -w needs its attributes. In its timing `reused` is
-# True, as no connection was opened for it.
+# True, so that -w counts no connection for it.
 NO_RESPONSE: Any = types.SimpleNamespace(
     started=0.0, history=[], timing=Timing(0.0, 0.0, 0.0, 0.0, True), addresses=(None, None),
     proxied=False, raw_head=b"", status_code=0, http_version="HTTP/0", headers=Headers(),
@@ -5524,8 +5527,8 @@ class Transfer(Download):
     """One URL, from its flags to its report: where its body goes, what has become of it.
 
     Most files are written to a .part first, as in `download`. Written in place, as by curl, are
-    stdout; a device such as /dev/null; a file that begins with the head (-i, -I); with -C, what
-    has its final name already.
+    stdout; what `written_in_place` is true of, /dev/null say; a file that begins with the head
+    (-i, -I); with -C, what has its final name already.
     """
 
     number: int            # its place in the order given
@@ -5658,7 +5661,7 @@ class Transfer(Download):
             return Partial(offset, self.validator, "None", "")
         if offset and self.in_place:
             self.resume = True  # a next try asks again
-            raise AsyncGetError("the server does not go on in the middle: -C is not for it",
+            raise AsyncGetError("the server does not send just this rest: without -C it sends all",
                                 exit_code=33)
         return None
 
@@ -5715,13 +5718,13 @@ class Transfer(Download):
         complete = status == 416 and self.partial  # if it fits: Download.finish checks
         if options.fail and not complete:
             response.raise_for_status()
-        self.window = time.monotonic(), 0  # the bytes received by then: speed is measured from it
+        self.window = time.monotonic(), 0  # with the bytes by then: speed is measured from there
         if not self.path and not self.in_place:
             disposition = headers.get("content-disposition", "")
             name = name_from_header(disposition) or name_from_url(self.url)
             with disk_errors(name):
                 self.place(name)
-        if status == 206 and self.in_place and modified > self.changed:  # the file is an older one
+        if status == 206 and self.in_place and modified > self.changed:  # ours is older
             self.resume = False
             response.close()
             raise Anew
@@ -5972,7 +5975,7 @@ class Command:
             self.drawn = True
 
     def wipe(self) -> None:
-        """Take off the progress line, if we drew one: it may be a line that `| cat` wrote."""
+        """Take off the progress line if we drew it: else `| cat`, say, may have written there."""
         if self.drawn:
             tell(WIPE)
             self.drawn = False
@@ -6074,10 +6077,10 @@ def interrupted(*_: object) -> None:
     if sys.stderr.isatty():
         os.write(2, WIPE.encode())  # the prompt belongs on a line of its own
     if sys.platform == "win32":
-        os._exit(0xC000013A - 2**32)  # as Ctrl-C ends all there; the signal's 3 is a bad URL's code
+        os._exit(0xC000013A - 2**32)  # Ctrl-C's own code; the signal's would be 3, for a bad URL
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.raise_signal(signal.SIGINT)
-    os._exit(130)  # the first process of a container, which this signal does not end
+    os._exit(130)  # in a container's first process, which this signal does not end
 
 
 def fill_descriptors() -> None:
@@ -6097,8 +6100,8 @@ def fill_descriptors() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: do what the arguments say, and return curl's exit code.
 
-    Called without any, it takes those of the process, and ends it. It is for a process of its own:
-    -x sets environment variables, and Ctrl-C then ends it at once.
+    Without arguments given, it takes those of the process, and ends that. Call it in a process
+    of its own: -x sets environment variables, and from then on Ctrl-C ends the process at once.
     """
     import signal
     if arguments is None:
