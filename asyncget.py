@@ -4913,7 +4913,7 @@ output
   --out-null                  throw it away; counts as an -o
   --no-clobber                write FILE.1 rather than overwrite FILE
   -R --remote-time            give the file the server's date
-  --remove-on-error           (on: it stays FILE.part; not with -i, -I)
+  --remove-on-error           (on: what broke off is FILE.part; not with -i, -I)
   --max-filesize BYTES        no more than this (1k, 2M, 3G)
   --fail-with-body            as -f, with the body
   -# --progress-bar           the progress line, as always
@@ -5082,7 +5082,7 @@ class Flag(NamedTuple):
 
 
 def known_flags() -> dict[str, Flag]:
-    """The flag of each spelling in both texts; a flag --X without a value has a --no-X, too.
+    """The flag of each spelling; a flag --X without a value has a --no-X, too.
 
     >>> known_flags()["-m"]
     Flag(name='max_time', value='SECONDS', repeats=False, on=True)
@@ -5597,7 +5597,7 @@ class Transfer(Download):
         if self.file.closed:
             with disk_errors(self.path):
                 self.file = open(self.path, "ab" if self.partial else "wb", 0,
-                                 opener=None if self.output else open_ours)
+                                 opener=None if self.output else open_ours)  # -o: or a pipe, a link
         super().write(data)
 
     def put_out(self, data: bytes) -> None:
@@ -5975,7 +5975,7 @@ class Command:
             self.drawn = True
 
     def wipe(self) -> None:
-        """Take off the progress line if we drew it: else `| cat`, say, may have written there."""
+        """Take off the progress line, if we drew one: else what is there may be from `| cat`."""
         if self.drawn:
             tell(WIPE)
             self.drawn = False
