@@ -3566,8 +3566,9 @@ def choose_proxy(origin: Origin) -> Proxy | None:
     named = getproxies_environment()
     found = named or getproxies()
     kind = origin.scheme if origin.scheme in found else "all"
-    exempt = bypasses_proxy(found.get("no", ""), origin) if named else proxy_bypass(origin.host)
-    if exempt or kind not in found:
+    # proxy_bypass last: up to Python 3.12.2 it may look the host up, and the loop stands still.
+    if kind not in found or (bypasses_proxy(found.get("no", ""), origin) if named else
+                             proxy_bypass(origin.host)):
         return None
     return parse_proxy(found[kind], f"{kind}_proxy or -x" if named else "the system's settings")
 
