@@ -3325,8 +3325,9 @@ def resolved(resolve: Mapping[str, str], origin: Origin) -> str | None:
 
 # ---- whom to trust
 
-def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
-    """A new SSLContext for `verify` and `cert`; TLSError if they cannot be used.
+def new_context(verify: Any, cert: Any = None,
+                minimum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """A new SSLContext for `verify`, `cert` and a version; TLSError if they cannot be used.
 
     True trusts the system's store, or SSL_CERT_FILE and SSL_CERT_DIR; a file or a folder is
     trusted in their place. OpenSSL checks that a certificate is for the host.
@@ -3357,6 +3358,9 @@ def new_context(verify: Any, cert: Any = None) -> ssl.SSLContext:
             used, exit_code = f"the client certificate {path!r}, key {key!r}", 58
             # Without a password OpenSSL would ask the terminal for one.
             context.load_cert_chain(path, key, password or "")
+        if minimum:  # TLS 1.3 is unknown to the LibreSSL of macOS's own Python
+            used, exit_code = "that version of TLS", 4
+            context.minimum_version = minimum
     except (OSError, ValueError, TypeError) as error:
         raise TLSError(f"cannot use {used}: {error}", exit_code=exit_code) from None
     return context
@@ -3373,10 +3377,7 @@ def tls_context(verify: Any, cert: Any = None,
     """The TLS settings for `cert`, a version, and a `verify` that is not an SSLContext."""
     if verify is True and not cert and not minimum:
         return system_context(os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
-    context = new_context(verify, cert)
-    if minimum:
-        context.minimum_version = minimum
-    return context
+    return new_context(verify, cert, minimum)
 
 
 def certificate_hint(error: ssl.SSLCertVerificationError, verify: Any) -> str:
