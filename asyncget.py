@@ -1265,10 +1265,9 @@ class Body:
             elif self._chunks or self._length is not None:
                 raise IncompleteBody(
                     f"the connection ended after {self.received} bytes of the body, which has "
-                    f"{self._length or 'more'}", expected=self._length, received=self.received)
+                    f"{self._length or 'more'}")
             elif not self._connection.ended_cleanly():
-                raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete",
-                                     received=self.received)
+                raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete")
             else:
                 self._let_go(b"")
         piece, self._ready = self._ready, b""
@@ -1489,6 +1488,8 @@ class Response(Body):
             self.close()
             if isinstance(error, AsyncGetError):
                 error.url, error.response = self.url, self
+            if isinstance(error, IncompleteBody):
+                error.expected, error.received = self._length, self.received
             raise
         if piece:
             self._missing = _IN_PIECES
