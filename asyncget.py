@@ -71,8 +71,9 @@ Users need `get`, `get_all`, `as_completed`, `stream`, `download` and `Session`.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    # Run as a program, it imports nothing more from the current folder or its own: a file json.py
-    # may lie there, downloaded from a server that chose this name.
+    # Run as a program, this file imports nothing more from the current folder or its own: a
+    # json.py may lie there, downloaded from a server that chose this name. (For __future__, above,
+    # Python has looked there: nothing can stand before that line.)
     import sys
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
@@ -164,9 +165,9 @@ __all__ = [
 
 
 # #### Part I. One GET #########################################################
-# This part shows what goes over the wire for a GET, and what Python does while it waits. The
-# waiting is what `asyncio` is for; here are its terms. Started by asyncio.run(main()), this
-# program counts while a slow server thinks (`python -m asyncget --demo` shows it):
+# A client mostly waits, and waiting is what `asyncio` is for; here are its terms. Started by
+# asyncio.run(main()), this program counts while a slow server thinks (`python -m asyncget --demo`
+# shows it):
 #
 #     async def count():                         async def main():
 #         while True:                                counter = asyncio.create_task(count())
@@ -203,8 +204,8 @@ _FOREVER = float("inf")
 class AsyncGetError(Exception):
     """Whatever goes wrong is one of these; its text says what, and often what to do about it.
 
-    `url` is what was asked for, without user and password, or the URL of `response`, which is
-    None until a head has come. `exit_code` is curl's for it, and our command line's.
+    `url` is what was asked for, without user and password, or the URL of `response`, where there
+    is one. `exit_code` is curl's for it, and our command line's.
     """
 
     url: str = ""
@@ -231,14 +232,17 @@ class InvalidHeader(AsyncGetError, ValueError):
 
 
 class ConnectError(AsyncGetError, ConnectionError):
-    """No connection: the name, the address or the way there. Nothing was sent."""
+    """No connection: the name, the address or the way there. The request was not sent."""
 
     exit_code = 7
     errno: int | None = None  # the system's
 
 
 class TLSError(ConnectError):
-    """The certificate is not trusted, or TLS (https encryption) failed, at its start or later."""
+    """The certificate is not trusted, or TLS (https encryption) failed.
+
+    TLS 1.3 may refuse a client's certificate only after the request was sent.
+    """
 
     exit_code = 35
 
@@ -251,7 +255,7 @@ class ProxyError(ConnectError):
 
 
 class TimedOut(AsyncGetError, TimeoutError):
-    """`phase` took longer than `seconds`; a retry may help."""
+    """The wait for `phase`, or the whole call, took longer than `seconds`; a retry may help."""
 
     exit_code = 28
     phase: str = ""
@@ -259,7 +263,7 @@ class TimedOut(AsyncGetError, TimeoutError):
 
 
 class ProtocolError(AsyncGetError):
-    """The server's bytes are not a response; the text shows them."""
+    """The server's bytes are not a proper response; the text says what is wrong."""
 
     exit_code = 8
 
@@ -305,8 +309,7 @@ def shown(data: bytes | bytearray) -> str:
     >>> shown(b"HTP/1.1\x1b[2J")
     "b'HTP/1.1\\x1b[2J'"
     """
-    tail = "…" if len(data) > MAX_SHOWN_BYTES else ""
-    return repr(bytes(data[:MAX_SHOWN_BYTES])) + tail
+    return repr(bytes(data[:MAX_SHOWN_BYTES])) + "…" * (len(data) > MAX_SHOWN_BYTES)
 
 
 def printable(text: str) -> str:
@@ -319,10 +322,10 @@ def printable(text: str) -> str:
 
 
 # ==== 2. URLs =================================================================
-# A URL is cut into parts once, by this section alone, and never put together again for another
-# parser to read: many published attacks begin where two parsers disagree about the host. What is
-# asked for goes out byte for byte; only the segments "." and ".." are resolved, and what cannot
-# be on a request line (blanks, non-ASCII) is percent-encoded.
+# A URL is cut into parts by this section alone, and these parts decide who is asked: many
+# published attacks begin where two parsers disagree about the host. What is asked for goes out
+# byte for byte; only the segments "." and ".." are resolved, and what cannot be on a request line
+# (blanks, non-ASCII) is percent-encoded.
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # SOCKS: section 14
 # Here and below, expressions that GETs often need are compiled on import, the others by `re` when
@@ -334,6 +337,7 @@ _VALUE = re.compile(f"[^{_BAD}]*")
 _URL = re.compile(  # scheme, user and password, host and port, and the rest; and no tab
     rf"([^:/?#\t{_BAD}]*)://(|[A-Za-z0-9._~!$&'()*+,;=:%@-]*@)([^/?#@\t{_BAD}]*)(?![^/?#])"
     rf"([^\t{_BAD}]*)")
+# A port may begin with zeros.
 _HOST_PORT = re.compile(r"(\[[^\[\]:]*:[^\[\]]*\]|[^\[\]:]*)(?::0{0,9}?([0-9]{0,5}))?")
 # 255 characters at most; "h.test." is the full name, up to the DNS root.
 _HOST = r"(?!.{256})(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?"
@@ -352,7 +356,7 @@ def without_zone(host: str) -> str:
 
 
 class Origin(NamedTuple):
-    """Who is asked (RFC 6454). For secrets and other origins: next_request (section 10)."""
+    """Who is asked (RFC 6454). What another origin is not told: next_request (section 10)."""
 
     scheme: str  # "http" or "https"
     host: str    # as it is looked up: lower case, punycode, IPv6 without brackets
@@ -462,8 +466,8 @@ def parse_url(text: str, schemes: Iterable[str] = ("http", "https")) -> URL:
     >>> str(parse_url("https://straße.test/a/../%2F"))
     'https://xn--strae-oqa.test/%2F'
 
-    Blanks around it are dropped, as browsers do. What may not stand on a request line is
-    percent-encoded; bytes that are not UTF-8 keep their values: see octets_text (section 4).
+    Blanks around it are dropped, as browsers do. Bytes that are not UTF-8 keep their values: see
+    octets_text (section 4).
     Raises InvalidURL, with exit code 1 for a scheme that is not in `schemes`.
     """
     text = text.strip(" \t\r\n\f")
@@ -549,7 +553,7 @@ def render_fields(fields: Fields, origin: Origin) -> bytes:
 
 
 def render_request(target: str, lines: bytes) -> bytes:
-    r"""The head of a GET (RFC 9112 section 3). The first line has one of three forms:
+    r"""The head of a GET. The first line of a request has one of these forms (RFC 9112 3.2):
 
         GET /path?query HTTP/1.1          origin-form, to the server itself
         GET http://h/path HTTP/1.1        absolute-form, to a proxy
@@ -569,8 +573,8 @@ def render_request(target: str, lines: bytes) -> bytes:
 # strict where lenient clients were attacked (NUL, a CR without LF, a blank before the colon). It
 # is lenient where real servers need it: an LF alone ends a line; the reason ("OK") may be missing;
 # a line that begins with a blank ("folded") continues the line before; a value may hold control
-# bytes (but not a Content-Length or a coding). Only the few fields that decide what we do next
-# are looked up now; the others are parsed when a user asks for them.
+# bytes (but not a Content-Length or a coding). Only the few fields that we need of each response
+# are looked up now; the others are parsed when somebody asks for them.
 
 # One head, counted while it arrives (Connection.exchange, section 6). A line has no limit of its
 # own. curl takes heads of 300 KB, aiohttp lines of 8 KB.
@@ -590,10 +594,10 @@ _ELEMENT = re.compile(rb"[^, \t](?:[^,]*[^, \t])?")
 class Head(NamedTuple):
     """A response head that parse_head has checked."""
 
-    raw: bytes     # as received, with the empty line; unfolded, one blank before the status
+    raw: bytes     # to the empty line; as received, but unfolded, and one blank before the status
     status: int    # 100 to 999
-    # Only the fields that we decide from, five at most: in lower case, blanks not stripped,
-    # repeats joined with commas (RFC 9110 5.3).
+    # What _DECISIVE finds: in lower case, blanks not stripped, repeats joined with commas
+    # (RFC 9110 5.3).
     fields: dict[bytes, bytes]
 
 
@@ -607,7 +611,7 @@ def parse_list(value: bytes) -> list[bytes]:
 
 
 def check_fields(block: bytes) -> bytes:
-    """Unfold field lines that end in an empty line; raise ProtocolError with what is not one.
+    """Unfold field lines, the last one empty; raise ProtocolError with what is not a field line.
 
     Only for trailers (fields after a body: section 5), and for heads that _HEAD did not match.
     """
@@ -625,9 +629,9 @@ def parse_head(raw: bytes) -> Head:
     >>> head.status, head.fields
     (404, {b'connection': b' close'})
 
-    Raises ProtocolError with the line that does not fit (RFC 9112 sections 2 to 5).
+    Raises ProtocolError with what does not fit (RFC 9112 sections 2 to 5).
     """
-    if not _HEAD.fullmatch(raw):  # it has folds, or a line that is to blame
+    if not _HEAD.fullmatch(raw):  # it has folds, blanks too many, or a fault
         # Routers and a PLC write "HTTP/1.1  200 OK"; RFC 9112 section 4 allows to take that.
         line, end, block = re.sub(rb"(?<=^HTTP/1\..) +", b" ", raw).partition(b"\n")
         if not re.fullmatch(_STATUS_LINE, line + end):
@@ -718,7 +722,7 @@ class Headers(Mapping[str, str]):
 # generator: it is sent what arrived, and yields the payload in it (the body without the lengths).
 # It stops at a `yield`, between any two bytes, and goes on there with what arrives next.
 
-MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes; when full, it is emptied
+MAX_REMEMBERED = 1000            # entries in a dictionary like _sizes
 MAX_EXTENSION_BYTES = 16_384     # notes on chunk lengths, ";name=value", or trailers; as hyper
 Framing = Union[int, str]
 _BORDER = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
@@ -780,7 +784,7 @@ def parse_border(border: bytes) -> int:
     >>> parse_border(b"\r\n1F ;name=value\r\n")
     31
 
-    int(line, 16) alone would take "+5", "0x5" and "0_5".
+    int(line, 16) alone would take "+5", "0x5" and "0_5"; read(size) no more than sys.maxsize.
     """
     match = _BORDER.fullmatch(border)
     if match is None or len(border) > MAX_EXTENSION_BYTES or int(match[1], 16) > sys.maxsize:
@@ -861,7 +865,7 @@ READ_BYTES = 262_144             # asked of a stream at once; asyncio receives a
 MAX_INTERIM = 10                 # 1xx responses before the real one
 LATE_SECONDS = 0.05              # if a timer rings later than this, the program was busy
 LAST_TURNS = 12                  # of the loop: enough to bring in what the kernel has, TLS too
-# A bug of asyncio raises these for an error of TLS inside TLS (mended in 3.12.2).
+# A bug of asyncio raises these for an error of TLS inside TLS (mended in 3.11.8 and 3.12.2).
 _TLS_IN_TLS_ERRORS = (TypeError, AttributeError)
 _STREAM_ERRORS = (OSError, *_TLS_IN_TLS_ERRORS)
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -883,7 +887,7 @@ class Route(NamedTuple):
     tls: ssl.SSLContext | None  # Python's settings for TLS
     proxy: Proxy | None
     address: str | None  # where to connect instead of looking the host up; or "unix:" and a path
-    proxy_tls: ssl.SSLContext | None = None  # for an https proxy: no client certificate in it
+    proxy_tls: ssl.SSLContext | None = None  # for an https proxy: without cert=
     verify: Any = True   # whom certificates have to be from, for the error texts
 
     def __str__(self) -> str:
@@ -894,12 +898,12 @@ class Route(NamedTuple):
 
 
 class Deadline:
-    """When a call must be over: one for all of its redirects, tries and waits."""
+    """When a call must be over, with all of its redirects and tries."""
 
     def __init__(self, started: float = 0.0, seconds: float = _FOREVER) -> None:
         self.started = started    # when the call began
         self.seconds = seconds    # that it may take
-        self.until = _FOREVER     # the moment of its end, set by its first Clock.watch
+        self.until = _FOREVER     # the moment of its end; set by the call's first Clock.watch
 
     async def breathe(self, seconds: float = 0.0) -> None:
         """Let other tasks run amid long work, for a turn or some seconds; may raise TimedOut.
@@ -938,7 +942,7 @@ class Clock:
 
     For a new wait we usually just note its later end, and leave the timer alone: it rings too
     early, sees the new end and is set to that. A task for each wait (asyncio.wait_for, before
-    Python 3.12) costs a quarter of a small GET, a timer for each a twentieth. A wait whose time
+    Python 3.12) would cost nearly half a small GET, a timer for each a tenth. A wait whose time
     is over is ended by `close`, which Connection extends.
     """
 
@@ -1036,9 +1040,9 @@ class Connection(Clock):
     # ---- opening
 
     async def open(self, timeout: float) -> None:
-        """Connect, through the proxy if there is one, and encrypt if the origin asks.
+        """Connect, through the proxy if there is one, and encrypt for https.
 
-        Raises ConnectError, TLSError, ProxyError or TimedOut; then the caller closes.
+        Raises our errors; then the caller closes.
         """
         self.watch("connection", timeout)
         route = self.route
@@ -1066,7 +1070,7 @@ class Connection(Clock):
 
     async def connect(self, server: Origin | Proxy, address: str | None,
                       tls: ssl.SSLContext | None) -> None:
-        """Open a stream to the origin or a proxy, or what stands in for it, over TLS if asked."""
+        """Open a stream to the origin or a proxy, or to `address` instead; over TLS if asked."""
         where = address or server.host
         options = {**tls_options(server.host), "ssl": tls} if tls else {}
         connector, place = self.owner.connector, [where, server.port]
@@ -1091,8 +1095,8 @@ class Connection(Clock):
     async def exchange(self, request: bytes, timeout: float, phase: str = "response head") -> Head:
         """Send a head and read the head that answers it; interim ones (1xx) are skipped.
 
-        Body reads its body. After an error the caller must close the connection: only a
-        body that was read to its end keeps it.
+        Response (section 7) reads the body, whose end keeps the connection. After an error the
+        caller must close it.
         """
         if self.trace:
             self.trace(">", request)
@@ -1105,7 +1109,7 @@ class Connection(Clock):
             # for ever, and the loop stand still. `receive` reports why.
             tls: Any = sys.version_info < (3, 11) and self.writer.get_extra_info("ssl_object")
             if not tls or tls.version():
-                self.writer.write(request)  # it is short: no `await drain()` (till most is sent)
+                self.writer.write(request)  # it is short: no wait (`drain`) until it is sent
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
         except RuntimeError as error:  # uvloop's, after a reset
@@ -1141,7 +1145,7 @@ class Connection(Clock):
             data: bytes = await self.reader.read(READ_BYTES)
         except _STREAM_ERRORS as error:
             raise failure(self, error) from error
-        if self.closed:  # by another task: what came in the same turn is not handed out either
+        if self.closed:  # by the clock or another task; what came just then is not handed out
             raise why_closed(self)
         if data:
             self.silent = False
@@ -1225,7 +1229,7 @@ class Body:
     """The body of a response, not decoded yet; at its end it lets go of its connection."""
 
     received = 0           # bytes of payload so far
-    _chunks: Any = None    # their parser, which says where they end
+    _chunks: Any = None    # the parser of chunks, which says where they end
     _ready = b""           # payload that has come and was not asked for yet
     _trailers = b""
     _done_at = 0.0         # on the loop's clock, as are _sent_at and _head_at
@@ -1263,9 +1267,8 @@ class Body:
                 self._take(data)
             # The connection has ended: only a "close" body is whole, if TLS agrees.
             elif self._chunks or self._length is not None:
-                raise IncompleteBody(
-                    f"the connection ended after {self.received} bytes of the body, which has "
-                    f"{self._length or 'more'}")
+                raise IncompleteBody(f"the connection ended after {self.received} bytes of the "
+                                     f"body, which has {self._length or 'more'}")
             elif not self._connection.ended_cleanly():
                 raise IncompleteBody("TLS was cut off, not closed: the body may be incomplete")
             else:
@@ -1430,7 +1433,7 @@ class Response(Body):
             self._content = self._ready
             self._check_size(len(self._content), limit)
         else:
-            # Not in a local variable: the traceback of an error holds those, while it is kept.
+            # Not in a local variable: an error's traceback would keep it.
             self._content, size = bytearray(), -1
             while size < len(self._content):
                 size = len(self._content)
@@ -1458,14 +1461,11 @@ class Response(Body):
             yield piece
 
     def iter_lines(self) -> AsyncIterator[str]:
-        r"""Yield the body's lines as text, without their \n or \r\n.
-
-        If the loop is left early, the next one goes on where it stopped.
-        """
+        r"""Yield the body's lines as text, without their \n or \r\n."""
         return lines_of(self)
 
     def close(self) -> None:
-        """Give up what is left of the body; closes the connection if something is."""
+        """Give up what is left of the body, if anything is, and close its connection."""
         if self._missing:
             self._missing, self._content = _GIVEN_UP, b""
         if self._connection is not None:
@@ -1525,7 +1525,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
     parts = parse_url(url)
     tls = ssl.create_default_context() if parts.origin.scheme == "https" else None
     route = Route(parts.origin, tls, None, None)
-    # It need not be told anything: id() takes one argument and changes nothing.
+    # The owner need not be told anything: id() takes one argument and changes nothing.
     owner = types.SimpleNamespace(connector=asyncio.open_connection, opened=id, forget=id)
     connection = Connection(route, owner)
     connection.deadline = Deadline(connection.loop.time())
@@ -1534,7 +1534,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
         lines = render_fields(PLAIN_FIELDS, parts.origin)
         head = await connection.exchange(render_request(parts.target, lines), timeout)
         response = Response(head, parts, connection)
-        await response.read(64 * 2**20)
+        await response.read(67_108_864)
         return response
 
 
@@ -1560,8 +1560,8 @@ MAX_DECODED_STEP_BYTES = 65_536  # in one step, at most: bytes taken in, and byt
 MAX_PIECES = 10                  # decoded before other tasks may run: some 3 ms
 MAX_LINE_CHARS = 16_777_216      # one line of a body
 MAX_CODED_BYTES = 1_048_576      # taken in by all stages, plus 100 for each byte that arrives
-# The codings that we undo. A body in gzip or zstd may consist of several compressed members
-# (RFC 1952, RFC 8878 3.1). Beside each coding: the bytes that a further member may begin with.
+# The codings that we undo. A body in gzip or zstd may consist of several compressed members (in
+# zstd, "frames": RFC 1952 2.2, RFC 8878 3.1). At each: the bytes a further one may begin with.
 _CODINGS = {b"gzip": b"\x1f", b"deflate": b""}
 if sys.version_info >= (3, 14):
     from importlib.util import find_spec
@@ -1622,7 +1622,7 @@ class Decoder:
         self.pieces = enumerate(pieces, start=1)
 
     def arriving(self) -> Iterator[bytes | None]:
-        """What has arrived, in slices, as zlib copies the rest of a slice after each member."""
+        """What has arrived, in slices: after each member zlib copies what is left of its input."""
         yield None
         while self.arrived:
             self.budget += 100 * len(self.arrived)
@@ -1703,7 +1703,7 @@ _TEXT_CODEC = (
     r"|iso2022_(kr|jp(_[13]|_2004|_ext)?)|ptcp154"
     r"|mac_(arabic|croatian|cyrillic|farsi|greek|iceland|latin2|roman|romanian|turkish)")
 # Charsets that we decode as a larger one, as browsers do: servers name a Chinese, Japanese or
-# Korean standard, and send characters that only Windows added to it. The last three names
+# Korean standard, and send characters that only its extensions have. The last three names
 # are unknown to Python, or to an older one.
 _WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
                "big5": "cp950", "windows_31j": "cp932", "windows_874": "cp874",
