@@ -1644,7 +1644,7 @@ class Decoder:
                 yield None
                 continue
             self.budget -= len(data)
-            if self.budget < 0:  # coded repeatedly, 300 bytes can be a terabyte of empty members
+            if self.budget < 0:  # coded repeatedly, 700 bytes can be 2 GB of empty members
                 raise DecodingError("far more bytes between the codings than have arrived")
             while full or data and not over:
                 if stream and stream.eof:
