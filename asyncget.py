@@ -309,7 +309,8 @@ def shown(data: bytes | bytearray) -> str:
     >>> shown(b"HTP/1.1\x1b[2J")
     "b'HTP/1.1\\x1b[2J'"
     """
-    return repr(bytes(data[:MAX_SHOWN_BYTES])) + "…" * (len(data) > MAX_SHOWN_BYTES)
+    tail = "…" if len(data) > MAX_SHOWN_BYTES else ""
+    return repr(bytes(data[:MAX_SHOWN_BYTES])) + tail
 
 
 def printable(text: str) -> str:
