@@ -1535,7 +1535,7 @@ async def fetch(url: str, timeout: float = 30.0) -> Response:
         lines = render_fields(PLAIN_FIELDS, parts.origin)
         head = await connection.exchange(render_request(parts.target, lines), timeout)
         response = Response(head, parts, connection)
-        await response.read(67_108_864)
+        await response.read(64 * 2**20)
         return response
 
 
