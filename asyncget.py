@@ -1789,26 +1789,26 @@ async def lines_of(response: Response) -> AsyncIterator[str]:
 # Which connection a request gets is decided without waiting: one that was kept on its route,
 # or a new one if the limits allow (the one idle for longest may be closed for it), or none
 # yet. Only then does the request wait, in the queue of its route. A connection that comes free
-# is handed to the next in turn. If the next were only woken, a request that has just come could
-# take the connection before it runs, again and again. A new connection is handed over unopened;
+# is handed to the request that is next in turn. If that were only woken, one that has just come
+# could take the connection first, again and again. A new connection is handed over unopened;
 # the request that gets it opens it. (Section 6 tells when a connection may be kept.)
-# An idle one is closed if a byte or the end comes from the server, after IDLE_SECONDS, or
-# when its place is needed. If the server closed it while our request was on its way,
-# Call.exchange (section 12) asks once more on a new one.
+# An idle one is closed if a byte or the end comes from the server, after IDLE_SECONDS, when its
+# place is needed, or when another of its route was found dead. If the server closed it while our
+# request was on its way, Call.exchange (section 12) asks once more on a new one.
 #
 #     keep      one came free    \
 #     forget    one was closed    >  serve: who is next?  decide: a kept one, a new one, none yet
 #     _resume   `rate` allows it /
 #
 # Each route has a Lane: its connections, and who waits for one. asyncio's streams do not tell
-# when something comes that nobody reads; so first below comes an Inbox, which does.
+# when something comes that nobody reads; an Inbox, first below, does.
 
 INBOX_BYTES = 524_288            # unread; beyond that (asyncio: twice its limit) we stop receiving
 IDLE_SECONDS = 60.0              # how long one is kept idle; nginx keeps 75 s, Apache 5 s
-UNACKED_SECONDS = 5.0            # or a third of `timeout`: then a NAT has forgotten a kept one
+UNACKED_SECONDS = 5.0            # or a third of `timeout`: Pool.keep tells what for
 # By so much asyncio's timers may be early: 16 ms on Windows, up to Python 3.12.
 TICK_SECONDS = time.get_clock_info("monotonic").resolution
-# After a longer idle time, see what the kernel has before use; always, where that is less than 0.
+# One that was idle for longer is looked at before use (Call.exchange); below 0: each is.
 IDLE_MOMENT_SECONDS = 0.001 - TICK_SECONDS
 TURN_EXCHANGES = 10              # of one connection, before another route may get its place
 
@@ -1818,12 +1818,12 @@ class Inbox(asyncio.Protocol):
 
     A transport calls data_received, eof_received and connection_lost. Unlike a StreamReader, an
     Inbox does not copy what came in one piece, hands out the bytes that came before an error, and
-    can tell the pool when bytes come that nobody asked for.
+    can tell the pool when something comes that nobody asked for.
     """
 
     transport: Any = None  # in a tunnel it is not known yet when the first bytes come
     replaced: Any = None  # asyncio's protocol: StreamWriter.wait_closed waits for its end
-    size = 0              # of the pieces
+    size = 0              # bytes in `pieces`
     ended = False
     error: Exception | None = None
     waiter: asyncio.Future[None] | None = None      # what `read` awaits, or has awaited
@@ -1857,7 +1857,7 @@ class Inbox(asyncio.Protocol):
     eof_received = feed_eof  # from the server; the transport then closes itself
 
     def _wake(self) -> None:
-        on_unasked, self.on_unasked = self.on_unasked, None  # closed, it refers to nobody
+        on_unasked, self.on_unasked = self.on_unasked, None  # so a closed one refers to nobody
         if on_unasked:
             on_unasked()
         elif self.waiter and not self.waiter.done():
@@ -1866,12 +1866,12 @@ class Inbox(asyncio.Protocol):
     async def read(self, _: int) -> bytes:
         """All that has come, b"" at the end; raises the connection's error after the last byte."""
         if not self.pieces and not self.ended:
-            self.waiter = self.loop.create_future()  # awaited in another loop, it raises
+            self.waiter = self.loop.create_future()  # raises if awaited in another loop
             await self.waiter
         data = b"".join(self.pieces)
         self.pieces.clear()
         if self.size > INBOX_BYTES and not self.ended:
-            with contextlib.suppress(AttributeError):  # up to Python 3.10, TLS has just ended
+            with contextlib.suppress(AttributeError):  # up to Python 3.10, if TLS just ended
                 self.transport.resume_reading()
         self.size = 0
         if not data and self.error:
@@ -1891,7 +1891,7 @@ class Lane:
     def __init__(self, route: Route) -> None:
         self.route = route
         self.idle: dict[Connection, None] = {}  # the one used last stands last
-        self.waiting = collections.OrderedDict[asyncio.Future[Connection], None]()  # longest: first
+        self.waiting = collections.OrderedDict[asyncio.Future[Connection], None]()  # oldest first
 
 
 class Pool:
@@ -1907,7 +1907,7 @@ class Pool:
         self.connector = settings["open_connection"]
         # Seconds between two requests on one route.
         self.interval = 1 / (settings["rate"] or _FOREVER)
-        self.all: dict[Connection, Lane] = {}  # the one used last stands last
+        self.all: dict[Connection, Lane] = {}  # the one added or kept last stands last
         # Weak: a lane goes when nobody uses it; until then it is the only one of its route.
         self.lanes = weakref.WeakValueDictionary[Route, Lane]()
         self.eligible = collections.OrderedDict[Lane, None]()  # lanes that may be served, in turn
@@ -1951,8 +1951,8 @@ class Pool:
             raise AsyncGetError("the session is closed")
         if lane.idle and not lane.paused:
             connection, _ = lane.idle.popitem()
-            # It is promised now: if the server closed it, on_unasked would close it here as well,
-            # and give its place to the next in turn. Call.exchange sees whether it is alive.
+            # It is promised now: if the server closes it, on_unasked would give its place to the
+            # next in turn. Call.exchange sees whether it is alive.
             connection.reader.on_unasked = None
         elif self.is_full(lane):
             return None
@@ -2008,10 +2008,10 @@ class Pool:
         came = loop.time()
         patience = max(0.0, min(timeout, deadline.until - came))
         allowed = left = patience + self.interval  # a pause for `rate` is not a standstill
-        looks = 0  # since time was up
+        looks = 0  # at `future`, since time was up
         try:
             while not future.done():
-                if looks == LAST_TURNS:  # that many more: a free one may be a turn or two away
+                if looks == LAST_TURNS:  # turns of the loop, in which one might come free
                     raise TimedOut(f"no free connection within {patience:g} s (timeout, or what "
                                    f"the deadline left): {lane.open} to this host and "
                                    f"{len(self.all)} in all are in use",
@@ -2045,7 +2045,9 @@ class Pool:
             return
         reader.on_unasked = connection.close
         if sys.platform == "linux" and connection.exchanges == 1:
-            # The kernel then gives up a request that no ACK answers; Call.exchange sends it anew.
+            # A router (NAT) may have forgotten an idle connection, and drop our request. After that
+            # time without a packet that confirms it (ACK), the kernel now reports a loss, and
+            # Call.exchange sends it anew.
             with contextlib.suppress(OSError, AttributeError):
                 connection.writer.get_extra_info("socket").setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT,
@@ -2072,12 +2074,12 @@ class Pool:
     def serve(self, lane: Lane, exchanges: int = 0) -> None:
         """A connection of a route, or the place of one, came free: hand it to who is next.
 
-        On one route, that is who has waited longest. Among routes, this one goes first again:
-        serving another means closing a connection and opening one, which costs all who wait
-        more time than it saves one of them. But after every TURN_EXCHANGES `exchanges` of a
-        connection (every `limit`, if that is less) the others have their turn. A full route
-        leaves `eligible` until something of its own comes free: else the work here would grow with
-        the number of routes that wait.
+        On one route, that is who has waited longest. Among routes, that of a kept connection goes
+        first again: serving another means closing it and opening one, which costs all who wait
+        more time than it saves one of them. But after every TURN_EXCHANGES `exchanges` (every
+        `limit`, if that is less: then many wait for each connection), and if it was closed (0),
+        the others have their turn. A full route leaves `eligible` until something of its own
+        comes free: else the work here would grow with the number of routes that wait.
         """
         if lane.waiting:
             self.eligible.setdefault(lane)
@@ -2118,7 +2120,8 @@ class Pool:
 MAX_HISTORY_BYTES = 262_144      # heads of one call's redirects, which are kept; two of the longest
 MAX_RETRY_AFTER_SECONDS = 60.0   # a longer wait is the caller's to decide
 # Fields that frame a message, or are for the next machine on the way alone (RFC 9110 7.6.1).
-# _FRAMING_FIELDS would mislead the server about our GET, and are refused, unless empty or 0.
+# _FRAMING_FIELDS would mislead the server about our GET, or show it the proxy's password: they are
+# refused, unless empty or 0.
 # The others, copied from a browser, say, add nothing, and are dropped, except for "close".
 _FRAMING_FIELDS = {"content-length", "expect", "proxy-authorization", "trailer",
                    "transfer-encoding", "upgrade"}
@@ -2163,7 +2166,7 @@ class Request(NamedTuple):
 
     url: URL
     fields: Fields
-    # The call's own, only for its first origin; None keeps the jar's back, too (section 15).
+    # The call's own, only for its first origin; None keeps back the jar's of that name, too.
     cookies: Mapping[str, str | None] = {}
     cert: Any = None  # the client's certificate
 
@@ -2222,7 +2225,7 @@ def without_secrets(fields: Fields, secret_headers: Iterable[str]) -> Fields:
 
 def next_request(request: Request, response: Response,
                  settings: Mapping[str, Any]) -> Request | None:
-    """The request that a response leads to, if any (RFC 9110 15.4); `history` has those before it.
+    """The request that a response leads to, if any (RFC 9110 15.4); its `history` has those before.
 
         301 302 303 307 308 with Location   followed: a GET stays a GET; octets in it that
                                             are not UTF-8 are asked for as they came
@@ -2233,14 +2236,14 @@ def next_request(request: Request, response: Response,
           and password of the URL)          secret_headers, and Host
           cookies= of the call, cert=       dropped, too
           the jar's cookies (each Session   asked for anew at each hop, by Call.render: what
-          has one, with its cookies=)       fits is told by domain, not by origin
+          has one, with its cookies=)       fits is told by domain, without one by origin
           netrc (section 16)                asked for the new host, if scheme and port are
                                             those of the first request
         user and password in Location       ignored (RFC 9110 4.2.4)
 
     What was dropped stays dropped, even if a later redirect leads back. With the setting
-    trust_redirects only Host is dropped. Raises InvalidURL, ProtocolError for two Locations, and
-    TooManyRedirects, or TooLarge, since all of them are kept.
+    trust_redirects only Host is dropped. Raises InvalidURL, ProtocolError for two different
+    Locations, TooManyRedirects, and TooLarge, since the heads of all responses are kept.
     """
     locations = set(octets_text(response.raw_head, "location"))
     if (not settings["follow_redirects"] or not any(locations)
@@ -2302,7 +2305,7 @@ def retry_delay(attempt: int, outcome: Response | AsyncGetError,
 
     The wait doubles, from half a second to 32 s. Up to half of it is taken off at random, so that
     clients that failed together do not come back together. Retry-After can make it longer; if it
-    asks for more than MAX_RETRY_AFTER_SECONDS, or for something else, this was the last try.
+    asks for more than MAX_RETRY_AFTER_SECONDS, or cannot be read, this was the last try.
     """
     status, cause = getattr(outcome, "status", None), getattr(outcome, "__cause__", None)
     lost = (isinstance(outcome, ConnectError) and isinstance(cause, _LOSSES)
@@ -2554,14 +2557,14 @@ def fields_of(base: Fields, options: Mapping[str, Any]) -> Fields:
 
 
 def with_codings(fields: Fields, decode: bool) -> Fields:
-    """The fields, asking for no coding that we would not undo; "identity" means uncoded.
+    """The fields; with `decode` they ask for no coding that we cannot undo ("identity": for none).
 
     >>> with_codings((("Accept-Encoding", "gzip;q=0.5, br, *"),), decode=True)
     (('Accept-Encoding', 'gzip;q=0.5'),)
     """
     headers = Headers(fields)
     asked = wanted = headers.get("accept-encoding")
-    if asked == "?":  # all that we can undo: no field if nobody would; a part of a gzip is no gzip
+    if asked == "?":  # all that we can undo; but with a Range none: a part of a gzip is no gzip
         wanted = ("identity" if "range" in headers else ACCEPT_ENCODING) if decode else None
     elif asked and decode:
         kept = [item.strip() for item in asked.split(",")
@@ -2573,9 +2576,9 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 # ==== 12. Session =============================================================
 # The loop around it all. Call.run is one call: it makes a request, follows redirects to the
 # last response, does with that what the caller wants (mostly, reads it), and begins again if
-# the rule for retries says so. Call.exchange gets one response for one request. For calls without
-# keywords of their own the session's settings remember the lane (section 9), and the lane the
-# bytes of the fields: nothing saves a small GET more.
+# the rule for retries says so. Call.exchange gets one response for one request. The session's
+# settings remember the lane of each origin (section 9), and a lane the bytes of the fields that
+# it sent last: that saves a small GET a fifth of its time.
 
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
@@ -2591,7 +2594,7 @@ Urls = Union[Iterable[str], AsyncIterable[str]]
 
 
 class Anew(Exception):
-    """Raised by Call.finish, to have the call begin once more at once; no retry is counted.
+    """Raised within `finish`, to have the call begin once more at once; no retry is counted.
 
     The response is not what was asked for: the rest of another file, say (section 17).
     """
@@ -2628,7 +2631,7 @@ class Call:
                 while response.status_code // 100 == 3 and (following := next_request(
                         request, response, self.settings)):
                     history = [*response.history, response]
-                    response.history = []  # one list for each hop would grow with its square
+                    response.history = []  # else each would hold a list of all before it
                     await discard(response)
                     request = following
                     response = await self.exchange(request)
@@ -2675,7 +2678,7 @@ class Call:
         base = session._base
         url = join_url(base, self.url.strip()) if base else parse_url(self.url)
         fields = session._fields
-        self.first, cert = url.origin, settings["cert"]  # first: the caller's
+        self.first, cert = url.origin, settings["cert"]  # first: for with_password
         if base and url.origin != base.origin:  # the session's secrets are for base_url alone
             fields = without_secrets(fields, settings["secret_headers"])
             cert = options.get("cert")
@@ -2735,7 +2738,7 @@ class Call:
                     connection.close()
                     raise
             connection.close()
-            pool.drop_idle(lane)  # ended, too, say; one by one, each would count for `rate`
+            pool.drop_idle(lane)  # ended, too, perhaps; trying each would count for `rate`
             if connection.trace:
                 connection.trace("*", "the kept connection ended unanswered: again, on a new one")
 
@@ -2772,8 +2775,8 @@ class Call:
 class Streaming(Call):
     """A call of `stream`: within `async with` the caller reads the response.
 
-    Not a generator: if a caller's around it were left early, asyncio would close all generators
-    at the end of the loop, ours from two sides at once, and log an error.
+    Not made with a generator (asynccontextmanager): if a caller's generator that uses it were
+    left early, asyncio would at the end of the loop close both at once, and log an error.
     """
 
     default_deadline = _FOREVER
@@ -2812,7 +2815,7 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
 
 
 async def discard(response: Response) -> None:
-    """Read a short rest, undecoded, so that the connection can be used again."""
+    """Give up a response; read a short rest, undecoded, to use its connection again."""
     if response._reusable and (response._length or 0) <= MAX_DISCARD_BYTES:
         with response._deadline.within(MAX_DISCARD_SECONDS):
             while response._connection and response.received <= MAX_DISCARD_BYTES:
@@ -2865,7 +2868,7 @@ class Session:
         self._pool.agent = tuple(one for one in self._fields if one[0].lower() == "user-agent")
         # asyncio receives into a new block of 256 KiB each time. glibc takes such a block from the
         # kernel, and gives it back at once, until a larger one was freed; so one is freed here.
-        # Without that a small GET takes half as long again.
+        # Without that a small GET may take half as long again.
         bytes(4 * READ_BYTES)
 
     async def __aenter__(self) -> Session:
@@ -2944,7 +2947,7 @@ class Session:
                      **options: Unpack[RequestSettings]) -> Outcomes:
         """GET many URLs, `limit` at once; yield (url, Response or AsyncGetError) as they finish.
 
-        Beyond these, a URL is taken only when you have taken an outcome: so a million URLs from
+        Beyond `limit`, a URL is taken only when you have taken an outcome: so a million URLs from
         a generator need no more memory than a hundred. The `async for` may be left at any time;
         what is under way is then cancelled.
         """
@@ -3021,11 +3024,12 @@ class Session:
         the same. The response is then a 206, or a 416 if all was there.
 
         `path` may be a function that gets the response and returns the path; then no earlier
-        call is resumed. `on_response` is called with each response before its body is read; an
-        error that it raises ends the call. `overwrite=False` never replaces a file. A status
-        that is no success raises StatusError; with `any_status` its body is saved, as curl
-        does, but not in place of a partial file. A coding that the file's name announces
-        (a.tar.gz) is kept. An error of the file system is an AsyncGetError with exit code 23.
+        call is resumed. `on_response` is called with a response before its body is read, unless
+        it is followed or tried again; an error that it raises ends the call. `overwrite=False`
+        never replaces a file. A status that is no success raises StatusError; with `any_status`
+        its body is saved, as curl does, but not in place of a partial file. A coding that the
+        file's name announces (a.tar.gz) is kept. An error of the file system is an
+        AsyncGetError with exit code 23.
         """
         return await Download(self, url, self._settled(options, DownloadSettings), path).run()
 
@@ -3376,7 +3380,7 @@ def system_context(*paths: str | None) -> ssl.SSLContext:
 
 def tls_context(verify: Any, cert: Any = None,
                 minimum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """The TLS settings for `cert`, a version, and a `verify` that is not an SSLContext."""
+    """The TLS settings for `verify`, `cert` and the lowest version of TLS allowed."""
     if verify is True and not cert and not minimum:
         return system_context(os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
     return new_context(verify, cert, minimum)
@@ -3451,7 +3455,7 @@ def failure(connection: Connection, error: BaseException) -> BaseException:
     route, phase, where = connection.route, connection.phase, far_end(connection)
     if route.proxy_tls and isinstance(error, _TLS_IN_TLS_ERRORS):
         error = error.__context__ or ConnectionResetError("closed in the handshake")
-    # OverflowError: port 99999, say. Up to Python 3.10 asyncio.TimeoutError is not an OSError.
+    # OverflowError: --connect-to, port 99999. Up to Python 3.10 asyncio.TimeoutError is no OSError.
     if not isinstance(error, (OSError, ValueError, EOFError, OverflowError, asyncio.TimeoutError)):
         raise error  # a bug in the caller's own streams (returned, it would be its own cause)
     proxy = where if isinstance(where, Proxy) else None
@@ -3595,7 +3599,7 @@ def proxy_fields(proxy: Proxy) -> Fields:
 
 
 async def ask_for_tunnel(connection: Connection, proxy: Proxy) -> None:
-    """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); it learns only the host and port."""
+    """Ask an HTTP proxy for a tunnel (RFC 9110 9.3.6); of the URL it learns only host and port."""
     origin = connection.route.origin
     target = f"{bracketed(without_zone(origin.host))}:{origin.port}"
     fields = (("Host", target), *connection.owner.agent, *proxy_fields(proxy))
@@ -3731,7 +3735,7 @@ async def pass_proxy(connection: Connection, proxy: Proxy) -> None:
 # unquoted or repaired, and lengths are counted in bytes.
 
 MAX_SET_COOKIES = 50             # of one response; curl's figure
-MAX_COOKIE_BYTES = 4096          # name and value of one; RFC 6265bis 5.6
+MAX_COOKIE_BYTES = 4096          # name and value of one; 6265bis 5.6
 MAX_ATTRIBUTE_BYTES = 1024       # value of one attribute; 6265bis 5.6
 MAX_SITE_COOKIES = 180           # kept of one site; Chrome's figure, 6265bis 6.1 asks for 50
 MAX_COOKIES = 3000               # kept in all; 6265bis 6.1 asks for at least that
@@ -3838,7 +3842,7 @@ class Cookie(NamedTuple):
 
 
 def keeps_prefix(cookie: Cookie) -> bool:
-    """Whether a cookie is what the prefix of its name promises (6265bis 4.1.3, 5.7).
+    """Whether a cookie is what the prefix of its name promises (6265bis 5.4, 5.7).
 
     Without a name, the value counts: sent as "__Host-a=1", it would look to the
     server like a cookie of that name.
@@ -3895,7 +3899,7 @@ def overlays(new: Cookie, old: Cookie) -> bool:
 def check_cookie(name: str, value: str) -> None:
     """Raise InvalidHeader for a caller's cookie that would not arrive as it is.
 
-    RFC 6265 4.2.1 allows only tokens as names, but servers set others, too: PHP's "user[name]".
+    RFC 6265 4.1.1 allows only tokens as names, but servers set others, too: PHP's "user[name]".
     """
     if not (isinstance(name, str) and re.fullmatch("[!-:<>-~]+", name)
             and isinstance(value, str) and _VALUE.fullmatch(value) and ";" not in value
@@ -3961,7 +3965,7 @@ class Cookies(CookieStore):
                            or not any(overlays(cookie, old) for old in kept.values())):
                 kept[cookie.key] = cookie  # even if expired: that is how a server deletes one
                 names.append(cookie.name)
-        # Those without Secure go first: http must not push out what only https may set.
+        # Http must not push out what only https may set.
         for cookie in sorted(kept.values(), key=lambda one: one.secure)[:-MAX_SITE_COOKIES]:
             del kept[cookie.key]
         own = self._sites.pop("", {})
@@ -4050,7 +4054,7 @@ class OthersJar(CookieStore):
 
     def _request(self, url: URL) -> Any:
         import urllib.request
-        return urllib.request.Request(str(url).partition("?")[0])  # urlsplit caches what it gets
+        return urllib.request.Request(str(url).partition("?")[0])  # urlsplit would cache the query
 
     def pairs_for(self, url: URL) -> Pairs:
         """The names and values that a request is sent with."""
@@ -4070,8 +4074,8 @@ class OthersJar(CookieStore):
 
 # ==== 16. Passwords ===========================================================
 # A URL may have a user and a password. A netrc file, usually ~/.netrc, holds them by host; it is
-# read as curl reads it. For what becomes of any password when a redirect leads to another origin,
-# see the table of next_request (section 10).
+# read as curl reads it, but for `default`. For what becomes of any password when a redirect leads
+# to another origin, see the table of next_request (section 10).
 
 _KEYWORD = "machine|login|password|account"
 _QUOTED = r'(?:[^"\\\n]|\\.)*'
