@@ -2045,8 +2045,8 @@ class Pool:
             return
         reader.on_unasked = connection.close
         if sys.platform == "linux" and connection.exchanges == 1:
-            # A router (NAT) may have forgotten an idle connection, and drop our request. After that
-            # time without a packet that confirms it (ACK), the kernel now reports a loss, and
+            # A router (NAT) may have forgotten an idle connection, and drop our request. With this
+            # the kernel reports a loss if no packet confirms it (ACK) for so long, and
             # Call.exchange sends it anew.
             with contextlib.suppress(OSError, AttributeError):
                 connection.writer.get_extra_info("socket").setsockopt(
@@ -2583,7 +2583,7 @@ def with_codings(fields: Fields, decode: bool) -> Fields:
 GET_DEADLINE_SECONDS = 300.0     # a whole get(), with redirects and retries; aiohttp's figure
 MAX_DISCARD_BYTES = 65_536       # of an unwanted body, which we read to keep its connection
 MAX_DISCARD_SECONDS = 1.0        # that this may take
-# A rule for retries is asked about responses, and errors of the server or the way to it.
+# A rule for retries is asked about statuses from 400 on, and errors of the server or the way to it.
 _MAY_PASS = (Response, ConnectError, TimedOut, ProtocolError, DecodingError)
 # The keywords, beside cert, that change a route; a call without them uses the session's lanes.
 _ROUTING = {"verify", "proxy", "trust_env", "unix_socket", "resolve"}
