@@ -1704,11 +1704,11 @@ _TEXT_CODEC = (
     r"|iso2022_(kr|jp(_[13]|_2004|_ext)?)|ptcp154"
     r"|mac_(arabic|croatian|cyrillic|farsi|greek|iceland|latin2|roman|romanian|turkish)")
 # Charsets that we decode as a larger one, as browsers do: servers name a Chinese, Japanese or
-# Korean standard, and send characters that only its extensions have. The last three names
+# Korean standard, and send characters that only its extensions have. The last four names
 # are unknown to Python, or to an older one.
 _WEB_CODECS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
-               "big5": "cp950", "windows_31j": "cp932", "windows_874": "cp874",
-               "iso_8859_8_i": "iso8859_8"}
+               "big5": "cp950", "windows_31j": "cp932", "windows_949": "cp949",
+               "windows_874": "cp874", "iso_8859_8_i": "iso8859_8"}
 
 
 def charset_of(content_type: str) -> str:

@@ -1112,7 +1112,7 @@ class Section8Decoding(Tables):
         "mac-roman": "x-mac-roman", "mac-cyrillic": "x-mac-cyrillic", "iso8859-1": "latin1",
         "cp874": "windows-874 Windows-874", "cp1250": "windows-1250 x-cp1250",
         "cp1252": "windows-1252 x-cp1252", "iso8859-9": "iso-8859-9 l5", "cp950": "big5 x-big5",
-        "gb18030": "chinese gb2312 gbk x-gbk gb18030", "cp949": "euc-kr korean ks_c_5601-1987",
+        "gb18030": "chinese gb2312 gbk x-gbk gb18030", "cp949": "euc-kr windows-949 ks_c_5601-1987",
         "euc_jp": "euc-jp x-euc-jp", "iso2022_jp": "csiso2022jp", "iso8859-11": "iso-8859-11",
         "cp932": "csshiftjis ms932 shift-jis Shift_JIS sjis windows-31j x-sjis"}
     NO_TEXT = """rot13 hex base64 zlib mbcs punycode idna undefined unicode_escape utf-7 quopri uu
@@ -1923,6 +1923,8 @@ class Section6Connection(AsyncCase):
                             await asyncio.sleep(0.01 * slow)
                     except IncompleteBody as error:
                         failed = error.exit_code
+                        self.assertEqual((error.received, error.expected), (
+                            len(body), len(body) + 1 if b"Content-Length" in wire else None))
                     self.assertEqual((received == body, failed), (True, code))
         with beside([READ, answer(b""), RESET], [READ, OK[:-2], RESET]) as (url, _):
             self.assertEqual([await code_of(asyncget.get(url)) for _ in range(2)], [b"", 56])
