@@ -77,11 +77,11 @@ if __name__ == "__main__":
     import sys
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
-        import os
-        try:
-            sys.path[:] = [path for path in sys.path if os.path.abspath(path) != os.getcwd()]
-        except OSError:  # it was deleted, so nothing is there
-            pass
+    import os
+    try:  # PYTHONPATH may name it, too
+        sys.path[:] = [path for path in sys.path if os.path.abspath(path) != os.getcwd()]
+    except OSError:  # it was deleted, so nothing is there
+        pass
 
 import asyncio
 import base64

@@ -8037,16 +8037,18 @@ class Section20CommandLine(Folder):
         ways = [([*start, *most.split(), self.server.url], stdin, path) for start, stdin, path in (
             (["-m", "asyncget"], b"", here), (["asyncget.py"], b"", "."), ([program], b"", ""),
             (["-"], source, ""), (["-"], source, f":{here}:"))]
-        for command, result in self.started(ways):
+        for command, result in (
+                *self.started(ways), *self.started(ways[-1:], PYTHONSAFEPATH="1")):
             self.assertNotIn(b"EXECUTED", result.stderr)
             self.assertIn(result.returncode, (0, 23), (command, result.stderr))
 
-    def started(self, ways: list[tuple[list[str], bytes, str]]) -> Iterator[tuple[list[str], Any]]:
+    def started(self, ways: list[tuple[list[str], bytes, str]], **variables: str
+                ) -> Iterator[tuple[list[str], Any]]:
         """Run Python with arguments, a stdin and a path, some at once."""
         def one(way: tuple[list[str], bytes, str]) -> subprocess.CompletedProcess[bytes]:
             folder = "elsewhere" if os.path.dirname(way[0][0]) == self.folder else ""
             return completed(sys.executable, *way[0], input=way[1], cwd=self.path(folder),
-                             env=environment(HOME=self.folder, PYTHONPATH=way[2]))
+                             env=environment(HOME=self.folder, PYTHONPATH=way[2], **variables))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             yield from zip((way[0] for way in ways), pool.map(one, ways))
