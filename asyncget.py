@@ -79,7 +79,7 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
     try:  # PYTHONPATH may name it, too
-        sys.path[:] = [path for path in sys.path if os.path.abspath(path) != os.getcwd()]
+        sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath("")]
     except OSError:  # it was deleted, so nothing is there
         pass
 

@@ -8033,10 +8033,12 @@ class Section20CommandLine(Folder):
         self.server.plays({"/": ok(b"x", 'ETag: "v"', named)})
         here = os.path.dirname(PROGRAM)
         os.mkdir(self.path("elsewhere"))  # there the folder of the program is not the current one
+        with contextlib.suppress(OSError):  # on Windows
+            os.symlink(self.folder, self.path("link"))
         most = "-w %{json}%{header_json} -n -u a:b -z asyncget.py -c jar -G --data-urlencode x -OJ"
         ways = [([*start, *most.split(), self.server.url], stdin, path) for start, stdin, path in (
             (["-m", "asyncget"], b"", here), (["asyncget.py"], b"", "."), ([program], b"", ""),
-            (["-"], source, ""), (["-"], source, f":{here}:"))]
+            (["-"], source, ""), (["-"], source, "link"), (["-"], source, f":{here}:"))]
         for command, result in (
                 *self.started(ways), *self.started(ways[-1:], PYTHONSAFEPATH="1")):
             self.assertNotIn(b"EXECUTED", result.stderr)
