@@ -4150,8 +4150,8 @@ def with_password(call: Call, request: Request) -> Request:
     Call.first_request calls it if the URL has a user, and Call.render for each hop if netrc= is
     set. The file is asked only if scheme and port are those of the first request: a password
     for https must not go out over http, or to another port. Nor is it asked if the call has
-    an auth= of its own (None is one), or the URL has a password. URL and netrc both yield to
-    an Authorization in the headers, and to one of None there.
+    an auth= of its own (None is one; asyncget.get's is its session's), or the URL has a password.
+    URL and netrc both yield to an Authorization in the headers, and to one of None there.
     """
     url, netrc = request.url, call.settings["netrc"]
     request = request._replace(url=url._replace(userinfo=""))
