@@ -2255,13 +2255,13 @@ def next_request(request: Request, response: Response,
     url = join_url(request.url, locations.pop())._replace(userinfo="")
     if url.origin.scheme not in settings["redirect_schemes"]:
         raise InvalidURL(f"a redirect to {url}, whose scheme is not among redirect_schemes "
-                         "(--proto-redir)", exit_code=1, response=response)
+                         "(--proto-redir)", exit_code=1)
     hops, limit = [*response.history, response], settings["max_redirects"]
     if sum(len(hop.raw_head) for hop in hops) > MAX_HISTORY_BYTES:
         raise TooLarge(f"redirects with heads of more than {MAX_HISTORY_BYTES} bytes",
-                       limit=MAX_HISTORY_BYTES, response=response)
+                       limit=MAX_HISTORY_BYTES)
     if limit is not None and len(hops) > limit:
-        raise TooManyRedirects(f"more than {limit} redirects", history=hops, response=response)
+        raise TooManyRedirects(f"more than {limit} redirects", history=hops)
     following = request._replace(url=url)
     if url.origin == request.url.origin:
         return following
@@ -2633,7 +2633,7 @@ class Call:
                     history = [*response.history, response]
                     response.history = []  # else each would hold a list of all before it
                     await discard(response)
-                    request = following
+                    request, response = following, None
                     response = await self.exchange(request)
                     response.history = history
                 delay = self.retry_delay(attempt, response) if response.status_code >= 400 else None
@@ -2648,6 +2648,7 @@ class Call:
                     response.close()
                 if not isinstance(error, AsyncGetError):
                     raise
+                error.response = error.response or response
                 error.url = error.url or (str(request.url) if request else masked(self.url)[1:-1])
                 delay = self.retry_delay(attempt, error)
                 if delay is None:

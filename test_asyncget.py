@@ -2880,7 +2880,9 @@ class Section12Session(AsyncCase):
                 self.assertEqual((response.status_code, response.content, response.history),
                                  (302, b"gone", []))
             for url, kind in (("/file", InvalidURL), ("/two", ProtocolError)):
-                await self.raised(kind, session.get(url))
+                error = await self.raised(kind, session.get(url))
+                self.assertEqual((error.response.status_code, error.response.url),
+                                 (302, server.url + url))
             self.assertEqual((await session.get("/c")).content, b"end")
             self.assertEqual((server.connections, len(server.requests)), (1, 9))  # bodies were read
         for hops, most in table([(21, {}), (3, {"max_redirects": 2}), (1, {"max_redirects": 0})]):
