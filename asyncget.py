@@ -453,7 +453,7 @@ def parse_origin(scheme: str, host_port: str) -> Origin:
     match = _HOST_PORT.fullmatch(host_port)
     if match is None or int(match[2] or 0) > 65535:
         # http://me:p/w@h arrives here as "me:p", part of a password: hence the mask.
-        host = re.sub(r":[^:\]]*$", ":***", host_port)
+        host = re.sub(r"^(\[[^]]*\]|[^:]*):.*", r"\1:***", host_port)
         raise InvalidURL(f"not a host and port (0 to 65535): {masked(host)}; in a password write "
                          "%23 for #, %2F for /, %3F for ?")
     return Origin(scheme, parse_host(match[1]), int(match[2] or DEFAULT_PORTS[scheme]))
@@ -1475,13 +1475,14 @@ class Response(Body):
         self._decoder = self._cutter = None
         self._ready, self._busy = b"", False
 
-    async def _next_piece(self) -> bytes:
-        """The next bytes of the body, decoded; b"" at its end."""
+    async def _next_piece(self, turn: bool = False) -> Any:
+        """The next bytes of the body, decoded; b"" at its end. With `turn`, only let others run."""
         try:
             if self._busy:  # it would get a part of the body, and take that for the whole
                 raise AsyncGetError("another task reads this response already")
             self._busy = True
-            piece = await (decoded_piece(self) if self.coding else self._read_piece())
+            piece = await (self._deadline.breathe() if turn else
+                           decoded_piece(self) if self.coding else self._read_piece())
             if self._missing == _GIVEN_UP:  # b"" would make a body cut short look whole
                 raise AsyncGetError(_GIVEN_UP)
             self._busy = False
@@ -1560,6 +1561,7 @@ MAX_CODINGS = 5                  # content codings of one body; curl and urllib3
 MAX_DECODED_STEP_BYTES = 65_536  # in one step, at most: bytes taken in, and bytes made
 MAX_PIECES = 10                  # decoded before other tasks may run: some 3 ms
 MAX_LINE_CHARS = 16_777_216      # one line of a body
+MAX_LINES = 1000                 # handed out before other tasks may run
 MAX_CODED_BYTES = 1_048_576      # taken in by all stages, plus 100 for each byte that arrives
 # The codings that we undo. A body in gzip or zstd may consist of several compressed members (in
 # zstd, "frames": RFC 1952 2.2, RFC 8878 3.1). At each: the bytes a further one may begin with.
@@ -1774,6 +1776,8 @@ async def lines_of(response: Response) -> AsyncIterator[str]:
         response._cutter = cutter
     while cutter.lines or piece != b"":
         while cutter.lines:
+            if streamed and not len(cutter.lines) % MAX_LINES:
+                await response._next_piece(turn=True)
             line = cutter.lines.popleft()
             response._check_size(len(line), MAX_LINE_CHARS, "characters in a line")
             yield line
@@ -5120,7 +5124,8 @@ def store_flag(options: Options, flag: Flag, text: str) -> None:
             value = make(*match.groups(""))
         except ValueError:
             raise AsyncGetError(
-                f"--{flag.name.replace('_', '-')} needs {flag.value}, not {text!r:.100}",
+                f"--{flag.name.replace('_', '-')} needs {flag.value}, "
+                f"not {'***' if 'PASSWORD' in flag.value else text!r:.100}",
                 exit_code=49 if "PORT" in flag.value else 2) from None
     if flag.repeats:
         getattr(options, flag.name).append(value)

@@ -5438,6 +5438,23 @@ class StrangersCost(AsyncCase):
                 got = await self.outcome("stream", gzipped(wire, codings, cut), None)
                 self.assertTrue(got == body and work.most < work.TURN)
 
+    async def test_short_lines(self) -> None:
+        """However many have come at once, others have their turns, and the deadline counts."""
+        body = b"\n" * 99_999
+        for wire in table([answer(body), b"".join(gzipped(gzip.compress(body)))]):
+            async with Session(open_connection=Pieces([wire]).connect) as session, \
+                    session.stream("http://h.test/") as got:
+                work = Work()
+                ticking = asyncio.create_task(work.tick())
+                with self.assertRaises(TimedOut) as caught:
+                    async for _ in got.iter_lines():
+                        work.add(1)
+                        if work.made == 50_000:
+                            got._deadline.until = 0.0
+                self.assertEqual((caught.exception.url, caught.exception.response), (got.url, got))
+                self.assertLess(work.most, 1001)
+                ticking.cancel()
+
     async def test_the_body_of_an_error_is_read_for_a_second_at_most(self) -> None:
         """MAX_DISCARD_SECONDS are for its decoding, too."""
         wire = b"".join(gzipped(deflating(MEMBERS), 2)).replace(b"200 OK", b"500 No", 1)
@@ -5743,7 +5760,7 @@ class TrustAndSecrets(AsyncCase):
             "{}@h.test/", "a/{}@h.test/", "a#{}@h.test/", "a?{}@h.test/", "a@{}@h.test/",
             "{}\\@h.test/", "{}@[::1/", "{}@", "{}%zz@h.test/", "{}@h.test:99999/", "{}@h:x/",
             "{}@h.test/\x01", "{}@h .test/", "é{}@h.test/", "{}@127.1/", "\udc80{}@h.test/",
-            "[{}]@h.test/", "{}/x@h/", "{}?@h/", "{}@h.test/" + "x" * 70_000)),
+            "[{}]@h.test/", "{}/x@h/", "{}:x/@h/", "{}]:x?@h/", "{}?@h/", "{}@h.test/" + "x" * 70_000)),
         "http://{}@h.test/", "http://{}:@h.test/", "ftp://me:{}@h.test/", "//me:{}@h.test/",
         "http:/me:{}@h.test/", "http:me:{}@h.test", "me:{}@h.test", " http://me:{}@h.test/ ",
         "http://[{}@h.test/", "http://{}\n@h/", "http://u:" + "x" * 90 + "{}" + "x" * 500 + "@\n"]
@@ -7241,7 +7258,7 @@ class Section20CommandLine(Folder):
             ("-X POST u", "GET"), ("-C - -OJ u", "-J"), ("-F a=b u", "-F"), ("-i -OJ u", "-J"),
             ("-T f u", "GET"),
             ("-qO- u", "no flag -O-; -O- -qO-                   wget's; here stdout"),
-            ("-E :pw u", "needs FILE")):
+            (f"-E :{SECRET} u", "needs FILE")):
             self.refuses(AsyncGetError, text, lambda line: asyncget.check_options(
                 parse_arguments(line.split())), arguments, exit_code=2)
 
