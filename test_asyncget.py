@@ -8374,7 +8374,7 @@ class Recipes(OnDisk):
                 url = server.url if script else f"http://127.0.0.1:{free_port()}"
                 words = [word.replace("http://127.0.0.1:8000", url) for word in way]
                 if script == [READ]:
-                    words = [word.replace("m3", "m.5") for word in words]
+                    words = [word.replace("Sm3", "Sm.5") for word in words]
                 self.assertEqual(await self.program(
                     *words, stdin=Path(PROGRAM).read_bytes() if way is pod else b"",
                     http_proxy="x:1" if way is image else ""), end, words)
