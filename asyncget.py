@@ -5711,7 +5711,8 @@ class Transfer(Download):
             return
         head = fit_for(sys.stdout, data)
         if options.include or options.head:
-            self.write(data if self.path else head)
+            self.write(b"")  # opens the file, which may be /dev/tty
+            self.write(fit_for(self.file, data) if self.path else head)
         if options.dump_header == "-":
             self.put_out(head)
         elif options.dump_header:

@@ -7858,9 +7858,11 @@ class Section20CommandLine(Folder):
         named = 'Content-Disposition: attachment; filename="a\x1b]0;b\x07"'
         evil = ok(b"", "X: a\x1b]0;\x07\x9b2J", named, "Set-Cookie: c=\xc2\x9b2J", status="404 \x1b[2J")
         self.server.plays({"/e": evil, "/to": redirect("/e?\x1b[2J")})
+        null = open(os.devnull, "wb")
+        self.addCleanup(null.close)
         for flags, path in table(("-i", "-v", "-f", "-D -", "-w %header{x}%{json}", "--waterfall",
-                                  "-OJ", "-D /dev/stderr", "-c -"), ("/e", "/to")):
-            shown, _ = self.in_terminal(f"{flags} {{u}}{path}")
+                                  "-OJ", "-D /dev/stderr", "-io /dev/stderr", "-c -"), ("/e", "/to")):
+            shown, _ = self.in_terminal(f"{flags} {{u}}{path}", null if "-io" in flags else None)
             self.assertNotRegex(shown.replace(asyncget.WIPE, ""),
                                 "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", (flags, path))
             if flags[:2] not in ("-i", "-D", "-c"):
