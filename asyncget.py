@@ -4639,8 +4639,11 @@ class Download(Call):
             with disk_errors(path):
                 claim_part(file, self.partial)
                 copy_rights(file.fileno(), path)
-                if self.partial is None:
+                if self.partial is None and getsize(part):
+                    # Of an empty one, too, it would make ext4 write all that comes out in `close`,
+                    # while the loop stands still.
                     file.truncate(0)
+                if self.partial is None:
                     write_sidecar(part, response)
             yield  # outside of disk_errors: what `progress` raises is not a disk error
             with disk_errors(path):
