@@ -1175,10 +1175,12 @@ class Connection(Clock):
         super().close()
         if self.opener is not None:
             self.opener.cancel()
-        for writer in filter(None, (self.writer, self.outer)):
-            with contextlib.suppress(*_STREAM_ERRORS):  # if the inner one fails, close the outer
-                writer.close()            # says close_notify (RFC 9112 9.8),
-                writer.transport.abort()  # and does not wait for the answer
+        with contextlib.suppress(*_STREAM_ERRORS):  # AttributeError: there is none
+            self.writer.close()            # says close_notify (RFC 9112 9.8),
+            self.writer.transport.abort()  # and does not wait for the answer
+        # What is inside may have closed this one; closed twice, TLS could not be aborted any more.
+        with contextlib.suppress(*_STREAM_ERRORS):
+            self.outer.transport.abort()
         if hasattr(self.reader, "feed_eof"):
             self.reader.feed_eof()  # ends a read, whatever the transport does
         # Left in a cycle of references, they would be freed in any order, and asyncio may then
@@ -3696,6 +3698,7 @@ async def start_tls(connection: Connection, tls: ssl.SSLContext) -> None:
     """
     loop = connection.loop
     connection.outer = outer = connection.writer  # unreferenced, it would close the transport
+    connection.writer = None  # for `close`: asyncio, if this fails, closes the outer one
     connection.reader = inbox = Inbox()
     transport = await loop.start_tls(outer.transport, inbox, tls,
                                      **tls_options(connection.route.origin.host))

@@ -3807,6 +3807,43 @@ class Section14Proxies(AsyncCase):
             await self.raised(TimedOut, asyncget.get(
                 "https://h.test/", proxy=mute.url, verify=pem("ca"), timeout=0.1))
 
+        class Deaf(HTTPProxy):
+            """It does not see that we close, and stays open when the origin has closed."""
+
+            async def steps(self, script: Script, reader: Any, writer: Any) -> None:
+                self.transport = writer.transport
+                await super().steps(script, reader, writer)
+
+        async with proxy(Deaf, server_tls()) as deafened, scripted(
+                [READ, lambda _: deafened.transport.pause_reading() or OK + b"\r\nok", 0, CLOSE],
+                tls=server_tls("other")) as ending, Session(verify=pem("ca")) as session:
+            async with session.stream(f"https://other.test:{ending.port}",
+                                      proxy=f"https://{deafened.url}") as response:
+                one, = session._pool.all
+                made = one.outer.get_extra_info("socket")
+                await until(one.outer.is_closing)  # by the TLS inside, which has ended
+                self.assertEqual(await response.read(), b"ok")
+            await asyncio.wait_for(until(lambda: made.fileno() < 0), 5)
+            deafened.transport.abort()
+        for turns in (0, 9):  # given up as TLS begins, or amid it: nobody waits for the proxy's end
+            for cancelled in (False, True):
+                with beside([READ, OPENED, threading.Event()], tls=server_tls()) as (deaf, _):
+                    async with Session(proxy=deaf, verify=pem("ca")) as session:
+                        task = ensure_future(session.get("https://h.test/"))
+                        while not (begun := [one for one in session._pool.all if one.outer]):
+                            await asyncio.sleep(0)
+                        made = begun.pop().outer.get_extra_info("socket")
+                        for _ in range(turns):
+                            await asyncio.sleep(0)
+                        if cancelled:
+                            task.cancel()
+                        else:
+                            await session.close()
+                        await asyncio.wait([task])
+                        await asyncio.wait_for(
+                            until(lambda: made.fileno() < 0), 5)  # noqa: B023
+                        self.assertTrue(task.cancelled() if cancelled else task.exception())
+
     # ---- SOCKS5 (RFC 1928, RFC 1929)
 
     async def test_socks_bytes(self) -> None:
