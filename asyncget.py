@@ -1178,7 +1178,7 @@ class Connection(Clock):
         with contextlib.suppress(*_STREAM_ERRORS):  # AttributeError: there is none
             self.writer.close()            # says close_notify (RFC 9112 9.8),
             self.writer.transport.abort()  # and does not wait for the answer
-        # What is inside may have closed this one; closed twice, TLS could not be aborted any more.
+        # The TLS inside may have closed it already; after a second close, abort does nothing.
         with contextlib.suppress(*_STREAM_ERRORS):
             self.outer.transport.abort()
         if hasattr(self.reader, "feed_eof"):
