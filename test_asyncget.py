@@ -2748,7 +2748,6 @@ class Section11Settings(AsyncCase):
                 (token, plain, {"headers": {"authorization": None}}, "/", []),
                 ({"headers": {"Authorization": None}}, inside, {}, "/", []),
                 ({}, inside, {"headers": {"authorization": None}}, "/", []),
-                (token, plain, {"auth": ("a", "b")}, "/", [basic("a", "b")]),
                 ({}, inside, {"auth": ("a", "b")}, "/", [basic("a", "b")]),
                 ({}, inside, {"headers": {"authorization": "X"}}, "/", ["X"])]):
             async with Session(open_connection=Double.connect, **own) as session:
@@ -3928,8 +3927,8 @@ class Section15Cookies(Tables):
         nov = 784_111_777.0
         self.alike(asyncget.parse_date, [
             ("Sun, 06 Nov 1994 08:49:37 GMT", nov), ("Sunday, 06-Nov-94 08:49:37 GMT", nov),
-            ("Sun Nov  6 08:49:37 1994", nov), ("\t06\"NOv'94~08:49:37", nov),
-            ("1994y November 6th 8:49:37x +0200", nov),      # letters behind digits, no zone
+            ("Sun Nov  6 08:49:37 1994", nov), ("\t06\"NOv'94~08:49:37x", nov),
+            ("1994y November 6th 8:49:37 +0200", nov),       # letters behind digits, no zone
             ("Wed, 31 Dec 1969 23:59:59 GMT", -1.0), ("1 Jan 1601 00:00:00", -11_644_473_600.0),
             ("31 Dec 9999 23:59:59", 253_402_300_799.0), ("29 Feb 2024 0:0:0", 1_709_164_800.0),
             ("1 Jan 70 0:0:0", 0.0), ("1 Jan 00 0:0:0", 946_684_800.0),  # two digits of a year
@@ -3986,8 +3985,7 @@ class Section15Cookies(Tables):
             ("; Max-Age=-1", NOW - 1), ("; Max-Age=" + "9" * 1024, FAR),
             ("; Max-Age=-" + "9" * 1023, float("-inf")), ("; Max-Age=1; Max-Age=60", MINUTE),
             ("; Max-Age=60; Max-Age=x", None), *((f"; Max-Age={age}", None) for age in (
-                "9" * 1025, "", "1x", "+1", "1.5", "1e3", "-", "- 1", "\u0661", "0x1",
-                "1_0")))], "expires")
+                "9" * 1025, "", "1x", "+1", "1.5", "-", "- 1", "\u0661", "1_0")))], "expires")
 
     def test_domain(self) -> None:
         """6265bis 5.6.3, 5.1.3, 5.7 steps 8 to 10: (domain, host-only)."""
@@ -4166,6 +4164,7 @@ class Section15Cookies(Tables):
                 (own, own, "other=new", "sid=old; other=new"),
                 (own, own, "sid=new; Secure", "sid=old"),      # refused
                 (own, own + ":81", "sid=new", "sid=old"),      # another origin's
+                (own, "http://api.h.test", "sid=api", "sid=old"),
                 ("https://www.h.test", own, "sid=evil", "sid=old")):  # 5.7: nor may http take it
             jar = Cookies({"sid": "old"})
             jar.home = parse_url(home).origin
@@ -4301,6 +4300,7 @@ NETRC: list[tuple[bytes, Any]] = [  # a file, and what a.test gets, as with curl
     (b"machine b.test login you passwd other\n" + MINE, ME), (MINE[:-1] + b" oops\n", ME),
     (b'machine a.test login me "login" you password secret\n', ME),  # a keyword in quotes is none
     (b"machine a.test login you login me password secret", ME),
+    (b"machine a.test password secret\n", ("", "secret")),
     # quotes
     (b'machine a.test login "my self" password "#a\tb # c"', ("my self", "#a\tb # c")),
     (rb'machine a.test login me password "a\"b\\\n\r\t\q\\"', ("me", 'a"b\\\n\r\tq\\')),
