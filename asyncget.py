@@ -75,13 +75,14 @@ if __name__ == "__main__":
     # json.py may lie there, downloaded from a server that chose this name. (For __future__, above,
     # Python has looked there: nothing can stand before that line.)
     import sys
-    if not getattr(sys.flags, "safe_path", sys.flags.isolated):
-        del sys.path[0]
-    import os
-    try:  # PYTHONPATH may name it, too
-        sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath("")]
-    except OSError:  # it was deleted, so nothing is there
-        pass
+    if not sys.flags.isolated:  # else all there is Python's own, perhaps the current folder, too
+        if not getattr(sys.flags, "safe_path", 0):
+            del sys.path[0]
+        from os.path import realpath
+        try:  # PYTHONPATH may name it, too
+            sys.path[:] = [path for path in sys.path if realpath(path) != realpath("")]
+        except OSError:  # it was deleted, so nothing is there
+            pass
 
 import asyncio
 import base64
