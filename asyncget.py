@@ -2655,8 +2655,9 @@ class Call:
                     response.close()
                 if not isinstance(error, AsyncGetError):
                     raise
-                error.response = error.response or response
-                error.url = error.url or (str(request.url) if request else masked(self.url)[1:-1])
+                if not error.url:  # else it has its response, or is of a listener's own call
+                    error.url = str(request.url) if request else masked(self.url)[1:-1]
+                    error.response = response
                 delay = self.retry_delay(attempt, error)
                 if delay is None:
                     raise

@@ -6265,6 +6265,9 @@ class Section17Downloads(OnDisk):
                 await self.raised(BrokenPipeError, self.get(
                     server.url, **{name: mock.Mock(side_effect=BrokenPipeError)}))
                 self.assertEqual(self.read(self.part), made)
+            await self.raised(ConnectError, self.get(
+                server.url, on_response=lambda _: asyncget.get("http://127.0.0.1:1")),
+                url="http://127.0.0.1:1/", response=None)
 
 
 class Section17Files(OnDisk):
