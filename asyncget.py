@@ -5479,11 +5479,11 @@ def fit_for(stream: Any, data: bytes) -> bytes:
     return re.sub(r"[^\t\n]+", lambda part: printable(part[0]), text).encode()
 
 
-def write_named(name: str, data: bytes | bytearray, mode: str = "wb") -> None:
-    """Write to a file that a flag names; for "-" to stdout, past Python's own buffer."""
+def write_named(name: str, data: bytes | bytearray, mode: str = "wb", fit: bool = False) -> None:
+    """Write to a file that a flag names, `fit` for it; for "-" to stdout, past Python's buffer."""
     shown, file = ("stdout", sys.stdout.fileno()) if name == "-" else (name, name)
     with disk_errors(shown), open(file, mode, 0, closefd=name != "-") as stream:
-        write_all(stream, data)
+        write_all(stream, fit_for(stream, bytes(data)) if fit else data)
 
 
 def save_jar(jar: Cookies, name: str) -> None:
@@ -5491,7 +5491,7 @@ def save_jar(jar: Cookies, name: str) -> None:
     before = read_text(name) if name != "-" and isfile(name) else ""
     data = render_cookie_file(jar, before).encode("utf-8", "surrogateescape")
     if name == "-" or written_in_place(name):
-        write_named(name, fit_for(sys.stdout, data) if name == "-" else data)
+        write_named(name, data, fit=True)
         return
     from tempfile import NamedTemporaryFile, TemporaryDirectory
     path = realpath(name)

@@ -7865,7 +7865,8 @@ class Section20CommandLine(Folder):
         null = open(os.devnull, "wb")
         self.addCleanup(null.close)
         for flags, path in table(("-i", "-v", "-f", "-D -", "-w %header{x}%{json}", "--waterfall",
-                                  "-OJ", "-D /dev/stderr", "-io /dev/stderr", "-c -"), ("/e", "/to")):
+                                  "-OJ", "-D /dev/stderr", "-io /dev/stderr", "-c -",
+                                  "-c /dev/stderr"), ("/e", "/to")):
             shown, _ = self.in_terminal(f"{flags} {{u}}{path}", null if "-io" in flags else None)
             self.assertNotRegex(shown.replace(asyncget.WIPE, ""),
                                 "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", (flags, path))
