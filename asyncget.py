@@ -5644,7 +5644,7 @@ class Transfer(Download):
                 await super().run()
         except AsyncGetError as error:
             self.error = error
-            self.response = error.response or self.response
+            self.response = error.response or NO_RESPONSE  # not that of an earlier try
         finally:
             with contextlib.suppress(OSError):
                 self.file.close()
@@ -5684,7 +5684,7 @@ class Transfer(Download):
         if offset and self.in_place:
             self.resume = True  # a next try asks again
             raise AsyncGetError("the server does not send just this rest: without -C it sends all",
-                                exit_code=33)
+                                exit_code=33, response=self.response)
         return None
 
     def retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
