@@ -242,7 +242,7 @@ class ConnectError(AsyncGetError, ConnectionError):
 class TLSError(ConnectError):
     """The certificate is not trusted, or TLS (https encryption) failed.
 
-    TLS 1.3 may refuse a client's certificate only after the request was sent.
+    With TLS 1.3, the refusal of a client's certificate may come after the request was sent.
     """
 
     exit_code = 35
@@ -910,7 +910,7 @@ class Deadline:
     async def breathe(self, seconds: float = 0.0) -> None:
         """Let other tasks run amid long work, for a turn or some seconds; may raise TimedOut.
 
-        For decoding (section 8), and for the command line's --limit-rate.
+        For decoding and lines (section 8), and for the command line's --limit-rate.
         """
         left = self.until - asyncio.get_running_loop().time()
         await asyncio.sleep(min(seconds, left))
