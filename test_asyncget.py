@@ -7218,7 +7218,7 @@ class Section18Timeline(AsyncCase):
             self.assertEqual(sorted(bar[1:5]), list(bar[1:5]))
 
 
-class Section19DemoServer(AsyncCase):
+class Section19DemoServer(AsyncCase, Folder):
 
     async def test_pages(self) -> None:
         """Each as its head says; nonsense gets no answer, and no traceback."""
@@ -7240,16 +7240,13 @@ class Section19DemoServer(AsyncCase):
         """Eight times as fast."""
         sleep = asyncio.sleep
         with patch("asyncio.sleep", lambda seconds: sleep(seconds / 8)), \
-                patch("asyncget.render_timeline", wraps=asyncget.render_timeline) as drawn, \
-                tempfile.TemporaryFile() as printed:
-            with as_program(".", 0, printed.fileno(), 2):
-                self.assertEqual(asyncget.main(["--demo"]), 0)
-            printed.seek(0)
-            told = printed.read().decode()
+                patch("asyncget.render_timeline", wraps=asyncget.render_timeline) as drawn:
+            told = self.get("--demo")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # its server's connections
             gc.collect()
-        story, drawings = told.split("\nWhat 2 and 3 looked like, to scale\n")
+        self.assertEqual(told.returncode, 0)
+        story, drawings = told.stdout.decode().split("\nWhat 2 and 3 looked like, to scale\n")
         places = [story.index(text) for text in (
             "1 s ... still", "2 s ... still", "I thought about it.", "Content-Length: 22  ",
             "Transfer-Encoding: chunked   I end with", "Connection: close  ", "_numbers(2, 3) = 5")]
