@@ -6069,32 +6069,25 @@ class Section17Downloads(OnDisk):
 
         fitting = partial(rest, "bytes 5-10/11")
         self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None, [
-            *((row, True) for row in [(ours, fitting(V1)), (ours, rest("Bytes 5-10/11", V1)),
-                (ours, fitting("Content-Encoding: identity", V1)), (untold, fitting(V1)),
-                (dated, fitting()), (dated, fitting(monday, V2)),
-                (full, unmet("bytes */11")), (full, unmet("bytes */11", V1)),
-                (untold, unmet("bytes */5"))]), *((row, False) for row in [
-                (ours, fitting()), (ours, fitting(monday)), *((ours, fitting(field)) for field in (
-                    V2, 'ETag: W/"v1"', span)), (ours, fitting(V1, "Content-Encoding: gzip")),
-                (ours, fitting(V1, V2)), (dated, fitting(f"Last-Modified: {self.later}", V2)),
-                (ours._replace(source=elsewhere), fitting(V1)), (ours, fitting(V1, body=b" worl")),
-                (ours, fitting(V1, body=b" world!")), (ours, rest("bytes 5-7/11", V1, body=b" wo")),
+            *((row, True) for row in [
+                (ours, fitting(V1)), (ours, rest("Bytes 5-10/11", V1)), (untold, fitting(V1)),
+                (ours, fitting("Content-Encoding: identity", V1)), (dated, fitting()),
+                (dated, fitting(monday, V2)), (full, unmet("bytes */11", V1)),
+                (full, unmet("bytes */11")), (untold, unmet("bytes */5"))]),
+            *((row, False) for row in [
+                (ours, fitting()), (ours, fitting(V2)), (ours, fitting(V1, span)),
+                (ours, fitting(V1, "Content-Encoding: gzip")), (ours, fitting(V1, body=b" worl")),
+                (dated, fitting(f"Last-Modified: {self.later}", V2)),
+                (ours._replace(source=elsewhere), fitting(V1)),
+                (ours, rest("bytes 5-7/11", V1, body=b" wo")),
                 (ours, rest("bytes 5-11/12", V1, body=b" world!")),
                 (ours, rest("bytes 4-10/11", V1, body=b"o world")),
-                (ours, rest("bytes 0-10/11", V1, body=WHOLE)),
                 (full._replace(length="None"), rest("bytes 11-10/11", V1, body=b"")),
                 *((ours, rest(text, V1)) for text in (
-                    "bytes 5-4/11", "bytes +5-10/11", "bytes=5-10/11", "bytes 5 - 10/11", "5-10/11",
-                    "", "bytes 5-/11", "bytes 05-10/11", "lines 5-10/11", "bytes 5-10",
-                    "bytes 5-10/*", "bytes */11", "bytes 5-10/1" + "0" * 5000)),
-                (ours, answer(b" world", V1, status="206 X")),
-                # where does it end?
-                (full._replace(source=elsewhere), unmet("bytes */11")), (ours, unmet("bytes */11")),
-                (ours, unsized(b"", span, V1, status="206 X")), (full, unmet("bytes */11", V2)),
-                (ours, unsized(b"", span, V1, "Transfer-Encoding: chunked", status="206 X")),
-                (untold, unsized(b"", V1, "Content-Range: bytes */5", status="206 X")),
-                (ours, unmet("bytes */3")),
-                (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))])])
+                    "", "bytes 5-4/11", "bytes +5-10/11", "bytes 5-10/*", "bytes */11")),
+                (ours, unsized(b"", span, V1, status="206 X")),  # where does it end?
+                (full._replace(source=elsewhere), unmet("bytes */11")),
+                (full, unmet("bytes */11", V2)), (ours, unmet("bytes */11"))])])
 
     def test_source(self) -> None:
         """The URL asked for and the one that answered, this one without what was signed."""
