@@ -7065,18 +7065,16 @@ class Section20Files(Folder):
             ("older", "-C - -R", old, [piece(5, version=dated[0])], 0, full, ["5"]),
             ("younger", "-C -", b"HELLO", [piece(5, version=dated[1]), whole], 0, full, ["5", ""]),
             ("a 206 whatever is asked for", "-C -", b"HELLO", [piece(5, version=dated[1])] * 2,
-             22, b"HELLO", ["5", ""]), ("broken off", "-C -", old, [piece(5)], 0, full, ["5"]),
+             22, b"HELLO", ["5", ""]),
             ("no ranges", "-C -", b"HELLO", [whole, whole], 0, full, ["5", ""]),
             ("no ranges, cut", "-C -", old, [whole, whole[:-3]], 18, old, ["5", ""]),
             ("no ranges, busy", "-C -", old, [whole, busy], 22, old, ["5", ""]),
             ("moved", "-C - --no-location", old, [redirect("/g")], 22, old, ["5"]),
             ("cut again", "-C -", old, [piece(5)[:-3]], 18, b"hello wo", ["5"]),
             ("complete", "-C -", old, [complete], 0, old, ["5"]),
-            *(("all there", f"-C - {fail}", full, [unmet("bytes */11")], 0, full, ["11"])
-              for fail in ("-f", "--fail-with-body")),
+            ("all there", "-C - --fail-with-body", full, [unmet("bytes */11")], 0, full, ["11"]),
             ("-f, another file", "-f -C -", old, [unmet("bytes */3"), gone], 22, old, ["5", ""]),
             ("-C 5, ignored", "-C 5", old, [whole], 33, old, ["5"]),
-            ("--retry, cut", "-C - --retry 1", old, [piece(5)[:-3], piece(8)], 0, full, ["5", "8"]),
             ("--retry, the other version, cut", "-C - --retry 2", old,
              [piece(5)[:-3], piece(8, version=V2), ok(full.upper(), V2)[:-6],
               piece(5, full.upper(), version=V2)], 0, full.upper(), ["5", "8", "", "5"]),
@@ -7084,7 +7082,6 @@ class Section20Files(Folder):
              [piece(5)[:-3], piece(8, version=V2), ok(full.upper())[:-6],
               piece(8, full.upper(), version=V2), ok(full.upper())],
              0, full.upper(), ["5", "8", "", "8", ""]),
-            ("--retry, -C 5", "-C 5 --retry 1", old, [busy, piece(5)], 0, full, ["5", "5"]),
             ("--retry, a page of 503", "--retry 1", None, [busy, busy], 0, b"busy", [""] * 2),
             ("--retry, begun", "--retry 2", None, [begun, busy, piece(5)], 0, full, ["", "5", "5"]),
             ("--retry -f", "-f --retry 1", old, [busy, busy], 22, old, [""] * 2),
@@ -7095,8 +7092,7 @@ class Section20Files(Folder):
             ("stdout, dated", "-C - --retry 2", None, [ok(WHOLE, *aged)[:-6], piece(
                 5, version="X: 1")[:-3], piece(8, version="X: 1")], 0, full, ["", "5", "8"]),
             *(("stdout", "-C - --retry 1", None, [begun, rest], code, out, ["", "5"])
-              for rest, code, out in ((piece(5), 0, full), (piece(5, version=dated[1]), 33, old),
-                                      (piece(5, version=V2), 33, old)))]:
+              for rest, code, out in ((piece(5), 0, full), (piece(5, version=dated[1]), 33, old)))]:
             with self.subTest(name):
                 self.server.plays({"/f": [[one] for one in answers]})
                 self.empty(**({} if before is None else {"f": before}))
@@ -7269,21 +7265,18 @@ class Section20CommandLine(Folder):
 
     def test_wrong_flags_are_refused_with_a_hint(self) -> None:
         for arguments, text in (
-            ("--proxy-insecure u", "-k is not"), ("--interface eth0 u", "routes"), ("-d a u", "-G"),
-            ("--max-filesize 1x u", "BYTES"), ("--etag-save e u v", "one URL"), ("-C - -I u", "-I"),
-            ("--retrys 3 u", "try --retry"), ("--pass x u", "FILE:PASSWORD"), ("-C 5 -r 5 u", "-r"),
-            ("--limit-rate 1.M u", "BYTES"), ("--crlf u", "try --help all"), ("-Q u", "no flag -Q"),
+            ("--proxy-insecure u", "-k is not"), ("--etag-save e u v", "one URL"), ("-d a u", "-G"),
+            ("--max-filesize 1x u", "BYTES"), ("--pass x u", "FILE:PASSWORD"), ("-C - -OJ u", "-J"),
+            ("--limit-rate 1.M u", "BYTES"), ("--retrys 3 u", "try --retry"), ("-C 5 -r 5 u", "-r"),
             ("--data-urlencode a u", "-G"), ("--max-redirs -2 u", "LIMIT"), ("-m nan u", "SECONDS"),
-            ("--silent=1 u", "--silent="), ("-s- u", "no flag -s-; try"), ("--fai u", "try --fail"),
-            ("--ciphers X u", "OpenSSL"), ("--no-output u", "no flag"), ("--trace-ascii f u", "-v"),
-            ("-m x u", "needs SECONDS"), ("--retry 1.5 u", "NUMBER"), ("--key-type DER u", "PEM"),
-            ("--fial u", "try --fail"), ("-K f u", "command line"), ("-m \u0661 u", "SECONDS"),
-            ("u -o", "needs a value"), ("--next u", "all URLs"), ("-C - -i -o f u", "-i"),
-            ("--stderr f u", "2>"), ("-m -1 u", "SECONDS"), ("-C x u", "POSITION"),
-            ("-X POST u", "GET"), ("-C - -OJ u", "-J"), ("-F a=b u", "-F"), ("-i -OJ u", "-J"),
-            ("-T f u", "GET"),
+            ("--crlf u", "try --help all"), ("--silent=1 u", "--silent="), ("-C - -i -o f u", "-i"),
+            ("-s- u", "no flag -s-; try"), ("--no-output u", "no flag"), ("-m \u0661 u", "SECONDS"),
+            ("--ciphers X u", "OpenSSL"), ("--key-type DER u", "PEM"), ("--retry 1.5 u", "NUMBER"),
+            ("--trace-ascii f u", "-v"), ("-K f u", "command line"), ("u -o", "needs a value"),
+            ("--next u", "all URLs"), ("-C x u", "POSITION"), ("--stderr f u", "2>"),
+            ("-Q u", "no flag -Q"), ("-X POST u", "GET"), ("-C - -I u", "-I"), ("-i -OJ u", "-J"),
             ("-qO- u", "no flag -O-; -O- -qO-                   wget's; here stdout"),
-            (f"-E :{SECRET} u", "needs FILE")):
+            (f"-E :{SECRET} u", "needs FILE"), ("-F a=b u", "-F")):
             self.refuses(AsyncGetError, text, lambda line: asyncget.check_options(
                 parse_arguments(line.split())), arguments, exit_code=2)
 
@@ -7301,18 +7294,16 @@ class Section20CommandLine(Folder):
 
     def test_urls(self) -> None:
         self.alike(lambda line: planned(*line.split()), (
-            ("-G --data-urlencode a=b=c h", "http://h?a=b%3Dc"), ("h:81/x", "http://h:81/x"),
             ("-G -d a=1&b=2 -d c h?z", "http://h?z&a=1&b=2&c"), ("HTTPS://h", "HTTPS://h"),
             ("localhost:8000", "http://localhost:8000"), ("-g h/{a,b}[1-2]", "http://h/{a,b}[1-2]"),
-            ("--url-query \u00e9 h", "http://h?%C3%A9"), ("h/?u=http://x", "http://h/?u=http://x"),
             ("--url-query +a=%20 h/p#f", "http://h/p?a=%20#f"),
-            ("--url-query +a --url-query + h? h?b&", "http://h?a http://h?b&a"), ("h", "http://h"),
+            ("--url-query \u00e9 h", "http://h?%C3%A9"), ("h/?u=http://x", "http://h/?u=http://x"),
+            ("--url-query +a --url-query + h? h?b&", "http://h?a http://h?b&a"),
             ("https:/me:pw@h/ http:///h//x", "https://me:pw@h/ http://h//x"),
             ("h/{a,b}[08-10:2]", "http://h/a08 http://h/a10 http://h/b08 http://h/b10"),
-            (r"h/\{a\}?b\[[1-2]\]", "http://h/{a}?b[1] http://h/{a}?b[2]"), ("http:/h", "http://h"),
+            (r"h/\{a\}?b\[[1-2]\]", "http://h/{a}?b[1] http://h/{a}?b[2]"),
             ("[fe80::1%25eth0]/[1-2]", "http://[fe80::1%25eth0]/1 http://[fe80::1%25eth0]/2"),
-            ("h/[b-c]{x}", "http://h/bx http://h/cx"),
-            ("http://[::1]/[1-2]", "http://[::1]/1 http://[::1]/2")))
+            ("http://[::1]/[b-c]{x}", "http://[::1]/bx http://[::1]/cx")))
         self.assertEqual(len(asyncget.glob_values("[0-999999]")), asyncget.MAX_GLOB + 1)  # no more
 
     def test_names_from_urls_keep_to_the_folder(self) -> None:
@@ -7441,9 +7432,9 @@ class Section20CommandLine(Folder):
             "--connect-to [::1]:1:[127.0.0.1]:{port} [::1]:1",
             "--resolve +h.test:{port}:127.0.0.1 --resolve -x:1 http://h.test:{port}/")),
         *((line, b"", rf"\({code}\)", code) for code, lines in {
-            1: ["{u}/junk", "{u}/http2", "ftp://{host}/", "--proto =https {u}/",
-                "--proto -all,https {u}/", "--proto-redir =https {u}/to"], 2: ["--demo 99999",
-                "-s", "-H broken {u}/", "-o  {u}/", "-x {u} --connect-to ::127.0.0.1:1 {u}/"],
+            1: ["{u}/junk", "{u}/http2", "ftp://{host}/", "--proto =https {u}/"],
+            2: ["--demo 99999", "-s", "-H broken {u}/", "-o  {u}/",
+                "-x {u} --connect-to ::127.0.0.1:1 {u}/"],
             5: ["-x http://[ {u}/"], 56: ["{u}/large"],
             3: ["http://a..b/", "{u}/[3-1]", "{u}/[1", "{u}/{a", "{u}/a}", "{u}/[1-3:0]", "{u}/{}"],
             6: ["--resolve h.test:{port}:127.0.0.1 --resolve -H.test:{port} http://h.test:{port}/"],
@@ -7454,8 +7445,7 @@ class Section20CommandLine(Folder):
             26: ["-H @none {u}/", "--url @none", "-n --netrc-file none {u}/", "-G -d @none {u}/"],
             28: ["-m 0.1 {u}/hang", "-y 0.1 {u}/hang",
                  "--connect-timeout 0.2 -y 0 https://{host}/"],  # a handshake that never comes
-            49: ["--resolve x {u}/", "--resolve h:1:x {u}/", "--resolve h:1:1.2.3 {u}/",
-                 "--resolve h:1:127.0.0.1,256.1.1.1 {u}/"],
+            49: ["--resolve x {u}/", "--resolve h:1:127.0.0.1,256.1.1.1 {u}/"],
             63: ["--max-filesize 5 {u}/", "--max-filesize 1k -o x {u}/big"],
         }.items() for line in lines), *((line, stdout, "", 0) for line, stdout in {
             "{u}/404": b"gone\n", "-i {u}/404": GONE, "--no-compressed {u}/unknown": b"x",
@@ -7564,9 +7554,8 @@ class Section20CommandLine(Folder):
         # which files
         # two URLs that would meet, and that would not
         *((line, b"", r"\(2\) two URLs", 2) for line in (
-            "-o old -o old {u}/a {u}/b", "-O {u}/f.iso -o f.iso {u}/2", "-o f {u}/1 -o ./f {u}/2",
-            "-O {u}/f.iso -O {u}/f.iso.part", "-O {u}/f.iso.part -O {u}/f.iso",
-            "-O {u}/f.iso -O {u}/f.iso.part.meta", "-o link {u}/1 -o to.part {u}/2",
+            "-O {u}/f.iso -o ./f.iso {u}/2", "-O {u}/f.iso -O {u}/f.iso.part.meta",
+            "-O {u}/f.iso.part -O {u}/f.iso", "-o link {u}/1 -o to.part {u}/2",
             "-o new {u}/1 -o dangling {u}/2", "--no-clobber -o f.part {u}/1 -o f {u}/2",
             "-o f {u}/1 -o here/f {u}/2", "-o /dev/shm/asyncget {u}/1 -o /dev/shm/asyncget {u}/2")),
         ("-o link {u}/cut", b"", r"\(18\)", 18, {"to": b"x"}),
@@ -7628,24 +7617,23 @@ class Section20CommandLine(Folder):
     # ---- requests
 
     REQUESTS = (  # arguments, with | for a blank; lines that are new, lines that are gone
-        ("-A me", "User-Agent: me", "User-Agent"), ("-u a:", "Authorization: Basic YTo=", ""),
-        ("-A ", "", "User-Agent"), ("-H Accept-Encoding:|gzip,|x", "Accept-Encoding: gzip, x", ""),
-        ("--user-agent=", "", "User-Agent"), ("-u a:b -H Authorization:|x", "Authorization: x", ""),
+        ("-A me", "User-Agent: me", "User-Agent"), ("--user-agent=", "", "User-Agent"),
+        ("-u a:", "Authorization: Basic YTo=", ""), ("-b jar", "Cookie: j=1", ""), ("-G", "", ""),
+        ("-u a:b:c", "Authorization: Basic YTpiOmM=", ""), ("-H ", "", ""), ("-b none", "", ""),
+        ("-u a:b -H Authorization:|x", "Authorization: x", ""), ("-H X;", "X:", ""),
         ("-e http://r/", "Referer: http://r/", ""), ("-H Cookie:|a=1 -b b=2", "Cookie: a=1", ""),
-        ("-H X:|1", "X: 1", ""), ("-H Accept:", "", "Accept"), ("-H X;", "X:", ""),
-        ("-H X;||", "", ""), ("-b none", "", ""),
-        ("-H ", "", ""), ("-H X: -H Accept;", "Accept:", "Accept"), ("-b jar", "Cookie: j=1", ""),
-        ("-H X;ignored", "", ""), ("-H user-agent:|own -A flag", "user-agent: own", "User-Agent"),
+        ("-H Accept:", "", "Accept"), ("-H X: -H Accept;", "Accept:", "Accept"),
+        ("-H user-agent:|own -A flag", "user-agent: own", "User-Agent"), ("-H X;ignored", "", ""),
         ("-H Host:|other.test", "Host: other.test", "Host"), ("-H @-", "B: from file,C:", "Accept"),
         ("-H X:|1 -H X:|2 -H x:|3", "X: 1,X: 2,x: 3", ""), ("-b a=1;|b=2", "Cookie: a=1; b=2", ""),
         ("-H @heads", "B: from file,C:", "Accept"), ("-r 0-1,3-4", "Range: bytes=0-1,3-4", ""),
-        ("-r 0-4", "Range: bytes=0-4", ""), ("-u a:b:c", "Authorization: Basic YTpiOmM=", ""),
+        ("-H Accept-Encoding:|gzip,|x", "Accept-Encoding: gzip, x", ""),
         ("-r 5", "Range: bytes=5-", ""), ("--oauth2-bearer tok", "Authorization: Bearer tok", ""),
         *((f"-x {{host}} -U {user}",  # which may be any bytes
            f"GET http://H/ HTTP/1.1,Proxy-Authorization: Basic {shown}", "GET") for user, shown in (
                ("a:b@", "YTpiQA=="), ("\udcff:x", "7bO/Ong=" if WINDOWS else "/zp4"))),
         ("--netrc-file net", "Authorization: Basic bWU6cHc=", ""),
-        ("-G -d a=1&b -d c=@x", "GET /?a=1&b&c=@x HTTP/1.1", "GET"), ("-G", "", ""),
+        ("-G -d a=1&b -d c=@x", "GET /?a=1&b&c=@x HTTP/1.1", "GET"),
         ("-G --data-raw @d -d e", "GET /?@d&e HTTP/1.1", "GET"),
         ("-G --data @d --data-ascii @d", "GET /?a=b&c&a=b&c HTTP/1.1", "GET"),
         ("-G --data-urlencode n@d --data-urlencode @d --data-urlencode =a=b",
@@ -7656,8 +7644,8 @@ class Section20CommandLine(Folder):
         *((f"-z 1-Jan-2020{time}", f"If-Modified-Since: Wed, 01 Jan 2020 {hour}:00:00 GMT", "")
           for time, hour in (("", "00"), ("|12:00:00", "12"))),
         ("-e ;auto", "", ""), *((f"-z {when}", "", "") for when in (
-            "26|Nov|2026|9:30:49|IST", "26|Nov|2026|9:30:49|PM|EST", "32|Jan|2026",
-            "1|Jan|2026|9:30:49|pm", "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
+            "26|Nov|2026|9:30:49|IST", "1|Jan|2026|9:30:49|pm", "32|Jan|2026",
+            "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
         ("--etag-compare etag", 'If-None-Match: "v1"', ""),
         ("--etag-compare old", 'If-None-Match: ""', ""), ("-C 3 -o old", "Range: bytes=3-", ""),
         ("-C 3 -o old -H If-Range:1", "Range: bytes=3-,If-Range: 1", ""))
