@@ -4517,11 +4517,9 @@ class RealServers(AsyncCase):
                     for url, reused in table(urls, (False, True)):
                         got = await session.get(url, proxy=f"socks5h://{user}{at}")
                         self.assertEqual((got.content, got.timing.reused), (b"ok", reused))
-                    for name, text in [(user, "cannot connect to 127.*refused"),
-                                       ("me:wrong@", "refused the user")][:1 + bool(login)]:
-                        nowhere = f"http://127.0.0.1:{free_port()}/"
-                        await self.raised(ProxyError, session.get(
-                            nowhere, proxy=f"socks5h://{name}{at}"), text)
+                    if login:
+                        wrong = f"socks5h://me:wrong@{at}"
+                        await self.raised(ProxyError, session.get(url, proxy=wrong), "the user")
 
     async def compare(self, conf: str, *command: str) -> set[str]:
         """Read files around each buffer's limit, coded and not, and side by side: the codings."""
@@ -4727,10 +4725,10 @@ def corpus() -> list[bytes]:
 
 URLS = [*(pair.partition("→")[0] for pair in Section2URLs.EXAMPLES.split()),
     *itertools.chain(*Section2URLs.BAD.values()),
-    "http://h.test/", "https://u:p%40@H.test:8443/a/../b;c?d=e&f#g", "http://[::1]:80/x",
-    "http://[::ffff:1.2.3.4]", "//b.test/x", "http://127.0.0.1:8080/?q=a b", "http://[::1%25eth0]/",
-    "http://bücher.example/ü?ü#ü", "/a//b///", "HTTP://xn--bcher-kva.example:00080", "http://0x7f/",
-    "http://user:pass:word@h/", " http://web.1/./a/.. \n", "/%2e%2e/%0d%0a", "http://h#@b#z"]
+    "https://u:p%40@H.test:8443/a/../b;c?d=e&f#g", "http://[::1%25eth0]/", "/%2e%2e/%0d%0a",
+    "http://[::ffff:1.2.3.4]", "http://127.0.0.1:8080/?q=a b", "http://user:pass:word@h/",
+    "http://bücher.example/ü?ü#ü", "/a//b///", "HTTP://xn--bcher-kva.example:00080",
+    " http://web.1/./a/.. \n", "http://h#@b#z", "//b.test/x"]
 URL_TOKENS = [
     *"/?#@:[]%\\ \t\0\x85\u2028üß．。１K\ud8000-_;&=", "//", "..", ".", "\r\n", "80", "99999", "::1",
     "127.1", "http:", "https://", "%2f", "%0d%0a", "xn--", "a" * 64]
@@ -5437,20 +5435,15 @@ class StrangersCost(AsyncCase):
 
     async def test_short_lines(self) -> None:
         """However many have come at once, others have their turns, and the deadline counts."""
-        body = b"\n" * 99_999
-        for wire in table([answer(body), b"".join(gzipped(gzip.compress(body)))]):
-            async with Session(open_connection=Pieces([wire]).connect) as session, \
-                    session.stream("http://h.test/") as got:
-                work = Work()
-                ticking = asyncio.create_task(work.tick())
-                with self.assertRaises(TimedOut) as caught:
-                    async for _ in got.iter_lines():
-                        work.add(1)
-                        if work.made == 50_000:
-                            got._deadline.until = 0.0
-                self.assertEqual((caught.exception.url, caught.exception.response), (got.url, got))
-                self.assertLess(work.most, 1001)
-                ticking.cancel()
+        connect = Pieces([answer(b"\n" * 99_999)]).connect
+        async with asyncget.stream("http://h.test/", open_connection=connect) as got:
+            with working() as work, self.assertRaises(TimedOut) as caught:
+                async for _ in got.iter_lines():
+                    work.add(1)
+                    if work.made == 50_000:
+                        got._deadline.until = 0.0
+            self.assertEqual((caught.exception.url, caught.exception.response), (got.url, got))
+            self.assertLess(work.most, 1001)
 
     async def test_the_body_of_an_error_is_read_for_a_second_at_most(self) -> None:
         """MAX_DISCARD_SECONDS are for its decoding, too."""
@@ -5835,13 +5828,11 @@ class TrustAndSecrets(AsyncCase):
 
     SHOWN = [
         "Set-Cookie: a={}", "Set-Cookie: a=b\r\n {}", "Set-Cookie: a\r\n \r\n {}", "Cookie: {}",
-        "Set-Cookie2: {}", "Authorization: Bearer {}", "Proxy-Authorization: {}",
-        "Authentication-Info: nextnonce={}", "X-Api-Key: {}", "APIKEY: {}", "Api_Key: {}",
+        "Proxy-Authorization: {}", "Authentication-Info: nextnonce={}", "APIKEY: {}", "Api_Key: {}",
         "X-Auth-Token: {}", "X-Secret: {}", "Location: http://me:{}@h/", "Location: //{}@h/",
-        "Location: http://me:a/{}@h/", "Location: http:/me:{}@h/", "Location: https:\\\\me:{}@h/",
-        "Location: http://me:\r\n {}@h/", "Refresh: 0;url=http://me:{}@h/",
-        "Link: <http://me:{}@h/>; rel=next", "Referer: http://me:{}@h/", "X-Access-Key: {}",
-        "X-Auth-Key: {}", "Ocp-Apim-Subscription-Key: {}", "X-Amz-Signature-Key: {}"]
+        "Location: http://me:a/{}@h/", "Location: http:/me:{}@h/", "Location: https:\\me:{}@h/",
+        "Location: http://me:\r\n {}@h/", "Refresh: 0;url=http://me:{}@h/", "X-Access-Key: {}",
+        "Ocp-Apim-Subscription-Key: {}", "X-Amz-Signature-Key: {}", "Set-Cookie2: {}"]
 
     def test_the_wire_as_v_shows_it(self) -> None:
         said: list[str] = []
@@ -5987,14 +5978,12 @@ class Section17Downloads(OnDisk):
         monday, later = self.monday, self.later
         self.alike(lambda fields: asyncget.strong_validator(Headers(fields.items())), [
             ({"ETag": '"a"'}, '"a"'), ({"Last-Modified": monday, "Date": later}, monday),
-            *((fields, "") for fields in table([{}, *({"ETag": text} for text in (
-                    'W/"a"', "a", '"a" ', '"a", "b"', '"a"b"', '"é"', '"\x01"')),
+            *((fields, "") for fields in table([
+                *({"ETag": text} for text in ('W/"a"', "a", '"a" ', '"a"b"', '"é"', '"\x01"')),
                 *({"ETag": text, "Last-Modified": monday, "Date": later} for text in ('W/"a"', "")),
-                *({"Last-Modified": text, "Date": later} for text in (
-                    "soon", "0", "Mon, 99 Xyz 2023 10:00:00 GMT", monday + "\x01")),
+                *({"Last-Modified": text, "Date": later} for text in ("soon", monday + "\x01")),
                 {"Last-Modified": monday, "Date": "Mon, 02 Jan 2023 10:00:59 GMT"},
-                {"Last-Modified": later, "Date": monday}, {"Last-Modified": monday},
-                {"Last-Modified": monday, "Date": "soon"}]))])
+                {"Last-Modified": later, "Date": monday}, {"Last-Modified": monday}]))])
 
     def test_sidecar(self) -> None:
         """It says of which version the bytes are; torn anywhere, it says nothing."""
@@ -6034,32 +6023,25 @@ class Section17Downloads(OnDisk):
 
         fitting = partial(rest, "bytes 5-10/11")
         self.alike(lambda row: asyncget.length_of_rest(parsed(row[1]), row[0]) is not None, [
-            *((row, True) for row in [(ours, fitting(V1)), (ours, rest("Bytes 5-10/11", V1)),
-                (ours, fitting("Content-Encoding: identity", V1)), (untold, fitting(V1)),
-                (dated, fitting()), (dated, fitting(monday, V2)),
-                (full, unmet("bytes */11")), (full, unmet("bytes */11", V1)),
-                (untold, unmet("bytes */5"))]), *((row, False) for row in [
-                (ours, fitting()), (ours, fitting(monday)), *((ours, fitting(field)) for field in (
-                    V2, 'ETag: W/"v1"', span)), (ours, fitting(V1, "Content-Encoding: gzip")),
-                (ours, fitting(V1, V2)), (dated, fitting(f"Last-Modified: {self.later}", V2)),
-                (ours._replace(source=elsewhere), fitting(V1)), (ours, fitting(V1, body=b" worl")),
-                (ours, fitting(V1, body=b" world!")), (ours, rest("bytes 5-7/11", V1, body=b" wo")),
+            *((row, True) for row in [
+                (ours, fitting(V1)), (ours, rest("Bytes 5-10/11", V1)), (untold, fitting(V1)),
+                (ours, fitting("Content-Encoding: identity", V1)), (dated, fitting()),
+                (dated, fitting(monday, V2)), (full, unmet("bytes */11", V1)),
+                (full, unmet("bytes */11")), (untold, unmet("bytes */5"))]),
+            *((row, False) for row in [
+                (ours, fitting()), (ours, fitting(V2)), (ours, fitting(V1, span)),
+                (ours, fitting(V1, "Content-Encoding: gzip")), (ours, fitting(V1, body=b" worl")),
+                (dated, fitting(f"Last-Modified: {self.later}", V2)),
+                (ours._replace(source=elsewhere), fitting(V1)),
+                (ours, rest("bytes 5-7/11", V1, body=b" wo")),
                 (ours, rest("bytes 5-11/12", V1, body=b" world!")),
                 (ours, rest("bytes 4-10/11", V1, body=b"o world")),
-                (ours, rest("bytes 0-10/11", V1, body=WHOLE)),
                 (full._replace(length="None"), rest("bytes 11-10/11", V1, body=b"")),
                 *((ours, rest(text, V1)) for text in (
-                    "bytes 5-4/11", "bytes +5-10/11", "bytes=5-10/11", "bytes 5 - 10/11", "5-10/11",
-                    "", "bytes 5-/11", "bytes 05-10/11", "lines 5-10/11", "bytes 5-10",
-                    "bytes 5-10/*", "bytes */11", "bytes 5-10/1" + "0" * 5000)),
-                (ours, answer(b" world", V1, status="206 X")),
-                # where does it end?
-                (full._replace(source=elsewhere), unmet("bytes */11")), (ours, unmet("bytes */11")),
-                (ours, unsized(b"", span, V1, status="206 X")), (full, unmet("bytes */11", V2)),
-                (ours, unsized(b"", span, V1, "Transfer-Encoding: chunked", status="206 X")),
-                (untold, unsized(b"", V1, "Content-Range: bytes */5", status="206 X")),
-                (ours, unmet("bytes */3")),
-                (ours, answer(b"", status="416 X")), (untold, unmet("bytes 0-4/5"))])])
+                    "", "bytes 5-4/11", "bytes +5-10/11", "bytes 5-10/*", "bytes */11")),
+                (ours, unsized(b"", span, V1, status="206 X")),  # where does it end?
+                (full._replace(source=elsewhere), unmet("bytes */11")),
+                (full, unmet("bytes */11", V2)), (ours, unmet("bytes */11"))])])
 
     def test_source(self) -> None:
         """The URL asked for and the one that answered, this one without what was signed."""
@@ -6077,10 +6059,10 @@ class Section17Downloads(OnDisk):
         for (own, name, url, kind, coding), status in table([
                 (True, "a.tar.gz", "", "application/octet-stream", "gzip"),
                 (True, "A.TGZ", "", "", "GZIP"), (True, "a.svgz", "", "image/svg+xml", "gzip"),
-                (True, "a", "a.tar.gz?sign=1", "", "x-gzip"), (True, "a", "a.gz#x", "", "gzip"), (True, "a.tzst", "", "", "zstd"),
-                *((True, "a", "", kind, coding) for kind, coding in (
-                    ("application/gzip", "gzip"), ("Application/X-Gzip; x=y", "gzip"),
-                    ("application/x-tar", "gzip"), ("application/zstd", "zstd"))),
+                (True, "a", "a.tar.gz?sign=1", "", "x-gzip"), (True, "a.tzst", "", "", "zstd"),
+                (True, "a", "a.gz#x", "", "gzip"), (True, "a", "", "application/tar", "gzip"),
+                (True, "a", "", "Application/X-Gzip; x=y", "gzip"),
+                (True, "a", "", "application/zstd", "zstd"),
                 (False, "a.gz.html", "", "text/html", "gzip"),
                 (False, "a.tar", "f?a.gz#b.gz", "text/plain", "x-gzip"),
                 (False, "a.zst", "", "application/zstd", "gzip")], ("200 OK", "404 X")):
@@ -6108,8 +6090,7 @@ class Section17Downloads(OnDisk):
         async def progress(size: int, total: int | None) -> None:
             seen.append((size, total))
 
-        untold = (unsized(WHOLE), answer(GZIPPED, "Content-Encoding: gzip"),  # how long they are
-                  CHUNKED + b"b\r\nhello world\r\n0\r\n\r\n")
+        untold = unsized(WHOLE), answer(GZIPPED, "Content-Encoding: gzip")  # how long they are
         for left, answers, options, asked, outcome, part in table([
                 (b"", [answer(b"")], {}, [""], b"", None),
                 *((b"", [wire], {}, [""], WHOLE, None) for wire in (begun, *untold)),
@@ -6122,8 +6103,6 @@ class Section17Downloads(OnDisk):
                 (WHOLE, [unmet("bytes */11")], {}, ["11-"], WHOLE, None),
                 *((half, [one], any_status, ["5-"], StatusError, WHOLE[:5])
                   for one in (gone, none, unsized(b"", status="304 X"))),
-                (half, [b"HTTP/1.1 20"], any_status, ["5-"], IncompleteBody, WHOLE[:5]),
-                (half, [answer(OTHER, V1)], {"resume": False}, [""], OTHER, None),
                 (half, [gone], {"resume": False, **any_status}, [""], b"ok", None),
                 (half, [piece(6)], {"headers": {"range": "bytes=6-"}}, ["6-"], b"world", None),
                 # What is not the file: for any_status it is, unless it was a piece of one.
@@ -7041,7 +7020,7 @@ class Section20Files(Folder):
             ("older", "-C - -R", old, [piece(5, version=dated[0])], 0, full, ["5"]),
             ("younger", "-C -", b"HELLO", [piece(5, version=dated[1]), whole], 0, full, ["5", ""]),
             ("a 206 whatever is asked for", "-C -", b"HELLO", [piece(5, version=dated[1])] * 2,
-             22, b"HELLO", ["5", ""]), ("broken off", "-C -", old, [piece(5)], 0, full, ["5"]),
+             22, b"HELLO", ["5", ""]),
             ("no ranges", "-C -", b"HELLO", [whole, whole], 0, full, ["5", ""]),
             ("no ranges, cut", "-C -", old, [whole, whole[:-3]], 18, old, ["5", ""]),
             ("no ranges, busy", "-C -", old, [whole, busy], 22, old, ["5", ""]),
@@ -7052,7 +7031,6 @@ class Section20Files(Folder):
               for fail in ("-f", "--fail-with-body")),
             ("-f, another file", "-f -C -", old, [unmet("bytes */3"), gone], 22, old, ["5", ""]),
             ("-C 5, ignored", "-C 5", old, [whole], 33, old, ["5"]),
-            ("--retry, cut", "-C - --retry 1", old, [piece(5)[:-3], piece(8)], 0, full, ["5", "8"]),
             ("--retry, the other version, cut", "-C - --retry 2", old,
              [piece(5)[:-3], piece(8, version=V2), ok(full.upper(), V2)[:-6],
               piece(5, full.upper(), version=V2)], 0, full.upper(), ["5", "8", "", "5"]),
@@ -7060,7 +7038,6 @@ class Section20Files(Folder):
              [piece(5)[:-3], piece(8, version=V2), ok(full.upper())[:-6],
               piece(8, full.upper(), version=V2), ok(full.upper())],
              0, full.upper(), ["5", "8", "", "8", ""]),
-            ("--retry, -C 5", "-C 5 --retry 1", old, [busy, piece(5)], 0, full, ["5", "5"]),
             ("--retry, a page of 503", "--retry 1", None, [busy, busy], 0, b"busy", [""] * 2),
             ("--retry, begun", "--retry 2", None, [begun, busy, piece(5)], 0, full, ["", "5", "5"]),
             ("--retry -f", "-f --retry 1", old, [busy, busy], 22, old, [""] * 2),
@@ -7071,8 +7048,7 @@ class Section20Files(Folder):
             ("stdout, dated", "-C - --retry 2", None, [ok(WHOLE, *aged)[:-6], piece(
                 5, version="X: 1")[:-3], piece(8, version="X: 1")], 0, full, ["", "5", "8"]),
             *(("stdout", "-C - --retry 1", None, [begun, rest], code, out, ["", "5"])
-              for rest, code, out in ((piece(5), 0, full), (piece(5, version=dated[1]), 33, old),
-                                      (piece(5, version=V2), 33, old)))]:
+              for rest, code, out in ((piece(5), 0, full), (piece(5, version=dated[1]), 33, old)))]:
             with self.subTest(name):
                 self.server.plays({"/f": [[one] for one in answers]})
                 self.empty(**({} if before is None else {"f": before}))
@@ -7181,7 +7157,7 @@ class Section18Timeline(AsyncCase):
             self.assertEqual(sorted(bar[1:5]), list(bar[1:5]))
 
 
-class Section19DemoServer(AsyncCase):
+class Section19DemoServer(AsyncCase, Folder):
 
     async def test_pages(self) -> None:
         """Each as its head says; nonsense gets no answer, and no traceback."""
@@ -7203,16 +7179,13 @@ class Section19DemoServer(AsyncCase):
         """Eight times as fast."""
         sleep = asyncio.sleep
         with patch("asyncio.sleep", lambda seconds: sleep(seconds / 8)), \
-                patch("asyncget.render_timeline", wraps=asyncget.render_timeline) as drawn, \
-                tempfile.TemporaryFile() as printed:
-            with as_program(".", 0, printed.fileno(), 2):
-                self.assertEqual(asyncget.main(["--demo"]), 0)
-            printed.seek(0)
-            told = printed.read().decode()
+                patch("asyncget.render_timeline", wraps=asyncget.render_timeline) as drawn:
+            told = self.get("--demo")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # its server's connections
             gc.collect()
-        story, drawings = told.split("\nWhat 2 and 3 looked like, to scale\n")
+        self.assertEqual(told.returncode, 0)
+        story, drawings = told.stdout.decode().split("\nWhat 2 and 3 looked like, to scale\n")
         places = [story.index(text) for text in (
             "1 s ... still", "2 s ... still", "I thought about it.", "Content-Length: 22  ",
             "Transfer-Encoding: chunked   I end with", "Connection: close  ", "_numbers(2, 3) = 5")]
@@ -7239,7 +7212,6 @@ class Section20CommandLine(Folder):
                 ("-w -%{x}- u", {"write_out": "-%{x}-"}), ("-s --no-silent u", {"silent": False}),
                 ("--no-compressed --no-location u", {"compressed": False, "location": False}),
                 ("--no-clobber --clobber u", {"no_clobber": False}), ("-H a:b -", {"url": ["-"]}),
-                ("--no-progress-meter --progress-meter u", {"no_progress_meter": False}),
                 ("--http1.1 -gNq4 u", {"ipv4": True, "globoff": True, "url": ["u"]}),
                 ("--max-filesize 2M u", {"max_filesize": 2 << 20}),
                 ("-- -u --x", {"url": ["-u", "--x"]}), ("-# -Z -X GET u", {"request": "GET"})]):
@@ -7248,21 +7220,18 @@ class Section20CommandLine(Folder):
 
     def test_wrong_flags_are_refused_with_a_hint(self) -> None:
         for arguments, text in (
-            ("--proxy-insecure u", "-k is not"), ("--interface eth0 u", "routes"), ("-d a u", "-G"),
-            ("--max-filesize 1x u", "BYTES"), ("--etag-save e u v", "one URL"), ("-C - -I u", "-I"),
-            ("--retrys 3 u", "try --retry"), ("--pass x u", "FILE:PASSWORD"), ("-C 5 -r 5 u", "-r"),
-            ("--limit-rate 1.M u", "BYTES"), ("--crlf u", "try --help all"), ("-Q u", "no flag -Q"),
-            ("--data-urlencode a u", "-G"), ("--max-redirs -2 u", "LIMIT"), ("-m nan u", "SECONDS"),
-            ("--silent=1 u", "--silent="), ("-s- u", "no flag -s-; try"), ("--fai u", "try --fail"),
-            ("--ciphers X u", "OpenSSL"), ("--no-output u", "no flag"), ("--trace-ascii f u", "-v"),
-            ("-m x u", "needs SECONDS"), ("--retry 1.5 u", "NUMBER"), ("--key-type DER u", "PEM"),
-            ("--fial u", "try --fail"), ("-K f u", "command line"), ("-m \u0661 u", "SECONDS"),
-            ("u -o", "needs a value"), ("--next u", "all URLs"), ("-C - -i -o f u", "-i"),
-            ("--stderr f u", "2>"), ("-m -1 u", "SECONDS"), ("-C x u", "POSITION"),
-            ("-X POST u", "GET"), ("-C - -OJ u", "-J"), ("-F a=b u", "-F"), ("-i -OJ u", "-J"),
-            ("-T f u", "GET"),
+            ("--proxy-insecure u", "-k is not"), ("--etag-save e u v", "one URL"), ("-d a u", "-G"),
+            ("--max-filesize 1x u", "BYTES"), ("--pass x u", "FILE:PASSWORD"), ("-C - -OJ u", "-J"),
+            ("--limit-rate 1.M u", "BYTES"), ("--retrys 3 u", "try --retry"), ("-C 5 -r 5 u", "-r"),
+            ("--data-urlencode a u", "-G"), ("--max-redirs -2 u", "LIMIT"), ("-m -1 u", "SECONDS"),
+            ("--crlf u", "try --help all"), ("--silent=1 u", "--silent="), ("-C - -i -o f u", "-i"),
+            ("-s- u", "no flag -s-; try"), ("--no-output u", "no flag"), ("-m \u0661 u", "SECONDS"),
+            ("--ciphers X u", "OpenSSL"), ("--key-type DER u", "PEM"), ("--retry 1.5 u", "NUMBER"),
+            ("--trace-ascii f u", "-v"), ("-K f u", "command line"), ("u -o", "needs a value"),
+            ("--next u", "all URLs"), ("-C x u", "POSITION"), ("--stderr f u", "2>"),
+            ("-Q u", "no flag -Q"), ("-X POST u", "GET"), ("-C - -I u", "-I"), ("-i -OJ u", "-J"),
             ("-qO- u", "no flag -O-; -O- -qO-                   wget's; here stdout"),
-            (f"-E :{SECRET} u", "needs FILE")):
+            (f"-E :{SECRET} u", "needs FILE"), ("-F a=b u", "-F"), ("-T f u", "GET")):
             self.refuses(AsyncGetError, text, lambda line: asyncget.check_options(
                 parse_arguments(line.split())), arguments, exit_code=2)
 
@@ -7280,50 +7249,40 @@ class Section20CommandLine(Folder):
 
     def test_urls(self) -> None:
         self.alike(lambda line: planned(*line.split()), (
-            ("-G --data-urlencode a=b=c h", "http://h?a=b%3Dc"), ("h:81/x", "http://h:81/x"),
             ("-G -d a=1&b=2 -d c h?z", "http://h?z&a=1&b=2&c"), ("HTTPS://h", "HTTPS://h"),
             ("localhost:8000", "http://localhost:8000"), ("-g h/{a,b}[1-2]", "http://h/{a,b}[1-2]"),
-            ("--url-query \u00e9 h", "http://h?%C3%A9"), ("h/?u=http://x", "http://h/?u=http://x"),
             ("--url-query +a=%20 h/p#f", "http://h/p?a=%20#f"),
-            ("--url-query +a --url-query + h? h?b&", "http://h?a http://h?b&a"), ("h", "http://h"),
+            ("--url-query \u00e9 h", "http://h?%C3%A9"), ("h/?u=http://x", "http://h/?u=http://x"),
+            ("--url-query +a --url-query + h? h?b&", "http://h?a http://h?b&a"),
             ("https:/me:pw@h/ http:///h//x", "https://me:pw@h/ http://h//x"),
             ("h/{a,b}[08-10:2]", "http://h/a08 http://h/a10 http://h/b08 http://h/b10"),
-            (r"h/\{a\}?b\[[1-2]\]", "http://h/{a}?b[1] http://h/{a}?b[2]"), ("http:/h", "http://h"),
+            (r"h/\{a\}?b\[[1-2]\]", "http://h/{a}?b[1] http://h/{a}?b[2]"),
             ("[fe80::1%25eth0]/[1-2]", "http://[fe80::1%25eth0]/1 http://[fe80::1%25eth0]/2"),
-            ("h/[b-c]{x}", "http://h/bx http://h/cx"),
-            ("http://[::1]/[1-2]", "http://[::1]/1 http://[::1]/2")))
+            ("http://[::1]/[b-c]{x}", "http://[::1]/bx http://[::1]/cx")))
         self.assertEqual(len(asyncget.glob_values("[0-999999]")), asyncget.MAX_GLOB + 1)  # no more
 
     def test_names_from_urls_keep_to_the_folder(self) -> None:
         self.alike(asyncget.name_from_url, (
-            ("http://h/a?x=/y", "a"), ("http://h/a#/y", "a"), ("http://h/a%2Fb", "a%2Fb"),
-            ("http://h/%2e%2e%2fx", "%2e%2e%2fx"), ("http://h/.profile", ".profile"),
-            ("http://h//", "curl_response"), ("http://h/a\\b", "b"), ("http://h/d/", "d")))
+            ("http://h/a?x=/y", "a"), ("http://h/a#/y", "a"), ("http://h//", "curl_response"),
+            ("http://h/%2e%2e%2fx", "%2e%2e%2fx"), ("http://h/a\\b", "b"), ("http://h/.p", ".p")))
         for path in ("..", "a/.", "x" * 256, "a\u202eb"):
             self.assertRaises(AsyncGetError, asyncget.name_from_url, f"http://h/{path}")
 
     def test_names_from_servers_keep_to_the_folder(self) -> None:
         """None is no name, and ... one that is refused."""
         self.alike(self.name_from, [
-            ("attachment; filename*=utf-7''x; filename=good", "good"), ("", None),
+            ("attachment; filename*=utf-7''x; filename=good", "good"), ("attachment", None),
             ('attachment;FileName = "a;b.txt" ; size=3', "a;b.txt"), ("inline; xfilename=a", None),
-            ("attachment; filename*=UTF-8''%e2%82%ac", "\u20ac"), ('filename="a b.txt"', "a b.txt"),
-            ("attachment; filename=\u00c3\u00a9", "\u00e9"), ("attachment; filename=%2e%2e", ...),
-            ("attachment; filename*=UTF-8''..%2Fx", "x"), ("attachment; filename*=UTF-8''%00", ...),
-            ("attachment; filename=a.txt", "a.txt"),
-            ("attachment; filename=x; filename*=UTF-8''y", "y"),
+            ("attachment; filename=\u00c3\u00a9", "\u00e9"), ('filename="a b.txt"', "a b.txt"),
+            ("attachment; filename*=UTF-8''..%2Fx", "x"),
             ("attachment; filename*=UTF-8''y; filename=x", "y"),
-            ("attachment; filename*=broken; filename=good", "good"),
-            ('attachment; name="; filename=evil"; filename=good', "good"), ("attachment", None),
-            ("attachment; filename*=UTF-8''a%E2%80%AEb", ...)])
+            ('attachment; name="; filename=evil"; filename=good', "good")])
         self.alike(lambda name: self.name_from(f'attachment; filename="{name}"'), {
-            "%252e%252e%252fx": "%2e%2e%2fx", r"..\..\evil.exe": "evil.exe", "a b.txt": "a b.txt",
-            "../../etc/passwd": "passwd", "..%2F..%2Fevil": "evil", "/etc/passwd": "passwd",
-            "n" * 255: "n" * 255, "C:\\a\\b": "b", "a%1b[2Jb": ..., ".bashrc": ..., "n" * 256: ...,
-            "a%0ab": ..., "..": ..., "a/": ..., ".": ..., "": ...,
+            "%252e%252e%252fx": "%2e%2e%2fx", r"..\..\evil.exe": "evil.exe", "C:\\a\\b": "b",
+            "../../etc/passwd": "passwd", "a%1b[2Jb": ..., ".bashrc": ..., "..": ..., "a/": ...,
+            "n" * 255: "n" * 255, "n" * 256: ..., "": ...,
             # what a later -C - of another URL believes: two versions were spliced
-            "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts", "part": "part",
-            "a.meta": "a.meta"}.items())
+            "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts"}.items())
         with patch("os.name", "posix"):
             self.alike(self.name_from, [(f'attachment; filename="{name}"', name.replace("\\", ""))
                                         for name in ("C:evil.dll", "CON", r'a\"b')])
@@ -7429,9 +7388,9 @@ class Section20CommandLine(Folder):
             "--connect-to [::1]:1:[127.0.0.1]:{port} [::1]:1",
             "--resolve +h.test:{port}:127.0.0.1 --resolve -x:1 http://h.test:{port}/")),
         *((line, b"", rf"\({code}\)", code) for code, lines in {
-            1: ["{u}/junk", "{u}/http2", "ftp://{host}/", "--proto =https {u}/",
-                "--proto -all,https {u}/", "--proto-redir =https {u}/to"], 2: ["--demo 99999",
-                "-s", "-H broken {u}/", "-o  {u}/", "-x {u} --connect-to ::127.0.0.1:1 {u}/"],
+            1: ["{u}/junk", "{u}/http2", "ftp://{host}/", "--proto -all,https {u}/"],
+            2: ["--demo 99999", "-s", "-H broken {u}/", "-o  {u}/",
+                "-x {u} --connect-to ::127.0.0.1:1 {u}/"],
             5: ["-x http://[ {u}/"], 56: ["{u}/large"],
             3: ["http://a..b/", "{u}/[3-1]", "{u}/[1", "{u}/{a", "{u}/a}", "{u}/[1-3:0]", "{u}/{}"],
             6: ["--resolve h.test:{port}:127.0.0.1 --resolve -H.test:{port} http://h.test:{port}/"],
@@ -7442,19 +7401,16 @@ class Section20CommandLine(Folder):
             26: ["-H @none {u}/", "--url @none", "-n --netrc-file none {u}/", "-G -d @none {u}/"],
             28: ["-m 0.1 {u}/hang", "-y 0.1 {u}/hang",
                  "--connect-timeout 0.2 -y 0 https://{host}/"],  # a handshake that never comes
-            49: ["--resolve x {u}/", "--resolve h:1:x {u}/", "--resolve h:1:1.2.3 {u}/",
-                 "--resolve h:1:127.0.0.1,256.1.1.1 {u}/"],
+            49: ["--resolve x {u}/", "--resolve h:1:127.0.0.1,256.1.1.1 {u}/"],
             63: ["--max-filesize 5 {u}/", "--max-filesize 1k -o x {u}/big"],
         }.items() for line in lines), *((line, stdout, "", 0) for line, stdout in {
             "{u}/404": b"gone\n", "-i {u}/404": GONE, "--no-compressed {u}/unknown": b"x",
-            "-H accept-encoding:gzip {u}/packed": b"p",  # as it is
-            "-H accept-encoding:gzip --compressed {u}/gzip": b"unpacked", "{u}/{a,b}": b"AB",
+            "{u}/{a,b}": b"AB", "-H accept-encoding:gzip {u}/packed": b"p",  # as it is
             "{u}/204": b"", "-s -w %{redirect_url}. --no-location {u}/tobad": b"moved\nhttp://[x/.",
             "{u}/204-long": b"", "-s -w %{redirect_url}. --location-trusted {u}/to": b"hello\n.",
             "--parallel-max 1 {u}/ {u}/chunked": b"hello\nabc", "-r 1-3 {u}/coded-piece": b"iec",
             "-s -w %{redirect_url} {u}/to": b"moved\n{u}/", "--no-remote-name {u}/a": b"A",
-            "-s -w %{redirect_url}. -L {u}/to": b"hello\n.", "--out-null {u}/a {u}/b -w .": b".B.",
-            "-g {u}/{a,b}": b"no page\n",
+            "-g {u}/{a,b}": b"no page\n", "--out-null {u}/a {u}/b -w .": b".B.",
             # heads as they come
             "-i {u}/103": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(),
             "-I {u}/to": TO[:-6] + HEAD, "-I --no-location {u}/to": TO[:-6],
@@ -7552,9 +7508,8 @@ class Section20CommandLine(Folder):
         # which files
         # two URLs that would meet, and that would not
         *((line, b"", r"\(2\) two URLs", 2) for line in (
-            "-o old -o old {u}/a {u}/b", "-O {u}/f.iso -o f.iso {u}/2", "-o f {u}/1 -o ./f {u}/2",
-            "-O {u}/f.iso -O {u}/f.iso.part", "-O {u}/f.iso.part -O {u}/f.iso",
-            "-O {u}/f.iso -O {u}/f.iso.part.meta", "-o link {u}/1 -o to.part {u}/2",
+            "-O {u}/f.iso -o ./f.iso {u}/2", "-O {u}/f.iso -O {u}/f.iso.part.meta",
+            "-O {u}/f.iso.part -O {u}/f.iso", "-o link {u}/1 -o to.part {u}/2",
             "-o new {u}/1 -o dangling {u}/2", "--no-clobber -o f.part {u}/1 -o f {u}/2",
             "-o f {u}/1 -o here/f {u}/2", "-o /dev/shm/asyncget {u}/1 -o /dev/shm/asyncget {u}/2")),
         ("-o link {u}/cut", b"", r"\(18\)", 18, {"to": b"x"}),
@@ -7619,24 +7574,23 @@ class Section20CommandLine(Folder):
     # ---- requests
 
     REQUESTS = (  # arguments, with | for a blank; lines that are new, lines that are gone
-        ("-A me", "User-Agent: me", "User-Agent"), ("-u a:", "Authorization: Basic YTo=", ""),
-        ("-A ", "", "User-Agent"), ("-H Accept-Encoding:|gzip,|x", "Accept-Encoding: gzip, x", ""),
-        ("--user-agent=", "", "User-Agent"), ("-u a:b -H Authorization:|x", "Authorization: x", ""),
+        ("-A me", "User-Agent: me", "User-Agent"), ("--user-agent=", "", "User-Agent"),
+        ("-u a:", "Authorization: Basic YTo=", ""), ("-b jar", "Cookie: j=1", ""), ("-G", "", ""),
+        ("-u a:b:c", "Authorization: Basic YTpiOmM=", ""), ("-H ", "", ""), ("-b none", "", ""),
+        ("-u a:b -H Authorization:|x", "Authorization: x", ""), ("-H X;", "X:", ""),
         ("-e http://r/", "Referer: http://r/", ""), ("-H Cookie:|a=1 -b b=2", "Cookie: a=1", ""),
-        ("-H X:|1", "X: 1", ""), ("-H Accept:", "", "Accept"), ("-H X;", "X:", ""),
-        ("-H X;||", "", ""), ("-b none", "", ""),
-        ("-H ", "", ""), ("-H X: -H Accept;", "Accept:", "Accept"), ("-b jar", "Cookie: j=1", ""),
-        ("-H X;ignored", "", ""), ("-H user-agent:|own -A flag", "user-agent: own", "User-Agent"),
+        ("-H Accept:", "", "Accept"), ("-H X: -H Accept;", "Accept:", "Accept"),
+        ("-H user-agent:|own -A flag", "user-agent: own", "User-Agent"), ("-H X;ignored", "", ""),
         ("-H Host:|other.test", "Host: other.test", "Host"), ("-H @-", "B: from file,C:", "Accept"),
         ("-H X:|1 -H X:|2 -H x:|3", "X: 1,X: 2,x: 3", ""), ("-b a=1;|b=2", "Cookie: a=1; b=2", ""),
         ("-H @heads", "B: from file,C:", "Accept"), ("-r 0-1,3-4", "Range: bytes=0-1,3-4", ""),
-        ("-r 0-4", "Range: bytes=0-4", ""), ("-u a:b:c", "Authorization: Basic YTpiOmM=", ""),
+        ("-H Accept-Encoding:|gzip,|x", "Accept-Encoding: gzip, x", ""),
         ("-r 5", "Range: bytes=5-", ""), ("--oauth2-bearer tok", "Authorization: Bearer tok", ""),
         *((f"-x {{host}} -U {user}",  # which may be any bytes
            f"GET http://H/ HTTP/1.1,Proxy-Authorization: Basic {shown}", "GET") for user, shown in (
                ("a:b@", "YTpiQA=="), ("\udcff:x", "7bO/Ong=" if WINDOWS else "/zp4"))),
         ("--netrc-file net", "Authorization: Basic bWU6cHc=", ""),
-        ("-G -d a=1&b -d c=@x", "GET /?a=1&b&c=@x HTTP/1.1", "GET"), ("-G", "", ""),
+        ("-G -d a=1&b -d c=@x", "GET /?a=1&b&c=@x HTTP/1.1", "GET"),
         ("-G --data-raw @d -d e", "GET /?@d&e HTTP/1.1", "GET"),
         ("-G --data @d --data-ascii @d", "GET /?a=b&c&a=b&c HTTP/1.1", "GET"),
         ("-G --data-urlencode n@d --data-urlencode @d --data-urlencode =a=b",
@@ -7647,8 +7601,8 @@ class Section20CommandLine(Folder):
         *((f"-z 1-Jan-2020{time}", f"If-Modified-Since: Wed, 01 Jan 2020 {hour}:00:00 GMT", "")
           for time, hour in (("", "00"), ("|12:00:00", "12"))),
         ("-e ;auto", "", ""), *((f"-z {when}", "", "") for when in (
-            "26|Nov|2026|9:30:49|IST", "26|Nov|2026|9:30:49|PM|EST", "32|Jan|2026",
-            "1|Jan|2026|9:30:49|pm", "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
+            "26|Nov|2026|9:30:49|IST", "1|Jan|2026|9:30:49|pm", "32|Jan|2026",
+            "Thu,|999999999999-Aug-2007|20:49:07|GMT")),
         ("--etag-compare etag", 'If-None-Match: "v1"', ""),
         ("--etag-compare old", 'If-None-Match: ""', ""), ("-C 3 -o old", "Range: bytes=3-", ""),
         ("-C 3 -o old -H If-Range:1", "Range: bytes=3-,If-Range: 1", ""))
