@@ -7231,7 +7231,8 @@ class Section20CommandLine(Folder):
             ("--next u", "all URLs"), ("-C x u", "POSITION"), ("--stderr f u", "2>"),
             ("-Q u", "no flag -Q"), ("-X POST u", "GET"), ("-C - -I u", "-I"), ("-i -OJ u", "-J"),
             ("-qO- u", "no flag -O-; -O- -qO-                   wget's; here stdout"),
-            (f"-E :{SECRET} u", "needs FILE"), ("-F a=b u", "-F"), ("-T f u", "GET")):
+            (f"-E :{SECRET} u", "needs FILE"), ("-F a=b u", "-F"), ("-T f u", "GET"),
+            ("--interface eth0 u", "routes")):
             self.refuses(AsyncGetError, text, lambda line: asyncget.check_options(
                 parse_arguments(line.split())), arguments, exit_code=2)
 
