@@ -5416,8 +5416,9 @@ def open_session(options: Options) -> Session:
 def safe_name(name: str, typed: bool) -> str:
     """The name, if it names a file in this very folder; `typed`: by the user, not by a server."""
     strange = r"(?i)\.{0,2}$"
-    if not typed:  # no server may make a hidden file, or a sidecar that we trust later
-        strange += r"|\.|.*\.part(\.meta)?$"
+    if not typed:  # no server may make a hidden file, a sidecar that we trust later,
+        # or a module, types.py say, that the next `python -m asyncget` here would execute
+        strange += r"|\.|.*\.(part(\.meta)?|py[cdw]?|so)$"
     if os.name == "nt":  # Windows' drives, streams and devices, and endings that it drops
         strange += r'|.*[:*?"<>|]|.*[. ]$|(con|prn|aux|nul|(com|lpt)[\d¹²³]|con(in|out)\$) *(\.|$)'
     with contextlib.suppress(UnicodeError):  # the locale has no such letters

@@ -7283,7 +7283,10 @@ class Section20CommandLine(Folder):
             "../../etc/passwd": "passwd", "a%1b[2Jb": ..., ".bashrc": ..., "..": ..., "a/": ...,
             "n" * 255: "n" * 255, "n" * 256: ..., "": ...,
             # what a later -C - of another URL believes: two versions were spliced
-            "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts"}.items())
+            "a.iso.part": ..., "a.Part.Meta": ..., "a.parts": "a.parts",
+            # what a later python -m would import
+            "types.py": ..., "t.PYC": ..., "t.abi3.so": ..., "t.pyd": ..., "t.pyw": ...,
+            "t.pyz": "t.pyz", "t.so.1": "t.so.1", "py": "py"}.items())
         with patch("os.name", "posix"):
             self.alike(self.name_from, [(f'attachment; filename="{name}"', name.replace("\\", ""))
                                         for name in ("C:evil.dll", "CON", r'a\"b')])
@@ -8014,7 +8017,7 @@ class Section20CommandLine(Folder):
         self.assertLess({"json", "hashlib", "random", "email", "urllib", "ssl"}, names)
         for name in names.difference(loaded, ["__future__"]):
             self.write(f"{name}.py", b"import os; os.write(2, b'EXECUTED %s')\n" % name.encode())
-        named = 'Content-Disposition: attachment; filename="new.py"'
+        named = 'Content-Disposition: attachment; filename="new.txt"'
         self.server.plays({"/": ok(b"x", 'ETag: "v"', named)})
         here = os.path.dirname(PROGRAM)
         os.mkdir(self.path("elsewhere"))  # there the folder of the program is not the current one
