@@ -4765,10 +4765,12 @@ DEMO_PAGES = {  # what goes over the wire, to the byte
 async def serve_demo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer one GET after another on a connection; /delay/N thinks for N seconds first."""
     name = ""
-    # ValueError comes from /delay/soon, LimitOverrunError from a head of over 64 KiB, and the
-    # cancellation from the end of the program, where asyncio would print it.
+    # IndexError comes from a first line without a blank, ValueError from /delay/soon,
+    # LimitOverrunError from a head of over 64 KiB, and the cancellation from the end of the
+    # program, where asyncio would print it.
     with contextlib.closing(writer), contextlib.suppress(
-            OSError, EOFError, ValueError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            OSError, EOFError, IndexError, ValueError, asyncio.LimitOverrunError,
+            asyncio.CancelledError):
         while name != "close":
             request = await reader.readuntil(b"\r\n\r\n")
             name, _, seconds = request.split(b" ", 2)[1].decode().strip("/").partition("/")
