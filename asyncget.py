@@ -4604,8 +4604,7 @@ class Download(Call):
                 await discard(response)
         elif (status == 206 and not (self.ranged or self.in_place)  # a piece nobody has asked for
                 or no_file and (self.asked_rest or not self.settings["any_status"])):
-            raise StatusError(f"{status} for {response.url}: this is not the file",
-                              response=response)
+            raise StatusError(f"{status} for {response.url}: this is not the file")
         else:
             # This begins at the start: it replaces what is there, if anything.
             self.partial, self.size = None, 0
