@@ -80,7 +80,8 @@ if __name__ == "__main__":
             del sys.path[0]
         from os.path import realpath
         try:  # PYTHONPATH may name it, too
-            sys.path[:] = [path for path in sys.path if realpath(path) != realpath("")]
+            current = realpath("")
+            sys.path[:] = [path for path in sys.path if realpath(path) != current]
         except OSError:  # it was deleted, so nothing is there
             pass
 
